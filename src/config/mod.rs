@@ -1,0 +1,5 @@
+//! What the operator writes: the TOML file, its defaults, its problems.
+
+mod record;
+
+pub use record::{Format, RawForm};

@@ -1,0 +1,411 @@
+//! What any agent must offer a source: a place to deliver records, a place to keep state, an ear for health.
+//!
+//! A [`Batch`] is handed over with [`Host::deliver`]; the [`DeliveryTicket`] it returns says what became of it. The
+//! source moves its checkpoint only after [`Delivery::Delivered`], so the answer must be true *for good*: what that
+//! means on each host is written beside that host's adapter. This module knows no agent and no API.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::model::{ContentType, TenantId, Timestamp};
+use crate::severity::Severity;
+
+/// The agent, as a source sees it.
+#[async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// Hands over records. Not returning, or a ticket that does not resolve, is back-pressure: the source then holds
+    /// at most `in_flight_bytes_max` and stops fetching.
+    async fn deliver(&self, batch: Batch) -> DeliveryTicket;
+
+    /// Where checkpoints are kept.
+    fn state(&self) -> Arc<dyn StateStore>;
+
+    /// Takes note of how a source fares. Called on every change, never per request.
+    fn health(&self, source: &str, health: Health);
+}
+
+/// Records on their way to the host: newline-delimited JSON objects in one buffer, with what a host needs to know
+/// of each. Cloning is cheap; the bytes are shared.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Unique in this process.
+    pub id: u64,
+    /// The source's name in the configuration (`contoso` of `[sources.contoso]`).
+    pub source: Arc<str>,
+    /// The tenant the records belong to.
+    pub tenant: TenantId,
+    /// The content type they were listed under.
+    pub content_type: ContentType,
+    /// A host's own notes on this batch; they stay with it when it is sent again and go to both halves of a split.
+    pub receipts: Receipts,
+    ndjson: Bytes,
+    spans: Arc<[Span]>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: usize,
+    end: usize,
+    time: Timestamp,
+    severity: Severity,
+}
+
+/// One record of a [`Batch`].
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// The record: one JSON object, UTF-8, without a line break.
+    pub json: &'a [u8],
+    /// When the event happened (`CreationTime`), else when its blob was created.
+    pub time: Timestamp,
+    /// The severity assessed, also inside `json` where the format has a place for it.
+    pub severity: Severity,
+}
+
+impl Batch {
+    /// The records, in order.
+    pub fn records(&self) -> impl ExactSizeIterator<Item = Record<'_>> {
+        self.spans.iter().map(|s| Record { json: &self.ndjson[s.start..s.end], time: s.time, severity: s.severity })
+    }
+
+    /// All records as newline-delimited JSON, each followed by `\n`: what file and stream sinks write as it is.
+    pub fn ndjson(&self) -> Bytes {
+        match (self.spans.first(), self.spans.last()) {
+            (Some(first), Some(last)) => self.ndjson.slice(first.start..last.end + 1),
+            _ => Bytes::new(),
+        }
+    }
+
+    /// How many records.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// The batch in two halves, for a host that rejects it as a whole; `None` for a single record.
+    pub fn split(&self) -> Option<(Batch, Batch)> {
+        if self.spans.len() < 2 {
+            return None;
+        }
+        let half = self.spans.len() / 2;
+        let part = |spans: &[Span]| Batch {
+            id: next_batch_id(),
+            spans: spans.into(),
+            receipts: self.receipts.fork(),
+            ..self.clone()
+        };
+        Some((part(&self.spans[..half]), part(&self.spans[half..])))
+    }
+}
+
+/// Collects records into a [`Batch`].
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    ndjson: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+impl BatchBuilder {
+    /// Appends what `write` puts into the buffer as one record. When `write` returns `None` nothing is added,
+    /// whatever it wrote.
+    pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<(Timestamp, Severity)>) -> bool {
+        let start = self.ndjson.len();
+        match write(&mut self.ndjson) {
+            Some((time, severity)) => {
+                let end = self.ndjson.len();
+                self.ndjson.push(b'\n');
+                self.spans.push(Span { start, end, time, severity });
+                true
+            }
+            None => {
+                self.ndjson.truncate(start);
+                false
+            }
+        }
+    }
+
+    /// Bytes collected so far.
+    pub fn bytes(&self) -> usize {
+        self.ndjson.len()
+    }
+
+    /// Records collected so far.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Whether nothing was collected.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Takes what was collected as a batch and leaves the builder empty.
+    pub fn finish(&mut self, source: Arc<str>, tenant: TenantId, content_type: ContentType) -> Batch {
+        Batch {
+            id: next_batch_id(),
+            source,
+            tenant,
+            content_type,
+            receipts: Receipts::default(),
+            ndjson: std::mem::take(&mut self.ndjson).into(),
+            spans: std::mem::take(&mut self.spans).into(),
+        }
+    }
+}
+
+fn next_batch_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Which of a host's outputs have confirmed a batch, so that it is sent again only to those that have not.
+#[derive(Debug, Clone, Default)]
+pub struct Receipts(Arc<Mutex<Vec<u32>>>);
+
+impl Receipts {
+    /// Whether output `index` has confirmed.
+    pub fn has(&self, index: u32) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&index)
+    }
+
+    /// Notes that output `index` has confirmed.
+    pub fn add(&self, index: u32) {
+        let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !confirmed.contains(&index) {
+            confirmed.push(index);
+        }
+    }
+
+    /// A copy of its own, for one half of a split batch.
+    fn fork(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())))
+    }
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// The host has the records for good.
+    Delivered,
+    /// Passing trouble: the source keeps the bytes and sends them again.
+    Refused(String),
+    /// Never acceptable as it is: the source splits the batch down to single records and sets those aside.
+    Rejected(String),
+}
+
+/// The promise of a [`Delivery`]. A ticket whose [`TicketAnswer`] is dropped resolves to a refusal.
+#[derive(Debug)]
+pub struct DeliveryTicket(oneshot::Receiver<Delivery>);
+
+/// The host's end of a [`DeliveryTicket`].
+#[derive(Debug)]
+pub struct TicketAnswer(oneshot::Sender<Delivery>);
+
+impl DeliveryTicket {
+    /// A ticket and the means to answer it.
+    pub fn new() -> (TicketAnswer, DeliveryTicket) {
+        let (answer, ticket) = oneshot::channel();
+        (TicketAnswer(answer), DeliveryTicket(ticket))
+    }
+
+    /// A ticket that is answered already.
+    pub fn resolved(delivery: Delivery) -> DeliveryTicket {
+        let (answer, ticket) = Self::new();
+        answer.answer(delivery);
+        ticket
+    }
+}
+
+impl TicketAnswer {
+    /// Answers the ticket.
+    pub fn answer(self, delivery: Delivery) {
+        let _ = self.0.send(delivery);
+    }
+}
+
+impl Future for DeliveryTicket {
+    type Output = Delivery;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Delivery> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|answer| answer.unwrap_or_else(|_| Delivery::Refused("the host dropped the ticket".into())))
+    }
+}
+
+/// A stored value's version. Only equality means anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Revision(pub u64);
+
+/// What a commit expects to find under a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// No value.
+    Absent,
+    /// The value of this revision.
+    At(Revision),
+    /// Whatever is there: for values only the same commit's other expectations protect.
+    Any,
+}
+
+/// One step of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Store `value` under `key`.
+    Put {
+        /// The full key.
+        key: String,
+        /// The value.
+        value: Bytes,
+        /// What must be there before.
+        expected: Expected,
+    },
+    /// Remove `key`.
+    Delete {
+        /// The full key.
+        key: String,
+        /// What must be there before.
+        expected: Expected,
+    },
+}
+
+impl Op {
+    /// The key this step touches.
+    pub fn key(&self) -> &str {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key, .. } => key,
+        }
+    }
+
+    /// What this step expects to find.
+    pub fn expected(&self) -> Expected {
+        match self {
+            Op::Put { expected, .. } | Op::Delete { expected, .. } => *expected,
+        }
+    }
+}
+
+/// Why state could not be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// Somebody else changed `key`: another writer owns this tenant.
+    #[error("state key `{key}` was changed by another writer")]
+    Conflict {
+        /// The key that was not as expected.
+        key: String,
+    },
+    /// The store cannot do it now (disk full, gone, busy); nothing of the commit may be relied on, it may be tried again.
+    #[error("state store: {0}")]
+    Unavailable(String),
+    /// The stored bytes cannot be understood; they were left as they are.
+    #[error("state key `{key}` is corrupt: {why}")]
+    Corrupt {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The host's state API: a small key-value store with compare-and-swap.
+///
+/// Keys are paths, `m365_audit/v1/<tenant>/<content type>/…`.
+#[async_trait]
+pub trait StateStore: Send + Sync + 'static {
+    /// The value under `key` and its revision.
+    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError>;
+
+    /// All keys that begin with `prefix`, in order, with their revisions.
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError>;
+
+    /// Applies all steps or none where the store can, else in the order given (which is safe at every cut), and
+    /// returns the revision every value put by this commit now has. Durable when it returns.
+    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError>;
+}
+
+/// How a source fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Polling and delivering.
+    Healthy,
+    /// Working, with something an operator should mend.
+    Degraded {
+        /// What is wrong and what to do.
+        why: String,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Not working until an operator acts.
+    Failed {
+        /// What is wrong and what to do.
+        why: String,
+    },
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Health::Healthy => f.write_str("healthy"),
+            Health::Degraded { why, since } => write!(f, "degraded since {since}: {why}"),
+            Health::Failed { why } => write!(f, "failed: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch_of(lines: &[&str]) -> Batch {
+        let mut builder = BatchBuilder::default();
+        for line in lines {
+            builder.push_with(|out| {
+                out.extend_from_slice(line.as_bytes());
+                Some((Timestamp::UNIX_EPOCH, Severity::Info))
+            });
+        }
+        builder.finish("s".into(), "00000000-0000-0000-0000-000000000000".parse().unwrap(), ContentType::General)
+    }
+
+    #[tokio::test]
+    async fn a_dropped_answer_is_a_refusal() {
+        let (answer, ticket) = DeliveryTicket::new();
+        drop(answer);
+        assert!(matches!(ticket.await, Delivery::Refused(_)));
+    }
+
+    #[test]
+    fn halves_of_a_split_hold_every_record_once_and_keep_the_receipts() {
+        let batch = batch_of(&["1", "2", "3"]);
+        batch.receipts.add(7);
+        let (left, right) = batch.split().unwrap();
+        assert_eq!(left.ndjson(), "1\n");
+        assert_eq!(right.ndjson(), "2\n3\n");
+        assert!(left.receipts.has(7) && right.receipts.has(7));
+        left.receipts.add(9);
+        assert!(!right.receipts.has(9));
+        assert!(left.split().is_none());
+    }
+
+    #[test]
+    fn a_record_that_is_not_written_leaves_no_trace() {
+        let mut builder = BatchBuilder::default();
+        builder.push_with(|out| {
+            out.extend_from_slice(b"half");
+            None
+        });
+        assert!(builder.is_empty());
+        assert_eq!(builder.bytes(), 0);
+    }
+}

@@ -1,0 +1,4 @@
+//! One agent, one file.
+
+#[cfg(feature = "embedded")]
+pub mod embedded;

@@ -1,0 +1,80 @@
+//! Every metric: its name, kind, unit, labels and help. Nothing else spells a metric name.
+//!
+//! Recording goes through the `metrics` facade with the constants below; whoever runs the process chooses the
+//! recorder. Labels are bounded: no blob ids, no user names. Names follow the agents' conventions: counters end in
+//! `_total`, units are base units.
+
+/// Counter, gauge or histogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One metric's description.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// The full name.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Its labels, in the order they are written.
+    pub labels: &'static [&'static str],
+    /// One sentence for the operator.
+    pub help: &'static str,
+}
+
+macro_rules! metrics_table {
+    ($($(#[$doc:meta])* $ident:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $ident: &str = $name;
+        )*
+        /// All metrics, in the order the reference page lists them.
+        pub const ALL: &[Metric] = &[
+            $(Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help },)*
+        ];
+    };
+}
+
+metrics_table! {
+    EVENTS_TOTAL = Counter "m365_audit_events_total" ["tenant", "content_type"] "Events the host has confirmed.";
+    RECEIVED_BYTES_TOTAL = Counter "m365_audit_received_bytes_total" ["tenant", "content_type"] "Bytes of blob content received, after decompression.";
+    BLOBS_TOTAL = Counter "m365_audit_blobs_total" ["tenant", "content_type", "state"] "Content blobs by what happened to them: `listed` (first seen), `settled`, `failed` (one failed fetch), `lost` (expired before it could be read).";
+    BLOBS_PENDING = Gauge "m365_audit_blobs_pending" ["tenant", "content_type"] "Content blobs listed and not yet settled.";
+    OLDEST_BLOB_AGE_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_age_seconds" ["tenant", "content_type"] "Age of the oldest unsettled blob by its contentCreated; 0 when there is none.";
+    OLDEST_BLOB_EXPIRY_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_expiry_seconds" ["tenant", "content_type"] "Seconds until the unsettled blob nearest to its contentExpiration is gone; absent when there is none.";
+    DUPLICATES_TOTAL = Counter "m365_audit_duplicates_total" ["tenant", "content_type", "level"] "What was not delivered again: `blob` (listed again after it was settled) or `event` (the same event in another blob).";
+    DROPPED_EVENTS_TOTAL = Counter "m365_audit_dropped_events_total" ["tenant", "content_type", "reason"] "Events not shipped by rule, by the rule's name.";
+    BAD_RECORDS_TOTAL = Counter "m365_audit_bad_records_total" ["tenant", "content_type"] "Records of type m365_audit.bad_blob: bytes that could not be read as events and were shipped as they are.";
+    REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`) and answer (the status code, or `error` when there was none).";
+    THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] "Answers that said AF429: too many requests.";
+    ERRORS_TOTAL = Counter "m365_audit_errors_total" ["tenant", "kind"] "Failures by the slug of their page in docs/errors.";
+    LAG_SECONDS = Gauge "m365_audit_lag_seconds" ["tenant", "content_type"] "Now minus contentCreated of the newest delivered blob, by Microsoft's clock.";
+    SECONDS_SINCE_CONTENT = Gauge "m365_audit_seconds_since_content" ["tenant", "content_type"] "Seconds since a listing last named a blob not seen before (since the start of the process when none did).";
+    CHECKPOINT_TIMESTAMP_SECONDS = Gauge "m365_audit_checkpoint_timestamp_seconds" ["tenant", "content_type"] "complete_until: everything Microsoft made available before it is settled (Unix time).";
+    GAPS_TOTAL = Counter "m365_audit_gaps_total" ["tenant", "content_type", "reason"] "Gaps declared: intervals that can never be read, by reason (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).";
+    GAP_SECONDS_TOTAL = Counter "m365_audit_gap_seconds_total" ["tenant", "content_type"] "Summed length of the gaps declared.";
+    IN_FLIGHT_BYTES = Gauge "m365_audit_in_flight_bytes" ["tenant"] "Bytes fetched or rendered and not yet confirmed by the host.";
+    REFUSED_BATCHES_TOTAL = Counter "m365_audit_refused_batches_total" ["tenant"] "Deliveries the host refused; they are sent again.";
+    SET_ASIDE_RECORDS = Gauge "m365_audit_set_aside_records" ["tenant"] "Records the host rejected for good, kept in the state store.";
+    CLOCK_SKEW_SECONDS = Gauge "m365_audit_clock_skew_seconds" ["tenant"] "Microsoft's clock minus this machine's.";
+    HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed.";
+    SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] "Records a sink of the embedded host has confirmed.";
+    SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";
+}
+
+/// Gives every metric its help text, for recorders that show one.
+pub fn describe() {
+    for metric in ALL {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+}

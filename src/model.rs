@@ -1,0 +1,212 @@
+//! The nouns every other module speaks: tenants, content types, blobs, windows, the identity of an event.
+//!
+//! No I/O, no clock, and nothing of how Microsoft or a host spells these things on the wire. Facts about the
+//! Management Activity API follow Microsoft's "Office 365 Management Activity API reference".
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+pub use jiff::Timestamp;
+
+/// An error an operator can act on: a stable slug (also the name of its page under `docs/errors/`), what could not be
+/// done (the `Display` text: lower case, no full stop, values in backticks, never a secret), and the remedy.
+pub trait Actionable: std::error::Error {
+    /// Kebab-case name, never reused for another meaning.
+    fn slug(&self) -> &'static str;
+    /// What to do about it, one line.
+    fn hint(&self) -> String;
+}
+
+/// A tenant's GUID, lower case. The API's URL takes only the GUID, never a domain (AF20013).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantId(Arc<str>);
+
+impl TenantId {
+    /// The GUID as text, 36 characters, lower case.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A text that should have been a GUID and is not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a GUID (8-4-4-4-12 hexadecimal digits)")]
+pub struct NotAGuid(pub String);
+
+impl FromStr for TenantId {
+    type Err = NotAGuid;
+
+    fn from_str(text: &str) -> Result<Self, NotAGuid> {
+        if is_guid(text) { Ok(Self(text.to_ascii_lowercase().into())) } else { Err(NotAGuid(text.to_owned())) }
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether `text` is a GUID of the form 8-4-4-4-12, in either case, without braces.
+pub fn is_guid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(i, b)| match i {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_hexdigit(),
+        })
+}
+
+/// The five content types of the feed, spelled as Microsoft spells them (the API echoes other spellings and
+/// then lists nothing).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ContentType {
+    /// `Audit.AzureActiveDirectory`
+    AzureActiveDirectory,
+    /// `Audit.Exchange`
+    Exchange,
+    /// `Audit.SharePoint`
+    SharePoint,
+    /// `Audit.General`
+    General,
+    /// `DLP.All`; needs the permission `ActivityFeed.ReadDlp` beside `ActivityFeed.Read`.
+    Dlp,
+}
+
+impl ContentType {
+    /// All five, in the order Microsoft's reference names them.
+    pub const ALL: [ContentType; 5] =
+        [Self::AzureActiveDirectory, Self::Exchange, Self::SharePoint, Self::General, Self::Dlp];
+
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AzureActiveDirectory => "Audit.AzureActiveDirectory",
+            Self::Exchange => "Audit.Exchange",
+            Self::SharePoint => "Audit.SharePoint",
+            Self::General => "Audit.General",
+            Self::Dlp => "DLP.All",
+        }
+    }
+}
+
+/// A text that is not one of the five content types.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a content type")]
+pub struct NotAContentType(pub String);
+
+impl FromStr for ContentType {
+    type Err = NotAContentType;
+
+    fn from_str(text: &str) -> Result<Self, NotAContentType> {
+        Self::ALL.into_iter().find(|t| t.as_str() == text).ok_or_else(|| NotAContentType(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ContentType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for ContentType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One tenant's feed of one content type: what a position, a listing and a gap belong to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The content type.
+    pub content_type: ContentType,
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` of tenant `{}`", self.content_type, self.tenant)
+    }
+}
+
+/// A content blob as a listing names it. The blob's events are fetched from `uri`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobRef {
+    /// The content type it was listed under.
+    pub content_type: ContentType,
+    /// `contentId`: opaque, never parsed.
+    pub id: Arc<str>,
+    /// `contentUri` as listed; checked against the configured API origin before any call.
+    pub uri: Arc<str>,
+    /// `contentCreated`: when the blob became available, not when its events happened. Milliseconds.
+    pub created: Timestamp,
+    /// `contentExpiration`: until when Microsoft serves it, by Microsoft's clock.
+    pub expires: Timestamp,
+}
+
+/// A half-open range of `contentCreated`: `start <= contentCreated < end`, whole seconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// First instant inside.
+    pub start: Timestamp,
+    /// First instant after it.
+    pub end: Timestamp,
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}..{})", self.start, self.end)
+    }
+}
+
+/// What makes an event itself and not another: the members that duplicate removal compares.
+///
+/// Values are the JSON tokens as received (numbers and strings alike); an event without an `Id` has no identity
+/// and is never taken for a duplicate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventIdentity<'a> {
+    /// `Id`, unquoted, never empty.
+    pub id: &'a str,
+    /// `RecordType`, unquoted, so that `20` and `"20"` agree; empty when absent.
+    pub record_type: &'a str,
+    /// `CreationTime`, unquoted; empty when absent.
+    pub creation_time: &'a str,
+    /// `Operation`, unquoted; empty when absent.
+    pub operation: &'a str,
+    /// `RecordNumber` (eDiscovery records come in numbered parts), unquoted; empty when absent.
+    pub record_number: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_id_is_a_guid_in_lower_case() {
+        let id: TenantId = "0A1B2C3D-0000-1111-2222-33334444ABCD".parse().unwrap();
+        assert_eq!(id.as_str(), "0a1b2c3d-0000-1111-2222-33334444abcd");
+        for bad in [
+            "",
+            "contoso.onmicrosoft.com",
+            "{0a1b2c3d-0000-1111-2222-33334444abcd}",
+            "0a1b2c3d-0000-1111-2222-33334444abcg",
+        ] {
+            assert!(bad.parse::<TenantId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn content_types_are_spelled_exactly() {
+        for t in ContentType::ALL {
+            assert_eq!(t.as_str().parse::<ContentType>(), Ok(t));
+        }
+        assert!("DLP.ALL".parse::<ContentType>().is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! Events made into records.

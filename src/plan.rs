@@ -1,0 +1,1 @@
+//! Which windows to list.
