@@ -1,1 +1,12 @@
-//! The ledger.
+//! The ledger's parts: what is stored ([`format`]), Microsoft's clock ([`server_clock`]), sets of keys on disk
+//! ([`key_set`]).
+//!
+//! Invariants, used by name in documents, assertions and tests:
+//! - **CK-1** `complete_until` never passes a window with an unread page or an unanswered blob.
+//! - **CK-2** a settled blob id is not delivered again while Microsoft may still list it.
+//! - **CK-3** the state is never ahead of what the host confirmed.
+//! - **CK-4** no window is over 24 h, in the future, or past 7 days.
+//! - **CK-5** blobs and bytes in flight stay under their limits.
+
+pub mod format;
+pub mod server_clock;

@@ -1,0 +1,306 @@
+//! What is stored, byte for byte: keys and values of format version 1.
+//!
+//! Every value is JSON with a `format` member, except the packed key sets (`key_set` owns theirs). Readers accept
+//! unknown members; a `format` newer than [`FORMAT`] is refused, because a writer that does not understand a value
+//! would destroy it. Golden copies stand in `tests/fixtures/state/`, one per version, for ever.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::host::StateError;
+use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
+
+/// The format this build reads and writes.
+pub const FORMAT: u32 = 1;
+/// What every key of this source begins with.
+pub const KEY_ROOT: &str = "m365_audit/v1";
+
+/// The keys of one tenant.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    tenant: String,
+}
+
+impl Keys {
+    /// The keys of `tenant`.
+    pub fn of(tenant: &TenantId) -> Self {
+        Self { tenant: format!("{KEY_ROOT}/{tenant}") }
+    }
+
+    /// Everything of the tenant.
+    pub fn all(&self) -> String {
+        format!("{}/", self.tenant)
+    }
+
+    /// Which process owns the tenant: rewritten by every commit, so that a second writer is found out.
+    pub fn owner(&self) -> String {
+        format!("{}/owner", self.tenant)
+    }
+
+    /// What is remembered of the tenant as a whole: [`TenantState`].
+    pub fn tenant(&self) -> String {
+        format!("{}/tenant", self.tenant)
+    }
+
+    /// Prefix of the delivered events' keys.
+    pub fn events(&self) -> String {
+        format!("{}/events", self.tenant)
+    }
+
+    /// One stream's [`Position`].
+    pub fn position(&self, content_type: ContentType) -> String {
+        format!("{}/{content_type}/position", self.tenant)
+    }
+
+    /// Prefix of one stream's settled blobs' keys.
+    pub fn blobs(&self, content_type: ContentType) -> String {
+        format!("{}/{content_type}/blobs", self.tenant)
+    }
+
+    /// Prefix of the blobs of one stream that are tracked on their own: [`TrackedBlob`].
+    pub fn tracked(&self, content_type: ContentType) -> String {
+        format!("{}/{content_type}/tracked/", self.tenant)
+    }
+
+    /// One tracked blob, by its key.
+    pub fn tracked_blob(&self, content_type: ContentType, key: u128) -> String {
+        format!("{}/{content_type}/tracked/{key:032x}", self.tenant)
+    }
+
+    /// Prefix of the records of one stream that a host rejected: [`AsideRecord`].
+    pub fn aside(&self, content_type: ContentType) -> String {
+        format!("{}/{content_type}/aside/", self.tenant)
+    }
+
+    /// One record set aside, by a hash of its bytes.
+    pub fn aside_record(&self, content_type: ContentType, hash: u128) -> String {
+        format!("{}/{content_type}/aside/{hash:032x}", self.tenant)
+    }
+}
+
+/// A value with a format version.
+pub trait Stored: Serialize + DeserializeOwned {
+    /// The version found in the value.
+    fn format(&self) -> u32;
+}
+
+macro_rules! stored {
+    ($($name:ty),*) => {$(
+        impl Stored for $name {
+            fn format(&self) -> u32 {
+                self.format
+            }
+        }
+    )*};
+}
+
+stored!(TenantState, Position, TrackedBlob, AsideRecord, Owner);
+
+/// The bytes of a stored value.
+pub fn encode<T: Stored>(value: &T) -> Bytes {
+    // Serializing these plain structs to memory has no way to fail.
+    serde_json::to_vec(value).unwrap_or_default().into()
+}
+
+/// A stored value from its bytes.
+///
+/// # Errors
+/// [`StateError::Corrupt`] when the bytes are not such a value, or one of a newer format.
+pub fn decode<T: Stored>(key: &str, bytes: &[u8]) -> Result<T, StateError> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let corrupt = |why: String| StateError::Corrupt { key: key.to_owned(), why };
+    let version: Version = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
+    if version.format > FORMAT {
+        return Err(corrupt(format!(
+            "it has format {}, this build writes {FORMAT}; start the newer build that wrote it",
+            version.format
+        )));
+    }
+    serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))
+}
+
+/// Who writes this tenant's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Format version.
+    pub format: u32,
+    /// Drawn anew by every start.
+    pub writer: String,
+}
+
+/// What is remembered of a tenant as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantState {
+    /// Format version.
+    pub format: u32,
+    /// Microsoft's time as last believed.
+    #[serde(default)]
+    pub server_time: Option<Timestamp>,
+    /// This machine's wall time when `server_time` was noted.
+    #[serde(default)]
+    pub wall_time: Option<Timestamp>,
+    /// When a subscription was last asked to start, by content type, Microsoft's time: at most once in 15 minutes.
+    #[serde(default)]
+    pub starts: BTreeMap<String, Timestamp>,
+}
+
+impl Default for TenantState {
+    fn default() -> Self {
+        Self { format: FORMAT, server_time: None, wall_time: None, starts: BTreeMap::new() }
+    }
+}
+
+/// How far one stream has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Format version.
+    pub format: u32,
+    /// Nothing made available before this is ever listed.
+    pub origin: Timestamp,
+    /// Everything made available from `origin` to here is settled (exclusive). Never moves back but by `state set`.
+    #[serde(default)]
+    pub complete_until: Option<Timestamp>,
+    /// Everything made available before this was listed, and what is not settled of it is tracked.
+    #[serde(default)]
+    pub listed_until: Option<Timestamp>,
+    /// Microsoft's time of the last listing that succeeded.
+    #[serde(default)]
+    pub last_listing: Option<Timestamp>,
+    /// When the last 24 hours were last listed again.
+    #[serde(default)]
+    pub day_listed: Option<Timestamp>,
+    /// When the whole 7 days were last listed again.
+    #[serde(default)]
+    pub week_listed: Option<Timestamp>,
+    /// Since when a subscription that once worked is known to be off; a gap is declared when it is on again.
+    #[serde(default)]
+    pub disabled_since: Option<Timestamp>,
+}
+
+impl Position {
+    /// The position of a stream that never ran.
+    pub fn first(origin: Timestamp) -> Self {
+        Self {
+            format: FORMAT,
+            origin,
+            complete_until: None,
+            listed_until: None,
+            last_listing: None,
+            day_listed: None,
+            week_listed: None,
+            disabled_since: None,
+        }
+    }
+}
+
+/// A blob that outlives the listing it was found in: found below `complete_until`, or failed at least once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackedBlob {
+    /// Format version.
+    pub format: u32,
+    /// `contentId`.
+    pub content_id: String,
+    /// `contentUri`.
+    pub content_uri: String,
+    /// `contentCreated`.
+    pub created: Timestamp,
+    /// `contentExpiration`.
+    pub expires: Timestamp,
+}
+
+impl TrackedBlob {
+    /// The stored form of `blob`.
+    pub fn of(blob: &BlobRef) -> Self {
+        Self {
+            format: FORMAT,
+            content_id: blob.id.to_string(),
+            content_uri: blob.uri.to_string(),
+            created: blob.created,
+            expires: blob.expires,
+        }
+    }
+
+    /// The blob again.
+    pub fn into_blob(self, content_type: ContentType) -> BlobRef {
+        BlobRef {
+            content_type,
+            id: self.content_id.into(),
+            uri: self.content_uri.into(),
+            created: self.created,
+            expires: self.expires,
+        }
+    }
+}
+
+/// A record the host rejected for good, kept until it is accepted or exported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsideRecord {
+    /// Format version.
+    pub format: u32,
+    /// The host's reason.
+    pub why: String,
+    /// When it was set aside.
+    pub since: Timestamp,
+    /// When the event happened.
+    pub time: Timestamp,
+    /// Its severity's word.
+    pub severity: String,
+    /// The record, as it was offered to the host.
+    pub record: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position() -> Position {
+        Position {
+            format: 1,
+            origin: "2026-05-01T00:00:00Z".parse().unwrap(),
+            complete_until: Some("2026-05-03T10:00:00Z".parse().unwrap()),
+            listed_until: Some("2026-05-03T10:05:00Z".parse().unwrap()),
+            last_listing: Some("2026-05-03T10:05:01Z".parse().unwrap()),
+            day_listed: None,
+            week_listed: None,
+            disabled_since: None,
+        }
+    }
+
+    #[test]
+    fn format_1_is_read_for_ever() {
+        let stored = include_str!("../../tests/fixtures/state/position.v1.json");
+        assert_eq!(decode::<Position>("p", stored.as_bytes()), Ok(position()));
+        let stored = include_str!("../../tests/fixtures/state/tracked_blob.v1.json");
+        let blob: TrackedBlob = decode("t", stored.as_bytes()).unwrap();
+        assert_eq!(TrackedBlob::of(&blob.clone().into_blob(ContentType::Exchange)), blob);
+        let stored = include_str!("../../tests/fixtures/state/tenant.v1.json");
+        assert_eq!(decode::<TenantState>("t", stored.as_bytes()).unwrap().starts.len(), 1);
+        let stored = include_str!("../../tests/fixtures/state/aside.v1.json");
+        assert_eq!(decode::<AsideRecord>("a", stored.as_bytes()).unwrap().severity, "high");
+    }
+
+    #[test]
+    fn a_value_comes_back_as_it_was_written() {
+        assert_eq!(decode::<Position>("p", &encode(&position())), Ok(position()));
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_name() {
+        let newer = r#"{"format":2,"origin":{"entirely":"different"}}"#;
+        let error = decode::<Position>("m365_audit/v1/t/position", newer.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("`m365_audit/v1/t/position`"), "{error}");
+        assert!(error.to_string().contains("format 2"), "{error}");
+    }
+
+    #[test]
+    fn damaged_bytes_are_corrupt_not_a_first_run() {
+        assert!(matches!(decode::<Position>("p", b"{\"format\":1"), Err(StateError::Corrupt { .. })));
+        assert!(matches!(decode::<Position>("p", b""), Err(StateError::Corrupt { .. })));
+    }
+}
