@@ -1,5 +1,108 @@
 //! What the operator writes: the TOML file, its defaults, its problems.
+//!
+//! A key is declared once, as a field with its doc comment, default, range and example. Reading goes in four steps,
+//! and each reports all it finds before the next looks at what is left: the text is parsed (`toml`), `${NAME}` is
+//! replaced in the parsed strings (`variables`), every table is held against the schema of its type (`check`), and
+//! what concerns several keys is compared (here). Nothing here opens a connection or writes a file.
 
+mod check;
+mod problem;
 mod record;
+pub mod record_schema;
+mod schema;
+mod secret;
+mod sinks;
+mod source;
+mod variables;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use problem::{ConfigError, Fault, Problem};
 pub use record::{Format, RawForm};
+pub use schema::{config_schema, source_schema};
+pub use secret::{MASK, Secret};
+pub use sinks::{FileConfig, SinkConfig, SinkEntry, StdoutConfig};
+pub(crate) use sinks::{SINK_KINDS, SinkKind};
+pub use source::{Cloud, Guid, SOURCE_TYPE, SourceConfig, TokenEndpoint};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Config {
+    /// Where state is kept: one store for all sources of this file. Created with mode 0700 when it does not exist.
+    #[serde(default = "default_data_dir")]
+    #[schemars(length(min = 1), example = &"/var/lib/m365-audit")]
+    pub data_dir: PathBuf,
+
+    /// The tenants to read, each under a name of its own.
+    #[schemars(schema_with = "components_schema")]
+    pub sources: BTreeMap<String, SourceConfig>,
+
+    /// Where records go, each under a name of its own.
+    #[schemars(schema_with = "components_schema")]
+    pub sinks: BTreeMap<String, SinkEntry>,
+
+    /// The metrics listener. Without this table there is none.
+    #[serde(default)]
+    pub metrics: Option<MetricsConfig>,
+
+    /// The program's own log, on standard error.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// `[metrics]`: metrics as Prometheus text at `/metrics`, health at `/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MetricsConfig {
+    /// The address and port to listen on.
+    #[schemars(with = "String", extend("format" = "socket-address"), example = &"127.0.0.1:9598")]
+    pub listen: SocketAddr,
+}
+
+/// `[log]`: the program's own log, on standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogConfig {
+    /// The shape of a line.
+    #[serde(default)]
+    #[schemars(example = &"json")]
+    pub format: LogFormat,
+
+    /// The least important level to show (`error`, `warn`, `info`, `debug`, `trace`), or directives such as
+    /// `info,m365_audit=debug`.
+    #[serde(default = "default_log_level")]
+    #[schemars(length(min = 1), example = &"info,m365_audit=debug")]
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::default(), level: default_log_level() }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn default_data_dir() -> PathBuf {
+    PathBuf::from("/var/lib/m365-audit")
+}
+
+fn default_log_level() -> String {
+    "info".to_owned()
+}
+
+fn components_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "object", "minProperties": 1 })
+}

@@ -1,0 +1,144 @@
+//! What can be wrong with a configuration, and how it is told.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use url::Url;
+
+use super::secret::MASK;
+use crate::model::Actionable;
+
+/// What kind of problem it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The key must be there and is not.
+    Missing,
+    /// The key is not known here.
+    Unknown,
+    /// The value cannot be used.
+    Invalid,
+    /// The text is not TOML.
+    Syntax,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The full key: `sources.contoso.tenant_id`; empty for the file as a whole.
+    pub key: String,
+    /// The line it stands on, from 1; `None` for what is missing or did not come from a text.
+    pub line: Option<usize>,
+    /// What kind of problem it is.
+    pub fault: Fault,
+    /// The value as written (`${NAME}` not replaced, a secret masked); `None` where there is none to show.
+    pub value: Option<String>,
+    /// What was expected instead.
+    pub expected: String,
+    /// How to mend it: the nearest known key, where to find the value.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn new(key: impl Into<String>, fault: Fault, expected: impl Into<String>) -> Self {
+        Self { key: key.into(), line: None, fault, value: None, expected: expected.into(), hint: None }
+    }
+
+    pub(super) fn value(mut self, value: impl Into<String>) -> Self {
+        self.value = Some(value.into());
+        self
+    }
+
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    /// One line, without the hint.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, expected, .. } = self;
+        match (self.fault, &self.value) {
+            (Fault::Missing, _) => write!(f, "`{key}` is missing, expected {expected}"),
+            (Fault::Unknown, _) => write!(f, "`{key}` is not a known key, expected {expected}"),
+            (Fault::Invalid, Some(value)) => write!(f, "`{key}` is `{value}`, expected {expected}"),
+            (Fault::Invalid, None) => write!(f, "`{key}`: expected {expected}"),
+            (Fault::Syntax, _) => write!(f, "not TOML: {expected}"),
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, where the configuration came from one.
+    pub path: Option<PathBuf>,
+    /// All problems, in the order of the text; those without a line last.
+    pub problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    pub(super) fn at(mut self, path: &Path) -> Self {
+        self.path = Some(path.to_owned());
+        self
+    }
+
+    fn place(&self, problem: &Problem) -> String {
+        match (&self.path, problem.line) {
+            (Some(path), Some(line)) => format!(" ({}, line {line})", path.display()),
+            (Some(path), None) => format!(" ({})", path.display()),
+            (None, Some(line)) => format!(" (line {line})"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    /// The first problem with its hint, how many more there are, then each of them with its own.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, rest)) = self.problems.split_first() else {
+            return write!(f, "{}: no problem noted", self.slug());
+        };
+        write!(f, "{}: {first}{}", self.slug(), self.place(first))?;
+        let more = match rest.len() {
+            0 => None,
+            1 => Some("1 more problem below".to_owned()),
+            n => Some(format!("{n} more problems below")),
+        };
+        let hints: Vec<String> = first.hint.clone().into_iter().chain(more).collect();
+        if !hints.is_empty() {
+            write!(f, "\n  hint: {}", hints.join("; "))?;
+        }
+        for problem in rest {
+            write!(f, "\n{problem}{}", self.place(problem))?;
+            if let Some(hint) = &problem.hint {
+                write!(f, "\n  hint: {hint}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Actionable for ConfigError {
+    fn slug(&self) -> &'static str {
+        "config-invalid"
+    }
+
+    fn hint(&self) -> String {
+        self.problems
+            .iter()
+            .find_map(|p| p.hint.clone())
+            .unwrap_or_else(|| "docs/configuration.md describes every key".to_owned())
+    }
+}
+
+/// A URL fit to be shown: user name and password masked, or the whole of it when it cannot be parsed.
+pub(super) fn masked_url(text: &str) -> String {
+    if !text.contains('@') {
+        return text.to_owned();
+    }
+    let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
+    if url.set_username(MASK).is_ok() && url.set_password(None).is_ok() { url.into() } else { MASK.to_owned() }
+}

@@ -1,0 +1,11 @@
+//! `type = "stdout"`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Writes each record as one line of JSON to standard output.
+///
+/// A record counts as delivered once its bytes are flushed into the pipe: good for trying things out and for agents
+/// that start this program as a child. What the reader loses after that is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct StdoutConfig {}

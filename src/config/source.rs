@@ -1,0 +1,408 @@
+//! `type = "m365_audit"`: one tenant's feed, as the operator writes it.
+//!
+//! Every key's type, default, range, example and text is declared here and nowhere else: the checker, the JSON
+//! Schema, `plugin.toml` and `docs/configuration.md` are all derived from [`SourceConfig`].
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_with::{DeserializeAs, DisplayFromStr, SerializeAs, serde_as};
+use url::Url;
+
+use super::{Format, RawForm, Secret};
+use crate::model::{ContentType, NotAGuid, TenantId, is_guid};
+
+/// The word in `type` of a source, and this source's name to every host.
+pub const SOURCE_TYPE: &str = "m365_audit";
+
+/// Microsoft keeps content for seven days; nothing older can be listed.
+const RETENTION_SECS: u64 = 7 * 24 * 60 * 60;
+
+/// One tenant's audit log: which tenant, how to sign in, what to read and how fast.
+///
+/// `Debug` shows no secret.
+#[serde_as]
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SourceConfig {
+    /// The tenant's directory id. A domain name is not accepted: the API takes only the GUID.
+    #[serde_as(as = "DisplayFromStr")]
+    #[schemars(
+        with = "String",
+        extend("format" = "uuid", "x-hint" = "Entra admin centre > Overview > Tenant ID"),
+        example = &"7f3c0a1e-5b1d-4a54-9a0e-2f0d6c1b8e55"
+    )]
+    pub tenant_id: TenantId,
+
+    /// The application (client) id of the app registration that was granted `ActivityFeed.Read`.
+    #[schemars(
+        length(min = 1),
+        extend("x-pasted-id" = true, "x-hint" = "Entra admin centre > App registrations > Application (client) ID"),
+        example = &"c0ffee00-1111-4222-8333-444455556666"
+    )]
+    pub client_id: String,
+
+    /// The application's client secret: its value, not its id. Write `${NAME}` and keep the value in the
+    /// environment, or use `client_secret_file`; exactly one of the two is needed.
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "password", "writeOnly" = true), example = &"${M365_CLIENT_SECRET}")]
+    pub client_secret: Option<Secret>,
+
+    /// A file that holds the client secret, alone; blanks around it are ignored. It is read again when it changes.
+    #[serde(default)]
+    #[schemars(length(min = 1), example = &"/run/credentials/m365-audit/client_secret")]
+    pub client_secret_file: Option<PathBuf>,
+
+    /// The content types to read. `DLP.All` needs the permission `ActivityFeed.ReadDlp` beside `ActivityFeed.Read`;
+    /// without it that one type is parked and the others go on.
+    #[serde_as(as = "Vec<DisplayFromStr>")]
+    #[serde(default = "default_content_types")]
+    #[schemars(schema_with = "content_types_schema")]
+    pub content_types: Vec<ContentType>,
+
+    /// Which of Microsoft's clouds the tenant lives in. Sets the API host, the authority and the token's audience.
+    #[serde(default)]
+    #[schemars(example = &"gcc_high")]
+    pub cloud: Cloud,
+
+    /// Which token endpoint of the authority to use.
+    #[serde(default)]
+    #[schemars(example = &"v1")]
+    pub token_endpoint: TokenEndpoint,
+
+    /// Seconds between two listings of a content type.
+    #[serde(default = "default_poll_interval_secs")]
+    #[schemars(range(min = 1, max = 86400), example = 60)]
+    pub poll_interval_secs: u64,
+
+    /// How far before the first start to read, in seconds. Microsoft keeps content for 7 days.
+    #[serde(default = "default_backfill_secs")]
+    #[schemars(range(min = 0, max = RETENTION_SECS), example = 604800)]
+    pub backfill_secs: u64,
+
+    /// How far before the position each poll lists again, in seconds, to find content that became listable late.
+    #[serde(default = "default_overlap_secs")]
+    #[schemars(range(min = 0, max = 86400), example = 21600)]
+    pub overlap_secs: u64,
+
+    /// The shape of a record.
+    #[serde(default)]
+    #[schemars(example = &"raw")]
+    pub format: Format,
+
+    /// The form of the original event inside a record; only for `format = "native"`.
+    #[serde(default)]
+    #[schemars(example = &"string")]
+    pub raw: RawForm,
+
+    /// Leave out routine events (the file reads and mailbox item reads that make up most of the volume) unless data
+    /// loss prevention has flagged the item. What is left out is counted.
+    #[serde(default = "default_drop_routine")]
+    #[schemars(example = false)]
+    pub drop_routine: bool,
+
+    /// The organisation's own mail domains, for rules that tell inside from outside.
+    #[serde(default)]
+    #[schemars(schema_with = "internal_domains_schema")]
+    pub internal_domains: Vec<String>,
+
+    /// `PublisherIdentifier` on every call: the GUID whose quota Microsoft counts the calls against. Default: the
+    /// tenant id.
+    #[serde_as(as = "Option<DisplayFromStr>")]
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "uuid"), example = &"7f3c0a1e-5b1d-4a54-9a0e-2f0d6c1b8e55")]
+    pub publisher_identifier: Option<Guid>,
+
+    /// Another origin for the API than the cloud's: a proxy, a test. Scheme, host and port only.
+    #[serde_as(as = "Option<DisplayFromStr>")]
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "uri", "x-origin" = true), example = &"http://127.0.0.1:8080")]
+    pub api_url: Option<Url>,
+
+    /// Another origin for sign-in than the cloud's. Scheme, host and port only.
+    #[serde_as(as = "Option<DisplayFromStr>")]
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "uri", "x-origin" = true), example = &"http://127.0.0.1:8080")]
+    pub authority_url: Option<Url>,
+
+    /// Another audience for the token than the cloud's, without `/.default`.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1), example = &"https://manage.office.com")]
+    pub audience: Option<String>,
+
+    /// Allow `api_url` and `authority_url` over plain `http` to another machine. The client secret, the bearer token
+    /// and every event then cross the network readable by anyone on the way: for closed test networks only.
+    #[serde(default)]
+    #[schemars(example = true)]
+    pub allow_plain_http: bool,
+
+    /// Requests per minute to stay under; 0 means no limit. Microsoft grants each tenant at least 2,000.
+    #[serde(default = "default_max_requests_per_minute")]
+    #[schemars(range(min = 0, max = 1_000_000), example = 500)]
+    pub max_requests_per_minute: u32,
+
+    /// Bytes of events held before the host has confirmed them; when they are reached, fetching waits.
+    #[serde(default = "default_in_flight_bytes_max")]
+    #[schemars(range(min = 1_048_576, max = 68_719_476_736_u64), example = 67108864)]
+    pub in_flight_bytes_max: u64,
+
+    /// Event keys kept to recognise duplicates, for 7 days each. Beyond this number duplicates pass; events are
+    /// never dropped for it.
+    #[serde(default = "default_event_keys_max")]
+    #[schemars(range(min = 0, max = 1_000_000_000), example = 50000000)]
+    pub event_keys_max: u64,
+
+    /// Seconds to wait for a connection.
+    #[serde(default = "default_connect_timeout_secs")]
+    #[schemars(range(min = 1, max = 300), example = 30)]
+    pub connect_timeout_secs: u64,
+
+    /// Seconds to wait for the next byte of an answer.
+    #[serde(default = "default_request_timeout_secs")]
+    #[schemars(range(min = 1, max = 3600), example = 120)]
+    pub request_timeout_secs: u64,
+
+    /// A PEM file of certificate authorities to trust beside the system's: for proxies that open TLS.
+    #[serde(default)]
+    #[schemars(length(min = 1), example = &"/etc/ssl/certs/corporate-ca.pem")]
+    pub ca_file: Option<PathBuf>,
+
+    /// The proxy for every request. Default: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` of the environment.
+    #[serde_as(as = "Option<WithoutPassword>")]
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "uri"), example = &"http://proxy.example.com:3128")]
+    pub proxy_url: Option<Url>,
+}
+
+fn default_content_types() -> Vec<ContentType> {
+    ContentType::ALL.to_vec()
+}
+
+const fn default_poll_interval_secs() -> u64 {
+    300
+}
+
+const fn default_backfill_secs() -> u64 {
+    86_400
+}
+
+const fn default_overlap_secs() -> u64 {
+    10_800
+}
+
+const fn default_drop_routine() -> bool {
+    true
+}
+
+/// Microsoft's baseline quota per tenant.
+const fn default_max_requests_per_minute() -> u32 {
+    2000
+}
+
+const fn default_in_flight_bytes_max() -> u64 {
+    32 * 1024 * 1024
+}
+
+const fn default_event_keys_max() -> u64 {
+    10_000_000
+}
+
+const fn default_connect_timeout_secs() -> u64 {
+    10
+}
+
+const fn default_request_timeout_secs() -> u64 {
+    60
+}
+
+fn content_types_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array",
+        "items": { "type": "string", "enum": ContentType::ALL.map(ContentType::as_str) },
+        "minItems": 1,
+        "uniqueItems": true,
+        "examples": [["Audit.AzureActiveDirectory", "Audit.Exchange"]],
+    })
+}
+
+fn internal_domains_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array",
+        "items": { "type": "string", "format": "hostname" },
+        "examples": [["contoso.com", "contoso.onmicrosoft.com"]],
+    })
+}
+
+/// Reads a URL as it is and writes it with its user name and password masked.
+struct WithoutPassword;
+
+impl SerializeAs<Url> for WithoutPassword {
+    fn serialize_as<S: Serializer>(url: &Url, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::problem::masked_url(url.as_str()))
+    }
+}
+
+impl<'de> DeserializeAs<'de, Url> for WithoutPassword {
+    fn deserialize_as<D: Deserializer<'de>>(deserializer: D) -> Result<Url, D::Error> {
+        DisplayFromStr::deserialize_as(deserializer)
+    }
+}
+
+impl fmt::Debug for SourceConfig {
+    /// As serialized, where secrets and a proxy's password are masked.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match serde_json::to_string(self) {
+            Ok(text) => write!(f, "SourceConfig {text}"),
+            Err(_) => f.write_str("SourceConfig"),
+        }
+    }
+}
+
+impl SourceConfig {
+    /// The API's origin, without a slash at the end: `api_url`, else the cloud's.
+    pub fn api_origin(&self) -> String {
+        origin(self.api_url.as_ref(), self.cloud.api_url())
+    }
+
+    /// The authority's origin, without a slash at the end: `authority_url`, else the cloud's.
+    pub fn authority_origin(&self) -> String {
+        origin(self.authority_url.as_ref(), self.cloud.authority_url())
+    }
+
+    /// The audience of the token, without `/.default`: `audience`, else the cloud's.
+    pub fn token_audience(&self) -> &str {
+        self.audience.as_deref().unwrap_or_else(|| self.cloud.audience())
+    }
+
+    /// `PublisherIdentifier` of every call.
+    pub fn publisher(&self) -> &str {
+        self.publisher_identifier.as_ref().map_or(self.tenant_id.as_str(), Guid::as_str)
+    }
+
+    /// `poll_interval_secs` as a duration.
+    pub fn poll_interval(&self) -> Duration {
+        Duration::from_secs(self.poll_interval_secs)
+    }
+
+    /// The client secret as it is now: the one written down, or what the file holds at this moment.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not text, or holds only blanks.
+    pub fn read_secret(&self) -> io::Result<Secret> {
+        match (&self.client_secret, &self.client_secret_file) {
+            (Some(secret), _) => Ok(secret.clone()),
+            (None, Some(path)) => read_secret_file(path),
+            (None, None) => Err(io::Error::new(io::ErrorKind::NotFound, "no client secret is configured")),
+        }
+    }
+}
+
+/// The largest secret file read; Entra's secrets have some forty characters.
+const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Reads a file that holds a secret alone.
+pub(super) fn read_secret_file(path: &Path) -> io::Result<Secret> {
+    use io::Read;
+    let mut text = String::new();
+    fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)?;
+    match text.trim() {
+        "" => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")),
+        secret => Ok(Secret::new(secret)),
+    }
+}
+
+fn origin(given: Option<&Url>, preset: &str) -> String {
+    given.map_or(preset, Url::as_str).trim_end_matches('/').to_owned()
+}
+
+/// Microsoft's clouds that have a Management Activity API of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cloud {
+    /// Microsoft 365 and Office 365 Enterprise plans.
+    #[default]
+    Enterprise,
+    /// US government, GCC.
+    Gcc,
+    /// US government, GCC High.
+    GccHigh,
+    /// US government, DoD.
+    Dod,
+    /// China, operated by 21Vianet. Its hosts are not in Microsoft's reference.
+    China,
+}
+
+impl Cloud {
+    /// The API's origin. From "Office 365 Management Activity API reference"; China's from public scripts.
+    pub const fn api_url(&self) -> &'static str {
+        match self {
+            Self::Enterprise => "https://manage.office.com",
+            Self::Gcc => "https://manage-gcc.office.com",
+            Self::GccHigh => "https://manage.office365.us",
+            Self::Dod => "https://manage.protection.apps.mil",
+            Self::China => "https://manage.office365.cn",
+        }
+    }
+
+    /// The authority's origin. From "National clouds" of the Microsoft identity platform.
+    pub const fn authority_url(&self) -> &'static str {
+        match self {
+            Self::Enterprise | Self::Gcc => "https://login.microsoftonline.com",
+            Self::GccHigh | Self::Dod => "https://login.microsoftonline.us",
+            Self::China => "https://login.partner.microsoftonline.cn",
+        }
+    }
+
+    /// The token's audience: the API's origin.
+    pub const fn audience(&self) -> &'static str {
+        self.api_url()
+    }
+}
+
+/// A version of the authority's token endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenEndpoint {
+    /// `/oauth2/v2.0/token`, with a scope.
+    #[default]
+    V2,
+    /// `/oauth2/token`, with a resource.
+    V1,
+}
+
+/// A GUID, lower case.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Guid(Arc<str>);
+
+impl Guid {
+    /// 36 characters, lower case.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Guid {
+    type Err = NotAGuid;
+
+    fn from_str(text: &str) -> Result<Self, NotAGuid> {
+        if is_guid(text) { Ok(Self(text.to_ascii_lowercase().into())) } else { Err(NotAGuid(text.to_owned())) }
+    }
+}
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
