@@ -22,6 +22,7 @@ pub const AGREEING_SPAN: Duration = Duration::from_secs(5 * 60);
 /// Follows the `Date` headers of one tenant's API answers.
 #[derive(Debug, Clone)]
 pub struct ServerClock {
+    not_before: Option<Timestamp>,
     believed: Option<Reading>,
     doubted: Option<Doubt>,
 }
@@ -48,21 +49,25 @@ impl Reading {
 impl ServerClock {
     /// A clock that has seen nothing and believes the first answer it gets.
     pub fn new() -> Self {
-        Self { believed: None, doubted: None }
+        Self { not_before: None, believed: None, doubted: None }
     }
 
-    /// A clock that expects Microsoft's time to be about `date` at `monotonic`: what an earlier run saw last, plus the
-    /// wall time that has passed since. A first answer far from it is doubted like any other jump.
-    pub fn expecting(date: Timestamp, monotonic: Duration) -> Self {
-        Self { believed: Some(Reading { date, at: monotonic }), doubted: None }
+    /// A clock that knows what an earlier run believed last. How long this process did not run nobody can tell (the
+    /// monotonic count does not survive a restart), so a later time is believed; an earlier one is a jump backward.
+    pub fn not_before(earlier: Option<Timestamp>) -> Self {
+        Self { not_before: earlier, ..Self::new() }
     }
 
     /// Takes note of an answer's `Date`, received at `at` (monotonic).
     pub fn observe(&mut self, date: Timestamp, at: Duration) {
         let reading = Reading { date, at };
-        let Some(believed) = self.believed else {
-            self.believed = Some(reading);
-            return;
+        let believed = match (self.believed, self.not_before) {
+            (Some(believed), _) => believed,
+            (None, Some(earlier)) if date + JUMP < earlier => *self.believed.insert(Reading { date: earlier, at }),
+            (None, _) => {
+                self.believed = Some(reading);
+                return;
+            }
         };
         if is_near(believed.at(at), date) {
             // Answers overtake each other: a second of difference backward is no news.
@@ -181,12 +186,15 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_doubts_an_answer_far_from_what_was_seen_before() {
-        let mut clock = ServerClock::expecting(t("2026-05-01T00:00:00Z"), secs(0));
+    fn a_restart_doubts_an_answer_before_what_was_seen_earlier() {
+        let mut clock = ServerClock::not_before(Some(t("2026-05-01T00:00:00Z")));
         clock.observe(t("2026-04-01T00:00:00Z"), secs(1));
         assert!(!clock.is_trusted());
-        let mut clock = ServerClock::expecting(t("2026-05-01T00:00:00Z"), secs(0));
-        clock.observe(t("2026-05-01T00:03:00Z"), secs(1));
-        assert!(clock.is_trusted());
+        assert_eq!(clock.latest_answer(secs(1)), Some(t("2026-04-01T00:00:00Z")));
+        for later in ["2026-04-30T23:55:00Z", "2026-05-09T00:00:00Z"] {
+            let mut clock = ServerClock::not_before(Some(t("2026-05-01T00:00:00Z")));
+            clock.observe(t(later), secs(1));
+            assert!(clock.is_trusted(), "{later}");
+        }
     }
 }

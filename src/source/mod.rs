@@ -1,1 +1,342 @@
-//! The source.
+//! The source: what a host runs, and the `m365_audit` source itself, built from its configuration.
+//!
+//! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop;
+//! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`subscription`] keeps the feed on,
+//! [`health`] says how it fares. None of them knows a host by name or Microsoft's wire format.
+
+pub mod deliver;
+pub mod fetch;
+pub mod health;
+pub mod listing;
+pub mod subscription;
+pub mod tenant;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::api::{ApiClient, ApiError, ApiSettings, ServerDate};
+use crate::auth::{Credential, TokenEndpoint};
+use crate::checkpoint::server_clock::ServerClock;
+use crate::clock::Clock;
+use crate::config::{self, Problem, SourceConfig};
+use crate::host::{Host, StateError};
+use crate::model::{Actionable, TenantId, Timestamp};
+use crate::normalise::{Normaliser, Settings};
+use listing::{Left, LeftKind};
+
+/// The name of the source's type in a configuration.
+pub const TYPE_NAME: &str = "m365_audit";
+
+/// A source, as any host runs and manages it.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// The source's name in the configuration (`contoso` of `[sources.contoso]`).
+    fn name(&self) -> &str;
+
+    /// JSON Schema of the source's configuration.
+    fn config_schema(&self) -> serde_json::Value;
+
+    /// Problems of the configuration that need no network to be found; empty when it can work.
+    fn validate(&self) -> Vec<Problem>;
+
+    /// Tries the connection and changes nothing. One entry per step; later steps that need a failed one are left out.
+    async fn check(&self) -> Vec<CheckStep>;
+
+    /// Runs until `shutdown`, or until a single pass is done when the source was made for one.
+    ///
+    /// # Errors
+    /// When it cannot go on at all: state that cannot be used, or (single pass) sign-in that fails.
+    async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError>;
+}
+
+/// One step of a connection test.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckStep {
+    /// What was tried.
+    pub what: String,
+    /// What it showed, or the fault.
+    pub result: Result<String, CheckFault>,
+}
+
+/// Why a step failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckFault {
+    /// Names the cause; also the page under `docs/errors/`.
+    pub slug: String,
+    /// The cause.
+    pub cause: String,
+    /// The remedy.
+    pub remedy: String,
+    /// What kind of fault.
+    pub kind: FaultKind,
+}
+
+/// Kinds of fault, worst last; each has an exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// To be known, nothing to fail over.
+    Notice,
+    /// The network, or Microsoft's side.
+    Network,
+    /// Permission, subscription or audit setting in the tenant.
+    Permission,
+    /// Sign-in.
+    Authentication,
+    /// The state store.
+    State,
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What a single pass did not read, and why.
+    pub left: Vec<Left>,
+}
+
+impl Report {
+    /// The worst kind of what was left, notices aside.
+    pub fn worst(&self) -> Option<LeftKind> {
+        self.left.iter().map(|l| l.kind).filter(|k| *k != LeftKind::Optional).max()
+    }
+}
+
+/// Why a source cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The state store.
+    #[error("the state of tenant `{tenant}` cannot be used: {source}")]
+    State {
+        /// The tenant.
+        tenant: TenantId,
+        /// What is wrong with it.
+        source: StateError,
+    },
+    /// The feed or sign-in.
+    #[error("{source}")]
+    Api {
+        /// What went wrong.
+        source: Box<ApiError>,
+    },
+    /// A bug of ours.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Actionable for SourceError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::State { source: StateError::Conflict { .. }, .. } => "state-conflict",
+            Self::State { source: StateError::Corrupt { .. }, .. } => "state-corrupt",
+            Self::State { source: StateError::Unavailable(_), .. } => "state-not-written",
+            Self::Api { source } => source.slug(),
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::State { source: StateError::Conflict { .. }, .. } => {
+                "two collectors share this tenant's state: stop one of them, then restart".into()
+            }
+            Self::State { source: StateError::Corrupt { .. }, .. } => {
+                "nothing was changed: restore the state from a backup, start the build that wrote it, or move `data_dir` away and begin anew".into()
+            }
+            Self::State { source: StateError::Unavailable(_), .. } => "check space and permissions of `data_dir`".into(),
+            Self::Api { source } => source.hint(),
+            Self::Internal(_) => "this is a bug: please report it with the log".into(),
+        }
+    }
+}
+
+/// Microsoft's time, shared between the client that sees it and the loop that acts on it. Cheap to clone.
+#[derive(Clone)]
+pub struct ServerTime {
+    clock: Arc<dyn Clock>,
+    inner: Arc<Mutex<ServerClock>>,
+}
+
+impl ServerTime {
+    /// Nothing seen yet.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, inner: Arc::default() }
+    }
+
+    /// Takes note of an answer's date.
+    pub fn observe(&self, seen: ServerDate) {
+        self.lock().observe(seen.date, seen.at);
+    }
+
+    /// Begins anew from what an earlier run knew.
+    pub fn reset(&self, clock: ServerClock) {
+        *self.lock() = clock;
+    }
+
+    /// The time by which Microsoft judges the next request; this machine's before the first answer.
+    pub fn for_requests(&self) -> Timestamp {
+        let at = self.clock.monotonic();
+        self.lock().latest_answer(at).unwrap_or_else(|| self.clock.now())
+    }
+
+    /// Microsoft's time, if it may be acted on.
+    pub fn trusted(&self) -> Option<Timestamp> {
+        let at = self.clock.monotonic();
+        let clock = self.lock();
+        if clock.is_trusted() { clock.now(at) } else { None }
+    }
+
+    /// Whether the latest answers contradict what is believed.
+    pub fn is_doubted(&self) -> bool {
+        let at = self.clock.monotonic();
+        let clock = self.lock();
+        clock.now(at).is_some() && !clock.is_trusted()
+    }
+
+    /// Microsoft's time minus this machine's.
+    pub fn skew(&self) -> Option<SignedDuration> {
+        self.trusted().map(|server| server.duration_since(self.clock.now()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, ServerClock> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The Microsoft 365 audit source of one tenant.
+pub struct M365Audit {
+    name: Arc<str>,
+    config: SourceConfig,
+    clock: Arc<dyn Clock>,
+    once: bool,
+}
+
+impl fmt::Debug for M365Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "M365Audit({}, tenant {})", self.name, self.config.tenant_id)
+    }
+}
+
+impl M365Audit {
+    /// A source that runs on until it is stopped.
+    pub fn new(name: impl Into<Arc<str>>, config: SourceConfig, clock: Arc<dyn Clock>) -> Self {
+        Self { name: name.into(), config, clock, once: false }
+    }
+
+    /// The same source for a single pass from its origin.
+    pub fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
+    /// The feed's client, with its answers' dates going to `server`.
+    ///
+    /// # Errors
+    /// When the client cannot be made: a CA file that cannot be read, a proxy that makes no sense.
+    pub fn client(&self, server: &ServerTime) -> Result<ApiClient, SourceError> {
+        let settings = api_settings(&self.config)?;
+        let observer = server.clone();
+        ApiClient::with_date_observer(settings, self.clock.clone(), Arc::new(move |date| observer.observe(date)))
+            .map_err(|source| SourceError::Api { source: Box::new(source) })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &SourceConfig {
+        &self.config
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+}
+
+#[async_trait]
+impl Source for M365Audit {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn config_schema(&self) -> serde_json::Value {
+        config::source_schema()
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        // A `SourceConfig` exists only once its text was found to be without problems; what can change afterwards are
+        // the files it names.
+        self.config.file_problems(&format!("sources.{}", self.name))
+    }
+
+    async fn check(&self) -> Vec<CheckStep> {
+        crate::source::check::check(self, false).await
+    }
+
+    async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
+        let server = ServerTime::new(self.clock.clone());
+        let api = self.client(&server)?;
+        let config = &self.config;
+        let normaliser = Normaliser::new(Settings {
+            format: config.format,
+            raw: config.raw,
+            drop_routine: config.drop_routine,
+            internal_domains: config.internal_domains.clone(),
+        });
+        let seconds = |n: u64| SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX));
+        let parts = tenant::TenantParts {
+            source: self.name.clone(),
+            tenant: config.tenant_id.clone(),
+            content_types: config.content_types.clone(),
+            api,
+            server,
+            normaliser: Arc::new(normaliser),
+            host,
+            clock: self.clock.clone(),
+            poll_interval: Duration::from_secs(config.poll_interval_secs),
+            overlap: seconds(config.overlap_secs),
+            backfill: seconds(config.backfill_secs),
+            in_flight_bytes_max: config.in_flight_bytes_max,
+            event_keys_max: config.event_keys_max,
+            max_requests_per_minute: config.max_requests_per_minute,
+            once: self.once,
+        };
+        tenant::run(parts, shutdown).await
+    }
+}
+
+fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
+    let url = |text: &str| Url::parse(text).map_err(|e| SourceError::Internal(format!("`{text}`: {e}")));
+    let credential = match (&config.client_secret, &config.client_secret_file) {
+        (Some(secret), _) => Credential::Secret(secret.expose().into()),
+        (None, Some(path)) => Credential::SecretFile(path.clone()),
+        (None, None) => return Err(SourceError::Internal("no credential is configured".into())),
+    };
+    let ca_pem = match &config.ca_file {
+        Some(path) => Some(
+            std::fs::read(path)
+                .map_err(|e| SourceError::Internal(format!("`ca_file` `{}` cannot be read: {e}", path.display())))?,
+        ),
+        None => None,
+    };
+    Ok(ApiSettings {
+        tenant: config.tenant_id.clone(),
+        api_url: url(&config.api_origin())?,
+        cloud_api_url: url(config.cloud.api_url())?,
+        authority_url: url(&config.authority_origin())?,
+        audience: config.token_audience().to_owned(),
+        token_endpoint: match config.token_endpoint {
+            config::TokenEndpoint::V2 => TokenEndpoint::V2,
+            config::TokenEndpoint::V1 => TokenEndpoint::V1,
+        },
+        client_id: config.client_id.clone(),
+        credential,
+        publisher_identifier: config.publisher().to_owned(),
+        max_requests_per_minute: config.max_requests_per_minute,
+        connect_timeout: Duration::from_secs(config.connect_timeout_secs),
+        read_timeout: Duration::from_secs(config.request_timeout_secs),
+        ca_pem,
+        proxy_url: config.proxy_url.clone(),
+    })
+}

@@ -1,0 +1,176 @@
+//! Which events are delivered for good, and which are on their way: the two levels behind "never twice".
+//!
+//! A key becomes permanent when the commit that holds it is durable. Until then it is *claimed* by the batch that
+//! carries its event: a second copy of the event is not sent, but its blob settles only when the claiming batch is
+//! committed. A batch that is given up (its task ended) frees its claims, and whoever waited for it fetches its blob
+//! again and takes the place.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::key_set::{Key, KeySet, PageId, Probe};
+use crate::host::{StateError, StateStore};
+
+/// The delivered events of one tenant and the claims of its batches in flight. Cheap to clone.
+#[derive(Clone)]
+pub struct EventIndex {
+    inner: Arc<Mutex<Index>>,
+}
+
+struct Index {
+    keys: KeySet,
+    claims: HashMap<Key, watch::Receiver<bool>>,
+}
+
+/// What is known of an event at the moment it was asked about.
+pub enum Standing {
+    /// Never seen: now claimed by the batch that asked.
+    Claimed,
+    /// Delivered for good.
+    Delivered,
+    /// On its way in the very batch that asked.
+    InThisBatch,
+    /// On its way in another batch; settle only when that one is committed.
+    InFlight(Dependency),
+}
+
+/// Resolves when another batch is committed, or given up.
+#[derive(Clone, Debug)]
+pub struct Dependency(watch::Receiver<bool>);
+
+impl Dependency {
+    /// Whether both are the same batch.
+    pub fn is_same(&self, other: &Dependency) -> bool {
+        self.0.same_channel(&other.0)
+    }
+
+    /// True once the batch is committed, false when it was given up.
+    pub async fn committed(mut self) -> bool {
+        self.0.wait_for(|done| *done).await.is_ok()
+    }
+}
+
+/// The keys a batch under way has claimed. Dropping it before [`OpenBatch::committed`] frees them.
+pub struct OpenBatch {
+    index: EventIndex,
+    done: watch::Sender<bool>,
+    keys: Vec<Key>,
+}
+
+impl EventIndex {
+    /// An index over the keys on disk.
+    pub fn new(keys: KeySet) -> Self {
+        Self { inner: Arc::new(Mutex::new(Index { keys, claims: HashMap::new() })) }
+    }
+
+    /// Begins a batch that claims nothing yet.
+    pub fn open_batch(&self) -> OpenBatch {
+        OpenBatch { index: self.clone(), done: watch::Sender::new(false), keys: Vec::new() }
+    }
+
+    /// Whether `key` is permanent.
+    ///
+    /// # Errors
+    /// When a page of keys had to be read from the store and could not be.
+    pub async fn contains(&self, key: Key, store: &dyn StateStore) -> Result<bool, StateError> {
+        loop {
+            match self.with_keys(|keys| keys.probe(key)) {
+                Probe::Present => return Ok(true),
+                Probe::Absent => return Ok(false),
+                Probe::Maybe(page) => self.load(page, store).await?,
+            }
+        }
+    }
+
+    /// Brings a page of keys into memory.
+    async fn load(&self, page: PageId, store: &dyn StateStore) -> Result<(), StateError> {
+        // The page may be folded into another at any moment: then the caller looks again.
+        let Some(name) = self.with_keys(|keys| keys.page_key(page)) else { return Ok(()) };
+        match store.load(&name).await? {
+            Some((bytes, _)) => self.with_keys(|keys| keys.page_loaded(page, bytes)),
+            None if self.with_keys(|keys| keys.page_key(page)).is_none() => Ok(()),
+            None => Err(StateError::Corrupt { key: name, why: "the page is missing".into() }),
+        }
+    }
+
+    /// Works on the key set, for the ledger's commits.
+    pub fn with_keys<T>(&self, work: impl FnOnce(&mut KeySet) -> T) -> T {
+        work(&mut self.lock().keys)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Glance {
+    Known(Standing),
+    OnPage(PageId),
+}
+
+impl OpenBatch {
+    /// Claims `key` for this batch unless it is delivered or claimed already.
+    ///
+    /// # Errors
+    /// When a page of keys had to be read from the store and could not be; nothing is claimed then.
+    pub async fn claim(&mut self, key: Key, store: &dyn StateStore) -> Result<Standing, StateError> {
+        loop {
+            match self.glance(key) {
+                Glance::Known(standing) => return Ok(standing),
+                Glance::OnPage(page) => self.index.load(page, store).await?,
+            }
+        }
+    }
+
+    fn glance(&mut self, key: Key) -> Glance {
+        let mut index = self.index.lock();
+        match index.keys.probe(key) {
+            Probe::Present => return Glance::Known(Standing::Delivered),
+            Probe::Maybe(page) => return Glance::OnPage(page),
+            Probe::Absent => {}
+        }
+        let standing = match index.claims.get(&key) {
+            Some(claim) if claim.same_channel(&self.done.subscribe()) => Standing::InThisBatch,
+            Some(claim) => Standing::InFlight(Dependency(claim.clone())),
+            None => {
+                index.claims.insert(key, self.done.subscribe());
+                self.keys.push(key);
+                Standing::Claimed
+            }
+        };
+        Glance::Known(standing)
+    }
+
+    /// Frees the newest claim, for an event that turned out not to be shipped.
+    pub fn unclaim_last(&mut self) {
+        if let Some(key) = self.keys.pop() {
+            self.index.lock().claims.remove(&key);
+        }
+    }
+
+    /// The keys claimed so far, which the commit that follows the delivery makes permanent.
+    pub fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
+    /// Says that the keys are durable: whoever waited for this batch may go on.
+    pub fn committed(mut self) {
+        self.release();
+        self.done.send_replace(true);
+    }
+
+    fn release(&mut self) {
+        let mut index = self.index.lock();
+        for key in self.keys.drain(..) {
+            index.claims.remove(&key);
+        }
+    }
+}
+
+impl Drop for OpenBatch {
+    fn drop(&mut self) {
+        self.release();
+    }
+}

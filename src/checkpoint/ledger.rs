@@ -1,0 +1,381 @@
+//! The one writer of a tenant's state: takes changes, commits them in groups, answers when they are durable.
+//!
+//! Every commit rewrites the tenant's `owner` entry against its last revision, so a second writer of the same tenant
+//! is found at the first commit of either. A store that cannot commit now is asked again for ever; nothing is
+//! answered, and so nothing moves, until it can. The order of the steps inside a commit (records set aside, event
+//! keys, blob marks, tracked blobs, positions) is safe at every cut for stores that apply them one by one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::claims::EventIndex;
+use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, TenantState, TrackedBlob};
+use super::key_set::{Key, KeySet, Kind, Staged};
+use crate::clock::Clock;
+use crate::host::{Expected, Op, StateError, StateStore};
+use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
+
+/// Changes waiting for the writer; a sender waits when there are this many.
+const CHANGES_QUEUED_MAX: usize = 1024;
+/// Changes that go into one commit.
+const CHANGES_PER_COMMIT_MAX: usize = 512;
+
+/// Something that became true and must be remembered.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Records the host rejected for good.
+    pub aside: Vec<(ContentType, u128, AsideRecord)>,
+    /// Records set aside earlier that are delivered now.
+    pub taken_back: Vec<(ContentType, u128)>,
+    /// Keys of events that were delivered (or set aside in this change).
+    pub delivered: Vec<Key>,
+    /// Blobs that are settled.
+    pub settled: Vec<(ContentType, Key)>,
+    /// Blobs to track on their own from now on.
+    pub tracked: Vec<BlobRef>,
+    /// Tracked blobs that need it no longer.
+    pub untracked: Vec<(ContentType, Key)>,
+    /// New positions.
+    pub positions: BTreeMap<ContentType, Position>,
+    /// New state of the tenant as a whole.
+    pub tenant: Option<TenantState>,
+    /// Forget keys that are past their time, by Microsoft's clock.
+    pub expire_at: Option<Timestamp>,
+}
+
+/// What an earlier run left.
+pub struct Opened {
+    /// The writer, to be run on a task of its own.
+    pub ledger: Ledger,
+    /// Where changes go.
+    pub handle: LedgerHandle,
+    /// The tenant as a whole.
+    pub tenant: TenantState,
+    /// Positions, of the streams that ever ran.
+    pub positions: BTreeMap<ContentType, Position>,
+    /// Blobs tracked on their own.
+    pub tracked: Vec<BlobRef>,
+    /// Records set aside, as stored.
+    pub aside: Vec<(ContentType, u128, AsideRecord)>,
+    /// Delivered events.
+    pub events: EventIndex,
+    /// Settled blobs, per stream.
+    pub blobs: BTreeMap<ContentType, EventIndex>,
+}
+
+/// Where changes are handed in. Cheap to clone.
+#[derive(Clone)]
+pub struct LedgerHandle {
+    changes: mpsc::Sender<Pending>,
+}
+
+struct Pending {
+    change: Change,
+    answer: oneshot::Sender<Result<(), StateError>>,
+}
+
+impl LedgerHandle {
+    /// Resolves when `change` is durable.
+    ///
+    /// # Errors
+    /// [`StateError::Conflict`] when another writer owns the tenant, [`StateError::Corrupt`] when stored bytes make no
+    /// sense, [`StateError::Unavailable`] only when the writer has ended. After any of them nothing more is committed.
+    pub async fn commit(&self, change: Change) -> Result<(), StateError> {
+        let (answer, answered) = oneshot::channel();
+        let ended = || StateError::Unavailable("the ledger has ended".into());
+        self.changes.send(Pending { change, answer }).await.map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
+}
+
+/// The writer. See [`Ledger::run`].
+pub struct Ledger {
+    store: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    keys: Keys,
+    owner: Owner,
+    owner_revision: Expected,
+    tenant_revision: Expected,
+    position_revisions: BTreeMap<ContentType, Expected>,
+    events: EventIndex,
+    blobs: BTreeMap<ContentType, EventIndex>,
+    changes: mpsc::Receiver<Pending>,
+    on_trouble: Box<dyn Fn(Option<&StateError>) + Send + Sync>,
+}
+
+/// Settings of a tenant's ledger.
+#[derive(Debug, Clone)]
+pub struct LedgerSettings {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The streams that are run.
+    pub content_types: Vec<ContentType>,
+    /// At most so many event keys are kept; beyond it the oldest are forgotten and duplicates pass.
+    pub event_keys_max: u64,
+}
+
+impl Ledger {
+    /// Reads what an earlier run left and takes the tenant over.
+    ///
+    /// `on_trouble` is told when the store refuses a commit and, with `None`, when it takes one again.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written, or holds something this build must not overwrite.
+    pub async fn open(
+        store: Arc<dyn StateStore>,
+        clock: Arc<dyn Clock>,
+        settings: &LedgerSettings,
+        on_trouble: Box<dyn Fn(Option<&StateError>) + Send + Sync>,
+    ) -> Result<Opened, StateError> {
+        let keys = Keys::of(&settings.tenant);
+        let load = async |key: String| -> Result<(Option<Bytes>, Expected), StateError> {
+            Ok(match store.load(&key).await? {
+                Some((bytes, revision)) => (Some(bytes), Expected::At(revision)),
+                None => (None, Expected::Absent),
+            })
+        };
+        let (stored_owner, owner_revision) = load(keys.owner()).await?;
+        if let Some(bytes) = stored_owner {
+            // Refuses the whole tenant when a newer build wrote it.
+            format::decode::<Owner>(&keys.owner(), &bytes)?;
+        }
+        let (stored_tenant, tenant_revision) = load(keys.tenant()).await?;
+        let tenant = match stored_tenant {
+            Some(bytes) => format::decode(&keys.tenant(), &bytes)?,
+            None => TenantState::default(),
+        };
+        let mut positions = BTreeMap::new();
+        let mut position_revisions = BTreeMap::new();
+        let mut tracked = Vec::new();
+        let mut aside = Vec::new();
+        let mut blobs = BTreeMap::new();
+        for &content_type in &settings.content_types {
+            let (stored, revision) = load(keys.position(content_type)).await?;
+            if let Some(bytes) = stored {
+                positions.insert(content_type, format::decode(&keys.position(content_type), &bytes)?);
+            }
+            position_revisions.insert(content_type, revision);
+            for (key, _) in store.list(&keys.tracked(content_type)).await? {
+                if let Some((bytes, _)) = store.load(&key).await? {
+                    tracked.push(format::decode::<TrackedBlob>(&key, &bytes)?.into_blob(content_type));
+                }
+            }
+            for (key, _) in store.list(&keys.aside(content_type)).await? {
+                if let (Some(hash), Some((bytes, _))) = (hash_of(&key), store.load(&key).await?) {
+                    aside.push((content_type, hash, format::decode(&key, &bytes)?));
+                }
+            }
+            let set = KeySet::load(&*store, &keys.blobs(content_type), Kind::Blobs).await?;
+            blobs.insert(content_type, EventIndex::new(set));
+        }
+        let events =
+            EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events { max: settings.event_keys_max }).await?);
+
+        let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
+        let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
+        let mut ledger = Ledger {
+            store,
+            clock,
+            keys,
+            owner,
+            owner_revision,
+            tenant_revision,
+            position_revisions,
+            events: events.clone(),
+            blobs: blobs.clone(),
+            changes,
+            on_trouble,
+        };
+        // Takes the tenant over before anything else is done with it.
+        ledger.commit_once(vec![ledger.owner_step()], &[], &BTreeMap::new(), false).await?;
+        Ok(Opened {
+            ledger,
+            handle: LedgerHandle { changes: sender },
+            tenant,
+            positions,
+            tracked,
+            aside,
+            events,
+            blobs,
+        })
+    }
+
+    /// Commits until every [`LedgerHandle`] is gone.
+    ///
+    /// # Errors
+    /// The error that ended the writer: another writer owns the tenant, or stored bytes make no sense.
+    pub async fn run(mut self) -> Result<(), StateError> {
+        let mut group = Vec::new();
+        while self.changes.recv_many(&mut group, CHANGES_PER_COMMIT_MAX).await > 0 {
+            let result = self.commit_group(&group).await;
+            for pending in group.drain(..) {
+                let _ = pending.answer.send(result.clone());
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn commit_group(&mut self, group: &[Pending]) -> Result<(), StateError> {
+        let now = self.clock.now();
+        let mut aside = Vec::new();
+        let mut marks = Vec::new();
+        let mut tail = Vec::new();
+        let mut delivered: Vec<Key> = Vec::new();
+        let mut settled: BTreeMap<ContentType, Vec<Key>> = BTreeMap::new();
+        let mut positions: BTreeMap<ContentType, &Position> = BTreeMap::new();
+        let mut tenant = None;
+        let mut expire_at = None;
+        for Pending { change, .. } in group {
+            for (content_type, hash, record) in &change.aside {
+                aside.push(self.put(self.keys.aside_record(*content_type, *hash), format::encode(record), Expected::Any));
+            }
+            for (content_type, hash) in &change.taken_back {
+                tail.push(Op::Delete { key: self.keys.aside_record(*content_type, *hash), expected: Expected::Any });
+            }
+            delivered.extend_from_slice(&change.delivered);
+            for (content_type, key) in &change.settled {
+                settled.entry(*content_type).or_default().push(*key);
+            }
+            for blob in &change.tracked {
+                let key = Key::of_blob(&blob.id, blob.created);
+                tail.push(self.put(
+                    self.keys.tracked_blob(blob.content_type, key.as_u128()),
+                    format::encode(&TrackedBlob::of(blob)),
+                    Expected::Any,
+                ));
+            }
+            for (content_type, key) in &change.untracked {
+                tail.push(Op::Delete {
+                    key: self.keys.tracked_blob(*content_type, key.as_u128()),
+                    expected: Expected::Any,
+                });
+            }
+            positions.extend(change.positions.iter().map(|(c, p)| (*c, p)));
+            tenant = change.tenant.as_ref().or(tenant);
+            expire_at = change.expire_at.or(expire_at);
+        }
+        let mut staged: Vec<(EventIndex, Staged)> = Vec::new();
+        let mut stage = |index: &EventIndex, keys: &[Key], marks: &mut Vec<Op>| {
+            if !keys.is_empty() {
+                let mut one = index.with_keys(|set| set.stage(keys, now));
+                marks.append(&mut one.ops);
+                staged.push((index.clone(), one));
+            }
+        };
+        stage(&self.events, &delivered, &mut marks);
+        for (content_type, keys) in &settled {
+            if let Some(index) = self.blobs.get(content_type) {
+                stage(index, keys, &mut marks);
+            }
+        }
+        for (content_type, position) in &positions {
+            let expected = self.position_revisions.get(content_type).copied().unwrap_or(Expected::Any);
+            tail.push(self.put(self.keys.position(*content_type), format::encode(*position), expected));
+        }
+        if let Some(tenant) = tenant {
+            tail.push(self.put(self.keys.tenant(), format::encode(tenant), self.tenant_revision));
+        }
+        let mut ops = vec![self.owner_step()];
+        ops.append(&mut aside);
+        ops.append(&mut marks);
+        ops.append(&mut tail);
+        self.commit_until_taken(ops, staged, &positions, tenant.is_some()).await?;
+        self.maintain(expire_at).await
+    }
+
+    /// Folds, merges and forgets keys, between commits.
+    async fn maintain(&mut self, expire_at: Option<Timestamp>) -> Result<(), StateError> {
+        let indexes: Vec<EventIndex> = std::iter::once(&self.events).chain(self.blobs.values()).cloned().collect();
+        for index in indexes {
+            let mut work = Vec::new();
+            if let Some(now) = expire_at {
+                work.extend(index.with_keys(|set| set.expire(now)));
+            }
+            work.extend(super::key_set::maintain(&index, &*self.store, self.clock.now()).await?);
+            for staged in work {
+                let mut ops = vec![self.owner_step()];
+                ops.extend(staged.ops.iter().cloned());
+                self.commit_until_taken(ops, vec![(index.clone(), staged)], &BTreeMap::new(), false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit_until_taken(
+        &mut self,
+        ops: Vec<Op>,
+        mut staged: Vec<(EventIndex, Staged)>,
+        positions: &BTreeMap<ContentType, &Position>,
+        with_tenant: bool,
+    ) -> Result<(), StateError> {
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(10))
+            .without_max_times()
+            .with_jitter()
+            .build();
+        let mut troubled = false;
+        loop {
+            match self.commit_once(ops.clone(), &staged, positions, with_tenant).await {
+                Ok(()) => {
+                    if troubled {
+                        (self.on_trouble)(None);
+                    }
+                    for (index, one) in staged.drain(..) {
+                        index.with_keys(|set| set.committed(one));
+                    }
+                    return Ok(());
+                }
+                Err(error @ StateError::Unavailable(_)) => {
+                    troubled = true;
+                    (self.on_trouble)(Some(&error));
+                    self.clock.sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
+                }
+                Err(error) => {
+                    for (index, one) in staged.drain(..) {
+                        index.with_keys(|set| set.aborted(one));
+                    }
+                    (self.on_trouble)(Some(&error));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn commit_once(
+        &mut self,
+        ops: Vec<Op>,
+        _staged: &[(EventIndex, Staged)],
+        positions: &BTreeMap<ContentType, &Position>,
+        with_tenant: bool,
+    ) -> Result<(), StateError> {
+        let revision = Expected::At(self.store.commit(ops).await?);
+        self.owner_revision = revision;
+        for content_type in positions.keys() {
+            self.position_revisions.insert(*content_type, revision);
+        }
+        if with_tenant {
+            self.tenant_revision = revision;
+        }
+        Ok(())
+    }
+
+    fn owner_step(&self) -> Op {
+        self.put(self.keys.owner(), format::encode(&self.owner), self.owner_revision)
+    }
+
+    fn put(&self, key: String, value: Bytes, expected: Expected) -> Op {
+        Op::Put { key, value, expected }
+    }
+}
+
+/// The hash a set-aside record's key ends in.
+fn hash_of(key: &str) -> Option<u128> {
+    u128::from_str_radix(key.rsplit('/').next()?, 16).ok()
+}

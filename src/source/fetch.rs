@@ -1,0 +1,556 @@
+//! One blob, from its first byte to its mark: fetched as a stream, cut into events, rendered, delivered, settled.
+//!
+//! A blob is settled when every record of it is delivered (or set aside), dropped by rule, or a duplicate of one that
+//! is delivered, and all of that is durable. Batches are handed over while the body still arrives, and their keys are
+//! committed one batch at a time, so memory does not grow with the blob and a crash repeats only what was in flight.
+//! A fetch that fails half-way has lost nothing: what was delivered is known by its keys when the blob comes again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::deliver::{Aside, Courier};
+use crate::api::{ApiClient, ApiError};
+use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
+use crate::checkpoint::key_set::Key;
+use crate::checkpoint::ledger::{Change, LedgerHandle};
+use crate::clock::Clock;
+use crate::host::{Batch, BatchBuilder, StateError, StateStore};
+use crate::metrics;
+use crate::model::{BlobRef, TenantId, Timestamp};
+use crate::normalise::split::{Ending, Piece, Splitter};
+use crate::normalise::{BadPiece, BlobContext, Event, Normaliser, Rendered, render_bad_blob};
+use crate::severity::Severity;
+
+/// A batch is handed over when it has grown to this.
+pub const BATCH_BYTES: usize = 256 * 1024;
+/// Records in one batch.
+pub const BATCH_RECORDS_MAX: usize = 4096;
+/// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
+pub const BAD_PIECE_BYTES: usize = 48 * 1024;
+/// A damaged body is given up as events only when it came byte-identical this often.
+pub const IDENTICAL_BODIES: u32 = 3;
+
+/// Everything a fetch needs that is the same for all blobs of a tenant. Cheap to clone.
+#[derive(Clone)]
+pub struct FetchContext {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The feed.
+    pub api: ApiClient,
+    /// Events into records.
+    pub normaliser: Arc<Normaliser>,
+    /// Delivered events and claims.
+    pub events: EventIndex,
+    /// Where what became true is remembered.
+    pub ledger: LedgerHandle,
+    /// For pages of keys that are not in memory.
+    pub store: Arc<dyn StateStore>,
+    /// Delivery.
+    pub courier: Courier,
+    /// Bytes in flight.
+    pub budget: Budget,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// No new body is read once this is cancelled.
+    pub stop: CancellationToken,
+}
+
+/// The bound on bytes handed to the host and not yet confirmed (CK-5).
+#[derive(Clone, Debug)]
+pub struct Budget {
+    bytes: Arc<Semaphore>,
+    total: u32,
+}
+
+impl Budget {
+    /// A budget of `total` bytes, at least one batch.
+    pub fn new(total: u64) -> Self {
+        let total = u32::try_from(total).unwrap_or(u32::MAX).max(BATCH_BYTES as u32);
+        // A semaphore on 32-bit machines counts to 2^29.
+        let total = total.min((Semaphore::MAX_PERMITS.min(u32::MAX as usize)) as u32);
+        Self { bytes: Arc::new(Semaphore::new(total as usize)), total }
+    }
+
+    /// Waits until `bytes` fit; a batch larger than the whole budget waits until it is alone.
+    async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
+        self.bytes.clone().acquire_many_owned(bytes).await.ok()
+    }
+
+    /// Bytes in flight now.
+    pub fn used(&self) -> u64 {
+        u64::from(self.total).saturating_sub(self.bytes.available_permits() as u64)
+    }
+}
+
+/// A blob to be fetched, with what earlier attempts taught.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The blob.
+    pub blob: BlobRef,
+    /// Its key.
+    pub key: Key,
+    /// Must be written to the state before it is fetched.
+    pub track_first: bool,
+    /// Is in the state on its own.
+    pub tracked: bool,
+    /// Fetches that failed so far, throttled ones left out.
+    pub failures: u32,
+    /// The damaged body seen last and how often in a row.
+    pub damaged: Option<(blake3::Hash, u32)>,
+    /// Whether the blob is about to expire: whatever it holds is shipped now.
+    pub last_chance: bool,
+}
+
+impl Job {
+    /// A blob seen for the first time.
+    pub fn new(blob: BlobRef, key: Key, track_first: bool) -> Self {
+        Self { blob, key, track_first, tracked: track_first, failures: 0, damaged: None, last_chance: false }
+    }
+
+    fn salvage(&self) -> Salvage {
+        match self.damaged {
+            _ if self.last_chance => Salvage::Anything,
+            Some((hash, count)) if count >= IDENTICAL_BODIES => Salvage::Body(hash),
+            _ => Salvage::Nothing,
+        }
+    }
+}
+
+/// What to do with bytes that are no event.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Salvage {
+    /// The fetch counts as failed.
+    Nothing,
+    /// Ship them, if the body is again the one with this hash.
+    Body(blake3::Hash),
+    /// Ship them.
+    Anything,
+}
+
+/// How a fetch ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The blob is marked as settled.
+    Settled,
+    /// To be tried again. `damaged` names a whole body that is no array of events.
+    Failed {
+        /// What happened, for the log.
+        why: String,
+        /// The API's error, when it was one.
+        error: Option<ApiError>,
+        /// The body, when it arrived whole and is damaged but may be shipped once it came often enough.
+        damaged: Option<blake3::Hash>,
+    },
+    /// A batch of another blob, which carried an event of this one, was given up: try again at once.
+    Superseded,
+    /// The source is stopping.
+    Stopped,
+    /// State cannot be written any more.
+    State(StateError),
+}
+
+/// Told once the body was read (or could not be), with the time it took: the next download may start.
+pub type OnBody = Box<dyn FnOnce(Duration) + Send>;
+
+impl FetchContext {
+    /// Fetches and settles one blob.
+    pub async fn settle(&self, job: Job, on_body: OnBody) -> Outcome {
+        match self.try_settle(job, on_body).await {
+            Ok(outcome) | Err(outcome) => outcome,
+        }
+    }
+
+    async fn try_settle(&self, job: Job, on_body: OnBody) -> Result<Outcome, Outcome> {
+        if job.track_first {
+            self.commit(Change { tracked: vec![job.blob.clone()], ..Change::default() }).await?;
+        }
+        let mut run = Run::new(self, &job);
+        let started = self.clock.monotonic();
+        let read = run.read_body().await;
+        on_body(self.clock.monotonic().saturating_sub(started));
+        match read {
+            Ok(()) => run.settle().await,
+            Err(outcome) => {
+                // What came out of the part that was read is good and known by its keys.
+                if !matches!(outcome, Outcome::State(_)) {
+                    run.hand_over().await?;
+                    run.join().await?;
+                }
+                Err(outcome)
+            }
+        }
+    }
+
+    async fn commit(&self, change: Change) -> Result<(), Outcome> {
+        self.ledger.commit(change).await.map_err(Outcome::State)
+    }
+
+    /// Delivers a batch and makes its keys permanent.
+    async fn deliver_and_commit(
+        self,
+        batch: Batch,
+        open: OpenBatch,
+        _permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Outcome> {
+        let aside = self.courier.deliver(batch).await;
+        self.commit(Change { aside, delivered: open.keys().to_vec(), ..Change::default() }).await?;
+        open.committed();
+        Ok(())
+    }
+}
+
+/// One attempt at one blob.
+struct Run<'a> {
+    context: &'a FetchContext,
+    job: &'a Job,
+    salvage: Salvage,
+    builder: BatchBuilder,
+    open: OpenBatch,
+    /// Batches handed over while the body still arrives.
+    deliveries: JoinSet<Result<(), Outcome>>,
+    /// Batches of other blobs that carry events of this one.
+    dependencies: Vec<Dependency>,
+    /// How often each id-less event occurred in this blob.
+    anonymous: HashMap<u128, u32>,
+    damage: Option<String>,
+    tally: Tally,
+}
+
+#[derive(Default)]
+struct Tally {
+    bytes: u64,
+    duplicates: u64,
+    dropped: Vec<(&'static str, u64)>,
+    bad: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(context: &'a FetchContext, job: &'a Job) -> Self {
+        Self {
+            context,
+            job,
+            salvage: job.salvage(),
+            builder: BatchBuilder::default(),
+            open: context.events.open_batch(),
+            deliveries: JoinSet::new(),
+            dependencies: Vec::new(),
+            anonymous: HashMap::new(),
+            damage: None,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Reads the body to its end. `Ok` means that all of it is events (or was salvaged).
+    async fn read_body(&mut self) -> Result<(), Outcome> {
+        let stop = self.context.stop.clone();
+        let mut body = tokio::select! {
+            body = self.context.api.fetch_blob(&self.job.blob) => body.map_err(failed)?,
+            () = stop.cancelled() => return Err(Outcome::Stopped),
+        };
+        let mut splitter = Splitter::new();
+        // Only a body that failed before is worth hashing.
+        let mut hasher = (self.job.failures > 0 || self.job.last_chance).then(blake3::Hasher::new);
+        loop {
+            let chunk = tokio::select! {
+                chunk = body.chunk() => chunk.map_err(failed)?,
+                () = stop.cancelled() => return Err(Outcome::Stopped),
+            };
+            let Some(chunk) = chunk else { break };
+            self.tally.bytes += chunk.len() as u64;
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&chunk);
+            }
+            splitter.push(chunk);
+            while let Some(piece) = splitter.next() {
+                self.take(piece).await?;
+            }
+        }
+        let ending = splitter.finish();
+        while let Some(piece) = splitter.next() {
+            self.take(piece).await?;
+        }
+        let hash = hasher.map(|h| h.finalize());
+        self.judge(ending, hash).await
+    }
+
+    /// Decides whether a body that arrived whole can be settled.
+    async fn judge(&mut self, ending: Ending, hash: Option<blake3::Hash>) -> Result<(), Outcome> {
+        // Whether three identical bodies are enough, or only the expiry is.
+        let mut may_salvage = true;
+        let unreadable = match ending {
+            Ending::Complete => None,
+            Ending::Cut { tail } => {
+                if let Some(tail) = tail {
+                    self.take(tail).await?;
+                }
+                Some("the array is not closed".to_owned())
+            }
+            Ending::TrailingData { bytes } => {
+                self.bad(&bytes, "data after the array").await?;
+                Some("data after the array".to_owned())
+            }
+            Ending::Null => {
+                self.bad(b"null", "the body is `null`").await?;
+                Some("the body is `null`, not an array".to_owned())
+            }
+            Ending::Empty => {
+                may_salvage = false;
+                Some("the body is empty".to_owned())
+            }
+            Ending::NotAnArray { head } => {
+                may_salvage = false;
+                if self.salvage == Salvage::Anything {
+                    self.bad(&head, "the body is not a JSON array").await?;
+                }
+                let head = String::from_utf8_lossy(&head[..head.len().min(80)]).into_owned();
+                Some(format!("the body is not a JSON array; it begins {head:?}"))
+            }
+        };
+        let Some(why) = unreadable.or(self.damage.take()) else { return Ok(()) };
+        let shipped = match self.salvage {
+            Salvage::Anything => true,
+            Salvage::Body(expected) => may_salvage && hash == Some(expected),
+            Salvage::Nothing => false,
+        };
+        if shipped {
+            tracing::warn!(
+                tenant = %self.context.tenant, content_type = %self.job.blob.content_type, content_id = %self.job.blob.id,
+                "bad-blob: {why}; what is no event was shipped as m365_audit.bad_blob records"
+            );
+            return Ok(());
+        }
+        Err(Outcome::Failed { why, error: None, damaged: if may_salvage { hash } else { None } })
+    }
+
+    async fn take(&mut self, piece: Piece) -> Result<(), Outcome> {
+        match piece {
+            Piece::Element { bytes, .. } => match Event::parse(&bytes) {
+                Ok(event) => self.event(&event, &bytes).await?,
+                Err(error) => {
+                    // A value that is valid and no object is what Microsoft sent, not damage.
+                    if serde_json::from_slice::<&serde_json::value::RawValue>(&bytes).is_ok() {
+                        self.ship_bad(&bytes, "the element is not an object").await?;
+                    } else {
+                        self.damage.get_or_insert_with(|| error.to_string());
+                        self.bad(&bytes, "the element is not valid JSON").await?;
+                    }
+                }
+            },
+            Piece::Damaged { bytes, why, .. } => {
+                let why = why.to_string();
+                self.bad(&bytes, &why).await?;
+                self.damage.get_or_insert(why);
+            }
+        }
+        if self.builder.bytes() >= BATCH_BYTES || self.builder.len() >= BATCH_RECORDS_MAX {
+            self.hand_over().await?;
+        }
+        Ok(())
+    }
+
+    async fn event(&mut self, event: &Event<'_>, bytes: &[u8]) -> Result<(), Outcome> {
+        let key = match event.identity() {
+            Some(identity) => Key::of_event(&identity),
+            None => {
+                let occurrence = self.anonymous.entry(xxh(bytes)).or_default();
+                *occurrence += 1;
+                Key::of_anonymous(&self.job.blob.id, bytes, *occurrence)
+            }
+        };
+        match self.open.claim(key, &*self.context.store).await.map_err(Outcome::State)? {
+            Standing::Claimed => {}
+            Standing::Delivered | Standing::InThisBatch => {
+                self.tally.duplicates += 1;
+                return Ok(());
+            }
+            Standing::InFlight(dependency) => {
+                self.tally.duplicates += 1;
+                if !self.dependencies.iter().any(|known| known.is_same(&dependency)) {
+                    self.dependencies.push(dependency);
+                }
+                return Ok(());
+            }
+        }
+        let blob = context_of(&self.context.tenant, &self.job.blob);
+        let normaliser = &self.context.normaliser;
+        let mut dropped = None;
+        self.builder.push_with(|out| match normaliser.render(event, &blob, out) {
+            Rendered::Record { time, severity } => Some((time, severity)),
+            Rendered::Dropped { rule } => {
+                dropped = Some(rule);
+                None
+            }
+        });
+        if let Some(rule) = dropped {
+            self.open.unclaim_last();
+            match self.tally.dropped.iter_mut().find(|(known, _)| *known == rule) {
+                Some((_, count)) => *count += 1,
+                None => self.tally.dropped.push((rule, 1)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that are no event: shipped when the blob is being salvaged, else the fetch will count as failed.
+    async fn bad(&mut self, bytes: &[u8], why: &str) -> Result<(), Outcome> {
+        if self.salvage == Salvage::Nothing { Ok(()) } else { self.ship_bad(bytes, why).await }
+    }
+
+    async fn ship_bad(&mut self, bytes: &[u8], why: &str) -> Result<(), Outcome> {
+        for piece in bytes.chunks(BAD_PIECE_BYTES) {
+            let occurrence = self.anonymous.entry(xxh(piece)).or_default();
+            *occurrence += 1;
+            let key = Key::of_anonymous(&self.job.blob.id, piece, *occurrence);
+            match self.open.claim(key, &*self.context.store).await.map_err(Outcome::State)? {
+                Standing::Claimed => {}
+                _ => continue,
+            }
+            let blob = context_of(&self.context.tenant, &self.job.blob);
+            let now = self.context.clock.now();
+            self.tally.bad += 1;
+            self.builder.push_with(|out| {
+                render_bad_blob(&BadPiece { blob: &blob, now, bytes: piece, reason: why }, out);
+                Some((now, Severity::High))
+            });
+            if self.builder.bytes() >= BATCH_BYTES {
+                self.hand_over().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the records collected so far to a delivery of their own.
+    async fn hand_over(&mut self) -> Result<(), Outcome> {
+        if self.builder.is_empty() {
+            return Ok(());
+        }
+        let (batch, open, permit) = self.close_batch().await;
+        self.deliveries.spawn(self.context.clone().deliver_and_commit(batch, open, permit));
+        // Deliveries that are done make room; none is awaited here.
+        while let Some(done) = self.deliveries.try_join_next() {
+            done.unwrap_or(Err(Outcome::Stopped))?;
+        }
+        Ok(())
+    }
+
+    async fn close_batch(&mut self) -> (Batch, OpenBatch, Option<OwnedSemaphorePermit>) {
+        let permit = self.context.budget.take(self.builder.bytes()).await;
+        let batch = self.builder.finish(
+            self.context.source.clone(),
+            self.context.tenant.clone(),
+            self.job.blob.content_type,
+        );
+        let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
+        (batch, open, permit)
+    }
+
+    async fn join(&mut self) -> Result<(), Outcome> {
+        while let Some(done) = self.deliveries.join_next().await {
+            done.unwrap_or(Err(Outcome::Stopped))?;
+        }
+        Ok(())
+    }
+
+    /// Delivers the rest, waits for everything this blob depends on, and marks it.
+    async fn settle(mut self) -> Result<Outcome, Outcome> {
+        let mut last: Option<(Vec<Aside>, OpenBatch, Option<OwnedSemaphorePermit>)> = None;
+        if !self.builder.is_empty() {
+            let (batch, open, permit) = self.close_batch().await;
+            last = Some((self.context.courier.deliver(batch).await, open, permit));
+        }
+        self.join().await?;
+        let blob = &self.job.blob;
+        let mut change = Change {
+            settled: vec![(blob.content_type, self.job.key)],
+            untracked: if self.job.tracked { vec![(blob.content_type, self.job.key)] } else { Vec::new() },
+            ..Change::default()
+        };
+        if self.dependencies.is_empty() {
+            // The usual case: the last keys and the blob's mark in one commit.
+            if let Some((aside, open, _)) = &mut last {
+                change.aside = std::mem::take(aside);
+                change.delivered = open.keys().to_vec();
+            }
+            self.context.commit(change).await?;
+            if let Some((_, open, _)) = last {
+                open.committed();
+            }
+        } else {
+            // Others may wait for this blob's keys as it waits for theirs: commit the keys before waiting.
+            if let Some((aside, open, _permit)) = last {
+                self.context.commit(Change { aside, delivered: open.keys().to_vec(), ..Change::default() }).await?;
+                open.committed();
+            }
+            for dependency in std::mem::take(&mut self.dependencies) {
+                if !dependency.committed().await {
+                    return Err(Outcome::Superseded);
+                }
+            }
+            self.context.commit(change).await?;
+        }
+        self.count();
+        Ok(Outcome::Settled)
+    }
+
+    fn count(&self) {
+        let tenant = self.context.tenant.to_string();
+        let content_type = self.job.blob.content_type.as_str();
+        let add = |name, n| {
+            if n > 0 {
+                ::metrics::counter!(name, "tenant" => tenant.clone(), "content_type" => content_type).increment(n);
+            }
+        };
+        add(metrics::RECEIVED_BYTES_TOTAL, self.tally.bytes);
+        add(metrics::BAD_RECORDS_TOTAL, self.tally.bad);
+        if self.tally.duplicates > 0 {
+            ::metrics::counter!(metrics::DUPLICATES_TOTAL, "tenant" => tenant.clone(), "content_type" => content_type, "level" => "event").increment(self.tally.duplicates);
+        }
+        for (rule, n) in &self.tally.dropped {
+            ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => tenant.clone(), "content_type" => content_type, "reason" => *rule).increment(*n);
+        }
+    }
+}
+
+fn context_of<'a>(tenant: &'a TenantId, blob: &'a BlobRef) -> BlobContext<'a> {
+    BlobContext { tenant, content_type: blob.content_type, content_id: &blob.id, content_created: blob.created }
+}
+
+fn failed(error: ApiError) -> Outcome {
+    Outcome::Failed { why: error.to_string(), error: Some(error), damaged: None }
+}
+
+/// A short name for a stretch of bytes, to count repeats inside one blob.
+fn xxh(bytes: &[u8]) -> u128 {
+    let mut first = [0; 16];
+    first.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+    u128::from_be_bytes(first)
+}
+
+/// Delivers one record of our own (a gap) and resolves when the host has it.
+pub async fn deliver_notice(
+    context: &FetchContext,
+    content_type: crate::model::ContentType,
+    time: Timestamp,
+    write: impl FnOnce(&mut Vec<u8>),
+) -> Result<(), StateError> {
+    let mut builder = BatchBuilder::default();
+    builder.push_with(|out| {
+        write(out);
+        Some((time, Severity::High))
+    });
+    let batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
+    let aside = context.courier.deliver(batch).await;
+    if aside.is_empty() { Ok(()) } else { context.ledger.commit(Change { aside, ..Change::default() }).await }
+}
+
+#[allow(dead_code)]
+fn _assert_chunk(_: Bytes) {}

@@ -1,0 +1,132 @@
+//! What is wrong with a source right now, collected into one [`Health`] for the host.
+//!
+//! Each trouble has a place (a stream, sign-in, the state store) and is replaced or cleared by whoever found it; the
+//! host hears of a change once, not once per request.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::clock::Clock;
+use crate::host::{Health, Host};
+use crate::metrics;
+use crate::model::{ContentType, TenantId, Timestamp};
+
+/// Where a trouble belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Signing in, or the tenant as a whole.
+    Tenant,
+    /// The state store.
+    State,
+    /// The host does not take records.
+    Delivery,
+    /// Microsoft's clock.
+    Clock,
+    /// One stream's listing or subscription.
+    Stream(ContentType),
+    /// One stream's blobs.
+    Blobs(ContentType),
+}
+
+/// How bad a trouble is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Working, with something to mend.
+    Degraded,
+    /// Not working until an operator acts.
+    Failed,
+}
+
+struct Trouble {
+    level: Level,
+    why: String,
+    since: Timestamp,
+}
+
+/// The troubles of one source. Cheap to clone.
+#[derive(Clone)]
+pub struct Board {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    source: Arc<str>,
+    tenant: TenantId,
+    host: Arc<dyn Host>,
+    clock: Arc<dyn Clock>,
+    troubles: Mutex<(BTreeMap<Place, Trouble>, Option<Health>)>,
+}
+
+impl Board {
+    /// A board without troubles; nothing is reported until the first change.
+    pub fn new(source: Arc<str>, tenant: TenantId, host: Arc<dyn Host>, clock: Arc<dyn Clock>) -> Self {
+        let inner = Inner { source, tenant, host, clock, troubles: Mutex::new((BTreeMap::new(), None)) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Notes a trouble; logs it when it is new or has changed. `hint` says what to do.
+    pub fn report(&self, place: Place, level: Level, why: impl Into<String>, hint: &str) {
+        let why = why.into();
+        let text = if hint.is_empty() { why } else { format!("{why} (hint: {hint})") };
+        {
+            let mut guard = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = self.inner.clock.now();
+            let since = match guard.0.get(&place) {
+                Some(known) if known.why == text && known.level == level => return,
+                Some(known) => known.since,
+                None => now,
+            };
+            guard.0.insert(place, Trouble { level, why: text.clone(), since });
+        }
+        let tenant = &self.inner.tenant;
+        match level {
+            Level::Degraded => tracing::warn!(source = %self.inner.source, %tenant, "{text}"),
+            Level::Failed => tracing::error!(source = %self.inner.source, %tenant, "{text}"),
+        }
+        self.publish();
+    }
+
+    /// Notes that what was wrong at `place` is over.
+    pub fn clear(&self, place: Place) {
+        let removed = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner).0.remove(&place);
+        if let Some(trouble) = removed {
+            tracing::info!(source = %self.inner.source, tenant = %self.inner.tenant, "recovered: {}", trouble.why);
+            self.publish();
+        }
+    }
+
+    /// The state as a whole.
+    pub fn health(&self) -> Health {
+        let guard = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let troubles = &guard.0;
+        let Some(worst) = troubles.values().map(|t| t.level).max() else { return Health::Healthy };
+        let why = troubles.values().filter(|t| t.level == worst).map(|t| t.why.as_str()).collect::<Vec<_>>().join("; ");
+        match worst {
+            Level::Failed => Health::Failed { why },
+            Level::Degraded => {
+                let since = troubles.values().map(|t| t.since).min().unwrap_or_default();
+                Health::Degraded { why, since }
+            }
+        }
+    }
+
+    /// Tells the host and the metric, if they do not know yet.
+    pub fn publish(&self) {
+        let health = self.health();
+        let gauge = match health {
+            Health::Healthy => 0.0,
+            Health::Degraded { .. } => 1.0,
+            Health::Failed { .. } => 2.0,
+        };
+        ::metrics::gauge!(metrics::HEALTH, "tenant" => self.inner.tenant.to_string()).set(gauge);
+        let told = {
+            let mut guard = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = guard.1.as_ref() == Some(&health);
+            guard.1 = Some(health.clone());
+            known
+        };
+        if !told {
+            self.inner.host.health(&self.inner.source, health);
+        }
+    }
+}

@@ -1,0 +1,631 @@
+//! One stream's listing: which windows, page after page, and what to do when Microsoft says no.
+//!
+//! The lister asks and reports; it moves no position. A window counts as read only when its last page was. Fresh
+//! windows (what came since the last poll) go before backlog ones, so that a long back-fill does not delay today's
+//! events. A page that fails is asked for again by its own link; its window keeps its place.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::ServerTime;
+use super::health::{Board, Level, Place};
+use super::subscription::{Restart, Subscriptions};
+use crate::api::{Action, ApiClient, ApiError, PageLink};
+use crate::checkpoint::claims::EventIndex;
+use crate::checkpoint::key_set::Key;
+use crate::clock::Clock;
+use crate::host::StateStore;
+use crate::metrics;
+use crate::model::{Actionable, BlobRef, ContentType, StreamId, TenantId, Timestamp, Window};
+use crate::plan::{self, Bounds, Reach};
+
+/// Pages followed in one window before it is listed again in halves.
+const PAGES_MAX: u32 = 1000;
+const DELAY_MIN: Duration = Duration::from_secs(1);
+const DELAY_MAX: Duration = Duration::from_secs(60);
+/// A type that lacks its permission is tried again this often.
+const PARKED_DELAY: Duration = Duration::from_secs(15 * 60);
+/// With `--once`, a page that failed this often is left.
+pub const ONCE_ATTEMPTS_MAX: u32 = 10;
+/// With `--once`, the longest pause between two attempts.
+const ONCE_DELAY_MAX: Duration = Duration::from_secs(10);
+
+/// What a lister tells the tenant's loop.
+#[derive(Debug)]
+pub enum Found {
+    /// A page was read.
+    Page {
+        /// The stream.
+        content_type: ContentType,
+        /// Its blobs.
+        blobs: Vec<BlobRef>,
+        /// The window, if this was its last page.
+        read: Option<Window>,
+    },
+    /// Every window of a wider pass was read.
+    PassDone {
+        /// The stream.
+        content_type: ContentType,
+        /// How far the pass reached.
+        reach: Reach,
+        /// Microsoft's time when it was planned.
+        at: Timestamp,
+    },
+    /// A listing succeeded.
+    Listed {
+        /// The stream.
+        content_type: ContentType,
+        /// Microsoft's time.
+        at: Timestamp,
+    },
+    /// The subscription that once worked was found to be off.
+    Disabled {
+        /// The stream.
+        content_type: ContentType,
+    },
+    /// It was on all the time.
+    NotDisabled {
+        /// The stream.
+        content_type: ContentType,
+    },
+    /// With `--once`: this stream has nothing more to list, or gave up for the reason given.
+    Ended {
+        /// The stream.
+        content_type: ContentType,
+        /// Why something was left, if it was.
+        left: Option<Left>,
+    },
+}
+
+/// Why a `--once` pass did not read everything of a stream.
+#[derive(Debug, Clone)]
+pub struct Left {
+    /// For the operator.
+    pub why: String,
+    /// What kind of fault it was.
+    pub kind: LeftKind,
+}
+
+/// The kind decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeftKind {
+    /// Could not be read now; a later run may.
+    Passing,
+    /// Microsoft could not be reached.
+    Network,
+    /// A permission or subscription is missing.
+    Permission,
+    /// `DLP.All` without `ActivityFeed.ReadDlp`: said, and not an error.
+    Optional,
+    /// Sign-in failed.
+    Authentication,
+}
+
+/// What a lister is told by the loop.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guidance {
+    /// The stream's position.
+    pub bounds: Bounds,
+    /// When the day was listed again last.
+    pub day_listed: Option<Timestamp>,
+    /// When the week was.
+    pub week_listed: Option<Timestamp>,
+    /// Whether there is room for more backlog blobs.
+    pub room: bool,
+}
+
+/// Settings of a lister.
+#[derive(Debug, Clone)]
+pub struct ListerSettings {
+    /// Time between polls.
+    pub poll_interval: Duration,
+    /// How far before `complete_until` a poll begins.
+    pub overlap: SignedDuration,
+    /// One pass from `origin`, then end.
+    pub once: bool,
+}
+
+/// Lists one stream.
+pub struct Lister {
+    pub(super) tenant: TenantId,
+    pub(super) content_type: ContentType,
+    pub(super) api: ApiClient,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) server: ServerTime,
+    pub(super) board: Board,
+    pub(super) subscriptions: Subscriptions,
+    pub(super) settled: EventIndex,
+    pub(super) store: Arc<dyn StateStore>,
+    pub(super) settings: ListerSettings,
+    pub(super) found: mpsc::Sender<Found>,
+    pub(super) guidance: watch::Receiver<Guidance>,
+    pub(super) stop: CancellationToken,
+}
+
+/// A window being read.
+struct Cursor {
+    window: Window,
+    page: Option<PageLink>,
+    pages: u32,
+    visited: HashSet<String>,
+    failures: u32,
+    not_before: Duration,
+    pass: u64,
+}
+
+impl Cursor {
+    fn new(window: Window, pass: u64) -> Self {
+        Self { window, page: None, pages: 0, visited: HashSet::new(), failures: 0, not_before: Duration::ZERO, pass }
+    }
+
+    fn restart(&mut self) {
+        self.page = None;
+        self.pages = 0;
+        self.visited.clear();
+    }
+}
+
+#[derive(Default)]
+struct Queues {
+    fresh: VecDeque<Cursor>,
+    backlog: VecDeque<Cursor>,
+    /// Passes under way: how far they reach, when they were planned, windows still unread.
+    passes: HashMap<u64, (Reach, Timestamp, usize)>,
+    next_pass: u64,
+}
+
+/// The loop is gone or the source is stopping: the lister ends.
+struct Ending;
+
+type Step = Result<(), Ending>;
+
+impl Lister {
+    /// Lists until stopped; with `once`, until every window was read or given up.
+    pub async fn run(mut self, subscribed: bool) {
+        let _ = self.try_run(subscribed).await;
+    }
+
+    async fn try_run(&mut self, subscribed: bool) -> Step {
+        if !subscribed {
+            self.tell(Found::Disabled { content_type: self.content_type }).await?;
+            if !self.subscribe().await? {
+                return Ok(());
+            }
+        }
+        if self.settings.once { self.run_once().await } else { self.run_on().await }
+    }
+
+    fn stream(&self) -> StreamId {
+        StreamId { tenant: self.tenant.clone(), content_type: self.content_type }
+    }
+
+    fn place(&self) -> Place {
+        Place::Stream(self.content_type)
+    }
+
+    async fn tell(&self, found: Found) -> Step {
+        tokio::select! {
+            sent = self.found.send(found) => sent.map_err(|_| Ending),
+            () = self.stop.cancelled() => Err(Ending),
+        }
+    }
+
+    async fn sleep(&self, duration: Duration) -> Step {
+        tokio::select! {
+            () = self.clock.sleep(duration) => Ok(()),
+            () = self.stop.cancelled() => Err(Ending),
+        }
+    }
+
+    async fn run_once(&mut self) -> Step {
+        let now = self.server.for_requests();
+        let bounds = self.guidance.borrow().bounds;
+        let mut queues = Queues::default();
+        for window in plan::tile(bounds.origin, now) {
+            queues.backlog.push_back(Cursor::new(window, 0));
+        }
+        while let Some(cursor) = queues.backlog.pop_front() {
+            if let Some(left) = self.page(cursor, &mut queues, true).await? {
+                return self.tell(Found::Ended { content_type: self.content_type, left: Some(left) }).await;
+            }
+            let due = queues.backlog.iter().map(|c| c.not_before).min().unwrap_or_default();
+            let now = self.clock.monotonic();
+            if due > now {
+                self.sleep(due - now).await?;
+            } else if let Some(ready) = queues.backlog.iter().position(|c| c.not_before <= now) {
+                queues.backlog.rotate_left(ready);
+            }
+        }
+        self.tell(Found::Ended { content_type: self.content_type, left: None }).await
+    }
+
+    async fn run_on(&mut self) -> Step {
+        let mut queues = Queues::default();
+        let mut next_poll = self.clock.monotonic();
+        let mut fresh_from: Option<Timestamp> = None;
+        loop {
+            let now = self.clock.monotonic();
+            if now >= next_poll {
+                self.plan_poll(&mut queues, &mut fresh_from);
+                // A twentieth of jitter either way, so that tenants and types drift apart.
+                next_poll = now + self.settings.poll_interval.mul_f64(0.95 + 0.1 * fastrand::f64());
+            }
+            let room = self.guidance.borrow_and_update().room;
+            if let Some(cursor) = take_ready(&mut queues.fresh, now) {
+                self.page(cursor, &mut queues, true).await?;
+            } else if let Some(cursor) = if room { take_ready(&mut queues.backlog, now) } else { None } {
+                self.page(cursor, &mut queues, false).await?;
+            } else {
+                let retries = queues.fresh.iter().chain(queues.backlog.iter().filter(|_| room)).map(|c| c.not_before);
+                let due = retries.chain([next_poll]).min().unwrap_or(next_poll);
+                tokio::select! {
+                    () = self.clock.sleep(due.saturating_sub(now)) => {}
+                    changed = self.guidance.changed() => changed.map_err(|_| Ending)?,
+                    () = self.stop.cancelled() => return Err(Ending),
+                }
+            }
+        }
+    }
+
+    /// Queues the windows of the poll that is due.
+    fn plan_poll(&self, queues: &mut Queues, fresh_from: &mut Option<Timestamp>) {
+        let now = self.server.for_requests();
+        let guidance = *self.guidance.borrow();
+        let overlap = self.settings.overlap;
+        if queues.fresh.is_empty() {
+            let behind = !queues.backlog.is_empty();
+            let windows = match *fresh_from {
+                // Older windows are queued already: only what came since.
+                Some(from) if behind => plan::tile((from - overlap).max(guidance.bounds.origin), now),
+                _ => plan::windows(guidance.bounds, now, overlap, Reach::Overlap),
+            };
+            let mut windows = windows.into_iter();
+            queues.fresh.extend(windows.next().map(|w| Cursor::new(w, 0)));
+            queues.backlog.extend(windows.map(|w| Cursor::new(w, 0)));
+            *fresh_from = Some(now);
+        }
+        let due = |last: Option<Timestamp>, every: SignedDuration| {
+            last.is_none_or(|last| now.duration_since(last) >= every || now < last)
+        };
+        let reach = if due(guidance.week_listed, SignedDuration::from_hours(24)) {
+            Some(Reach::Week)
+        } else if due(guidance.day_listed, SignedDuration::from_hours(1)) {
+            Some(Reach::Day)
+        } else {
+            None
+        };
+        let under_way = queues.passes.values().map(|(reach, ..)| *reach).collect::<Vec<_>>();
+        if let Some(reach) = reach.filter(|r| !under_way.contains(r) && !under_way.contains(&Reach::Week)) {
+            let windows = plan::windows(guidance.bounds, now, overlap, reach);
+            if !windows.is_empty() {
+                queues.next_pass += 1;
+                let pass = queues.next_pass;
+                queues.passes.insert(pass, (reach, now, windows.len()));
+                queues.backlog.extend(windows.into_iter().map(|w| Cursor::new(w, pass)));
+            }
+        }
+    }
+
+    /// Reads one page of `cursor` and puts the cursor back unless its window is read. `Some` only with `once`: the
+    /// stream cannot be read to its end.
+    async fn page(&mut self, mut cursor: Cursor, queues: &mut Queues, fresh: bool) -> Result<Option<Left>, Ending> {
+        let listed = tokio::select! {
+            listed = self.api.list_content(self.content_type, cursor.window, cursor.page.as_ref()) => listed,
+            () = self.stop.cancelled() => return Err(Ending),
+        };
+        let page = match listed {
+            Ok(page) => page,
+            Err(error) => return self.page_failed(cursor, queues, fresh, error).await,
+        };
+        cursor.failures = 0;
+        self.board.clear(self.place());
+        self.board.clear(Place::Tenant);
+        if let Some(at) = self.server.trusted() {
+            self.tell(Found::Listed { content_type: self.content_type, at }).await?;
+        }
+        for item in &page.skipped {
+            // An item we cannot read may be a blob: its window is not read, and is asked for again.
+            tracing::warn!(tenant = %self.tenant, content_type = %self.content_type, "listing-item-unreadable: {item}");
+        }
+        let complete = page.next.is_none() && page.skipped.is_empty();
+        let read = complete.then_some(cursor.window);
+        let blobs = self.unsettled(page.blobs).await;
+        self.tell(Found::Page { content_type: self.content_type, blobs, read }).await?;
+        if complete {
+            self.window_read(&cursor, queues).await?;
+            return Ok(None);
+        }
+        cursor.pages += 1;
+        match page.next {
+            Some(next) if cursor.visited.insert(next.as_str().to_owned()) && cursor.pages < PAGES_MAX => {
+                cursor.page = Some(next);
+                self.put_back(cursor, queues, fresh, true);
+                Ok(None)
+            }
+            Some(_) if cursor.pages >= PAGES_MAX => {
+                match plan::halves(cursor.window) {
+                    Some(halves) => {
+                        if let Some((_, _, windows)) = queues.passes.get_mut(&cursor.pass) {
+                            *windows += 1;
+                        }
+                        for window in halves.into_iter().rev() {
+                            self.put_back(Cursor::new(window, cursor.pass), queues, fresh, true);
+                        }
+                        Ok(None)
+                    }
+                    None => self.again(cursor, queues, fresh, "the listing has more than 1,000 pages a minute".into()),
+                }
+            }
+            Some(_) => {
+                cursor.restart();
+                self.again(cursor, queues, fresh, "the listing's next page is one it has shown already".into())
+            }
+            None => {
+                cursor.restart();
+                self.again(cursor, queues, fresh, "the listing holds an item that cannot be read".into())
+            }
+        }
+    }
+
+    /// Leaves out blobs whose mark is on disk. One whose mark cannot be read now stays: its events are known by their
+    /// own keys.
+    async fn unsettled(&self, mut blobs: Vec<BlobRef>) -> Vec<BlobRef> {
+        let mut kept = Vec::with_capacity(blobs.len());
+        let mut settled = 0;
+        for blob in blobs.drain(..) {
+            let key = Key::of_blob(&blob.id, blob.created);
+            match self.settled.contains(key, &*self.store).await {
+                Ok(true) => settled += 1,
+                Ok(false) => kept.push(blob),
+                Err(error) => {
+                    tracing::warn!(tenant = %self.tenant, content_type = %self.content_type, "cannot look up a settled blob: {error}");
+                    kept.push(blob);
+                }
+            }
+        }
+        if settled > 0 {
+            ::metrics::counter!(
+                metrics::DUPLICATES_TOTAL, "tenant" => self.tenant.to_string(),
+                "content_type" => self.content_type.as_str(), "level" => "blob"
+            )
+            .increment(settled);
+        }
+        kept
+    }
+
+    async fn window_read(&mut self, cursor: &Cursor, queues: &mut Queues) -> Step {
+        let Some((reach, at, windows)) = queues.passes.get_mut(&cursor.pass) else { return Ok(()) };
+        *windows -= 1;
+        if *windows == 0 {
+            let (reach, at) = (*reach, *at);
+            queues.passes.remove(&cursor.pass);
+            self.tell(Found::PassDone { content_type: self.content_type, reach, at }).await?;
+        }
+        Ok(())
+    }
+
+    fn put_back(&self, cursor: Cursor, queues: &mut Queues, fresh: bool, first: bool) {
+        let queue = if fresh && !self.settings.once { &mut queues.fresh } else { &mut queues.backlog };
+        if first { queue.push_front(cursor) } else { queue.push_back(cursor) }
+    }
+
+    /// Puts a cursor that failed back with a pause; with `once`, gives up after [`ONCE_ATTEMPTS_MAX`].
+    fn again(&self, mut cursor: Cursor, queues: &mut Queues, fresh: bool, why: String) -> Result<Option<Left>, Ending> {
+        cursor.failures += 1;
+        let why = format!("cannot list {}: {why}", self.stream());
+        if self.settings.once && cursor.failures >= ONCE_ATTEMPTS_MAX {
+            return Ok(Some(Left { why, kind: LeftKind::Passing }));
+        }
+        if cursor.failures >= 3 {
+            self.board.report(self.place(), Level::Degraded, why, "it is tried again; nothing is passed over");
+        }
+        cursor.not_before = self.clock.monotonic() + self.delay(cursor.failures);
+        self.put_back(cursor, queues, fresh, false);
+        Ok(None)
+    }
+
+    fn delay(&self, failures: u32) -> Duration {
+        backoff(failures, DELAY_MIN, if self.settings.once { ONCE_DELAY_MAX } else { DELAY_MAX })
+    }
+
+    async fn page_failed(
+        &mut self,
+        mut cursor: Cursor,
+        queues: &mut Queues,
+        fresh: bool,
+        error: ApiError,
+    ) -> Result<Option<Left>, Ending> {
+        let once = self.settings.once;
+        match error.action() {
+            // The client pauses the whole tenant; the same page is asked for again when it lets calls through.
+            Action::Throttled { .. } => {
+                cursor.failures += 1;
+                if once && cursor.failures >= 10 * ONCE_ATTEMPTS_MAX {
+                    return Ok(Some(Left { why: self.told(&error), kind: LeftKind::Passing }));
+                }
+                self.put_back(cursor, queues, fresh, true);
+                Ok(None)
+            }
+            Action::RestartWindow => {
+                cursor.restart();
+                self.again(cursor, queues, fresh, error.to_string())
+            }
+            Action::RecomputeWindow => {
+                let now = self.server.for_requests();
+                let start = cursor.window.start.max(plan::floor_to_second(plan::earliest_listable(now)));
+                let end = cursor.window.end.min(plan::floor_to_second(now));
+                if start >= end {
+                    // Nothing of it can be listed any more; the tenant's loop declares what that loses.
+                    self.window_read(&cursor, queues).await?;
+                    return Ok(None);
+                }
+                cursor.window = Window { start, end };
+                cursor.restart();
+                self.again(cursor, queues, fresh, error.to_string())
+            }
+            Action::StartSubscription => {
+                self.tell(Found::Disabled { content_type: self.content_type }).await?;
+                let restart = self.subscriptions.start(self.content_type).await;
+                cursor.restart();
+                match restart {
+                    Restart::Started { was_off } => {
+                        if !was_off {
+                            self.tell(Found::NotDisabled { content_type: self.content_type }).await?;
+                        }
+                        cursor.failures += 1;
+                        if once && cursor.failures >= ONCE_ATTEMPTS_MAX {
+                            return Ok(Some(Left { why: self.told(&error), kind: LeftKind::Passing }));
+                        }
+                        let next_cycle = if once { self.delay(cursor.failures) } else { self.settings.poll_interval };
+                        cursor.not_before = self.clock.monotonic() + next_cycle.min(PARKED_DELAY);
+                        self.put_back(cursor, queues, fresh, true);
+                        Ok(None)
+                    }
+                    Restart::NotYet { wait } => {
+                        let why = format!("the subscription to {} is off: {error}", self.stream());
+                        if once {
+                            let why = format!("{why}; Microsoft allows the next start in {} s", wait.as_secs());
+                            return Ok(Some(Left { why, kind: LeftKind::Passing }));
+                        }
+                        self.board.report(
+                            self.place(),
+                            Level::Degraded,
+                            why,
+                            "Microsoft allows a start every 15 minutes; it is started again then",
+                        );
+                        cursor.not_before = self.clock.monotonic() + wait;
+                        self.put_back(cursor, queues, fresh, true);
+                        Ok(None)
+                    }
+                    Restart::Failed(start_error) => self.unlistable(cursor, queues, fresh, start_error).await,
+                }
+            }
+            Action::ParkType | Action::SlowRetryTenant => self.unlistable(cursor, queues, fresh, error).await,
+            Action::AlreadyEnabled | Action::Retry { .. } | Action::RetryBlobSlowly => {
+                if once && cursor.failures + 1 >= ONCE_ATTEMPTS_MAX {
+                    let kind = if error.is_network() { LeftKind::Network } else { LeftKind::Passing };
+                    return Ok(Some(Left { why: self.told(&error), kind }));
+                }
+                self.again(cursor, queues, fresh, error.to_string())
+            }
+        }
+    }
+
+    /// A fault an operator has to mend: said once, tried again slowly.
+    async fn unlistable(
+        &mut self,
+        mut cursor: Cursor,
+        queues: &mut Queues,
+        fresh: bool,
+        error: ApiError,
+    ) -> Result<Option<Left>, Ending> {
+        if let Some(left) = self.complain(&error) {
+            return Ok(Some(left));
+        }
+        let pause = if matches!(error.action(), Action::ParkType) { PARKED_DELAY } else { self.settings.poll_interval };
+        cursor.restart();
+        cursor.not_before = self.clock.monotonic() + pause.max(DELAY_MAX);
+        self.put_back(cursor, queues, fresh, true);
+        Ok(None)
+    }
+
+    /// Reports an error an operator has to mend; with `once` it ends the stream.
+    fn complain(&self, error: &ApiError) -> Option<Left> {
+        let optional = self.content_type == ContentType::Dlp && matches!(error.action(), Action::ParkType);
+        let kind = match error.action() {
+            Action::ParkType if optional => LeftKind::Optional,
+            Action::ParkType => LeftKind::Permission,
+            _ if error.is_authentication() => LeftKind::Authentication,
+            _ => LeftKind::Permission,
+        };
+        match error.action() {
+            Action::ParkType => {
+                self.board.report(self.place(), Level::Degraded, error.to_string(), &error.hint());
+            }
+            _ => self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint()),
+        }
+        self.settings.once.then(|| Left { why: self.told(error), kind })
+    }
+
+    fn told(&self, error: &ApiError) -> String {
+        format!("{}: {error} (hint: {})", error.slug(), error.hint())
+    }
+
+    /// Starts the stream's subscription before its first listing. False: given up (`once`).
+    async fn subscribe(&mut self) -> Result<bool, Ending> {
+        let mut failures = 0;
+        loop {
+            let restart = tokio::select! {
+                restart = self.subscriptions.start(self.content_type) => restart,
+                () = self.stop.cancelled() => return Err(Ending),
+            };
+            let left = match restart {
+                Restart::Started { was_off } => {
+                    if !was_off {
+                        self.tell(Found::NotDisabled { content_type: self.content_type }).await?;
+                    }
+                    tracing::info!(
+                        tenant = %self.tenant, content_type = %self.content_type,
+                        "subscription started: first events take up to 60 minutes (12 hours after a first start); while none \
+                         come, check `Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled`"
+                    );
+                    self.board.clear(self.place());
+                    return Ok(true);
+                }
+                Restart::NotYet { wait } => {
+                    let why = format!("the subscription to {} is off and was asked to start less than 15 minutes ago", self.stream());
+                    if self.settings.once {
+                        // A listing tells whether it is on by now.
+                        return Ok(true);
+                    }
+                    self.board.report(self.place(), Level::Degraded, why, "it is started again when Microsoft allows it");
+                    self.sleep(wait).await?;
+                    continue;
+                }
+                Restart::Failed(error) => match error.action() {
+                    Action::Throttled { .. } => None,
+                    Action::ParkType | Action::SlowRetryTenant => {
+                        let left = self.complain(&error);
+                        if left.is_none() {
+                            let parked = matches!(error.action(), Action::ParkType);
+                            let pause = if parked { PARKED_DELAY } else { self.settings.poll_interval.max(DELAY_MAX) };
+                            self.sleep(pause).await?;
+                            continue;
+                        }
+                        left
+                    }
+                    _ => {
+                        failures += 1;
+                        let why = self.told(&error);
+                        if failures >= 3 {
+                            self.board.report(self.place(), Level::Degraded, error.to_string(), &error.hint());
+                        }
+                        let kind = if error.is_network() { LeftKind::Network } else { LeftKind::Passing };
+                        (self.settings.once && failures >= ONCE_ATTEMPTS_MAX).then_some(Left { why, kind })
+                    }
+                },
+            };
+            if left.is_some() {
+                self.tell(Found::Ended { content_type: self.content_type, left }).await?;
+                return Ok(false);
+            }
+            self.sleep(self.delay(failures.max(1))).await?;
+        }
+    }
+}
+
+fn take_ready(queue: &mut VecDeque<Cursor>, now: Duration) -> Option<Cursor> {
+    let ready = queue.iter().position(|cursor| cursor.not_before <= now)?;
+    queue.remove(ready)
+}
+
+/// The pause after the `failures`-th failure in a row: doubling from `min` to `max`, half of it drawn at random.
+pub fn backoff(failures: u32, min: Duration, max: Duration) -> Duration {
+    let doubled = min.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(max);
+    doubled.mul_f64(0.5 + 0.5 * fastrand::f64())
+}

@@ -1,0 +1,100 @@
+//! Subscriptions: what is on, and starting what is not, never more often than Microsoft allows.
+//!
+//! The 15-minute rule is kept per content type and remembered across restarts: a start that Microsoft answered is
+//! noted with its time; one that never got an answer is not, because the next listing of subscriptions tells what
+//! became of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::Mutex;
+
+use super::ServerTime;
+use crate::api::{Action, ApiClient, ApiError, Started};
+use crate::checkpoint::format::TenantState;
+use crate::checkpoint::ledger::{Change, LedgerHandle};
+use crate::clock::Clock;
+use crate::model::ContentType;
+
+/// Microsoft asks for this long between two start requests (reference, added 2025-08).
+pub const START_INTERVAL: SignedDuration = SignedDuration::from_mins(15);
+
+/// What became of a start.
+#[derive(Debug)]
+pub enum Restart {
+    /// It is on now.
+    Started {
+        /// Whether it had been off, as opposed to AF20024, "already enabled".
+        was_off: bool,
+    },
+    /// The last start was too recent.
+    NotYet {
+        /// How long to wait.
+        wait: Duration,
+    },
+    /// Microsoft said no, or could not be asked.
+    Failed(ApiError),
+}
+
+/// Starts subscriptions of one tenant. Cheap to clone.
+#[derive(Clone)]
+pub struct Subscriptions {
+    api: ApiClient,
+    server: ServerTime,
+    clock: Arc<dyn Clock>,
+    ledger: LedgerHandle,
+    state: Arc<Mutex<TenantState>>,
+}
+
+impl Subscriptions {
+    /// Continues from what an earlier run remembered.
+    pub fn new(
+        api: ApiClient,
+        server: ServerTime,
+        clock: Arc<dyn Clock>,
+        ledger: LedgerHandle,
+        state: TenantState,
+    ) -> Self {
+        Self { api, server, clock, ledger, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The state to be stored, with Microsoft's time as it is believed now.
+    pub async fn tenant_state(&self) -> TenantState {
+        let mut state = self.state.lock().await;
+        if let Some(now) = self.server.trusted() {
+            state.server_time = Some(now);
+            state.wall_time = Some(self.clock.now());
+        }
+        state.clone()
+    }
+
+    /// Starts the subscription to `content_type`, unless the last start was under 15 minutes ago.
+    pub async fn start(&self, content_type: ContentType) -> Restart {
+        let now = self.server.for_requests();
+        if let Some(last) = self.state.lock().await.starts.get(content_type.as_str()) {
+            let since = now.duration_since(*last);
+            if since >= SignedDuration::ZERO && since < START_INTERVAL {
+                return Restart::NotYet { wait: (START_INTERVAL - since).unsigned_abs() };
+            }
+        }
+        let answer = self.api.start_subscription(content_type).await;
+        let answered = match &answer {
+            Ok(_) => true,
+            Err(error) => !matches!(error.action(), Action::Retry { .. } | Action::Throttled { .. }),
+        };
+        if answered {
+            let state = {
+                let mut state = self.state.lock().await;
+                state.starts.insert(content_type.as_str().to_owned(), now);
+                state.clone()
+            };
+            // If this is not stored, a restart may start once more within 15 minutes: no event depends on it.
+            let _ = self.ledger.commit(Change { tenant: Some(state), ..Change::default() }).await;
+        }
+        match answer {
+            Ok(started) => Restart::Started { was_off: started == Started::Now },
+            Err(error) => Restart::Failed(error),
+        }
+    }
+}

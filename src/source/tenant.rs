@@ -1,0 +1,1204 @@
+//! The one loop of a tenant: what listers find is fetched, what is fetched is settled, what is settled moves the
+//! position.
+//!
+//! This task alone decides what is fetched next and where `complete_until` stands; listers, fetches and the ledger's
+//! writer are tasks of their own that report to it. It waits for nobody: whatever takes time is a task, so that a
+//! slow host, store or listing holds up only itself.
+
+use std::cmp::Ordering as Order;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::deliver::Courier;
+use super::fetch::{Budget, FetchContext, Job, Outcome, deliver_notice};
+use super::health::{Board, Level, Place};
+use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
+use super::subscription::Subscriptions;
+use super::{Report, ServerTime, SourceError};
+use crate::api::{Action, ApiClient, SubscriptionStatus};
+use crate::checkpoint::claims::EventIndex;
+use crate::checkpoint::format::{AsideRecord, Position};
+use crate::checkpoint::key_set::{Key, Probe};
+use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings, Opened};
+use crate::checkpoint::server_clock::ServerClock;
+use crate::clock::Clock;
+use crate::host::{Batch, BatchBuilder, Host, StateError};
+use crate::metrics;
+use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window};
+use crate::normalise::{GapNotice, Normaliser, render_gap};
+use crate::plan::{self, Bounds, Reach};
+use crate::severity::Severity;
+
+/// Bodies downloaded at once: at least.
+const DOWNLOADS_MIN: usize = 4;
+/// Bodies downloaded at once: at most.
+const DOWNLOADS_MAX: usize = 32;
+/// Blobs downloaded and not settled yet, with their batches under way.
+const SETTLING_MAX: usize = 512;
+/// Blobs known and not settled; beyond it listers read no more backlog.
+const UNSETTLED_MAX: usize = 10_000;
+/// How often gauges, alarms and gaps are looked at.
+const TICK: Duration = Duration::from_secs(15);
+/// Positions are written at most this often while blobs settle.
+const POSITION_EVERY: Duration = Duration::from_secs(1);
+const BLOB_DELAY_MIN: Duration = Duration::from_millis(500);
+const BLOB_DELAY_MAX: Duration = Duration::from_secs(300);
+/// "Content does not exist", "expired" and 404 are asked again no sooner than this.
+const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
+const ONCE_DELAY_MAX: Duration = Duration::from_secs(10);
+/// Whatever a blob holds is shipped when it has no longer than this to live.
+const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
+/// An unsettled blob this near its expiry is an alarm.
+const EXPIRY_ALARM: SignedDuration = SignedDuration::from_hours(24);
+/// With `--once`: so many throttled fetches in a row without one that worked, and the rest is left.
+const ONCE_THROTTLED_MAX: u32 = 500;
+/// A stop waits this long for what is in flight.
+const STOP_GRACE: Duration = Duration::from_secs(8);
+/// Keys past their time are forgotten this often.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// Windows remembered as read, per stream, before they are merged.
+const READ_WINDOWS_MAX: usize = 512;
+
+/// What a tenant's loop is made from.
+pub struct TenantParts {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The streams to run.
+    pub content_types: Vec<ContentType>,
+    /// The feed; its answers' dates go to `server`.
+    pub api: ApiClient,
+    /// Microsoft's clock, fed by `api`.
+    pub server: ServerTime,
+    /// Events into records.
+    pub normaliser: Arc<Normaliser>,
+    /// The host.
+    pub host: Arc<dyn Host>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Time between polls.
+    pub poll_interval: Duration,
+    /// How far before `complete_until` a poll begins.
+    pub overlap: SignedDuration,
+    /// How far back the first run begins.
+    pub backfill: SignedDuration,
+    /// Bound on bytes in flight.
+    pub in_flight_bytes_max: u64,
+    /// Bound on event keys.
+    pub event_keys_max: u64,
+    /// Requests a minute, 0 for no limit: how many downloads make sense.
+    pub max_requests_per_minute: u32,
+    /// One pass from `origin`, then end.
+    pub once: bool,
+}
+
+struct Stream {
+    position: Position,
+    /// `position` differs from what was handed to the ledger.
+    dirty: bool,
+    settled: EventIndex,
+    read: Vec<Window>,
+    unsettled: HashMap<Key, Unsettled>,
+    guidance: watch::Sender<Guidance>,
+    declaring: bool,
+    new_content_at: Duration,
+    newest: Option<Timestamp>,
+    ended: Option<Option<Left>>,
+}
+
+struct Unsettled {
+    created: Timestamp,
+    expires: Timestamp,
+    /// Written to the state on its own: it does not hold `listed_until`.
+    persisted: bool,
+    /// Found above `complete_until`: holds it until settled.
+    holds: bool,
+    failures: u32,
+    /// With `--once`: failed too often, left for the next run.
+    given_up: bool,
+}
+
+struct Ready(Job);
+
+impl PartialEq for Ready {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Order::Equal
+    }
+}
+impl Eq for Ready {}
+impl PartialOrd for Ready {
+    fn partial_cmp(&self, other: &Self) -> Option<Order> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Ready {
+    /// Newest first: today's events are not starved by a back-fill.
+    fn cmp(&self, other: &Self) -> Order {
+        (self.0.blob.created, self.0.key).cmp(&(other.0.blob.created, other.0.key))
+    }
+}
+
+enum Done {
+    Blob { job: Box<Job>, outcome: Outcome },
+    Lost { content_type: ContentType, key: Key, result: Result<(), StateError> },
+    Gap { content_type: ContentType, window: Window, reason: GapReason, result: Result<(), StateError> },
+    Positions(Result<(), StateError>),
+    Aside(Result<(), StateError>),
+}
+
+/// Why an interval can never be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GapReason {
+    /// We did not run while Microsoft kept it.
+    Outage,
+    /// The subscription was off.
+    SubscriptionDisabled,
+    /// One blob expired before it could be read.
+    BlobExpired,
+}
+
+impl GapReason {
+    /// The word in records and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Outage => "outage",
+            Self::SubscriptionDisabled => "subscription_disabled",
+            Self::BlobExpired => "blob_expired",
+        }
+    }
+}
+
+/// Downloads under way, and how long they take.
+#[derive(Default)]
+struct Downloads {
+    active: AtomicUsize,
+    /// Moving average in microseconds.
+    latency: AtomicU64,
+    ended: Notify,
+}
+
+impl Downloads {
+    fn end(&self, took: Duration) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let known = self.latency.load(Ordering::Relaxed);
+        self.latency.store(if known == 0 { took } else { known / 8 * 7 + took / 8 }, Ordering::Relaxed);
+        self.ended.notify_one();
+    }
+
+    /// How many may run: as many as keep the request quota busy at the latency seen (Little's law), with a quarter to
+    /// spare; without a quota, enough to hide the latency behind 500 blobs a second.
+    fn allowed(&self, max_requests_per_minute: u32) -> usize {
+        let per_second = if max_requests_per_minute == 0 { 500.0 } else { f64::from(max_requests_per_minute) / 60.0 };
+        let seconds = self.latency.load(Ordering::Relaxed) as f64 / 1e6;
+        ((per_second * seconds * 1.25).ceil() as usize).clamp(DOWNLOADS_MIN, DOWNLOADS_MAX)
+    }
+}
+
+/// Runs one tenant until `stop`, or with `once` until everything listed is settled.
+///
+/// # Errors
+/// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
+pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
+    let board =
+        Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+    let Some(opened) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
+    board.publish();
+    let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
+    parts.server.reset(ServerClock::not_before(tenant.server_time));
+    let mut writer = tokio::spawn(ledger.run());
+    let result = async {
+        let Some(enabled) = subscriptions_on(&parts, &board, &stop).await? else { return Ok(Report::default()) };
+        let subscriptions = Subscriptions::new(
+            parts.api.clone(),
+            parts.server.clone(),
+            parts.clock.clone(),
+            handle.clone(),
+            tenant,
+        );
+        let courier = Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() };
+        let context = FetchContext {
+            source: parts.source.clone(),
+            tenant: parts.tenant.clone(),
+            api: parts.api.clone(),
+            normaliser: parts.normaliser.clone(),
+            events,
+            ledger: handle.clone(),
+            store: parts.host.state(),
+            courier,
+            budget: Budget::new(parts.in_flight_bytes_max),
+            clock: parts.clock.clone(),
+            stop: stop.child_token(),
+        };
+        let tenant_loop = Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop);
+        tenant_loop.run(&mut writer, enabled, tracked, aside).await
+    }
+    .await;
+    // Every handle is gone by now: the writer ends when it has written what it was given.
+    if !writer.is_finished() {
+        let _ = tokio::time::timeout(STOP_GRACE, &mut writer).await;
+        writer.abort();
+    }
+    result
+}
+
+/// Opens the state; while the store cannot be reached, tries again (`None`: stopped).
+async fn open_ledger(
+    parts: &TenantParts,
+    board: &Board,
+    stop: &CancellationToken,
+) -> Result<Option<Opened>, SourceError> {
+    let settings = LedgerSettings {
+        tenant: parts.tenant.clone(),
+        content_types: parts.content_types.clone(),
+        event_keys_max: parts.event_keys_max,
+    };
+    let mut failures = 0;
+    loop {
+        let trouble_board = board.clone();
+        let on_trouble = Box::new(move |error: Option<&StateError>| match error {
+            Some(error @ StateError::Unavailable(_)) => trouble_board.report(
+                Place::State,
+                Level::Degraded,
+                format!("state-not-written: {error}"),
+                "free space or mend the store; no checkpoint moves until it can be written, nothing is lost",
+            ),
+            Some(error) => trouble_board.report(
+                Place::State,
+                Level::Failed,
+                format!("state-conflict: {error}"),
+                "run one collector per tenant and state store, then restart",
+            ),
+            None => trouble_board.clear(Place::State),
+        });
+        match Ledger::open(parts.host.state(), parts.clock.clone(), &settings, on_trouble).await {
+            Ok(opened) => {
+                board.clear(Place::State);
+                return Ok(Some(opened));
+            }
+            Err(StateError::Unavailable(why)) if !parts.once => {
+                failures += 1;
+                board.report(Place::State, Level::Failed, format!("state-not-read: {why}"), "it is tried again");
+                tokio::select! {
+                    () = parts.clock.sleep(backoff(failures, Duration::from_secs(1), Duration::from_secs(60))) => {}
+                    () = stop.cancelled() => return Ok(None),
+                }
+            }
+            Err(error) => {
+                board.report(Place::State, Level::Failed, error.to_string(), "nothing was changed");
+                return Err(SourceError::State { tenant: parts.tenant.clone(), source: error });
+            }
+        }
+    }
+}
+
+/// Asks which subscriptions are on, until Microsoft answers (`None`: stopped).
+async fn subscriptions_on(
+    parts: &TenantParts,
+    board: &Board,
+    stop: &CancellationToken,
+) -> Result<Option<Vec<ContentType>>, SourceError> {
+    let mut failures = 0;
+    loop {
+        let listed = tokio::select! {
+            listed = parts.api.list_subscriptions() => listed,
+            () = stop.cancelled() => return Ok(None),
+        };
+        let error = match listed {
+            Ok(list) => {
+                board.clear(Place::Tenant);
+                let on = list.into_iter().filter(|s| s.status != SubscriptionStatus::Disabled);
+                return Ok(Some(on.filter_map(|s| s.content_type).collect()));
+            }
+            Err(error) => error,
+        };
+        failures += 1;
+        let slow = matches!(error.action(), Action::SlowRetryTenant | Action::ParkType);
+        if slow {
+            board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+        } else if failures >= 3 {
+            board.report(Place::Tenant, Level::Degraded, error.to_string(), &error.hint());
+        }
+        if parts.once && (slow || failures >= ONCE_ATTEMPTS_MAX) {
+            return Err(SourceError::Api { source: Box::new(error) });
+        }
+        let pause = if slow {
+            parts.poll_interval.max(Duration::from_secs(60))
+        } else {
+            backoff(failures, Duration::from_secs(1), if parts.once { ONCE_DELAY_MAX } else { Duration::from_secs(60) })
+        };
+        tokio::select! {
+            () = parts.clock.sleep(pause) => {}
+            () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+struct Loop {
+    parts: TenantParts,
+    board: Board,
+    context: FetchContext,
+    subscriptions: Subscriptions,
+    ledger: LedgerHandle,
+    streams: BTreeMap<ContentType, Stream>,
+    ready: BinaryHeap<Ready>,
+    retry: BTreeMap<(Duration, u64), Job>,
+    retries: u64,
+    tasks: JoinSet<Done>,
+    listers: JoinSet<()>,
+    downloads: Arc<Downloads>,
+    found: mpsc::Receiver<Found>,
+    finder: mpsc::Sender<Found>,
+    waiting: Vec<(ContentType, bool)>,
+    writing_positions: bool,
+    positions_at: Duration,
+    tick_at: Duration,
+    expire_at: Duration,
+    throttled: u32,
+    stop: CancellationToken,
+}
+
+impl Loop {
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        parts: TenantParts,
+        board: Board,
+        context: FetchContext,
+        subscriptions: Subscriptions,
+        ledger: LedgerHandle,
+        mut positions: BTreeMap<ContentType, Position>,
+        mut blobs: BTreeMap<ContentType, EventIndex>,
+        stop: CancellationToken,
+    ) -> Self {
+        let now = parts.clock.monotonic();
+        let server_now = parts.server.for_requests();
+        let mut streams = BTreeMap::new();
+        for &content_type in &parts.content_types {
+            let first = plan::first_origin(server_now, parts.backfill);
+            let stored = positions.remove(&content_type);
+            let dirty = stored.is_none();
+            let mut position = stored.unwrap_or_else(|| Position::first(first));
+            if position.last_listing.is_none() && position.origin < plan::earliest_listable(server_now) {
+                // Never listed before: a first run, not a gap.
+                position.origin = first;
+            }
+            let Some(settled) = blobs.remove(&content_type) else { continue };
+            let guidance = watch::Sender::new(guidance_of(&position, true));
+            let stream = Stream {
+                position,
+                dirty,
+                settled,
+                read: Vec::new(),
+                unsettled: HashMap::new(),
+                guidance,
+                declaring: false,
+                new_content_at: now,
+                newest: None,
+                ended: None,
+            };
+            streams.insert(content_type, stream);
+        }
+        let (finder, found) = mpsc::channel(64);
+        Self {
+            parts,
+            board,
+            context,
+            subscriptions,
+            ledger,
+            streams,
+            ready: BinaryHeap::new(),
+            retry: BTreeMap::new(),
+            retries: 0,
+            tasks: JoinSet::new(),
+            listers: JoinSet::new(),
+            downloads: Arc::default(),
+            found,
+            finder,
+            waiting: Vec::new(),
+            writing_positions: false,
+            positions_at: now,
+            tick_at: now,
+            expire_at: now + EXPIRE_EVERY,
+            throttled: 0,
+            stop,
+        }
+    }
+
+    async fn run(
+        mut self,
+        writer: &mut tokio::task::JoinHandle<Result<(), StateError>>,
+        enabled: Vec<ContentType>,
+        tracked: Vec<BlobRef>,
+        aside: Vec<(ContentType, u128, AsideRecord)>,
+    ) -> Result<Report, SourceError> {
+        ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.parts.tenant.to_string()).set(aside.len() as f64);
+        for record in aside {
+            self.offer_again(record);
+        }
+        for blob in tracked {
+            self.adopt(blob);
+        }
+        self.check_gaps();
+        let mut types: Vec<ContentType> = self.streams.keys().copied().collect();
+        // DLP first, so that a match is known before the accesses it flags.
+        types.sort_by_key(|t| *t != ContentType::Dlp);
+        for content_type in types {
+            self.waiting.push((content_type, enabled.contains(&content_type)));
+        }
+        if !self.parts.once {
+            for (content_type, on) in std::mem::take(&mut self.waiting) {
+                self.start_lister(content_type, on);
+            }
+        }
+        let ended = loop {
+            if self.parts.once {
+                self.start_next_lister();
+                if self.is_finished() {
+                    break Ok(());
+                }
+            }
+            self.start_fetches();
+            self.write_positions(false);
+            let due = self.next_due();
+            let now = self.parts.clock.monotonic();
+            tokio::select! {
+                found = self.found.recv() => if let Some(found) = found { self.on_found(found) },
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => if let Err(error) = self.on_done(done) { break Err(error) },
+                    // A task that panicked is a bug; its blob is unsettled and will be listed again after a restart.
+                    Err(error) => break Err(SourceError::Internal(error.to_string())),
+                },
+                () = self.downloads.ended.notified() => {}
+                () = self.parts.clock.sleep(due.saturating_sub(now)) => self.on_time().await,
+                ended = &mut *writer => break Err(match ended {
+                    Ok(Err(source)) => SourceError::State { tenant: self.parts.tenant.clone(), source },
+                    Ok(Ok(())) => SourceError::Internal("the ledger ended early".into()),
+                    Err(error) => SourceError::Internal(error.to_string()),
+                }),
+                () = self.stop.cancelled() => break Ok(()),
+            }
+        };
+        self.wind_up(ended.is_ok()).await;
+        ended.map(|()| self.report())
+    }
+
+    /// Ends listers and downloads, waits a while for what is in flight, writes the last positions.
+    async fn wind_up(&mut self, state_is_good: bool) {
+        self.context.stop.cancel();
+        self.listers.shutdown().await;
+        if state_is_good {
+            let grace = tokio::time::sleep(STOP_GRACE);
+            tokio::pin!(grace);
+            loop {
+                tokio::select! {
+                    done = self.tasks.join_next() => match done {
+                        Some(Ok(done)) => if self.on_done(done).is_err() { break },
+                        Some(Err(_)) => {}
+                        None => {
+                            if self.streams.values().any(|s| s.dirty) {
+                                self.write_positions(true);
+                                continue;
+                            }
+                            break;
+                        }
+                    },
+                    () = &mut grace => {
+                        tracing::warn!(tenant = %self.parts.tenant, batches = self.tasks.len(), "stopped with records unconfirmed by the host: they are fetched again at the next start");
+                        break;
+                    }
+                }
+            }
+            let tenant = self.subscriptions.tenant_state().await;
+            let change = Change { tenant: Some(tenant), ..Change::default() };
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.ledger.commit(change)).await;
+        }
+        self.tasks.shutdown().await;
+    }
+
+    fn report(&self) -> Report {
+        let mut left: Vec<Left> = Vec::new();
+        for (content_type, stream) in &self.streams {
+            left.extend(stream.ended.iter().flatten().cloned());
+            let given_up = stream.unsettled.values().filter(|b| b.given_up).count();
+            if given_up > 0 {
+                left.push(Left {
+                    why: format!(
+                        "{given_up} blobs of `{content_type}` of tenant `{}` could not be read after {ONCE_ATTEMPTS_MAX} attempts each; the next run tries them again",
+                        self.parts.tenant
+                    ),
+                    kind: LeftKind::Passing,
+                });
+            }
+        }
+        Report { left }
+    }
+
+    fn start_lister(&mut self, content_type: ContentType, subscribed: bool) {
+        let Some(stream) = self.streams.get(&content_type) else { return };
+        let lister = Lister {
+            tenant: self.parts.tenant.clone(),
+            content_type,
+            api: self.parts.api.clone(),
+            clock: self.parts.clock.clone(),
+            server: self.parts.server.clone(),
+            board: self.board.clone(),
+            subscriptions: self.subscriptions.clone(),
+            settled: stream.settled.clone(),
+            store: self.context.store.clone(),
+            settings: ListerSettings {
+                poll_interval: self.parts.poll_interval,
+                overlap: self.parts.overlap,
+                once: self.parts.once,
+            },
+            found: self.finder.clone(),
+            guidance: stream.guidance.subscribe(),
+            stop: self.context.stop.clone(),
+        };
+        self.listers.spawn(lister.run(subscribed));
+    }
+
+    /// With `once`: DLP alone until it is done, then all others.
+    fn start_next_lister(&mut self) {
+        let dlp_first = self.waiting.first().is_some_and(|(t, _)| *t == ContentType::Dlp);
+        if dlp_first {
+            let (content_type, on) = self.waiting.remove(0);
+            self.start_lister(content_type, on);
+        } else if !self.waiting.is_empty() {
+            let dlp_done = self.streams.get(&ContentType::Dlp).is_none_or(Stream::is_finished);
+            if dlp_done {
+                for (content_type, on) in std::mem::take(&mut self.waiting) {
+                    self.start_lister(content_type, on);
+                }
+            }
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.waiting.is_empty() && self.tasks.is_empty() && self.streams.values().all(|s| s.is_finished() && !s.dirty)
+    }
+
+    fn next_due(&self) -> Duration {
+        let retry = self.retry.keys().next().map(|(due, _)| *due);
+        let positions = (self.streams.values().any(|s| s.dirty) && !self.writing_positions)
+            .then_some(self.positions_at + POSITION_EVERY);
+        [Some(self.tick_at), retry, positions].into_iter().flatten().min().unwrap_or(self.tick_at)
+    }
+
+    async fn on_time(&mut self) {
+        let now = self.parts.clock.monotonic();
+        while let Some(entry) = self.retry.first_entry().filter(|e| e.key().0 <= now) {
+            self.ready.push(Ready(entry.remove()));
+        }
+        if now >= self.tick_at {
+            self.tick_at = now + TICK;
+            self.check_gaps();
+            self.check_clock();
+            self.check_blobs();
+            for content_type in self.types() {
+                self.advance(content_type);
+            }
+            self.gauges(now);
+        }
+        if now >= self.expire_at && self.parts.server.trusted().is_some() {
+            self.expire_at = now + EXPIRE_EVERY;
+            let change = Change {
+                tenant: Some(self.subscriptions.tenant_state().await),
+                expire_at: self.parts.server.trusted(),
+                ..Change::default()
+            };
+            let ledger = self.ledger.clone();
+            self.tasks.spawn(async move { Done::Aside(ledger.commit(change).await) });
+        }
+    }
+
+    fn types(&self) -> Vec<ContentType> {
+        self.streams.keys().copied().collect()
+    }
+
+    // ---- finding ----
+
+    fn on_found(&mut self, found: Found) {
+        match found {
+            Found::Page { content_type, blobs, read } => {
+                for blob in blobs {
+                    self.on_blob(blob);
+                }
+                if let (Some(window), Some(stream)) = (read, self.streams.get_mut(&content_type)) {
+                    stream.note_read(window);
+                    self.advance(content_type);
+                }
+                self.guide(content_type);
+            }
+            Found::PassDone { content_type, reach, at } => {
+                if let Some(stream) = self.streams.get_mut(&content_type) {
+                    stream.position.day_listed = Some(at);
+                    if reach == Reach::Week {
+                        stream.position.week_listed = Some(at);
+                    }
+                    stream.dirty = true;
+                }
+                self.guide(content_type);
+            }
+            Found::Listed { content_type, at } => {
+                let Some(stream) = self.streams.get_mut(&content_type) else { return };
+                if let Some(from) = stream.position.disabled_since.filter(|_| !stream.declaring) {
+                    let window = Window { start: from, end: at };
+                    self.declare(content_type, window, GapReason::SubscriptionDisabled);
+                    return;
+                }
+                // Written with the next position; a listing alone is no reason to write.
+                stream.position.last_listing = stream.position.last_listing.max(Some(at));
+            }
+            Found::Disabled { content_type } => {
+                if let Some(stream) = self.streams.get_mut(&content_type)
+                    && stream.position.disabled_since.is_none()
+                    && stream.position.last_listing.is_some()
+                {
+                    stream.position.disabled_since = stream.position.last_listing;
+                    stream.dirty = true;
+                }
+            }
+            Found::NotDisabled { content_type } => {
+                if let Some(stream) = self.streams.get_mut(&content_type)
+                    && !stream.declaring
+                    && stream.position.disabled_since.take().is_some()
+                {
+                    stream.dirty = true;
+                }
+            }
+            Found::Ended { content_type, left } => {
+                if let Some(left) = &left {
+                    tracing::error!(tenant = %self.parts.tenant, %content_type, "{}", left.why);
+                }
+                if let Some(stream) = self.streams.get_mut(&content_type) {
+                    stream.ended = Some(left);
+                }
+            }
+        }
+    }
+
+    fn on_blob(&mut self, blob: BlobRef) {
+        let Some(stream) = self.streams.get_mut(&blob.content_type) else { return };
+        let key = Key::of_blob(&blob.id, blob.created);
+        if stream.unsettled.contains_key(&key) {
+            return;
+        }
+        // The lister has asked the disk. Only a blob settled since then is left to find, and its key is still in memory;
+        // were it not, the blob would be fetched again and its events found to be delivered.
+        if matches!(stream.settled.with_keys(|set| set.probe(key)), Probe::Present) {
+            self.count(metrics::DUPLICATES_TOTAL, blob.content_type, "level", "blob");
+            return;
+        }
+        stream.new_content_at = self.parts.clock.monotonic();
+        let late = stream.position.complete_until.is_some_and(|complete| blob.created < complete);
+        stream.unsettled.insert(
+            key,
+            Unsettled {
+                created: blob.created,
+                expires: blob.expires,
+                persisted: false,
+                holds: !late,
+                failures: 0,
+                given_up: false,
+            },
+        );
+        self.count(metrics::BLOBS_TOTAL, blob.content_type, "state", "listed");
+        self.ready.push(Ready(Job::new(blob, key, late)));
+    }
+
+    /// Takes over a blob an earlier run tracked.
+    fn adopt(&mut self, blob: BlobRef) {
+        let Some(stream) = self.streams.get_mut(&blob.content_type) else { return };
+        let key = Key::of_blob(&blob.id, blob.created);
+        let late = stream.position.complete_until.is_some_and(|complete| blob.created < complete);
+        stream.unsettled.insert(
+            key,
+            Unsettled {
+                created: blob.created,
+                expires: blob.expires,
+                persisted: true,
+                holds: !late,
+                failures: 0,
+                given_up: false,
+            },
+        );
+        let mut job = Job::new(blob, key, false);
+        job.tracked = true;
+        self.ready.push(Ready(job));
+    }
+
+    fn guide(&self, content_type: ContentType) {
+        let unsettled: usize = self.streams.values().map(|s| s.unsettled.len()).sum();
+        let room = unsettled < UNSETTLED_MAX;
+        for (other, stream) in &self.streams {
+            if *other == content_type || stream.guidance.borrow().room != room {
+                let guidance = guidance_of(&stream.position, room);
+                stream.guidance.send_if_modified(|known| {
+                    let changed = *known != guidance;
+                    *known = guidance;
+                    changed
+                });
+            }
+        }
+    }
+
+    // ---- fetching ----
+
+    fn start_fetches(&mut self) {
+        let allowed = self.downloads.allowed(self.parts.max_requests_per_minute);
+        while self.downloads.active.load(Ordering::Relaxed) < allowed && self.tasks.len() < SETTLING_MAX {
+            let Some(Ready(job)) = self.ready.pop() else { return };
+            self.downloads.active.fetch_add(1, Ordering::Relaxed);
+            let guard = DownloadGuard(Some(self.downloads.clone()));
+            let context = self.context.clone();
+            self.tasks.spawn(async move {
+                let outcome = context.settle(job.clone(), Box::new(move |took| guard.end(took))).await;
+                Done::Blob { job: Box::new(job), outcome }
+            });
+        }
+    }
+
+    fn on_done(&mut self, done: Done) -> Result<(), SourceError> {
+        let state = |source| SourceError::State { tenant: self.parts.tenant.clone(), source };
+        match done {
+            Done::Blob { job, outcome } => match outcome {
+                Outcome::Settled => {
+                    self.throttled = 0;
+                    self.count(metrics::BLOBS_TOTAL, job.blob.content_type, "state", "settled");
+                    self.settled(job.blob.content_type, job.key, Some(job.blob.created));
+                }
+                Outcome::Failed { why, error, damaged } => self.on_failed(*job, &why, error, damaged),
+                Outcome::Superseded => self.ready.push(Ready(*job)),
+                Outcome::Stopped => {}
+                Outcome::State(error) => return Err(state(error)),
+            },
+            Done::Lost { content_type, key, result } => {
+                result.map_err(state)?;
+                self.settled(content_type, key, None);
+            }
+            Done::Gap { content_type, window, reason, result } => {
+                result.map_err(state)?;
+                self.declared(content_type, window, reason);
+            }
+            Done::Positions(result) => {
+                self.writing_positions = false;
+                result.map_err(state)?;
+            }
+            Done::Aside(result) => result.map_err(state)?,
+        }
+        Ok(())
+    }
+
+    fn settled(&mut self, content_type: ContentType, key: Key, created: Option<Timestamp>) {
+        if let Some(stream) = self.streams.get_mut(&content_type) {
+            stream.unsettled.remove(&key);
+            stream.newest = stream.newest.max(created);
+        }
+        self.advance(content_type);
+        self.guide(content_type);
+    }
+
+    fn on_failed(
+        &mut self,
+        mut job: Job,
+        why: &str,
+        error: Option<crate::api::ApiError>,
+        damaged: Option<blake3::Hash>,
+    ) {
+        let content_type = job.blob.content_type;
+        let action = error.as_ref().map(|e| e.action());
+        let now = self.parts.clock.monotonic();
+        let once = self.parts.once;
+        if let Some(Action::Throttled { .. }) = action {
+            self.throttled += 1;
+            if !(once && self.throttled > ONCE_THROTTLED_MAX) {
+                self.requeue(job, now + Duration::from_millis(100));
+                return;
+            }
+        }
+        job.failures += 1;
+        job.damaged = match (damaged, job.damaged) {
+            (Some(hash), Some((known, count))) if hash == known => Some((hash, count + 1)),
+            (Some(hash), _) => Some((hash, 1)),
+            (None, known) => known,
+        };
+        self.count(metrics::BLOBS_TOTAL, content_type, "state", "failed");
+        let kind = error.as_ref().map_or("blob-unreadable", |e| e.slug());
+        ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.parts.tenant.to_string(), "kind" => kind).increment(1);
+        if job.failures.is_power_of_two() {
+            tracing::warn!(
+                tenant = %self.parts.tenant, %content_type, content_id = %job.blob.id, attempts = job.failures,
+                expires = %job.blob.expires, "{kind}: a blob could not be read, it is tried again: {why}"
+            );
+        }
+        if let (Some(error), Some(Action::SlowRetryTenant)) = (&error, &action) {
+            self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+        }
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        let Some(unsettled) = stream.unsettled.get_mut(&job.key) else { return };
+        unsettled.failures = job.failures;
+        unsettled.persisted = job.tracked;
+        if let Some(server_now) = self.parts.server.trusted() {
+            if server_now >= job.blob.expires {
+                self.lost(job, why);
+                return;
+            }
+            job.last_chance = job.blob.expires.duration_since(server_now) <= LAST_CHANCE;
+        }
+        if once && (job.failures >= ONCE_ATTEMPTS_MAX || self.throttled > ONCE_THROTTLED_MAX) {
+            unsettled.given_up = true;
+            return;
+        }
+        // The next attempt first writes the blob to the state, so that it outlives the listing it was found in.
+        job.track_first = !job.tracked;
+        job.tracked = true;
+        let delay = backoff(job.failures, BLOB_DELAY_MIN, if once { ONCE_DELAY_MAX } else { BLOB_DELAY_MAX });
+        let slow = !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
+        self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay });
+    }
+
+    fn requeue(&mut self, job: Job, due: Duration) {
+        self.retries += 1;
+        self.retry.insert((due, self.retries), job);
+    }
+
+    /// The blob is gone at Microsoft: says so, then settles it as lost.
+    fn lost(&mut self, job: Job, why: &str) {
+        let blob = job.blob.clone();
+        self.count(metrics::BLOBS_TOTAL, blob.content_type, "state", "lost");
+        self.count(metrics::GAPS_TOTAL, blob.content_type, "reason", GapReason::BlobExpired.as_str());
+        tracing::error!(
+            tenant = %self.parts.tenant, content_type = %blob.content_type, content_id = %blob.id, created = %blob.created,
+            expired = %blob.expires, "blob-expired: a blob could not be read before Microsoft removed it, its events are lost: {why}"
+        );
+        let context = self.context.clone();
+        let detail = format!("blob `{}` expired at {} unread: {why}", blob.id, blob.expires);
+        let now = self.parts.server.for_requests();
+        self.tasks.spawn(async move {
+            let end = blob.created + SignedDuration::from_millis(1);
+            let window = Window { start: blob.created, end };
+            let result = async {
+                deliver_gap(&context, blob.content_type, window, GapReason::BlobExpired, &detail, Some(&blob.id), now)
+                    .await?;
+                let change = Change {
+                    settled: vec![(blob.content_type, job.key)],
+                    untracked: vec![(blob.content_type, job.key)],
+                    ..Change::default()
+                };
+                context.ledger.commit(change).await
+            }
+            .await;
+            Done::Lost { content_type: blob.content_type, key: job.key, result }
+        });
+    }
+
+    /// Offers a record that was set aside to the host once more.
+    fn offer_again(&mut self, (content_type, hash, record): (ContentType, u128, AsideRecord)) {
+        let context = self.context.clone();
+        self.tasks.spawn(async move {
+            let mut builder = BatchBuilder::default();
+            builder.push_with(|out| {
+                out.extend_from_slice(record.record.as_bytes());
+                Some((record.time, severity_of(&record.severity)))
+            });
+            let batch: Batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
+            let rejected = context.courier.deliver(batch).await;
+            if !rejected.is_empty() {
+                return Done::Aside(Ok(()));
+            }
+            let change = Change { taken_back: vec![(content_type, hash)], ..Change::default() };
+            Done::Aside(context.ledger.commit(change).await)
+        });
+    }
+
+    // ---- position ----
+
+    /// Moves `complete_until` and `listed_until` as far as what was read and settled allows.
+    fn advance(&mut self, content_type: ContentType) {
+        let Some(now) = self.parts.server.trusted() else { return };
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        let position = &mut stream.position;
+        let bounds = Bounds { origin: position.origin, complete_until: position.complete_until };
+        let oldest = stream.unsettled.values().filter(|b| b.holds).map(|b| b.created).min();
+        let mut moved = false;
+        if let Some(complete) = plan::advance(bounds, &stream.read, oldest, now) {
+            debug_assert!(position.complete_until.is_none_or(|before| before < complete), "CK-1: never moves back");
+            debug_assert!(oldest.is_none_or(|blob| blob >= complete), "CK-1: an unanswered blob was passed");
+            position.complete_until = Some(complete);
+            moved = true;
+        }
+        let listed_from = position.listed_until.max(position.complete_until).unwrap_or(position.origin);
+        let oldest_untracked =
+            stream.unsettled.values().filter(|b| b.holds && !b.persisted).map(|b| b.created).min();
+        let listed = Bounds { origin: position.origin, complete_until: Some(listed_from) };
+        let listed_until = plan::advance(listed, &stream.read, oldest_untracked, now).unwrap_or(listed_from);
+        if position.listed_until != Some(listed_until) && listed_until > position.origin {
+            position.listed_until = Some(listed_until);
+            moved = true;
+        }
+        if moved {
+            let complete = position.complete_until.unwrap_or(position.origin);
+            stream.read.retain(|w| w.end > complete);
+            stream.dirty = true;
+        }
+    }
+
+    /// Hands changed positions to the ledger, one write at a time.
+    fn write_positions(&mut self, at_once: bool) {
+        let now = self.parts.clock.monotonic();
+        if self.writing_positions || (!at_once && !self.parts.once && now < self.positions_at + POSITION_EVERY) {
+            return;
+        }
+        let mut positions = BTreeMap::new();
+        for (content_type, stream) in &mut self.streams {
+            if stream.dirty {
+                stream.dirty = false;
+                positions.insert(*content_type, stream.position.clone());
+            }
+        }
+        if positions.is_empty() {
+            return;
+        }
+        self.writing_positions = true;
+        self.positions_at = now;
+        let ledger = self.ledger.clone();
+        let change = Change { positions, ..Change::default() };
+        self.tasks.spawn(async move { Done::Positions(ledger.commit(change).await) });
+        for content_type in self.types() {
+            self.guide(content_type);
+        }
+    }
+
+    // ---- gaps ----
+
+    /// Declares what was never listed and no longer can be.
+    fn check_gaps(&mut self) {
+        let Some(now) = self.parts.server.trusted() else { return };
+        for content_type in self.types() {
+            let Some(stream) = self.streams.get(&content_type) else { continue };
+            let position = &stream.position;
+            if position.last_listing.is_none() || stream.declaring {
+                continue;
+            }
+            let until = position.complete_until.max(position.listed_until).unwrap_or(position.origin);
+            if let Some(window) = plan::unlistable(until, now) {
+                self.declare(content_type, window, GapReason::Outage);
+            }
+        }
+    }
+
+    fn declare(&mut self, content_type: ContentType, window: Window, reason: GapReason) {
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        stream.declaring = true;
+        self.count(metrics::GAPS_TOTAL, content_type, "reason", reason.as_str());
+        let seconds = window.end.duration_since(window.start).as_secs().unsigned_abs();
+        ::metrics::counter!(metrics::GAP_SECONDS_TOTAL, "tenant" => self.parts.tenant.to_string(), "content_type" => content_type.as_str()).increment(seconds);
+        let detail = match reason {
+            GapReason::Outage => format!(
+                "`{content_type}` was read until {}; what was made available before {} is no longer listed by Microsoft",
+                window.start, window.end
+            ),
+            GapReason::SubscriptionDisabled => format!(
+                "the subscription to `{content_type}` was off at some time between {} and {}; what became available meanwhile can never be fetched",
+                window.start, window.end
+            ),
+            GapReason::BlobExpired => String::new(),
+        };
+        tracing::error!(tenant = %self.parts.tenant, %content_type, from = %window.start, to = %window.end, "stream-gap: {detail}");
+        let context = self.context.clone();
+        let now = self.parts.server.for_requests();
+        self.tasks.spawn(async move {
+            let result = deliver_gap(&context, content_type, window, reason, &detail, None, now).await;
+            Done::Gap { content_type, window, reason, result }
+        });
+    }
+
+    /// The host has the gap's record: the position may pass it.
+    fn declared(&mut self, content_type: ContentType, window: Window, reason: GapReason) {
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        stream.declaring = false;
+        stream.dirty = true;
+        match reason {
+            GapReason::Outage => {
+                // Blobs of the gap that were listed before are tracked on their own.
+                let position = &mut stream.position;
+                if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
+                    return;
+                }
+                for blob in stream.unsettled.values_mut().filter(|b| b.created < window.end) {
+                    blob.holds = false;
+                }
+                position.complete_until = position.complete_until.max(Some(window.end));
+                position.listed_until = position.listed_until.max(Some(window.end));
+            }
+            GapReason::SubscriptionDisabled => {
+                stream.position.disabled_since = None;
+                stream.position.last_listing = stream.position.last_listing.max(Some(window.end));
+            }
+            GapReason::BlobExpired => {}
+        }
+        self.guide(content_type);
+    }
+
+    // ---- looking after itself ----
+
+    fn check_clock(&self) {
+        if self.parts.server.is_doubted() {
+            self.board.report(
+                Place::Clock,
+                Level::Degraded,
+                "clock-jumped: Microsoft's answers carry a date more than 10 minutes off what is expected",
+                "events are still read; no position moves and nothing is declared until three answers over 5 minutes agree",
+            );
+        } else {
+            self.board.clear(Place::Clock);
+        }
+    }
+
+    fn check_blobs(&self) {
+        let Some(now) = self.parts.server.trusted() else { return };
+        for (content_type, stream) in &self.streams {
+            let failing = stream.unsettled.values().filter(|b| b.failures >= 3);
+            let Some(expires) = failing.clone().map(|b| b.expires).min() else {
+                self.board.clear(Place::Blobs(*content_type));
+                continue;
+            };
+            let near = expires.duration_since(now) < EXPIRY_ALARM;
+            let count = failing.count();
+            let what = if near { "blob-expiry-near" } else { "blobs-failing" };
+            self.board.report(
+                Place::Blobs(*content_type),
+                Level::Degraded,
+                format!("{what}: {count} blobs of `{content_type}` cannot be read; the first is gone at {expires}"),
+                "they are tried until then; look for a proxy or filter that cuts large answers",
+            );
+        }
+    }
+
+    fn gauges(&self, now: Duration) {
+        let tenant = self.parts.tenant.to_string();
+        let server_now = self.parts.server.trusted();
+        for (content_type, stream) in &self.streams {
+            let set = |name, value: f64| {
+                ::metrics::gauge!(name, "tenant" => tenant.clone(), "content_type" => content_type.as_str()).set(value);
+            };
+            set(metrics::BLOBS_PENDING, stream.unsettled.len() as f64);
+            set(metrics::SECONDS_SINCE_CONTENT, now.saturating_sub(stream.new_content_at).as_secs_f64());
+            if let Some(complete) = stream.position.complete_until {
+                set(metrics::CHECKPOINT_TIMESTAMP_SECONDS, complete.as_second() as f64);
+            }
+            let Some(server_now) = server_now else { continue };
+            let oldest = stream.unsettled.values().map(|b| b.created).min();
+            set(metrics::OLDEST_BLOB_AGE_SECONDS, oldest.map_or(0.0, |t| server_now.duration_since(t).as_secs_f64()));
+            if let Some(expires) = stream.unsettled.values().map(|b| b.expires).min() {
+                set(metrics::OLDEST_BLOB_EXPIRY_SECONDS, expires.duration_since(server_now).as_secs_f64());
+            }
+            if let Some(newest) = stream.newest {
+                set(metrics::LAG_SECONDS, server_now.duration_since(newest).as_secs_f64());
+            }
+        }
+        ::metrics::gauge!(metrics::IN_FLIGHT_BYTES, "tenant" => tenant.clone()).set(self.context.budget.used() as f64);
+        if let Some(skew) = self.parts.server.skew() {
+            ::metrics::gauge!(metrics::CLOCK_SKEW_SECONDS, "tenant" => tenant).set(skew.as_secs_f64());
+        }
+    }
+
+    fn count(&self, name: &'static str, content_type: ContentType, label: &'static str, value: &'static str) {
+        ::metrics::counter!(name, "tenant" => self.parts.tenant.to_string(), "content_type" => content_type.as_str(), label => value).increment(1);
+    }
+}
+
+impl Stream {
+    fn note_read(&mut self, window: Window) {
+        self.read.retain(|known| !(known.start >= window.start && known.end <= window.end));
+        self.read.push(window);
+        if self.read.len() > READ_WINDOWS_MAX {
+            // Many windows stay when a blob holds the position for days. Merged they are held as one, which moves the
+            // position later, never further.
+            self.read.sort_by_key(|w| w.start);
+            let mut merged: Vec<Window> = Vec::new();
+            for window in self.read.drain(..) {
+                match merged.last_mut() {
+                    Some(last) if window.start <= last.end => last.end = last.end.max(window.end),
+                    _ => merged.push(window),
+                }
+            }
+            self.read = merged;
+        }
+    }
+
+    /// With `once`: listed to the end and everything settled or given up.
+    fn is_finished(&self) -> bool {
+        self.ended.is_some() && !self.declaring && self.unsettled.values().all(|b| b.given_up)
+    }
+}
+
+/// Ends a download once, also when its task is dropped.
+struct DownloadGuard(Option<Arc<Downloads>>);
+
+impl DownloadGuard {
+    fn end(mut self, took: Duration) {
+        if let Some(downloads) = self.0.take() {
+            downloads.end(took);
+        }
+    }
+}
+
+impl Drop for DownloadGuard {
+    fn drop(&mut self) {
+        if let Some(downloads) = self.0.take() {
+            downloads.active.fetch_sub(1, Ordering::Relaxed);
+            downloads.ended.notify_one();
+        }
+    }
+}
+
+fn guidance_of(position: &Position, room: bool) -> Guidance {
+    Guidance {
+        bounds: Bounds { origin: position.origin, complete_until: position.complete_until },
+        day_listed: position.day_listed,
+        week_listed: position.week_listed,
+        room,
+    }
+}
+
+fn severity_of(word: &str) -> Severity {
+    [Severity::Low, Severity::Medium, Severity::High, Severity::Critical]
+        .into_iter()
+        .find(|s| s.as_str() == word)
+        .unwrap_or(Severity::Info)
+}
+
+async fn deliver_gap(
+    context: &FetchContext,
+    content_type: ContentType,
+    window: Window,
+    reason: GapReason,
+    detail: &str,
+    content_id: Option<&str>,
+    now: Timestamp,
+) -> Result<(), StateError> {
+    let tenant = context.tenant.clone();
+    let notice = GapNotice {
+        tenant: &tenant,
+        content_type,
+        from: window.start,
+        to: window.end,
+        reason: reason.as_str(),
+        detail,
+        content_id,
+        now,
+    };
+    deliver_notice(context, content_type, now, |out| {
+        render_gap(&notice, out);
+    })
+    .await
+}
