@@ -1,1 +1,836 @@
-//! Tokens for the feed.
+//! Tokens for the feed: asks the authority for one, keeps it, renews it before it is needed, and remembers a refusal
+//! so that wrong credentials never hammer.
+//!
+//! Follows Microsoft's "OAuth 2.0 client credentials flow" (v2) and "Get started with Office 365 Management APIs"
+//! (v1), and "Microsoft Entra authentication and authorization error codes" for AADSTS codes. It knows nothing of the
+//! feed's calls; who calls says when a token was refused.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::header::{ACCEPT, HeaderValue, RETRY_AFTER};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use url::Url;
+
+use crate::clock::Clock;
+use crate::model::{Actionable, TenantId, Timestamp};
+
+/// Most bytes read of an answer of the authority, and of a secret file; both are a few kilobytes in practice.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// A token is renewed this long before it expires, if that is earlier than [`RENEW_AT_PERCENT`] of its life.
+const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(300);
+/// Or when this much of its life is over.
+const RENEW_AT_PERCENT: u32 = 80;
+/// Taken when the answer does not say how long the token lives: the documented minimum is 60 minutes.
+const LIFE_DEFAULT: Duration = Duration::from_secs(3600);
+/// Longest life believed; tokens of 24 hours exist under continuous access evaluation.
+const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Waits after a refusal that only an operator can mend.
+const SLOW_RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
+/// Waits after passing trouble.
+const PASSING_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Longest `Retry-After` obeyed.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Longest piece of an answer shown to an operator, in characters.
+pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
+
+/// A text that must not be seen: `Debug` shows nothing of it and it has no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The text itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for SecretText {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// How the app proves who it is.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Credential {
+    /// The client secret's value.
+    Secret(SecretText),
+    /// A file that holds it. Read again for every exchange, so that it can be rotated; line breaks at its end are
+    /// cut off.
+    SecretFile(PathBuf),
+}
+
+/// Which of the two token endpoints is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TokenEndpoint {
+    /// `/oauth2/token`, which names the API with `resource`.
+    V1,
+    /// `/oauth2/v2.0/token`, which names the API with `scope`.
+    #[default]
+    V2,
+}
+
+/// What a [`TokenSource`] needs to know.
+#[derive(Debug, Clone)]
+pub struct TokenSettings {
+    /// The tenant to ask in.
+    pub tenant: TenantId,
+    /// Root of the authority, such as `https://login.microsoftonline.com`.
+    pub authority_url: Url,
+    /// The API the token is for, such as `https://manage.office.com`.
+    pub audience: String,
+    /// Which endpoint.
+    pub endpoint: TokenEndpoint,
+    /// The app's client id.
+    pub client_id: String,
+    /// The app's proof.
+    pub credential: Credential,
+}
+
+/// A token, ready to send.
+#[derive(Clone)]
+pub struct Token {
+    header: HeaderValue,
+    text: Arc<SecretText>,
+    generation: u64,
+    renew_at: Duration,
+    expires_at: Duration,
+}
+
+impl Token {
+    /// The value of the `Authorization` header, marked sensitive.
+    pub(crate) fn header(&self) -> HeaderValue {
+        self.header.clone()
+    }
+
+    /// The bare token, to keep it out of what is shown.
+    pub(crate) fn secret(&self) -> &SecretText {
+        &self.text
+    }
+
+    /// What the token says of itself, for display. The token is opaque to a client: nothing may depend on this.
+    pub fn facts(&self) -> TokenFacts {
+        let payload = self.text.expose().split('.').nth(1).unwrap_or_default();
+        let claims: Option<Value> = URL_SAFE_NO_PAD
+            .decode(payload.trim_end_matches('='))
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .filter(Value::is_object);
+        let Some(claims) = claims else {
+            return TokenFacts { readable: false, roles: Vec::new(), tenant: None, audience: None, expires: None };
+        };
+        let text = |name: &str| claims.get(name).and_then(Value::as_str).map(str::to_owned);
+        let roles = match claims.get("roles") {
+            Some(Value::Array(roles)) => roles.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            _ => text("scp").unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+        };
+        TokenFacts {
+            readable: true,
+            roles,
+            tenant: text("tid"),
+            audience: text("aud"),
+            expires: claims.get("exp").and_then(Value::as_i64).and_then(|exp| Timestamp::from_second(exp).ok()),
+        }
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("generation", &self.generation).field("expires_at", &self.expires_at).finish()
+    }
+}
+
+/// What a token says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Whether the token could be decoded at all; the rest is empty when not.
+    pub readable: bool,
+    /// Application roles (`roles`), or the scopes (`scp`) of a delegated token.
+    pub roles: Vec<String>,
+    /// `tid`
+    pub tenant: Option<String>,
+    /// `aud`
+    pub audience: Option<String>,
+    /// `exp`
+    pub expires: Option<Timestamp>,
+}
+
+/// Why there is no token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot get a token for tenant `{tenant}` from `{authority}`: {}", self.cause_text())]
+pub struct AuthError {
+    tenant: TenantId,
+    authority: String,
+    slug: &'static str,
+    says: &'static str,
+    hint: &'static str,
+    code: Option<u32>,
+    status: Option<u16>,
+    detail: Option<String>,
+    passing: bool,
+    not_before: Option<Duration>,
+}
+
+impl AuthError {
+    /// The AADSTS number, when the authority gave one.
+    pub fn code(&self) -> Option<u32> {
+        self.code
+    }
+
+    /// The authority's HTTP status, when it answered.
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// Whether it is likely to pass without an operator.
+    pub fn is_passing(&self) -> bool {
+        self.passing
+    }
+
+    /// How long from now every request for a token is answered with this error and not sent. `None` when the next
+    /// request is tried at once (the secret's file could not be read).
+    pub fn not_before(&self) -> Option<Duration> {
+        self.not_before
+    }
+
+    /// The cause alone, without tenant and authority.
+    fn cause_text(&self) -> String {
+        let mut text = self.says.to_owned();
+        match (self.code, self.status) {
+            (Some(code), _) => text.push_str(&format!(" (AADSTS{code})")),
+            (None, Some(status)) => text.push_str(&format!(" (status {status})")),
+            (None, None) => {}
+        }
+        if let Some(detail) = &self.detail {
+            text.push_str(&format!(": `{detail}`"));
+        }
+        text
+    }
+}
+
+impl Actionable for AuthError {
+    fn slug(&self) -> &'static str {
+        self.slug
+    }
+
+    fn hint(&self) -> String {
+        self.hint.to_owned()
+    }
+}
+
+/// What a cause is called and what to do about it.
+struct Cause {
+    codes: &'static [u32],
+    slug: &'static str,
+    says: &'static str,
+    hint: &'static str,
+    passing: bool,
+}
+
+const fn cause(codes: &'static [u32], slug: &'static str, says: &'static str, hint: &'static str) -> Cause {
+    Cause { codes, slug, says, hint, passing: false }
+}
+
+const fn passing(codes: &'static [u32], slug: &'static str, says: &'static str, hint: &'static str) -> Cause {
+    Cause { codes, slug, says, hint, passing: true }
+}
+
+const ASK_AGAIN: &str = "none needed unless it lasts; it is tried again";
+const REPORT_BUG: &str = "this build sent a request the authority does not accept; report it with this message";
+const NO_SERVICE_PRINCIPAL: Cause = cause(
+    &[500011],
+    "auth-api-not-in-tenant",
+    "the tenant has no service principal for the API",
+    "add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the \
+     app and grant admin consent; also check `cloud`",
+);
+
+/// AADSTS codes with a cause of their own; others are refusals, or passing by their status.
+const CAUSES: &[Cause] = &[
+    cause(
+        &[7000215],
+        "auth-secret-wrong",
+        "the client secret is wrong",
+        "check `client_secret`: often the secret's id (a GUID) was pasted instead of its value, which is shown once",
+    ),
+    cause(
+        &[7000222],
+        "auth-secret-expired",
+        "the client secret has expired",
+        "make a new secret for the app in Entra and set it; a `client_secret_file` is read again by itself",
+    ),
+    cause(
+        &[700016],
+        "auth-app-not-in-tenant",
+        "the app is not in this tenant",
+        "check `client_id`, `tenant_id` and `cloud`; an app of another tenant needs admin consent in this one",
+    ),
+    cause(
+        &[700027],
+        "auth-certificate-refused",
+        "the signature of the assertion was refused",
+        "upload the certificate to the app registration, and check that key and certificate belong together",
+    ),
+    passing(&[700024], "auth-assertion-time", "the assertion is outside its time range", "check this machine's clock"),
+    cause(
+        &[700211, 700212, 700213],
+        "auth-federation-mismatch",
+        "no federated credential of the app matches the assertion",
+        "compare issuer (700211), audience (700212) and subject (700213) of the federated credential with the token \
+         presented",
+    ),
+    cause(
+        &[7000216],
+        "auth-credential-missing",
+        "no secret or assertion was sent",
+        "set `client_secret` or `client_secret_file`",
+    ),
+    cause(
+        &[7000112],
+        "auth-app-disabled",
+        "the app is disabled in the tenant",
+        "enable sign-in for the enterprise application in Entra",
+    ),
+    cause(
+        &[90002],
+        "auth-tenant-not-found",
+        "the authority does not know the tenant",
+        "check `tenant_id` and `cloud`; a tenant of a government or China cloud is unknown elsewhere",
+    ),
+    cause(
+        &[900023],
+        "auth-tenant-invalid",
+        "the tenant is neither a GUID nor a domain",
+        "check `tenant_id`; blanks get in when it is pasted",
+    ),
+    cause(
+        &[90038, 900382, 900432],
+        "auth-wrong-cloud",
+        "the tenant lives in another national cloud",
+        "set `cloud` to the tenant's cloud (`enterprise`, `gcc`, `gcc_high`, `dod`, `china`)",
+    ),
+    NO_SERVICE_PRINCIPAL,
+    cause(
+        &[650051],
+        "auth-permission-withdrawn",
+        "the app asks for a permission that was withdrawn",
+        "remove `ActivityReports.Read` from the app's permissions",
+    ),
+    cause(
+        &[650052],
+        "auth-service-not-subscribed",
+        "the tenant has no subscription to the service",
+        "the tenant needs a Microsoft 365 subscription with Office 365 Management APIs; grant admin consent again",
+    ),
+    cause(
+        &[65001],
+        "auth-consent-missing",
+        "nobody has consented to the app in this tenant",
+        "grant admin consent for the app's permissions",
+    ),
+    cause(
+        &[70011, 1002012],
+        "auth-scope-refused",
+        "the scope was refused",
+        "check the audience: the scope is the API's address followed by `/.default`",
+    ),
+    cause(&[900144], "auth-request-incomplete", "a field of the request is missing", REPORT_BUG),
+    cause(
+        &[53003, 530003, 530034, 53011],
+        "auth-conditional-access",
+        "a Conditional Access policy refused this machine",
+        "allow this machine's outgoing address for the app in the workload identity policies",
+    ),
+    passing(
+        &[90006, 90012, 90024, 90033, 90055, 90090],
+        "auth-authority-busy",
+        "the authority is busy or throttles",
+        ASK_AGAIN,
+    ),
+];
+
+const REFUSED: Cause = cause(
+    &[],
+    "auth-refused",
+    "the authority refused",
+    "look the AADSTS code up at https://login.microsoftonline.com/error and check the app registration",
+);
+const UNAVAILABLE: Cause = passing(&[], "auth-authority-busy", "the authority is not available", ASK_AGAIN);
+const UNREACHABLE: Cause = passing(
+    &[],
+    "auth-unreachable",
+    "the authority cannot be reached",
+    "check DNS, firewall, proxy and the TLS certificates this machine trusts",
+);
+const UNREADABLE: Cause = passing(
+    &[],
+    "auth-answer-unreadable",
+    "the answer is not one of a token endpoint",
+    "check `authority_url`, and look for a proxy that answers in the authority's place",
+);
+const REDIRECTED: Cause = cause(
+    &[],
+    "auth-redirect-refused",
+    "the answer was a redirect, which is never followed",
+    "check `authority_url`, and look for a proxy or a captive portal",
+);
+const INTERCEPTED: Cause = cause(
+    &[],
+    "auth-intercepted",
+    "something in between refused the request",
+    "check `authority_url`, and look for a proxy or a firewall that answers in the authority's place",
+);
+const SECRET_FILE: Cause = cause(
+    &[],
+    "auth-secret-file-unreadable",
+    "the client secret file cannot be used",
+    "check that `client_secret_file` exists, is readable for this process and holds the secret's value alone",
+);
+
+/// Keeps one token and renews it. All calls of a tenant share one source.
+#[derive(Debug)]
+pub struct TokenSource {
+    settings: TokenSettings,
+    token_url: Url,
+    http: reqwest::Client,
+    clock: Arc<dyn Clock>,
+    /// One exchange at a time; who comes second finds the token of the first.
+    turn: Semaphore,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    token: Option<Token>,
+    generation: u64,
+    failure: Option<Failure>,
+    slow: ExponentialBackoff,
+    passing: ExponentialBackoff,
+}
+
+/// A refusal that is not asked for again before its time.
+#[derive(Debug, Clone)]
+struct Failure {
+    error: AuthError,
+    retry_at: Duration,
+    /// Of the secret that was refused, to see that it has been replaced.
+    secret: blake3::Hash,
+}
+
+impl TokenSource {
+    /// `http` must follow no redirect and decode no body.
+    pub fn new(settings: TokenSettings, http: reqwest::Client, clock: Arc<dyn Clock>) -> Self {
+        let path = match settings.endpoint {
+            TokenEndpoint::V1 => "oauth2/token",
+            TokenEndpoint::V2 => "oauth2/v2.0/token",
+        };
+        let mut token_url = settings.authority_url.clone();
+        let root = token_url.path().trim_end_matches('/').to_owned();
+        token_url.set_path(&format!("{root}/{}/{path}", settings.tenant));
+        token_url.set_query(None);
+        token_url.set_fragment(None);
+        Self {
+            settings,
+            token_url,
+            http,
+            clock,
+            turn: Semaphore::new(1),
+            state: Mutex::new(State {
+                token: None,
+                generation: 0,
+                failure: None,
+                slow: delays(SLOW_RETRY, false),
+                passing: delays(PASSING_RETRY, true),
+            }),
+        }
+    }
+
+    /// A token that has not expired, asked for when there is none. When the time to renew has come and the authority
+    /// cannot be reached, the old one serves until it expires.
+    pub async fn token(&self) -> Result<Token, AuthError> {
+        self.obtain(None).await
+    }
+
+    /// A token other than `refused`, which the API has answered with 401. A burst of such answers costs one exchange.
+    pub async fn renew(&self, refused: &Token) -> Result<Token, AuthError> {
+        self.obtain(Some(refused.generation)).await
+    }
+
+    async fn obtain(&self, refused: Option<u64>) -> Result<Token, AuthError> {
+        let held = self.held(refused);
+        let turn = match &held {
+            Some((token, false)) => return Ok(token.clone()),
+            Some((token, true)) => match self.turn.try_acquire() {
+                Ok(turn) => Ok(turn),
+                // Somebody renews it already; it is good until then.
+                Err(_) => return Ok(token.clone()),
+            },
+            None => self.turn.acquire().await,
+        };
+        let outcome = self.obtain_in_turn(refused).await;
+        drop(turn);
+        outcome
+    }
+
+    async fn obtain_in_turn(&self, refused: Option<u64>) -> Result<Token, AuthError> {
+        let held = match self.held(refused) {
+            Some((token, false)) => return Ok(token),
+            Some((token, true)) => Some(token),
+            None => None,
+        };
+        let secret = match self.secret().await {
+            Ok(secret) => secret,
+            Err(error) => return held.ok_or(error),
+        };
+        let fingerprint = blake3::hash(secret.expose().as_bytes());
+        if let Some(error) = self.remembered(fingerprint) {
+            return held.ok_or(error);
+        }
+        match self.exchange(&secret).await {
+            Ok((text, header, life)) => Ok(self.keep(text, header, life)),
+            Err((error, asked)) => {
+                let error = self.remember(error, asked, fingerprint);
+                if held.is_some() {
+                    tracing::warn!(tenant = %self.settings.tenant, %error, "token not renewed, the old one still serves");
+                }
+                held.ok_or(error)
+            }
+        }
+    }
+
+    /// The token in hand if it is usable, and whether it is time to renew it.
+    fn held(&self, refused: Option<u64>) -> Option<(Token, bool)> {
+        let now = self.clock.monotonic();
+        let mut state = self.lock();
+        if state.token.as_ref().is_some_and(|token| refused == Some(token.generation) || now >= token.expires_at) {
+            state.token = None;
+        }
+        state.token.as_ref().map(|token| (token.clone(), now >= token.renew_at))
+    }
+
+    fn keep(&self, text: SecretText, header: HeaderValue, life: Duration) -> Token {
+        let now = self.clock.monotonic();
+        let mut state = self.lock();
+        state.generation += 1;
+        state.failure = None;
+        state.slow = delays(SLOW_RETRY, false);
+        state.passing = delays(PASSING_RETRY, true);
+        let token = Token {
+            header,
+            text: Arc::new(text),
+            generation: state.generation,
+            renew_at: now + renew_after(life),
+            expires_at: now + life,
+        };
+        state.token = Some(token.clone());
+        token
+    }
+
+    /// The failure that still stands, if the secret is the one it was about.
+    fn remembered(&self, secret: blake3::Hash) -> Option<AuthError> {
+        let now = self.clock.monotonic();
+        let state = self.lock();
+        let failure = state.failure.as_ref()?;
+        (failure.secret == secret && now < failure.retry_at)
+            .then(|| AuthError { not_before: Some(failure.retry_at.saturating_sub(now)), ..failure.error.clone() })
+    }
+
+    fn remember(&self, error: AuthError, asked: Option<Duration>, secret: blake3::Hash) -> AuthError {
+        metrics::counter!(crate::metrics::ERRORS_TOTAL, "tenant" => self.settings.tenant.to_string(), "kind" => error.slug)
+            .increment(1);
+        let now = self.clock.monotonic();
+        let mut state = self.lock();
+        // A new secret that is wrong as well starts the waits anew: somebody is at work on it.
+        if state.failure.as_ref().is_some_and(|failure| failure.secret != secret) {
+            state.slow = delays(SLOW_RETRY, false);
+        }
+        let delay = if error.passing {
+            state.passing.next().unwrap_or(PASSING_RETRY.1).min(PASSING_RETRY.1)
+        } else {
+            state.slow.next().unwrap_or(SLOW_RETRY.1)
+        };
+        let delay = asked.map_or(delay, |asked| asked.min(RETRY_AFTER_MAX).max(delay));
+        let error = AuthError { not_before: Some(delay), ..error };
+        state.failure = Some(Failure { error: error.clone(), retry_at: now + delay, secret });
+        error
+    }
+
+    async fn secret(&self) -> Result<SecretText, AuthError> {
+        let path = match &self.settings.credential {
+            Credential::Secret(secret) => return Ok(secret.clone()),
+            Credential::SecretFile(path) => path,
+        };
+        let unusable = |why: String| self.error(&SECRET_FILE, None, None, Some(format!("{}: {why}", path.display())));
+        let file = tokio::fs::File::open(path).await.map_err(|error| unusable(error.to_string()))?;
+        let mut bytes = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(
+            &mut tokio::io::AsyncReadExt::take(file, ANSWER_BYTES_MAX as u64 + 1),
+            &mut bytes,
+        )
+        .await
+        .map_err(|error| unusable(error.to_string()))?;
+        if bytes.len() > ANSWER_BYTES_MAX {
+            return Err(unusable("too large for a secret".into()));
+        }
+        let text = String::from_utf8(bytes).map_err(|_| unusable("not UTF-8".into()))?;
+        let text = text.trim_end_matches(['\r', '\n']);
+        if text.is_empty() {
+            return Err(unusable("empty".into()));
+        }
+        Ok(SecretText(text.to_owned()))
+    }
+
+    /// One request to the authority. An error carries the wait the authority asked for.
+    async fn exchange(
+        &self,
+        secret: &SecretText,
+    ) -> Result<(SecretText, HeaderValue, Duration), (AuthError, Option<Duration>)> {
+        let audience = self.settings.audience.trim_end_matches('/');
+        let scope = format!("{audience}/.default");
+        let api = match self.settings.endpoint {
+            TokenEndpoint::V1 => ("resource", audience),
+            TokenEndpoint::V2 => ("scope", scope.as_str()),
+        };
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("client_id", self.settings.client_id.as_str()),
+            ("client_secret", secret.expose()),
+            api,
+        ];
+        let request = self.http.post(self.token_url.clone()).header(ACCEPT, "application/json").form(&form);
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => {
+                self.count("error");
+                let why = redact(&error_chain(&error.without_url()), &[secret]);
+                return Err((self.error(&UNREACHABLE, None, None, Some(excerpt(&why))), None));
+            }
+        };
+        let status = response.status().as_u16();
+        self.count(response.status().as_str());
+        let asked = response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value, self.clock.now()));
+        let body = match read_bounded(response).await {
+            Ok(body) => body,
+            Err(error) => {
+                let why = excerpt(&error_chain(&error.without_url()));
+                return Err((self.error(&UNREACHABLE, None, Some(status), Some(why)), asked));
+            }
+        };
+        if status == 200
+            && let Ok(answer) = serde_json::from_slice::<TokenAnswer>(&body)
+            && let Ok(mut header) = HeaderValue::from_str(&format!("Bearer {}", answer.access_token))
+            && !answer.access_token.is_empty()
+        {
+            header.set_sensitive(true);
+            return Ok((SecretText(answer.access_token), header, life(answer.expires_in.as_ref())));
+        }
+        Err((self.refusal(status, &body, secret), asked))
+    }
+
+    /// What an answer that holds no token means.
+    fn refusal(&self, status: u16, body: &[u8], secret: &SecretText) -> AuthError {
+        let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
+            let cause = match status {
+                300..=399 => &REDIRECTED,
+                408 | 429 | 500.. => &UNAVAILABLE,
+                400..=499 => &INTERCEPTED,
+                _ => &UNREADABLE,
+            };
+            // Of a 200 nothing is shown: it may hold a token in a form we did not understand.
+            let detail = (status >= 300 && !body.is_empty())
+                .then(|| excerpt(&redact(&String::from_utf8_lossy(body), &[secret])));
+            return self.error(cause, None, Some(status), detail);
+        };
+        let description = refusal.error_description.unwrap_or_default();
+        let code = refusal.error_codes.iter().find_map(code_number).or_else(|| code_in(&description));
+        let cause = match code.and_then(|code| CAUSES.iter().find(|cause| cause.codes.contains(&code))) {
+            Some(cause) => cause,
+            // Words, because the code beside this text differs between the authority's versions.
+            None if description.contains("does not have a service principal for resource") => &NO_SERVICE_PRINCIPAL,
+            None if status == 429 || status >= 500 => &UNAVAILABLE,
+            None if matches!(refusal.error.as_str(), "temporarily_unavailable" | "server_error") => &UNAVAILABLE,
+            None => &REFUSED,
+        };
+        // The ids after this mark are for Microsoft's support; they change with every answer.
+        let words = description.split(" Trace ID").next().unwrap_or_default();
+        let words = if words.is_empty() { refusal.error.as_str() } else { words };
+        self.error(cause, code, Some(status), Some(excerpt(&redact(words, &[secret]))))
+    }
+
+    fn error(&self, cause: &Cause, code: Option<u32>, status: Option<u16>, detail: Option<String>) -> AuthError {
+        AuthError {
+            tenant: self.settings.tenant.clone(),
+            authority: self.token_url.host_str().unwrap_or_default().to_owned(),
+            slug: cause.slug,
+            says: cause.says,
+            hint: cause.hint,
+            code,
+            status,
+            detail,
+            passing: cause.passing,
+            not_before: None,
+        }
+    }
+
+    fn count(&self, status: &str) {
+        metrics::counter!(
+            crate::metrics::REQUESTS_TOTAL,
+            "tenant" => self.settings.tenant.to_string(),
+            "endpoint" => "token",
+            "status" => status.to_owned()
+        )
+        .increment(1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The members of a token answer we read; v1 sends numbers as strings.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    access_token: String,
+    #[serde(default)]
+    expires_in: Option<Value>,
+}
+
+/// The members of a refusal we read.
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+    #[serde(default)]
+    error_description: Option<String>,
+    #[serde(default)]
+    error_codes: Vec<Value>,
+}
+
+fn code_number(value: &Value) -> Option<u32> {
+    match value {
+        Value::Number(number) => number.as_u64().and_then(|n| u32::try_from(n).ok()),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// The number of the first `AADSTS…` in a text.
+fn code_in(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("AADSTS")?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).map_or(rest, |end| rest.get(..end).unwrap_or_default());
+    digits.parse().ok()
+}
+
+fn life(expires_in: Option<&Value>) -> Duration {
+    let seconds = match expires_in {
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(text)) => text.trim().parse::<f64>().ok(),
+        _ => None,
+    };
+    match seconds {
+        Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(LIFE_MAX).min(LIFE_MAX),
+        // A token that lives no second would be asked for on every call; a 401 will tell if it is dead.
+        Some(_) => Duration::from_secs(1),
+        None => LIFE_DEFAULT,
+    }
+}
+
+/// The earlier of 5 minutes before expiry and 80 % of life; never before half of a life shorter than that.
+fn renew_after(life: Duration) -> Duration {
+    let by_share = life * RENEW_AT_PERCENT / 100;
+    life.saturating_sub(RENEW_BEFORE_EXPIRY).max(life / 2).min(by_share)
+}
+
+fn delays((min, max): (Duration, Duration), jitter: bool) -> ExponentialBackoff {
+    let delays = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).without_max_times();
+    if jitter { delays.with_jitter().build() } else { delays.build() }
+}
+
+/// `Retry-After` in either of its forms, as a wait from `now`. A date in the past is no wait.
+pub(crate) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+}
+
+/// At most [`ANSWER_BYTES_MAX`] of a body; what is beyond is left unread.
+async fn read_bounded(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = ANSWER_BYTES_MAX - body.len();
+        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+        if chunk.len() >= room {
+            break;
+        }
+    }
+    Ok(body)
+}
+
+/// `text` without the secrets, as they are and as a form or URL would carry them.
+pub(crate) fn redact(text: &str, secrets: &[&SecretText]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets {
+        let raw = secret.expose();
+        if raw.is_empty() {
+            continue;
+        }
+        let encoded: String = url::form_urlencoded::byte_serialize(raw.as_bytes()).collect();
+        for form in [raw, encoded.as_str()] {
+            if text.contains(form) {
+                text = text.replace(form, "***");
+            }
+        }
+    }
+    text
+}
+
+/// One line of at most [`EXCERPT_CHARS_MAX`] characters.
+pub(crate) fn excerpt(text: &str) -> String {
+    let mut out = String::new();
+    for (i, c) in text.trim().chars().enumerate() {
+        if i == EXCERPT_CHARS_MAX {
+            out.push('…');
+            break;
+        }
+        out.push(if c.is_control() || c == '`' { ' ' } else { c });
+    }
+    out
+}
+
+/// An error with its causes, for the ones whose own text says nothing ("error sending request").
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

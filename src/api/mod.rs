@@ -1,1 +1,647 @@
-//! The feed's calls.
+//! The feed's calls: list, start and stop subscriptions, list content page by page, fetch a blob as a stream.
+//!
+//! [`ApiClient`] sends each request at the tenant's pace, with a token, to the configured origin only; judges the
+//! answer; and says in [`ApiError::action`] what the caller must do. Apart from one repetition after a 401 it repeats
+//! nothing: what to ask for, when and how often is the caller's. It follows Microsoft's "Office 365 Management Activity
+//! API reference".
+
+mod codes;
+mod error;
+mod http;
+mod link;
+mod pace;
+mod wire;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Method;
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, RETRY_AFTER};
+use url::Url;
+
+use crate::auth::{self, Token, TokenSettings, TokenSource};
+use crate::clock::Clock;
+use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window};
+
+pub use crate::auth::{AuthError, Credential, SecretText, TokenEndpoint, TokenFacts};
+pub use codes::{Action, Endpoint};
+pub use error::{ApiError, ErrorKind};
+pub use link::PageLink;
+pub use wire::{SkippedItem, Subscription, Webhook};
+
+use error::Details;
+use http::{Body, BodyFault, HttpSettings};
+use link::{Links, Resolved};
+use pace::{Pace, Slot};
+use wire::ErrorBody;
+
+/// Most bytes read of an error's body.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes read of a listing. A page of this size would name some hundred thousand blobs.
+const LISTING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The two documented spellings of the header that names the next page. Header names have no case.
+const NEXT_PAGE_HEADERS: [&str; 2] = ["NextPageUri", "NextPageUrl"];
+
+/// What an [`ApiClient`] needs to know.
+#[derive(Clone)]
+pub struct ApiSettings {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Root of the API; the only origin that is ever sent the token.
+    pub api_url: Url,
+    /// The root of the chosen cloud's own API. Links to its host are rewritten to `api_url` when the two differ.
+    pub cloud_api_url: Url,
+    /// Root of the authority.
+    pub authority_url: Url,
+    /// What the token is asked for; the cloud's API root.
+    pub audience: String,
+    /// Which token endpoint.
+    pub token_endpoint: TokenEndpoint,
+    /// The app's client id.
+    pub client_id: String,
+    /// The app's proof.
+    pub credential: Credential,
+    /// Sent with every call, so that the quota is the tenant's own. A GUID.
+    pub publisher_identifier: String,
+    /// The tenant's allowance, of which at most 98 % is used in any 60 seconds; 0 is no limit.
+    pub max_requests_per_minute: u32,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Longest wait for the next bytes. There is no limit on a whole answer: blobs may be huge.
+    pub read_timeout: Duration,
+    /// Own CA certificates, PEM, trusted beside those of the machine.
+    pub ca_pem: Option<Vec<u8>>,
+    /// Used instead of the proxy the environment names. May hold credentials.
+    pub proxy_url: Option<Url>,
+}
+
+impl fmt::Debug for ApiSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiSettings")
+            .field("tenant", &self.tenant)
+            .field("api_url", &self.api_url.as_str())
+            .field("authority_url", &self.authority_url.as_str())
+            .field("audience", &self.audience)
+            .field("token_endpoint", &self.token_endpoint)
+            .field("client_id", &self.client_id)
+            .field("credential", &self.credential)
+            .field("publisher_identifier", &self.publisher_identifier)
+            .field("max_requests_per_minute", &self.max_requests_per_minute)
+            .field("proxy", &self.proxy_url.as_ref().and_then(Url::host_str))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Microsoft's clock, as one answer of the API showed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerDate {
+    /// The `Date` header. Whole seconds.
+    pub date: Timestamp,
+    /// Our [`Clock::monotonic`] when the answer came.
+    pub at: Duration,
+}
+
+/// Told of the `Date` of every answer of the API, in the task that made the call; must return quickly.
+pub type DateObserver = Arc<dyn Fn(ServerDate) + Send + Sync>;
+
+/// What starting a subscription came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Started {
+    /// It was started now.
+    Now,
+    /// It was enabled before (AF20024).
+    AlreadyEnabled,
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentPage {
+    /// The blobs, in the order listed, which is no order.
+    pub blobs: Vec<BlobRef>,
+    /// The next page. `None` ends the listing; a page without blobs does not.
+    pub next: Option<PageLink>,
+    /// Items that name no blob we could fetch.
+    pub skipped: Vec<SkippedItem>,
+}
+
+/// One tenant's feed. Clones share pace, token and connections.
+#[derive(Clone)]
+pub struct ApiClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tenant: TenantId,
+    links: Links,
+    http: reqwest::Client,
+    tokens: TokenSource,
+    pace: Pace,
+    clock: Arc<dyn Clock>,
+    server_date: Mutex<Option<ServerDate>>,
+    observer: Option<DateObserver>,
+}
+
+impl fmt::Debug for ApiClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiClient").field("tenant", &self.inner.tenant).finish_non_exhaustive()
+    }
+}
+
+/// A call: which, of which type.
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    endpoint: Endpoint,
+    content_type: Option<ContentType>,
+}
+
+/// An answer that was judged a success.
+struct Answer {
+    headers: HeaderMap,
+    body: Body,
+    token: Token,
+}
+
+impl ApiClient {
+    /// A client. No request is made.
+    ///
+    /// Errors are of [`ErrorKind::Settings`]: an unusable CA file or proxy, no trusted roots.
+    pub fn new(settings: ApiSettings, clock: Arc<dyn Clock>) -> Result<ApiClient, ApiError> {
+        Self::build(settings, clock, None)
+    }
+
+    /// A client that tells `observer` of the `Date` of every answer of the API.
+    pub fn with_date_observer(
+        settings: ApiSettings,
+        clock: Arc<dyn Clock>,
+        observer: DateObserver,
+    ) -> Result<ApiClient, ApiError> {
+        Self::build(settings, clock, Some(observer))
+    }
+
+    fn build(
+        settings: ApiSettings,
+        clock: Arc<dyn Clock>,
+        observer: Option<DateObserver>,
+    ) -> Result<ApiClient, ApiError> {
+        let http_settings = HttpSettings {
+            connect_timeout: settings.connect_timeout,
+            read_timeout: settings.read_timeout,
+            ca_pem: settings.ca_pem.as_deref(),
+            proxy_url: settings.proxy_url.as_ref(),
+        };
+        let client = |endpoint, target: &Url| {
+            http::client(&http_settings, target).map_err(|why| {
+                ApiError::new(Details {
+                    tenant: settings.tenant.clone(),
+                    endpoint,
+                    content_type: None,
+                    kind: ErrorKind::Settings,
+                    action: Action::SlowRetryTenant,
+                    slug: "api-client-settings",
+                    says: why,
+                    hint: "check the CA file, `proxy_url` and the certificates this machine trusts".into(),
+                    status: None,
+                    code: None,
+                    excerpt: None,
+                    auth: None,
+                })
+            })
+        };
+        // Two clients, because the two hosts may differ in whether a proxy is used.
+        let api_http = client(Endpoint::ListSubscriptions, &settings.api_url)?;
+        let token_http = client(Endpoint::Token, &settings.authority_url)?;
+        let token_settings = TokenSettings {
+            tenant: settings.tenant.clone(),
+            authority_url: settings.authority_url,
+            audience: settings.audience,
+            endpoint: settings.token_endpoint,
+            client_id: settings.client_id,
+            credential: settings.credential,
+        };
+        Ok(ApiClient {
+            inner: Arc::new(Inner {
+                links: Links::new(
+                    &settings.api_url,
+                    &settings.cloud_api_url,
+                    &settings.tenant,
+                    &settings.publisher_identifier,
+                ),
+                tenant: settings.tenant,
+                http: api_http,
+                tokens: TokenSource::new(token_settings, token_http, clock.clone()),
+                pace: Pace::new(settings.max_requests_per_minute, clock.clone()),
+                clock,
+                server_date: Mutex::new(None),
+                observer,
+            }),
+        })
+    }
+
+    /// The subscriptions of this app in the tenant; empty when none was ever started.
+    pub async fn list_subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
+        let call = Call { endpoint: Endpoint::ListSubscriptions, content_type: None };
+        let url = self.inner.links.feed("/subscriptions/list", "");
+        let mut answer = self.inner.send(call, Method::GET, url).await?;
+        let body = self.inner.read_whole(call, &mut answer).await?;
+        wire::parse_subscriptions(&body).map_err(|error| self.inner.unreadable(call, error, &body, &answer.token))
+    }
+
+    /// Starts the subscription to a content type. Microsoft asks for 15 minutes between two starts of one.
+    pub async fn start_subscription(&self, content_type: ContentType) -> Result<Started, ApiError> {
+        let call = Call { endpoint: Endpoint::StartSubscription, content_type: Some(content_type) };
+        let url = self.inner.links.feed("/subscriptions/start", &format!("contentType={content_type}"));
+        match self.inner.send(call, Method::POST, url).await {
+            Ok(_) => Ok(Started::Now),
+            Err(error) if error.action() == Action::AlreadyEnabled => Ok(Started::AlreadyEnabled),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stops the subscription to a content type. Content that becomes available before it is started again can never
+    /// be fetched.
+    pub async fn stop_subscription(&self, content_type: ContentType) -> Result<(), ApiError> {
+        let call = Call { endpoint: Endpoint::StopSubscription, content_type: Some(content_type) };
+        let url = self.inner.links.feed("/subscriptions/stop", &format!("contentType={content_type}"));
+        self.inner.send(call, Method::POST, url).await.map(drop)
+    }
+
+    /// One page of the blobs whose `contentCreated` lies in `window`. `page` is `None` for the first page, else the
+    /// link a former page gave.
+    ///
+    /// A link to another origin is an error of [`ErrorKind::OffOrigin`] with [`Action::RestartWindow`]; the page that
+    /// gave it was listed all the same.
+    pub async fn list_content(
+        &self,
+        content_type: ContentType,
+        window: Window,
+        page: Option<&PageLink>,
+    ) -> Result<ContentPage, ApiError> {
+        let call = Call { endpoint: Endpoint::ListContent, content_type: Some(content_type) };
+        let inner = &self.inner;
+        let url = match page {
+            None => {
+                let (start, end) = wire::window_bounds(window);
+                let query = format!("contentType={content_type}&startTime={start}&endTime={end}");
+                inner.links.feed("/subscriptions/content", &query)
+            }
+            Some(link) => match inner.links.resolve(link.as_str()) {
+                Resolved::Own(url) => url,
+                Resolved::Foreign { .. } => return Err(inner.off_origin(call, link.as_str(), Action::RestartWindow)),
+            },
+        };
+        let mut answer = inner.send(call, Method::GET, url).await?;
+        let next = next_page(&answer.headers);
+        let body = inner.read_whole(call, &mut answer).await?;
+        let uri_of_id = |id: &str| {
+            let mut url = inner.links.feed(&format!("/audit/{id}"), "");
+            url.set_query(None);
+            url.into()
+        };
+        let listing = wire::parse_listing(&body, content_type, window, uri_of_id)
+            .map_err(|error| inner.unreadable(call, error, &body, &answer.token))?;
+        Ok(ContentPage { blobs: listing.blobs, next, skipped: listing.skipped })
+    }
+
+    /// A blob's body, after status and headers were judged.
+    ///
+    /// A `contentUri` of another origin is counted and reported, and the blob is asked for under the configured
+    /// origin instead ([`BlobBody::link_was_refused`]); if its path is not one of the feed, the error is of
+    /// [`ErrorKind::OffOrigin`].
+    pub async fn fetch_blob(&self, blob: &BlobRef) -> Result<BlobBody, ApiError> {
+        let call = Call { endpoint: Endpoint::FetchBlob, content_type: Some(blob.content_type) };
+        let (url, link_refused) = match self.inner.links.resolve(&blob.uri) {
+            Resolved::Own(url) => (url, false),
+            Resolved::Foreign { instead } => {
+                let refusal = self.inner.off_origin(call, &blob.uri, Action::RetryBlobSlowly);
+                (instead.ok_or(refusal)?, true)
+            }
+        };
+        let answer = self.inner.send(call, Method::GET, url).await?;
+        Ok(BlobBody { inner: self.inner.clone(), call, body: answer.body, link_refused })
+    }
+
+    /// Microsoft's clock by the latest answer of the API; `None` before the first.
+    pub fn last_server_date(&self) -> Option<ServerDate> {
+        *self.inner.server_date.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the token says of itself, for display only.
+    pub async fn token_roles(&self) -> Result<TokenFacts, ApiError> {
+        let call = Call { endpoint: Endpoint::Token, content_type: None };
+        let token = self.inner.tokens.token().await.map_err(|error| self.inner.auth_error(call, error))?;
+        Ok(token.facts())
+    }
+}
+
+/// A blob's bytes as they come, decompressed. Dropping it breaks the transfer off.
+pub struct BlobBody {
+    inner: Arc<Inner>,
+    call: Call,
+    body: Body,
+    link_refused: bool,
+}
+
+impl BlobBody {
+    /// The next bytes; `None` at the end. The end is reported only when the transfer was complete, as long as
+    /// announced, and sound gzip if it was gzip: until then the bytes may turn out to be part of a broken body.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
+        self.body.chunk().await.map_err(|fault| self.inner.body_error(self.call, fault))
+    }
+
+    /// Whether the listing named another origin, so that the blob was asked for under ours instead.
+    pub fn link_was_refused(&self) -> bool {
+        self.link_refused
+    }
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobBody").field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// Sends one call, once more with a new token if the first was refused, and judges the answer.
+    async fn send(&self, call: Call, method: Method, url: Url) -> Result<Answer, ApiError> {
+        let mut refused: Option<Token> = None;
+        loop {
+            let slot = self.pace.ready().await;
+            let token = match &refused {
+                None => self.tokens.token().await,
+                Some(token) => self.tokens.renew(token).await,
+            }
+            .map_err(|error| self.auth_error(call, error))?;
+            match self.send_once(call, method.clone(), url.clone(), &token, slot).await {
+                Err(error) if refused.is_none() && is_token_refused(&error) => refused = Some(token),
+                Err(error) => return Err(self.counted(error)),
+                Ok(answer) => return Ok(answer),
+            }
+        }
+    }
+
+    async fn send_once(
+        &self,
+        call: Call,
+        method: Method,
+        url: Url,
+        token: &Token,
+        slot: Slot,
+    ) -> Result<Answer, ApiError> {
+        let mut request = self
+            .http
+            .request(method.clone(), url)
+            .header(AUTHORIZATION, token.header())
+            .header(ACCEPT, "application/json")
+            .header(ACCEPT_ENCODING, "gzip");
+        if method == Method::POST {
+            // Without it some proxies answer 411 to a POST that has no body.
+            request = request.header(CONTENT_LENGTH, "0");
+        }
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => {
+                self.count_request(call, "error");
+                let why = auth::redact(&auth::error_chain(&error.without_url()), &[token.secret()]);
+                return Err(self.error(
+                    call,
+                    ErrorKind::Unreachable,
+                    Fault {
+                        action: Action::Retry { not_before: None },
+                        slug: "api-unreachable",
+                        says: format!("no answer: {}", auth::excerpt(&why)),
+                        hint: "check DNS, firewall, proxy and the TLS certificates this machine trusts".into(),
+                    },
+                ));
+            }
+        };
+        let status = response.status();
+        self.count_request(call, status.as_str());
+        let server_date = self.note_date(response.headers());
+        let success = match call.endpoint {
+            Endpoint::StartSubscription | Endpoint::StopSubscription => status.is_success(),
+            _ => status.as_u16() == 200,
+        };
+        if success {
+            self.pace.succeeded(slot);
+            let headers = response.headers().clone();
+            let body = Body::of(response).map_err(|fault| self.body_error_uncounted(call, fault))?;
+            return Ok(Answer { headers, body, token: token.clone() });
+        }
+        let now = server_date.unwrap_or_else(|| self.clock.now());
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| auth::parse_retry_after(value, now));
+        let body = match Body::of(response) {
+            Ok(mut body) => body.read(ERROR_BYTES_MAX).await.map(|(bytes, _)| bytes).unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        Err(self.judged(call, status.as_u16(), ErrorBody::parse(&body), &body, retry_after, token, Some(slot)))
+    }
+
+    /// The error of an answer that was not a success.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one answer, read at one place")]
+    fn judged(
+        &self,
+        call: Call,
+        status: u16,
+        error: ErrorBody,
+        body: &[u8],
+        retry_after: Option<Duration>,
+        token: &Token,
+        slot: Option<Slot>,
+    ) -> ApiError {
+        let mut verdict = codes::judge(call.endpoint, call.content_type, status, &error, retry_after);
+        if let Action::Throttled { .. } = verdict.action {
+            let retry_after = retry_after.or_else(|| error.wait_named());
+            verdict.action = Action::Throttled { retry_after };
+            metrics::counter!(crate::metrics::THROTTLED_TOTAL, "tenant" => self.tenant.to_string()).increment(1);
+            if let Some(slot) = slot {
+                let pause = self.pace.throttled(slot, retry_after);
+                tracing::debug!(tenant = %self.tenant, endpoint = call.endpoint.label(), ?pause, "throttled");
+            }
+        }
+        let text = auth::redact(&String::from_utf8_lossy(body), &[token.secret()]);
+        ApiError::new(Details {
+            tenant: self.tenant.clone(),
+            endpoint: call.endpoint,
+            content_type: call.content_type,
+            kind: if (300..400).contains(&status) { ErrorKind::Redirect } else { ErrorKind::Answer },
+            action: verdict.action,
+            slug: verdict.slug,
+            says: verdict.says.into(),
+            hint: verdict.hint.into(),
+            status: Some(status),
+            code: error.code().map(str::to_owned),
+            excerpt: Some(auth::excerpt(&text)).filter(|text| !text.is_empty()),
+            auth: None,
+        })
+    }
+
+    /// The error of a 200 whose body is not what was asked for. A code in it counts as if the status had said so.
+    fn unreadable(&self, call: Call, error: ErrorBody, body: &[u8], token: &Token) -> ApiError {
+        if let ErrorBody::Af { .. } | ErrorBody::ServerException { .. } = error {
+            return self.counted(self.judged(call, 200, error, body, None, token, None));
+        }
+        let text = auth::redact(&String::from_utf8_lossy(body), &[token.secret()]);
+        self.counted(self.error(
+            call,
+            ErrorKind::BodyUnreadable,
+            Fault {
+                action: Action::Retry { not_before: None },
+                slug: "api-unexpected-answer",
+                says: format!("the answer is not a JSON array: `{}`", auth::excerpt(&text)),
+                hint: "look for a proxy that answers in Microsoft's place or cuts answers off".into(),
+            },
+        ))
+    }
+
+    async fn read_whole(&self, call: Call, answer: &mut Answer) -> Result<Vec<u8>, ApiError> {
+        match answer.body.read(LISTING_BYTES_MAX).await {
+            Ok((bytes, true)) => Ok(bytes),
+            Ok((_, false)) => Err(self.counted(self.error(
+                call,
+                ErrorKind::BodyUnreadable,
+                Fault {
+                    action: Action::Retry { not_before: None },
+                    slug: "api-listing-too-large",
+                    says: format!("the listing is over {LISTING_BYTES_MAX} bytes"),
+                    hint: "report it with this message".into(),
+                },
+            ))),
+            Err(fault) => Err(self.body_error(call, fault)),
+        }
+    }
+
+    fn body_error(&self, call: Call, fault: BodyFault) -> ApiError {
+        self.counted(self.body_error_uncounted(call, fault))
+    }
+
+    fn body_error_uncounted(&self, call: Call, fault: BodyFault) -> ApiError {
+        let (kind, slug, says) = match fault {
+            BodyFault::Cut(why) => {
+                (ErrorKind::BodyCut, "api-body-cut", format!("the answer broke off: {}", auth::excerpt(&why)))
+            }
+            BodyFault::Gzip(why) => (
+                ErrorKind::BodyDamaged,
+                "api-body-damaged",
+                format!("the answer is damaged gzip: {}", auth::excerpt(&why)),
+            ),
+            BodyFault::Encoding(name) => (
+                ErrorKind::BodyDamaged,
+                "api-body-damaged",
+                format!("the answer has the unknown encoding `{}`", auth::excerpt(&name)),
+            ),
+        };
+        let hint = "none needed unless it lasts: it is asked for again; look for a proxy that cuts or alters answers";
+        self.error(call, kind, Fault { action: Action::Retry { not_before: None }, slug, says, hint: hint.into() })
+    }
+
+    /// Counts and reports a link that leads elsewhere. The link's host is shown, its query is not.
+    fn off_origin(&self, call: Call, link: &str, action: Action) -> ApiError {
+        let place = Url::parse(link)
+            .ok()
+            .and_then(|url| url.host_str().map(|host| format!("{}://{host}", url.scheme())))
+            .unwrap_or_else(|| "no address".into());
+        let place = auth::excerpt(&place);
+        tracing::warn!(
+            tenant = %self.tenant, endpoint = call.endpoint.label(), %place,
+            "a link to another origin was refused; the token goes to the configured API only"
+        );
+        self.counted(self.error(call, ErrorKind::OffOrigin, Fault {
+            action,
+            slug: "api-link-off-origin",
+            says: format!("the link leads to `{place}`, which is not the configured API"),
+            hint: "check `cloud` and `api_url`; if they are right, something between here and Microsoft alters answers"
+                .into(),
+        }))
+    }
+
+    fn auth_error(&self, call: Call, error: AuthError) -> ApiError {
+        ApiError::new(Details {
+            tenant: self.tenant.clone(),
+            endpoint: call.endpoint,
+            content_type: call.content_type,
+            kind: ErrorKind::Auth,
+            action: if error.is_passing() {
+                Action::Retry { not_before: error.not_before() }
+            } else {
+                Action::SlowRetryTenant
+            },
+            slug: error.slug(),
+            says: String::new(),
+            hint: error.hint(),
+            status: error.status(),
+            code: None,
+            excerpt: None,
+            auth: Some(error),
+        })
+    }
+
+    fn error(&self, call: Call, kind: ErrorKind, fault: Fault) -> ApiError {
+        ApiError::new(Details {
+            tenant: self.tenant.clone(),
+            endpoint: call.endpoint,
+            content_type: call.content_type,
+            kind,
+            action: fault.action,
+            slug: fault.slug,
+            says: fault.says,
+            hint: fault.hint,
+            status: None,
+            code: None,
+            excerpt: None,
+            auth: None,
+        })
+    }
+
+    fn counted(&self, error: ApiError) -> ApiError {
+        if error.action() != Action::AlreadyEnabled {
+            metrics::counter!(crate::metrics::ERRORS_TOTAL, "tenant" => self.tenant.to_string(), "kind" => error.slug())
+                .increment(1);
+        }
+        error
+    }
+
+    fn count_request(&self, call: Call, status: &str) {
+        metrics::counter!(
+            crate::metrics::REQUESTS_TOTAL,
+            "tenant" => self.tenant.to_string(),
+            "endpoint" => call.endpoint.label(),
+            "status" => status.to_owned()
+        )
+        .increment(1);
+    }
+
+    fn note_date(&self, headers: &HeaderMap) -> Option<Timestamp> {
+        let text = headers.get(DATE)?.to_str().ok()?;
+        let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
+        let seen = ServerDate { date, at: self.clock.monotonic() };
+        *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        if let Some(observer) = &self.observer {
+            observer(seen);
+        }
+        Some(date)
+    }
+}
+
+/// The parts of an error that differ from call to call.
+struct Fault {
+    action: Action,
+    slug: &'static str,
+    says: String,
+    hint: String,
+}
+
+/// Whether a new token may help: a 401, or a permission that may have been granted since.
+fn is_token_refused(error: &ApiError) -> bool {
+    error.status() == Some(401) || error.code() == Some("AF10001")
+}
+
+fn next_page(headers: &HeaderMap) -> Option<PageLink> {
+    NEXT_PAGE_HEADERS
+        .iter()
+        .flat_map(|name| headers.get_all(*name))
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned())
+        .find(|link| !link.is_empty())
+        .map(PageLink)
+}

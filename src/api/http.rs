@@ -1,0 +1,185 @@
+//! The HTTP client and the bodies it gives: TLS, proxy, timeouts, gzip. No redirect is ever followed.
+//!
+//! Nothing process-wide is touched: the TLS provider is handed over explicitly. Bodies are decoded here and not by
+//! the HTTP library, so that a cut transfer and damaged gzip can be told apart and chunks are of a useful size.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_compression::tokio::bufread::GzipDecoder;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+use reqwest::header::{CONTENT_ENCODING, HeaderMap};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::StreamReader;
+use url::{Host, Url};
+
+use crate::auth::error_chain;
+
+/// `User-Agent` of every request.
+const USER_AGENT: &str = concat!("m365-audit/", env!("CARGO_PKG_VERSION"));
+/// Decoded bytes handed on at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// HTTP/2 flow control: what one stream, and one connection with up to 32 of them, may have under way. Bounds memory.
+const H2_STREAM_WINDOW: u32 = 512 * 1024;
+const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// What a client needs to know.
+pub(super) struct HttpSettings<'a> {
+    pub connect_timeout: Duration,
+    pub read_timeout: Duration,
+    pub ca_pem: Option<&'a [u8]>,
+    pub proxy_url: Option<&'a Url>,
+}
+
+/// A client for calls to `target`. Loopback hosts are reached without a proxy.
+pub(super) fn client(settings: &HttpSettings<'_>, target: &Url) -> Result<reqwest::Client, String> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(settings.connect_timeout)
+        .read_timeout(settings.read_timeout)
+        .http2_initial_stream_window_size(H2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .tls_backend_preconfigured(tls(settings.ca_pem, target)?);
+    if is_loopback(target) {
+        builder = builder.no_proxy();
+    } else if let Some(proxy) = settings.proxy_url {
+        let proxy = reqwest::Proxy::all(proxy.clone())
+            .map_err(|_| "`proxy_url` is not usable".to_owned())?
+            .no_proxy(reqwest::NoProxy::from_env());
+        builder = builder.proxy(proxy);
+    }
+    builder.build().map_err(|error| error_chain(&error.without_url()))
+}
+
+fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    if target.scheme() == "https" {
+        // Single certificates that cannot be read are common in system stores and no reason to stop.
+        let native = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(native.certs);
+    }
+    if let Some(pem) = ca_pem {
+        let own = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("the CA file is not PEM: {error}"))?;
+        if own.is_empty() {
+            return Err("the CA file holds no certificate".into());
+        }
+        for certificate in own {
+            roots.add(certificate).map_err(|error| format!("a certificate of the CA file is not usable: {error}"))?;
+        }
+    }
+    if target.scheme() == "https" && roots.is_empty() {
+        return Err("this machine has no trusted root certificates".into());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Whether a URL names this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
+/// A body on its way, decoded.
+pub(super) enum Body {
+    Plain(reqwest::Response),
+    Gzip(Box<GzipBody>),
+}
+
+pub(super) struct GzipBody {
+    reader: GzipDecoder<StreamReader<BoxStream<'static, io::Result<Bytes>>, Bytes>>,
+    buffer: BytesMut,
+}
+
+/// Why a body could not be read to its end.
+#[derive(Debug)]
+pub(super) enum BodyFault {
+    /// The transfer broke off, or was shorter or longer than announced.
+    Cut(String),
+    /// The bytes came, and are not the gzip they claim to be.
+    Gzip(String),
+    /// An encoding that was not asked for.
+    Encoding(String),
+}
+
+impl Body {
+    /// The body of an answer; its `Content-Encoding` may be absent, `identity` or `gzip`.
+    pub fn of(response: reqwest::Response) -> Result<Self, BodyFault> {
+        let encoding = encoding(response.headers());
+        match encoding.as_str() {
+            "" | "identity" => Ok(Self::Plain(response)),
+            "gzip" | "x-gzip" => {
+                let stream = response.bytes_stream().map_err(|error| io::Error::other(error.without_url())).boxed();
+                let mut reader = GzipDecoder::new(StreamReader::new(stream));
+                // RFC 9110 allows several members; whatever else follows the last one is damage.
+                reader.multiple_members(true);
+                Ok(Self::Gzip(Box::new(GzipBody { reader, buffer: BytesMut::new() })))
+            }
+            _ => Err(BodyFault::Encoding(encoding)),
+        }
+    }
+
+    /// The next bytes; `None` at the end, which is reported only when all of the body came and was sound.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyFault> {
+        match self {
+            Self::Plain(response) => {
+                response.chunk().await.map_err(|error| BodyFault::Cut(error_chain(&error.without_url())))
+            }
+            Self::Gzip(gzip) => {
+                gzip.buffer.reserve(CHUNK_BYTES);
+                match gzip.reader.read_buf(&mut gzip.buffer).await {
+                    Ok(0) => Ok(None),
+                    Ok(_) => Ok(Some(gzip.buffer.split().freeze())),
+                    Err(error) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<reqwest::Error>()) {
+                        Some(transport) => BodyFault::Cut(error_chain(transport)),
+                        None => BodyFault::Gzip(error.to_string()),
+                    }),
+                }
+            }
+        }
+    }
+
+    /// At most `limit` bytes, and whether that was all.
+    pub async fn read(&mut self, limit: usize) -> Result<(Vec<u8>, bool), BodyFault> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            let room = limit - bytes.len();
+            if chunk.len() > room {
+                bytes.extend_from_slice(chunk.get(..room).unwrap_or_default());
+                return Ok((bytes, false));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok((bytes, true))
+    }
+}
+
+fn encoding(headers: &HeaderMap) -> String {
+    headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_lowercase())
+        .filter(|value| !value.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
+}

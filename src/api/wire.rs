@@ -1,0 +1,298 @@
+//! The feed's answers as Microsoft sends them, read tolerantly: listings, subscriptions, error bodies in all their
+//! shapes, dates. Pure; follows the "Office 365 Management Activity API reference" and what was seen beside it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::model::{BlobRef, ContentType, Timestamp, Window};
+
+/// Assumed when a listing does not say when a blob expires: the documented time.
+const LISTED_LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// One subscription of `GET /subscriptions/list`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// The content type's name as sent.
+    pub name: String,
+    /// The content type, when it is one of ours, spelled as Microsoft spells it.
+    pub content_type: Option<ContentType>,
+    /// `enabled` or `disabled`; Microsoft's own sample has an entry without it.
+    pub status: Option<String>,
+    /// The webhook, when there is one. This client never sets any.
+    pub webhook: Option<Webhook>,
+}
+
+impl Subscription {
+    /// Whether it is enabled; `None` when the answer does not say.
+    pub fn is_enabled(&self) -> Option<bool> {
+        self.status.as_deref().map(|status| status.eq_ignore_ascii_case("enabled"))
+    }
+}
+
+/// A webhook that some client has set on a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Webhook {
+    /// Where it leads.
+    pub address: Option<String>,
+    /// `enabled`, `disabled` or `expired`.
+    pub status: Option<String>,
+}
+
+/// An item of a listing that names no blob we could fetch. Never to be passed over in silence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkippedItem {
+    /// The item as received.
+    pub json: String,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+/// What the body of a failed call is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ErrorBody {
+    /// `{"error":{"code":"AF…","message":"…"}}`, or something close enough to find the code in.
+    Af { code: String, message: String },
+    /// The front end's `{"Message":"…"}`.
+    FrontEnd { message: String },
+    /// An exception of the server, which it splits at the first colon into `code` and `message`; joined again here.
+    ServerException { text: String },
+    /// Something else: a proxy's page, a cut body.
+    NotJson,
+    /// Nothing.
+    Empty,
+}
+
+impl ErrorBody {
+    pub fn parse(body: &[u8]) -> Self {
+        let body = without_bom(body).trim_ascii();
+        if body.is_empty() {
+            return Self::Empty;
+        }
+        if let Ok(value) = serde_json::from_slice::<Value>(body) {
+            return Self::of_json(&value);
+        }
+        // Microsoft's own documentation prints the AF429 body with single quotes, which is not JSON.
+        let text = String::from_utf8_lossy(body);
+        match loose_code(&text) {
+            Some(code) => Self::Af { code, message: text.into_owned() },
+            None => Self::NotJson,
+        }
+    }
+
+    pub fn of_json(value: &Value) -> Self {
+        let text = |value: Option<&Value>| match value {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Number(number)) => number.to_string(),
+            _ => String::new(),
+        };
+        let Some(object) = value.as_object() else {
+            return match value.as_str().and_then(loose_code) {
+                Some(code) => Self::Af { code, message: String::new() },
+                None => Self::NotJson,
+            };
+        };
+        let get = |name: &str| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+        match get("error") {
+            Some(Value::Object(error)) => {
+                let get = |name: &str| error.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, v)| v);
+                let (code, message) = (text(get("code")), text(get("message")));
+                match af_code(code.trim()) {
+                    Some(code) => Self::Af { code, message },
+                    None if code.is_empty() => Self::ServerException { text: message },
+                    None => Self::ServerException { text: format!("{code}:{message}") },
+                }
+            }
+            Some(Value::String(error)) => Self::ServerException { text: error.clone() },
+            _ => match get("message") {
+                Some(Value::String(message)) => Self::FrontEnd { message: message.clone() },
+                _ => Self::NotJson,
+            },
+        }
+    }
+
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Af { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    /// The wait a message names, as in "retry after 30 seconds" or "try again in 2 minutes".
+    pub fn wait_named(&self) -> Option<Duration> {
+        match self {
+            Self::Af { message, .. } | Self::FrontEnd { message } => wait_in(message),
+            Self::ServerException { text } => wait_in(text),
+            Self::NotJson | Self::Empty => None,
+        }
+    }
+}
+
+/// `text` if it is `AF` and 3 to 6 digits.
+fn af_code(text: &str) -> Option<String> {
+    let digits = text.get(..2).filter(|prefix| prefix.eq_ignore_ascii_case("AF")).and_then(|_| text.get(2..))?;
+    ((3..=6).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit())).then(|| format!("AF{digits}"))
+}
+
+/// The code of a text that is not JSON: the first word after `code`, or the first word of all.
+fn loose_code(text: &str) -> Option<String> {
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).peekable();
+    if let Some(code) = words.peek().and_then(|word| af_code(word)) {
+        return Some(code);
+    }
+    while let Some(word) = words.next() {
+        if word.eq_ignore_ascii_case("code") {
+            return words.next().and_then(af_code);
+        }
+    }
+    None
+}
+
+fn wait_in(message: &str) -> Option<Duration> {
+    let lower = message.to_ascii_lowercase();
+    let mut words = lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.find(|word| matches!(*word, "retry" | "again" | "wait" | "retryafter"))?;
+    while let Some(word) = words.next() {
+        let digits = word.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let Ok(number) = digits.parse::<u64>() else {
+            continue;
+        };
+        let attached = word.get(digits.len()..).unwrap_or_default();
+        let unit = if attached.is_empty() { words.next().unwrap_or_default() } else { attached };
+        let seconds = match unit {
+            "ms" | "millisecond" | "milliseconds" => return Some(Duration::from_millis(number)),
+            "m" | "min" | "mins" | "minute" | "minutes" => number.saturating_mul(60),
+            "h" | "hour" | "hours" => number.saturating_mul(3600),
+            _ => number,
+        };
+        return Some(Duration::from_secs(seconds));
+    }
+    None
+}
+
+/// One page's items.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Listing {
+    pub blobs: Vec<BlobRef>,
+    pub skipped: Vec<SkippedItem>,
+}
+
+/// Reads the body of a listing that was answered with 200. An empty body and `null` are an empty page; a body that is
+/// not an array is given back as an error body to judge.
+pub(super) fn parse_listing(
+    body: &[u8],
+    content_type: ContentType,
+    window: Window,
+    uri_of_id: impl Fn(&str) -> String,
+) -> Result<Listing, ErrorBody> {
+    let body = without_bom(body).trim_ascii();
+    let mut listing = Listing::default();
+    if body.is_empty() || body == b"null" {
+        return Ok(listing);
+    }
+    let items: Vec<&RawValue> = serde_json::from_slice(body).map_err(|_| ErrorBody::parse(body))?;
+    for item in items {
+        match parse_item(item, content_type, window, &uri_of_id) {
+            Ok(blob) => listing.blobs.push(blob),
+            Err(why) => listing.skipped.push(SkippedItem { json: item.get().to_owned(), why }),
+        }
+    }
+    Ok(listing)
+}
+
+fn parse_item(
+    item: &RawValue,
+    content_type: ContentType,
+    window: Window,
+    uri_of_id: &impl Fn(&str) -> String,
+) -> Result<BlobRef, &'static str> {
+    let item: Value = serde_json::from_str(item.get()).map_err(|_| "not readable")?;
+    let object = item.as_object().ok_or("not an object")?;
+    let text = |name: &str| {
+        object
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .and_then(|(_, value)| value.as_str())
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
+    };
+    let (id, uri): (Arc<str>, Arc<str>) = match (text("contentId"), text("contentUri")) {
+        (Some(id), Some(uri)) => (id.into(), uri.into()),
+        // The address of a blob is its id below `/audit/` in every sample and capture.
+        (Some(id), None) => (id.into(), uri_of_id(id).into()),
+        (None, Some(uri)) => {
+            let path = uri.split(['?', '#']).next().unwrap_or_default();
+            let id = path.rsplit('/').next().filter(|id| !id.is_empty()).ok_or("neither id nor address")?;
+            (id.into(), uri.into())
+        }
+        (None, None) => return Err("neither id nor address"),
+    };
+    // The API lists by this time, so a blob that does not say lies in the window; its start keeps it longest in view.
+    let created = text("contentCreated").and_then(parse_time).unwrap_or(window.start);
+    let expires = text("contentExpiration")
+        .and_then(parse_time)
+        .unwrap_or_else(|| created.saturating_add(LISTED_LIFE).unwrap_or(Timestamp::MAX));
+    Ok(BlobRef { content_type, id, uri, created, expires })
+}
+
+/// A time as the feed writes it: RFC 3339, with or without zone (UTC then), with any number of fractional digits.
+pub(super) fn parse_time(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    text.parse::<Timestamp>().ok().or_else(|| {
+        let whole: String = match text.split_once('.') {
+            Some((whole, fraction)) => {
+                let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+                let kept = fraction.get(..digits.min(9))?;
+                let zone = fraction.get(digits..)?;
+                if kept.is_empty() { format!("{whole}{zone}") } else { format!("{whole}.{kept}{zone}") }
+            }
+            None => text.to_owned(),
+        };
+        whole.parse::<Timestamp>().ok().or_else(|| TimeZone::UTC.to_timestamp(whole.parse::<DateTime>().ok()?).ok())
+    })
+}
+
+/// A window's bounds as the API wants them: whole seconds, UTC, no zone. The start is cut down and the end is
+/// rounded up, so that nothing inside is left out.
+pub(super) fn window_bounds(window: Window) -> (String, String) {
+    let format = |second: i64| {
+        Timestamp::from_second(second).map(|time| time.strftime("%Y-%m-%dT%H:%M:%S").to_string()).unwrap_or_default()
+    };
+    let start = window.start.as_nanosecond().div_euclid(1_000_000_000);
+    let end = -((-window.end.as_nanosecond()).div_euclid(1_000_000_000));
+    (format(i64::try_from(start).unwrap_or(i64::MIN)), format(i64::try_from(end).unwrap_or(i64::MAX)))
+}
+
+/// Reads the body of a subscription list. Entries that name nothing (Microsoft's samples end with `{}`) are left out.
+pub(super) fn parse_subscriptions(body: &[u8]) -> Result<Vec<Subscription>, ErrorBody> {
+    let body = without_bom(body).trim_ascii();
+    if body.is_empty() || body == b"null" {
+        return Ok(Vec::new());
+    }
+    let items: Vec<Value> = serde_json::from_slice(body).map_err(|_| ErrorBody::parse(body))?;
+    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    Ok(items
+        .iter()
+        .filter_map(|item| {
+            let name = text(item, "contentType")?;
+            Some(Subscription {
+                content_type: name.parse().ok(),
+                name,
+                status: text(item, "status"),
+                webhook: item
+                    .get("webhook")
+                    .filter(|webhook| webhook.is_object())
+                    .map(|webhook| Webhook { address: text(webhook, "address"), status: text(webhook, "status") }),
+            })
+        })
+        .collect())
+}
+
+fn without_bom(body: &[u8]) -> &[u8] {
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
+}
