@@ -1,1 +1,428 @@
 //! Events made into records.
+//!
+//! Takes the bytes of one audit event and writes one line of JSON: what could be derived, typed and flat, beside the
+//! event as it came. Derives, never judges: severities and drops are the rules' (`crate::severity`). No I/O, no clock,
+//! nothing of hosts. A field that cannot be derived is absent and never costs the record.
+//!
+//! Shapes and their irregularities follow Microsoft's "Office 365 Management Activity API schema" and what public
+//! records show of the wire.
+
+pub mod address;
+pub mod category;
+
+mod actor;
+mod event;
+mod facts;
+mod json;
+mod outcome;
+mod own;
+mod parameters;
+mod record_types;
+mod time;
+
+use std::borrow::Cow;
+
+pub use event::{Event, NotAnEvent};
+pub(crate) use own::render_bad_bytes;
+pub use own::{BAD_BLOB, BadPiece, GAP, GapNotice, render_bad_blob, render_gap};
+
+use crate::config::{Format, RawForm};
+use crate::model::{ContentType, TenantId, Timestamp};
+use crate::severity::{self, Severity, operation};
+use actor::Actor;
+use event::Member;
+use facts::EventFacts;
+use outcome::Outcome;
+
+/// How records are made.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The shape of a record.
+    pub format: Format,
+    /// The form of `raw` in the native format.
+    pub raw: RawForm,
+    /// Whether events that only `drop` rules match are left out.
+    pub drop_routine: bool,
+    /// The organisation's mail domains, beyond those its events name.
+    pub internal_domains: Vec<String>,
+}
+
+/// The blob an event came in.
+#[derive(Debug, Clone, Copy)]
+pub struct BlobContext<'a> {
+    /// The configured tenant.
+    pub tenant: &'a TenantId,
+    /// The content type the blob was listed under.
+    pub content_type: ContentType,
+    /// `contentId`.
+    pub content_id: &'a str,
+    /// `contentCreated`.
+    pub content_created: Timestamp,
+}
+
+/// What [`Normaliser::render`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rendered {
+    /// One record was appended.
+    Record {
+        /// When the event happened; else its blob's `contentCreated`.
+        time: Timestamp,
+        /// The severity assessed.
+        severity: Severity,
+    },
+    /// The event is not to be shipped; what was appended means nothing.
+    Dropped {
+        /// The rule that says so, such as `EX-45`.
+        rule: &'static str,
+    },
+}
+
+/// Where an event came from, as far as it is known: [`BlobContext`] with everything optional, for events that did not
+/// come from the feed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Origin<'a> {
+    /// The tenant's GUID; when absent, the event's own `OrganizationId` stands in.
+    pub tenant: Option<&'a str>,
+    /// The content type.
+    pub content_type: Option<ContentType>,
+    /// `contentId`.
+    pub content_id: Option<&'a str>,
+    /// `contentCreated`.
+    pub content_created: Option<Timestamp>,
+}
+
+impl<'a> Origin<'a> {
+    /// A blob of the feed.
+    pub fn of(blob: &BlobContext<'a>) -> Origin<'a> {
+        Origin {
+            tenant: Some(blob.tenant.as_str()),
+            content_type: Some(blob.content_type),
+            content_id: Some(blob.content_id),
+            content_created: Some(blob.content_created),
+        }
+    }
+
+    /// Appends `tenant_id` and the content members.
+    fn push(&self, tenant: Option<&str>, out: &mut Vec<u8>) {
+        if let Some(tenant) = tenant {
+            out.extend_from_slice(b",\"tenant_id\":");
+            json::push_string(out, tenant);
+        }
+        if let Some(content_type) = self.content_type {
+            out.extend_from_slice(b",\"content_type\":\"");
+            out.extend_from_slice(content_type.as_str().as_bytes());
+            out.push(b'"');
+        }
+        if let Some(content_id) = self.content_id {
+            out.extend_from_slice(b",\"content_id\":");
+            json::push_string(out, content_id);
+        }
+        if let Some(created) = self.content_created {
+            out.extend_from_slice(b",\"content_created\":");
+            time::push(out, created);
+        }
+    }
+}
+
+/// Makes records of events.
+#[derive(Debug, Clone)]
+pub struct Normaliser {
+    settings: Settings,
+}
+
+impl Normaliser {
+    /// A normaliser of these settings.
+    pub fn new(settings: Settings) -> Normaliser {
+        Normaliser { settings }
+    }
+
+    /// Appends one record, a JSON object on one line without a line break at its end, for an event of a blob.
+    pub fn render(&self, event: &Event<'_>, blob: &BlobContext<'_>, out: &mut Vec<u8>) -> Rendered {
+        self.render_from(event, &Origin::of(blob), out)
+    }
+
+    /// The same for an event of any origin. Without a usable time of its own or of its blob, the record has no
+    /// `timestamp` and [`Rendered::Record`] says 1970.
+    pub fn render_from(&self, event: &Event<'_>, origin: &Origin<'_>, out: &mut Vec<u8>) -> Rendered {
+        let folded = operation::fold(event.operation());
+        let facts = EventFacts { event, internal_domains: &self.settings.internal_domains };
+        let assessment = severity::assess(&folded, &facts);
+        if self.settings.drop_routine
+            && let Some(rule) = assessment.drop
+        {
+            return Rendered::Dropped { rule: &rule.id };
+        }
+        let severity = assessment.severity();
+        let own_time = time::parse(event.creation_time());
+        let time = own_time.as_ref().map(|time| time.at).or(origin.content_created).unwrap_or(Timestamp::UNIX_EPOCH);
+        match self.settings.format {
+            Format::Raw => event.push_on_one_line(out),
+            Format::Native => {
+                let derived = Derived { folded: &folded, time: own_time, assessment: &assessment, severity };
+                push_native(event, origin, &derived, out);
+                self.push_raw(event, out);
+                out.push(b'}');
+            }
+        }
+        Rendered::Record { time, severity }
+    }
+
+    /// Appends the event as it came. What is to be masked in it (the values that data loss prevention found) is to be
+    /// masked here and nowhere else.
+    fn push_raw(&self, event: &Event<'_>, out: &mut Vec<u8>) {
+        match self.settings.raw {
+            RawForm::Object => {
+                out.extend_from_slice(b",\"raw\":");
+                event.push_on_one_line(out);
+            }
+            RawForm::String => {
+                out.extend_from_slice(b",\"raw\":");
+                json::push_string(out, event.text());
+            }
+            RawForm::None => {}
+        }
+    }
+}
+
+/// What rendering knows of an event before it writes the first byte.
+struct Derived<'d, 'a> {
+    folded: &'d str,
+    time: Option<time::EventTime<'a>>,
+    assessment: &'d severity::Assessment,
+    severity: Severity,
+}
+
+/// Longest object, in bytes of its token, that a title repeats; some are whole JSON texts.
+const TITLE_OBJECT_BYTES_MAX: usize = 256;
+
+/// Appends a record of the native format up to `raw`, its closing brace left out.
+fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>, out: &mut Vec<u8>) {
+    let workload = event.text_of(Member::Workload);
+    let record_type = event.integer(Member::RecordType);
+    let record_type_info = record_type.and_then(record_types::info);
+    let outcome = outcome::of(event, derived.folded, record_type);
+    let actor = Actor::of(event);
+    let object = shown(event, Member::ObjectId);
+
+    out.extend_from_slice(br#"{"source":"m365","category":""#);
+    let alert_category = event.text_of(Member::Category);
+    let category = category::of(workload.as_deref(), record_type, alert_category.as_deref());
+    out.extend_from_slice(category.as_str().as_bytes());
+    out.push(b'"');
+
+    match (&derived.time, origin.content_created) {
+        (Some(time), _) => {
+            out.extend_from_slice(b",\"timestamp\":\"");
+            out.extend_from_slice(time.civil.as_bytes());
+            out.extend_from_slice(b"Z\"");
+        }
+        (None, Some(created)) => {
+            out.extend_from_slice(b",\"timestamp\":");
+            time::push(out, created);
+            out.extend_from_slice(b",\"timestamp_inferred\":true");
+        }
+        (None, None) => {}
+    }
+
+    push_shown(out, "event_id", shown(event, Member::Id));
+
+    out.extend_from_slice(b",\"event_type\":\"m365.");
+    push_slug(out, &workload.as_deref().unwrap_or_default().trim().to_lowercase());
+    out.push(b'.');
+    push_slug(out, derived.folded);
+    out.push(b'"');
+
+    let operation = shown(event, Member::Operation);
+    push_title(out, operation, record_type_info.map(|info| info.name), &actor, object, outcome);
+    push_shown(out, "operation", operation);
+    push_shown(out, "workload", shown(event, Member::Workload));
+
+    if let Some(record_type) = record_type {
+        push_number(out, "record_type", record_type);
+    }
+    if let Some(info) = record_type_info {
+        push_text(out, "record_type_name", info.name);
+    }
+
+    push_text(out, "severity", derived.severity.as_str());
+    if !derived.assessment.rules.is_empty() {
+        out.extend_from_slice(b",\"severity_rule\":[");
+        for (i, rule) in derived.assessment.rules.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            json::push_string(out, &rule.id);
+        }
+        out.push(b']');
+    }
+    if let Some(outcome) = outcome {
+        push_text(out, "outcome", outcome.as_str());
+    }
+    push_actor(out, &actor);
+
+    if let Some(address) = source_address(event) {
+        push_text(out, "src_ip", &address.ip.to_string());
+        if let Some(port) = address.port {
+            push_number(out, "src_port", i64::from(port));
+        }
+    }
+    if let Some(user_agent) = user_agent(event) {
+        push_text(out, "user_agent", &user_agent);
+    }
+    push_shown(out, "object", object);
+
+    let organization = match origin.tenant {
+        Some(_) => None,
+        None => event.text_of(Member::OrganizationId).map(|id| id.to_lowercase()),
+    };
+    origin.push(origin.tenant.or(organization.as_deref()), out);
+}
+
+/// The token of a member that is worth showing: a string with something in it, or a number.
+fn shown<'a>(event: &Event<'a>, member: Member) -> Option<&'a str> {
+    let token = event.get(member)?;
+    let blank = |inside: &str| inside.trim().is_empty();
+    match json::inner(token) {
+        Some(inside) => (!blank(inside) && !(inside.contains('\\') && blank(&json::unescape(inside)))).then_some(token),
+        None => json::is_number(token).then_some(token),
+    }
+}
+
+/// Appends a member as a JSON string. A string's token is copied as received, a number's is quoted.
+fn push_shown(out: &mut Vec<u8>, key: &str, token: Option<&str>) {
+    let Some(token) = token else { return };
+    push_key(out, key);
+    out.push(b'"');
+    out.extend_from_slice(json::inner(token).unwrap_or(token).as_bytes());
+    out.push(b'"');
+}
+
+fn push_key(out: &mut Vec<u8>, key: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+fn push_text(out: &mut Vec<u8>, key: &str, text: &str) {
+    push_key(out, key);
+    json::push_string(out, text);
+}
+
+fn push_number(out: &mut Vec<u8>, key: &str, number: i64) {
+    use std::io::Write as _;
+    push_key(out, key);
+    // Writing into a vector does not fail.
+    let _ = write!(out, "{number}");
+}
+
+/// Appends a folded name as one part of an `event_type`: every run outside `[a-z0-9]` becomes `_`, nothing at all
+/// `unknown`.
+fn push_slug(out: &mut Vec<u8>, folded: &str) {
+    if folded.is_empty() {
+        out.extend_from_slice(b"unknown");
+        return;
+    }
+    let mut in_run = false;
+    for byte in folded.bytes() {
+        let plain = byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        if plain {
+            out.push(byte);
+        } else if !in_run {
+            out.push(b'_');
+        }
+        in_run = !plain;
+    }
+}
+
+/// `<operation> by <actor> on <object>`, ` (failed)` behind it where it did; without an operation the record type's name.
+fn push_title(
+    out: &mut Vec<u8>,
+    operation: Option<&str>,
+    record_type_name: Option<&str>,
+    actor: &Actor<'_>,
+    object: Option<&str>,
+    outcome: Option<Outcome>,
+) {
+    out.extend_from_slice(b",\"title\":\"");
+    match operation {
+        Some(token) => {
+            out.extend_from_slice(json::inner(token).unwrap_or(token).trim().trim_end_matches('.').as_bytes())
+        }
+        None => out.extend_from_slice(record_type_name.unwrap_or("audit event").as_bytes()),
+    }
+    if let Some(id) = &actor.id {
+        out.extend_from_slice(b" by ");
+        json::push_escaped(out, id);
+    }
+    if let Some(token) = object.filter(|token| token.len() <= TITLE_OBJECT_BYTES_MAX) {
+        out.extend_from_slice(b" on ");
+        out.extend_from_slice(json::inner(token).unwrap_or(token).as_bytes());
+    }
+    if outcome == Some(Outcome::Failure) {
+        out.extend_from_slice(b" (failed)");
+    }
+    out.push(b'"');
+}
+
+fn push_actor(out: &mut Vec<u8>, actor: &Actor<'_>) {
+    if actor.is_empty() {
+        return;
+    }
+    out.extend_from_slice(b",\"actor\":{");
+    let mut separator: &[u8] = b"\"";
+    let parts = [("id", &actor.id), ("name", &actor.name), ("email", &actor.email), ("type", &actor.kind)];
+    for (key, value) in parts {
+        if let Some(value) = value {
+            out.extend_from_slice(separator);
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(b"\":");
+            json::push_string(out, value);
+            separator = b",\"";
+        }
+    }
+    out.push(b'}');
+}
+
+/// Members that hold the actor's address, best first. Mailbox records have it in `ClientIPAddress`, where `ClientIP`
+/// can be a server of Microsoft's; `SenderIp` is a mail server's and never the actor's.
+const ADDRESS_MEMBERS: [Member; 5] =
+    [Member::ClientIPAddress, Member::ClientIP, Member::ActorIpAddress, Member::ActorIP, Member::UserIp];
+
+/// The first address that parses; a loopback one (a proxy of Microsoft's own) only when there is no other.
+fn source_address(event: &Event<'_>) -> Option<address::Address> {
+    let mut loopback = None;
+    for member in ADDRESS_MEMBERS {
+        if let Some(address) = event.text_of(member).and_then(|text| address::parse(&text)) {
+            if !address.ip.is_loopback() {
+                return Some(address);
+            }
+            loopback = loopback.or(Some(address));
+        }
+    }
+    loopback
+}
+
+/// `UserAgent`; else the one among `ExtendedProperties` (sign-ins), there also inside the JSON of `additionalDetails`
+/// (directory); else `ClientInfoString` (mailboxes).
+fn user_agent<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
+    event
+        .text_of(Member::UserAgent)
+        .or_else(|| user_agent_of_properties(event.get(Member::ExtendedProperties)?))
+        .or_else(|| event.text_of(Member::ClientInfoString))
+}
+
+fn user_agent_of_properties(token: &str) -> Option<Cow<'static, str>> {
+    let mut found = None;
+    parameters::any(token, &mut |name, value| {
+        let agent = if name.eq_ignore_ascii_case("UserAgent") {
+            Some(value.to_owned())
+        } else if name.eq_ignore_ascii_case("additionalDetails") {
+            json::get(value.trim(), "User-Agent").and_then(json::scalar).map(Cow::into_owned)
+        } else {
+            None
+        };
+        found = agent.filter(|agent| !agent.trim().is_empty()).map(Cow::Owned);
+        found.is_some()
+    });
+    found
+}

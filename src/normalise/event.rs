@@ -1,0 +1,247 @@
+//! One audit event as received: its top-level members as tokens, found by name without regard to case.
+//!
+//! Knows the names of members and nothing of what they mean. Names are those of Microsoft's "Office 365 Management
+//! Activity API schema"; casing on the wire wanders (`IntraSystemsId`, `itemCreationTime`), hence the folding.
+
+use std::borrow::Cow;
+
+use super::json;
+use crate::model::EventIdentity;
+
+/// The bytes are not one valid UTF-8 JSON object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not one JSON object in UTF-8")]
+pub struct NotAnEvent;
+
+macro_rules! known_members {
+    ($($name:ident),* $(,)?) => {
+        /// The members that fields and rules ask for, spelled as the schema spells them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Member { $($name),* }
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+known_members! {
+    Id, RecordType, CreationTime, Operation, RecordNumber, OrganizationId, OrganizationName, UserType, UserKey,
+    Workload, ResultStatus, ObjectId, UserId, ClientIP, ClientIPAddress, ActorIpAddress, ActorIP, UserIp, UserAgent,
+    ClientInfoString, ErrorNumber, Parameters, ExtendedProperties, MailboxOwnerUPN, Category,
+    PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
+}
+
+/// How many known names may share a bucket of [`INDEX`]; raising it costs a comparison per unknown key.
+const BUCKET: usize = 3;
+/// No name in this place of a bucket.
+const NONE: u8 = u8::MAX;
+/// Known names by [`bucket`], so that a key is compared with the one or two names it could be. Built by the compiler,
+/// which refuses a name that does not fit.
+static INDEX: [[u8; BUCKET]; 256] = {
+    let mut index = [[NONE; BUCKET]; 256];
+    let mut i = 0;
+    while i < NAMES.len() {
+        let bucket = bucket(NAMES[i].as_bytes());
+        let mut place = 0;
+        while index[bucket][place] != NONE {
+            place += 1;
+        }
+        index[bucket][place] = i as u8;
+        i += 1;
+    }
+    index
+};
+
+/// A hash that does not see the case of ASCII letters.
+const fn bucket(name: &[u8]) -> usize {
+    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
+    let middle = name[name.len() / 2] | 0x20;
+    let hash =
+        (name.len() as u32) * 37 + ((*first | 0x20) as u32) * 5 + (middle as u32) * 11 + ((*last | 0x20) as u32) * 3;
+    (hash & 0xFF) as usize
+}
+
+fn known(key: &str) -> Option<usize> {
+    let candidates = INDEX.get(bucket(key.as_bytes()))?;
+    candidates
+        .iter()
+        .take_while(|i| **i != NONE)
+        .map(|i| usize::from(*i))
+        .find(|i| NAMES.get(*i).is_some_and(|name| *name == key || name.eq_ignore_ascii_case(key)))
+}
+
+/// One audit event, borrowed from its bytes.
+///
+/// A key given twice counts as its last value; the bytes keep both.
+#[derive(Clone)]
+pub struct Event<'a> {
+    text: &'a str,
+    breaks: bool,
+    /// The value token of each known member; empty when absent.
+    values: [&'a str; NAMES.len()],
+    id: Cow<'a, str>,
+    record_type: Cow<'a, str>,
+    creation_time: Cow<'a, str>,
+    operation: Cow<'a, str>,
+    record_number: Cow<'a, str>,
+}
+
+impl<'a> Event<'a> {
+    /// Parses one element: an object, white space around it allowed.
+    ///
+    /// Values are checked to be JSON and otherwise left alone, at any depth.
+    ///
+    /// # Errors
+    /// Only when the bytes are not one valid UTF-8 JSON object.
+    pub fn parse(bytes: &'a [u8]) -> Result<Event<'a>, NotAnEvent> {
+        let text = std::str::from_utf8(bytes).map_err(|_| NotAnEvent)?;
+        // JSON's white space, not Unicode's.
+        let text = text.trim_matches([' ', '\t', '\r', '\n']);
+        let mut values = [""; NAMES.len()];
+        let layout = json::scan_object(text, |key, value| {
+            let slot = if key.contains('\\') { known(&json::unescape(key)) } else { known(key) };
+            if let Some(slot) = slot.and_then(|slot| values.get_mut(slot)) {
+                *slot = value;
+            }
+        })
+        .map_err(|_| NotAnEvent)?;
+        if layout.end != text.len() {
+            return Err(NotAnEvent);
+        }
+        let mut event = Event {
+            text,
+            breaks: layout.breaks,
+            values,
+            id: Cow::Borrowed(""),
+            record_type: Cow::Borrowed(""),
+            creation_time: Cow::Borrowed(""),
+            operation: Cow::Borrowed(""),
+            record_number: Cow::Borrowed(""),
+        };
+        event.id = event.string_or_number(Member::Id);
+        event.record_type = event.string_or_number(Member::RecordType);
+        event.creation_time = event.string_or_number(Member::CreationTime);
+        event.operation = event.string_or_number(Member::Operation);
+        event.record_number = event.string_or_number(Member::RecordNumber);
+        Ok(event)
+    }
+
+    /// What makes this event itself; `None` when it has no usable `Id` (absent, null, empty, blank, not a string or
+    /// number).
+    pub fn identity(&self) -> Option<EventIdentity<'_>> {
+        if self.id.trim().is_empty() {
+            return None;
+        }
+        Some(EventIdentity {
+            id: &self.id,
+            record_type: &self.record_type,
+            creation_time: &self.creation_time,
+            operation: &self.operation,
+            record_number: &self.record_number,
+        })
+    }
+
+    /// The event's text, without white space around it.
+    pub fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// Appends the event on one line: the bytes as received without CR and LF between tokens.
+    pub(crate) fn push_on_one_line(&self, out: &mut Vec<u8>) {
+        if self.breaks {
+            json::push_on_one_line(out, self.text);
+        } else {
+            out.extend_from_slice(self.text.as_bytes());
+        }
+    }
+
+    /// The token of a member; `None` when it is absent or `null`.
+    pub(crate) fn get(&self, member: Member) -> Option<&'a str> {
+        self.values.get(member as usize).copied().filter(|token| !token.is_empty() && *token != "null")
+    }
+
+    /// The text of a member that is a string with something in it, or a number or boolean as written.
+    pub(crate) fn text_of(&self, member: Member) -> Option<Cow<'a, str>> {
+        json::scalar(self.get(member)?).filter(|text| !text.trim().is_empty())
+    }
+
+    /// The member's integer, read leniently.
+    pub(crate) fn integer(&self, member: Member) -> Option<i64> {
+        json::integer(self.get(member)?)
+    }
+
+    /// `CreationTime` as received; empty when absent.
+    pub(crate) fn creation_time(&self) -> &str {
+        &self.creation_time
+    }
+
+    /// `Operation` as received; empty when absent.
+    pub(crate) fn operation(&self) -> &str {
+        &self.operation
+    }
+
+    fn string_or_number(&self, member: Member) -> Cow<'a, str> {
+        match self.get(member) {
+            Some(token) if json::is_string(token) || json::is_number(token) => json::scalar(token).unwrap_or_default(),
+            _ => Cow::Borrowed(""),
+        }
+    }
+}
+
+impl std::fmt::Debug for Event<'_> {
+    // The body can hold secrets found by DLP; its identity is enough to find it again.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Event").field("id", &self.id).field("operation", &self.operation).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(json: &str) -> Option<String> {
+        Event::parse(json.as_bytes()).unwrap().identity().map(|identity| identity.id.to_owned())
+    }
+
+    #[test]
+    fn only_a_usable_id_makes_an_identity() {
+        assert_eq!(id(r#"{"Id":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(id(r#"{"Id":12}"#).as_deref(), Some("12"));
+        assert_eq!(id(r#"{"\u0049D":"\u0061"}"#).as_deref(), Some("a"));
+        for none in ["{}", r#"{"Id":null}"#, r#"{"Id":""}"#, r#"{"Id":" \t"}"#, r#"{"Id":{}}"#, r#"{"Id":true}"#] {
+            assert_eq!(id(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn the_identity_does_not_tell_a_number_from_its_text() {
+        let one = br#"{"Id":"a","RecordType":20,"CreationTime":"t","Operation":"o","RecordNumber":1}"#;
+        let other = br#"{"id":"a","recordtype":"20","CREATIONTIME":"t","operation":"o","recordNumber":"1"}"#;
+        assert_eq!(Event::parse(one).unwrap().identity(), Event::parse(other).unwrap().identity());
+    }
+
+    #[test]
+    fn of_a_key_given_twice_the_last_counts() {
+        assert_eq!(id(r#"{"Id":"a","ID":"b"}"#).as_deref(), Some("b"));
+        assert_eq!(id(r#"{"Id":"a","Id":null}"#), None);
+    }
+
+    #[test]
+    fn every_known_name_is_found_in_any_case() {
+        for (i, name) in NAMES.iter().enumerate() {
+            assert_eq!(known(name), Some(i));
+            assert_eq!(known(&name.to_lowercase()), Some(i));
+            assert_eq!(known(&name.to_uppercase()), Some(i));
+            assert_eq!(known(&format!("{name}x")), None);
+        }
+        assert_eq!(known(""), None);
+    }
+
+    #[test]
+    fn what_is_not_one_object_is_no_event() {
+        for bad in
+            [&b""[..], b"[]", b"null", b"{} {}", b"{}]", b"\xff{}", b"{\"a\":\"\xff\"}", b"\xef\xbb\xbf{}", b"{\"a\":1"]
+        {
+            assert_eq!(Event::parse(bad).err(), Some(NotAnEvent), "{bad:?}");
+        }
+        assert!(Event::parse(b" \r\n{}\t").is_ok());
+    }
+}

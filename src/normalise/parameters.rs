@@ -1,0 +1,208 @@
+//! Cmdlet parameters in every shape they come in: a list of `{Name, Value}`, an object, one string in cmdlet syntax,
+//! and JSON of the first two inside a string.
+//!
+//! Order means nothing and values are handed over as text; which parameter matters is not known here.
+
+use super::json;
+
+/// What a parameter is handed to; it answers true to stop.
+type Test<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
+
+/// Hands each parameter of the token to `test`, name and value, until it answers true; whether it did. One with
+/// several values is handed over once for each, an object as its JSON text, one without a value in cmdlet syntax (a switch) as `True`.
+pub(crate) fn any(token: &str, test: Test<'_>) -> bool {
+    match token.as_bytes().first() {
+        Some(b'"') => {
+            let Some(text) = json::scalar(token) else { return false };
+            let text = text.trim();
+            if text.starts_with(['[', '{']) { any_in_json(text, test) } else { any_in_cmdlet(text, test) }
+        }
+        _ => any_in_json(token, test),
+    }
+}
+
+fn any_in_json(token: &str, test: Test<'_>) -> bool {
+    let mut stopped = false;
+    if token.starts_with('[') {
+        json::elements(token, |element| {
+            stopped = stopped || any_in_object(element, test);
+        });
+    } else {
+        stopped = any_in_object(token, test);
+    }
+    stopped
+}
+
+/// A pair `{Name, Value}`, or an object whose keys are the names.
+fn any_in_object(token: &str, test: Test<'_>) -> bool {
+    let (mut name, mut value) = (None, None);
+    json::members(token, |key, token| {
+        if key.eq_ignore_ascii_case("Name") {
+            name = Some(token);
+        } else if key.eq_ignore_ascii_case("Value") {
+            value = Some(token);
+        }
+    });
+    match (name.and_then(json::scalar), value) {
+        (Some(name), Some(value)) => any_value(&name, value, test),
+        _ => {
+            let mut stopped = false;
+            json::members(token, |key, value| stopped = stopped || any_value(&key, value, test));
+            stopped
+        }
+    }
+}
+
+fn any_value(name: &str, token: &str, test: Test<'_>) -> bool {
+    if token.starts_with('[') {
+        let mut stopped = false;
+        json::elements(token, |element| {
+            stopped = stopped || json::scalar(element).is_some_and(|value| test(name, &value));
+        });
+        return stopped;
+    }
+    if token.starts_with('{') {
+        return test(name, token);
+    }
+    json::scalar(token).is_some_and(|value| test(name, &value))
+}
+
+/// `-Identity "joe" -ForwardTo 'a@b.c','d@e.f' -DeleteMessage:$true -Force`
+fn any_in_cmdlet(text: &str, test: Test<'_>) -> bool {
+    let mut open: Option<(&str, usize)> = None;
+    for (start, word) in Words::of(text) {
+        let Some(name) = word.strip_prefix('-').filter(|name| name.starts_with(|c: char| c.is_ascii_alphabetic()))
+        else {
+            continue;
+        };
+        if let Some((name, from)) = open.take()
+            && test(name, cmdlet_value(text.get(from..start).unwrap_or_default()))
+        {
+            return true;
+        }
+        // The value is what follows, up to the next name; `-Name:value` is one word.
+        let name = name.split_once(':').map_or(name, |(name, _)| name);
+        open = Some((name, start + 1 + name.len()));
+    }
+    open.is_some_and(|(name, from)| test(name, cmdlet_value(text.get(from..).unwrap_or_default())))
+}
+
+fn cmdlet_value(text: &str) -> &str {
+    let text = text.trim();
+    let text = text.strip_prefix(':').unwrap_or(text).trim_start();
+    if text.is_empty() {
+        return "True";
+    }
+    for quote in ['"', '\''] {
+        if let Some(inside) = text.strip_prefix(quote).and_then(|text| text.strip_suffix(quote))
+            && !inside.contains(quote)
+        {
+            return inside;
+        }
+    }
+    text
+}
+
+/// Words between blanks, quoted text being part of its word; with where each begins.
+struct Words<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Words<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { text, at: 0 }
+    }
+}
+
+impl<'a> Iterator for Words<'a> {
+    type Item = (usize, &'a str);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = self.text.get(self.at..)?;
+        let start = self.at + rest.find(|c: char| !c.is_whitespace())?;
+        let mut quote = None;
+        let mut before = ' ';
+        let mut end = self.text.len();
+        for (at, c) in self.text.get(start..)?.char_indices() {
+            match quote {
+                Some(open) => {
+                    if c == open {
+                        quote = None;
+                    }
+                }
+                // An apostrophe inside a word (O'Brien) opens nothing.
+                None if matches!(c, '"' | '\'') && matches!(before, ' ' | ',' | ';' | ':' | '=') => quote = Some(c),
+                None if c.is_whitespace() => {
+                    end = start + at;
+                    break;
+                }
+                None => {}
+            }
+            before = c;
+        }
+        self.at = end;
+        Some((start, self.text.get(start..end)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn all(token: &str) -> Vec<(String, String)> {
+        let mut seen = Vec::new();
+        super::any(token, &mut |name, value| {
+            seen.push((name.to_owned(), value.to_owned()));
+            false
+        });
+        seen
+    }
+
+    #[test]
+    fn parameters_are_found_in_every_shape() {
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        for (token, expected) in [
+            (
+                r#"[{"Name":"A","Value":"1"},{"value":true,"name":"B"},{"Name":"C"}]"#,
+                pairs(&[("A", "1"), ("B", "true"), ("Name", "C")]),
+            ),
+            (r#"[{"Name":"A","Value":["x","y",null]}, null, "s", 1]"#, pairs(&[("A", "x"), ("A", "y")])),
+            (
+                r#"{"ForwardTo":"a@b.c","DeleteMessage":true,"N":null}"#,
+                pairs(&[("ForwardTo", "a@b.c"), ("DeleteMessage", "true")]),
+            ),
+            (r#""[{\"Name\":\"A\",\"Value\":\"1\"}]""#, pairs(&[("A", "1")])),
+            (
+                r#""-Identity \"joe x\" -ForwardTo 'a@b.c','d@e.f' -DeleteMessage:$true -X -1 -Who O'Brien -Force""#,
+                pairs(&[
+                    ("Identity", "joe x"),
+                    ("ForwardTo", "'a@b.c','d@e.f'"),
+                    ("DeleteMessage", "$true"),
+                    ("X", "-1"),
+                    ("Who", "O'Brien"),
+                    ("Force", "True"),
+                ]),
+            ),
+            (r#""-Subject \"a -ForwardTo b\"""#, pairs(&[("Subject", "a -ForwardTo b")])),
+            (r#""""#, Vec::new()),
+            ("null", Vec::new()),
+            ("12", Vec::new()),
+        ] {
+            assert_eq!(all(token), expected, "{token}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in r#"["'\[\]{}:,a -]{0,30}|.*"#) {
+            all(&text);
+            let mut token = Vec::new();
+            json::push_string(&mut token, &text);
+            all(std::str::from_utf8(&token).unwrap());
+        }
+    }
+}
