@@ -1,1 +1,389 @@
+//! Holds parsed tables against the schema of their type and notes every problem, not the first one only.
+//!
+//! Only the keywords our own schemas use are understood. Deserialization follows where nothing was found, so what
+//! this module lets through is still refused there, with a poorer message.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use serde_json::Value as Schema;
+use toml::{Table, Value};
+use url::Url;
+
+use super::problem::{Fault, Problem, masked_url};
+use super::secret::MASK;
+use super::variables::{Env, expand};
+use crate::model::is_guid;
+
+/// Longest value shown in a message, in characters.
+const SHOWN_CHARS_MAX: usize = 80;
+
+/// Longest list of known keys put into a message.
+const LISTED_KEYS_MAX: usize = 8;
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub problems: Vec<Problem>,
+    /// Strings as they were written before `${NAME}` was replaced, by path: what the environment holds is not shown.
+    written: HashMap<String, String>,
+}
+
+impl Findings {
+    pub fn expand(&mut self, table: &mut Table, path: &str, env: Env<'_>) {
+        expand(table, path, env, &mut self.written, &mut self.problems);
+    }
+
+    pub fn note(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// Whether nothing was found at `path` or below it.
+    pub fn clean(&self, path: &str) -> bool {
+        !self
+            .problems
+            .iter()
+            .any(|p| p.key.strip_prefix(path).is_some_and(|below| below.is_empty() || below.starts_with(['.', '['])))
+    }
+
+    /// Every key of `table` against the object schema `schema`.
+    pub fn check_table(&mut self, schema: &Schema, table: &mut Table, path: &str) {
+        let nothing = serde_json::Map::new();
+        let known = schema["properties"].as_object().unwrap_or(&nothing);
+        for (key, value) in table.iter_mut() {
+            let path = join(path, key);
+            match known.get(key) {
+                Some(schema) => self.check_value(schema, value, &path),
+                None => self.note(unknown_key(&path, key, known.keys().map(String::as_str))),
+            }
+        }
+        for key in schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str) {
+            if !table.contains_key(key) {
+                let schema = known.get(key).unwrap_or(&Schema::Null);
+                let mut problem = Problem::new(join(path, key), Fault::Missing, expectation(schema));
+                problem.hint = schema["x-hint"].as_str().map(str::to_owned);
+                self.note(problem);
+            }
+        }
+    }
+
+    fn check_value(&mut self, schema: &Schema, value: &mut Value, path: &str) {
+        // A variable that is not set is reported; its place holder is not worth a second problem.
+        if self.problems.iter().any(|p| p.key == path) {
+            return;
+        }
+        // A number or a switch may come from the environment, where everything is text.
+        if let (Value::String(text), true) = (&*value, self.written.contains_key(path))
+            && let Some(typed) = typed_from_text(schema, path, text)
+        {
+            *value = typed;
+        }
+        let kind = schema["type"].as_str();
+        match (kind, &mut *value) {
+            (Some("object"), Value::Table(table)) => {
+                if schema["properties"].is_object() {
+                    self.check_table(schema, table, path);
+                }
+                if table.is_empty() && schema["minProperties"].as_u64().is_some_and(|n| n > 0) {
+                    self.note(Problem::new(path, Fault::Missing, expectation(schema)));
+                }
+            }
+            (Some("array"), Value::Array(items)) => self.check_items(schema, items, path),
+            (Some("boolean"), Value::Boolean(_)) => {}
+            (Some("integer"), Value::Integer(n)) => {
+                let n = *n;
+                let low = schema["minimum"].as_i64().is_some_and(|min| n < min);
+                let high = schema["maximum"].as_i64().is_some_and(|max| n > max);
+                if low || high {
+                    self.invalid(schema, value, path);
+                }
+            }
+            (Some("string") | None, Value::String(text)) => match check_text(schema, text) {
+                Ok(()) => {}
+                Err(TextFault::Plain) => self.invalid(schema, value, path),
+                Err(TextFault::Explained { expected, hint }) => {
+                    let shown = self.shown(schema, value, path);
+                    let mut problem = Problem::new(path, Fault::Invalid, expected).value(shown);
+                    problem.hint = hint.or_else(|| schema["x-hint"].as_str().map(str::to_owned));
+                    self.note(problem);
+                }
+            },
+            _ => self.invalid(schema, value, path),
+        }
+    }
+
+    fn check_items(&mut self, schema: &Schema, items: &mut [Value], path: &str) {
+        if items.len() < schema["minItems"].as_u64().unwrap_or(0) as usize {
+            self.note(Problem::new(path, Fault::Invalid, expectation(schema)).value("[]"));
+        }
+        for (index, item) in items.iter_mut().enumerate() {
+            self.check_value(&schema["items"], item, &format!("{path}[{index}]"));
+        }
+        if schema["uniqueItems"] == true {
+            for (index, item) in items.iter().enumerate() {
+                if items.iter().take(index).any(|earlier| earlier == item) {
+                    let path = format!("{path}[{index}]");
+                    let shown = self.shown(&schema["items"], item, &path);
+                    self.note(Problem::new(path, Fault::Invalid, "each value once").value(shown));
+                }
+            }
+        }
+    }
+
+    fn invalid(&mut self, schema: &Schema, value: &Value, path: &str) {
+        let shown = self.shown(schema, value, path);
+        let mut problem = Problem::new(path, Fault::Invalid, expectation(schema)).value(shown);
+        problem.hint = schema["x-hint"].as_str().map(str::to_owned);
+        if let Some(Value::Integer(n)) = value.as_str().and_then(|text| typed_from_text(schema, path, text)) {
+            problem.hint = Some(format!("write a number without quotes or unit: `{n}`"));
+        }
+        self.note(problem);
+    }
+
+    /// The value as a message may show it.
+    pub fn shown(&self, schema: &Schema, value: &Value, path: &str) -> String {
+        if schema["writeOnly"] == true {
+            return MASK.to_owned();
+        }
+        let text = match (self.written.get(path), value) {
+            (Some(written), _) => written.clone(),
+            // Tables and lists may hold a secret under a key that was never looked at.
+            (None, Value::Table(_)) => "{…}".to_owned(),
+            (None, Value::Array(_)) => "[…]".to_owned(),
+            (None, Value::String(text)) if schema["format"] == "uri" || text.contains("://") => masked_url(text),
+            (None, Value::String(text)) => text.clone(),
+            (None, other) => other.to_string(),
+        };
+        let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
+        if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
+            shown.push('…');
+        }
+        // `escape_debug` is for control characters; quotes need no escape between backticks.
+        shown.replace("\\\"", "\"").replace("\\'", "'")
+    }
+}
+
+/// `parent.key`.
+pub(super) fn join(parent: &str, key: &str) -> String {
+    if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
+}
+
+/// The problem of a key nobody knows, with the nearest one that is known.
+pub(super) fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a str>) -> Problem {
+    let known: Vec<&str> = known.collect();
+    let expected = match known.len() {
+        0 => "no key here".to_owned(),
+        1..=LISTED_KEYS_MAX => one_of(&known),
+        _ => "a key that docs/configuration.md lists".to_owned(),
+    };
+    let mut problem = Problem::new(path, Fault::Unknown, expected);
+    problem.hint = nearest(key, &known).map(|near| format!("nearest known key: `{near}`"));
+    problem
+}
+
+/// The word of `known` most like `word`, if any is like it at all.
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    /// Below this the two words have hardly a letter in common; found by trying misspellings of our own keys.
+    const LIKENESS_MIN: f64 = 0.7;
+    let word = word.to_ascii_lowercase().replace('-', "_");
+    known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(&word, &k.to_ascii_lowercase()), *k))
+        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k)
+}
+
+/// "one of `a`, `b`", or "`a`" alone.
+pub(super) fn one_of(words: &[&str]) -> String {
+    let list = words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
+    if words.len() == 1 { list } else { format!("one of {list}") }
+}
+
+/// The texts an enumeration allows: `const`, `enum`, or `oneOf` of `const`s (an enum whose variants have a doc comment).
+pub(crate) fn allowed(schema: &Schema) -> Vec<&str> {
+    let consts = schema["oneOf"].as_array().into_iter().flatten().filter_map(|choice| choice["const"].as_str());
+    let words = schema["enum"].as_array().into_iter().flatten().filter_map(Schema::as_str);
+    schema["const"].as_str().into_iter().chain(words).chain(consts).collect()
+}
+
+/// What a value of this schema looks like, as the end of a sentence that begins "expected".
+pub(crate) fn expectation(schema: &Schema) -> String {
+    if let Some(expected) = schema["x-expected"].as_str() {
+        return expected.to_owned();
+    }
+    let words = allowed(schema);
+    if !words.is_empty() {
+        return one_of(&words);
+    }
+    match (schema["type"].as_str(), schema["format"].as_str()) {
+        (Some("integer"), _) => match (schema["minimum"].as_i64(), schema["maximum"].as_i64()) {
+            (Some(min), Some(max)) => format!("an integer from {min} to {max}"),
+            _ => "an integer".to_owned(),
+        },
+        (Some("boolean"), _) => "`true` or `false`".to_owned(),
+        (Some("array"), _) => match expectation(&schema["items"]).as_str() {
+            "a text" => "a list of texts".to_owned(),
+            item if schema["minItems"].is_u64() => format!("a list with at least one of: {}", strip_one_of(item)),
+            item => format!("a list, each item {item}"),
+        },
+        (Some("object"), _) => "a table".to_owned(),
+        (_, Some("uuid")) => "a GUID".to_owned(),
+        (_, Some("uri")) if schema["x-origin"] == true => "an origin such as `https://host:443`".to_owned(),
+        (_, Some("uri")) => "an http or https URL".to_owned(),
+        (_, Some("socket-address")) => "an address and port such as `127.0.0.1:9598`".to_owned(),
+        (_, Some("hostname")) => "a domain name such as `contoso.com`".to_owned(),
+        _ if schema["minLength"].as_u64().is_some_and(|n| n > 0) => "a text that is not empty".to_owned(),
+        _ => "a text".to_owned(),
+    }
+}
+
+fn strip_one_of(text: &str) -> &str {
+    text.strip_prefix("one of ").unwrap_or(text)
+}
+
+enum TextFault {
+    /// The schema's own expectation says it.
+    Plain,
+    Explained {
+        expected: String,
+        hint: Option<String>,
+    },
+}
+
+impl TextFault {
+    fn because(expected: impl Into<String>) -> Self {
+        Self::Explained { expected: expected.into(), hint: None }
+    }
+}
+
+/// Checks one text; outer blanks of what people paste are removed on the way.
+fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
+    let format = schema["format"].as_str();
+    let pasted_id = format == Some("uuid") || schema["x-pasted-id"] == true;
+    if (pasted_id || matches!(format, Some("uri" | "password" | "hostname"))) && text.trim().len() != text.len() {
+        *text = text.trim().to_owned();
+    }
+    if pasted_id && text.contains(char::is_whitespace) {
+        let what = if format == Some("uuid") { "a GUID" } else { "an id" };
+        return Err(TextFault::because(format!("{what} without blanks inside; the one pasted has some")));
+    }
+    let words = allowed(schema);
+    if !words.is_empty() {
+        return check_word(text, &words);
+    }
+    if (text.chars().count() as u64) < schema["minLength"].as_u64().unwrap_or(0) {
+        return Err(TextFault::Plain);
+    }
+    let fits = match format {
+        Some("uuid") => is_guid(text),
+        Some("uri") => return check_url(text, schema["x-origin"] == true),
+        Some("socket-address") => text.parse::<SocketAddr>().is_ok(),
+        Some("hostname") => {
+            text.contains('.')
+                && text.split('.').all(|label| {
+                    !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || c == '-' || c == '_')
+                })
+        }
+        _ => true,
+    };
+    if fits { Ok(()) } else { Err(TextFault::Plain) }
+}
+
+fn check_word(text: &str, words: &[&str]) -> Result<(), TextFault> {
+    if words.contains(&text) {
+        return Ok(());
+    }
+    let same_letters = words.iter().find(|w| w.eq_ignore_ascii_case(text));
+    let hint = match same_letters {
+        Some(word) => Some(format!("write `{word}`: upper and lower case matter")),
+        None => nearest(text, words).map(|near| format!("nearest: `{near}`")),
+    };
+    Err(TextFault::Explained { expected: one_of(words), hint })
+}
+
+fn check_url(text: &str, origin_only: bool) -> Result<(), TextFault> {
+    let url = Url::parse(text).map_err(|_| TextFault::Plain)?;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(TextFault::Plain);
+    }
+    if origin_only {
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(TextFault::because("an origin without user name and password"));
+        }
+        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+            return Err(TextFault::because("an origin: scheme, host and port, without a path"));
+        }
+    }
+    Ok(())
+}
+
+/// A text made into what the schema asks for, for hosts and variables that know only text. Lists are separated by
+/// commas; `_secs` keys take `s`, `m`, `h`, `d`, byte counts `K`, `M`, `G` (of 1024); switches take what agents take.
+/// `None`: it stays a text, and the check says what was expected.
+pub(super) fn typed_from_text(schema: &Schema, key: &str, text: &str) -> Option<Value> {
+    let text = text.trim();
+    match schema["type"].as_str()? {
+        "integer" => integer_from_text(key, text).map(Value::Integer),
+        "boolean" => match text.to_ascii_lowercase().as_str() {
+            "true" | "on" | "yes" | "1" => Some(Value::Boolean(true)),
+            "false" | "off" | "no" | "0" => Some(Value::Boolean(false)),
+            _ => None,
+        },
+        "array" => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+        }
+        _ => None,
+    }
+}
+
+fn integer_from_text(key: &str, text: &str) -> Option<i64> {
+    let units: &[(char, i64)] = if key.ends_with("_secs") {
+        &[('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)]
+    } else if key.contains("_bytes") {
+        &[('k', 1 << 10), ('m', 1 << 20), ('g', 1 << 30)]
+    } else {
+        &[]
+    };
+    let unit = units.iter().find_map(|(unit, factor)| {
+        let number = text.strip_suffix(*unit).or_else(|| text.strip_suffix(unit.to_ascii_uppercase()))?;
+        Some((number, *factor))
+    });
+    let (number, factor) = unit.unwrap_or((text, 1));
+    number.trim().parse::<i64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_with_units_are_read_where_the_key_has_that_unit() {
+        for (key, text, expected) in [
+            ("poll_interval_secs", "300", Some(300)),
+            ("poll_interval_secs", "5m", Some(300)),
+            ("backfill_secs", "7d", Some(604_800)),
+            ("in_flight_bytes_max", "32M", Some(33_554_432)),
+            ("in_flight_bytes_max", "5h", None),
+            ("event_keys_max", "5m", None),
+            ("poll_interval_secs", "9223372036854775807d", None),
+        ] {
+            assert_eq!(integer_from_text(key, text), expected, "{key} = {text}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_key_is_near() {
+        let known = ["tenant_id", "client_id", "client_secret", "client_secret_file", "poll_interval_secs"];
+        for (word, expected) in [
+            ("tenantid", Some("tenant_id")),
+            ("Tenant-ID", Some("tenant_id")),
+            ("client_secrt", Some("client_secret")),
+            ("poll_interval", Some("poll_interval_secs")),
+            ("zzz", None),
+        ] {
+            assert_eq!(nearest(word, &known), expected, "{word}");
+        }
+    }
+}

@@ -3,12 +3,12 @@
 //! A key is declared once, as a field with its doc comment, default, range and example. Reading goes in four steps,
 //! and each reports all it finds before the next looks at what is left: the text is parsed (`toml`), `${NAME}` is
 //! replaced in the parsed strings (`variables`), every table is held against the schema of its type (`check`), and
-//! what concerns several keys is compared (here). Nothing here opens a connection or writes a file.
+//! what concerns several keys is compared (`read`). Nothing here opens a connection or writes a file.
 
 mod check;
 mod problem;
+mod read;
 mod record;
-pub mod record_schema;
 mod schema;
 mod secret;
 mod sinks;
@@ -17,7 +17,7 @@ mod variables;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,15 +35,21 @@ pub use source::{Cloud, Guid, SOURCE_TYPE, SourceConfig, TokenEndpoint};
 pub struct Config {
     /// Where state is kept: one store for all sources of this file. Created with mode 0700 when it does not exist.
     #[serde(default = "default_data_dir")]
-    #[schemars(length(min = 1), example = &"/var/lib/m365-audit")]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/var/lib/m365-audit")]
     pub data_dir: PathBuf,
 
     /// The tenants to read, each under a name of its own.
-    #[schemars(schema_with = "components_schema")]
+    #[schemars(
+        schema_with = "components_schema",
+        extend("x-expected" = "at least one table `[sources.<name>]`")
+    )]
     pub sources: BTreeMap<String, SourceConfig>,
 
     /// Where records go, each under a name of its own.
-    #[schemars(schema_with = "components_schema")]
+    #[schemars(
+        schema_with = "components_schema",
+        extend("x-expected" = "at least one table `[sinks.<name>]`")
+    )]
     pub sinks: BTreeMap<String, SinkEntry>,
 
     /// The metrics listener. Without this table there is none.

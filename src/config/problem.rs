@@ -17,8 +17,12 @@ pub enum Fault {
     Unknown,
     /// The value cannot be used.
     Invalid,
+    /// Nothing reads this source.
+    Unread,
     /// The text is not TOML.
     Syntax,
+    /// The file cannot be read.
+    Unreadable,
 }
 
 /// One thing that is wrong.
@@ -63,6 +67,8 @@ impl fmt::Display for Problem {
             (Fault::Unknown, _) => write!(f, "`{key}` is not a known key, expected {expected}"),
             (Fault::Invalid, Some(value)) => write!(f, "`{key}` is `{value}`, expected {expected}"),
             (Fault::Invalid, None) => write!(f, "`{key}`: expected {expected}"),
+            (Fault::Unread, _) => write!(f, "`{key}` is read by no sink, expected {expected}"),
+            (Fault::Unreadable, _) => write!(f, "cannot read the file: {expected}"),
             (Fault::Syntax, _) => write!(f, "not TOML: {expected}"),
         }
     }

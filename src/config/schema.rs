@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema};
 use serde::de::{Deserialize, Deserializer, Visitor};
 use serde_json::{Value, json};
 
-use super::{Config, SINK_KINDS, SOURCE_TYPE, SourceConfig};
+use super::{Config, SINK_KINDS, SOURCE_TYPE, SinkKind, SourceConfig};
 
 /// The JSON Schema of the whole file: what `m365-audit schema config` prints.
 pub fn config_schema() -> Value {
@@ -20,10 +20,8 @@ pub fn config_schema() -> Value {
     let sinks: Vec<Value> = SINK_KINDS
         .iter()
         .map(|kind| {
-            let mut sink = (kind.schema)().to_value();
+            let mut sink = sink_schema(kind);
             with_type(&mut sink, kind.name);
-            sink["properties"]["inputs"] = inputs_schema();
-            require(&mut sink, "inputs");
             sink
         })
         .collect();
@@ -38,16 +36,20 @@ pub fn source_schema() -> Value {
     schema_of::<SourceConfig>().to_value()
 }
 
-/// The schema of the key every sink has.
-pub(crate) fn inputs_schema() -> Value {
-    json!({
+/// The schema of a sink's keys, `inputs` among them, without `type`.
+pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
+    let mut schema = (kind.schema)().to_value();
+    schema["properties"]["inputs"] = json!({
         "description": "The sources whose records this sink receives.",
         "type": "array",
         "items": { "type": "string" },
         "minItems": 1,
         "uniqueItems": true,
+        "x-expected": "a list of the sources to receive",
         "examples": [["contoso"]],
-    })
+    });
+    require(&mut schema, "inputs");
+    schema
 }
 
 fn with_type(schema: &mut Value, name: &str) {

@@ -43,7 +43,7 @@ pub struct SourceConfig {
     /// The application (client) id of the app registration that was granted `ActivityFeed.Read`.
     #[schemars(
         length(min = 1),
-        extend("x-pasted-id" = true, "x-hint" = "Entra admin centre > App registrations > Application (client) ID"),
+        extend("x-pasted-id" = true, "x-expected" = "the application's client id, a GUID", "x-hint" = "Entra admin centre > App registrations > Application (client) ID"),
         example = &"c0ffee00-1111-4222-8333-444455556666"
     )]
     pub client_id: String,
@@ -51,12 +51,13 @@ pub struct SourceConfig {
     /// The application's client secret: its value, not its id. Write `${NAME}` and keep the value in the
     /// environment, or use `client_secret_file`; exactly one of the two is needed.
     #[serde(default)]
-    #[schemars(with = "String", extend("format" = "password", "writeOnly" = true), example = &"${M365_CLIENT_SECRET}")]
+    #[schemars(with = "String", length(min = 1),
+        extend("format" = "password", "writeOnly" = true), example = &"${M365_CLIENT_SECRET}")]
     pub client_secret: Option<Secret>,
 
     /// A file that holds the client secret, alone; blanks around it are ignored. It is read again when it changes.
     #[serde(default)]
-    #[schemars(length(min = 1), example = &"/run/credentials/m365-audit/client_secret")]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/client_secret")]
     pub client_secret_file: Option<PathBuf>,
 
     /// The content types to read. `DLP.All` needs the permission `ActivityFeed.ReadDlp` beside `ActivityFeed.Read`;
@@ -170,7 +171,7 @@ pub struct SourceConfig {
 
     /// A PEM file of certificate authorities to trust beside the system's: for proxies that open TLS.
     #[serde(default)]
-    #[schemars(length(min = 1), example = &"/etc/ssl/certs/corporate-ca.pem")]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
     pub ca_file: Option<PathBuf>,
 
     /// The proxy for every request. Default: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` of the environment.

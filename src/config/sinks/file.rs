@@ -11,6 +11,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileConfig {
     /// The file to append to. It is created with mode 0600 when it does not exist; its directory must exist.
-    #[schemars(length(min = 1), example = &"/var/log/m365/audit.ndjson")]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/var/log/m365/audit.ndjson")]
     pub path: PathBuf,
 }

@@ -1,0 +1,949 @@
+//! From text to [`Config`]: lines, components, and what concerns several keys at once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value as Schema;
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
+use url::{Host, Url};
+
+use super::check::{Findings, join, nearest, one_of, typed_from_text};
+use super::problem::{ConfigError, Fault, Problem};
+use super::schema::{schema_of, sink_schema, source_schema};
+use super::source::{SOURCE_TYPE, SourceConfig, read_secret_file};
+use super::{Config, SINK_KINDS, SinkConfig, SinkEntry};
+use crate::model::{ContentType, is_guid};
+
+impl Config {
+    /// Reads a file, with the process's environment.
+    ///
+    /// # Errors
+    /// All problems of the file, or the one that it cannot be read.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            let problem = Problem::new("", Fault::Unreadable, error.to_string());
+            ConfigError { path: Some(path.to_owned()), problems: vec![problem] }
+        })?;
+        Self::parse(&text, &|name| std::env::var(name).ok()).map_err(|error| error.at(path))
+    }
+
+    /// Reads a text; `env` looks up the variables it names.
+    ///
+    /// # Errors
+    /// All problems, in the order of the text.
+    pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let (mut root, lines) = match parse_toml(text) {
+            Ok(parsed) => parsed,
+            Err(problems) => return Err(ConfigError { path: None, problems }),
+        };
+        let mut findings = Findings::default();
+        findings.expand(&mut root, "", env);
+        let config = read_root(&mut findings, root);
+        let mut problems = findings.problems;
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => {
+                for problem in &mut problems {
+                    problem.line = line_of(&lines, problem);
+                }
+                problems.sort_by_key(|p| p.line.unwrap_or(usize::MAX));
+                Err(ConfigError { path: None, problems })
+            }
+        }
+    }
+
+    /// What is allowed and still looks like a mistake, of all sources.
+    pub fn warnings(&self) -> Vec<Problem> {
+        self.sources.iter().flat_map(|(name, source)| source.warnings(name)).collect()
+    }
+}
+
+impl SourceConfig {
+    /// Reads one source's table, for hosts that have a configuration of their own. `name` stands in the keys of
+    /// problems only; a `type` is allowed and must then be `m365_audit`.
+    ///
+    /// # Errors
+    /// All problems.
+    pub fn parse_table(
+        name: &str,
+        mut table: Table,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<SourceConfig, Vec<Problem>> {
+        let path = join("sources", name);
+        let mut findings = Findings::default();
+        findings.expand(&mut table, &path, env);
+        table.entry("type").or_insert_with(|| SOURCE_TYPE.into());
+        let source = read_source(&mut findings, table, &path);
+        match source {
+            Some(source) if findings.problems.is_empty() => Ok(source),
+            _ => Err(findings.problems),
+        }
+    }
+
+    /// Reads one source from properties that are all text, as Fluent Bit has them: keys in any case, lists separated
+    /// by commas, numbers with units (`5m`, `32M`), switches as `on` and `off`.
+    ///
+    /// # Errors
+    /// All problems.
+    pub fn parse_properties<'a>(
+        name: &str,
+        properties: impl IntoIterator<Item = (&'a str, &'a str)>,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<SourceConfig, Vec<Problem>> {
+        let schema = source_schema();
+        let table = properties.into_iter().map(|(key, text)| {
+            let key = key.to_ascii_lowercase();
+            let value = typed_from_text(&schema["properties"][&key], &key, text);
+            (key, value.unwrap_or_else(|| text.into()))
+        });
+        Self::parse_table(name, table.collect(), env)
+    }
+
+    /// What is allowed and still looks like a mistake. `name` stands in the keys of the problems.
+    pub fn warnings(&self, name: &str) -> Vec<Problem> {
+        let path = join("sources", name);
+        let mut warnings = Vec::new();
+        // No values: they may have come from the environment, and a secret in the wrong variable is a common mistake.
+        let mut warn = |key: &str, expected: &str, hint: &str| {
+            warnings.push(Problem::new(join(&path, key), Fault::Invalid, expected).hint(hint));
+        };
+        if !is_guid(&self.client_id) {
+            warn("client_id", "a GUID", "Entra admin centre > App registrations > Application (client) ID");
+        }
+        // The portal shows a secret's id beside its value, and the id can still be copied when the value cannot.
+        if self.read_secret().is_ok_and(|secret| is_guid(secret.expose().trim())) {
+            let key = if self.client_secret.is_some() { "client_secret" } else { "client_secret_file" };
+            warn(
+                key,
+                "a secret's value; this one has the form of a secret's id",
+                "Entra admin centre > App registrations > Certificates & secrets > Value, shown only once",
+            );
+        }
+        if self.drop_routine && !self.content_types.contains(&ContentType::Dlp) {
+            warn(
+                "drop_routine",
+                "`false`, or `DLP.All` among `content_types`",
+                "without DLP.All no item is known to be flagged, so every routine event is left out",
+            );
+        }
+        for (key, url) in [("api_url", &self.api_url), ("authority_url", &self.authority_url)] {
+            if url.as_ref().is_some_and(is_exposed) {
+                warn(key, "`https`", "secrets and events cross the network in the clear");
+            }
+        }
+        warnings
+    }
+}
+
+/// The text as a table, with the line of every key; or all that is wrong with its syntax.
+fn parse_toml(text: &str) -> Result<(Table, HashMap<String, usize>), Vec<Problem>> {
+    let syntax = |error: &toml::de::Error| {
+        // The message alone: the error's own display quotes the line, which may hold a secret.
+        let mut problem = Problem::new("", Fault::Syntax, error.message().replace('\n', ", "));
+        problem.line = error.span().map(|span| line_at(text, span.start));
+        problem
+    };
+    let (spanned, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        return Err(errors.iter().map(syntax).collect());
+    }
+    let table = text.parse::<Table>().map_err(|error| vec![syntax(&error)])?;
+    let mut lines = HashMap::new();
+    note_lines(text, spanned.get_ref(), "", &mut lines);
+    Ok((table, lines))
+}
+
+fn note_lines(text: &str, table: &DeTable<'_>, path: &str, lines: &mut HashMap<String, usize>) {
+    for (key, value) in table.iter() {
+        let path = join(path, key.get_ref());
+        lines.insert(path.clone(), line_at(text, key.span().start));
+        note_value_lines(text, value, &path, lines);
+    }
+}
+
+fn note_value_lines(text: &str, value: &Spanned<DeValue<'_>>, path: &str, lines: &mut HashMap<String, usize>) {
+    match value.get_ref() {
+        DeValue::Table(table) => note_lines(text, table, path, lines),
+        DeValue::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                let path = format!("{path}[{index}]");
+                lines.insert(path.clone(), line_at(text, item.span().start));
+                note_value_lines(text, item, &path, lines);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
+}
+
+/// The line of the key, or of the table it is missing from.
+fn line_of(lines: &HashMap<String, usize>, problem: &Problem) -> Option<usize> {
+    lines.get(&problem.key).or_else(|| lines.get(problem.key.rsplit_once('.')?.0)).copied()
+}
+
+fn read_root(findings: &mut Findings, mut root: Table) -> Option<Config> {
+    let schema = schema_of::<Config>().to_value();
+    findings.check_table(&schema, &mut root, "");
+    let source_tables = take_tables(findings, &mut root, "sources");
+    let sink_tables = take_tables(findings, &mut root, "sinks");
+    compare_tenants(findings, &source_tables);
+    connect(findings, &source_tables, &sink_tables);
+
+    let mut sources = BTreeMap::new();
+    for (name, table) in source_tables {
+        if let Some(source) = read_source(findings, table, &join("sources", &name)) {
+            sources.insert(name, source);
+        }
+    }
+    let mut sinks = BTreeMap::new();
+    for (name, table) in sink_tables {
+        if let Some(sink) = read_sink(findings, table, &join("sinks", &name)) {
+            sinks.insert(name, sink);
+        }
+    }
+    Some(Config {
+        data_dir: read_key(findings, &mut root, "data_dir", super::default_data_dir)?,
+        sources,
+        sinks,
+        metrics: read_key(findings, &mut root, "metrics", || None)?,
+        log: read_key(findings, &mut root, "log", Default::default)?,
+    })
+}
+
+/// The tables `[<section>.<name>]`, with names fit for metrics and state.
+fn take_tables(findings: &mut Findings, root: &mut Table, section: &str) -> Vec<(String, Table)> {
+    let Some(Value::Table(section_table)) = root.remove(section) else { return Vec::new() };
+    let mut tables = Vec::new();
+    for (name, value) in section_table {
+        let path = join(section, &name);
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')) {
+            findings.note(Problem::new(&path, Fault::Invalid, "a name of letters, digits, `_` and `-`").value(&name));
+        }
+        match value {
+            Value::Table(table) => tables.push((name, table)),
+            other => {
+                let shown = findings.shown(&Schema::Null, &other, &path);
+                let expected = format!("a table `[{section}.<name>]`");
+                findings.note(Problem::new(&path, Fault::Invalid, expected).value(shown));
+            }
+        }
+    }
+    tables
+}
+
+/// One key of the root that has been checked already; `None` when a problem was noted there.
+fn read_key<T: DeserializeOwned>(
+    findings: &mut Findings,
+    root: &mut Table,
+    key: &str,
+    default: impl FnOnce() -> T,
+) -> Option<T> {
+    match root.remove(key) {
+        None => Some(default()),
+        Some(value) => deserialize(findings, value, key, Value::try_into),
+    }
+}
+
+/// Runs `read` where nothing was found before.
+fn deserialize<T, V>(
+    findings: &mut Findings,
+    value: V,
+    path: &str,
+    read: impl FnOnce(V) -> Result<T, toml::de::Error>,
+) -> Option<T> {
+    if !findings.clean(path) {
+        return None;
+    }
+    match read(value) {
+        Ok(read) => Some(read),
+        Err(error) => {
+            // Reached only by what the schema check cannot express.
+            findings.note(Problem::new(path, Fault::Invalid, error.message()));
+            None
+        }
+    }
+}
+
+/// Takes the `type` out of a component's table and says whether it is one of `known`.
+fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&str]) -> Option<String> {
+    let path = join(path, "type");
+    match table.remove("type") {
+        None => {
+            findings.note(Problem::new(path, Fault::Missing, one_of(known)));
+            None
+        }
+        Some(Value::String(word)) if known.contains(&word.as_str()) => Some(word),
+        Some(_) if !findings.clean(&path) => None,
+        Some(value) => {
+            let shown = findings.shown(&Schema::Null, &value, &path);
+            let mut problem = Problem::new(path, Fault::Invalid, one_of(known)).value(shown);
+            problem.hint =
+                value.as_str().and_then(|word| nearest(word, known)).map(|near| format!("nearest: `{near}`"));
+            findings.note(problem);
+            None
+        }
+    }
+}
+
+fn read_source(findings: &mut Findings, mut table: Table, path: &str) -> Option<SourceConfig> {
+    take_type(findings, &mut table, path, &[SOURCE_TYPE]);
+    findings.check_table(&source_schema(), &mut table, path);
+    check_secret(findings, &table, path);
+    check_transport(findings, &table, path);
+    check_ca_file(findings, &table, path);
+    deserialize(findings, Value::Table(table), path, Value::try_into)
+}
+
+fn read_sink(findings: &mut Findings, mut table: Table, path: &str) -> Option<SinkEntry> {
+    let known: Vec<&str> = SINK_KINDS.iter().map(|kind| kind.name).collect();
+    let kind = take_type(findings, &mut table, path, &known)?;
+    let kind = SINK_KINDS.iter().find(|k| k.name == kind)?;
+    findings.check_table(&sink_schema(kind), &mut table, path);
+    let inputs = table.remove("inputs");
+    let sink: SinkConfig = deserialize(findings, table, path, kind.read)?;
+    Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, sink })
+}
+
+/// Exactly one of `client_secret` and `client_secret_file`, and the file readable.
+fn check_secret(findings: &mut Findings, table: &Table, path: &str) {
+    match (table.contains_key("client_secret"), table.get("client_secret_file")) {
+        (false, None) => {
+            let expected = "`client_secret` or `client_secret_file`";
+            let hint = "Entra admin centre > App registrations > Certificates & secrets; write \
+                        `client_secret = \"${M365_CLIENT_SECRET}\"` and keep the value in the environment";
+            findings.note(Problem::new(join(path, "client_secret"), Fault::Missing, expected).hint(hint));
+        }
+        (true, Some(_)) => {
+            let expected = "only one of `client_secret` and `client_secret_file`";
+            findings.note(Problem::new(join(path, "client_secret_file"), Fault::Invalid, expected));
+        }
+        (false, Some(file)) => {
+            let path = join(path, "client_secret_file");
+            if let Some(file) = file.as_str().filter(|file| !file.is_empty() && findings.clean(&path))
+                && let Err(error) = read_secret_file(Path::new(file))
+            {
+                let expected = format!("a file that can be read: {error}");
+                let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
+                findings.note(Problem::new(path, Fault::Invalid, expected).value(shown));
+            }
+        }
+        (true, None) => {}
+    }
+}
+
+fn check_ca_file(findings: &mut Findings, table: &Table, path: &str) {
+    let path = join(path, "ca_file");
+    let Some(file) = table.get("ca_file").and_then(Value::as_str).filter(|f| !f.is_empty()) else { return };
+    if findings.clean(&path)
+        && let Err(error) = fs::File::open(PathBuf::from(file))
+    {
+        let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
+        let expected = format!("a file that can be read: {error}");
+        findings.note(Problem::new(path, Fault::Invalid, expected).value(shown));
+    }
+}
+
+/// The client secret goes to `authority_url`, the bearer token to `api_url`: plain `http` would show them to anyone
+/// between here and another machine. On this machine (tests, a proxy beside us) there is nobody between. A closed
+/// test network can be allowed by a key whose name says what it does, so that it is seen in a review.
+fn check_transport(findings: &mut Findings, table: &Table, path: &str) {
+    if table.get("allow_plain_http").and_then(Value::as_bool) == Some(true) {
+        return;
+    }
+    for (key, what) in [("api_url", "the bearer token"), ("authority_url", "the client secret")] {
+        let path = join(path, key);
+        let Some(value) = table.get(key).filter(|_| findings.clean(&path)) else { continue };
+        let Some(url) = value.as_str().and_then(|text| Url::parse(text).ok()) else { continue };
+        if is_exposed(&url) {
+            let shown = findings.shown(&Schema::Null, value, &path);
+            let expected = format!("`https`, or a host of this machine: {what} would cross the network in the clear");
+            let hint = "in a closed test network set `allow_plain_http = true`";
+            findings.note(Problem::new(path, Fault::Invalid, expected).value(shown).hint(hint));
+        }
+    }
+}
+
+/// Whether others on the network can read what is sent there.
+fn is_exposed(url: &Url) -> bool {
+    url.scheme() == "http"
+        && match url.host() {
+            Some(Host::Domain(name)) => name != "localhost" && !name.ends_with(".localhost"),
+            Some(Host::Ipv4(address)) => !address.is_loopback(),
+            Some(Host::Ipv6(address)) => !address.is_loopback(),
+            None => true,
+        }
+}
+
+/// No two sources may read the same content type of the same tenant: they would share one position.
+fn compare_tenants(findings: &mut Findings, sources: &[(String, Table)]) {
+    for (index, (name, table)) in sources.iter().enumerate() {
+        let Some(tenant) = tenant_of(table) else { continue };
+        for (earlier_name, earlier) in sources.iter().take(index) {
+            if tenant_of(earlier).as_ref() != Some(&tenant) {
+                continue;
+            }
+            let theirs = content_types_of(earlier);
+            let shared: Vec<&str> = content_types_of(table).into_iter().filter(|t| theirs.contains(t)).collect();
+            if !shared.is_empty() {
+                let list = shared.iter().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ");
+                let expected = format!("content types that `sources.{earlier_name}` does not read of the same tenant");
+                let problem = Problem::new(join(&join("sources", name), "content_types"), Fault::Invalid, expected);
+                findings.note(problem.hint(format!("both read {list}; to feed two sinks, name one source in both")));
+            }
+        }
+    }
+}
+
+fn tenant_of(table: &Table) -> Option<String> {
+    table.get("tenant_id").and_then(Value::as_str).map(|id| id.trim().to_ascii_lowercase())
+}
+
+fn content_types_of(table: &Table) -> Vec<&str> {
+    match table.get("content_types") {
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
+        Some(_) => Vec::new(),
+        None => ContentType::ALL.map(ContentType::as_str).to_vec(),
+    }
+}
+
+/// Every input names a source, and every source is somebody's input.
+fn connect(findings: &mut Findings, sources: &[(String, Table)], sinks: &[(String, Table)]) {
+    let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
+    let mut read: Vec<&str> = Vec::new();
+    for (sink, table) in sinks {
+        let inputs = table.get("inputs").and_then(Value::as_array).into_iter().flatten();
+        for (index, input) in inputs.enumerate() {
+            let Some(input) = input.as_str() else { continue };
+            let path = format!("sinks.{sink}.inputs[{index}]");
+            if names.contains(&input) {
+                read.push(input);
+            } else if !names.is_empty() && findings.clean(&path) {
+                let shown = findings.shown(&Schema::Null, &Value::String(input.to_owned()), &path);
+                let mut problem = Problem::new(path, Fault::Invalid, one_of(&names)).value(shown);
+                problem.hint = nearest(input, &names).map(|near| format!("nearest source: `{near}`"));
+                findings.note(problem);
+            }
+        }
+    }
+    if sinks.is_empty() {
+        return; // The missing section is reported already.
+    }
+    for name in names.into_iter().filter(|name| !read.contains(name)) {
+        let expected = format!("a sink with `{name}` in its `inputs`");
+        findings.note(Problem::new(join("sources", name), Fault::Unread, expected));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+    use crate::config::{Cloud, Format, LogFormat, RawForm, TokenEndpoint};
+
+    const TENANT: &str = "00000000-1111-2222-3333-444444444444";
+
+    fn env(name: &str) -> Option<String> {
+        match name {
+            "SECRET" => Some("s3cr3t~value".to_owned()),
+            "TENANT" => Some(TENANT.to_owned()),
+            "POLL" => Some("60".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// A file with one good source but for `lines`, which stand on its lines 3 onward.
+    fn source_with(lines: &str) -> String {
+        let has = |key: &str| lines.lines().any(|l| l.split('=').next().is_some_and(|k| k.trim() == key));
+        let mut text = format!("[sources.contoso]\ntype = \"m365_audit\"\n{lines}\n");
+        if !has("tenant_id") {
+            text += &format!("tenant_id = \"{TENANT}\"\n");
+        }
+        if !has("client_id") {
+            text += "client_id = \"00000000-1111-2222-3333-555555555555\"\n";
+        }
+        if !has("client_secret") && !has("client_secret_file") {
+            text += "client_secret = \"${SECRET}\"\n";
+        }
+        text + "[sinks.out]\ntype = \"stdout\"\ninputs = [\"contoso\"]\n"
+    }
+
+    fn good(text: &str) -> Config {
+        Config::parse(text, &env).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn check(text: &str, expected: Expect) {
+        let error = Config::parse(text, &env).expect_err("the text has a problem");
+        assert!(!error.to_string().contains("s3cr3t"), "{error}");
+        assert!(!format!("{error:?}").contains("s3cr3t"), "{error:?}");
+        expected.assert_eq(&format!("{error}\n"));
+    }
+
+    fn check_source(lines: &str, expected: Expect) {
+        check(&source_with(lines), expected);
+    }
+
+    #[test]
+    fn what_is_not_written_has_its_default() {
+        let config = good(&source_with(""));
+        assert_eq!(config.data_dir, Path::new("/var/lib/m365-audit"));
+        assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
+        assert_eq!(config.metrics, None);
+        assert_eq!(config.sinks["out"].inputs, ["contoso"]);
+        assert_eq!(config.sinks["out"].sink.kind(), "stdout");
+        let source = &config.sources["contoso"];
+        assert_eq!(source.client_secret.as_ref().map(|s| s.expose()), Some("s3cr3t~value"));
+        assert_eq!(source.content_types, ContentType::ALL);
+        assert_eq!((source.poll_interval_secs, source.backfill_secs, source.overlap_secs), (300, 86_400, 10_800));
+        assert_eq!((source.format, source.raw, source.drop_routine), (Format::Native, RawForm::Object, true));
+        assert_eq!((source.cloud, source.token_endpoint), (Cloud::Enterprise, TokenEndpoint::V2));
+        assert_eq!((source.max_requests_per_minute, source.in_flight_bytes_max), (2000, 33_554_432));
+        assert_eq!((source.event_keys_max, source.connect_timeout_secs), (10_000_000, 10));
+        assert_eq!((source.request_timeout_secs, source.publisher()), (60, TENANT));
+        assert_eq!(source.api_origin(), "https://manage.office.com");
+        assert_eq!(source.authority_origin(), "https://login.microsoftonline.com");
+        assert_eq!(source.token_audience(), "https://manage.office.com");
+        assert_eq!(config.warnings(), []);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let config = good(&source_with(
+            r#"tenant_id = " 00000000-1111-2222-3333-44444444ABCD "
+content_types = ["Audit.Exchange", "DLP.All"]
+cloud = "gcc_high"
+token_endpoint = "v1"
+poll_interval_secs = "${POLL}"
+raw = "string"
+drop_routine = false
+internal_domains = ["contoso.com"]
+publisher_identifier = "00000000-1111-2222-3333-44444444ABCD"
+api_url = "http://127.0.0.1:8080"
+authority_url = "http://[::1]:8080/"
+audience = "https://manage.office.com"
+proxy_url = "http://user:hunter2@proxy.example.com:3128""#,
+        ));
+        let source = &config.sources["contoso"];
+        assert_eq!(source.tenant_id.as_str(), "00000000-1111-2222-3333-44444444abcd");
+        assert_eq!(source.content_types, [ContentType::Exchange, ContentType::Dlp]);
+        assert_eq!(source.poll_interval_secs, 60);
+        assert_eq!(source.api_origin(), "http://127.0.0.1:8080");
+        assert_eq!(source.authority_origin(), "http://[::1]:8080");
+        assert_eq!(source.publisher(), "00000000-1111-2222-3333-44444444abcd");
+        assert_eq!(source.proxy_url.as_ref().and_then(Url::password), Some("hunter2"));
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter2") && !shown.contains("s3cr3t"), "{shown}");
+        assert!(shown.contains("proxy.example.com"), "{shown}");
+    }
+
+    #[test]
+    fn every_problem_of_a_file_is_told_at_once_in_the_order_of_the_text() {
+        check(
+            r#"data_dri = "/x"
+[sources.contoso]
+type = "m365_audit"
+tenant_id = "contoso.onmicrosoft.com"
+client_secret = "${NOT_SET}"
+content_types = ["audit.exchange", "Audit.Teams"]
+poll_interval = 60
+backfill_secs = 604801
+drop_routine = "maybe"
+api_url = "http://feed.example.com"
+
+[sources.fabrikam]
+tenant_id = 5
+
+[sinks.out]
+type = "http"
+inputs = ["contoso"]
+
+[sinks.two]
+type = "stdout"
+inputs = ["contso"]
+
+[metrics]
+listen = "everywhere"
+
+[log]
+format = "xml"
+"#,
+            expect![[r#"
+                config-invalid: `data_dri` is not a known key, expected one of `data_dir`, `log`, `metrics`, `sinks`, `sources` (line 1)
+                  hint: nearest known key: `data_dir`; 18 more problems below
+                `sources.contoso.client_id` is missing, expected the application's client id, a GUID (line 2)
+                  hint: Entra admin centre > App registrations > Application (client) ID
+                `sources.contoso.tenant_id` is `contoso.onmicrosoft.com`, expected a GUID (line 4)
+                  hint: Entra admin centre > Overview > Tenant ID
+                `sources.contoso.client_secret`: expected the environment variable `NOT_SET` to be set (line 5)
+                `sources.contoso.content_types[0]` is `audit.exchange`, expected one of `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All` (line 6)
+                  hint: write `Audit.Exchange`: upper and lower case matter
+                `sources.contoso.content_types[1]` is `Audit.Teams`, expected one of `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All` (line 6)
+                  hint: nearest: `Audit.General`
+                `sources.contoso.poll_interval` is not a known key, expected a key that docs/configuration.md lists (line 7)
+                  hint: nearest known key: `poll_interval_secs`
+                `sources.contoso.backfill_secs` is `604801`, expected an integer from 0 to 604800 (line 8)
+                `sources.contoso.drop_routine` is `maybe`, expected `true` or `false` (line 9)
+                `sources.contoso.api_url` is `http://feed.example.com`, expected `https`, or a host of this machine: the bearer token would cross the network in the clear (line 10)
+                  hint: in a closed test network set `allow_plain_http = true`
+                `sources.fabrikam` is read by no sink, expected a sink with `fabrikam` in its `inputs` (line 12)
+                `sources.fabrikam.type` is missing, expected `m365_audit` (line 12)
+                `sources.fabrikam.client_id` is missing, expected the application's client id, a GUID (line 12)
+                  hint: Entra admin centre > App registrations > Application (client) ID
+                `sources.fabrikam.client_secret` is missing, expected `client_secret` or `client_secret_file` (line 12)
+                  hint: Entra admin centre > App registrations > Certificates & secrets; write `client_secret = "${M365_CLIENT_SECRET}"` and keep the value in the environment
+                `sources.fabrikam.tenant_id` is `5`, expected a GUID (line 13)
+                  hint: Entra admin centre > Overview > Tenant ID
+                `sinks.out.type` is `http`, expected one of `stdout`, `file` (line 16)
+                `sinks.two.inputs[0]` is `contso`, expected one of `contoso`, `fabrikam` (line 21)
+                  hint: nearest source: `contoso`
+                `metrics.listen` is `everywhere`, expected an address and port such as `127.0.0.1:9598` (line 24)
+                `log.format` is `xml`, expected one of `text`, `json` (line 27)
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_tenant_id_is_explained() {
+        check_source(
+            "tenant_id = \"${SECRET}\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.tenant_id` is `${SECRET}`, expected a GUID (line 3)
+              hint: Entra admin centre > Overview > Tenant ID
+        "#]],
+        );
+        check_source(
+            "tenant_id = \"00000000-1111-2222- 3333-444444444444\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.tenant_id` is `00000000-1111-2222- 3333-444444444444`, expected a GUID without blanks inside; the one pasted has some (line 3)
+              hint: Entra admin centre > Overview > Tenant ID
+        "#]],
+        );
+        check_source(
+            "client_id = \"00000000-1111 2222\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.client_id` is `00000000-1111 2222`, expected an id without blanks inside; the one pasted has some (line 3)
+              hint: Entra admin centre > App registrations > Application (client) ID
+        "#]],
+        );
+        check_source(
+            "publisher_identifier = \"me\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.publisher_identifier` is `me`, expected a GUID (line 3)
+        "#]],
+        );
+    }
+
+    #[test]
+    fn exactly_one_secret_is_needed_and_none_is_shown() {
+        check_source(
+            "client_secret = \"s3cr3t\"\nclient_secret_file = \"/nowhere\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.client_secret_file`: expected only one of `client_secret` and `client_secret_file` (line 4)
+        "#]],
+        );
+        check_source(
+            "client_secret = [\"s3cr3t\"]",
+            expect![[r#"
+            config-invalid: `sources.contoso.client_secret` is `***`, expected a text that is not empty (line 3)
+        "#]],
+        );
+        check_source(
+            "client_secret = \"\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.client_secret` is `***`, expected a text that is not empty (line 3)
+        "#]],
+        );
+        check_source(
+            "client_secret_file = \"/nowhere/at/all\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.client_secret_file` is `/nowhere/at/all`, expected a file that can be read: No such file or directory (os error 2) (line 3)
+        "#]],
+        );
+        check_source(
+            "client_secrt = \"s3cr3t\"\nclient_secret_file = \"\"",
+            expect![[r#"
+                config-invalid: `sources.contoso.client_secrt` is not a known key, expected a key that docs/configuration.md lists (line 3)
+                  hint: nearest known key: `client_secret`; 1 more problem below
+                `sources.contoso.client_secret_file` is ``, expected a path (line 4)
+            "#]],
+        );
+        let text = source_with("").replace("client_secret = \"${SECRET}\"\n", "");
+        check(
+            &text,
+            expect![[r#"
+            config-invalid: `sources.contoso.client_secret` is missing, expected `client_secret` or `client_secret_file` (line 1)
+              hint: Entra admin centre > App registrations > Certificates & secrets; write `client_secret = "${M365_CLIENT_SECRET}"` and keep the value in the environment
+        "#]],
+        );
+        check(
+            "[sources.contoso]\nclient_secret = \"s3cr3t",
+            expect![[r#"
+            config-invalid: not TOML: invalid basic string, expected `"` (line 2)
+        "#]],
+        );
+        check(
+            "[[sources.contoso]]\nclient_secret = \"s3cr3t\"\n[sinks.a]\ntype=\"stdout\"\ninputs=[]",
+            expect![[r#"
+                config-invalid: `sources.contoso` is `[…]`, expected a table `[sources.<name>]` (line 1)
+                  hint: 1 more problem below
+                `sinks.a.inputs` is `[]`, expected a list of the sources to receive (line 5)
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_secret_file_is_read_without_its_line_break() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        fs::write(&path, "s3cr3t~value\n").unwrap();
+        let text = source_with(&format!("client_secret_file = '{}'", path.display()));
+        assert_eq!(good(&text).sources["contoso"].read_secret().unwrap().expose(), "s3cr3t~value");
+        fs::write(&path, "\n").unwrap();
+        assert!(Config::parse(&text, &env).unwrap_err().to_string().contains("the file is empty"));
+    }
+
+    #[test]
+    fn ranges_and_kinds_are_told() {
+        check_source(
+            "poll_interval_secs = 0",
+            expect![[r#"
+            config-invalid: `sources.contoso.poll_interval_secs` is `0`, expected an integer from 1 to 86400 (line 3)
+        "#]],
+        );
+        check_source(
+            "backfill_secs = \"7d\"",
+            expect![[r#"
+                config-invalid: `sources.contoso.backfill_secs` is `7d`, expected an integer from 0 to 604800 (line 3)
+                  hint: write a number without quotes or unit: `604800`
+            "#]],
+        );
+        check_source(
+            "overlap_secs = 86401\nin_flight_bytes_max = 1",
+            expect![[r#"
+            config-invalid: `sources.contoso.overlap_secs` is `86401`, expected an integer from 0 to 86400 (line 3)
+              hint: 1 more problem below
+            `sources.contoso.in_flight_bytes_max` is `1`, expected an integer from 1048576 to 68719476736 (line 4)
+        "#]],
+        );
+        check_source(
+            "max_requests_per_minute = -1",
+            expect![[r#"
+            config-invalid: `sources.contoso.max_requests_per_minute` is `-1`, expected an integer from 0 to 1000000 (line 3)
+        "#]],
+        );
+        check_source(
+            "event_keys_max = 99999999999999999999",
+            expect![[r#"
+            config-invalid: not TOML: invalid type: integer `99999999999999999999` as i128, expected any valid TOML value (line 3)
+        "#]],
+        );
+        check_source(
+            "content_types = []",
+            expect![[r#"
+            config-invalid: `sources.contoso.content_types` is `[]`, expected a list with at least one of: `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All` (line 3)
+        "#]],
+        );
+        check_source(
+            "content_types = \"Audit.General\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.content_types` is `Audit.General`, expected a list with at least one of: `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All` (line 3)
+        "#]],
+        );
+        check_source(
+            "content_types = [\"DLP.ALL\", \"Audit.General\", \"Audit.General\"]",
+            expect![[r#"
+            config-invalid: `sources.contoso.content_types[0]` is `DLP.ALL`, expected one of `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All` (line 3)
+              hint: write `DLP.All`: upper and lower case matter; 1 more problem below
+            `sources.contoso.content_types[2]` is `Audit.General`, expected each value once (line 3)
+        "#]],
+        );
+        check_source(
+            "cloud = \"GCC\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.cloud` is `GCC`, expected one of `enterprise`, `gcc`, `gcc_high`, `dod`, `china` (line 3)
+              hint: write `gcc`: upper and lower case matter
+        "#]],
+        );
+        check_source(
+            "internal_domains = [\"@contoso.com\"]",
+            expect![[r#"
+                config-invalid: `sources.contoso.internal_domains[0]` is `@contoso.com`, expected a domain name such as `contoso.com` (line 3)
+            "#]],
+        );
+        check_source(
+            "format = \"cef\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.format` is `cef`, expected one of `native`, `raw` (line 3)
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_url_that_would_show_secrets_is_refused() {
+        check_source(
+            "api_url = \"http://10.0.0.7:8080\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.api_url` is `http://10.0.0.7:8080`, expected `https`, or a host of this machine: the bearer token would cross the network in the clear (line 3)
+              hint: in a closed test network set `allow_plain_http = true`
+        "#]],
+        );
+        check_source(
+            "authority_url = \"http://127.0.0.1.example.com\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.authority_url` is `http://127.0.0.1.example.com`, expected `https`, or a host of this machine: the client secret would cross the network in the clear (line 3)
+              hint: in a closed test network set `allow_plain_http = true`
+        "#]],
+        );
+        check_source(
+            "api_url = \"https://proxy.example.com/m365/\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.api_url` is `https://proxy.example.com/m365/`, expected an origin: scheme, host and port, without a path (line 3)
+        "#]],
+        );
+        check_source(
+            "api_url = \"https://me:s3cr3t@proxy.example.com\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.api_url` is `https://***@proxy.example.com/`, expected an origin without user name and password (line 3)
+        "#]],
+        );
+        check_source(
+            "proxy_url = \"socks5://proxy.example.com\"",
+            expect![[r#"
+            config-invalid: `sources.contoso.proxy_url` is `socks5://proxy.example.com`, expected an http or https URL (line 3)
+        "#]],
+        );
+        let config = good(&source_with("api_url = \"http://10.0.0.7:8080\"\nallow_plain_http = true"));
+        assert_eq!(config.warnings().len(), 1);
+    }
+
+    #[test]
+    fn sources_and_sinks_must_meet() {
+        check(
+            "",
+            expect![[r#"
+                config-invalid: `sources` is missing, expected at least one table `[sources.<name>]`
+                  hint: 1 more problem below
+                `sinks` is missing, expected at least one table `[sinks.<name>]`
+            "#]],
+        );
+        check(
+            &source_with("").replace("inputs = [\"contoso\"]", "inputs = []"),
+            expect![[r#"
+                config-invalid: `sources.contoso` is read by no sink, expected a sink with `contoso` in its `inputs` (line 1)
+                  hint: 1 more problem below
+                `sinks.out.inputs` is `[]`, expected a list of the sources to receive (line 9)
+            "#]],
+        );
+        check(
+            &source_with("").replace("inputs = [\"contoso\"]", ""),
+            expect![[r#"
+            config-invalid: `sources.contoso` is read by no sink, expected a sink with `contoso` in its `inputs` (line 1)
+              hint: 1 more problem below
+            `sinks.out.inputs` is missing, expected a list of the sources to receive (line 7)
+        "#]],
+        );
+        check(
+            &source_with("").replace("inputs = [\"contoso\"]", "inputs = [\"contoso\", \"contso\"]"),
+            expect![[r#"
+                config-invalid: `sinks.out.inputs[1]` is `contso`, expected `contoso` (line 9)
+                  hint: nearest source: `contoso`
+            "#]],
+        );
+        check(
+            &source_with("").replace("\"stdout\"", "\"sdtout\""),
+            expect![[r#"
+            config-invalid: `sinks.out.type` is `sdtout`, expected one of `stdout`, `file` (line 8)
+              hint: nearest: `stdout`
+        "#]],
+        );
+        check(
+            &source_with("").replace("\"stdout\"", "\"file\""),
+            expect![[r#"
+                config-invalid: `sinks.out.path` is missing, expected a path (line 7)
+            "#]],
+        );
+        check(
+            &source_with("").replace("sources.contoso", "sources.\"con toso\""),
+            expect![[r#"
+            config-invalid: `sources.con toso` is `con toso`, expected a name of letters, digits, `_` and `-` (line 1)
+              hint: 2 more problems below
+            `sources.con toso` is read by no sink, expected a sink with `con toso` in its `inputs` (line 1)
+            `sinks.out.inputs[0]` is `contoso`, expected `con toso` (line 9)
+              hint: nearest source: `con toso`
+        "#]],
+        );
+    }
+
+    #[test]
+    fn two_sources_may_share_a_tenant_but_not_a_content_type() {
+        let second = |types: &str| {
+            format!(
+                "{}\n[sources.again]\ntype = \"m365_audit\"\ntenant_id = \"{TENANT}\"\n\
+                 client_id = \"x\"\nclient_secret = \"y\"\ncontent_types = [{types}]\n",
+                source_with("content_types = [\"Audit.General\"]").replace("[\"contoso\"]", "[\"contoso\", \"again\"]")
+            )
+        };
+        assert_eq!(good(&second("\"DLP.All\"")).sources.len(), 2);
+        check(
+            &second("\"DLP.All\", \"Audit.General\""),
+            expect![[r#"
+            config-invalid: `sources.contoso.content_types`: expected content types that `sources.again` does not read of the same tenant (line 3)
+              hint: both read `Audit.General`; to feed two sinks, name one source in both
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_looks_like_a_mistake_is_a_warning() {
+        let config = good(&source_with(
+            "client_id = \"app\"\nclient_secret = \"00000000-1111-2222-3333-555555555555\"\ncontent_types = [\"Audit.General\"]",
+        ));
+        let lines: Vec<String> = config.warnings().iter().map(Problem::to_string).collect();
+        expect![[r#"
+            `sources.contoso.client_id`: expected a GUID
+            `sources.contoso.client_secret`: expected a secret's value; this one has the form of a secret's id
+            `sources.contoso.drop_routine`: expected `false`, or `DLP.All` among `content_types`"#]]
+        .assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn other_hosts_read_one_table_or_properties_of_text() {
+        let properties = [
+            ("Tenant_Id", TENANT),
+            ("client_id", "00000000-1111-2222-3333-555555555555"),
+            ("client_secret", "${SECRET}"),
+            ("content_types", "Audit.Exchange, DLP.All"),
+            ("poll_interval_secs", "5m"),
+            ("in_flight_bytes_max", "64M"),
+            ("drop_routine", "off"),
+        ];
+        let source = SourceConfig::parse_properties("m365_audit.0", properties, &env).unwrap();
+        assert_eq!(source.content_types, [ContentType::Exchange, ContentType::Dlp]);
+        assert_eq!((source.poll_interval_secs, source.in_flight_bytes_max), (300, 67_108_864));
+        assert!(!source.drop_routine);
+
+        let problems = SourceConfig::parse_table("x", Table::new(), &env).unwrap_err();
+        let keys: Vec<&str> = problems.iter().map(|p| p.key.as_str()).collect();
+        assert_eq!(keys, ["sources.x.tenant_id", "sources.x.client_id", "sources.x.client_secret"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let error = Config::load(Path::new("/nowhere/agent.toml")).unwrap_err();
+        assert!(error.to_string().starts_with("config-invalid: cannot read the file: "), "{error}");
+        assert!(error.to_string().contains("/nowhere/agent.toml"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in "[\\[\\]a-z.\"'=$\\{\\}0-9 \n#]{0,200}") {
+            let _ = Config::parse(&text, &env);
+        }
+    }
+}
