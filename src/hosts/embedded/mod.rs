@@ -1,1 +1,4 @@
 //! The embedded default host.
+
+pub mod memory;
+pub mod store;
