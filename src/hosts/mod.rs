@@ -2,3 +2,7 @@
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
+#[cfg(feature = "embedded")]
+pub mod file;
+#[cfg(feature = "embedded")]
+pub mod stdout;

@@ -1,1 +1,323 @@
-//! The embedded default host.
+//! The embedded default host: records to the sinks that name their source, state in one file, health for a probe.
+//!
+//! Owns which sink takes which source and when a batch counts as delivered: when every sink of its source has
+//! confirmed it. A batch that comes again goes only to the sinks that have not. Refuses to know how a sink writes
+//! ([`sink`] and the files beside this folder), how state is kept ([`store`]), and how any of it is configured.
+//!
+//! # Reloading
+//! The host lives as long as the process; a reload changes its sinks one by one ([`EmbeddedHost::put_sink`],
+//! [`EmbeddedHost::remove_sink`], [`EmbeddedHost::set_inputs`]) and leaves the others, their queues and the sources
+//! that feed them alone. A sink that is being replaced keeps its place meanwhile and refuses, so that nothing is
+//! confirmed without it.
+
+pub mod memory;
+pub mod metrics_server;
+pub mod sink;
+pub mod store;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, Receipts, StateStore, TicketAnswer};
+use crate::model::Timestamp;
+use sink::{Confirm, Observer, Settled, Sink, Worker};
+
+/// A sink and the sources it takes.
+pub struct SinkSpec {
+    /// The sink's name in the configuration (`out` of `[sinks.out]`), unique among the sinks.
+    pub name: String,
+    /// Names of the sources it takes.
+    pub inputs: Vec<String>,
+    /// The sink.
+    pub sink: Box<dyn Sink>,
+}
+
+/// The embedded host.
+pub struct EmbeddedHost {
+    routes: RwLock<Vec<Route>>,
+    state: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    signals: Arc<Signals>,
+}
+
+#[derive(Clone)]
+struct Route {
+    worker: Arc<Worker>,
+    inputs: Vec<String>,
+}
+
+/// How everything in the process fares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HealthReport {
+    /// By source name.
+    pub sources: BTreeMap<String, Standing>,
+    /// By sink name; a sink that cannot write is degraded, since it is tried for ever.
+    pub sinks: BTreeMap<String, Standing>,
+}
+
+/// One health and since when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The health last reported.
+    pub health: Health,
+    /// Since when it is so.
+    pub since: Timestamp,
+}
+
+/// A sink whose destination is gone for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkClosed {
+    /// The sink's name.
+    pub name: String,
+    /// What happened.
+    pub why: String,
+}
+
+/// What the workers tell the host.
+struct Signals {
+    report: watch::Sender<HealthReport>,
+    closed: watch::Sender<Option<SinkClosed>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl EmbeddedHost {
+    /// A host with these sinks, each on a task of the current tokio runtime.
+    pub fn new(sinks: Vec<SinkSpec>, state: Arc<dyn StateStore>, clock: Arc<dyn Clock>) -> Self {
+        let signals = Arc::new(Signals {
+            report: watch::Sender::default(),
+            closed: watch::Sender::default(),
+            clock: clock.clone(),
+        });
+        let host = Self { routes: RwLock::default(), state, clock, signals };
+        for spec in sinks {
+            let route = host.start(spec);
+            host.change(|routes| routes.push(route));
+        }
+        host
+    }
+
+    /// Adds a sink, or puts another in the place of the one with this name, which gets `grace` to write what it has.
+    /// Open a file that the old sink holds only after [`EmbeddedHost::stop_sink`].
+    pub async fn put_sink(&self, spec: SinkSpec, grace: Duration) {
+        self.stop_sink(&spec.name, grace).await;
+        let route = self.start(spec);
+        self.change(|routes| match routes.iter_mut().find(|r| r.worker.name == route.worker.name) {
+            Some(place) => *place = route,
+            None => routes.push(route),
+        });
+    }
+
+    /// Stops a sink, which gets `grace` to write what it has, and keeps its place: its sources are refused until
+    /// [`EmbeddedHost::put_sink`] fills it or [`EmbeddedHost::remove_sink`] gives it up.
+    pub async fn stop_sink(&self, name: &str, grace: Duration) {
+        if let Some(route) = self.route(name) {
+            route.worker.stop(grace, &*self.clock).await;
+        }
+    }
+
+    /// Removes a sink, which gets `grace` to write what it has. From now on batches count as delivered without it.
+    pub async fn remove_sink(&self, name: &str, grace: Duration) {
+        let route = self.route(name);
+        self.change(|routes| routes.retain(|r| &*r.worker.name != name));
+        if let Some(route) = route {
+            route.worker.stop(grace, &*self.clock).await;
+        }
+        self.signals.report.send_modify(|report| {
+            report.sinks.remove(name);
+        });
+    }
+
+    /// Changes which sources a running sink takes.
+    pub fn set_inputs(&self, name: &str, inputs: Vec<String>) {
+        self.change(|routes| {
+            if let Some(route) = routes.iter_mut().find(|r| &*r.worker.name == name) {
+                route.inputs = inputs;
+            }
+        });
+    }
+
+    /// Forgets the health of a source that is no longer run.
+    pub fn forget_source(&self, name: &str) {
+        self.signals.report.send_modify(|report| {
+            report.sources.remove(name);
+        });
+    }
+
+    /// How everything fares, now and on every change.
+    pub fn report(&self) -> watch::Receiver<HealthReport> {
+        self.signals.report.subscribe()
+    }
+
+    /// Resolves when a sink's destination is gone for good and the process should stop in an orderly way. What that
+    /// sink had not written was refused.
+    pub async fn closed(&self) -> SinkClosed {
+        let mut closed = self.signals.closed.subscribe();
+        match closed.wait_for(Option::is_some).await.map(|closed| closed.clone()) {
+            Ok(Some(closed)) => closed,
+            // The sender is ours: it outlives this borrow.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Takes no more batches, gives the sinks `grace` to write what they have, and refuses the rest. Returns when
+    /// every sink has ended.
+    pub async fn shutdown(&self, grace: Duration) {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        join_all(routes.iter().map(|route| route.worker.stop(grace, &*self.clock))).await;
+    }
+
+    fn start(&self, spec: SinkSpec) -> Route {
+        self.signals.trouble(&spec.name, None);
+        let worker = Worker::start(&spec.name, spec.sink, self.clock.clone(), self.signals.clone());
+        Route { worker: Arc::new(worker), inputs: spec.inputs }
+    }
+
+    fn route(&self, name: &str) -> Option<Route> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.iter().find(|r| &*r.worker.name == name).cloned()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Route>)) {
+        change(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn workers_of(&self, source: &str) -> Vec<Arc<Worker>> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.iter().filter(|r| r.inputs.iter().any(|i| i == source)).map(|r| r.worker.clone()).collect()
+    }
+}
+
+#[async_trait]
+impl Host for EmbeddedHost {
+    async fn deliver(&self, batch: Batch) -> DeliveryTicket {
+        if batch.is_empty() {
+            return DeliveryTicket::resolved(Delivery::Delivered);
+        }
+        let workers = self.workers_of(&batch.source);
+        if workers.is_empty() {
+            let why = format!("no sink has `{}` among its inputs", batch.source);
+            return DeliveryTicket::resolved(Delivery::Refused(why));
+        }
+        let (answer, ticket) = DeliveryTicket::new();
+        let verdict = Arc::new(Verdict::new(answer));
+        let handovers: Vec<_> = workers
+            .into_iter()
+            .filter(|worker| !batch.receipts.has(worker.id))
+            .map(|worker| {
+                let (batch, confirm) = (batch.clone(), verdict.confirm(&worker, batch.receipts.clone()));
+                async move { worker.enqueue(batch, confirm).await }
+            })
+            .collect();
+        drop(verdict);
+        // Together, so that one full queue does not keep the batch from the other sinks.
+        join_all(handovers).await;
+        ticket
+    }
+
+    fn state(&self) -> Arc<dyn StateStore> {
+        self.state.clone()
+    }
+
+    fn health(&self, source: &str, health: Health) {
+        self.signals.note(|report| &mut report.sources, source, health);
+    }
+}
+
+impl Signals {
+    fn note(
+        &self,
+        side: impl FnOnce(&mut HealthReport) -> &mut BTreeMap<String, Standing>,
+        name: &str,
+        health: Health,
+    ) {
+        let now = self.clock.now();
+        self.report.send_if_modified(|report| {
+            let side = side(report);
+            match side.get_mut(name) {
+                Some(standing) if standing.health == health => return false,
+                Some(standing) => {
+                    // The same state for another reason is not a new state.
+                    if std::mem::discriminant(&standing.health) != std::mem::discriminant(&health) {
+                        standing.since = now;
+                    }
+                    if let Health::Degraded { since, .. } = &health {
+                        standing.since = *since;
+                    }
+                    standing.health = health;
+                }
+                None => {
+                    let since = if let Health::Degraded { since, .. } = &health { *since } else { now };
+                    side.insert(name.to_owned(), Standing { health, since });
+                }
+            }
+            true
+        });
+    }
+}
+
+impl Observer for Signals {
+    fn trouble(&self, sink: &str, why: Option<&str>) {
+        let health = match why {
+            None => Health::Healthy,
+            Some(why) => {
+                let since = match self.report.borrow().sinks.get(sink) {
+                    Some(Standing { health: Health::Degraded { since, .. }, .. }) => *since,
+                    _ => self.clock.now(),
+                };
+                Health::Degraded { why: why.to_owned(), since }
+            }
+        };
+        self.note(|report| &mut report.sinks, sink, health);
+    }
+
+    fn closed(&self, sink: &str, why: &str) {
+        self.note(|report| &mut report.sinks, sink, Health::Failed { why: why.to_owned() });
+        let first = SinkClosed { name: sink.to_owned(), why: why.to_owned() };
+        self.closed.send_if_modified(|closed| {
+            let is_first = closed.is_none();
+            closed.get_or_insert(first);
+            is_first
+        });
+    }
+}
+
+/// What the sinks of one delivery have said so far. The last to settle drops it, and that answers the ticket.
+struct Verdict {
+    worst: Mutex<Delivery>,
+    answer: Option<TicketAnswer>,
+}
+
+impl Verdict {
+    fn new(answer: TicketAnswer) -> Self {
+        Self { worst: Mutex::new(Delivery::Delivered), answer: Some(answer) }
+    }
+
+    fn confirm(self: &Arc<Self>, worker: &Worker, receipts: Receipts) -> Confirm {
+        let (verdict, id, name) = (self.clone(), worker.id, worker.name.clone());
+        Confirm::new(move |settled| {
+            let mut worst = verdict.worst.lock().unwrap_or_else(PoisonError::into_inner);
+            match (settled, &*worst) {
+                (Settled::Delivered, _) => receipts.add(id),
+                // A refusal outweighs a rejection: the source must keep the batch whole for whoever refused it.
+                (Settled::Refused(why), _) => *worst = Delivery::Refused(format!("sink `{name}`: {why}")),
+                (Settled::Rejected(_), Delivery::Refused(_)) => {}
+                (Settled::Rejected(why), _) => *worst = Delivery::Rejected(format!("sink `{name}`: {why}")),
+            }
+        })
+    }
+}
+
+impl Drop for Verdict {
+    fn drop(&mut self) {
+        let worst = self.worst.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(answer) = self.answer.take() {
+            answer.answer(worst);
+        }
+    }
+}

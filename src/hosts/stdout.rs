@@ -1,0 +1,98 @@
+//! The `stdout` sink: newline-delimited JSON into whatever reads this process.
+//!
+//! A batch is delivered when its bytes are in the pipe and flushed: what the reader loses after that is lost, so this
+//! is for trying things out and for agents that cannot do better. A slow reader is back-pressure; a closed pipe ends
+//! the host in an orderly way, with the batch refused.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use crate::host::Batch;
+use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};
+
+/// When to try a pipe again that somebody made non-blocking and that is full.
+const FULL_PIPE_RETRY: Duration = Duration::from_millis(10);
+
+/// The sink over any writer. Its writes block: [`StdoutSink::into_sink`] gives it a thread.
+pub struct StdoutSink<W> {
+    out: W,
+    /// The batch a write stopped in, and how much of it is out: it is resumed there, never begun again.
+    partial: Option<Partial>,
+}
+
+struct Partial {
+    batch: u64,
+    bytes: usize,
+}
+
+impl StdoutSink<File> {
+    /// This process's standard output, by a descriptor of its own. Not through [`io::stdout`]: its buffer hides how
+    /// much of a failed write is out.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+    }
+}
+
+impl<W: Write + Send + Sync + 'static> StdoutSink<W> {
+    /// A sink into `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, partial: None }
+    }
+
+    /// The sink on a thread of its own, for the embedded host.
+    pub fn into_sink(self) -> OwnThread<Self> {
+        OwnThread::new(self)
+    }
+
+    fn write_batch(&mut self, batch: &Batch) -> io::Result<()> {
+        let bytes = batch.ndjson();
+        let mut done = match self.partial.take() {
+            Some(partial) if partial.batch == batch.id => partial.bytes,
+            _ => 0,
+        };
+        let result = loop {
+            let rest = bytes.get(done..).unwrap_or_default();
+            if rest.is_empty() {
+                break self.out.flush();
+            }
+            match self.out.write(rest) {
+                Ok(0) => break Err(ErrorKind::WriteZero.into()),
+                Ok(n) => done += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => break Err(e),
+            }
+        };
+        if result.is_err() {
+            self.partial = Some(Partial { batch: batch.id, bytes: done });
+        }
+        result
+    }
+}
+
+impl<W: Write + Send + Sync + 'static> BlockingSink for StdoutSink<W> {
+    fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
+        let mut written = Vec::with_capacity(batches.len());
+        for batch in batches {
+            match self.write_batch(batch) {
+                Ok(()) => written.push(Written::Delivered),
+                Err(e) => {
+                    written.resize(batches.len(), outcome(&e));
+                    break;
+                }
+            }
+        }
+        written
+    }
+}
+
+fn outcome(error: &io::Error) -> Written {
+    match error.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Written::Closed("nobody reads standard output".into()),
+        ErrorKind::WouldBlock => {
+            Written::Refused { why: "standard output is full".into(), retry_after: Some(FULL_PIPE_RETRY) }
+        }
+        _ => Written::refused(format_args!("cannot write standard output: {error}")),
+    }
+}
