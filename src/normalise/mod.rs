@@ -1,1 +1,3 @@
 //! Events made into records.
+
+pub mod split;
