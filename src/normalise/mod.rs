@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod category;
+pub mod split;
 
 mod actor;
 mod event;
