@@ -1,5 +1,7 @@
-//! The ledger's parts: what is stored ([`format`]), Microsoft's clock ([`server_clock`]), sets of keys on disk
-//! ([`key_set`]).
+//! The ledger: what is delivered, what is settled, how far each stream has come, and the one writer of it all.
+//!
+//! Reading order: [`format`] (what is stored), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on disk),
+//! [`claims`] (events delivered and on their way), [`ledger`] (the writer).
 //!
 //! Invariants, used by name in documents, assertions and tests:
 //! - **CK-1** `complete_until` never passes a window with an unread page or an unanswered blob.
@@ -8,5 +10,8 @@
 //! - **CK-4** no window is over 24 h, in the future, or past 7 days.
 //! - **CK-5** blobs and bytes in flight stay under their limits.
 
+pub mod claims;
 pub mod format;
+pub mod key_set;
+pub mod ledger;
 pub mod server_clock;

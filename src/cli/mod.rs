@@ -1,1 +1,128 @@
-//! The commands.
+//! The commands of `m365-audit`, one file each. Data goes to standard output, everything else to standard error.
+
+pub mod check;
+pub mod exit;
+pub mod logging;
+pub mod run;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Write;
+
+use clap::{Parser, Subcommand};
+use exit::Exit;
+
+use crate::config::ConfigError;
+use crate::hosts::embedded::metrics_server::MetricsError;
+use crate::hosts::embedded::store::StoreError;
+use crate::hosts::file::FileSinkError;
+use crate::model::Actionable;
+
+/// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
+#[derive(Debug, Parser)]
+#[command(name = "m365-audit", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run all sources of a configuration into their sinks
+    Run(run::RunArgs),
+    /// Test the connection of each source and change nothing
+    Check(check::CheckArgs),
+}
+
+/// Parses the command line, runs the command, prints its error, returns the exit code.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let _ = error.print();
+            return exit;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return told(Failure::io(error)),
+    };
+    let result = runtime.block_on(dispatch(cli.command));
+    // A read of standard input may still block a thread of the runtime; nothing else is left to wait for.
+    runtime.shutdown_background();
+    result.unwrap_or_else(told)
+}
+
+async fn dispatch(command: Command) -> Result<Exit, Failure> {
+    let mut out = std::io::stdout().lock();
+    match command {
+        Command::Run(args) => {
+            drop(out);
+            run::run(args).await
+        }
+        Command::Check(args) => check::check_all(args, &mut out).await,
+    }
+}
+
+fn told(failure: Failure) -> Exit {
+    let _ = writeln!(std::io::stderr(), "{failure}");
+    failure.exit
+}
+
+/// Why a command could not do its work: what to print, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// What happened, in the form `slug: what` with a hint line.
+    pub message: String,
+    /// The exit code.
+    pub exit: Exit,
+}
+
+impl Failure {
+    /// An error with a slug and a remedy.
+    pub fn of(error: &dyn Actionable, exit: Exit) -> Self {
+        Self { message: format!("{}: {error}\n  hint: {}", error.slug(), error.hint()), exit }
+    }
+
+    /// A bug of ours.
+    pub fn internal(what: impl fmt::Display) -> Self {
+        Self { message: format!("internal: {what}\n  hint: this is a bug, please report it"), exit: Exit::Internal }
+    }
+
+    /// Standard input or output failed.
+    pub fn io(error: std::io::Error) -> Self {
+        Self { message: format!("io: {error}"), exit: Exit::Internal }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    /// Its text has the slug, every problem and every hint already.
+    fn from(error: ConfigError) -> Self {
+        Self { message: error.to_string(), exit: Exit::Config }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::of(&error, Exit::State)
+    }
+}
+
+impl From<FileSinkError> for Failure {
+    fn from(error: FileSinkError) -> Self {
+        Self::of(&error, Exit::State)
+    }
+}
+
+impl From<MetricsError> for Failure {
+    fn from(error: MetricsError) -> Self {
+        Self::of(&error, Exit::Config)
+    }
+}

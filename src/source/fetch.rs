@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -257,6 +256,7 @@ impl<'a> Run<'a> {
             () = stop.cancelled() => return Err(Outcome::Stopped),
         };
         let mut splitter = Splitter::new();
+        let mut is_array = None;
         // Only a body that failed before is worth hashing.
         let mut hasher = (self.job.failures > 0 || self.job.last_chance).then(blake3::Hasher::new);
         loop {
@@ -268,6 +268,13 @@ impl<'a> Run<'a> {
             self.tally.bytes += chunk.len() as u64;
             if let Some(hasher) = &mut hasher {
                 hasher.update(&chunk);
+            }
+            // Before it expires, a body that is no array at all is shipped as it is.
+            if self.salvage == Salvage::Anything && is_array.is_none() {
+                is_array = first_byte(&chunk).map(|byte| byte == b'[');
+            }
+            if is_array == Some(false) {
+                self.ship_bad(&chunk, self.tally.bytes - chunk.len() as u64, "the body is not a JSON array").await?;
             }
             splitter.push(chunk);
             while let Some(piece) = splitter.next() {
@@ -294,12 +301,10 @@ impl<'a> Run<'a> {
                 }
                 Some("the array is not closed".to_owned())
             }
-            Ending::TrailingData { bytes } => {
-                self.bad(&bytes, "data after the array").await?;
-                Some("data after the array".to_owned())
-            }
+            // The bytes came as a damaged piece.
+            Ending::TrailingData { .. } => Some("something follows the array".to_owned()),
             Ending::Null => {
-                self.bad(b"null", "the body is `null`").await?;
+                self.bad(b"null", 0, "the body is `null`").await?;
                 Some("the body is `null`, not an array".to_owned())
             }
             Ending::Empty => {
@@ -308,9 +313,6 @@ impl<'a> Run<'a> {
             }
             Ending::NotAnArray { head } => {
                 may_salvage = false;
-                if self.salvage == Salvage::Anything {
-                    self.bad(&head, "the body is not a JSON array").await?;
-                }
                 let head = String::from_utf8_lossy(&head[..head.len().min(80)]).into_owned();
                 Some(format!("the body is not a JSON array; it begins {head:?}"))
             }
@@ -333,22 +335,21 @@ impl<'a> Run<'a> {
 
     async fn take(&mut self, piece: Piece) -> Result<(), Outcome> {
         match piece {
-            Piece::Element { bytes, .. } => match Event::parse(&bytes) {
+            Piece::Element { bytes, offset, .. } => match Event::parse(&bytes) {
                 Ok(event) => self.event(&event, &bytes).await?,
                 Err(error) => {
                     // A value that is valid and no object is what Microsoft sent, not damage.
                     if serde_json::from_slice::<&serde_json::value::RawValue>(&bytes).is_ok() {
-                        self.ship_bad(&bytes, "the element is not an object").await?;
+                        self.ship_bad(&bytes, offset, "the element is not an object").await?;
                     } else {
                         self.damage.get_or_insert_with(|| error.to_string());
-                        self.bad(&bytes, "the element is not valid JSON").await?;
+                        self.bad(&bytes, offset, "the element is not valid JSON").await?;
                     }
                 }
             },
-            Piece::Damaged { bytes, why, .. } => {
-                let why = why.to_string();
-                self.bad(&bytes, &why).await?;
-                self.damage.get_or_insert(why);
+            Piece::Damaged { bytes, offset, why } => {
+                self.bad(&bytes, offset, why.as_str()).await?;
+                self.damage.get_or_insert_with(|| why.as_str().to_owned());
             }
         }
         if self.builder.bytes() >= BATCH_BYTES || self.builder.len() >= BATCH_RECORDS_MAX {
@@ -361,7 +362,7 @@ impl<'a> Run<'a> {
         let key = match event.identity() {
             Some(identity) => Key::of_event(&identity),
             None => {
-                let occurrence = self.anonymous.entry(xxh(bytes)).or_default();
+                let occurrence = self.anonymous.entry(short_hash(bytes)).or_default();
                 *occurrence += 1;
                 Key::of_anonymous(&self.job.blob.id, bytes, *occurrence)
             }
@@ -401,13 +402,15 @@ impl<'a> Run<'a> {
     }
 
     /// Bytes that are no event: shipped when the blob is being salvaged, else the fetch will count as failed.
-    async fn bad(&mut self, bytes: &[u8], why: &str) -> Result<(), Outcome> {
-        if self.salvage == Salvage::Nothing { Ok(()) } else { self.ship_bad(bytes, why).await }
+    async fn bad(&mut self, bytes: &[u8], offset: u64, why: &str) -> Result<(), Outcome> {
+        if self.salvage == Salvage::Nothing { Ok(()) } else { self.ship_bad(bytes, offset, why).await }
     }
 
-    async fn ship_bad(&mut self, bytes: &[u8], why: &str) -> Result<(), Outcome> {
+    async fn ship_bad(&mut self, bytes: &[u8], mut offset: u64, why: &str) -> Result<(), Outcome> {
         for piece in bytes.chunks(BAD_PIECE_BYTES) {
-            let occurrence = self.anonymous.entry(xxh(piece)).or_default();
+            let at = offset;
+            offset += piece.len() as u64;
+            let occurrence = self.anonymous.entry(short_hash(piece)).or_default();
             *occurrence += 1;
             let key = Key::of_anonymous(&self.job.blob.id, piece, *occurrence);
             match self.open.claim(key, &*self.context.store).await.map_err(Outcome::State)? {
@@ -418,7 +421,10 @@ impl<'a> Run<'a> {
             let now = self.context.clock.now();
             self.tally.bad += 1;
             self.builder.push_with(|out| {
-                render_bad_blob(&BadPiece { blob: &blob, now, bytes: piece, reason: why }, out);
+                render_bad_blob(
+                    &BadPiece { blob: &blob, now, offset: at, total: None, bytes: piece, reason: why },
+                    out,
+                );
                 Some((now, Severity::High))
             });
             if self.builder.bytes() >= BATCH_BYTES {
@@ -520,6 +526,11 @@ impl<'a> Run<'a> {
     }
 }
 
+/// The first byte that counts: neither white space nor a byte order mark.
+fn first_byte(chunk: &[u8]) -> Option<u8> {
+    chunk.iter().copied().find(|b| !b.is_ascii_whitespace() && ![0xef, 0xbb, 0xbf].contains(b))
+}
+
 fn context_of<'a>(tenant: &'a TenantId, blob: &'a BlobRef) -> BlobContext<'a> {
     BlobContext { tenant, content_type: blob.content_type, content_id: &blob.id, content_created: blob.created }
 }
@@ -529,7 +540,7 @@ fn failed(error: ApiError) -> Outcome {
 }
 
 /// A short name for a stretch of bytes, to count repeats inside one blob.
-fn xxh(bytes: &[u8]) -> u128 {
+fn short_hash(bytes: &[u8]) -> u128 {
     let mut first = [0; 16];
     first.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
     u128::from_be_bytes(first)
@@ -551,6 +562,3 @@ pub async fn deliver_notice(
     let aside = context.courier.deliver(batch).await;
     if aside.is_empty() { Ok(()) } else { context.ledger.commit(Change { aside, ..Change::default() }).await }
 }
-
-#[allow(dead_code)]
-fn _assert_chunk(_: Bytes) {}

@@ -12,10 +12,10 @@ use jiff::SignedDuration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::ServerTime;
+use super::{FaultKind, ServerTime};
 use super::health::{Board, Level, Place};
 use super::subscription::{Restart, Subscriptions};
-use crate::api::{Action, ApiClient, ApiError, PageLink};
+use crate::api::{Action, ApiClient, ApiError, ErrorKind, PageLink};
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::key_set::Key;
 use crate::clock::Clock;
@@ -330,7 +330,7 @@ impl Lister {
         }
         for item in &page.skipped {
             // An item we cannot read may be a blob: its window is not read, and is asked for again.
-            tracing::warn!(tenant = %self.tenant, content_type = %self.content_type, "listing-item-unreadable: {item}");
+            tracing::warn!(tenant = %self.tenant, content_type = %self.content_type, "listing-item-unreadable: {item:?}");
         }
         let complete = page.next.is_none() && page.skipped.is_empty();
         let read = complete.then_some(cursor.window);
@@ -508,7 +508,7 @@ impl Lister {
             Action::ParkType | Action::SlowRetryTenant => self.unlistable(cursor, queues, fresh, error).await,
             Action::AlreadyEnabled | Action::Retry { .. } | Action::RetryBlobSlowly => {
                 if once && cursor.failures + 1 >= ONCE_ATTEMPTS_MAX {
-                    let kind = if error.is_network() { LeftKind::Network } else { LeftKind::Passing };
+                    let kind = left_kind(&error);
                     return Ok(Some(Left { why: self.told(&error), kind }));
                 }
                 self.again(cursor, queues, fresh, error.to_string())
@@ -537,12 +537,7 @@ impl Lister {
     /// Reports an error an operator has to mend; with `once` it ends the stream.
     fn complain(&self, error: &ApiError) -> Option<Left> {
         let optional = self.content_type == ContentType::Dlp && matches!(error.action(), Action::ParkType);
-        let kind = match error.action() {
-            Action::ParkType if optional => LeftKind::Optional,
-            Action::ParkType => LeftKind::Permission,
-            _ if error.is_authentication() => LeftKind::Authentication,
-            _ => LeftKind::Permission,
-        };
+        let kind = if optional { LeftKind::Optional } else { left_kind(error) };
         match error.action() {
             Action::ParkType => {
                 self.board.report(self.place(), Level::Degraded, error.to_string(), &error.hint());
@@ -605,7 +600,7 @@ impl Lister {
                         if failures >= 3 {
                             self.board.report(self.place(), Level::Degraded, error.to_string(), &error.hint());
                         }
-                        let kind = if error.is_network() { LeftKind::Network } else { LeftKind::Passing };
+                        let kind = left_kind(&error);
                         (self.settings.once && failures >= ONCE_ATTEMPTS_MAX).then_some(Left { why, kind })
                     }
                 },
@@ -616,6 +611,15 @@ impl Lister {
             }
             self.sleep(self.delay(failures.max(1))).await?;
         }
+    }
+}
+
+fn left_kind(error: &ApiError) -> LeftKind {
+    match super::fault_kind(error) {
+        FaultKind::Authentication => LeftKind::Authentication,
+        FaultKind::Permission => LeftKind::Permission,
+        FaultKind::Network if error.kind() == ErrorKind::Unreachable => LeftKind::Network,
+        _ => LeftKind::Passing,
     }
 }
 

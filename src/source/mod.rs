@@ -4,6 +4,7 @@
 //! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`subscription`] keeps the feed on,
 //! [`health`] says how it fares. None of them knows a host by name or Microsoft's wire format.
 
+pub mod check;
 pub mod deliver;
 pub mod fetch;
 pub mod health;
@@ -20,7 +21,7 @@ use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::api::{ApiClient, ApiError, ApiSettings, ServerDate};
+use crate::api::{Action, ApiClient, ApiError, ApiSettings, ErrorKind, ServerDate};
 use crate::auth::{Credential, TokenEndpoint};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::clock::Clock;
@@ -267,11 +268,23 @@ impl Source for M365Audit {
     fn validate(&self) -> Vec<Problem> {
         // A `SourceConfig` exists only once its text was found to be without problems; what can change afterwards are
         // the files it names.
-        self.config.file_problems(&format!("sources.{}", self.name))
+        let problem = |key: &str, path: &std::path::Path, error: std::io::Error| Problem {
+            key: format!("sources.{}.{key}", self.name),
+            line: None,
+            fault: config::Fault::Invalid,
+            value: Some(path.display().to_string()),
+            expected: format!("a file that can be read ({error})"),
+            hint: Some("check that it exists and that this user may read it".into()),
+        };
+        let secret = self.config.client_secret_file.as_deref().zip(self.config.read_secret().err());
+        let ca = self.config.ca_file.as_deref().and_then(|path| Some((path, std::fs::read(path).err()?)));
+        let secret = secret.map(|(path, error)| problem("client_secret_file", path, error));
+        let ca = ca.map(|(path, error)| problem("ca_file", path, error));
+        secret.into_iter().chain(ca).collect()
     }
 
     async fn check(&self) -> Vec<CheckStep> {
-        crate::source::check::check(self, false).await
+        check::check(self, None).await
     }
 
     async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
@@ -306,10 +319,26 @@ impl Source for M365Audit {
     }
 }
 
+/// What kind of fault an error of the feed is.
+pub fn fault_kind(error: &ApiError) -> FaultKind {
+    match (error.kind(), error.action()) {
+        (ErrorKind::Auth, _) if error.auth().is_some_and(|auth| auth.is_passing()) => FaultKind::Network,
+        (ErrorKind::Auth, _) => FaultKind::Authentication,
+        // A 401 without a code is the front end's word on the token, whatever the permissions are.
+        (ErrorKind::Answer, Action::SlowRetryTenant) if error.status() == Some(401) && error.code().is_none() => {
+            FaultKind::Authentication
+        }
+        (ErrorKind::Answer, Action::SlowRetryTenant | Action::ParkType | Action::StartSubscription) => {
+            FaultKind::Permission
+        }
+        _ => FaultKind::Network,
+    }
+}
+
 fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
     let url = |text: &str| Url::parse(text).map_err(|e| SourceError::Internal(format!("`{text}`: {e}")));
     let credential = match (&config.client_secret, &config.client_secret_file) {
-        (Some(secret), _) => Credential::Secret(secret.expose().into()),
+        (Some(secret), _) => Credential::Secret(secret.expose().to_owned().into()),
         (None, Some(path)) => Credential::SecretFile(path.clone()),
         (None, None) => return Err(SourceError::Internal("no credential is configured".into())),
     };

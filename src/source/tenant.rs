@@ -22,7 +22,7 @@ use super::health::{Board, Level, Place};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
 use super::subscription::Subscriptions;
 use super::{Report, ServerTime, SourceError};
-use crate::api::{Action, ApiClient, SubscriptionStatus};
+use crate::api::{Action, ApiClient};
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::format::{AsideRecord, Position};
 use crate::checkpoint::key_set::{Key, Probe};
@@ -315,7 +315,8 @@ async fn subscriptions_on(
         let error = match listed {
             Ok(list) => {
                 board.clear(Place::Tenant);
-                let on = list.into_iter().filter(|s| s.status != SubscriptionStatus::Disabled);
+                // Microsoft's own sample has an entry without a status: a listing will tell.
+                let on = list.into_iter().filter(|s| s.is_enabled() != Some(false));
                 return Ok(Some(on.filter_map(|s| s.content_type).collect()));
             }
             Err(error) => error,

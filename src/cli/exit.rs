@@ -1,0 +1,70 @@
+//! Every exit code, and which error has which.
+
+use std::process::ExitCode;
+
+use crate::source::listing::LeftKind;
+use crate::source::{FaultKind, SourceError, fault_kind};
+
+/// Why the process ends. The numbers follow sysexits(3) and are part of the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Wrong command line.
+    Usage = 64,
+    /// Microsoft could not be reached.
+    Network = 69,
+    /// A bug of ours.
+    Internal = 70,
+    /// The state store cannot be used.
+    State = 73,
+    /// `--once` left something, which was printed.
+    Left = 75,
+    /// A permission, subscription or audit setting is missing in the tenant.
+    Permission = 76,
+    /// Sign-in failed.
+    Authentication = 77,
+    /// The configuration.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+impl From<LeftKind> for Exit {
+    fn from(kind: LeftKind) -> Exit {
+        match kind {
+            LeftKind::Passing => Exit::Left,
+            LeftKind::Network => Exit::Network,
+            LeftKind::Permission => Exit::Permission,
+            LeftKind::Authentication => Exit::Authentication,
+            LeftKind::Optional => Exit::Done,
+        }
+    }
+}
+
+impl From<FaultKind> for Exit {
+    fn from(kind: FaultKind) -> Exit {
+        match kind {
+            FaultKind::Notice => Exit::Done,
+            FaultKind::Network => Exit::Network,
+            FaultKind::Permission => Exit::Permission,
+            FaultKind::Authentication => Exit::Authentication,
+            FaultKind::State => Exit::State,
+        }
+    }
+}
+
+impl From<&SourceError> for Exit {
+    fn from(error: &SourceError) -> Exit {
+        match error {
+            SourceError::State { .. } => Exit::State,
+            SourceError::Api { source } => fault_kind(source).into(),
+            SourceError::Internal(_) => Exit::Internal,
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! `m365-audit run`: all sources of a configuration into their sinks.
+//!
+//! Owns the process: signals, reload, the order in which things start and stop. Sources run on tasks of their own, so
+//! that one that fails does not stop another.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::exit::Exit;
+use super::{Failure, logging};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, SinkConfig, SourceConfig};
+use crate::hosts::embedded::metrics_server::{MetricsServer, install_recorder};
+use crate::hosts::embedded::store::SqliteStore;
+use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
+use crate::hosts::{file, stdout};
+use crate::model::Actionable;
+use crate::source::{M365Audit, Report, Source, SourceError};
+
+/// A sink being replaced or ended gets this long to write what it has.
+const SINK_GRACE: Duration = Duration::from_secs(8);
+/// From the first signal to the end, at most.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// One full pass from the origin of each stream, then end
+    #[arg(long)]
+    pub once: bool,
+    /// End when standard input ends, for parents that cannot send a signal
+    #[arg(long)]
+    pub stop_on_stdin_eof: bool,
+}
+
+type Ended = (String, Result<Report, SourceError>);
+
+struct Running {
+    config: SourceConfig,
+    stop: CancellationToken,
+}
+
+struct Process {
+    path: PathBuf,
+    config: Config,
+    clock: Arc<dyn Clock>,
+    host: Arc<EmbeddedHost>,
+    sources: BTreeMap<String, Running>,
+    tasks: JoinSet<Ended>,
+    once: bool,
+    worst: Exit,
+}
+
+/// Runs until a signal, a closed pipe, or (`--once`) the end of the pass.
+///
+/// # Errors
+/// What kept it from starting; what happens afterwards decides the exit code.
+pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
+    let config = Config::load(&args.config)?;
+    logging::install(&config.log);
+    for warning in config.warnings() {
+        tracing::warn!("{warning}{}", warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default());
+    }
+    let clock: Arc<dyn Clock> = SystemClock::new();
+    let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let mut specs = Vec::new();
+    for name in config.sinks.keys() {
+        specs.push(sink_spec(&config, name)?);
+    }
+    let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
+    let stop = CancellationToken::new();
+    let metrics = serve_metrics(&config, &host, &stop).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"), sources = config.sources.len(), sinks = config.sinks.len(),
+        data_dir = %config.data_dir.display(), once = args.once, "started"
+    );
+
+    let mut process = Process {
+        path: args.config,
+        config,
+        clock,
+        host,
+        sources: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        once: args.once,
+        worst: Exit::Done,
+    };
+    for (name, source) in process.config.sources.clone() {
+        process.start(name, source);
+    }
+    let exit = process.until_end(args.stop_on_stdin_eof).await?;
+    stop.cancel();
+    if let Some(metrics) = metrics {
+        let _ = tokio::time::timeout(Duration::from_secs(1), metrics).await;
+    }
+    Ok(exit)
+}
+
+impl Process {
+    async fn until_end(mut self, stop_on_stdin_eof: bool) -> Result<Exit, Failure> {
+        let mut signals = Signals::new()?;
+        let mut stdin_end = std::pin::pin!(async move {
+            if stop_on_stdin_eof { wait_for_stdin_end().await } else { std::future::pending().await }
+        });
+        loop {
+            tokio::select! {
+                ended = self.tasks.join_next() => match ended {
+                    Some(Ok((name, result))) => self.ended(&name, result),
+                    Some(Err(error)) => {
+                        tracing::error!("internal: a source ended by a panic: {error}");
+                        self.worst = self.worst.max(Exit::Internal);
+                    }
+                    None => break,
+                },
+                what = signals.next() => match what {
+                    Asked::Reload => self.reload().await,
+                    Asked::Stop => break,
+                    Asked::Quit => return Ok(Exit::Done),
+                },
+                closed = self.host.closed() => {
+                    tracing::info!(sink = %closed.name, "the reader has gone ({}), stopping", closed.why);
+                    break;
+                }
+                () = &mut stdin_end => {
+                    tracing::info!("standard input has ended, stopping");
+                    break;
+                }
+            }
+        }
+        let finished = tokio::time::timeout(STOP_LIMIT, async {
+            for running in self.sources.values() {
+                running.stop.cancel();
+            }
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Ok((name, result)) = ended {
+                    self.ended(&name, result);
+                }
+            }
+            self.host.shutdown(SINK_GRACE).await;
+        });
+        tokio::select! {
+            finished = finished => if finished.is_err() {
+                tracing::warn!("not everything ended in time: what the sinks did not confirm is fetched again at the next start");
+            },
+            _ = signals.next_stop() => tracing::warn!("stopped at once: what the sinks did not confirm is fetched again at the next start"),
+        }
+        Ok(self.worst)
+    }
+
+    fn start(&mut self, name: String, config: SourceConfig) {
+        let stop = CancellationToken::new();
+        let source = M365Audit::new(name.as_str(), config.clone(), self.clock.clone());
+        let source: Box<dyn Source> = Box::new(if self.once { source.once() } else { source });
+        tracing::info!(
+            source = %name, tenant = %config.tenant_id, content_types = ?config.content_types, poll_interval_secs = config.poll_interval_secs,
+            backfill_secs = config.backfill_secs, "source started"
+        );
+        let running = source.run(self.host.clone(), stop.clone());
+        self.sources.insert(name.clone(), Running { config, stop });
+        self.tasks.spawn(async move { (name, running.await) });
+    }
+
+    fn ended(&mut self, name: &str, result: Result<Report, SourceError>) {
+        let exit = match result {
+            Ok(report) => {
+                for left in &report.left {
+                    tracing::warn!(source = %name, "left: {}", left.why);
+                }
+                report.worst().map_or(Exit::Done, Exit::from)
+            }
+            Err(error) => {
+                tracing::error!(source = %name, "{}: {error} (hint: {})", error.slug(), error.hint());
+                Exit::from(&error)
+            }
+        };
+        self.worst = self.worst.max(exit);
+        tracing::info!(source = %name, "source ended");
+    }
+
+    /// Applies the configuration file as it is now; one with problems changes nothing.
+    async fn reload(&mut self) {
+        let new = match Config::load(&self.path) {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!("not reloaded, the running configuration stays: {error}");
+                return;
+            }
+        };
+        if new.data_dir != self.config.data_dir || new.metrics != self.config.metrics || new.log != self.config.log {
+            tracing::warn!("`data_dir`, `metrics` and `log` change at a restart only; everything else is reloaded");
+        }
+        // Sources that change are stopped first, so that nothing is routed by two configurations at once.
+        let changed: Vec<String> = self
+            .sources
+            .iter()
+            .filter(|(name, running)| new.sources.get(*name) != Some(&running.config))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &changed {
+            if let Some(running) = self.sources.get(name) {
+                running.stop.cancel();
+            }
+        }
+        let mut waiting = changed.clone();
+        while !waiting.is_empty() {
+            let Some(ended) = self.tasks.join_next().await else { break };
+            if let Ok((name, result)) = ended {
+                waiting.retain(|w| *w != name);
+                self.ended(&name, result);
+            }
+        }
+        for name in &changed {
+            self.sources.remove(name);
+            if !new.sources.contains_key(name) {
+                self.host.forget_source(name);
+            }
+        }
+        for (name, entry) in &new.sinks {
+            let known = self.config.sinks.get(name);
+            match known {
+                Some(known) if known.sink == entry.sink => self.host.set_inputs(name, entry.inputs.clone()),
+                _ => {
+                    self.host.stop_sink(name, SINK_GRACE).await;
+                    match sink_spec(&new, name) {
+                        Ok(spec) => self.host.put_sink(spec, SINK_GRACE).await,
+                        Err(error) => tracing::error!(sink = %name, "sink not changed, its sources wait: {error}"),
+                    }
+                }
+            }
+        }
+        for name in self.config.sinks.keys().filter(|name| !new.sinks.contains_key(*name)) {
+            self.host.remove_sink(name, SINK_GRACE).await;
+        }
+        for (name, source) in &new.sources {
+            if !self.sources.contains_key(name) {
+                self.start(name.clone(), source.clone());
+            }
+        }
+        self.config = Config { data_dir: self.config.data_dir.clone(), ..new };
+        tracing::info!(sources = self.config.sources.len(), sinks = self.config.sinks.len(), "reloaded");
+    }
+}
+
+fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure> {
+    let entry = config.sinks.get(name).ok_or_else(|| Failure::internal(format!("no sink `{name}`")))?;
+    let sink: Box<dyn crate::hosts::embedded::sink::Sink> = match &entry.sink {
+        SinkConfig::Stdout(_) => Box::new(stdout::StdoutSink::open().map_err(Failure::io)?.into_sink()),
+        SinkConfig::File(config) => Box::new(file::FileSink::open(&config.path, file::FILE_MODE)?.into_sink()),
+    };
+    Ok(SinkSpec { name: name.to_owned(), inputs: entry.inputs.clone(), sink })
+}
+
+async fn serve_metrics(
+    config: &Config,
+    host: &Arc<EmbeddedHost>,
+    stop: &CancellationToken,
+) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
+    let Some(metrics) = &config.metrics else { return Ok(None) };
+    let handle = install_recorder().map_err(|e| Failure::internal(e.to_string()))?;
+    crate::metrics::describe();
+    let server = MetricsServer::bind(&metrics.listen.to_string()).await?;
+    tracing::info!(listen = %metrics.listen, "metrics at /metrics, health at /health");
+    let stopped = stop.clone().cancelled_owned();
+    let report = host.report();
+    Ok(Some(tokio::spawn(server.serve(handle, report, SystemClock::new(), stopped))))
+}
+
+enum Asked {
+    Stop,
+    Reload,
+    Quit,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(Failure::io);
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+            quit: on(SignalKind::quit())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.quit.recv() => Asked::Quit,
+        }
+    }
+
+    async fn next_stop(&mut self) {
+        while let Asked::Reload = self.next().await {}
+    }
+}
+
+/// Resolves when standard input ends; what is written to it meanwhile is thrown away.
+async fn wait_for_stdin_end() {
+    use tokio::io::AsyncReadExt;
+    let mut stdin = tokio::io::stdin();
+    let mut sink = [0; 1024];
+    while stdin.read(&mut sink).await.is_ok_and(|n| n > 0) {}
+}
+
+/// The configuration of `path`, or the failure that says all its problems.
+///
+/// # Errors
+/// All problems of the file.
+pub fn load(path: &Path) -> Result<Config, Failure> {
+    Ok(Config::load(path)?)
+}

@@ -1,0 +1,243 @@
+//! The connection test: token, roles, reachability, clock, subscriptions.
+//!
+//! By default it only reads, so it may be run at any time beside a running collector. The probe is the form that
+//! starts and stops `Audit.General`: stopping a subscription makes what becomes available meanwhile unreadable for
+//! good, so it does so only when the subscription was not on before, and remembers the start for the 15-minute rule.
+
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+
+use super::subscription::START_INTERVAL;
+use super::{CheckFault, CheckStep, FaultKind, M365Audit, ServerTime, SourceError, fault_kind};
+use crate::api::{ApiClient, ApiError, Started, TokenFacts};
+use crate::checkpoint::format::{self, Keys, TenantState};
+use crate::host::{Expected, Op, StateStore};
+use crate::model::{Actionable, ContentType};
+
+/// More than this between the clocks is worth a word.
+const SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
+
+/// The role every stream needs.
+pub const ROLE_READ: &str = "ActivityFeed.Read";
+/// The role `DLP.All` needs besides.
+pub const ROLE_READ_DLP: &str = "ActivityFeed.ReadDlp";
+
+/// Tests `source`'s connection. With `probe`, the store that holds its state, `Audit.General` is started and stopped
+/// if it is off.
+pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<CheckStep> {
+    let mut steps = Vec::new();
+    let server = ServerTime::new(source.clock().clone());
+    let api = match source.client(&server) {
+        Ok(api) => api,
+        Err(error) => {
+            steps.push(fault("settings", &error, FaultKind::Network));
+            return steps;
+        }
+    };
+    let config = source.config();
+    let wants_dlp = config.content_types.contains(&ContentType::Dlp);
+
+    let facts = match api.token_roles().await {
+        Ok(facts) => facts,
+        Err(error) => {
+            steps.push(api_fault("sign in", &error));
+            return steps;
+        }
+    };
+    steps.push(passed("sign in", format!("token for app `{}` from {}", config.client_id, config.authority_origin())));
+    let read_missing = roles(&facts, wants_dlp, &mut steps);
+
+    let listed = match api.list_subscriptions().await {
+        Ok(listed) => listed,
+        Err(error) => {
+            // Without the permission the call fails for that reason, which was said already.
+            if !read_missing {
+                steps.push(api_fault("list subscriptions", &error));
+            }
+            return steps;
+        }
+    };
+    steps.push(passed("list subscriptions", format!("{} answers", config.api_origin())));
+    clock(&server, &mut steps);
+
+    let is_on = |wanted: ContentType| {
+        listed.iter().any(|s| s.content_type == Some(wanted) && s.is_enabled() != Some(false))
+    };
+    for &content_type in &config.content_types {
+        let what = format!("subscription {content_type}");
+        let known = listed.iter().find(|s| s.content_type == Some(content_type));
+        steps.push(match known {
+            Some(_) if is_on(content_type) => passed(what, "enabled".into()),
+            Some(_) => notice(
+                what,
+                "subscription-disabled",
+                "the subscription was started once and is disabled now".into(),
+                "`m365-audit run` starts it again; what became available while it was off is gone".into(),
+            ),
+            None => notice(
+                what,
+                "subscription-absent",
+                "not started yet".into(),
+                "`m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start".into(),
+            ),
+        });
+    }
+    if let Some(store) = probe {
+        steps.push(start_and_stop(source, &api, &server, store, is_on(ContentType::General)).await);
+    }
+    steps
+}
+
+/// Whether `ActivityFeed.Read` is missing for certain.
+fn roles(facts: &TokenFacts, wants_dlp: bool, steps: &mut Vec<CheckStep>) -> bool {
+    let what = "permissions in the token";
+    if !facts.readable {
+        steps.push(passed(what, "the token cannot be read here; the calls below tell".into()));
+        return false;
+    }
+    let has = |role: &str| facts.roles.iter().any(|r| r == role);
+    if !has(ROLE_READ) {
+        let found = if facts.roles.is_empty() { "none".to_owned() } else { facts.roles.join(", ") };
+        steps.push(CheckStep {
+            what: what.into(),
+            result: Err(CheckFault {
+                slug: "api-permission-missing".into(),
+                cause: format!("`{ROLE_READ}` is not in the token (it has: {found})"),
+                remedy: "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > \
+                         Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission"
+                    .into(),
+                kind: FaultKind::Permission,
+            }),
+        });
+        return true;
+    }
+    steps.push(if wants_dlp && !has(ROLE_READ_DLP) {
+        notice(
+            what,
+            "dlp-permission-missing",
+            format!("`{ROLE_READ}` is granted, `{ROLE_READ_DLP}` is not: `DLP.All` cannot be read, the other types can"),
+            "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`".into(),
+        )
+    } else {
+        passed(what, facts.roles.join(", "))
+    });
+    false
+}
+
+fn clock(server: &ServerTime, steps: &mut Vec<CheckStep>) {
+    let Some(skew) = server.skew() else { return };
+    let seconds = skew.as_secs();
+    steps.push(if skew.abs() > SKEW_MAX {
+        notice(
+            "clock",
+            "clock-skewed",
+            format!("this machine's clock is {} s {} Microsoft's", seconds.abs(), if seconds > 0 { "behind" } else { "ahead of" }),
+            "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not".into(),
+        )
+    } else {
+        passed("clock", format!("{seconds:+} s to Microsoft's"))
+    });
+}
+
+async fn start_and_stop(
+    source: &M365Audit,
+    api: &ApiClient,
+    server: &ServerTime,
+    store: Arc<dyn StateStore>,
+    was_on: bool,
+) -> CheckStep {
+    let what = "probe Audit.General";
+    if was_on {
+        return passed(what, "it is enabled, so it was left alone: stopping it would lose events for good".into());
+    }
+    let now = server.for_requests();
+    let keys = Keys::of(&source.config().tenant_id);
+    let key = keys.tenant();
+    let (mut state, expected) = match load_state(&*store, &key).await {
+        Ok(loaded) => loaded,
+        Err(step) => return step,
+    };
+    if let Some(last) = state.starts.get(ContentType::General.as_str()) {
+        let since = now.duration_since(*last);
+        if since >= SignedDuration::ZERO && since < START_INTERVAL {
+            let wait = (START_INTERVAL - since).as_secs();
+            return notice(
+                what,
+                "start-too-recent",
+                format!("it was asked to start {} s ago; Microsoft allows a start every 15 minutes", since.as_secs()),
+                format!("try again in {wait} s"),
+            );
+        }
+    }
+    let started = match api.start_subscription(ContentType::General).await {
+        Ok(started) => started,
+        Err(error) => return api_fault(what, &error),
+    };
+    if started == Started::AlreadyEnabled {
+        return passed(what, "it is enabled after all (AF20024) and was left alone".into());
+    }
+    let stopped = api.stop_subscription(ContentType::General).await;
+    state.starts.insert(ContentType::General.as_str().to_owned(), now);
+    let remembered =
+        store.commit(vec![Op::Put { key, value: format::encode(&state), expected }]).await.map_err(|e| e.to_string());
+    match (stopped, remembered) {
+        (Err(error), _) => api_fault("probe Audit.General: stop", &error),
+        (Ok(()), Err(why)) => notice(
+            what,
+            "state-not-written",
+            format!("started and stopped, but the start could not be remembered: {why}"),
+            "wait 15 minutes before `m365-audit run`".into(),
+        ),
+        (Ok(()), Ok(_)) => passed(
+            what,
+            "started and stopped; it can be started again in 15 minutes, and what becomes available until then cannot be read".into(),
+        ),
+    }
+}
+
+async fn load_state(store: &dyn StateStore, key: &str) -> Result<(TenantState, Expected), CheckStep> {
+    let failed = |why: String| CheckStep {
+        what: "state".into(),
+        result: Err(CheckFault {
+            slug: "state-not-read".into(),
+            cause: why,
+            remedy: "check permissions of `data_dir`".into(),
+            kind: FaultKind::State,
+        }),
+    };
+    match store.load(key).await {
+        Ok(Some((bytes, revision))) => match format::decode(key, &bytes) {
+            Ok(state) => Ok((state, Expected::At(revision))),
+            Err(error) => Err(failed(error.to_string())),
+        },
+        Ok(None) => Ok((TenantState::default(), Expected::Absent)),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+fn passed(what: impl Into<String>, found: String) -> CheckStep {
+    CheckStep { what: what.into(), result: Ok(found) }
+}
+
+fn notice(what: impl Into<String>, slug: &str, cause: String, remedy: String) -> CheckStep {
+    let fault = CheckFault { slug: slug.into(), cause, remedy, kind: FaultKind::Notice };
+    CheckStep { what: what.into(), result: Err(fault) }
+}
+
+fn api_fault(what: impl Into<String>, error: &ApiError) -> CheckStep {
+    let fault = CheckFault {
+        slug: error.slug().into(),
+        cause: error.to_string(),
+        remedy: error.hint(),
+        kind: fault_kind(error),
+    };
+    CheckStep { what: what.into(), result: Err(fault) }
+}
+
+fn fault(what: &str, error: &SourceError, kind: FaultKind) -> CheckStep {
+    let fault =
+        CheckFault { slug: error.slug().into(), cause: error.to_string(), remedy: error.hint(), kind };
+    CheckStep { what: what.into(), result: Err(fault) }
+}
+
