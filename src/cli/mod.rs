@@ -1,1 +1,5 @@
 //! The commands.
+
+pub mod plugin;
+pub mod schema;
+pub mod validate;

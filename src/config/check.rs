@@ -195,7 +195,7 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// "one of `a`, `b`", or "`a`" alone.
-pub(super) fn one_of(words: &[&str]) -> String {
+pub(crate) fn one_of(words: &[&str]) -> String {
     let list = words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
     if words.len() == 1 { list } else { format!("one of {list}") }
 }

@@ -26,10 +26,9 @@ pub const SOURCE_TYPE: &str = "m365_audit";
 const RETENTION_SECS: u64 = 7 * 24 * 60 * 60;
 
 /// One tenant's audit log: which tenant, how to sign in, what to read and how fast.
-///
-/// `Debug` shows no secret.
 #[serde_as]
 #[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("oneOf" = [{ "required": ["client_secret"] }, { "required": ["client_secret_file"] }]))]
 pub struct SourceConfig {
     /// The tenant's directory id. A domain name is not accepted: the API takes only the GUID.
     #[serde_as(as = "DisplayFromStr")]
@@ -256,7 +255,7 @@ impl<'de> DeserializeAs<'de, Url> for WithoutPassword {
 }
 
 impl fmt::Debug for SourceConfig {
-    /// As serialized, where secrets and a proxy's password are masked.
+    /// As serialized: secrets and a proxy's password are masked.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match serde_json::to_string(self) {
             Ok(text) => write!(f, "SourceConfig {text}"),
@@ -340,6 +339,9 @@ pub enum Cloud {
 }
 
 impl Cloud {
+    /// All of them.
+    pub const ALL: [Cloud; 5] = [Self::Enterprise, Self::Gcc, Self::GccHigh, Self::Dod, Self::China];
+
     /// The API's origin. From "Office 365 Management Activity API reference"; China's from public scripts.
     pub const fn api_url(&self) -> &'static str {
         match self {
