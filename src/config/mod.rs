@@ -115,5 +115,9 @@ fn default_log_level() -> String {
 }
 
 fn components_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({ "type": "object", "minProperties": 1 })
+    schemars::json_schema!({
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": { "pattern": "^[A-Za-z0-9_-]+$" },
+    })
 }

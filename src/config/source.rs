@@ -310,7 +310,10 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 pub(super) fn read_secret_file(path: &Path) -> io::Result<Secret> {
     use io::Read;
     let mut text = String::new();
-    fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)?;
+    let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)? as u64;
+    if read == SECRET_FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large to hold a secret alone"));
+    }
     match text.trim() {
         "" => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")),
         secret => Ok(Secret::new(secret)),
