@@ -9,6 +9,10 @@ pub mod sim;
 
 pub mod hosts;
 
+pub mod docs;
+
+pub mod plugin;
+
 pub mod source;
 
 pub mod host;

@@ -15,6 +15,17 @@ pub enum Kind {
     Histogram,
 }
 
+impl Kind {
+    /// The word in documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
 /// One metric's description.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {

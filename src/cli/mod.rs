@@ -3,7 +3,10 @@
 pub mod check;
 pub mod exit;
 pub mod logging;
+pub mod plugin;
 pub mod run;
+pub mod schema;
+pub mod validate;
 
 use std::ffi::OsString;
 use std::fmt;

@@ -145,7 +145,9 @@ impl Findings {
         if schema["writeOnly"] == true {
             return MASK.to_owned();
         }
-        let text = match (self.written.get(path), value) {
+        // A list that came from one variable was written as one string.
+        let written = self.written.get(path).or_else(|| self.written.get(path.split('[').next()?));
+        let text = match (written, value) {
             (Some(written), _) => written.clone(),
             // Tables and lists may hold a secret under a key that was never looked at.
             (None, Value::Table(_)) => "{…}".to_owned(),
@@ -154,12 +156,15 @@ impl Findings {
             (None, Value::String(text)) => text.clone(),
             (None, other) => other.to_string(),
         };
-        let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect();
+        let mut shown = String::new();
+        for c in text.chars().take(SHOWN_CHARS_MAX) {
+            // A line break or an escape sequence would forge lines of a log or a terminal.
+            if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+        }
         if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
             shown.push('…');
         }
-        // `escape_debug` is for control characters; quotes need no escape between backticks.
-        shown.replace("\\\"", "\"").replace("\\'", "'")
+        shown
     }
 }
 
@@ -195,7 +200,7 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 /// "one of `a`, `b`", or "`a`" alone.
-pub(super) fn one_of(words: &[&str]) -> String {
+pub(crate) fn one_of(words: &[&str]) -> String {
     let list = words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
     if words.len() == 1 { list } else { format!("one of {list}") }
 }

@@ -9,6 +9,7 @@ mod check;
 mod problem;
 mod read;
 mod record;
+mod record_schema;
 mod schema;
 mod secret;
 mod sinks;
@@ -22,9 +23,13 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use check::{allowed, expectation, one_of};
 pub use problem::{ConfigError, Fault, Problem};
 pub use record::{Format, RawForm};
+pub(crate) use record_schema::record_keys;
+pub use record_schema::record_schema;
 pub use schema::{config_schema, source_schema};
+pub(crate) use schema::{keys_of, schema_of, sink_schema, source_keys};
 pub use secret::{MASK, Secret};
 pub use sinks::{FileConfig, SinkConfig, SinkEntry, StdoutConfig};
 pub(crate) use sinks::{SINK_KINDS, SinkKind};
@@ -110,5 +115,9 @@ fn default_log_level() -> String {
 }
 
 fn components_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({ "type": "object", "minProperties": 1 })
+    schemars::json_schema!({
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": { "pattern": "^[A-Za-z0-9_-]+$" },
+    })
 }

@@ -36,6 +36,11 @@ pub fn source_schema() -> Value {
     schema_of::<SourceConfig>().to_value()
 }
 
+/// A source's own keys in the order they are declared.
+pub(crate) fn source_keys() -> &'static [&'static str] {
+    keys_of::<SourceConfig>()
+}
+
 /// The schema of a sink's keys, `inputs` among them, without `type`.
 pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
     let mut schema = (kind.schema)().to_value();

@@ -26,10 +26,9 @@ pub const SOURCE_TYPE: &str = "m365_audit";
 const RETENTION_SECS: u64 = 7 * 24 * 60 * 60;
 
 /// One tenant's audit log: which tenant, how to sign in, what to read and how fast.
-///
-/// `Debug` shows no secret.
 #[serde_as]
 #[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("oneOf" = [{ "required": ["client_secret"] }, { "required": ["client_secret_file"] }]))]
 pub struct SourceConfig {
     /// The tenant's directory id. A domain name is not accepted: the API takes only the GUID.
     #[serde_as(as = "DisplayFromStr")]
@@ -102,8 +101,8 @@ pub struct SourceConfig {
     #[schemars(example = &"string")]
     pub raw: RawForm,
 
-    /// Leave out routine events (the file reads and mailbox item reads that make up most of the volume) unless data
-    /// loss prevention has flagged the item. What is left out is counted.
+    /// Leave out routine events (file reads and mailbox item reads) unless data loss prevention has flagged the item.
+    /// What is left out is counted in `m365_audit_dropped_events_total`.
     #[serde(default = "default_drop_routine")]
     #[schemars(example = false)]
     pub drop_routine: bool,
@@ -256,7 +255,7 @@ impl<'de> DeserializeAs<'de, Url> for WithoutPassword {
 }
 
 impl fmt::Debug for SourceConfig {
-    /// As serialized, where secrets and a proxy's password are masked.
+    /// As serialized: secrets and a proxy's password are masked.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match serde_json::to_string(self) {
             Ok(text) => write!(f, "SourceConfig {text}"),
@@ -311,7 +310,10 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 pub(super) fn read_secret_file(path: &Path) -> io::Result<Secret> {
     use io::Read;
     let mut text = String::new();
-    fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)?;
+    let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)? as u64;
+    if read == SECRET_FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large to hold a secret alone"));
+    }
     match text.trim() {
         "" => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")),
         secret => Ok(Secret::new(secret)),
@@ -340,6 +342,9 @@ pub enum Cloud {
 }
 
 impl Cloud {
+    /// All of them.
+    pub const ALL: [Cloud; 5] = [Self::Enterprise, Self::Gcc, Self::GccHigh, Self::Dod, Self::China];
+
     /// The API's origin. From "Office 365 Management Activity API reference"; China's from public scripts.
     pub const fn api_url(&self) -> &'static str {
         match self {

@@ -1,0 +1,35 @@
+//! `m365-audit schema config|record`: the JSON Schemas.
+
+use std::io::{self, Write};
+
+use crate::config::{config_schema, record_schema};
+use crate::docs::pretty;
+
+/// Which schema to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Subject {
+    /// The configuration file.
+    Config,
+    /// A record of `format = "native"`.
+    Record,
+}
+
+/// Arguments of `schema`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to describe.
+    #[arg(value_enum)]
+    pub subject: Subject,
+}
+
+/// Prints the schema.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn schema(args: &Args, out: &mut dyn Write) -> io::Result<()> {
+    let schema = match args.subject {
+        Subject::Config => config_schema(),
+        Subject::Record => record_schema(),
+    };
+    out.write_all(pretty(&schema).as_bytes())
+}

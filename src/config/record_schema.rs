@@ -1,0 +1,140 @@
+//! The record of `format = "native"`, as documentation: a struct nobody fills, from which the JSON Schema is made.
+//!
+//! Records are written by `normalise` without an intermediate struct, for speed; a test there holds what it writes
+//! against this schema.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::schema::schema_of;
+
+/// The JSON Schema of a native record: what `m365-audit schema record` prints.
+pub fn record_schema() -> Value {
+    let mut schema = schema_of::<Record>().to_value();
+    // Gap and bad-blob records carry members of their own, and later versions may add some.
+    schema["additionalProperties"] = json!(true);
+    schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    schema["title"] = json!("m365_audit record, format native");
+    schema
+}
+
+/// The members of a native record in the order they are declared.
+pub(crate) fn record_keys() -> &'static [&'static str] {
+    super::schema::keys_of::<Record>()
+}
+
+/// One Microsoft 365 audit event, flat and typed. What the event does not tell is absent, never an empty string.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Record")]
+struct Record {
+    /// Always `m365`.
+    #[schemars(extend("const" = "m365"))]
+    source: String,
+    /// What the event is about, from its workload or record type.
+    #[schemars(extend("enum" = CATEGORIES))]
+    category: String,
+    /// When it happened (`CreationTime`), RFC 3339 in UTC.
+    #[schemars(extend("format" = "date-time"))]
+    timestamp: String,
+    /// `true` when the event has no readable `CreationTime` and `timestamp` is `content_created`.
+    timestamp_inferred: Option<bool>,
+    /// `Id` of the event. Absent on records of ours that are not audit events.
+    event_id: Option<String>,
+    /// `m365.<workload>.<operation>` in lower case; `m365_audit.gap` and `m365_audit.bad_blob` for records of ours.
+    #[schemars(example = &"m365.exchange.new_inboxrule")]
+    event_type: String,
+    /// The event in one line for people.
+    title: Option<String>,
+    /// `Operation` as received.
+    operation: Option<String>,
+    /// `Workload` as received.
+    workload: Option<String>,
+    /// `RecordType`.
+    record_type: Option<i64>,
+    /// The name Microsoft's schema gives `record_type`.
+    record_type_name: Option<String>,
+    /// How much the event matters.
+    #[schemars(extend("enum" = SEVERITIES))]
+    severity: String,
+    /// The rule that assessed the severity.
+    severity_rule: Option<String>,
+    /// How the operation ended.
+    #[schemars(extend("enum" = ["success", "failure", "unknown"]))]
+    outcome: Option<String>,
+    /// Who acted.
+    actor: Option<Actor>,
+    /// The address it came from, without a port.
+    src_ip: Option<String>,
+    /// The port it came from.
+    #[schemars(range(min = 0, max = 65535))]
+    src_port: Option<u16>,
+    /// The client's own name for itself.
+    user_agent: Option<String>,
+    /// What was acted upon (`ObjectId`).
+    object: Option<String>,
+    /// The configured tenant.
+    #[schemars(extend("format" = "uuid"))]
+    tenant_id: String,
+    /// The content type the event was listed under.
+    #[schemars(extend("enum" = content_types()))]
+    content_type: String,
+    /// `contentId` of the blob the event came in.
+    content_id: Option<String>,
+    /// `contentCreated` of that blob, RFC 3339 in UTC.
+    #[schemars(extend("format" = "date-time"))]
+    content_created: Option<String>,
+    /// The event as received: an object, or with `raw = "string"` a text that keeps every byte.
+    #[serde(default)]
+    #[schemars(schema_with = "raw_schema")]
+    raw: Option<Value>,
+}
+
+/// Who acted.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Actor {
+    /// `UserId` as received, else `UserKey`.
+    id: Option<String>,
+    /// The part of the address before its `@`.
+    name: Option<String>,
+    /// The address, where the id is one.
+    email: Option<String>,
+    /// `UserType` as a word (`regular`, `admin`, `system`, …); a number Microsoft has not named as its digits.
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+const CATEGORIES: [&str; 13] = [
+    "identity",
+    "email",
+    "file",
+    "collaboration",
+    "compliance",
+    "dlp",
+    "threat",
+    "automation",
+    "analytics",
+    "endpoint",
+    "ai",
+    "productivity",
+    "other",
+];
+
+const SEVERITIES: [&str; 5] = {
+    use crate::severity::Severity;
+    [
+        Severity::Info.as_str(),
+        Severity::Low.as_str(),
+        Severity::Medium.as_str(),
+        Severity::High.as_str(),
+        Severity::Critical.as_str(),
+    ]
+};
+
+fn content_types() -> [&'static str; 5] {
+    crate::model::ContentType::ALL.map(crate::model::ContentType::as_str)
+}
+
+fn raw_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": ["object", "string"] })
+}
