@@ -1,0 +1,628 @@
+//! What the simulated API answers: paths, parameters, permissions, windows, pages, blobs, and every refusal.
+//!
+//! Pure of sockets: a [`Call`] in, a [`Reply`] out. Follows Microsoft's "Office 365 Management Activity API
+//! reference" and "troubleshooting" pages, and what was seen on the wire where the two differ.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use url::form_urlencoded;
+
+use super::faults::{CallKind, Fault};
+use super::tenant::{BlobBody, Position, State};
+use super::token::{self, Tokens};
+use super::{ListingSpan, NextPage, SimConfig, StartFailure, SubscriptionState};
+use crate::model::{ContentType, StreamId, TenantId, Timestamp, is_guid};
+
+/// A request, taken apart.
+pub(super) struct Call {
+    pub kind: CallKind,
+    pub method_ok: bool,
+    /// The tenant as the path names it.
+    pub tenant_text: String,
+    /// The blob a content path names, decoded once.
+    pub blob_id: Option<String>,
+    /// The token endpoint's version 2.
+    pub v2: bool,
+    /// Query parameters: names in lower case, first value wins.
+    pub query: Vec<(String, String)>,
+    pub raw_query: String,
+    pub bearer: Option<String>,
+    pub languages: Vec<String>,
+    /// The decoded form of a token request.
+    pub form: Vec<(String, String)>,
+}
+
+impl Call {
+    /// Reads a path and a query; headers and body are filled in by the server.
+    pub fn parse(method: &str, path: &str, query: &str) -> Self {
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let mut call = Self {
+            kind: CallKind::Unknown,
+            method_ok: true,
+            tenant_text: String::new(),
+            blob_id: None,
+            v2: false,
+            query: form_urlencoded::parse(query.as_bytes())
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.into_owned()))
+                .collect(),
+            raw_query: query.to_owned(),
+            bearer: None,
+            languages: Vec::new(),
+            form: Vec::new(),
+        };
+        let (kind, tenant, expected) = match segments.as_slice() {
+            [tenant, "oauth2", "token"] => (CallKind::Token, tenant, "POST"),
+            [tenant, "oauth2", "v2.0", "token"] => {
+                call.v2 = true;
+                (CallKind::Token, tenant, "POST")
+            }
+            ["api", "v1.0" | "v1", tenant, "activity", "feed", rest @ ..] => match rest {
+                ["subscriptions", "list"] => (CallKind::List, tenant, "GET"),
+                ["subscriptions", "start"] => (CallKind::Start, tenant, "POST"),
+                ["subscriptions", "stop"] => (CallKind::Stop, tenant, "POST"),
+                ["subscriptions", "content"] if call.param("nextpage").is_some() => (CallKind::NextPage, tenant, "GET"),
+                ["subscriptions", "content"] => (CallKind::Content, tenant, "GET"),
+                ["subscriptions", "notifications"] => (CallKind::Notifications, tenant, "GET"),
+                ["resources", "dlpSensitiveTypes"] => (CallKind::SensitiveTypes, tenant, "GET"),
+                ["audit", id] => {
+                    call.blob_id = Some(percent_decode(id));
+                    (CallKind::Blob, tenant, "GET")
+                }
+                _ => return call,
+            },
+            _ => return call,
+        };
+        call.kind = kind;
+        call.tenant_text = percent_decode(tenant);
+        call.method_ok = method == expected;
+        call
+    }
+
+    /// A query parameter by its lower-case name.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn content_type(&self) -> Option<ContentType> {
+        self.param("contenttype").and_then(|text| text.parse().ok())
+    }
+}
+
+/// An answer before faults.
+pub(super) struct Reply {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: ReplyBody,
+    /// The blob whose events this is, so that a complete read can be entered.
+    pub reads_blob: Option<String>,
+}
+
+pub(super) enum ReplyBody {
+    Bytes(Bytes),
+    Blob(BlobBody),
+}
+
+impl Reply {
+    pub fn new(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
+        let headers = vec![("content-type", content_type.to_owned())];
+        Self { status, headers, body: ReplyBody::Bytes(body.into()), reads_blob: None }
+    }
+
+    pub fn json(status: u16, value: &Value) -> Self {
+        Self::new(status, "application/json; charset=utf-8", value.to_string())
+    }
+
+    fn error(status: u16, code: &str, message: &str) -> Self {
+        Self::json(status, &json!({"error": {"code": code, "message": message}}))
+    }
+
+    fn html(status: u16, title: &str) -> Self {
+        let page =
+            format!("<!DOCTYPE html>\r\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>");
+        Self::new(status, "text/html", page)
+    }
+
+    /// A server exception as the API reports it: the text is split at its first colon, and the message has lost
+    /// the character behind it.
+    fn server_exception(text: &str) -> Self {
+        let (code, rest) = text.split_once(':').unwrap_or((text, ""));
+        let mut message = rest.chars();
+        message.next();
+        Self::error(400, code, message.as_str())
+    }
+}
+
+/// Answers a call. `own_url` is where the simulator listens; `now` is its own time and `monotonic` its clock's.
+pub(super) fn answer(
+    state: &mut State,
+    tokens: &mut Tokens,
+    call: &Call,
+    own_url: &str,
+    now: Timestamp,
+    monotonic: std::time::Duration,
+) -> Reply {
+    if call.kind == CallKind::Unknown {
+        return Reply::html(404, "404 - File or directory not found.");
+    }
+    if !call.method_ok {
+        return Reply::json(405, &json!({"Message": "The requested resource does not support this http method."}));
+    }
+    if call.kind == CallKind::Token {
+        return token::answer(tokens, &state.config, &call.tenant_text, call.v2, &call.form, now);
+    }
+    match authorize(state, tokens, call, own_url, now, monotonic) {
+        Err(refusal) => *refusal,
+        Ok(tenant) => match call.kind {
+            CallKind::List => list_subscriptions(state, &tenant),
+            CallKind::SensitiveTypes => sensitive_types(call),
+            CallKind::Blob => blob(state, &tenant, call, now),
+            _ => with_content_type(state, &tenant, call, own_url, now),
+        },
+    }
+}
+
+/// Boxed so that the happy path stays small.
+type Refusal = Box<Reply>;
+
+fn refuse(status: u16, code: &str, message: &str) -> Refusal {
+    Box::new(Reply::error(status, code, message))
+}
+
+/// The checks before any call of the feed: token, tenant, permission, publisher, quota.
+fn authorize(
+    state: &mut State,
+    tokens: &Tokens,
+    call: &Call,
+    own_url: &str,
+    now: Timestamp,
+    monotonic: std::time::Duration,
+) -> Result<TenantId, Refusal> {
+    let Some(token) = call.bearer.as_deref().and_then(|bearer| tokens.check(bearer, now, own_url)) else {
+        return Err(Box::new(fault_reply(&Fault::Unauthorized, &state.config, call, now)));
+    };
+    let tenant: TenantId = call.tenant_text.parse().map_err(|_| {
+        refuse(400, "AF20013", &format!("The tenant ID passed in the URL ({}) is not a valid GUID.", call.tenant_text))
+    })?;
+    if tenant != token.tenant && state.config.tenant_mismatch_refused {
+        let text = format!(
+            "The tenant ID passed in the URL ({tenant}) does not match the tenant ID passed in the access token ({}).",
+            token.tenant
+        );
+        return Err(refuse(401, "AF20010", &text));
+    }
+    let tenant = token.tenant.clone();
+    let named = match call.blob_id.as_deref() {
+        Some(id) => state.blob(id).map(|(stream, _)| stream.content_type),
+        None => call.content_type(),
+    };
+    let has = |role: &str| token.roles.iter().any(|held| held == role);
+    if !has("ActivityFeed.Read") || (named == Some(ContentType::Dlp) && !has("ActivityFeed.ReadDlp")) {
+        return Err(Box::new(fault_reply(&Fault::PermissionMissing, &state.config, call, now)));
+    }
+    let publisher = call.param("publisheridentifier").filter(|text| !text.is_empty());
+    if publisher.is_some_and(|text| !is_guid(text)) {
+        return Err(refuse(400, "AF20002", "Invalid parameter type: PublisherIdentifier. Expected type: guid"));
+    }
+    if !state.take_quota(&tenant, publisher, monotonic) {
+        let fault = Fault::Throttled {
+            status: state.config.throttle_status,
+            retry_after_secs: state.config.throttle_retry_after_secs,
+            single_quoted: false,
+        };
+        return Err(Box::new(fault_reply(&fault, &state.config, call, now)));
+    }
+    Ok(tenant)
+}
+
+fn list_subscriptions(state: &mut State, tenant: &TenantId) -> Reply {
+    let bare = state.config.list_without_status;
+    let mut entries = Vec::new();
+    for content_type in ContentType::ALL {
+        let subscription = &state.stream(tenant, content_type).subscription;
+        let status = match subscription.state {
+            SubscriptionState::Absent => continue,
+            // What a restart too soon after a stop leaves behind: start said enabled, the list says nothing.
+            SubscriptionState::Enabled if subscription.stuck_until.is_some() => continue,
+            SubscriptionState::Enabled => "enabled",
+            SubscriptionState::Disabled => "disabled",
+        };
+        entries.push(if bare {
+            json!({"contentType": content_type.as_str(), "webhook": null})
+        } else {
+            json!({"contentType": content_type.as_str(), "status": status, "webhook": null})
+        });
+    }
+    Reply::json(200, &Value::Array(entries))
+}
+
+fn with_content_type(state: &mut State, tenant: &TenantId, call: &Call, own_url: &str, now: Timestamp) -> Reply {
+    let Some(text) = call.param("contenttype") else {
+        return Reply::error(400, "AF20001", "Missing parameter: contentType.");
+    };
+    let Ok(content_type) = text.parse::<ContentType>() else {
+        return Reply::error(400, "AF20020", &format!("The specified content type ({text}) is not valid."));
+    };
+    let stream = StreamId { tenant: tenant.clone(), content_type };
+    match call.kind {
+        CallKind::Start => start(state, &stream, call, now),
+        CallKind::Stop => stop(state, &stream, now),
+        CallKind::Notifications => match window(&state.config, call, now) {
+            Ok(_) => Reply::json(200, &json!([])),
+            Err(refusal) => *refusal,
+        },
+        _ => list_content(state, &stream, call, own_url, now).unwrap_or_else(|refusal| *refusal),
+    }
+}
+
+fn start(state: &mut State, stream: &StreamId, call: &Call, now: Timestamp) -> Reply {
+    let StreamId { tenant, content_type } = stream;
+    let exception = |rest: &str| {
+        let publisher = call.param("publisheridentifier").unwrap_or("00000000-0000-0000-0000-000000000000");
+        Reply::server_exception(&format!(
+            "StartSubscription [CorrId=5e1f0000-0000-4000-8000-0000000000c0][TenantId={tenant},ContentType=\
+             {content_type},ApplicationId={},PublisherId={publisher}][AppId:{}] failed. Exception: {rest}\r\n   \
+             at Microsoft.Office.Compliance.Audit.API.AzureManager.<GetSubscriptionTableClient>",
+            state.config.client_id, state.config.client_id,
+        ))
+    };
+    let failure = state.config.start_failure.or((!state.config.tenant_audit_on).then_some(StartFailure::AuditOff));
+    let refusal = failure.map(|failure| match failure {
+        StartFailure::AuditOff => exception(&format!(
+            "Microsoft.Office.Compliance.Audit.DataServiceException: Tenant {tenant} does not exist."
+        )),
+        StartFailure::NotOnboarded => exception(&format!(
+            "Microsoft.Office.Compliance.Audit.InvalidPropertyValueException: Tenant {tenant} has not been onboarded."
+        )),
+        StartFailure::NoServicePrincipal => exception(&format!(
+            "Microsoft.Office.Compliance.Audit.DataServiceException: Tenant {tenant} does not have a service principal \
+             for resource manage.office.com."
+        )),
+    });
+    let cooldown = i64::try_from(state.config.start_cooldown_secs).unwrap_or(i64::MAX);
+    let sticks = state.config.restart_sticks_secs;
+    let subscription = &mut state.stream(tenant, *content_type).subscription;
+    if subscription.state == SubscriptionState::Enabled && subscription.stuck_until.is_none() {
+        return Reply::error(400, "AF20024", "The subscription is already enabled. No property change.");
+    }
+    if subscription.last_start.is_some_and(|last| now.duration_since(last).as_secs() < cooldown) {
+        let text = "Too many requests. Method=StartSubscription: wait 15 minutes between start requests.";
+        return Reply::error(403, "AF429", text);
+    }
+    subscription.last_start = Some(now);
+    if let Some(refusal) = refusal {
+        return refusal;
+    }
+    let restarted = subscription.state == SubscriptionState::Disabled;
+    subscription.stuck_until = match sticks {
+        Some(secs) if restarted => {
+            let secs = i64::try_from(secs).unwrap_or(i64::MAX);
+            Some(now.saturating_add(jiff::SignedDuration::from_secs(secs)).unwrap_or(Timestamp::MAX))
+        }
+        _ => None,
+    };
+    subscription.set(SubscriptionState::Enabled, now);
+    Reply::json(200, &json!({"contentType": content_type.as_str(), "status": "enabled", "webhook": null}))
+}
+
+fn stop(state: &mut State, stream: &StreamId, now: Timestamp) -> Reply {
+    let subscription = &mut state.stream(&stream.tenant, stream.content_type).subscription;
+    if subscription.state == SubscriptionState::Absent {
+        return not_subscribed();
+    }
+    subscription.set(SubscriptionState::Disabled, now);
+    Reply::new(200, "application/json; charset=utf-8", "")
+}
+
+fn not_subscribed() -> Reply {
+    Reply::error(400, "AF20022", "No subscription found for the specified content type")
+}
+
+fn disabled() -> Reply {
+    Reply::error(400, "AF20023", "The subscription was disabled.")
+}
+
+fn list_content(
+    state: &mut State,
+    stream: &StreamId,
+    call: &Call,
+    own_url: &str,
+    now: Timestamp,
+) -> Result<Reply, Refusal> {
+    let subscription = &mut state.stream(&stream.tenant, stream.content_type).subscription;
+    if subscription.stuck_until.is_some_and(|until| until <= now) {
+        subscription.stuck_until = None;
+    }
+    match subscription.state {
+        SubscriptionState::Absent => return Err(Box::new(not_subscribed())),
+        SubscriptionState::Disabled => return Err(Box::new(disabled())),
+        SubscriptionState::Enabled if subscription.stuck_until.is_some() => return Err(Box::new(disabled())),
+        SubscriptionState::Enabled => {}
+    }
+    let (start, end) = window(&state.config, call, now)?;
+    let mut page = PageToken { stream: stream.to_string(), issued: now.as_second(), after: None, empty: false };
+    if let Some(text) = call.param("nextpage") {
+        page = PageToken::decode(text).filter(|page| page.stream == stream.to_string()).ok_or_else(bad_page)?;
+        let age = now.as_second().saturating_sub(page.issued);
+        let lifetime = state.config.next_page.lifetime_secs.map(|secs| i64::try_from(secs).unwrap_or(i64::MAX));
+        if lifetime.is_some_and(|lifetime| age > lifetime) {
+            return Err(bad_page());
+        }
+    }
+    let page_size = state.config.page_size.max(1);
+    let after = page.after.as_ref().map(|(rank, id)| Position { rank: *rank, id: id.clone() });
+    let (listed, next) = if page.empty {
+        // The page behind an empty one starts where this one would have.
+        (Vec::new(), after.clone())
+    } else {
+        state.list(stream, (start, end), after.as_ref(), page_size, now)
+    };
+    let style = state.config.next_page.clone();
+    let origin = state.config.content_uri_origin.clone().unwrap_or_else(|| own_url.to_owned());
+    let entries: Vec<Value> = listed
+        .iter()
+        .map(|blob| {
+            json!({
+                "contentType": stream.content_type.as_str(),
+                "contentId": &*blob.id,
+                "contentUri": format!("{origin}/api/v1.0/{}/activity/feed/audit/{}", stream.tenant, blob.id),
+                "contentCreated": milliseconds(blob.created),
+                "contentExpiration": milliseconds(blob.expires),
+            })
+        })
+        .collect();
+    let mut reply = Reply::json(200, &Value::Array(entries));
+    if let Some(next) = next {
+        let link = if style.loops && call.kind == CallKind::NextPage {
+            next_page_url(&style, own_url, call, (start, end), call.param("nextpage").unwrap_or_default())
+        } else {
+            let token = PageToken {
+                stream: stream.to_string(),
+                issued: now.as_second(),
+                after: Some((next.rank, next.id)),
+                empty: style.empty_pages && !page.empty,
+            };
+            next_page_url(&style, own_url, call, (start, end), &token.encode())
+        };
+        reply.headers.push((super::server::NEXT_PAGE_HEADER, link));
+    }
+    Ok(reply)
+}
+
+fn bad_page() -> Refusal {
+    refuse(400, "AF20031", "Invalid nextPage Input.")
+}
+
+fn next_page_url(
+    style: &NextPage,
+    own_url: &str,
+    call: &Call,
+    (start, end): (Timestamp, Timestamp),
+    token: &str,
+) -> String {
+    let origin = style.origin.as_deref().unwrap_or(own_url);
+    let (start_name, end_name) =
+        if style.lower_case_parameters { ("starttime", "endtime") } else { ("startTime", "endTime") };
+    let content_type = call.param("contenttype").unwrap_or_default();
+    // The window is repeated as it was asked for: another spelling could shift it by a fraction of a second.
+    let repeat = |name: &str, time: Timestamp| {
+        call.param(name).map_or_else(|| super::events::zoneless(time), |text| text.replace('+', "%2B"))
+    };
+    let mut url = format!(
+        "{origin}/api/{}/{}/activity/feed/subscriptions/content?contentType={content_type}&{start_name}={}&{end_name}={}\
+         &nextPage={token}",
+        style.api_version,
+        call.tenant_text,
+        repeat("starttime", start),
+        repeat("endtime", end),
+    );
+    if style.with_publisher
+        && let Some(publisher) = call.param("publisheridentifier")
+    {
+        url.push_str("&PublisherIdentifier=");
+        url.push_str(publisher);
+    }
+    url
+}
+
+/// What `nextPage` stands for. Opaque to a client: base64 of a checksum and the members.
+#[derive(Serialize, Deserialize)]
+struct PageToken {
+    stream: String,
+    issued: i64,
+    after: Option<(u64, String)>,
+    empty: bool,
+}
+
+impl PageToken {
+    fn encode(&self) -> String {
+        let text = json!(self).to_string();
+        URL_SAFE_NO_PAD.encode(format!("{}{text}", checksum(&text)))
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let decoded = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        let (sum, text) = decoded.split_at_checked(8)?;
+        if sum == checksum(text) { serde_json::from_str(text).ok() } else { None }
+    }
+}
+
+fn checksum(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().chars().take(8).collect()
+}
+
+/// Reads and judges the window of a listing by the simulator's own clock.
+fn window(config: &SimConfig, call: &Call, now: Timestamp) -> Result<(Timestamp, Timestamp), Refusal> {
+    const DAY: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+    let refused = || Box::new(fault_reply(&Fault::WindowRefused, config, call, now));
+    let read = |name: &str, shown: &str| match call.param(name) {
+        None => Ok(None),
+        Some(text) => parse_parameter_time(text).map(Some).ok_or_else(|| {
+            refuse(400, "AF20002", &format!("Invalid parameter type: {shown}. Expected type: datetime"))
+        }),
+    };
+    let (start, end) = match (read("starttime", "startTime")?, read("endtime", "endTime")?) {
+        (Some(start), Some(end)) => (start, end),
+        (None, None) => {
+            // The default window is as precise as the parameters are: the link that repeats it must not shift it.
+            let end = Timestamp::from_second(now.as_second() + 1).unwrap_or(now);
+            (end.saturating_sub(DAY).unwrap_or(Timestamp::MIN), end)
+        }
+        _ => return Err(refused()),
+    };
+    let oldest = now.saturating_sub(jiff::SignedDuration::from_secs(config.listing_age_max_secs));
+    if start >= end || oldest.is_ok_and(|oldest| start < oldest) {
+        return Err(refused());
+    }
+    let span = end.duration_since(start);
+    // A link repeats a window that was accepted when it was asked for.
+    if call.kind == CallKind::NextPage && config.listing_span != ListingSpan::Partial {
+        return Ok((start, end));
+    }
+    match config.listing_span {
+        ListingSpan::Inclusive if span > DAY => Err(refused()),
+        ListingSpan::Exclusive if span >= DAY => Err(refused()),
+        ListingSpan::Partial if span > DAY => Ok((start, start.saturating_add(DAY).unwrap_or(end))),
+        _ => Ok((start, end)),
+    }
+}
+
+/// The forms of a time parameter: date; date and time to the minute or second; with `Z`, an offset or a fraction.
+/// A `+` that was not escaped arrives as a blank and makes the text no time.
+fn parse_parameter_time(text: &str) -> Option<Timestamp> {
+    let zoneless = text.strip_suffix('Z').unwrap_or(text);
+    let full = match zoneless.len() {
+        10 => format!("{zoneless}T00:00:00"),
+        16 => format!("{zoneless}:00"),
+        _ => text.to_owned(),
+    };
+    super::truth::parse_event_time(&full)
+}
+
+fn blob(state: &mut State, tenant: &TenantId, call: &Call, now: Timestamp) -> Reply {
+    let id = call.blob_id.as_deref().unwrap_or_default();
+    if !id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'$' | b'_' | b'-' | b'.')) || !id.contains('$') {
+        return fault_reply(&Fault::ContentIdInvalid, &state.config, call, now);
+    }
+    let found = state.blob(id).filter(|(stream, blob)| stream.tenant == *tenant && blob.listable_from <= now);
+    match found.map(|(_, blob)| (blob.expires <= now, blob.body.clone())) {
+        None => fault_reply(&Fault::ContentMissing, &state.config, call, now),
+        Some((true, _)) => fault_reply(&Fault::ContentExpired, &state.config, call, now),
+        Some((false, body)) => {
+            let mut reply = Reply::new(200, "application/json; charset=utf-8", "");
+            reply.body = ReplyBody::Blob(body);
+            reply.reads_blob = Some(id.to_owned());
+            reply
+        }
+    }
+}
+
+fn sensitive_types(call: &Call) -> Reply {
+    match call.languages.as_slice() {
+        [] => {}
+        [one] if one.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-') => {}
+        [_] => return Reply::error(400, "AF20054", "Accept-Language is not in a correct syntax."),
+        _ => return Reply::error(400, "AF20053", "Only one Accept-Language is allowed."),
+    }
+    let card = json!({"id": "50842eb7-edc8-4019-85dd-5a5c1f2bb085", "name": "Credit card number"});
+    Reply::json(200, &json!([card, {}]))
+}
+
+/// The answer a fault stands for; faults of transport have none and leave an empty 200, which the server replaces.
+pub(super) fn fault_reply(fault: &Fault, config: &SimConfig, call: &Call, now: Timestamp) -> Reply {
+    match fault {
+        Fault::Throttled { status, retry_after_secs, single_quoted } => {
+            let method = match call.kind {
+                CallKind::Blob => "GetBlob",
+                CallKind::Content | CallKind::NextPage => "GetContent",
+                CallKind::Start => "StartSubscription",
+                _ => "ListSubscriptions",
+            };
+            let publisher = call.param("publisheridentifier").unwrap_or("00000000-0000-0000-0000-000000000000");
+            let text = format!("Too many requests. Method={method}, PublisherId={publisher}");
+            let mut reply = if *single_quoted {
+                let body = format!("{{'error':{{'code':'AF429','message':'{text}'}}}}");
+                Reply::new(*status, "application/json; charset=utf-8", body)
+            } else {
+                Reply::error(*status, "AF429", &text)
+            };
+            if let Some(secs) = retry_after_secs {
+                reply.headers.push(("retry-after", secs.to_string()));
+            }
+            reply
+        }
+        Fault::InternalError => Reply::error(500, "AF50000", "An internal error occurred. Retry the request."),
+        Fault::InternalErrorUndocumented => {
+            Reply::error(500, "AF50005", "An internal error occurred. Retry the request.")
+        }
+        Fault::Gateway(status) => Reply::html(*status, &format!("{status} Server Error")),
+        Fault::RequestTimeout => Reply::new(408, "text/html", ""),
+        Fault::ContentMissing => Reply::error(404, "AF20050", "The specified content does not exist."),
+        Fault::ContentExpired => Reply::error(
+            400,
+            "AF20051",
+            "Content requested has already expired. Content older than 7 days cannot be retrieved.",
+        ),
+        Fault::ContentIdInvalid => Reply::error(400, "AF20052", "Content ID in the URL is invalid."),
+        Fault::NotFound => Reply::html(404, "404 - File or directory not found."),
+        Fault::Unauthorized => Reply::json(401, &json!({"Message": "Authorization has been denied for this request."})),
+        Fault::PermissionMissing => Reply::error(
+            401,
+            "AF10001",
+            "The permission set () sent in the request does not include the expected permission.",
+        ),
+        Fault::NextPageInvalid => *bad_page(),
+        Fault::NotSubscribed => not_subscribed(),
+        Fault::SubscriptionDisabled => disabled(),
+        Fault::WindowRefused => Reply::error(
+            400,
+            "AF20055",
+            "Start time and end time must both be specified (or both omitted) and must be less than or equal to 24 hours \
+             apart, with the start time prior to end time and start time no more than 7 days in the past.",
+        ),
+        Fault::Aadsts(code) => token::refuse(*code, config, &call.tenant_text, now),
+        Fault::Redirect(to) => {
+            let mut reply = Reply::html(302, "Object moved");
+            reply.headers.push(("location", to.clone()));
+            reply
+        }
+        Fault::Answer { status, content_type, body } => Reply::new(*status, content_type, body.clone()),
+        Fault::HtmlPage => Reply::html(200, "Sign in to the proxy"),
+        Fault::Reset
+        | Fault::EmptyBody
+        | Fault::CutBody(_)
+        | Fault::WrongLength(_)
+        | Fault::DamagedGzip
+        | Fault::Slow(_)
+        | Fault::SlowBody(_)
+        | Fault::WrongDate(_) => Reply::new(200, "application/json; charset=utf-8", ""),
+    }
+}
+
+/// `2026-07-16T20:45:00.123Z`
+pub(super) fn milliseconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
+/// Decodes `%XX` once; what is no escape stays.
+fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let pair = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        match pair.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(decoded) if byte == b'%' => {
+                out.push(decoded);
+                at += 3;
+            }
+            _ => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
