@@ -281,9 +281,8 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
 /// The token of a member that is worth showing: a string with something in it, or a number.
 fn shown<'a>(event: &Event<'a>, member: Member) -> Option<&'a str> {
     let token = event.get(member)?;
-    let blank = |inside: &str| inside.trim().is_empty();
     match json::inner(token) {
-        Some(inside) => (!blank(inside) && !(inside.contains('\\') && blank(&json::unescape(inside)))).then_some(token),
+        Some(inside) => (!json::unescape(inside).trim().is_empty()).then_some(token),
         None => json::is_number(token).then_some(token),
     }
 }
@@ -293,8 +292,18 @@ fn push_shown(out: &mut Vec<u8>, key: &str, token: Option<&str>) {
     let Some(token) = token else { return };
     push_key(out, key);
     out.push(b'"');
-    out.extend_from_slice(json::inner(token).unwrap_or(token).as_bytes());
+    push_inside(out, json::inner(token).unwrap_or(token));
     out.push(b'"');
+}
+
+/// Appends the inside of a string token. A surrogate escape without its partner, which strict readers refuse the
+/// whole record for, becomes U+FFFD here; it stays in `raw`.
+fn push_inside(out: &mut Vec<u8>, inside: &str) {
+    if memchr::memmem::find(inside.as_bytes(), b"\\u").is_some() {
+        json::push_escaped(out, &json::unescape(inside));
+    } else {
+        out.extend_from_slice(inside.as_bytes());
+    }
 }
 
 fn push_key(out: &mut Vec<u8>, key: &str) {
@@ -345,9 +354,7 @@ fn push_title(
 ) {
     out.extend_from_slice(b",\"title\":\"");
     match operation {
-        Some(token) => {
-            out.extend_from_slice(json::inner(token).unwrap_or(token).trim().trim_end_matches('.').as_bytes())
-        }
+        Some(token) => push_inside(out, json::inner(token).unwrap_or(token).trim().trim_end_matches('.')),
         None => out.extend_from_slice(record_type_name.unwrap_or("audit event").as_bytes()),
     }
     if let Some(id) = &actor.id {
@@ -356,7 +363,7 @@ fn push_title(
     }
     if let Some(token) = object.filter(|token| token.len() <= TITLE_OBJECT_BYTES_MAX) {
         out.extend_from_slice(b" on ");
-        out.extend_from_slice(json::inner(token).unwrap_or(token).as_bytes());
+        push_inside(out, json::inner(token).unwrap_or(token));
     }
     if outcome == Some(Outcome::Failure) {
         out.extend_from_slice(b" (failed)");
