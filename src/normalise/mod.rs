@@ -433,3 +433,74 @@ fn user_agent_of_properties(token: &str) -> Option<Cow<'static, str>> {
     });
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn token() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap_or_default()),
+            any::<i64>().prop_map(|number| number.to_string()),
+            Just(r#""\ud800\"\\ \u0041""#.to_owned()),
+            Just(
+                r#"[{"Name":"UserAgent","Value":"x"},{"Name":"additionalDetails","Value":"{\"User-Agent\":1}"}]"#
+                    .to_owned()
+            ),
+            Just(r#"{"From":"a@b.c"}"#.to_owned()),
+            prop::sample::select(vec![
+                "null",
+                "true",
+                "11",
+                "6",
+                "1e9",
+                "[]",
+                "{}",
+                "\"203.0.113.7:1\"",
+                "\"New-InboxRule\""
+            ])
+            .prop_map(str::to_owned),
+        ]
+    }
+
+    fn key() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "Id",
+            "RecordType",
+            "CreationTime",
+            "Operation",
+            "Workload",
+            "UserId",
+            "UserKey",
+            "UserType",
+            "ClientIP",
+            "ObjectId",
+            "ResultStatus",
+            "ExtendedProperties",
+            "Parameters",
+            "PolicyDetails",
+            "SharePointMetaData",
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_members_are_the_record_is_one_line_of_json_without_empty_strings(
+            members in prop::collection::vec((key(), token()), 0..12)
+        ) {
+            let body: Vec<String> = members.iter().map(|(key, token)| format!("\"{key}\":\n{token}")).collect();
+            let event = format!("{{{}}}", body.join(",\r\n"));
+            let event = Event::parse(event.as_bytes()).unwrap();
+            let normaliser = Normaliser::new(Settings { raw: RawForm::None, ..Settings::default() });
+            let mut out = Vec::new();
+            normaliser.render_from(&event, &Origin::default(), &mut out);
+            prop_assert!(!out.contains(&b'\n') && !out.contains(&b'\r'));
+            let record: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&out).unwrap();
+            for (key, value) in &record {
+                prop_assert!(!matches!(value.as_str(), Some("")), "{}", key);
+            }
+            prop_assert!(record.contains_key("event_type") && record.contains_key("title") && record.contains_key("category"));
+        }
+    }
+}
