@@ -16,7 +16,7 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 use crate::clock::Clock;
 use crate::config::{Format, RawForm};
 use crate::model::{Actionable, TenantId};
-use crate::normalise::{self, Event, Normaliser, Origin, Rendered, Settings};
+use crate::normalise::{self, BadBytes, Event, Normaliser, Origin, Rendered, Settings};
 
 /// Makes records of raw audit events.
 #[derive(Debug, Clone, clap::Args)]
@@ -286,7 +286,8 @@ impl<O: Write, E: Write> Records<'_, O, E> {
         let pieces = bytes.chunks(PIECE_BYTES_MAX).chain(empty.into_iter().take(usize::from(bytes.is_empty())));
         for piece in pieces {
             self.line.clear();
-            normalise::render_bad_bytes(&self.origin, now, at, None, piece, why, &mut self.line);
+            let bad = BadBytes { origin: self.origin, now, offset: at, total: None, bytes: piece, reason: why };
+            normalise::render_bad_bytes(&bad, &mut self.line);
             at += piece.len() as u64;
             self.write_line()?;
         }

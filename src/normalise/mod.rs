@@ -23,8 +23,7 @@ mod time;
 use std::borrow::Cow;
 
 pub use event::{Event, NotAnEvent};
-pub(crate) use own::render_bad_bytes;
-pub use own::{BAD_BLOB, BadPiece, GAP, GapNotice, render_bad_blob, render_gap};
+pub use own::{BAD_BLOB, BadBytes, BadPiece, GAP, GapNotice, render_bad_blob, render_bad_bytes, render_gap};
 
 use crate::config::{Format, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
