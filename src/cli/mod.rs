@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod exit;
 pub mod logging;
+pub mod normalize;
 pub mod plugin;
 pub mod run;
 pub mod schema;
