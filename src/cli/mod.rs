@@ -13,11 +13,13 @@ pub mod validate;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use exit::Exit;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::{Clock, SystemClock};
 use crate::config::ConfigError;
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
@@ -42,6 +44,8 @@ enum Command {
     Validate(validate::Args),
     /// Show the source at work on a simulated tenant: no account, no network
     Demo(demo::DemoArgs),
+    /// Make records of raw audit events: NDJSON, JSON arrays, blobs, Purview CSV exports
+    Normalize(normalize::NormalizeArgs),
     /// Print a JSON Schema
     Schema(schema::Args),
     /// Print the manifest
@@ -86,6 +90,12 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Demo(args) => {
             drop(out);
             demo::demo(args, stop_at_interrupt()).await
+        }
+        Command::Normalize(args) => {
+            drop(out);
+            let clock: Arc<dyn Clock> = SystemClock::new();
+            let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
+            done.map_err(Failure::internal)?.map(|_| Exit::Done).map_err(|error| Failure::of(&error, Exit::Internal))
         }
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
         Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
