@@ -41,6 +41,9 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Longest piece of an answer shown to an operator, in characters.
 pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
 
+/// Shortest text taken for a secret in what is shown; real ones have 40 characters and more.
+const REDACTED_BYTES_MIN: usize = 4;
+
 /// A text that must not be seen: `Debug` shows nothing of it and it has no `Display`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
@@ -106,6 +109,8 @@ pub struct TokenSettings {
     pub client_id: String,
     /// The app's proof.
     pub credential: Credential,
+    /// Longest wait for a whole answer.
+    pub timeout: Duration,
 }
 
 /// A token, ready to send.
@@ -618,7 +623,12 @@ impl TokenSource {
             ("client_secret", secret.expose()),
             api,
         ];
-        let request = self.http.post(self.token_url.clone()).header(ACCEPT, "application/json").form(&form);
+        let request = self
+            .http
+            .post(self.token_url.clone())
+            .timeout(self.settings.timeout)
+            .header(ACCEPT, "application/json")
+            .form(&form);
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
@@ -801,7 +811,8 @@ pub(crate) fn redact(text: &str, secrets: &[&SecretText]) -> String {
     let mut text = text.to_owned();
     for secret in secrets {
         let raw = secret.expose();
-        if raw.is_empty() {
+        // Shorter ones are no secrets, and taking them out would make every message unreadable.
+        if raw.len() < REDACTED_BYTES_MIN {
             continue;
         }
         let encoded: String = url::form_urlencoded::byte_serialize(raw.as_bytes()).collect();

@@ -20,6 +20,8 @@ const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 const FEED: &str = "/api/v1.0/11111111-2222-3333-4444-555555555555/activity/feed";
 const SECRET: &str = "s3cr&t+va%lue";
 const DATE: &str = "Thu, 16 Jul 2026 21:00:00 GMT";
+/// At the end of an answer: what came before is sent and the connection stays open.
+const STALL: &[u8] = b"<stall>";
 const DENIED: &str = r#"{"Message":"Authorization has been denied for this request."}"#;
 
 #[derive(Debug, Clone)]
@@ -154,8 +156,17 @@ async fn serve<F: Fn(&Request) -> Vec<u8>>(mut stream: TcpStream, log: Arc<Mutex
     }
     request.body = String::from_utf8_lossy(&bytes[head_end..]).into_owned();
     log.lock().unwrap().push(request.clone());
-    let _ = stream.write_all(&answer(&request)).await;
-    let _ = stream.shutdown().await;
+    let bytes = answer(&request);
+    match bytes.strip_suffix(STALL) {
+        Some(bytes) => {
+            let _ = stream.write_all(bytes).await;
+            std::future::pending().await
+        }
+        None => {
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+        }
+    }
 }
 
 fn raw(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
@@ -452,6 +463,46 @@ async fn a_body_is_whole_and_sound_or_an_error() {
             (got, expected) => panic!("{name}: {:?} for {:?}", got.map(|body| body.len()), expected.map(str::len)),
         }
     }
+}
+
+#[tokio::test]
+async fn the_read_timeout_runs_only_while_somebody_waits_for_bytes() {
+    let text = format!("[{}1]", "1234567,".repeat(200_000));
+    let packed = gzip(text.as_bytes());
+    let half = text.len() / 2;
+    let long = text.len().to_string();
+    let body = text.clone();
+    let server = Server::api(move |request| match () {
+        () if request.line.contains("/gzip?") => http(200, &[("Content-Encoding", "gzip")], &packed),
+        () if request.line.contains("/stalled?") => {
+            // The connection is left open: the answer is never finished.
+            let mut answer = raw(200, &[("Content-Length", &long)], &body.as_bytes()[..half]);
+            answer.extend_from_slice(STALL);
+            answer
+        }
+        () => http(200, &[], &body),
+    })
+    .await;
+    let (client, _) = server.client();
+    for name in ["plain", "gzip"] {
+        let mut body = client.fetch_blob(&server.blob(name)).await.unwrap();
+        let mut bytes = body.chunk().await.unwrap().unwrap().to_vec();
+        // A host that holds the caller back for an hour.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::resume();
+        while let Some(chunk) = body.chunk().await.unwrap() {
+            bytes.extend_from_slice(&chunk);
+        }
+        assert!(bytes == text.as_bytes(), "{name}");
+    }
+    let mut body = client.fetch_blob(&server.blob("stalled")).await.unwrap();
+    let mut got = 0;
+    while got < half {
+        got += body.chunk().await.unwrap().unwrap().len();
+    }
+    tokio::time::pause();
+    assert_eq!(body.chunk().await.unwrap_err().kind(), ErrorKind::BodyCut);
 }
 
 #[tokio::test]

@@ -41,6 +41,8 @@ use wire::ErrorBody;
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes read of a listing. A page of this size would name some hundred thousand blobs.
 const LISTING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A listing of a thousand bad links is one line of log.
+const LINK_WARNING_EVERY: Duration = Duration::from_secs(60);
 /// The two documented spellings of the header that names the next page. Header names have no case.
 const NEXT_PAGE_HEADERS: [&str; 2] = ["NextPageUri", "NextPageUrl"];
 
@@ -161,11 +163,14 @@ struct Inner {
     tenant: TenantId,
     links: Links,
     http: reqwest::Client,
+    connect_timeout: Duration,
+    read_timeout: Duration,
     tokens: TokenSource,
     pace: Pace,
     clock: Arc<dyn Clock>,
     server_date: Mutex<Option<ServerDate>>,
     observer: Option<DateObserver>,
+    link_warned: Mutex<Option<Duration>>,
 }
 
 impl fmt::Debug for ApiClient {
@@ -213,7 +218,6 @@ impl ApiClient {
     ) -> Result<ApiClient, ApiError> {
         let http_settings = HttpSettings {
             connect_timeout: settings.connect_timeout,
-            read_timeout: settings.read_timeout,
             ca_pem: settings.ca_pem.as_deref(),
             proxy_url: settings.proxy_url.as_ref(),
         };
@@ -245,6 +249,7 @@ impl ApiClient {
             endpoint: settings.token_endpoint,
             client_id: settings.client_id,
             credential: settings.credential,
+            timeout: settings.connect_timeout.saturating_add(settings.read_timeout),
         };
         Ok(ApiClient {
             inner: Arc::new(Inner {
@@ -256,11 +261,14 @@ impl ApiClient {
                 ),
                 tenant: settings.tenant,
                 http: api_http,
+                connect_timeout: settings.connect_timeout,
+                read_timeout: settings.read_timeout,
                 tokens: TokenSource::new(token_settings, token_http, clock.clone()),
                 pace: Pace::new(settings.max_requests_per_minute, clock.clone()),
                 clock,
                 server_date: Mutex::new(None),
                 observer,
+                link_warned: Mutex::new(None),
             }),
         })
     }
@@ -425,23 +433,33 @@ impl Inner {
             // Without it some proxies answer 411 to a POST that has no body.
             request = request.header(CONTENT_LENGTH, "0");
         }
-        let response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => {
-                self.count_request(call, "error");
-                let why = auth::redact(&auth::error_chain(&error.without_url()), &[token.secret()]);
-                return Err(self.error(
-                    call,
-                    ErrorKind::Unreachable,
-                    Fault {
-                        action: Action::Retry { not_before: None },
-                        slug: "api-unreachable",
-                        says: format!("no answer: {}", auth::excerpt(&why)),
-                        hint: UNREACHABLE_HINT.into(),
-                    },
-                ));
-            }
+        let patience = self.connect_timeout.saturating_add(self.read_timeout);
+        let why = match tokio::time::timeout(patience, request.send()).await {
+            Ok(Ok(response)) => return self.judge_response(call, response, token, slot).await,
+            Ok(Err(error)) => auth::error_chain(&error.without_url()),
+            Err(_) => format!("nothing came for {} s", patience.as_secs()),
         };
+        self.count_request(call, "error");
+        let why = auth::redact(&why, &[token.secret()]);
+        Err(self.error(
+            call,
+            ErrorKind::Unreachable,
+            Fault {
+                action: Action::Retry { not_before: None },
+                slug: "api-unreachable",
+                says: format!("no answer: {}", auth::excerpt(&why)),
+                hint: UNREACHABLE_HINT.into(),
+            },
+        ))
+    }
+
+    async fn judge_response(
+        &self,
+        call: Call,
+        response: reqwest::Response,
+        token: &Token,
+        slot: Slot,
+    ) -> Result<Answer, ApiError> {
         let status = response.status();
         self.count_request(call, status.as_str());
         let server_date = self.note_date(response.headers());
@@ -452,13 +470,17 @@ impl Inner {
         if success {
             self.pace.succeeded(slot);
             let headers = response.headers().clone();
-            let body = Body::of(response).map_err(|fault| self.body_error_uncounted(call, fault))?;
+            let body = Body::of(response, self.read_timeout).map_err(|fault| self.body_error_uncounted(call, fault))?;
             return Ok(Answer { headers, body, token: token.clone(), slot });
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| auth::parse_retry_after(value, now));
-        let body = match Body::of(response) {
-            Ok(mut body) => body.read(ERROR_BYTES_MAX).await.map(|(bytes, _)| bytes).unwrap_or_default(),
+        // What cannot be read of an error's body is no error of its own: the status says enough.
+        let body = match Body::of(response, self.read_timeout) {
+            Ok(mut body) => match tokio::time::timeout(self.read_timeout, body.read(ERROR_BYTES_MAX)).await {
+                Ok(Ok((bytes, _))) => bytes,
+                _ => Vec::new(),
+            },
             Err(_) => Vec::new(),
         };
         Err(self.judged(call, status.as_u16(), ErrorBody::parse(&body), &body, retry_after, token, slot))
@@ -566,10 +588,12 @@ impl Inner {
             .and_then(|url| url.host_str().map(|host| format!("{}://{host}", url.scheme())))
             .unwrap_or_else(|| "no address".into());
         let place = auth::excerpt(&place);
-        tracing::warn!(
-            tenant = %self.tenant, endpoint = call.endpoint.label(), %place,
-            "a link to another origin was refused; the token goes to the configured API only"
-        );
+        if self.may_warn_of_links() {
+            tracing::warn!(
+                tenant = %self.tenant, endpoint = call.endpoint.label(), %place,
+                "a link to another origin was refused; the token goes to the configured API only"
+            );
+        }
         self.counted(self.error(
             call,
             ErrorKind::OffOrigin,
@@ -580,6 +604,17 @@ impl Inner {
                 hint: OFF_ORIGIN_HINT.into(),
             },
         ))
+    }
+
+    /// One line in [`LINK_WARNING_EVERY`]; the metric counts each.
+    fn may_warn_of_links(&self) -> bool {
+        let now = self.clock.monotonic();
+        let mut warned = self.link_warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = warned.is_none_or(|at| now.saturating_sub(at) >= LINK_WARNING_EVERY);
+        if due {
+            *warned = Some(now);
+        }
+        due
     }
 
     fn auth_error(&self, call: Call, error: AuthError) -> ApiError {
