@@ -36,8 +36,8 @@ const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
 const SLOW_RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
 /// Waits after passing trouble.
 const PASSING_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Longest `Retry-After` obeyed.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Longest wait taken from an answer: a header of a year is a fault, and content expires after a week.
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Longest piece of an answer shown to an operator, in characters.
 pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
 
@@ -575,7 +575,7 @@ impl TokenSource {
         } else {
             state.slow.next().unwrap_or(SLOW_RETRY.1)
         };
-        let delay = asked.map_or(delay, |asked| asked.min(RETRY_AFTER_MAX).max(delay));
+        let delay = asked.map_or(delay, |asked| asked.max(delay));
         let error = AuthError { not_before: Some(delay), ..error };
         state.failure = Some(Failure { error: error.clone(), retry_at: now + delay, secret });
         error
@@ -783,14 +783,15 @@ fn delays((min, max): (Duration, Duration), jitter: bool) -> ExponentialBackoff 
     if jitter { delays.with_jitter().build() } else { delays.build() }
 }
 
-/// `Retry-After` in either of its forms, as a wait from `now`. A date in the past is no wait.
+/// `Retry-After` in either of its forms, as a wait from `now` of at most [`RETRY_AFTER_MAX`]. A date in the past is no
+/// wait.
 pub(crate) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
     }
     let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
-    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default().min(RETRY_AFTER_MAX))
 }
 
 /// At most [`ANSWER_BYTES_MAX`] of a body; what is beyond is left unread.
@@ -934,6 +935,8 @@ mod tests {
         assert_eq!(read("Fri, 01 May 2026 00:02:00 GMT"), Some(120));
         assert_eq!(read("Thu, 30 Apr 2026 00:02:00 GMT"), Some(0));
         assert_eq!(read("soon"), None);
+        assert_eq!(read("18446744073709551615"), Some(3600));
+        assert_eq!(read("Sat, 01 Jan 2089 00:00:00 GMT"), Some(3600));
     }
 
     #[test]

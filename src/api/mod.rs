@@ -500,7 +500,7 @@ impl Inner {
     ) -> ApiError {
         let mut verdict = codes::judge(call.endpoint, call.content_type, status, &error, retry_after);
         if let Action::Throttled { .. } = verdict.action {
-            let retry_after = retry_after.or_else(|| error.wait_named());
+            let retry_after = retry_after.or_else(|| error.wait_named()).map(|wait| wait.min(auth::RETRY_AFTER_MAX));
             verdict.action = Action::Throttled { retry_after };
             metrics::counter!(crate::metrics::THROTTLED_TOTAL, "tenant" => self.tenant.to_string()).increment(1);
             let pause = self.pace.throttled(slot, retry_after);
