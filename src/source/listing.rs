@@ -230,6 +230,12 @@ impl Lister {
             queues.backlog.push_back(Cursor::new(window, 0));
         }
         while let Some(cursor) = queues.backlog.pop_front() {
+            while !self.guidance.borrow_and_update().room {
+                tokio::select! {
+                    changed = self.guidance.changed() => changed.map_err(|_| Ending)?,
+                    () = self.stop.cancelled() => return Err(Ending),
+                }
+            }
             if let Some(left) = self.page(cursor, &mut queues, true).await? {
                 return self.tell(Found::Ended { content_type: self.content_type, left: Some(left) }).await;
             }
@@ -288,6 +294,10 @@ impl Lister {
             queues.fresh.extend(windows.next().map(|w| Cursor::new(w, 0)));
             queues.backlog.extend(windows.map(|w| Cursor::new(w, 0)));
             *fresh_from = Some(now);
+        }
+        if guidance.bounds.complete_until.is_none() {
+            // The first pass reaches back to `origin` by itself.
+            return;
         }
         let due = |last: Option<Timestamp>, every: SignedDuration| {
             last.is_none_or(|last| now.duration_since(last) >= every || now < last)

@@ -63,6 +63,8 @@ const ONCE_THROTTLED_MAX: u32 = 500;
 const STOP_GRACE: Duration = Duration::from_secs(8);
 /// Keys past their time are forgotten this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// Failed fetches are a metric, and one line in this time.
+const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
 /// Windows remembered as read, per stream, before they are merged.
 const READ_WINDOWS_MAX: usize = 512;
 
@@ -364,6 +366,8 @@ struct Loop {
     tick_at: Duration,
     expire_at: Duration,
     throttled: u32,
+    failures_unsaid: u32,
+    failure_line_at: Duration,
     stop: CancellationToken,
 }
 
@@ -429,6 +433,8 @@ impl Loop {
             tick_at: now,
             expire_at: now + EXPIRE_EVERY,
             throttled: 0,
+            failures_unsaid: 0,
+            failure_line_at: now,
             stop,
         }
     }
@@ -737,7 +743,8 @@ impl Loop {
     }
 
     fn guide(&self, content_type: ContentType) {
-        let unsettled: usize = self.streams.values().map(|s| s.unsettled.len()).sum();
+        let unsettled: usize =
+            self.streams.values().map(|s| s.unsettled.values().filter(|b| !b.given_up).count()).sum();
         let room = unsettled < UNSETTLED_MAX;
         for (other, stream) in &self.streams {
             if *other == content_type || stream.guidance.borrow().room != room {
@@ -834,11 +841,14 @@ impl Loop {
         self.count(metrics::BLOBS_TOTAL, content_type, "state", "failed");
         let kind = error.as_ref().map_or("blob-unreadable", |e| e.slug());
         ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.parts.tenant.to_string(), "kind" => kind).increment(1);
-        if job.failures.is_power_of_two() {
+        self.failures_unsaid += 1;
+        if now >= self.failure_line_at {
             tracing::warn!(
                 tenant = %self.parts.tenant, %content_type, content_id = %job.blob.id, attempts = job.failures,
-                expires = %job.blob.expires, "{kind}: a blob could not be read, it is tried again: {why}"
+                failures = self.failures_unsaid, "{kind}: a blob could not be read, it is tried again: {why}"
             );
+            self.failures_unsaid = 0;
+            self.failure_line_at = now + FAILURE_LINE_EVERY;
         }
         if let (Some(error), Some(Action::SlowRetryTenant)) = (&error, &action) {
             self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
@@ -856,6 +866,7 @@ impl Loop {
         }
         if once && (job.failures >= ONCE_ATTEMPTS_MAX || self.throttled > ONCE_THROTTLED_MAX) {
             unsettled.given_up = true;
+            self.guide(content_type);
             return;
         }
         // The next attempt first writes the blob to the state, so that it outlives the listing it was found in.
@@ -990,9 +1001,12 @@ impl Loop {
                 continue;
             }
             let until = position.complete_until.max(position.listed_until).unwrap_or(position.origin);
-            if let Some(window) = plan::unlistable(until, now) {
-                self.declare(content_type, window, GapReason::Outage);
+            let Some(window) = plan::unlistable(until, now) else { continue };
+            // A blob of the interval that is listed and neither settled nor tracked yet will be one of the two soon.
+            if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
+                continue;
             }
+            self.declare(content_type, window, GapReason::Outage);
         }
     }
 
@@ -1029,11 +1043,8 @@ impl Loop {
         stream.dirty = true;
         match reason {
             GapReason::Outage => {
-                // Blobs of the gap that were listed before are tracked on their own.
+                // Blobs of the gap that were listed before are tracked on their own and hold nothing any more.
                 let position = &mut stream.position;
-                if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
-                    return;
-                }
                 for blob in stream.unsettled.values_mut().filter(|b| b.created < window.end) {
                     blob.holds = false;
                 }
