@@ -494,8 +494,8 @@ impl KeySet {
         let age = retention.age.as_secs();
         let past = |page: &Page| match self.kind {
             // Its last key was written before the day's end.
-            Kind::Events => (u64::from(page.day) + 1) * DAY_SECS + age <= now,
-            Kind::Blobs => u64::from(Key(page.max).secs()) + age < now,
+            Kind::Events => ((u64::from(page.day) + 1) * DAY_SECS).saturating_add(age) <= now,
+            Kind::Blobs => u64::from(Key(page.max).secs()).saturating_add(age) < now,
         };
         let mut excess = self.len().saturating_sub(retention.keys_max);
         let mut by_write: Vec<&Page> = self.pages.list.iter().collect();
