@@ -30,6 +30,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use events::Irregularity;
 pub use faults::{CallKind, Fault, FaultPlan, Faults, Rate, Script};
@@ -414,6 +415,7 @@ impl Sim {
             in_flight: AtomicUsize::new(0),
             activity: AtomicU64::new(0),
             cancel: CancellationToken::new(),
+            streams: TaskTracker::new(),
             url: format!("http://{address}"),
         });
         let server = tokio::spawn(server::serve(listener, shared.clone()));
