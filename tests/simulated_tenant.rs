@@ -913,7 +913,6 @@ async fn a_slow_answer_waits_for_the_clock() {
         tokio::task::yield_now().await;
     }
     assert_eq!(rig.sim.in_flight(), 1);
-    // The token of the call is older than the pause is long: it must not run out meanwhile.
     rig.clock.advance(Duration::from_secs(3_600));
     assert_eq!(call.await.unwrap().status, 200);
 }

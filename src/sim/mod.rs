@@ -8,7 +8,8 @@
 //! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records),
 //! `token` and `feed` (what is answered), `faults` (what goes wrong), `server` (sockets and bytes).
 //!
-//! Not simulated: webhooks, TLS, the verification of an assertion's signature, and `Retry-After` on success.
+//! Not simulated: webhooks, TLS, and the verification of an assertion's signature. Blobs and the ledger are kept for
+//! as long as the simulator runs, also when they have expired.
 //! All randomness comes from [`SimConfig::seed`]; all time from the clock given to [`Sim::start`].
 
 mod events;
