@@ -8,6 +8,7 @@ pub mod normalize;
 pub mod plugin;
 pub mod run;
 pub mod schema;
+pub mod simulate;
 pub mod validate;
 
 use std::ffi::OsString;
@@ -20,7 +21,7 @@ use exit::Exit;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::ConfigError;
+use crate::config::{ConfigError, LogConfig};
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
@@ -44,6 +45,8 @@ enum Command {
     Validate(validate::Args),
     /// Show the source at work on a simulated tenant: no account, no network
     Demo(demo::DemoArgs),
+    /// Serve the simulated tenant, for trying any client or agent
+    Simulate(simulate::SimulateArgs),
     /// Make records of raw audit events: NDJSON, JSON arrays, blobs, Purview CSV exports
     Normalize(normalize::NormalizeArgs),
     /// Print a JSON Schema
@@ -89,7 +92,13 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         }
         Command::Demo(args) => {
             drop(out);
-            demo::demo(args, stop_at_interrupt()).await
+            demo::demo(args, stop_at_signal()).await
+        }
+        Command::Simulate(args) => {
+            drop(out);
+            logging::install(&LogConfig { level: "info".into(), ..LogConfig::default() });
+            simulate::simulate(args, stop_at_signal().cancelled_owned()).await.map_err(Failure::io)?;
+            Ok(Exit::Done)
         }
         Command::Normalize(args) => {
             drop(out);
@@ -102,12 +111,13 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
     }
 }
 
-/// Cancelled by Ctrl-C.
-fn stop_at_interrupt() -> CancellationToken {
+/// Cancelled by SIGINT or SIGTERM.
+fn stop_at_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
+        if let Ok(mut signals) = run::Signals::new() {
+            signals.next_stop().await;
             cancel.cancel();
         }
     });

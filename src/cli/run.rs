@@ -280,7 +280,8 @@ enum Asked {
     Quit,
 }
 
-struct Signals {
+/// The signals this process listens to.
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -288,7 +289,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(Failure::io);
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
@@ -307,7 +308,8 @@ impl Signals {
         }
     }
 
-    async fn next_stop(&mut self) {
+    /// Resolves at the first signal that ends the process.
+    pub(super) async fn next_stop(&mut self) {
         while let Asked::Reload = self.next().await {}
     }
 }
