@@ -9,6 +9,7 @@ pub mod plugin;
 pub mod run;
 pub mod schema;
 pub mod simulate;
+pub mod state;
 pub mod validate;
 
 use std::ffi::OsString;
@@ -49,6 +50,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Make records of raw audit events: NDJSON, JSON arrays, blobs, Purview CSV exports
     Normalize(normalize::NormalizeArgs),
+    /// Show, move or export what is remembered between runs
+    State(state::StateArgs),
     /// Print a JSON Schema
     Schema(schema::Args),
     /// Print the manifest
@@ -106,6 +109,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
             done.map_err(Failure::internal)?.map(|_| Exit::Done).map_err(|error| Failure::of(&error, Exit::Internal))
         }
+        Command::State(args) => state::state(args, &mut std::io::stdout()).await,
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
         Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
     }
