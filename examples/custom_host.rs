@@ -51,7 +51,9 @@ impl<W: Write + Send + 'static> Host for Agent<W> {
 /// State in memory, gone with the process. A real agent puts its own durable store here; a commit must be synced
 /// before it returns.
 #[derive(Default)]
-pub struct State(Mutex<(u64, BTreeMap<String, (Bytes, Revision)>)>);
+pub struct State(Mutex<(u64, Values)>);
+
+type Values = BTreeMap<String, (Bytes, Revision)>;
 
 #[async_trait]
 impl StateStore for State {
