@@ -28,7 +28,7 @@ pub use problem::{ConfigError, Fault, Problem};
 pub use record::{Format, RawForm};
 pub(crate) use record_schema::record_keys;
 pub use record_schema::record_schema;
-pub use schema::{config_schema, source_schema};
+pub use schema::{config_schema, pretty, source_schema};
 pub(crate) use schema::{keys_of, schema_of, sink_schema, source_keys};
 pub use secret::{MASK, Secret};
 pub use sinks::{FileConfig, SinkConfig, SinkEntry, StdoutConfig};
