@@ -173,8 +173,9 @@ impl Ledger {
             let set = KeySet::load(&*store, &keys.blobs(content_type), Kind::Blobs).await?;
             blobs.insert(content_type, EventIndex::new(set));
         }
-        let events =
-            EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events { max: settings.event_keys_max }).await?);
+        let events = EventIndex::new(
+            KeySet::load(&*store, &keys.events(), Kind::Events { max: settings.event_keys_max }).await?,
+        );
 
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
@@ -233,7 +234,11 @@ impl Ledger {
         let mut expire_at = None;
         for Pending { change, .. } in group {
             for (content_type, hash, record) in &change.aside {
-                aside.push(self.put(self.keys.aside_record(*content_type, *hash), format::encode(record), Expected::Any));
+                aside.push(self.put(
+                    self.keys.aside_record(*content_type, *hash),
+                    format::encode(record),
+                    Expected::Any,
+                ));
             }
             for (content_type, hash) in &change.taken_back {
                 tail.push(Op::Delete { key: self.keys.aside_record(*content_type, *hash), expected: Expected::Any });

@@ -450,11 +450,8 @@ impl<'a> Run<'a> {
 
     async fn close_batch(&mut self) -> (Batch, OpenBatch, Option<OwnedSemaphorePermit>) {
         let permit = self.context.budget.take(self.builder.bytes()).await;
-        let batch = self.builder.finish(
-            self.context.source.clone(),
-            self.context.tenant.clone(),
-            self.job.blob.content_type,
-        );
+        let batch =
+            self.builder.finish(self.context.source.clone(), self.context.tenant.clone(), self.job.blob.content_type);
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
         (batch, open, permit)
     }

@@ -208,8 +208,7 @@ impl Downloads {
 /// # Errors
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
 pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
-    let board =
-        Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+    let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     let Some(opened) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
     board.publish();
     let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
@@ -217,13 +216,8 @@ pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, 
     let mut writer = tokio::spawn(ledger.run());
     let result = async {
         let Some(enabled) = subscriptions_on(&parts, &board, &stop).await? else { return Ok(Report::default()) };
-        let subscriptions = Subscriptions::new(
-            parts.api.clone(),
-            parts.server.clone(),
-            parts.clock.clone(),
-            handle.clone(),
-            tenant,
-        );
+        let subscriptions =
+            Subscriptions::new(parts.api.clone(), parts.server.clone(), parts.clock.clone(), handle.clone(), tenant);
         let courier = Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() };
         let context = FetchContext {
             source: parts.source.clone(),
@@ -440,7 +434,8 @@ impl Loop {
         tracked: Vec<BlobRef>,
         aside: Vec<(ContentType, u128, AsideRecord)>,
     ) -> Result<Report, SourceError> {
-        ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.parts.tenant.to_string()).set(aside.len() as f64);
+        ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.parts.tenant.to_string())
+            .set(aside.len() as f64);
         for record in aside {
             self.offer_again(record);
         }
@@ -833,7 +828,8 @@ impl Loop {
         };
         self.count(metrics::BLOBS_TOTAL, content_type, "state", "failed");
         let kind = error.as_ref().map_or("blob-unreadable", |e| e.slug());
-        ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.parts.tenant.to_string(), "kind" => kind).increment(1);
+        ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.parts.tenant.to_string(), "kind" => kind)
+            .increment(1);
         if job.failures.is_power_of_two() {
             tracing::warn!(
                 tenant = %self.parts.tenant, %content_type, content_id = %job.blob.id, attempts = job.failures,
@@ -862,7 +858,8 @@ impl Loop {
         job.track_first = !job.tracked;
         job.tracked = true;
         let delay = backoff(job.failures, BLOB_DELAY_MIN, if once { ONCE_DELAY_MAX } else { BLOB_DELAY_MAX });
-        let slow = !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
+        let slow =
+            !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
         self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay });
     }
 
@@ -937,8 +934,7 @@ impl Loop {
             moved = true;
         }
         let listed_from = position.listed_until.max(position.complete_until).unwrap_or(position.origin);
-        let oldest_untracked =
-            stream.unsettled.values().filter(|b| b.holds && !b.persisted).map(|b| b.created).min();
+        let oldest_untracked = stream.unsettled.values().filter(|b| b.holds && !b.persisted).map(|b| b.created).min();
         let listed = Bounds { origin: position.origin, complete_until: Some(listed_from) };
         let listed_until = plan::advance(listed, &stream.read, oldest_untracked, now).unwrap_or(listed_from);
         if position.listed_until != Some(listed_until) && listed_until > position.origin {
