@@ -7,7 +7,7 @@
 
 mod codes;
 mod error;
-mod http;
+pub(crate) mod http;
 mod link;
 mod pace;
 mod wire;

@@ -26,6 +26,7 @@ use crate::config::{ConfigError, LogConfig};
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
+use crate::hosts::net::NetSinkError;
 use crate::model::Actionable;
 
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
@@ -181,6 +182,12 @@ impl From<StoreError> for Failure {
 impl From<FileSinkError> for Failure {
     fn from(error: FileSinkError) -> Self {
         Self::of(&error, Exit::State)
+    }
+}
+
+impl From<NetSinkError> for Failure {
+    fn from(error: NetSinkError) -> Self {
+        Self::of(&error, Exit::Config)
     }
 }
 

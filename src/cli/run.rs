@@ -19,7 +19,7 @@ use crate::config::{Config, SinkConfig, SourceConfig};
 use crate::hosts::embedded::metrics_server::{MetricsServer, install_recorder};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
-use crate::hosts::{file, stdout};
+use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::Actionable;
 use crate::source::{M365Audit, Report, Source, SourceError};
 
@@ -254,7 +254,20 @@ fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure> {
     let entry = config.sinks.get(name).ok_or_else(|| Failure::internal(format!("no sink `{name}`")))?;
     let sink: Box<dyn crate::hosts::embedded::sink::Sink> = match &entry.sink {
         SinkConfig::Stdout(_) => Box::new(stdout::StdoutSink::open().map_err(Failure::io)?.into_sink()),
-        SinkConfig::File(config) => Box::new(file::FileSink::open(&config.path, file::FILE_MODE)?.into_sink()),
+        SinkConfig::File(config) => {
+            let rotation = file::Rotation {
+                bytes: config.rotate_bytes,
+                age: config.rotate_secs.map(Duration::from_secs),
+                keep: config.keep,
+                clock: SystemClock::new(),
+            };
+            Box::new(file::FileSink::open(&config.path, file::FILE_MODE)?.rotating(rotation).into_sink())
+        }
+        SinkConfig::Http(config) => Box::new(http::HttpSink::new(config, SystemClock::new())?),
+        SinkConfig::FluentForward(config) => {
+            Box::new(fluent_forward::FluentForwardSink::new(config, SystemClock::new())?)
+        }
+        SinkConfig::Otlp(config) => Box::new(otlp::OtlpSink::new(config, SystemClock::new())?),
     };
     Ok(SinkSpec { name: name.to_owned(), inputs: entry.inputs.clone(), sink })
 }
