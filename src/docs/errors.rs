@@ -16,6 +16,7 @@ use crate::host::StateError;
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
+use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, TenantId};
 use crate::source::SourceError;
 
@@ -125,6 +126,12 @@ fn made() -> Vec<Entry> {
         FileSinkError::Foreign { path: sink(), bytes: 4096 },
     ];
     entries.extend(errors.iter().map(|error| entry(error, "a sink of type `file` (`src/hosts/file.rs`)")));
+
+    let errors = [
+        NetSinkError::CaFile { path: PathBuf::from("/etc/ssl/own-ca.pem"), source: denied() },
+        NetSinkError::Tls { to: "https://receiver.example".to_owned(), why: "no certificate found".to_owned() },
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "a sink that sends over the network (`src/hosts/net.rs`)")));
 
     let listen = "127.0.0.1:9598".to_owned();
     let error = MetricsError::Listen { listen, source: io::ErrorKind::AddrInUse.into() };
