@@ -29,9 +29,14 @@ use crate::hosts::file::FileSinkError;
 use crate::hosts::net::NetSinkError;
 use crate::model::Actionable;
 
+const AFTER_HELP: &str = "\
+Data goes to standard output, everything else to standard error.
+Exit codes: 0 done, 64 usage, 69 network, 70 internal, 73 state or output file, 75 `run --once` left something, 76
+permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
+
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
 #[derive(Debug, Parser)]
-#[command(name = "m365-audit", version, about, arg_required_else_help = true)]
+#[command(name = "m365-audit", version, about, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -41,7 +46,7 @@ struct Cli {
 enum Command {
     /// Run all sources of a configuration into their sinks
     Run(run::RunArgs),
-    /// Test the connection of each source and change nothing
+    /// Test the connection of each source, with cause and remedy for each fault; changes nothing without --probe
     Check(check::CheckArgs),
     /// Check a configuration file, telling all problems at once
     Validate(validate::Args),
