@@ -36,10 +36,13 @@ const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
 const SLOW_RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
 /// Waits after passing trouble.
 const PASSING_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Longest `Retry-After` obeyed.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Longest wait taken from an answer: a header of a year is a fault, and content expires after a week.
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Longest piece of an answer shown to an operator, in characters.
 pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
+
+/// Shortest text taken for a secret in what is shown; real ones have 40 characters and more.
+const REDACTED_BYTES_MIN: usize = 4;
 
 /// A text that must not be seen: `Debug` shows nothing of it and it has no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -106,6 +109,8 @@ pub struct TokenSettings {
     pub client_id: String,
     /// The app's proof.
     pub credential: Credential,
+    /// Longest wait for a whole answer.
+    pub timeout: Duration,
 }
 
 /// A token, ready to send.
@@ -570,7 +575,7 @@ impl TokenSource {
         } else {
             state.slow.next().unwrap_or(SLOW_RETRY.1)
         };
-        let delay = asked.map_or(delay, |asked| asked.min(RETRY_AFTER_MAX).max(delay));
+        let delay = asked.map_or(delay, |asked| asked.max(delay));
         let error = AuthError { not_before: Some(delay), ..error };
         state.failure = Some(Failure { error: error.clone(), retry_at: now + delay, secret });
         error
@@ -618,7 +623,12 @@ impl TokenSource {
             ("client_secret", secret.expose()),
             api,
         ];
-        let request = self.http.post(self.token_url.clone()).header(ACCEPT, "application/json").form(&form);
+        let request = self
+            .http
+            .post(self.token_url.clone())
+            .timeout(self.settings.timeout)
+            .header(ACCEPT, "application/json")
+            .form(&form);
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
@@ -645,37 +655,9 @@ impl TokenSource {
             header.set_sensitive(true);
             return Ok((SecretText(answer.access_token), header, life(answer.expires_in.as_ref())));
         }
-        Err((self.refusal(status, &body, secret), asked))
-    }
-
-    /// What an answer that holds no token means.
-    fn refusal(&self, status: u16, body: &[u8], secret: &SecretText) -> AuthError {
-        let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
-            let cause = match status {
-                300..=399 => &REDIRECTED,
-                408 | 429 | 500.. => &UNAVAILABLE,
-                400..=499 => &INTERCEPTED,
-                _ => &UNREADABLE,
-            };
-            // Of a 200 nothing is shown: it may hold a token in a form we did not understand.
-            let detail = (status >= 300 && !body.is_empty())
-                .then(|| excerpt(&redact(&String::from_utf8_lossy(body), &[secret])));
-            return self.error(cause, None, Some(status), detail);
-        };
-        let description = refusal.error_description.unwrap_or_default();
-        let code = refusal.error_codes.iter().find_map(code_number).or_else(|| code_in(&description));
-        let cause = match code.and_then(|code| CAUSES.iter().find(|cause| cause.codes.contains(&code))) {
-            Some(cause) => cause,
-            // Words, because the code beside this text differs between the authority's versions.
-            None if description.contains("does not have a service principal for resource") => &NO_SERVICE_PRINCIPAL,
-            None if status == 429 || status >= 500 => &UNAVAILABLE,
-            None if matches!(refusal.error.as_str(), "temporarily_unavailable" | "server_error") => &UNAVAILABLE,
-            None => &REFUSED,
-        };
-        // The ids after this mark are for Microsoft's support; they change with every answer.
-        let words = description.split(" Trace ID").next().unwrap_or_default();
-        let words = if words.is_empty() { refusal.error.as_str() } else { words };
-        self.error(cause, code, Some(status), Some(excerpt(&redact(words, &[secret]))))
+        let (cause, code, words) = judge(status, &body);
+        let detail = words.map(|words| excerpt(&redact(&words, &[secret])));
+        Err((self.error(cause, code, Some(status), detail), asked))
     }
 
     fn error(&self, cause: &Cause, code: Option<u32>, status: Option<u16>, detail: Option<String>) -> AuthError {
@@ -726,6 +708,41 @@ struct Refusal {
     error_codes: Vec<Value>,
 }
 
+/// What an answer that holds no token means: its cause, the AADSTS number, the words to show.
+fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, Option<String>) {
+    let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
+        let cause = match status {
+            300..=399 => &REDIRECTED,
+            408 | 429 | 500.. => &UNAVAILABLE,
+            400..=499 => &INTERCEPTED,
+            _ => &UNREADABLE,
+        };
+        // Of a 200 nothing is shown: it may hold a token in a form we did not understand.
+        let words = (status >= 300 && !body.is_empty()).then(|| String::from_utf8_lossy(body).into_owned());
+        return (cause, None, words);
+    };
+    let description = refusal.error_description.unwrap_or_default();
+    let code = refusal.error_codes.iter().find_map(code_number).or_else(|| code_in(&description));
+    let cause = match code.and_then(|code| CAUSES.iter().find(|cause| cause.codes.contains(&code))) {
+        Some(cause) => cause,
+        // Words, because the code beside this text differs between the authority's versions.
+        None if description.contains("does not have a service principal for resource") => &NO_SERVICE_PRINCIPAL,
+        None if status == 429 || status >= 500 => &UNAVAILABLE,
+        None if matches!(refusal.error.as_str(), "temporarily_unavailable" | "server_error") => &UNAVAILABLE,
+        None => &REFUSED,
+    };
+    // The ids after this mark are for Microsoft's support; they change with every answer.
+    let words = description.split(" Trace ID").next().unwrap_or_default();
+    (cause, code, Some(if words.is_empty() { refusal.error } else { words.to_owned() }))
+}
+
+/// Slug, cause and remedy of every error of this module.
+pub(crate) fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    const OTHERS: [&Cause; 7] =
+        [&REFUSED, &UNAVAILABLE, &UNREACHABLE, &UNREADABLE, &REDIRECTED, &INTERCEPTED, &SECRET_FILE];
+    CAUSES.iter().chain(OTHERS).map(|cause| (cause.slug, cause.says, cause.hint))
+}
+
 fn code_number(value: &Value) -> Option<u32> {
     match value {
         Value::Number(number) => number.as_u64().and_then(|n| u32::try_from(n).ok()),
@@ -766,14 +783,15 @@ fn delays((min, max): (Duration, Duration), jitter: bool) -> ExponentialBackoff 
     if jitter { delays.with_jitter().build() } else { delays.build() }
 }
 
-/// `Retry-After` in either of its forms, as a wait from `now`. A date in the past is no wait.
+/// `Retry-After` in either of its forms, as a wait from `now` of at most [`RETRY_AFTER_MAX`]. A date in the past is no
+/// wait.
 pub(crate) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
     }
     let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
-    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default().min(RETRY_AFTER_MAX))
 }
 
 /// At most [`ANSWER_BYTES_MAX`] of a body; what is beyond is left unread.
@@ -794,7 +812,8 @@ pub(crate) fn redact(text: &str, secrets: &[&SecretText]) -> String {
     let mut text = text.to_owned();
     for secret in secrets {
         let raw = secret.expose();
-        if raw.is_empty() {
+        // Shorter ones are no secrets, and taking them out would make every message unreadable.
+        if raw.len() < REDACTED_BYTES_MIN {
             continue;
         }
         let encoded: String = url::form_urlencoded::byte_serialize(raw.as_bytes()).collect();
@@ -833,4 +852,99 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_aadsts_code_has_its_cause_and_only_passing_ones_are_retried_soon() {
+        #[rustfmt::skip]
+        let table: &[(u32, &str, bool)] = &[
+            (7000215, "auth-secret-wrong", false), (7000222, "auth-secret-expired", false),
+            (700016, "auth-app-not-in-tenant", false), (700027, "auth-certificate-refused", false),
+            (700024, "auth-assertion-time", true), (700211, "auth-federation-mismatch", false),
+            (700212, "auth-federation-mismatch", false), (700213, "auth-federation-mismatch", false),
+            (7000216, "auth-credential-missing", false), (7000112, "auth-app-disabled", false),
+            (90002, "auth-tenant-not-found", false), (900023, "auth-tenant-invalid", false),
+            (90038, "auth-wrong-cloud", false), (900382, "auth-wrong-cloud", false),
+            (900432, "auth-wrong-cloud", false), (500011, "auth-api-not-in-tenant", false),
+            (650051, "auth-permission-withdrawn", false), (650052, "auth-service-not-subscribed", false),
+            (65001, "auth-consent-missing", false), (70011, "auth-scope-refused", false),
+            (1002012, "auth-scope-refused", false), (900144, "auth-request-incomplete", false),
+            (53003, "auth-conditional-access", false), (530003, "auth-conditional-access", false),
+            (90006, "auth-authority-busy", true), (90012, "auth-authority-busy", true),
+            (90024, "auth-authority-busy", true), (90033, "auth-authority-busy", true),
+            (90055, "auth-authority-busy", true), (90090, "auth-authority-busy", true),
+            (9999999, "auth-refused", false),
+        ];
+        for (code, slug, passing) in table {
+            let description = format!("AADSTS{code}: Words. Trace ID: 1 Correlation ID: 2");
+            for codes in [format!("[{code}]"), format!("[\"{code}\"]"), "[]".into()] {
+                let body = format!(
+                    r#"{{"error":"invalid_client","error_description":"{description}","error_codes":{codes}}}"#
+                );
+                let (cause, number, words) = judge(401, body.as_bytes());
+                assert_eq!((cause.slug, cause.passing, number), (*slug, *passing, Some(*code)), "{body}");
+                assert_eq!(words, Some(format!("AADSTS{code}: Words.")));
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_known_code_is_judged_by_its_status_and_form() {
+        let no_principal = r#"{"error":"invalid_resource","error_description":"The tenant does not have a service principal for resource x"}"#;
+        let table = [
+            (400, no_principal, "auth-api-not-in-tenant"),
+            (400, r#"{"error":"temporarily_unavailable"}"#, "auth-authority-busy"),
+            (503, r#"{"error":"x"}"#, "auth-authority-busy"),
+            (429, "", "auth-authority-busy"),
+            (502, "<html>", "auth-authority-busy"),
+            (403, "<html>", "auth-intercepted"),
+            (302, "", "auth-redirect-refused"),
+            (200, "<html>", "auth-answer-unreadable"),
+            (200, r#"{"access_token":""}"#, "auth-answer-unreadable"),
+        ];
+        for (status, body, slug) in table {
+            assert_eq!(judge(status, body.as_bytes()).0.slug, slug, "{status} {body}");
+        }
+        assert_eq!(judge(200, br#"{"token":"half-understood"}"#).2, None, "a 200 may hold a token");
+    }
+
+    #[test]
+    fn the_life_of_a_token_is_read_as_number_and_as_string() {
+        let seconds = |json: &str| life(Some(&serde_json::from_str(json).unwrap())).as_secs();
+        let got = ["4102", "\"3599\"", "0", "-5", "1e300", "null", "\"soon\""].map(seconds);
+        assert_eq!(got, [4102, 3599, 1, 1, 24 * 3600, 3600, 3600]);
+        assert_eq!(life(None), LIFE_DEFAULT);
+    }
+
+    #[test]
+    fn a_token_is_renewed_early_whatever_its_life() {
+        for (life, renew) in [(3600, 2880), (24 * 3600, 69120), (1000, 700), (400, 200), (10, 5)] {
+            assert_eq!(renew_after(Duration::from_secs(life)).as_secs(), renew, "{life}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let now = "2026-05-01T00:00:00Z".parse().unwrap();
+        let read = |text| parse_retry_after(&HeaderValue::from_static(text), now).map(|wait| wait.as_secs());
+        assert_eq!(read("30"), Some(30));
+        assert_eq!(read("Fri, 01 May 2026 00:02:00 GMT"), Some(120));
+        assert_eq!(read("Thu, 30 Apr 2026 00:02:00 GMT"), Some(0));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("18446744073709551615"), Some(3600));
+        assert_eq!(read("Sat, 01 Jan 2089 00:00:00 GMT"), Some(3600));
+    }
+
+    #[test]
+    fn nothing_shown_holds_a_secret() {
+        let secret = SecretText::from("p&ss w+rd");
+        assert_eq!(format!("{secret:?} {:?}", Credential::Secret(secret.clone())), "*** Secret(***)");
+        assert_eq!(redact("a p&ss w+rd b p%26ss+w%2Brd", &[&secret]), "a *** b ***");
+        assert_eq!(excerpt(&"x".repeat(1000)).chars().count(), EXCERPT_CHARS_MAX + 1);
+        assert_eq!(excerpt("a\r\nb`c"), "a  b c");
+    }
 }

@@ -133,6 +133,8 @@ const fn row(code: &'static str, reach: Reach, slug: &'static str, says: &'stati
 const REPORT_BUG: &str = "this build sent a call Microsoft does not accept; report it with this message";
 const WINDOW_SAYS: &str = "the window is over 24 hours, reversed, or begins more than 7 days ago by Microsoft's clock";
 const WINDOW_HINT: &str = "check this machine's clock; the window is computed again from Microsoft's";
+const THROTTLED_HINT: &str = "none needed; if it lasts, lower `max_requests_per_minute`, check \
+    `publisher_identifier`, or ask Microsoft for more quota";
 const PASSING_HINT: &str = "none needed unless it lasts; see the Microsoft 365 service health page";
 
 /// The codes of the reference and those seen beside them.
@@ -237,14 +239,7 @@ const CODES: &[Row] = &[
     ),
     row("AF20053", Reach::Call, "api-call-refused", "Accept-Language names several languages", REPORT_BUG),
     row("AF20054", Reach::Call, "api-call-refused", "Accept-Language has bad syntax", REPORT_BUG),
-    row(
-        "AF429",
-        Reach::Throttled,
-        "api-throttled",
-        "too many requests",
-        "none needed; if it lasts, lower `max_requests_per_minute`, check `publisher_identifier`, or ask Microsoft \
-         for more quota",
-    ),
+    row("AF429", Reach::Throttled, "api-throttled", "too many requests", THROTTLED_HINT),
     row("AF50000", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
     row("AF50005", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
     row("AF50006", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT),
@@ -297,6 +292,8 @@ const REDIRECTED: Row = row(
     "the answer was a redirect, which is never followed",
     "look for a proxy or a captive portal, and check `api_url`",
 );
+const SERVER_ERROR: Row = row("", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT);
+const THROTTLED: Row = row("", Reach::Throttled, "api-throttled", "too many requests", THROTTLED_HINT);
 const UNAVAILABLE: Row =
     row("", Reach::Passing, "api-unavailable", "the service is not available for the moment", PASSING_HINT);
 const PROXY_AUTH: Row = row(
@@ -315,6 +312,29 @@ const UNEXPECTED: Row = row(
     "the answer is not one of this API",
     "look for a proxy that answers in Microsoft's place",
 );
+
+/// Rows chosen by status and shape.
+const BY_STATUS: &[&Row] = &[
+    &TOKEN_REFUSED,
+    &AUDIT_OFF,
+    &NOT_ONBOARDED,
+    &SERVER_EXCEPTION,
+    &FORBIDDEN,
+    &WRONG_PATH,
+    &BLOB_NOT_FOUND,
+    &REDIRECTED,
+    &SERVER_ERROR,
+    &THROTTLED,
+    &UNAVAILABLE,
+    &PROXY_AUTH,
+    &UNKNOWN_CLIENT_FAULT,
+    &UNEXPECTED,
+];
+
+/// Slug, cause and remedy of every row.
+pub(super) fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    CODES.iter().chain(BY_STATUS.iter().copied()).map(|row| (row.slug, row.says, row.hint))
+}
 
 /// Judges an answer that was not a success.
 pub(super) fn judge(
@@ -352,8 +372,8 @@ fn find_row(endpoint: Endpoint, status: u16, body: &ErrorBody) -> &'static Row {
     match body {
         ErrorBody::Af { code, .. } => {
             return CODES.iter().find(|row| row.code == code).unwrap_or(match (code.as_bytes().get(2), status) {
-                (Some(b'5'), _) | (_, 500..) => &CODES_SERVER_ERROR,
-                (_, 429) => &CODES_THROTTLED,
+                (Some(b'5'), _) | (_, 500..) => &SERVER_ERROR,
+                (_, 429) => &THROTTLED,
                 (_, 401) => &TOKEN_REFUSED,
                 _ => &UNKNOWN_CLIENT_FAULT,
             });
@@ -372,7 +392,7 @@ fn find_row(endpoint: Endpoint, status: u16, body: &ErrorBody) -> &'static Row {
         _ => {}
     }
     match status {
-        429 => &CODES_THROTTLED,
+        429 => &THROTTLED,
         401 => &TOKEN_REFUSED,
         403 => &FORBIDDEN,
         404 | 410 if endpoint == Endpoint::FetchBlob => &BLOB_NOT_FOUND,
@@ -381,20 +401,10 @@ fn find_row(endpoint: Endpoint, status: u16, body: &ErrorBody) -> &'static Row {
         300..=399 => &REDIRECTED,
         408 | 502..=504 => &UNAVAILABLE,
         _ if matches!(body, ErrorBody::ServerException { .. }) => &SERVER_EXCEPTION,
-        500.. => &CODES_SERVER_ERROR,
+        500.. => &SERVER_ERROR,
         _ => &UNEXPECTED,
     }
 }
-
-static CODES_SERVER_ERROR: Row =
-    row("", Reach::Passing, "api-server-error", "internal error at Microsoft", PASSING_HINT);
-static CODES_THROTTLED: Row = row(
-    "",
-    Reach::Throttled,
-    "api-throttled",
-    "too many requests",
-    "none needed; if it lasts, lower `max_requests_per_minute` or ask Microsoft for more quota",
-);
 
 #[cfg(test)]
 mod tests {
@@ -410,8 +420,11 @@ mod tests {
 
     #[test]
     fn every_answer_has_its_action() {
-        use Action::*;
-        use Endpoint::*;
+        use Action::{
+            AlreadyEnabled, ParkType, RecomputeWindow, RestartWindow, Retry, RetryBlobSlowly, SlowRetryTenant,
+            Throttled,
+        };
+        use Endpoint::{FetchBlob, ListContent, ListSubscriptions, StartSubscription};
         let general = Some(ContentType::General);
         let retry = Retry { not_before: None };
         let throttled = Throttled { retry_after: None };
@@ -429,9 +442,9 @@ mod tests {
             (ListContent, 400, af("AF20012"), SlowRetryTenant, "api-tenant-misconfigured"),
             (ListContent, 400, af("AF20013"), SlowRetryTenant, "api-tenant-not-a-guid"),
             (ListContent, 400, af("AF20020"), ParkType, "api-content-type-refused"),
-            (ListContent, 400, af("AF20022"), StartSubscription_(), "api-subscription-missing"),
-            (ListContent, 400, af("AF20023"), StartSubscription_(), "api-subscription-disabled"),
-            (Endpoint::StartSubscription, 400, af("AF20024"), AlreadyEnabled, "api-subscription-enabled"),
+            (ListContent, 400, af("AF20022"), Action::StartSubscription, "api-subscription-missing"),
+            (ListContent, 400, af("AF20023"), Action::StartSubscription, "api-subscription-disabled"),
+            (StartSubscription, 400, af("AF20024"), AlreadyEnabled, "api-subscription-enabled"),
             (ListContent, 400, af("AF20030"), RecomputeWindow, "api-window-refused"),
             (ListContent, 400, af("AF20055"), RecomputeWindow, "api-window-refused"),
             (FetchBlob, 400, af("AF20055"), RetryBlobSlowly, "api-window-refused"),
@@ -447,8 +460,8 @@ mod tests {
             (FetchBlob, 400, af("AF50999"), retry, "api-server-error"),
             (ListContent, 400, af("AF29999"), ParkType, "api-call-refused"),
             (FetchBlob, 400, af("AF29999"), RetryBlobSlowly, "api-call-refused"),
-            (Endpoint::StartSubscription, 400, exception(gone), SlowRetryTenant, "api-audit-off"),
-            (ListContent, 400, exception(not_onboarded), StartSubscription_(), "api-not-onboarded"),
+            (StartSubscription, 400, exception(gone), SlowRetryTenant, "api-audit-off"),
+            (ListContent, 400, exception(not_onboarded), Action::StartSubscription, "api-not-onboarded"),
             (ListContent, 400, exception("s"), retry, "api-server-exception"),
             (ListContent, 401, ErrorBody::FrontEnd { message: "denied".into() }, SlowRetryTenant, "api-token-refused"),
             (ListContent, 403, ErrorBody::NotJson, SlowRetryTenant, "api-forbidden"),
@@ -468,11 +481,6 @@ mod tests {
         }
         let bare = judge(ListSubscriptions, None, 401, &af("AF10001"), None);
         assert_eq!(bare.action, SlowRetryTenant, "without a type there is no type to park");
-    }
-
-    #[allow(non_snake_case)]
-    fn StartSubscription_() -> Action {
-        Action::StartSubscription
     }
 
     #[test]

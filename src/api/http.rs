@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_compression::tokio::bufread::GzipDecoder;
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_ENCODING, HeaderMap};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -31,12 +31,14 @@ const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// What a client needs to know.
 pub(super) struct HttpSettings<'a> {
     pub connect_timeout: Duration,
-    pub read_timeout: Duration,
     pub ca_pem: Option<&'a [u8]>,
     pub proxy_url: Option<&'a Url>,
 }
 
 /// A client for calls to `target`. Loopback hosts are reached without a proxy.
+///
+/// It has no timeout but the one for connecting: the library's own read timeout runs on while the caller, held back
+/// by its host, does not ask for the next bytes. See [`Body`].
 pub(super) fn client(settings: &HttpSettings<'_>, target: &Url) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
@@ -44,7 +46,6 @@ pub(super) fn client(settings: &HttpSettings<'_>, target: &Url) -> Result<reqwes
         .referer(false)
         .retry(reqwest::retry::never())
         .connect_timeout(settings.connect_timeout)
-        .read_timeout(settings.read_timeout)
         .http2_initial_stream_window_size(H2_STREAM_WINDOW)
         .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
         .tls_backend_preconfigured(tls(settings.ca_pem, target)?);
@@ -100,11 +101,31 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// A body on its way, decoded.
+/// A body on its way, decoded. The read timeout runs only while somebody waits for bytes.
 pub(super) enum Body {
-    Plain(reqwest::Response),
+    Plain(Raw),
     Gzip(Box<GzipBody>),
 }
+
+/// The bytes as they come from the connection.
+pub(super) struct Raw {
+    response: reqwest::Response,
+    read_timeout: Duration,
+}
+
+impl Raw {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, Transfer> {
+        match tokio::time::timeout(self.read_timeout, self.response.chunk()).await {
+            Ok(outcome) => outcome.map_err(|error| Transfer(error_chain(&error.without_url()))),
+            Err(_) => Err(Transfer(format!("nothing came for {} s", self.read_timeout.as_secs()))),
+        }
+    }
+}
+
+/// Trouble of the connection, to be told from trouble of the decoder.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Transfer(String);
 
 pub(super) struct GzipBody {
     reader: GzipDecoder<StreamReader<BoxStream<'static, io::Result<Bytes>>, Bytes>>,
@@ -124,12 +145,17 @@ pub(super) enum BodyFault {
 
 impl Body {
     /// The body of an answer; its `Content-Encoding` may be absent, `identity` or `gzip`.
-    pub fn of(response: reqwest::Response) -> Result<Self, BodyFault> {
+    pub fn of(response: reqwest::Response, read_timeout: Duration) -> Result<Self, BodyFault> {
         let encoding = encoding(response.headers());
+        let raw = Raw { response, read_timeout };
         match encoding.as_str() {
-            "" | "identity" => Ok(Self::Plain(response)),
+            "" | "identity" => Ok(Self::Plain(raw)),
             "gzip" | "x-gzip" => {
-                let stream = response.bytes_stream().map_err(|error| io::Error::other(error.without_url())).boxed();
+                let stream = futures_util::stream::try_unfold(raw, |mut raw| async move {
+                    let chunk = raw.chunk().await.map_err(io::Error::other)?;
+                    Ok(chunk.map(|chunk| (chunk, raw)))
+                })
+                .boxed();
                 let mut reader = GzipDecoder::new(StreamReader::new(stream));
                 // RFC 9110 allows several members; whatever else follows the last one is damage.
                 reader.multiple_members(true);
@@ -142,16 +168,14 @@ impl Body {
     /// The next bytes; `None` at the end, which is reported only when all of the body came and was sound.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyFault> {
         match self {
-            Self::Plain(response) => {
-                response.chunk().await.map_err(|error| BodyFault::Cut(error_chain(&error.without_url())))
-            }
+            Self::Plain(raw) => raw.chunk().await.map_err(|error| BodyFault::Cut(error.0)),
             Self::Gzip(gzip) => {
                 gzip.buffer.reserve(CHUNK_BYTES);
                 match gzip.reader.read_buf(&mut gzip.buffer).await {
                     Ok(0) => Ok(None),
                     Ok(_) => Ok(Some(gzip.buffer.split().freeze())),
-                    Err(error) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<reqwest::Error>()) {
-                        Some(transport) => BodyFault::Cut(error_chain(transport)),
+                    Err(error) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<Transfer>()) {
+                        Some(transfer) => BodyFault::Cut(transfer.0.clone()),
                         None => BodyFault::Gzip(error.to_string()),
                     }),
                 }

@@ -41,8 +41,35 @@ use wire::ErrorBody;
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes read of a listing. A page of this size would name some hundred thousand blobs.
 const LISTING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A listing of a thousand bad links is one line of log.
+const LINK_WARNING_EVERY: Duration = Duration::from_secs(60);
 /// The two documented spellings of the header that names the next page. Header names have no case.
 const NEXT_PAGE_HEADERS: [&str; 2] = ["NextPageUri", "NextPageUrl"];
+
+/// Slug, cause and remedy of every error the token source and the calls can give, each slug once: what the pages under
+/// `docs/errors` are held to.
+pub fn known_errors() -> Vec<(&'static str, &'static str, &'static str)> {
+    const HERE: [(&str, &str, &str); 6] = [
+        ("api-client-settings", "the HTTP client cannot be made", SETTINGS_HINT),
+        ("api-unreachable", "no answer", UNREACHABLE_HINT),
+        ("api-listing-too-large", "the listing is too large", TOO_LARGE_HINT),
+        ("api-body-cut", "the answer broke off", BODY_HINT),
+        ("api-body-damaged", "the answer is damaged", BODY_HINT),
+        ("api-link-off-origin", "a link leads elsewhere than to the configured API", OFF_ORIGIN_HINT),
+    ];
+    let mut all: Vec<_> = auth::known().chain(codes::known()).chain(HERE).collect();
+    all.sort_by_key(|(slug, _, _)| *slug);
+    all.dedup_by_key(|(slug, _, _)| *slug);
+    all
+}
+
+const SETTINGS_HINT: &str = "check the CA file, `proxy_url` and the certificates this machine trusts";
+const UNREACHABLE_HINT: &str = "check DNS, firewall, proxy and the TLS certificates this machine trusts";
+const TOO_LARGE_HINT: &str = "report it with this message";
+const BODY_HINT: &str =
+    "none needed unless it lasts: it is asked for again; look for a proxy that cuts or alters answers";
+const OFF_ORIGIN_HINT: &str =
+    "check `cloud` and `api_url`; if they are right, something between here and Microsoft alters answers";
 
 /// What an [`ApiClient`] needs to know.
 #[derive(Clone)]
@@ -136,11 +163,14 @@ struct Inner {
     tenant: TenantId,
     links: Links,
     http: reqwest::Client,
+    connect_timeout: Duration,
+    read_timeout: Duration,
     tokens: TokenSource,
     pace: Pace,
     clock: Arc<dyn Clock>,
     server_date: Mutex<Option<ServerDate>>,
     observer: Option<DateObserver>,
+    link_warned: Mutex<Option<Duration>>,
 }
 
 impl fmt::Debug for ApiClient {
@@ -161,6 +191,7 @@ struct Answer {
     headers: HeaderMap,
     body: Body,
     token: Token,
+    slot: Slot,
 }
 
 impl ApiClient {
@@ -187,7 +218,6 @@ impl ApiClient {
     ) -> Result<ApiClient, ApiError> {
         let http_settings = HttpSettings {
             connect_timeout: settings.connect_timeout,
-            read_timeout: settings.read_timeout,
             ca_pem: settings.ca_pem.as_deref(),
             proxy_url: settings.proxy_url.as_ref(),
         };
@@ -201,7 +231,7 @@ impl ApiClient {
                     action: Action::SlowRetryTenant,
                     slug: "api-client-settings",
                     says: why,
-                    hint: "check the CA file, `proxy_url` and the certificates this machine trusts".into(),
+                    hint: SETTINGS_HINT.into(),
                     status: None,
                     code: None,
                     excerpt: None,
@@ -219,6 +249,7 @@ impl ApiClient {
             endpoint: settings.token_endpoint,
             client_id: settings.client_id,
             credential: settings.credential,
+            timeout: settings.connect_timeout.saturating_add(settings.read_timeout),
         };
         Ok(ApiClient {
             inner: Arc::new(Inner {
@@ -230,11 +261,14 @@ impl ApiClient {
                 ),
                 tenant: settings.tenant,
                 http: api_http,
+                connect_timeout: settings.connect_timeout,
+                read_timeout: settings.read_timeout,
                 tokens: TokenSource::new(token_settings, token_http, clock.clone()),
                 pace: Pace::new(settings.max_requests_per_minute, clock.clone()),
                 clock,
                 server_date: Mutex::new(None),
                 observer,
+                link_warned: Mutex::new(None),
             }),
         })
     }
@@ -245,7 +279,7 @@ impl ApiClient {
         let url = self.inner.links.feed("/subscriptions/list", "");
         let mut answer = self.inner.send(call, Method::GET, url).await?;
         let body = self.inner.read_whole(call, &mut answer).await?;
-        wire::parse_subscriptions(&body).map_err(|error| self.inner.unreadable(call, error, &body, &answer.token))
+        wire::parse_subscriptions(&body).map_err(|error| self.inner.unreadable(call, error, &body, &answer))
     }
 
     /// Starts the subscription to a content type. Microsoft asks for 15 minutes between two starts of one.
@@ -300,7 +334,7 @@ impl ApiClient {
             url.into()
         };
         let listing = wire::parse_listing(&body, content_type, window, uri_of_id)
-            .map_err(|error| inner.unreadable(call, error, &body, &answer.token))?;
+            .map_err(|error| inner.unreadable(call, error, &body, &answer))?;
         Ok(ContentPage { blobs: listing.blobs, next, skipped: listing.skipped })
     }
 
@@ -399,23 +433,33 @@ impl Inner {
             // Without it some proxies answer 411 to a POST that has no body.
             request = request.header(CONTENT_LENGTH, "0");
         }
-        let response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => {
-                self.count_request(call, "error");
-                let why = auth::redact(&auth::error_chain(&error.without_url()), &[token.secret()]);
-                return Err(self.error(
-                    call,
-                    ErrorKind::Unreachable,
-                    Fault {
-                        action: Action::Retry { not_before: None },
-                        slug: "api-unreachable",
-                        says: format!("no answer: {}", auth::excerpt(&why)),
-                        hint: "check DNS, firewall, proxy and the TLS certificates this machine trusts".into(),
-                    },
-                ));
-            }
+        let patience = self.connect_timeout.saturating_add(self.read_timeout);
+        let why = match tokio::time::timeout(patience, request.send()).await {
+            Ok(Ok(response)) => return self.judge_response(call, response, token, slot).await,
+            Ok(Err(error)) => auth::error_chain(&error.without_url()),
+            Err(_) => format!("nothing came for {} s", patience.as_secs()),
         };
+        self.count_request(call, "error");
+        let why = auth::redact(&why, &[token.secret()]);
+        Err(self.error(
+            call,
+            ErrorKind::Unreachable,
+            Fault {
+                action: Action::Retry { not_before: None },
+                slug: "api-unreachable",
+                says: format!("no answer: {}", auth::excerpt(&why)),
+                hint: UNREACHABLE_HINT.into(),
+            },
+        ))
+    }
+
+    async fn judge_response(
+        &self,
+        call: Call,
+        response: reqwest::Response,
+        token: &Token,
+        slot: Slot,
+    ) -> Result<Answer, ApiError> {
         let status = response.status();
         self.count_request(call, status.as_str());
         let server_date = self.note_date(response.headers());
@@ -426,16 +470,20 @@ impl Inner {
         if success {
             self.pace.succeeded(slot);
             let headers = response.headers().clone();
-            let body = Body::of(response).map_err(|fault| self.body_error_uncounted(call, fault))?;
-            return Ok(Answer { headers, body, token: token.clone() });
+            let body = Body::of(response, self.read_timeout).map_err(|fault| self.body_error_uncounted(call, fault))?;
+            return Ok(Answer { headers, body, token: token.clone(), slot });
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| auth::parse_retry_after(value, now));
-        let body = match Body::of(response) {
-            Ok(mut body) => body.read(ERROR_BYTES_MAX).await.map(|(bytes, _)| bytes).unwrap_or_default(),
+        // What cannot be read of an error's body is no error of its own: the status says enough.
+        let body = match Body::of(response, self.read_timeout) {
+            Ok(mut body) => match tokio::time::timeout(self.read_timeout, body.read(ERROR_BYTES_MAX)).await {
+                Ok(Ok((bytes, _))) => bytes,
+                _ => Vec::new(),
+            },
             Err(_) => Vec::new(),
         };
-        Err(self.judged(call, status.as_u16(), ErrorBody::parse(&body), &body, retry_after, token, Some(slot)))
+        Err(self.judged(call, status.as_u16(), ErrorBody::parse(&body), &body, retry_after, token, slot))
     }
 
     /// The error of an answer that was not a success.
@@ -448,17 +496,15 @@ impl Inner {
         body: &[u8],
         retry_after: Option<Duration>,
         token: &Token,
-        slot: Option<Slot>,
+        slot: Slot,
     ) -> ApiError {
         let mut verdict = codes::judge(call.endpoint, call.content_type, status, &error, retry_after);
         if let Action::Throttled { .. } = verdict.action {
-            let retry_after = retry_after.or_else(|| error.wait_named());
+            let retry_after = retry_after.or_else(|| error.wait_named()).map(|wait| wait.min(auth::RETRY_AFTER_MAX));
             verdict.action = Action::Throttled { retry_after };
             metrics::counter!(crate::metrics::THROTTLED_TOTAL, "tenant" => self.tenant.to_string()).increment(1);
-            if let Some(slot) = slot {
-                let pause = self.pace.throttled(slot, retry_after);
-                tracing::debug!(tenant = %self.tenant, endpoint = call.endpoint.label(), ?pause, "throttled");
-            }
+            let pause = self.pace.throttled(slot, retry_after);
+            tracing::debug!(tenant = %self.tenant, endpoint = call.endpoint.label(), ?pause, "throttled");
         }
         let text = auth::redact(&String::from_utf8_lossy(body), &[token.secret()]);
         ApiError::new(Details {
@@ -478,11 +524,11 @@ impl Inner {
     }
 
     /// The error of a 200 whose body is not what was asked for. A code in it counts as if the status had said so.
-    fn unreadable(&self, call: Call, error: ErrorBody, body: &[u8], token: &Token) -> ApiError {
+    fn unreadable(&self, call: Call, error: ErrorBody, body: &[u8], answer: &Answer) -> ApiError {
         if let ErrorBody::Af { .. } | ErrorBody::ServerException { .. } = error {
-            return self.counted(self.judged(call, 200, error, body, None, token, None));
+            return self.counted(self.judged(call, 200, error, body, None, &answer.token, answer.slot));
         }
-        let text = auth::redact(&String::from_utf8_lossy(body), &[token.secret()]);
+        let text = auth::redact(&String::from_utf8_lossy(body), &[answer.token.secret()]);
         self.counted(self.error(
             call,
             ErrorKind::BodyUnreadable,
@@ -505,7 +551,7 @@ impl Inner {
                     action: Action::Retry { not_before: None },
                     slug: "api-listing-too-large",
                     says: format!("the listing is over {LISTING_BYTES_MAX} bytes"),
-                    hint: "report it with this message".into(),
+                    hint: TOO_LARGE_HINT.into(),
                 },
             ))),
             Err(fault) => Err(self.body_error(call, fault)),
@@ -532,8 +578,7 @@ impl Inner {
                 format!("the answer has the unknown encoding `{}`", auth::excerpt(&name)),
             ),
         };
-        let hint = "none needed unless it lasts: it is asked for again; look for a proxy that cuts or alters answers";
-        self.error(call, kind, Fault { action: Action::Retry { not_before: None }, slug, says, hint: hint.into() })
+        self.error(call, kind, Fault { action: Action::Retry { not_before: None }, slug, says, hint: BODY_HINT.into() })
     }
 
     /// Counts and reports a link that leads elsewhere. The link's host is shown, its query is not.
@@ -543,17 +588,33 @@ impl Inner {
             .and_then(|url| url.host_str().map(|host| format!("{}://{host}", url.scheme())))
             .unwrap_or_else(|| "no address".into());
         let place = auth::excerpt(&place);
-        tracing::warn!(
-            tenant = %self.tenant, endpoint = call.endpoint.label(), %place,
-            "a link to another origin was refused; the token goes to the configured API only"
-        );
-        self.counted(self.error(call, ErrorKind::OffOrigin, Fault {
-            action,
-            slug: "api-link-off-origin",
-            says: format!("the link leads to `{place}`, which is not the configured API"),
-            hint: "check `cloud` and `api_url`; if they are right, something between here and Microsoft alters answers"
-                .into(),
-        }))
+        if self.may_warn_of_links() {
+            tracing::warn!(
+                tenant = %self.tenant, endpoint = call.endpoint.label(), %place,
+                "a link to another origin was refused; the token goes to the configured API only"
+            );
+        }
+        self.counted(self.error(
+            call,
+            ErrorKind::OffOrigin,
+            Fault {
+                action,
+                slug: "api-link-off-origin",
+                says: format!("the link leads to `{place}`, which is not the configured API"),
+                hint: OFF_ORIGIN_HINT.into(),
+            },
+        ))
+    }
+
+    /// One line in [`LINK_WARNING_EVERY`]; the metric counts each.
+    fn may_warn_of_links(&self) -> bool {
+        let now = self.clock.monotonic();
+        let mut warned = self.link_warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = warned.is_none_or(|at| now.saturating_sub(at) >= LINK_WARNING_EVERY);
+        if due {
+            *warned = Some(now);
+        }
+        due
     }
 
     fn auth_error(&self, call: Call, error: AuthError) -> ApiError {

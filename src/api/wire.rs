@@ -296,3 +296,148 @@ pub(super) fn parse_subscriptions(body: &[u8]) -> Result<Vec<Subscription>, Erro
 fn without_bom(body: &[u8]) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn window() -> Window {
+        Window { start: "2026-07-16T20:00:00.9Z".parse().unwrap(), end: "2026-07-16T21:00:00.1Z".parse().unwrap() }
+    }
+
+    fn listing(body: &str) -> Result<Listing, ErrorBody> {
+        parse_listing(body.as_bytes(), ContentType::Exchange, window(), |id| format!("made/{id}"))
+    }
+
+    #[test]
+    fn bodies_of_failed_calls_are_told_apart() {
+        let af = |code: &str, message: &str| ErrorBody::Af { code: code.into(), message: message.into() };
+        let exception = |text: &str| ErrorBody::ServerException { text: text.into() };
+        #[rustfmt::skip]
+        let table = [
+            (r#"{"error":{"code":"AF50000","message":"m"}}"#, af("AF50000", "m")),
+            (r#"{"Error":{"Code":"af20022"}}"#, af("AF20022", "")),
+            ("\u{feff}{\"error\":{\"code\":\"AF429\",\"message\":\"m\"}}", af("AF429", "m")),
+            (r#"{"Message":"Authorization has been denied for this request."}"#, ErrorBody::FrontEnd { message: "Authorization has been denied for this request.".into() }),
+            (r#"{"error":{"code":"StartSubscription [AppId","message":"864] failed."}}"#, exception("StartSubscription [AppId:864] failed.")),
+            (r#"{"error":{"code":"AF20022x","message":"m"}}"#, exception("AF20022x:m")),
+            (r#"{"error":"odd"}"#, exception("odd")),
+            ("{'error':{'code':'AF429','message':'Too many'}}", af("AF429", "{'error':{'code':'AF429','message':'Too many'}}")),
+            ("AF50000 happened", af("AF50000", "AF50000 happened")),
+            ("<html>AF429</html>", ErrorBody::NotJson),
+            ("[1]", ErrorBody::NotJson),
+            ("{\"error\":{\"code\":\"AF5", ErrorBody::NotJson),
+            (" \r\n", ErrorBody::Empty),
+        ];
+        for (body, expected) in table {
+            assert_eq!(ErrorBody::parse(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_wait_named_in_a_message_is_found_and_a_quota_is_not_taken_for_one() {
+        for (message, seconds) in [
+            ("Too many requests. Retry after 30 seconds.", Some(30)),
+            ("please try again in 2 minutes", Some(120)),
+            ("Retry-After: 5", Some(5)),
+            ("wait 10s", Some(10)),
+            ("over 2000 requests in 1 minute", None),
+            ("Too many requests. Method=GetBlob, PublisherId=00000000-0000-0000-0000-000000000000", None),
+        ] {
+            let body = ErrorBody::Af { code: "AF429".into(), message: message.into() };
+            assert_eq!(body.wait_named(), seconds.map(Duration::from_secs), "{message}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_every_form_seen() {
+        for (text, expected) in [
+            ("2026-07-16T20:45:00.123Z", Some("2026-07-16T20:45:00.123Z")),
+            ("2026-07-16T20:45:00", Some("2026-07-16T20:45:00Z")),
+            ("2026-07-16T20:45:00.1230045123456", Some("2026-07-16T20:45:00.123004512Z")),
+            ("2026-07-16T20:45:00.1230045123456Z", Some("2026-07-16T20:45:00.123004512Z")),
+            ("2026-07-16T22:45:00+02:00", Some("2026-07-16T20:45:00Z")),
+            ("2026-07-16 20:45:00", Some("2026-07-16T20:45:00Z")),
+            ("", None),
+            ("yesterday", None),
+        ] {
+            assert_eq!(parse_time(text), expected.map(|text| text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_sent_in_whole_seconds_that_cover_it() {
+        assert_eq!(window_bounds(window()), ("2026-07-16T20:00:00".into(), "2026-07-16T21:00:01".into()));
+    }
+
+    #[test]
+    fn a_page_is_empty_only_if_its_body_is() {
+        for body in ["", " \n", "null", "[]", "\u{feff}[]"] {
+            assert_eq!(listing(body), Ok(Listing::default()), "{body:?}");
+        }
+        for body in ["{}", "[", "<html>", r#"[{"contentId":"a""#, "false"] {
+            assert_eq!(listing(body), Err(ErrorBody::NotJson), "{body:?}");
+        }
+        assert_eq!(
+            listing(r#"{"error":{"code":"AF20055"}}"#),
+            Err(ErrorBody::Af { code: "AF20055".into(), message: String::new() })
+        );
+    }
+
+    #[test]
+    fn an_item_is_taken_with_what_it_has_or_reported_with_its_json() {
+        let body = r#"[
+            {"contentId":"a$1","contentUri":"https://h/a$1","contentCreated":"2026-07-16T20:45:00.123Z","contentExpiration":"2026-08-05T20:45:00.123Z","new":{}},
+            {"contentId":"b","contentCreated":"2026-07-16T20:45:00Z"},
+            {"contentUri":"https://h/x/c?q=1","contentCreated":"odd"},
+            {"contentId":"","contentUri":null}, 7, {}
+        ]"#;
+        let page = listing(body).unwrap();
+        let shown: Vec<String> =
+            page.blobs.iter().map(|b| format!("{} {} {} {}", b.id, b.uri, b.created, b.expires)).collect();
+        assert_eq!(
+            shown,
+            [
+                "a$1 https://h/a$1 2026-07-16T20:45:00.123Z 2026-08-05T20:45:00.123Z",
+                "b made/b 2026-07-16T20:45:00Z 2026-07-23T20:45:00Z",
+                "c https://h/x/c?q=1 2026-07-16T20:00:00.9Z 2026-07-23T20:00:00.9Z",
+            ]
+        );
+        let skipped: Vec<&str> = page.skipped.iter().map(|item| item.json.as_str()).collect();
+        assert_eq!(skipped, [r#"{"contentId":"","contentUri":null}"#, "7", "{}"]);
+    }
+
+    #[test]
+    fn subscriptions_are_read_without_status_and_with_foreign_names() {
+        let body = r#"[{"contentType":"Audit.Exchange","status":"enabled","webhook":null},
+            {"contentType":"Audit.General","webhook":{"address":"https://h","status":"expired"}},
+            {"contentType":"Audit.Sharepoint","status":"disabled"}, {}]"#;
+        let got = parse_subscriptions(body.as_bytes()).unwrap();
+        let shown: Vec<_> = got.iter().map(|s| (s.content_type, s.is_enabled(), s.webhook.is_some())).collect();
+        assert_eq!(
+            shown,
+            [
+                (Some(ContentType::Exchange), Some(true), false),
+                (Some(ContentType::General), None, true),
+                (None, Some(false), false)
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_received_can_panic(text in ".*", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (parse_time(&text), wait_in(&text), loose_code(&text), af_code(&text), ErrorBody::parse(&bytes));
+            let _ = parse_listing(&bytes, ContentType::General, window(), |id| id.into());
+            let _ = parse_subscriptions(text.as_bytes());
+            let item = serde_json::json!([{"contentId": text, "contentCreated": text}, text]).to_string();
+            prop_assert!(listing(&item).is_ok());
+        }
+
+        #[test]
+        fn any_wait_can_be_read(number in any::<u128>(), unit in "[a-z]{0,8}") {
+            let _ = wait_in(&format!("retry {number} {unit}"));
+        }
+    }
+}

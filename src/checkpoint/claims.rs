@@ -14,14 +14,13 @@ use super::key_set::{Key, KeySet, PageId, Probe};
 use crate::host::{StateError, StateStore};
 
 /// The delivered events of one tenant and the claims of its batches in flight. Cheap to clone.
+///
+/// Whoever takes both locks takes `keys` first: a key leaves the claims only after it is in the set, so a look at both
+/// under the first lock cannot miss it.
 #[derive(Clone)]
 pub struct EventIndex {
-    inner: Arc<Mutex<Index>>,
-}
-
-struct Index {
-    keys: KeySet,
-    claims: HashMap<Key, watch::Receiver<bool>>,
+    keys: Arc<Mutex<KeySet>>,
+    claims: Arc<Mutex<HashMap<Key, watch::Receiver<bool>>>>,
 }
 
 /// What is known of an event at the moment it was asked about.
@@ -62,7 +61,7 @@ pub struct OpenBatch {
 impl EventIndex {
     /// An index over the keys on disk.
     pub fn new(keys: KeySet) -> Self {
-        Self { inner: Arc::new(Mutex::new(Index { keys, claims: HashMap::new() })) }
+        Self { keys: Arc::new(Mutex::new(keys)), claims: Arc::default() }
     }
 
     /// Begins a batch that claims nothing yet.
@@ -86,22 +85,31 @@ impl EventIndex {
 
     /// Brings a page of keys into memory.
     async fn load(&self, page: PageId, store: &dyn StateStore) -> Result<(), StateError> {
-        // The page may be folded into another at any moment: then the caller looks again.
-        let Some(name) = self.with_keys(|keys| keys.page_key(page)) else { return Ok(()) };
+        let name = self.with_keys(|keys| keys.page_key(page));
         match store.load(&name).await? {
             Some((bytes, _)) => self.with_keys(|keys| keys.page_loaded(page, bytes)),
-            None if self.with_keys(|keys| keys.page_key(page)).is_none() => Ok(()),
+            // It was merged into another page between the glance and the load: the caller looks again.
+            None if !self.with_keys(|keys| keys.has_page(page)) => Ok(()),
             None => Err(StateError::Corrupt { key: name, why: "the page is missing".into() }),
         }
     }
 
     /// Works on the key set, for the ledger's commits.
     pub fn with_keys<T>(&self, work: impl FnOnce(&mut KeySet) -> T) -> T {
-        work(&mut self.lock().keys)
+        work(&mut self.lock_keys())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Index> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The key set, for work that reads the store in between.
+    pub fn keys(&self) -> &Mutex<KeySet> {
+        &self.keys
+    }
+
+    fn lock_keys(&self) -> MutexGuard<'_, KeySet> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_claims(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<bool>>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -125,17 +133,18 @@ impl OpenBatch {
     }
 
     fn glance(&mut self, key: Key) -> Glance {
-        let mut index = self.index.lock();
-        match index.keys.probe(key) {
+        let keys = self.index.lock_keys();
+        match keys.probe(key) {
             Probe::Present => return Glance::Known(Standing::Delivered),
             Probe::Maybe(page) => return Glance::OnPage(page),
             Probe::Absent => {}
         }
-        let standing = match index.claims.get(&key) {
+        let mut claims = self.index.lock_claims();
+        let standing = match claims.get(&key) {
             Some(claim) if claim.same_channel(&self.done.subscribe()) => Standing::InThisBatch,
             Some(claim) => Standing::InFlight(Dependency(claim.clone())),
             None => {
-                index.claims.insert(key, self.done.subscribe());
+                claims.insert(key, self.done.subscribe());
                 self.keys.push(key);
                 Standing::Claimed
             }
@@ -146,7 +155,7 @@ impl OpenBatch {
     /// Frees the newest claim, for an event that turned out not to be shipped.
     pub fn unclaim_last(&mut self) {
         if let Some(key) = self.keys.pop() {
-            self.index.lock().claims.remove(&key);
+            self.index.lock_claims().remove(&key);
         }
     }
 
@@ -162,9 +171,9 @@ impl OpenBatch {
     }
 
     fn release(&mut self) {
-        let mut index = self.index.lock();
+        let mut claims = self.index.lock_claims();
         for key in self.keys.drain(..) {
-            index.claims.remove(&key);
+            claims.remove(&key);
         }
     }
 }

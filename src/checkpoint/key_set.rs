@@ -1,31 +1,1397 @@
-//! stub
-#![allow(missing_docs)]
-use super::claims::EventIndex;
-use crate::host::{Op, StateError, StateStore};
+//! A set of 128-bit keys kept in the host's state store: settled blob ids and delivered events.
+//!
+//! Owns: how keys are made, their stored format, and which are forgotten when. Refuses to know: what a key stands for
+//! to the ledger, and any clock (callers hand in the time; they do not call [`KeySet::expire`] while it is in doubt).
+//!
+//! # How it is kept
+//!
+//! A commit adds its keys as one small *delta*, `<prefix>/d/<number>`. When deltas are many they are *folded* into
+//! sorted *pages*, `<prefix>/p/<number>`. In memory are the keys of the deltas, exactly, and for each page a fence
+//! (least and greatest key) and a filter: about 1.5 bytes a key. A key in no delta, outside all fences or refused by the
+//! filters is absent; the filters let 0.4 % through, and then the page itself is read.
+//!
+//! Keys begin with a time, so that pages are ranges of time and a key of now does not meet last week's pages. Folds
+//! overlap, though: [`maintain`] merges pages, few at a time, so that no more than a handful cover any one moment and
+//! pages stay full. A merge never joins pages whose keys leave the set for different reasons of age: for events those
+//! written on different days.
+//!
+//! # What a commit may count on
+//!
+//! Every change is *staged*: [`Staged::ops`] go into the owner's commit, and only [`KeySet::committed`] makes the change
+//! visible; [`KeySet::aborted`] forgets it. Numbers are never used twice. Deletes follow puts, so a store that stopped
+//! halfway holds some keys twice, which is harmless. After a failed commit on such a store (one that is not all or
+//! nothing) load the set again, since pages this set still counts on may be gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use xorf::{BinaryFuse8, Filter};
+
+use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{EventIdentity, Timestamp};
-use bytes::Bytes;
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+
+const DAY_SECS: u64 = 86_400;
+
+/// Pages kept in memory after they were read: 1 MiB.
+const CACHED_PAGES_MAX: usize = 16;
+
+/// How often [`contains_all`] starts over because pages were merged while it read.
+const LOOKUP_ROUNDS_MAX: usize = 8;
+
+/// What bounds the parts of a set; smaller in tests.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Keys in one page: 64 KiB, a value any store takes.
+    page_keys: usize,
+    /// Keys in deltas before they are folded: what a hash table of 16,384 slots holds before it grows.
+    fold_keys: usize,
+    /// Deltas before they are folded, each being one read at the next start.
+    fold_deltas: usize,
+    /// Pages merged in one step: 2 MiB read and written.
+    merge_pages: usize,
+    /// Pages that may cover one moment among those still written to, and among those of days past.
+    depth: usize,
+    depth_past: usize,
+    /// Pages less than half full before they are merged.
+    small_pages: usize,
+}
+
+const BOUNDS: Bounds = Bounds {
+    page_keys: 4096,
+    fold_keys: 14_336,
+    fold_deltas: 256,
+    merge_pages: 32,
+    depth: 8,
+    depth_past: 2,
+    small_pages: 4,
+};
+
+/// Identifies a blob or an event: 32 bits of time (Unix seconds), then 96 bits of a BLAKE3 hash.
+///
+/// The time only puts keys that are asked for together next to each other. The hash is cryptographic because parts of
+/// an event are chosen by the user it reports on, who must not be able to make it look like one already delivered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(u128);
+
 impl Key {
-    pub fn of_event(i: &EventIdentity<'_>) -> Key { Key::of_anonymous(i.id, i.operation.as_bytes(), 0) }
-    pub fn of_blob(id: &str, _c: Timestamp) -> Key { Key::of_anonymous(id, b"", 0) }
-    pub fn of_anonymous(id: &str, b: &[u8], n: u32) -> Key { let mut h = blake3::Hasher::new(); h.update(id.as_bytes()).update(b).update(&n.to_be_bytes()); let mut f=[0;16]; f.copy_from_slice(&h.finalize().as_bytes()[..16]); Key(u128::from_be_bytes(f)) }
-    pub fn as_u128(self) -> u128 { self.0 }
+    /// The key of an event that has an identity. Equal identities, byte for byte, give equal keys.
+    pub fn of_event(identity: &EventIdentity<'_>) -> Key {
+        let EventIdentity { id, record_type, creation_time, operation, record_number } = *identity;
+        let fields = [id, record_type, creation_time, operation, record_number].map(str::as_bytes);
+        Self::new(creation_secs(creation_time), b"event", &fields)
+    }
+
+    /// The key of a content blob.
+    pub fn of_blob(content_id: &str, created: Timestamp) -> Key {
+        Self::new(secs_of(created), b"blob", &[content_id.as_bytes()])
+    }
+
+    /// The key of an event without an identity: the `occurrence`-th (from 0) with exactly these bytes in this blob. Only
+    /// another fetch of the same blob gives the same key, so that equal events of different blobs are both delivered.
+    pub fn of_anonymous(content_id: &str, raw: &[u8], occurrence: u64) -> Key {
+        Self::new(0, b"anonymous", &[content_id.as_bytes(), raw, &occurrence.to_be_bytes()])
+    }
+
+    /// The whole key as a number.
+    pub fn as_u128(self) -> u128 {
+        self.0
+    }
+
+    /// The time part, Unix seconds; 0 when unknown.
+    pub fn secs(self) -> u32 {
+        (self.0 >> 96) as u32
+    }
+
+    fn new(secs: u32, domain: &[u8], fields: &[&[u8]]) -> Key {
+        let mut hasher = blake3::Hasher::new();
+        for field in std::iter::once(&domain).chain(fields) {
+            // The length keeps `ab`+`c` and `a`+`bc` apart.
+            hasher.update(&(field.len() as u64).to_be_bytes());
+            hasher.update(field);
+        }
+        let mut hash = [0; 16];
+        hasher.finalize_xof().fill(&mut hash);
+        Key(u128::from(secs) << 96 | u128::from_be_bytes(hash) >> 32)
+    }
+
+    /// What the page filters are built on.
+    fn hash64(self) -> u64 {
+        self.0 as u64
+    }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Unix seconds of a `CreationTime` that begins `YYYY-MM-DDThh:mm:ss`, taken as UTC whatever follows; else 0. Equal
+/// texts give equal seconds, which is all a key needs.
+pub fn creation_secs(text: &str) -> u32 {
+    let part = |from: usize, len: usize| {
+        let digits = text.as_bytes().get(from..from + len)?;
+        digits.iter().try_fold(0u32, |n, d| d.is_ascii_digit().then(|| n * 10 + u32::from(d - b'0')))
+    };
+    let parse = || {
+        let marks = [4, 7, 10, 13, 16].map(|at| text.as_bytes().get(at).copied());
+        let [Some(b'-'), Some(b'-'), Some(b'T' | b't' | b' '), Some(b':'), Some(b':')] = marks else { return None };
+        let number = |from, len| part(from, len).and_then(|n| i16::try_from(n).ok());
+        let small = |from| part(from, 2).and_then(|n| i8::try_from(n).ok());
+        let date = jiff::civil::DateTime::new(
+            number(0, 4)?,
+            small(5)?,
+            small(8)?,
+            small(11)?,
+            small(14)?,
+            small(17)?.min(59),
+            0,
+        );
+        jiff::tz::TimeZone::UTC.to_timestamp(date.ok()?).ok().map(secs_of)
+    };
+    parse().unwrap_or(0)
+}
+
+fn secs_of(time: Timestamp) -> u32 {
+    u32::try_from(time.as_second().max(0)).unwrap_or(u32::MAX)
+}
+
+fn day_of(time: Timestamp) -> u32 {
+    secs_of(time) / DAY_SECS as u32
+}
+
+/// What the keys are, which decides how they age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Delivered events: they age from their delivery, since an event may be delivered long after it happened.
+    Events,
+    /// Settled blobs: they age from `contentCreated`, the time in their key.
+    Blobs,
+}
+
+/// How long and how many keys are kept. Keys leave by the page, so some stay longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Least age at which keys leave.
+    pub age: Duration,
+    /// Keys kept at most, give or take a page; beyond it those written first leave.
+    pub keys_max: u64,
+}
+
+impl Retention {
+    /// Events: 7 days, as long as Microsoft serves content; 10 million.
+    pub const EVENTS: Retention = Retention { age: Duration::from_secs(7 * DAY_SECS), keys_max: 10_000_000 };
+    /// Blobs: 8 days, a day beyond `contentExpiration`; 10 million.
+    pub const BLOBS: Retention = Retention { age: Duration::from_secs(8 * DAY_SECS), keys_max: 10_000_000 };
+}
+
+/// Whether a key is in the set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// It is not.
+    Absent,
+    /// It is.
+    Present,
+    /// This page must be read to tell: [`KeySet::page_key`], [`KeySet::page_loaded`], then probe again.
+    Maybe(PageId),
+}
+
+/// Names a page of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageId(u64);
-pub enum Probe { Absent, Present, Maybe(PageId) }
-pub enum Kind { Blobs, Events { max: u64 } }
-pub struct Staged { pub ops: Vec<Op>, keys: Vec<Key> }
-pub struct KeySet { keys: std::collections::HashSet<Key> }
-impl KeySet {
-    pub async fn load(_s: &dyn StateStore, _p: &str, _k: Kind) -> Result<KeySet, StateError> { Ok(KeySet { keys: Default::default() }) }
-    pub fn probe(&self, k: Key) -> Probe { if self.keys.contains(&k) { Probe::Present } else { Probe::Absent } }
-    pub fn page_key(&self, _p: PageId) -> Option<String> { None }
-    pub fn page_loaded(&mut self, _p: PageId, _b: Bytes) -> Result<(), StateError> { Ok(()) }
-    pub fn stage(&mut self, k: &[Key], _n: Timestamp) -> Staged { Staged { ops: vec![], keys: k.to_vec() } }
-    pub fn committed(&mut self, s: Staged) { self.keys.extend(s.keys) }
-    pub fn aborted(&mut self, _s: Staged) {}
-    pub fn expire(&mut self, _n: Timestamp) -> Option<Staged> { None }
+
+/// Stands for a staged change until its commit is known to have succeeded or failed.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a staged change takes effect, or frees what it holds, only through `committed` or `aborted`"]
+pub struct Token(u64);
+
+/// A change that takes effect when its operations are committed.
+#[derive(Debug)]
+#[must_use = "commit the operations, then call `committed` or `aborted`"]
+pub struct Staged {
+    /// For the owner's commit, in this order; may be empty.
+    pub ops: Vec<Op>,
+    /// For [`KeySet::committed`] or [`KeySet::aborted`].
+    pub token: Token,
 }
-pub async fn maintain(_i: &EventIndex, _s: &dyn StateStore, _n: Timestamp) -> Result<Option<Staged>, StateError> { Ok(None) }
+
+/// The set; see the module's documentation.
+pub struct KeySet {
+    prefix: String,
+    kind: Kind,
+    bounds: Bounds,
+    /// The keys in deltas, and in which.
+    recent: HashMap<[u64; 2], u64>,
+    deltas: BTreeSet<u64>,
+    pages: Pages,
+    cache: Vec<(u64, Bytes)>,
+    next_number: u64,
+    pending: BTreeMap<u64, Change>,
+    next_token: u64,
+    /// Deltas and pages that a pending change removes; no other may.
+    leaving: BTreeSet<u64>,
+    /// How many changes took effect.
+    generation: u64,
+    /// Whether pages changed since [`maintain`] found nothing to do.
+    untidy: bool,
+}
+
+/// What a token stands for.
+#[derive(Default)]
+struct Change {
+    delta: Option<(u64, Vec<Key>)>,
+    pages: Vec<Page>,
+    drops: Vec<u64>,
+}
+
+/// What is in memory of a page.
+struct Page {
+    min: u128,
+    max: u128,
+    number: u64,
+    count: u32,
+    /// Day (since 1970) of the latest write of its keys.
+    day: u32,
+    /// `None` when none could be built: then the fence alone decides.
+    filter: Option<BinaryFuse8>,
+}
+
+impl Page {
+    fn may_contain(&self, key: Key) -> bool {
+        self.min <= key.0 && key.0 <= self.max && self.filter.as_ref().is_none_or(|f| f.contains(&key.hash64()))
+    }
+
+    /// Describes sorted, distinct keys; `None` for no keys.
+    fn of(number: u64, day: u32, keys: &[[u8; 16]]) -> Option<Page> {
+        let (first, last) = (keys.first()?, keys.last()?);
+        let mut hashes: Vec<u64> = keys.iter().map(|k| Key(u128::from_be_bytes(*k)).hash64()).collect();
+        // The filter cannot be built over equal hashes.
+        hashes.sort_unstable();
+        hashes.dedup();
+        Some(Page {
+            min: u128::from_be_bytes(*first),
+            max: u128::from_be_bytes(*last),
+            number,
+            count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
+            day,
+            filter: BinaryFuse8::try_from(&hashes).ok(),
+        })
+    }
+}
+
+/// Pages by their least key, with the greatest key of every [`Pages::BLOCK`], so that a lookup touches only pages that
+/// can hold the key, however wide some are.
+#[derive(Default)]
+struct Pages {
+    list: Vec<Page>,
+    block_max: Vec<u128>,
+    keys: u64,
+}
+
+impl Pages {
+    const BLOCK: usize = 32;
+
+    fn change(&mut self, removed: &BTreeSet<u64>, added: Vec<Page>) {
+        if !removed.is_empty() {
+            self.list.retain(|p| !removed.contains(&p.number));
+        }
+        // Growth by doubling would hold a page's worth of memory for every page.
+        self.list.reserve_exact(added.len());
+        self.list.extend(added);
+        self.list.sort_unstable_by_key(|p| (p.min, p.number));
+        self.block_max = self.list.chunks(Self::BLOCK).map(|b| b.iter().map(|p| p.max).max().unwrap_or(0)).collect();
+        self.keys = self.list.iter().map(|p| u64::from(p.count)).sum();
+    }
+
+    fn candidates(&self, key: Key) -> impl Iterator<Item = &Page> {
+        let begun = self.list.partition_point(|p| p.min <= key.0);
+        let begun = self.list.get(..begun).unwrap_or_default();
+        begun
+            .chunks(Self::BLOCK)
+            .zip(&self.block_max)
+            .filter(move |(_, max)| key.0 <= **max)
+            .flat_map(|(block, _)| block)
+            .filter(move |p| p.may_contain(key))
+    }
+
+    fn get(&self, number: u64) -> Option<&Page> {
+        self.list.iter().find(|p| p.number == number)
+    }
+}
+
+impl KeySet {
+    /// Reads the set stored under `prefix` (without a slash at its end); an empty one when there is none. Holds one
+    /// page at a time beside the result.
+    ///
+    /// Errors: the store's; [`StateError::Corrupt`] names an entry that is damaged or that a newer build wrote.
+    pub async fn load(store: &dyn StateStore, prefix: &str, kind: Kind) -> Result<KeySet, StateError> {
+        Self::load_with(store, prefix, kind, BOUNDS).await
+    }
+
+    async fn load_with(store: &dyn StateStore, prefix: &str, kind: Kind, bounds: Bounds) -> Result<KeySet, StateError> {
+        let mut set = KeySet {
+            prefix: prefix.to_owned(),
+            kind,
+            bounds,
+            recent: HashMap::new(),
+            deltas: BTreeSet::new(),
+            pages: Pages::default(),
+            cache: Vec::new(),
+            next_number: 1,
+            pending: BTreeMap::new(),
+            next_token: 1,
+            leaving: BTreeSet::new(),
+            generation: 0,
+            untidy: true,
+        };
+        let mut pages = Vec::new();
+        for (name, _) in store.list(&format!("{prefix}/")).await? {
+            let Some((entry, number)) = set.parse_name(&name) else {
+                return Err(corrupt(&name, "no entry this build knows".into()));
+            };
+            // Somebody removed it since it was listed.
+            let Some((value, _)) = store.load(&name).await? else { return Err(StateError::Conflict { key: name }) };
+            let (day, keys) = decode(entry, &name, &value)?;
+            set.next_number = set.next_number.max(number.saturating_add(1));
+            match entry {
+                Entry::Delta => {
+                    set.recent.extend(keys.iter().map(|k| (slot(Key(u128::from_be_bytes(*k))), number)));
+                    set.deltas.insert(number);
+                }
+                Entry::Page => pages.extend(Page::of(number, day, keys)),
+            }
+        }
+        pages.shrink_to_fit();
+        set.pages.change(&BTreeSet::new(), pages);
+        Ok(set)
+    }
+
+    /// How many keys the set holds; a key stored twice counts twice.
+    pub fn len(&self) -> u64 {
+        self.pages.keys + self.recent.len() as u64
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Estimated heap and own memory in bytes, without the pages cached (at most 1 MiB, see [`KeySet::cached_bytes`]).
+    pub fn memory_bytes(&self) -> usize {
+        let fingerprints = |p: &Page| p.filter.as_ref().map_or(0, |f| f.fingerprints.len());
+        // Hash tables are filled to 7/8 and hold one control byte per slot.
+        let slots = (self.recent.capacity() * 8).div_ceil(7);
+        let pending = |c: &Change| {
+            c.delta.as_ref().map_or(0, |(_, keys)| keys.capacity() * size_of::<Key>())
+                + c.pages.iter().map(|p| size_of::<Page>() + fingerprints(p)).sum::<usize>()
+                + c.drops.capacity() * size_of::<u64>()
+        };
+        size_of::<Self>()
+            + slots * (size_of::<([u64; 2], u64)>() + 1)
+            + self.deltas.len() * 2 * size_of::<u64>()
+            + self.pages.list.capacity() * size_of::<Page>()
+            + self.pages.list.iter().map(fingerprints).sum::<usize>()
+            + self.pages.block_max.capacity() * size_of::<u128>()
+            + self.pending.values().map(pending).sum::<usize>()
+            + self.leaving.len() * 2 * size_of::<u64>()
+    }
+
+    /// Bytes of the pages cached.
+    pub fn cached_bytes(&self) -> usize {
+        self.cache.iter().map(|(_, value)| value.len()).sum()
+    }
+
+    /// Whether `key` is in the set, as far as memory tells. Staged keys are not, until committed.
+    pub fn probe(&self, key: Key) -> Probe {
+        if self.recent.contains_key(&slot(key)) {
+            return Probe::Present;
+        }
+        for page in self.pages.candidates(key) {
+            match self.cached(page.number) {
+                None => return Probe::Maybe(PageId(page.number)),
+                Some(value) if value_contains(value, key) => return Probe::Present,
+                Some(_) => {}
+            }
+        }
+        Probe::Absent
+    }
+
+    /// Whether a page is part of the set.
+    pub fn has_page(&self, page: PageId) -> bool {
+        self.pages.get(page.0).is_some()
+    }
+
+    /// The state key of a page.
+    pub fn page_key(&self, page: PageId) -> String {
+        self.name(Entry::Page, page.0)
+    }
+
+    /// Takes a page that was read, so that the next probe can look into it. A page that is no longer part of the set is
+    /// ignored: probe again.
+    ///
+    /// Errors: [`StateError::Corrupt`] when the value is not a page.
+    pub fn page_loaded(&mut self, page: PageId, value: Bytes) -> Result<(), StateError> {
+        if self.pages.get(page.0).is_none() {
+            return Ok(());
+        }
+        decode(Entry::Page, &self.page_key(page), &value)?;
+        self.cache.retain(|(number, _)| *number != page.0);
+        if self.cache.len() >= CACHED_PAGES_MAX {
+            self.cache.remove(0);
+        }
+        self.cache.push((page.0, value));
+        Ok(())
+    }
+
+    /// Stages `keys`, in any order. A few become a delta; when that is one too many, all deltas become pages.
+    pub fn stage(&mut self, keys: &[Key], now: Timestamp) -> Staged {
+        let mut keys: Vec<Key> = keys.iter().filter(|k| !self.recent.contains_key(&slot(**k))).copied().collect();
+        keys.sort_unstable();
+        keys.dedup();
+        if keys.is_empty() {
+            return self.pend(Change::default(), Vec::new());
+        }
+        let free: Vec<u64> = self.deltas.difference(&self.leaving).copied().collect();
+        let free_keys = if free.is_empty() { 0 } else { self.recent.len() };
+        if free_keys + keys.len() >= self.bounds.fold_keys || free.len() + 1 >= self.bounds.fold_deltas {
+            let folded = self.recent.iter().filter(|(_, delta)| free.binary_search(delta).is_ok());
+            keys.extend(folded.map(|(slot, _)| key_of(*slot)));
+            keys.sort_unstable();
+            let pages = build_pages(&keys, day_of(now), self.bounds.page_keys);
+            self.pend_pages(pages, None, free)
+        } else {
+            self.pend_pages(Vec::new(), Some(keys), Vec::new())
+        }
+    }
+
+    /// Makes a staged change effective: its operations were committed.
+    pub fn committed(&mut self, token: Token) {
+        let Some(change) = self.pending.remove(&token.0) else { return };
+        self.generation += 1;
+        let drops: BTreeSet<u64> = change.drops.into_iter().collect();
+        self.leaving.retain(|number| !drops.contains(number));
+        if !self.deltas.is_disjoint(&drops) {
+            self.deltas.retain(|number| !drops.contains(number));
+            self.recent.retain(|_, delta| !drops.contains(delta));
+        }
+        if let Some((number, keys)) = change.delta {
+            self.recent.extend(keys.into_iter().map(|k| (slot(k), number)));
+            self.deltas.insert(number);
+        }
+        if !change.pages.is_empty() || self.pages.list.iter().any(|p| drops.contains(&p.number)) {
+            self.cache.retain(|(number, _)| !drops.contains(number));
+            self.pages.change(&drops, change.pages);
+            self.untidy = true;
+        }
+    }
+
+    /// Forgets a staged change: its commit failed and changed nothing.
+    pub fn aborted(&mut self, token: Token) {
+        if let Some(change) = self.pending.remove(&token.0) {
+            for number in change.drops {
+                self.leaving.remove(&number);
+            }
+        }
+    }
+
+    /// Stages the removal of pages past their age or number; `None` when there is none. Call it only while the time is
+    /// trusted.
+    pub fn expire(&mut self, now: Timestamp, retention: Retention) -> Option<Staged> {
+        let now = u64::from(secs_of(now));
+        let age = retention.age.as_secs();
+        let past = |page: &Page| match self.kind {
+            // Its last key was written before the day's end.
+            Kind::Events => ((u64::from(page.day) + 1) * DAY_SECS).saturating_add(age) <= now,
+            Kind::Blobs => u64::from(Key(page.max).secs()).saturating_add(age) < now,
+        };
+        let mut excess = self.len().saturating_sub(retention.keys_max);
+        let mut by_write: Vec<&Page> = self.pages.list.iter().collect();
+        by_write.sort_by_key(|p| (p.day, p.min));
+        let mut drops = Vec::new();
+        for page in by_write {
+            let leaving = self.leaving.contains(&page.number);
+            let excessive = excess >= u64::from(page.count.max(1));
+            if !(past(page) || excessive || leaving) {
+                continue;
+            }
+            excess = excess.saturating_sub(u64::from(page.count));
+            if !leaving {
+                drops.push(page.number);
+            }
+        }
+        let change = Change { drops, ..Change::default() };
+        if change.drops.is_empty() { None } else { Some(self.pend(change, Vec::new())) }
+    }
+
+    /// Stages the removal of every key.
+    ///
+    /// Errors: [`StateError::Unavailable`] while another change is staged.
+    pub fn clear(&mut self) -> Result<Staged, StateError> {
+        self.settled()?;
+        let drops = self.deltas.iter().copied().chain(self.pages.list.iter().map(|p| p.number)).collect();
+        Ok(self.pend(Change { drops, ..Change::default() }, Vec::new()))
+    }
+
+    fn settled(&self) -> Result<(), StateError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        Err(StateError::Unavailable(format!("keys under `{}` are being committed", self.prefix)))
+    }
+
+    fn pend_pages(&mut self, new: Vec<(Page, Bytes)>, delta: Option<Vec<Key>>, drops: Vec<u64>) -> Staged {
+        let mut ops = Vec::with_capacity(new.len() + drops.len() + 1);
+        let mut pages = Vec::with_capacity(new.len());
+        for (mut page, value) in new {
+            page.number = self.number();
+            ops.push(Op::Put { key: self.name(Entry::Page, page.number), value, expected: Expected::Absent });
+            pages.push(page);
+        }
+        let delta = delta.map(|keys| {
+            let number = self.number();
+            let value = encode(Entry::Delta, 0, &keys);
+            ops.push(Op::Put { key: self.name(Entry::Delta, number), value, expected: Expected::Absent });
+            (number, keys)
+        });
+        self.pend(Change { delta, pages, drops }, ops)
+    }
+
+    /// Registers a change whose puts are `ops` and adds its deletes.
+    fn pend(&mut self, change: Change, mut ops: Vec<Op>) -> Staged {
+        for number in &change.drops {
+            let entry = if self.deltas.contains(number) { Entry::Delta } else { Entry::Page };
+            // The owner's commit checks that nobody else writes; the entry itself may be gone.
+            ops.push(Op::Delete { key: self.name(entry, *number), expected: Expected::Any });
+            self.leaving.insert(*number);
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        self.pending.insert(token, change);
+        Staged { ops, token: Token(token) }
+    }
+
+    fn number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+
+    fn name(&self, entry: Entry, number: u64) -> String {
+        format!("{}/{}/{number:016x}", self.prefix, entry.folder())
+    }
+
+    fn parse_name(&self, name: &str) -> Option<(Entry, u64)> {
+        let (folder, number) = name.strip_prefix(&self.prefix)?.strip_prefix('/')?.split_once('/')?;
+        let entry = [Entry::Delta, Entry::Page].into_iter().find(|e| e.folder() == folder)?;
+        let number = u64::from_str_radix(number, 16).ok()?;
+        (self.name(entry, number) == name).then_some((entry, number))
+    }
+
+    fn cached(&self, number: u64) -> Option<&Bytes> {
+        self.cache.iter().find(|(cached, _)| *cached == number).map(|(_, value)| value)
+    }
+
+    /// Which pages to merge next, and the day to note for the result.
+    fn merge_plan(&self) -> Option<(Vec<PageId>, u32)> {
+        let latest = self.pages.list.iter().map(|p| p.day).max()?;
+        let mut groups: BTreeMap<u32, Vec<&Page>> = BTreeMap::new();
+        for page in self.pages.list.iter().filter(|p| !self.leaving.contains(&p.number)) {
+            let group = if self.kind == Kind::Events { page.day } else { latest };
+            groups.entry(group).or_default().push(page);
+        }
+        for (group, pages) in groups {
+            let depth = if group == latest { self.bounds.depth } else { self.bounds.depth_past };
+            let chosen = self.small(&pages).or_else(|| self.deep(&pages, depth));
+            if let Some(chosen) = chosen {
+                let day = chosen.iter().map(|p| p.day).max().unwrap_or(group);
+                return Some((chosen.iter().map(|p| PageId(p.number)).collect(), day));
+            }
+        }
+        None
+    }
+
+    /// Pages less than half full, neighbours in time, when there are enough of them.
+    fn small<'p>(&self, pages: &[&'p Page]) -> Option<Vec<&'p Page>> {
+        let small: Vec<&Page> =
+            pages.iter().filter(|p| (p.count as usize) < self.bounds.page_keys / 2).copied().collect();
+        (small.len() >= self.bounds.small_pages.max(2))
+            .then(|| small.into_iter().take(self.bounds.merge_pages.max(2)).collect())
+    }
+
+    /// The widest pages over the moment that most cover, when those are more than `depth`. All of them hold that
+    /// moment, so what replaces them covers every moment at most as deeply as they did, and this one once: merging ends.
+    fn deep<'p>(&self, pages: &[&'p Page], depth: usize) -> Option<Vec<&'p Page>> {
+        let mut edges: Vec<(u128, bool)> = pages.iter().flat_map(|p| [(p.min, false), (p.max, true)]).collect();
+        edges.sort_unstable();
+        let (mut open, mut deepest, mut at) = (0usize, 0usize, 0u128);
+        for (edge, closes) in edges {
+            if closes {
+                open = open.saturating_sub(1);
+            } else {
+                open += 1;
+                if open > deepest {
+                    (deepest, at) = (open, edge);
+                }
+            }
+        }
+        if deepest <= depth.max(1) {
+            return None;
+        }
+        let mut over: Vec<&Page> = pages.iter().filter(|p| p.min <= at && at <= p.max).copied().collect();
+        over.sort_by_key(|p| std::cmp::Reverse(p.max - p.min));
+        over.truncate(self.bounds.merge_pages.max(2));
+        Some(over)
+    }
+}
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySet")
+            .field("prefix", &self.prefix)
+            .field("recent", &self.recent.len())
+            .field("pages", &self.pages.list.len())
+            .field("keys", &self.len())
+            .field("pending", &self.pending.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// For each of `keys`, whether it is in the set, reading pages where memory cannot tell. The lock is not held while
+/// reading.
+///
+/// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone.
+pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[Key]) -> Result<Vec<bool>, StateError> {
+    let mut found = vec![false; keys.len()];
+    let mut open: Vec<usize> = (0..keys.len()).collect();
+    for _ in 0..LOOKUP_ROUNDS_MAX {
+        // By page, so that each is read once however many keys point to it.
+        let mut wanted: BTreeMap<PageId, Vec<usize>> = BTreeMap::new();
+        {
+            let set = lock(set);
+            for at in open.drain(..) {
+                let (Some(key), Some(found)) = (keys.get(at), found.get_mut(at)) else { continue };
+                if set.recent.contains_key(&slot(*key)) {
+                    *found = true;
+                    continue;
+                }
+                for page in set.pages.candidates(*key) {
+                    wanted.entry(PageId(page.number)).or_default().push(at);
+                }
+            }
+        }
+        for (page, asking) in wanted {
+            let Some(value) = page_value(set, store, page).await? else {
+                // Merged meanwhile: its keys are in a page not looked at.
+                open.extend(asking);
+                continue;
+            };
+            for at in asking {
+                if let (Some(key), Some(found)) = (keys.get(at), found.get_mut(at)) {
+                    *found |= value_contains(&value, *key);
+                }
+            }
+        }
+        open.retain(|at| found.get(*at) == Some(&false));
+        open.sort_unstable();
+        open.dedup();
+        if open.is_empty() {
+            return Ok(found);
+        }
+    }
+    Err(StateError::Unavailable(format!("pages under `{}` change faster than they can be read", lock(set).prefix)))
+}
+
+/// Stages one merge of a few pages where it makes lookups or memory cheaper; `None` when there is nothing to do. The
+/// owner calls it between commits, again and again until `None` when it has the time.
+///
+/// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone.
+pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Option<Staged>, StateError> {
+    let (pages, day, page_keys) = {
+        let mut set = lock(set);
+        if !set.untidy {
+            return Ok(None);
+        }
+        match set.merge_plan() {
+            Some((pages, day)) => (pages, day, set.bounds.page_keys),
+            None => {
+                // Pages of a pending change were not looked at.
+                set.untidy = !set.pending.is_empty();
+                return Ok(None);
+            }
+        }
+    };
+    let Some(keys) = read_keys(set, store, &pages).await? else { return Ok(None) };
+    let merged = build_pages(&keys, day, page_keys);
+    let mut set = lock(set);
+    let drops: Vec<u64> = pages.iter().map(|p| p.0).collect();
+    if drops.iter().any(|number| set.leaving.contains(number) || set.pages.get(*number).is_none()) {
+        return Ok(None);
+    }
+    Ok(Some(set.pend_pages(merged, None, drops)))
+}
+
+/// Stages the removal of all keys of a time at or after `from`, as when the position is set back. Keys whose time is
+/// unknown stay, unless `from` is 1970.
+///
+/// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone; [`StateError::Unavailable`] while
+/// another change is staged or when one takes effect meanwhile.
+pub async fn forget_from(set: &Mutex<KeySet>, store: &dyn StateStore, from: Timestamp) -> Result<Staged, StateError> {
+    let least = u128::from(secs_of(from)) << 96;
+    let (generation, mut drops, cut, page_keys) = {
+        let set = lock(set);
+        set.settled()?;
+        let hit = || set.pages.list.iter().filter(|p| p.max >= least);
+        let drops: Vec<u64> = hit().map(|p| p.number).collect();
+        let cut: Vec<(PageId, u32)> = hit().filter(|p| p.min < least).map(|p| (PageId(p.number), p.day)).collect();
+        (set.generation, drops, cut, set.bounds.page_keys)
+    };
+    let mut kept = Vec::new();
+    for (page, day) in cut {
+        let Some(mut keys) = read_keys(set, store, &[page]).await? else { continue };
+        keys.retain(|k| k.0 < least);
+        kept.extend(build_pages(&keys, day, page_keys));
+    }
+    let mut set = lock(set);
+    set.settled()?;
+    if set.generation != generation {
+        return Err(StateError::Unavailable(format!("keys under `{}` changed meanwhile", set.prefix)));
+    }
+    let mut recent: Vec<Key> = set.recent.keys().map(|s| key_of(*s)).collect();
+    let mut delta = None;
+    if recent.iter().any(|k| k.0 >= least) {
+        drops.extend(&set.deltas);
+        recent.retain(|k| k.0 < least);
+        recent.sort_unstable();
+        delta = (!recent.is_empty()).then_some(recent);
+    }
+    Ok(set.pend_pages(kept, delta, drops))
+}
+
+/// All keys of `pages`, sorted and distinct; `None` when a page left the set meanwhile.
+async fn read_keys(
+    set: &Mutex<KeySet>,
+    store: &dyn StateStore,
+    pages: &[PageId],
+) -> Result<Option<Vec<Key>>, StateError> {
+    let mut keys = Vec::new();
+    for page in pages {
+        let Some(value) = read_page(set, store, *page).await? else { return Ok(None) };
+        keys.extend(keys_in(&value).iter().map(|k| Key(u128::from_be_bytes(*k))));
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    Ok(Some(keys))
+}
+
+/// A page, from the cache or read into it; `None` when it left the set meanwhile.
+async fn page_value(set: &Mutex<KeySet>, store: &dyn StateStore, page: PageId) -> Result<Option<Bytes>, StateError> {
+    if let Some(value) = lock(set).cached(page.0).cloned() {
+        return Ok(Some(value));
+    }
+    let value = read_page(set, store, page).await?;
+    if let Some(value) = &value {
+        lock(set).page_loaded(page, value.clone())?;
+    }
+    Ok(value)
+}
+
+/// A page as stored, checked; `None` when it left the set meanwhile.
+async fn read_page(set: &Mutex<KeySet>, store: &dyn StateStore, page: PageId) -> Result<Option<Bytes>, StateError> {
+    let name = lock(set).page_key(page);
+    let loaded = store.load(&name).await?;
+    if lock(set).pages.get(page.0).is_none() {
+        return Ok(None);
+    }
+    let Some((value, _)) = loaded else {
+        return Err(corrupt(&name, "the page is gone; load the set again after a commit that failed halfway".into()));
+    };
+    decode(Entry::Page, &name, &value)?;
+    Ok(Some(value))
+}
+
+fn lock(set: &Mutex<KeySet>) -> MutexGuard<'_, KeySet> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A key with the alignment of `u64`, which makes the hash table a quarter smaller.
+fn slot(key: Key) -> [u64; 2] {
+    [(key.0 >> 64) as u64, key.0 as u64]
+}
+
+fn key_of(slot: [u64; 2]) -> Key {
+    Key(u128::from(slot[0]) << 64 | u128::from(slot[1]))
+}
+
+/// Sorted, distinct keys as pages of equal size, not numbered yet.
+fn build_pages(keys: &[Key], day: u32, page_keys: usize) -> Vec<(Page, Bytes)> {
+    let pages = keys.len().div_ceil(page_keys.max(1));
+    if pages == 0 {
+        return Vec::new();
+    }
+    keys.chunks(keys.len().div_ceil(pages))
+        .filter_map(|keys| {
+            let value = encode(Entry::Page, day, keys);
+            let page = Page::of(0, day, keys_in(&value))?;
+            Some((page, value))
+        })
+        .collect()
+}
+
+// The stored format, version 1, all numbers big-endian:
+//
+//   0  `KD` (delta) or `KP` (page)
+//   2  version, 1
+//   3  0
+//   4  number of keys, u32
+//   8  page: day of the latest write, days since 1970, u32; delta: 0, its keys age from when they are folded
+//  12  first 8 bytes of the BLAKE3 hash of everything else
+//  20  the keys, 16 bytes each, ascending, no two equal
+
+const VERSION: u8 = 1;
+const CHECK_AT: usize = 12;
+const KEYS_AT: usize = 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Delta,
+    Page,
+}
+
+impl Entry {
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Delta => "d",
+            Self::Page => "p",
+        }
+    }
+
+    const fn magic(self) -> [u8; 2] {
+        match self {
+            Self::Delta => *b"KD",
+            Self::Page => *b"KP",
+        }
+    }
+}
+
+fn encode(entry: Entry, day: u32, keys: &[Key]) -> Bytes {
+    let mut body = BytesMut::with_capacity(keys.len() * 16);
+    for key in keys {
+        body.put_u128(key.0);
+    }
+    let mut value = BytesMut::with_capacity(KEYS_AT + body.len());
+    value.put_slice(&entry.magic());
+    value.put_u8(VERSION);
+    value.put_u8(0);
+    value.put_u32(u32::try_from(keys.len()).unwrap_or(u32::MAX));
+    value.put_u32(day);
+    let check = check(&value, &body);
+    value.put_slice(&check);
+    value.put_slice(&body);
+    value.freeze()
+}
+
+fn check(head: &[u8], keys: &[u8]) -> [u8; KEYS_AT - CHECK_AT] {
+    let mut check = [0; KEYS_AT - CHECK_AT];
+    blake3::Hasher::new().update(head).update(keys).finalize_xof().fill(&mut check);
+    check
+}
+
+/// Checks a stored value; its day and keys.
+fn decode<'v>(entry: Entry, name: &str, value: &'v [u8]) -> Result<(u32, &'v [[u8; 16]]), StateError> {
+    let bad = |why: String| Err(corrupt(name, why));
+    let Some((head, body)) = value.split_at_checked(KEYS_AT) else {
+        return bad(format!("{} bytes are too few", value.len()));
+    };
+    let [m0, m1, version, _, c0, c1, c2, c3, d0, d1, d2, d3, stored @ ..] = head else {
+        return bad("no header".into());
+    };
+    if [*m0, *m1] != entry.magic() {
+        return bad("not a list of keys".into());
+    }
+    if *version != VERSION {
+        return bad(format!("its format is {version}, this build reads {VERSION}"));
+    }
+    let (keys, rest) = body.as_chunks::<16>();
+    if !rest.is_empty() || keys.len() != u32::from_be_bytes([*c0, *c1, *c2, *c3]) as usize {
+        return bad(format!("{} bytes do not fit the number of keys", value.len()));
+    }
+    if *stored != check(head.get(..CHECK_AT).unwrap_or_default(), body) {
+        return bad("its checksum does not match".into());
+    }
+    if keys.is_empty() || !keys.is_sorted_by(|a, b| a < b) {
+        return bad("its keys are not in order".into());
+    }
+    Ok((u32::from_be_bytes([*d0, *d1, *d2, *d3]), keys))
+}
+
+/// The keys of a value that was checked.
+fn keys_in(value: &[u8]) -> &[[u8; 16]] {
+    value.get(KEYS_AT..).unwrap_or_default().as_chunks::<16>().0
+}
+
+fn value_contains(value: &[u8], key: Key) -> bool {
+    // Big-endian bytes sort as the numbers do.
+    keys_in(value).binary_search(&key.0.to_be_bytes()).is_ok()
+}
+
+fn corrupt(name: &str, why: String) -> StateError {
+    StateError::Corrupt { key: name.to_owned(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Revision;
+    use async_trait::async_trait;
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    /// A store in memory: all or nothing, checks what a commit expects.
+    #[derive(Default)]
+    struct Fake(Mutex<BTreeMap<String, Bytes>>);
+
+    impl Fake {
+        fn map(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
+            self.0.lock().unwrap()
+        }
+    }
+
+    #[async_trait]
+    impl StateStore for Fake {
+        async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+            Ok(self.map().get(key).map(|v| (v.clone(), Revision(1))))
+        }
+
+        async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
+            Ok(self.map().keys().filter(|k| k.starts_with(prefix)).map(|k| (k.clone(), Revision(1))).collect())
+        }
+
+        async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
+            let mut map = self.map();
+            for op in &ops {
+                if op.expected() == Expected::Absent && map.contains_key(op.key()) {
+                    return Err(StateError::Conflict { key: op.key().to_owned() });
+                }
+            }
+            for op in ops {
+                match op {
+                    Op::Put { key, value, .. } => drop(map.insert(key, value)),
+                    // Every delete is of something there: a set that lost count would leave entries behind.
+                    Op::Delete { key, .. } => assert!(map.remove(&key).is_some(), "{key} deleted twice"),
+                }
+            }
+            Ok(Revision(1))
+        }
+    }
+
+    const SMALL: Bounds =
+        Bounds { page_keys: 8, fold_keys: 20, fold_deltas: 5, merge_pages: 4, depth: 3, depth_past: 2, small_pages: 3 };
+
+    fn at(secs: i64) -> Timestamp {
+        Timestamp::from_second(secs).unwrap()
+    }
+
+    fn key(secs: u32, n: u32) -> Key {
+        Key::new(secs, b"test", &[&n.to_be_bytes()])
+    }
+
+    async fn commit(set: &Mutex<KeySet>, store: &Fake, staged: Staged) {
+        store.commit(staged.ops).await.unwrap();
+        lock(set).committed(staged.token);
+    }
+
+    async fn add(set: &Mutex<KeySet>, store: &Fake, keys: &[Key], now: Timestamp) {
+        let staged = lock(set).stage(keys, now);
+        commit(set, store, staged).await;
+    }
+
+    async fn tidy(set: &Mutex<KeySet>, store: &Fake) -> usize {
+        let mut steps = 0;
+        while let Some(staged) = maintain(set, store).await.unwrap() {
+            commit(set, store, staged).await;
+            steps += 1;
+        }
+        steps
+    }
+
+    async fn empty(store: &Fake, kind: Kind, bounds: Bounds) -> Mutex<KeySet> {
+        Mutex::new(KeySet::load_with(store, "t/keys", kind, bounds).await.unwrap())
+    }
+
+    fn run<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    fn identity<'a>(id: &'a str, operation: &'a str) -> EventIdentity<'a> {
+        EventIdentity { id, record_type: "6", creation_time: "2026-05-01T10:11:12", operation, record_number: "" }
+    }
+
+    #[test]
+    fn keys_never_change_between_builds() {
+        let keys = [
+            Key::of_event(&identity("0a1b2c3d-0000-1111-2222-33334444abcd", "FileAccessed")),
+            Key::of_blob("20260501101112$audit", at(1_777_630_272)),
+            Key::of_anonymous("20260501101112$audit", b"{}", 0),
+            Key::of_anonymous("20260501101112$audit", b"{}", 1),
+        ];
+        expect![[r#"
+            69f47c4032f7a39a016f4bcc8f0d138d
+            69f47c40075eb4979c49f497977b295c
+            00000000c1bc4615a2cc4b83a2677ae1
+            00000000e3615f21123d6aab61dcc040"#]]
+        .assert_eq(&keys.map(|k| format!("{k:?}")).join("\n"));
+    }
+
+    #[test]
+    fn fields_of_an_identity_do_not_run_together() {
+        let joined = EventIdentity { record_type: "", ..identity("ab6", "c") };
+        assert_ne!(Key::of_event(&identity("ab", "c")), Key::of_event(&joined));
+        assert_ne!(Key::of_event(&identity("a", "bc")), Key::of_event(&identity("ab", "c")));
+    }
+
+    #[test]
+    fn the_time_of_an_event_is_read_leniently() {
+        for (text, secs) in [
+            ("2026-05-01T10:11:12", 1_777_630_272),
+            ("2026-05-01T10:11:12.345Z", 1_777_630_272),
+            ("2026-05-01 10:11:12+02:00", 1_777_630_272),
+            ("2026-05-01T10:11:60", 1_777_630_319),
+            ("2026-02-30T10:11:12", 0),
+            ("1601-01-01T00:00:00", 0),
+            ("9998-12-31T23:59:59", u32::MAX),
+            ("2026-05-01T10:11", 0),
+            ("5/1/2026 10:11:12 AM", 0),
+            ("2026-05-01T１0:11:12", 0),
+            ("", 0),
+        ] {
+            assert_eq!(creation_secs(text), secs, "{text}");
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.chunks(16).map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n").collect()
+    }
+
+    #[test]
+    fn format_1_of_deltas_and_pages_stays_readable() {
+        let check = |entry, day, golden: Expect| {
+            let keys = [Key(1), Key(0x69f4_7d80_0000_0000_0000_0000_0000_0002)];
+            let value = encode(entry, day, &keys);
+            golden.assert_eq(&hex(&value));
+            assert_eq!(decode(entry, "k", &value).unwrap(), (day, &keys.map(|k| k.0.to_be_bytes())[..]));
+        };
+        check(
+            Entry::Delta,
+            0,
+            expect![[r#"
+            4b4401000000000200000000011fb164
+            8a982d2b000000000000000000000000
+            0000000169f47d800000000000000000
+            00000002
+        "#]],
+        );
+        check(
+            Entry::Page,
+            20_574,
+            expect![[r#"
+            4b500100000000020000505eb3695e55
+            37c1c06b000000000000000000000000
+            0000000169f47d800000000000000000
+            00000002
+        "#]],
+        );
+    }
+
+    #[tokio::test]
+    async fn a_damaged_or_newer_entry_is_named_and_left_alone() {
+        let good = encode(Entry::Page, 1, &[Key(1), Key(2)]);
+        let with = |at: usize, byte: u8| {
+            let mut value = good.to_vec();
+            value[at] = byte;
+            Bytes::from(value)
+        };
+        let name = "t/keys/p/0000000000000001";
+        let cases = [
+            (name, with(2, 2), "its format is 2, this build reads 1"),
+            (name, with(40, 9), "its checksum does not match"),
+            (name, with(9, 9), "its checksum does not match"),
+            (name, with(7, 3), "52 bytes do not fit the number of keys"),
+            (name, with(1, b'D'), "not a list of keys"),
+            (name, good.slice(..51), "51 bytes do not fit the number of keys"),
+            (name, good.slice(..5), "5 bytes are too few"),
+            (name, encode(Entry::Page, 1, &[Key(2), Key(1)]), "its keys are not in order"),
+            (name, encode(Entry::Page, 1, &[]), "its keys are not in order"),
+            ("t/keys/q/0000000000000001", good.clone(), "no entry this build knows"),
+            ("t/keys/p/1", good.clone(), "no entry this build knows"),
+        ];
+        for (name, value, why) in cases {
+            let store = Fake::default();
+            store.map().insert(name.into(), value.clone());
+            let error = KeySet::load(&store, "t/keys", Kind::Events).await.unwrap_err();
+            assert_eq!(error, StateError::Corrupt { key: name.into(), why: why.into() });
+            assert_eq!(store.map().get(name), Some(&value));
+        }
+    }
+
+    #[tokio::test]
+    async fn staged_keys_show_only_when_committed_and_an_abort_leaves_nothing() {
+        let store = Fake::default();
+        let set = empty(&store, Kind::Events, SMALL).await;
+        let few = [key(5, 1), key(5, 2)];
+        let many: Vec<Key> = (0..50).map(|n| key(n, n)).collect();
+        for keys in [&few[..], &many] {
+            let staged = lock(&set).stage(keys, at(10));
+            assert_eq!(lock(&set).probe(keys[0]), Probe::Absent);
+            lock(&set).aborted(staged.token);
+            assert!(lock(&set).is_empty());
+            add(&set, &store, keys, at(10)).await;
+            assert_eq!(contains_all(&set, &store, keys).await.unwrap(), vec![true; keys.len()]);
+            assert!(lock(&set).pending.is_empty() && lock(&set).leaving.is_empty());
+            let staged = lock(&set).clear().unwrap();
+            commit(&set, &store, staged).await;
+            assert!(store.map().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_names_the_page_to_read_and_then_knows() {
+        let store = Fake::default();
+        let set = empty(&store, Kind::Events, SMALL).await;
+        let keys: Vec<Key> = (0..50).map(|n| key(n, n)).collect();
+        add(&set, &store, &keys, at(10)).await;
+        let Probe::Maybe(page) = lock(&set).probe(keys[7]) else { panic!() };
+        let name = lock(&set).page_key(page);
+        let (value, _) = store.load(&name).await.unwrap().unwrap();
+        assert!(lock(&set).page_loaded(page, value.slice(1..)).is_err());
+        lock(&set).page_loaded(page, value).unwrap();
+        assert_eq!(lock(&set).probe(keys[7]), Probe::Present);
+        lock(&set).page_loaded(PageId(999), Bytes::new()).unwrap();
+        store.map().remove(&name);
+        lock(&set).cache.clear();
+        let error = contains_all(&set, &store, &keys[7..8]).await.unwrap_err();
+        assert!(matches!(error, StateError::Corrupt { key, .. } if key == name));
+    }
+
+    #[tokio::test]
+    async fn commits_under_way_side_by_side_do_not_disturb_each_other() {
+        let store = Fake::default();
+        let set = empty(&store, Kind::Events, SMALL).await;
+        add(&set, &store, &[key(1, 1)], at(10)).await;
+        let late = lock(&set).stage(&[key(1, 2)], at(10));
+        let many: Vec<Key> = (0..40).map(|n| key(9, n)).collect();
+        let fold = lock(&set).stage(&many, at(10));
+        let other = lock(&set).stage(&many[..3], at(10));
+        commit(&set, &store, other).await;
+        commit(&set, &store, fold).await;
+        commit(&set, &store, late).await;
+        let all: Vec<Key> = many.into_iter().chain([key(1, 1), key(1, 2)]).collect();
+        assert_eq!(contains_all(&set, &store, &all).await.unwrap(), vec![true; 42]);
+        let again = empty(&store, Kind::Events, SMALL).await;
+        assert_eq!(contains_all(&again, &store, &all).await.unwrap(), vec![true; 42]);
+        let held = lock(&set).stage(&[key(1, 3)], at(10));
+        assert!(matches!(lock(&set).clear(), Err(StateError::Unavailable(_))));
+        assert!(matches!(forget_from(&set, &store, at(0)).await, Err(StateError::Unavailable(_))));
+        lock(&set).aborted(held.token);
+    }
+
+    #[tokio::test]
+    async fn events_age_from_their_delivery_and_blobs_from_their_creation() {
+        let day = |n: i64| at(n * DAY_SECS as i64);
+        let old = DAY_SECS as u32;
+        let keys: Vec<Key> = (0..20).map(|n| key(old, n)).collect();
+        for (kind, last_kept, gone) in [(Kind::Events, 107, 108), (Kind::Blobs, 8, 10)] {
+            let store = Fake::default();
+            let set = empty(&store, kind, SMALL).await;
+            add(&set, &store, &keys, day(100)).await;
+            let retention = if kind == Kind::Events { Retention::EVENTS } else { Retention::BLOBS };
+            assert!(lock(&set).expire(day(last_kept), retention).is_none());
+            let staged = lock(&set).expire(day(gone), retention).unwrap();
+            // Under way already.
+            assert!(lock(&set).expire(day(gone), retention).is_none());
+            commit(&set, &store, staged).await;
+            assert!(lock(&set).is_empty() && store.map().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn over_the_bound_the_keys_written_first_leave() {
+        let store = Fake::default();
+        let set = empty(&store, Kind::Events, SMALL).await;
+        let keys = |day: u32| -> Vec<Key> { (0..40).map(|n| key(1000 - day, n)).collect() };
+        for day in 0..5 {
+            add(&set, &store, &keys(day), at(i64::from(day) * DAY_SECS as i64)).await;
+        }
+        let staged = lock(&set).expire(at(0), Retention { keys_max: 125, ..Retention::EVENTS }).unwrap();
+        commit(&set, &store, staged).await;
+        assert_eq!(lock(&set).len(), 128);
+        assert_eq!(contains_all(&set, &store, &keys(0)).await.unwrap(), vec![false; 40]);
+        assert_eq!(contains_all(&set, &store, &keys(4)).await.unwrap(), vec![true; 40]);
+    }
+
+    #[tokio::test]
+    async fn folds_that_overlap_are_merged_until_few_pages_cover_a_moment() {
+        let store = Fake::default();
+        let set = empty(&store, Kind::Events, BOUNDS).await;
+        // Each fold spreads over the same day; the quiet ones after it are a page of 300 keys each.
+        for fold in 0..30 {
+            let keys: Vec<Key> = (0..8192).map(|n| key(n * 10 + fold, fold)).collect();
+            add(&set, &store, &keys, at(0)).await;
+            add(&set, &store, &[], at(0)).await;
+            let staged = {
+                let mut set = lock(&set);
+                let few: Vec<Key> = (0..300).map(|n| key(n * 250, 1000 + fold)).collect();
+                let pages = build_pages(&few, 0, BOUNDS.page_keys);
+                set.pend_pages(pages, None, Vec::new())
+            };
+            commit(&set, &store, staged).await;
+        }
+        let before: Vec<Key> = (0..30).map(|fold| key(fold * 40 + fold, fold)).collect();
+        assert!(tidy(&set, &store).await > 0);
+        {
+            let set = lock(&set);
+            let pages: Vec<&Page> = set.pages.list.iter().collect();
+            assert!(set.deep(&pages, BOUNDS.depth).is_none());
+            assert!(pages.len() as u64 <= set.pages.keys / 2048 + 4, "{} pages", pages.len());
+        }
+        assert_eq!(contains_all(&set, &store, &before).await.unwrap(), vec![true; 30]);
+        assert_eq!(tidy(&set, &store).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_million_keys_take_at_most_two_and_a_half_bytes_each() {
+        let store = Fake::default();
+        let set = empty(&store, Kind::Events, BOUNDS).await;
+        let mut n = 0;
+        while n < 1_000_000 {
+            let keys: Vec<Key> = (n..n + 5_000).map(|n| key(n / 10 + n % 3600, n)).collect();
+            add(&set, &store, &keys, at(0)).await;
+            n += 5_000;
+        }
+        tidy(&set, &store).await;
+        let keys = lock(&set).len();
+        let bytes = lock(&set).memory_bytes();
+        assert_eq!(keys, 1_000_000);
+        assert!(bytes as f64 / keys as f64 <= 2.5, "{bytes} bytes for {keys} keys");
+        let loaded = empty(&store, Kind::Events, BOUNDS).await;
+        let bytes = lock(&loaded).memory_bytes();
+        assert!(bytes as f64 / keys as f64 <= 2.5, "{bytes} bytes for {keys} keys after loading");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Stage { keys: Vec<(u32, u32)>, commits: bool },
+        Maintain { commits: bool },
+        Expire { commits: bool },
+        Forget { from: u32, commits: bool },
+        Clear,
+        Reload,
+        Wait { hours: u32 },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        // Keys of twenty days, in six-hour steps.
+        let keys = prop::collection::vec((0u32..80, 0u32..5), 0..30)
+            .prop_map(|keys| keys.into_iter().map(|(quarter, n)| (quarter * 21_600, n)).collect());
+        let commits = || prop::bool::weighted(0.8);
+        let step = prop_oneof![
+            8 => (keys, commits()).prop_map(|(keys, commits)| Step::Stage { keys, commits }),
+            4 => commits().prop_map(|commits| Step::Maintain { commits }),
+            2 => commits().prop_map(|commits| Step::Expire { commits }),
+            1 => (0u32..80, commits()).prop_map(|(q, commits)| Step::Forget { from: q * 21_600, commits }),
+            1 => Just(Step::Reload),
+            3 => (0u32..40).prop_map(|hours| Step::Wait { hours }),
+        ];
+        (prop::collection::vec(step, 0..60), any::<bool>()).prop_map(|(mut steps, clear)| {
+            if clear && steps.len() > 10 {
+                steps.insert(10, Step::Clear);
+            }
+            steps
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_set_agrees_with_a_map(steps in steps(), events in any::<bool>()) {
+            let kind = if events { Kind::Events } else { Kind::Blobs };
+            let retention = if events { Retention::EVENTS } else { Retention::BLOBS };
+            let store = Fake::default();
+            let mut set = run(empty(&store, kind, SMALL));
+            // Keys that may be in the set, with the time of their last write; those old enough may have left.
+            let mut model: BTreeMap<Key, i64> = BTreeMap::new();
+            let mut expired = false;
+            let mut now = 5 * DAY_SECS as i64;
+            for step in steps {
+                let resolve = |staged: Staged, commits: bool| {
+                    if commits { run(commit(&set, &store, staged)) } else { lock(&set).aborted(staged.token) }
+                    commits
+                };
+                match step {
+                    Step::Stage { keys, commits } => {
+                        let keys: Vec<Key> = keys.into_iter().map(|(secs, n)| key(secs, n)).collect();
+                        let staged = lock(&set).stage(&keys, at(now));
+                        if resolve(staged, commits) {
+                            model.extend(keys.into_iter().map(|k| (k, now)));
+                        }
+                    }
+                    Step::Maintain { commits } => {
+                        if let Some(staged) = run(maintain(&set, &store)).unwrap() {
+                            resolve(staged, commits);
+                        }
+                    }
+                    Step::Expire { commits } => {
+                        let staged = lock(&set).expire(at(now), retention);
+                        if let Some(staged) = staged {
+                            expired |= resolve(staged, commits);
+                            if commits {
+                                let age = retention.age.as_secs() as i64;
+                                // Which of the old ones left is the set's business, but none may come back.
+                                let present = run(contains_all(&set, &store, &model.keys().copied().collect::<Vec<_>>())).unwrap();
+                                let mut present = present.into_iter();
+                                model.retain(|key, written| {
+                                    let born = if events { *written } else { i64::from(key.secs()) };
+                                    let present = present.next().unwrap();
+                                    assert!(present || born + age < now, "{key:?} left too early");
+                                    present
+                                });
+                            }
+                        }
+                    }
+                    Step::Forget { from, commits } => {
+                        let staged = run(forget_from(&set, &store, at(i64::from(from)))).unwrap();
+                        if resolve(staged, commits) {
+                            model.retain(|key, _| key.secs() < from);
+                        }
+                    }
+                    Step::Clear => {
+                        let staged = lock(&set).clear().unwrap();
+                        resolve(staged, true);
+                        model.clear();
+                    }
+                    Step::Reload => set = run(empty(&store, kind, SMALL)),
+                    Step::Wait { hours } => now += i64::from(hours) * 3600,
+                }
+                let asked: Vec<Key> = (0..80).flat_map(|q| (0..5).map(move |n| key(q * 21_600, n))).collect();
+                let found = run(contains_all(&set, &store, &asked)).unwrap();
+                for (key, found) in asked.iter().zip(found) {
+                    prop_assert_eq!(found, model.contains_key(key), "{:?}, expired: {}", key, expired);
+                }
+                prop_assert!(lock(&set).pending.is_empty() && lock(&set).leaving.is_empty());
+                let entries = {
+                    let set = lock(&set);
+                    set.deltas.len() + set.pages.list.len()
+                };
+                prop_assert_eq!(store.map().len(), entries);
+                prop_assert!(lock(&set).deltas.len() < SMALL.fold_deltas);
+            }
+            let mut rounds = 0;
+            while let Some(staged) = run(maintain(&set, &store)).unwrap() {
+                run(commit(&set, &store, staged));
+                rounds += 1;
+                prop_assert!(rounds < 1000, "maintenance does not end");
+            }
+        }
+    }
+}

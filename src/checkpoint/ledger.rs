@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::claims::EventIndex;
 use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, TenantState, TrackedBlob};
-use super::key_set::{Key, KeySet, Kind, Staged};
+use super::key_set::{self, Key, KeySet, Kind, Retention, Token};
 use crate::clock::Clock;
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
@@ -24,6 +24,9 @@ use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 const CHANGES_QUEUED_MAX: usize = 1024;
 /// Changes that go into one commit.
 const CHANGES_PER_COMMIT_MAX: usize = 512;
+
+/// Told when the store refuses a commit and, with `None`, when it takes one again.
+pub type OnTrouble = Box<dyn Fn(Option<&StateError>) + Send + Sync>;
 
 /// Something that became true and must be remembered.
 #[derive(Debug, Default)]
@@ -104,8 +107,9 @@ pub struct Ledger {
     position_revisions: BTreeMap<ContentType, Expected>,
     events: EventIndex,
     blobs: BTreeMap<ContentType, EventIndex>,
+    event_keys_max: u64,
     changes: mpsc::Receiver<Pending>,
-    on_trouble: Box<dyn Fn(Option<&StateError>) + Send + Sync>,
+    on_trouble: OnTrouble,
 }
 
 /// Settings of a tenant's ledger.
@@ -122,15 +126,13 @@ pub struct LedgerSettings {
 impl Ledger {
     /// Reads what an earlier run left and takes the tenant over.
     ///
-    /// `on_trouble` is told when the store refuses a commit and, with `None`, when it takes one again.
-    ///
     /// # Errors
     /// When the store cannot be read or written, or holds something this build must not overwrite.
     pub async fn open(
         store: Arc<dyn StateStore>,
         clock: Arc<dyn Clock>,
         settings: &LedgerSettings,
-        on_trouble: Box<dyn Fn(Option<&StateError>) + Send + Sync>,
+        on_trouble: OnTrouble,
     ) -> Result<Opened, StateError> {
         let keys = Keys::of(&settings.tenant);
         let load = async |key: String| -> Result<(Option<Bytes>, Expected), StateError> {
@@ -173,8 +175,7 @@ impl Ledger {
             let set = KeySet::load(&*store, &keys.blobs(content_type), Kind::Blobs).await?;
             blobs.insert(content_type, EventIndex::new(set));
         }
-        let events =
-            EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events { max: settings.event_keys_max }).await?);
+        let events = EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events).await?);
 
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
@@ -188,11 +189,12 @@ impl Ledger {
             position_revisions,
             events: events.clone(),
             blobs: blobs.clone(),
+            event_keys_max: settings.event_keys_max,
             changes,
             on_trouble,
         };
         // Takes the tenant over before anything else is done with it.
-        ledger.commit_once(vec![ledger.owner_step()], &[], &BTreeMap::new(), false).await?;
+        ledger.commit_once(vec![ledger.owner_step()], &BTreeMap::new(), false).await?;
         Ok(Opened {
             ledger,
             handle: LedgerHandle { changes: sender },
@@ -233,7 +235,11 @@ impl Ledger {
         let mut expire_at = None;
         for Pending { change, .. } in group {
             for (content_type, hash, record) in &change.aside {
-                aside.push(self.put(self.keys.aside_record(*content_type, *hash), format::encode(record), Expected::Any));
+                aside.push(self.put(
+                    self.keys.aside_record(*content_type, *hash),
+                    format::encode(record),
+                    Expected::Any,
+                ));
             }
             for (content_type, hash) in &change.taken_back {
                 tail.push(Op::Delete { key: self.keys.aside_record(*content_type, *hash), expected: Expected::Any });
@@ -260,12 +266,12 @@ impl Ledger {
             tenant = change.tenant.as_ref().or(tenant);
             expire_at = change.expire_at.or(expire_at);
         }
-        let mut staged: Vec<(EventIndex, Staged)> = Vec::new();
+        let mut staged: Vec<(EventIndex, Token)> = Vec::new();
         let mut stage = |index: &EventIndex, keys: &[Key], marks: &mut Vec<Op>| {
             if !keys.is_empty() {
                 let mut one = index.with_keys(|set| set.stage(keys, now));
                 marks.append(&mut one.ops);
-                staged.push((index.clone(), one));
+                staged.push((index.clone(), one.token));
             }
         };
         stage(&self.events, &delivered, &mut marks);
@@ -291,17 +297,16 @@ impl Ledger {
 
     /// Folds, merges and forgets keys, between commits.
     async fn maintain(&mut self, expire_at: Option<Timestamp>) -> Result<(), StateError> {
-        let indexes: Vec<EventIndex> = std::iter::once(&self.events).chain(self.blobs.values()).cloned().collect();
-        for index in indexes {
-            let mut work = Vec::new();
-            if let Some(now) = expire_at {
-                work.extend(index.with_keys(|set| set.expire(now)));
-            }
-            work.extend(super::key_set::maintain(&index, &*self.store, self.clock.now()).await?);
-            for staged in work {
+        let events = (self.events.clone(), Retention { keys_max: self.event_keys_max, ..Retention::EVENTS });
+        let blobs = self.blobs.values().map(|index| (index.clone(), Retention::BLOBS));
+        let indexes: Vec<(EventIndex, Retention)> = std::iter::once(events).chain(blobs).collect();
+        for (index, retention) in indexes {
+            let expired = expire_at.and_then(|now| index.with_keys(|set| set.expire(now, retention)));
+            let merged = key_set::maintain(index.keys(), &*self.store).await?;
+            for staged in expired.into_iter().chain(merged) {
                 let mut ops = vec![self.owner_step()];
-                ops.extend(staged.ops.iter().cloned());
-                self.commit_until_taken(ops, vec![(index.clone(), staged)], &BTreeMap::new(), false).await?;
+                ops.extend(staged.ops);
+                self.commit_until_taken(ops, vec![(index.clone(), staged.token)], &BTreeMap::new(), false).await?;
             }
         }
         Ok(())
@@ -310,7 +315,7 @@ impl Ledger {
     async fn commit_until_taken(
         &mut self,
         ops: Vec<Op>,
-        mut staged: Vec<(EventIndex, Staged)>,
+        staged: Vec<(EventIndex, Token)>,
         positions: &BTreeMap<ContentType, &Position>,
         with_tenant: bool,
     ) -> Result<(), StateError> {
@@ -322,13 +327,13 @@ impl Ledger {
             .build();
         let mut troubled = false;
         loop {
-            match self.commit_once(ops.clone(), &staged, positions, with_tenant).await {
+            match self.commit_once(ops.clone(), positions, with_tenant).await {
                 Ok(()) => {
                     if troubled {
                         (self.on_trouble)(None);
                     }
-                    for (index, one) in staged.drain(..) {
-                        index.with_keys(|set| set.committed(one));
+                    for (index, token) in staged {
+                        index.with_keys(|set| set.committed(token));
                     }
                     return Ok(());
                 }
@@ -338,8 +343,8 @@ impl Ledger {
                     self.clock.sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
                 }
                 Err(error) => {
-                    for (index, one) in staged.drain(..) {
-                        index.with_keys(|set| set.aborted(one));
+                    for (index, token) in staged {
+                        index.with_keys(|set| set.aborted(token));
                     }
                     (self.on_trouble)(Some(&error));
                     return Err(error);
@@ -351,7 +356,6 @@ impl Ledger {
     async fn commit_once(
         &mut self,
         ops: Vec<Op>,
-        _staged: &[(EventIndex, Staged)],
         positions: &BTreeMap<ContentType, &Position>,
         with_tenant: bool,
     ) -> Result<(), StateError> {

@@ -1,8 +1,10 @@
 //! The commands of `m365-audit`, one file each. Data goes to standard output, everything else to standard error.
 
 pub mod check;
+pub mod demo;
 pub mod exit;
 pub mod logging;
+pub mod normalize;
 pub mod plugin;
 pub mod run;
 pub mod schema;
@@ -11,10 +13,13 @@ pub mod validate;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use exit::Exit;
+use tokio_util::sync::CancellationToken;
 
+use crate::clock::{Clock, SystemClock};
 use crate::config::ConfigError;
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
@@ -35,6 +40,16 @@ enum Command {
     Run(run::RunArgs),
     /// Test the connection of each source and change nothing
     Check(check::CheckArgs),
+    /// Check a configuration file, telling all problems at once
+    Validate(validate::Args),
+    /// Show the source at work on a simulated tenant: no account, no network
+    Demo(demo::DemoArgs),
+    /// Make records of raw audit events: NDJSON, JSON arrays, blobs, Purview CSV exports
+    Normalize(normalize::NormalizeArgs),
+    /// Print a JSON Schema
+    Schema(schema::Args),
+    /// Print the manifest
+    Plugin(plugin::Args),
 }
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
@@ -65,7 +80,38 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             run::run(args).await
         }
         Command::Check(args) => check::check_all(args, &mut out).await,
+        Command::Validate(args) => {
+            validate::validate(&args, &mut out, &mut std::io::stderr()).map_err(|error| match error {
+                validate::ValidateError::Config(error) => error.into(),
+                validate::ValidateError::Output(error) => Failure::io(error),
+            })?;
+            Ok(Exit::Done)
+        }
+        Command::Demo(args) => {
+            drop(out);
+            demo::demo(args, stop_at_interrupt()).await
+        }
+        Command::Normalize(args) => {
+            drop(out);
+            let clock: Arc<dyn Clock> = SystemClock::new();
+            let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
+            done.map_err(Failure::internal)?.map(|_| Exit::Done).map_err(|error| Failure::of(&error, Exit::Internal))
+        }
+        Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
+        Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
     }
+}
+
+/// Cancelled by Ctrl-C.
+fn stop_at_interrupt() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let cancel = stop.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            cancel.cancel();
+        }
+    });
+    stop
 }
 
 fn told(failure: Failure) -> Exit {

@@ -153,10 +153,9 @@ impl FileSink {
                 }
                 // Renamed or removed: all that was confirmed is synced in the old one. What a failed write left
                 // there was not.
-                if let Some(Open { mut storage, cut_back_to: Some(good) }) = self.open.take() {
-                    let _ = storage.truncate(good);
+                if let Some(mut old) = self.open.take() {
+                    let _ = old.restore();
                 }
-                self.open = None;
                 tracing::info!(path = %self.path.display(), "file was moved or removed, opening it anew");
             }
             let file = open_for_append(&self.path, self.mode)?;
@@ -192,6 +191,13 @@ impl BlockingSink for FileSink {
         let (written, failure) = self.write_group(batches);
         let why = failure.map_or_else(|| "nothing was written".into(), |e| e.to_string());
         (0..batches.len()).map(|i| if i < written { Written::Delivered } else { Written::refused(&why) }).collect()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Closing is not enough: a child being started elsewhere in the process holds a copy until its `exec`.
+        let _ = self.storage.file().unlock();
     }
 }
 

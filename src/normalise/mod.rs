@@ -24,8 +24,7 @@ mod time;
 use std::borrow::Cow;
 
 pub use event::{Event, NotAnEvent};
-pub(crate) use own::render_bad_bytes;
-pub use own::{BAD_BLOB, BadPiece, GAP, GapNotice, render_bad_blob, render_gap};
+pub use own::{BAD_BLOB, BadBytes, BadPiece, GAP, GapNotice, render_bad_blob, render_bad_bytes, render_gap};
 
 use crate::config::{Format, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
@@ -282,9 +281,8 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
 /// The token of a member that is worth showing: a string with something in it, or a number.
 fn shown<'a>(event: &Event<'a>, member: Member) -> Option<&'a str> {
     let token = event.get(member)?;
-    let blank = |inside: &str| inside.trim().is_empty();
     match json::inner(token) {
-        Some(inside) => (!blank(inside) && !(inside.contains('\\') && blank(&json::unescape(inside)))).then_some(token),
+        Some(inside) => (!json::unescape(inside).trim().is_empty()).then_some(token),
         None => json::is_number(token).then_some(token),
     }
 }
@@ -294,8 +292,18 @@ fn push_shown(out: &mut Vec<u8>, key: &str, token: Option<&str>) {
     let Some(token) = token else { return };
     push_key(out, key);
     out.push(b'"');
-    out.extend_from_slice(json::inner(token).unwrap_or(token).as_bytes());
+    push_inside(out, json::inner(token).unwrap_or(token));
     out.push(b'"');
+}
+
+/// Appends the inside of a string token. A surrogate escape without its partner, which strict readers refuse the
+/// whole record for, becomes U+FFFD here; it stays in `raw`.
+fn push_inside(out: &mut Vec<u8>, inside: &str) {
+    if memchr::memmem::find(inside.as_bytes(), b"\\u").is_some() {
+        json::push_escaped(out, &json::unescape(inside));
+    } else {
+        out.extend_from_slice(inside.as_bytes());
+    }
 }
 
 fn push_key(out: &mut Vec<u8>, key: &str) {
@@ -346,9 +354,7 @@ fn push_title(
 ) {
     out.extend_from_slice(b",\"title\":\"");
     match operation {
-        Some(token) => {
-            out.extend_from_slice(json::inner(token).unwrap_or(token).trim().trim_end_matches('.').as_bytes())
-        }
+        Some(token) => push_inside(out, json::inner(token).unwrap_or(token).trim().trim_end_matches('.')),
         None => out.extend_from_slice(record_type_name.unwrap_or("audit event").as_bytes()),
     }
     if let Some(id) = &actor.id {
@@ -357,7 +363,7 @@ fn push_title(
     }
     if let Some(token) = object.filter(|token| token.len() <= TITLE_OBJECT_BYTES_MAX) {
         out.extend_from_slice(b" on ");
-        out.extend_from_slice(json::inner(token).unwrap_or(token).as_bytes());
+        push_inside(out, json::inner(token).unwrap_or(token));
     }
     if outcome == Some(Outcome::Failure) {
         out.extend_from_slice(b" (failed)");
@@ -426,4 +432,75 @@ fn user_agent_of_properties(token: &str) -> Option<Cow<'static, str>> {
         found.is_some()
     });
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn token() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap_or_default()),
+            any::<i64>().prop_map(|number| number.to_string()),
+            Just(r#""\ud800\"\\ \u0041""#.to_owned()),
+            Just(
+                r#"[{"Name":"UserAgent","Value":"x"},{"Name":"additionalDetails","Value":"{\"User-Agent\":1}"}]"#
+                    .to_owned()
+            ),
+            Just(r#"{"From":"a@b.c"}"#.to_owned()),
+            prop::sample::select(vec![
+                "null",
+                "true",
+                "11",
+                "6",
+                "1e9",
+                "[]",
+                "{}",
+                "\"203.0.113.7:1\"",
+                "\"New-InboxRule\""
+            ])
+            .prop_map(str::to_owned),
+        ]
+    }
+
+    fn key() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "Id",
+            "RecordType",
+            "CreationTime",
+            "Operation",
+            "Workload",
+            "UserId",
+            "UserKey",
+            "UserType",
+            "ClientIP",
+            "ObjectId",
+            "ResultStatus",
+            "ExtendedProperties",
+            "Parameters",
+            "PolicyDetails",
+            "SharePointMetaData",
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_members_are_the_record_is_one_line_of_json_without_empty_strings(
+            members in prop::collection::vec((key(), token()), 0..12)
+        ) {
+            let body: Vec<String> = members.iter().map(|(key, token)| format!("\"{key}\":\n{token}")).collect();
+            let event = format!("{{{}}}", body.join(",\r\n"));
+            let event = Event::parse(event.as_bytes()).unwrap();
+            let normaliser = Normaliser::new(Settings { raw: RawForm::None, ..Settings::default() });
+            let mut out = Vec::new();
+            normaliser.render_from(&event, &Origin::default(), &mut out);
+            prop_assert!(!out.contains(&b'\n') && !out.contains(&b'\r'));
+            let record: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&out).unwrap();
+            for (key, value) in &record {
+                prop_assert!(!matches!(value.as_str(), Some("")), "{}", key);
+            }
+            prop_assert!(record.contains_key("event_type") && record.contains_key("title") && record.contains_key("category"));
+        }
+    }
 }

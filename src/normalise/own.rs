@@ -74,21 +74,32 @@ pub fn render_gap(gap: &GapNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severit
     (gap.now, SEVERITY)
 }
 
+/// The same as [`BadPiece`] for bytes of any origin.
+#[derive(Debug, Clone, Copy)]
+pub struct BadBytes<'a> {
+    /// Where they came from.
+    pub origin: Origin<'a>,
+    /// When it was noticed.
+    pub now: Timestamp,
+    /// Where the piece begins in its input, in bytes.
+    pub offset: u64,
+    /// How many bytes the input has, when that is known.
+    pub total: Option<u64>,
+    /// The piece.
+    pub bytes: &'a [u8],
+    /// Why they could not be read, in words.
+    pub reason: &'a str,
+}
+
 /// Appends a record that carries bytes as base64 in `body_base64`; its time and severity.
 pub fn render_bad_blob(piece: &BadPiece<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
-    render_bad_bytes(&Origin::of(piece.blob), piece.now, piece.offset, piece.total, piece.bytes, piece.reason, out)
+    let BadPiece { blob, now, offset, total, bytes, reason } = *piece;
+    render_bad_bytes(&BadBytes { origin: Origin::of(blob), now, offset, total, bytes, reason }, out)
 }
 
 /// The same for bytes that may have come from elsewhere than a blob.
-pub(crate) fn render_bad_bytes(
-    origin: &Origin<'_>,
-    now: Timestamp,
-    offset: u64,
-    total: Option<u64>,
-    bytes: &[u8],
-    reason: &str,
-    out: &mut Vec<u8>,
-) -> (Timestamp, Severity) {
+pub fn render_bad_bytes(piece: &BadBytes<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
+    let BadBytes { origin, now, offset, total, bytes, reason } = *piece;
     begin(out, BAD_BLOB, now);
     text(out, "title", &format!("{} bytes could not be read as an audit event: {reason}", bytes.len()));
     origin.push(origin.tenant, out);

@@ -126,11 +126,8 @@ impl<'a> Iterator for Words<'a> {
         let mut end = self.text.len();
         for (at, c) in self.text.get(start..)?.char_indices() {
             match quote {
-                Some(open) => {
-                    if c == open {
-                        quote = None;
-                    }
-                }
+                Some(open) if c == open => quote = None,
+                Some(_) => {}
                 // An apostrophe inside a word (O'Brien) opens nothing.
                 None if matches!(c, '"' | '\'') && matches!(before, ' ' | ',' | ';' | ':' | '=') => quote = Some(c),
                 None if c.is_whitespace() => {

@@ -112,3 +112,76 @@ pub fn assess(folded_operation: &str, facts: &impl Facts) -> Assessment {
     }
     assessment
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Told {
+        parameters: &'static [(&'static str, &'static str)],
+        flagged: bool,
+    }
+
+    impl Facts for Told {
+        fn any_parameter(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
+            self.parameters.iter().any(|(name, value)| test(name, value))
+        }
+        fn own_domains(&self) -> Domains {
+            let mut own = Domains::default();
+            own.add("contoso.com");
+            own
+        }
+        fn flagged_by_dlp(&self) -> bool {
+            self.flagged
+        }
+    }
+
+    #[test]
+    fn the_tables_compile_and_say_why() {
+        let rules = RuleSet::compile(TABLES).unwrap();
+        for rule in rules.rules() {
+            assert!(!rule.operations.is_empty(), "{}", rule.id);
+            assert!(!rule.reason.is_empty() && rule.reference.starts_with("https://"), "{}", rule.id);
+            assert!(rule.technique.starts_with('T'), "{}", rule.id);
+            assert!(rule.when.iter().all(|condition| !condition.parameter.is_empty()), "{}", rule.id);
+        }
+    }
+
+    #[test]
+    fn a_table_with_a_slip_is_refused() {
+        let rule = "[[rule]]\nid = \"A\"\noperations = [\"x\"]\nseverity = \"high\"\nreason = \"r\"\nreference = \"h\"\ntechnique = \"T\"\n";
+        assert!(RuleSet::compile(&[rule]).is_ok());
+        assert!(matches!(RuleSet::compile(&[rule, rule]), Err(engine::RuleError::Twice(_))));
+        let slip = rule.replace("severity = \"high\"", "severity = \"hihg\"");
+        assert!(matches!(RuleSet::compile(&[&slip]), Err(engine::RuleError::Form(_))));
+    }
+
+    #[test]
+    fn the_highest_rule_wins_and_a_drop_needs_to_stand_alone_and_unflagged() {
+        type Case =
+            (&'static str, &'static [(&'static str, &'static str)], bool, &'static [&'static str], &'static str);
+        const CASES: &[Case] = &[
+            ("new-inboxrule", &[("FORWARDTO", "a@example.net")], false, &["EX-01"], "high"),
+            ("new-inboxrule", &[("forwardto", "a@contoso.com"), ("DeleteMessage", "True")], false, &["EX-03"], "high"),
+            ("set-inboxrule", &[("DeleteMessage", "$false")], false, &[], "info"),
+            ("updateinboxrules", &[("ForwardTo", "a@example.net")], false, &[], "info"),
+            ("set-mailbox", &[("ForwardingSmtpAddress", " ")], false, &[], "info"),
+            ("set-mailbox", &[("ForwardingSmtpAddress", "smtp:a@contoso.com")], false, &["EX-12"], "high"),
+            ("add member to role", &[], false, &["ID-01"], "high"),
+            ("add member to role outside of pim (permanent)", &[], false, &["ID-01"], "high"),
+            ("add eligible member to role", &[], false, &[], "info"),
+            ("anonymouslinkcreated", &[], false, &["SP-01"], "medium"),
+            ("fileaccessed", &[], false, &["SP-12"], "drop"),
+            ("fileaccessed", &[], true, &["SP-12"], "info"),
+            ("mailitemsaccessed", &[], false, &["EX-45"], "drop"),
+            ("", &[], false, &[], "info"),
+        ];
+        for (operation, parameters, flagged, rules, expected) in CASES {
+            let assessment = assess(operation, &Told { parameters, flagged: *flagged });
+            let ids: Vec<&str> = assessment.rules.iter().map(|rule| rule.id.as_str()).collect();
+            assert_eq!(ids, *rules, "{operation} {parameters:?}");
+            let verdict = assessment.drop.map_or(assessment.severity().as_str(), |_| "drop");
+            assert_eq!(verdict, *expected, "{operation} {parameters:?}");
+        }
+    }
+}

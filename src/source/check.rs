@@ -61,9 +61,8 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
     steps.push(passed("list subscriptions", format!("{} answers", config.api_origin())));
     clock(&server, &mut steps);
 
-    let is_on = |wanted: ContentType| {
-        listed.iter().any(|s| s.content_type == Some(wanted) && s.is_enabled() != Some(false))
-    };
+    let is_on =
+        |wanted: ContentType| listed.iter().any(|s| s.content_type == Some(wanted) && s.is_enabled() != Some(false));
     for &content_type in &config.content_types {
         let what = format!("subscription {content_type}");
         let known = listed.iter().find(|s| s.content_type == Some(content_type));
@@ -79,7 +78,8 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
                 what,
                 "subscription-absent",
                 "not started yet".into(),
-                "`m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start".into(),
+                "`m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start"
+                    .into(),
             ),
         });
     }
@@ -132,8 +132,13 @@ fn clock(server: &ServerTime, steps: &mut Vec<CheckStep>) {
         notice(
             "clock",
             "clock-skewed",
-            format!("this machine's clock is {} s {} Microsoft's", seconds.abs(), if seconds > 0 { "behind" } else { "ahead of" }),
-            "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not".into(),
+            format!(
+                "this machine's clock is {} s {} Microsoft's",
+                seconds.abs(),
+                if seconds > 0 { "behind" } else { "ahead of" }
+            ),
+            "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not"
+                .into(),
         )
     } else {
         passed("clock", format!("{seconds:+} s to Microsoft's"))
@@ -236,8 +241,6 @@ fn api_fault(what: impl Into<String>, error: &ApiError) -> CheckStep {
 }
 
 fn fault(what: &str, error: &SourceError, kind: FaultKind) -> CheckStep {
-    let fault =
-        CheckFault { slug: error.slug().into(), cause: error.to_string(), remedy: error.hint(), kind };
+    let fault = CheckFault { slug: error.slug().into(), cause: error.to_string(), remedy: error.hint(), kind };
     CheckStep { what: what.into(), result: Err(fault) }
 }
-

@@ -219,9 +219,17 @@ struct Run<'a> {
     /// Batches of other blobs that carry events of this one.
     dependencies: Vec<Dependency>,
     /// How often each id-less event occurred in this blob.
-    anonymous: HashMap<u128, u32>,
+    anonymous: HashMap<u128, u64>,
     damage: Option<String>,
+    /// Neighbouring bytes that are no event, until there are enough for a record.
+    scrap: Option<Scrap>,
     tally: Tally,
+}
+
+struct Scrap {
+    bytes: Vec<u8>,
+    offset: u64,
+    why: &'static str,
 }
 
 #[derive(Default)]
@@ -244,6 +252,7 @@ impl<'a> Run<'a> {
             dependencies: Vec::new(),
             anonymous: HashMap::new(),
             damage: None,
+            scrap: None,
             tally: Tally::default(),
         }
     }
@@ -317,6 +326,7 @@ impl<'a> Run<'a> {
                 Some(format!("the body is not a JSON array; it begins {head:?}"))
             }
         };
+        self.ship_scrap().await?;
         let Some(why) = unreadable.or(self.damage.take()) else { return Ok(()) };
         let shipped = match self.salvage {
             Salvage::Anything => true,
@@ -348,7 +358,9 @@ impl<'a> Run<'a> {
                 }
             },
             Piece::Damaged { bytes, offset, why } => {
-                self.bad(&bytes, offset, why.as_str()).await?;
+                if self.salvage != Salvage::Nothing {
+                    self.collect(&bytes, offset, why.as_str()).await?;
+                }
                 self.damage.get_or_insert_with(|| why.as_str().to_owned());
             }
         }
@@ -363,8 +375,9 @@ impl<'a> Run<'a> {
             Some(identity) => Key::of_event(&identity),
             None => {
                 let occurrence = self.anonymous.entry(short_hash(bytes)).or_default();
+                let key = Key::of_anonymous(&self.job.blob.id, bytes, *occurrence);
                 *occurrence += 1;
-                Key::of_anonymous(&self.job.blob.id, bytes, *occurrence)
+                key
             }
         };
         match self.open.claim(key, &*self.context.store).await.map_err(Outcome::State)? {
@@ -406,13 +419,37 @@ impl<'a> Run<'a> {
         if self.salvage == Salvage::Nothing { Ok(()) } else { self.ship_bad(bytes, offset, why).await }
     }
 
+    /// Joins damaged pieces that stand side by side: hostile bytes may come as one piece each.
+    async fn collect(&mut self, bytes: &[u8], offset: u64, why: &'static str) -> Result<(), Outcome> {
+        match &mut self.scrap {
+            Some(scrap) if scrap.why == why && scrap.offset + scrap.bytes.len() as u64 == offset => {
+                scrap.bytes.extend_from_slice(bytes);
+            }
+            _ => {
+                self.ship_scrap().await?;
+                self.scrap = Some(Scrap { bytes: bytes.to_vec(), offset, why });
+            }
+        }
+        if self.scrap.as_ref().is_some_and(|scrap| scrap.bytes.len() >= BAD_PIECE_BYTES) {
+            self.ship_scrap().await?;
+        }
+        Ok(())
+    }
+
+    async fn ship_scrap(&mut self) -> Result<(), Outcome> {
+        match self.scrap.take() {
+            Some(scrap) => self.ship_bad(&scrap.bytes, scrap.offset, scrap.why).await,
+            None => Ok(()),
+        }
+    }
+
     async fn ship_bad(&mut self, bytes: &[u8], mut offset: u64, why: &str) -> Result<(), Outcome> {
         for piece in bytes.chunks(BAD_PIECE_BYTES) {
             let at = offset;
             offset += piece.len() as u64;
             let occurrence = self.anonymous.entry(short_hash(piece)).or_default();
-            *occurrence += 1;
             let key = Key::of_anonymous(&self.job.blob.id, piece, *occurrence);
+            *occurrence += 1;
             match self.open.claim(key, &*self.context.store).await.map_err(Outcome::State)? {
                 Standing::Claimed => {}
                 _ => continue,
@@ -450,11 +487,8 @@ impl<'a> Run<'a> {
 
     async fn close_batch(&mut self) -> (Batch, OpenBatch, Option<OwnedSemaphorePermit>) {
         let permit = self.context.budget.take(self.builder.bytes()).await;
-        let batch = self.builder.finish(
-            self.context.source.clone(),
-            self.context.tenant.clone(),
-            self.job.blob.content_type,
-        );
+        let batch =
+            self.builder.finish(self.context.source.clone(), self.context.tenant.clone(), self.job.blob.content_type);
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
         (batch, open, permit)
     }

@@ -12,9 +12,9 @@ use jiff::SignedDuration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{FaultKind, ServerTime};
 use super::health::{Board, Level, Place};
 use super::subscription::{Restart, Subscriptions};
+use super::{FaultKind, ServerTime};
 use crate::api::{Action, ApiClient, ApiError, ErrorKind, PageLink};
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::key_set::Key;
@@ -230,6 +230,12 @@ impl Lister {
             queues.backlog.push_back(Cursor::new(window, 0));
         }
         while let Some(cursor) = queues.backlog.pop_front() {
+            while !self.guidance.borrow_and_update().room {
+                tokio::select! {
+                    changed = self.guidance.changed() => changed.map_err(|_| Ending)?,
+                    () = self.stop.cancelled() => return Err(Ending),
+                }
+            }
             if let Some(left) = self.page(cursor, &mut queues, true).await? {
                 return self.tell(Found::Ended { content_type: self.content_type, left: Some(left) }).await;
             }
@@ -289,6 +295,10 @@ impl Lister {
             queues.backlog.extend(windows.map(|w| Cursor::new(w, 0)));
             *fresh_from = Some(now);
         }
+        if guidance.bounds.complete_until.is_none() {
+            // The first pass reaches back to `origin` by itself.
+            return;
+        }
         let due = |last: Option<Timestamp>, every: SignedDuration| {
             last.is_none_or(|last| now.duration_since(last) >= every || now < last)
         };
@@ -347,20 +357,18 @@ impl Lister {
                 self.put_back(cursor, queues, fresh, true);
                 Ok(None)
             }
-            Some(_) if cursor.pages >= PAGES_MAX => {
-                match plan::halves(cursor.window) {
-                    Some(halves) => {
-                        if let Some((_, _, windows)) = queues.passes.get_mut(&cursor.pass) {
-                            *windows += 1;
-                        }
-                        for window in halves.into_iter().rev() {
-                            self.put_back(Cursor::new(window, cursor.pass), queues, fresh, true);
-                        }
-                        Ok(None)
+            Some(_) if cursor.pages >= PAGES_MAX => match plan::halves(cursor.window) {
+                Some(halves) => {
+                    if let Some((_, _, windows)) = queues.passes.get_mut(&cursor.pass) {
+                        *windows += 1;
                     }
-                    None => self.again(cursor, queues, fresh, "the listing has more than 1,000 pages a minute".into()),
+                    for window in halves.into_iter().rev() {
+                        self.put_back(Cursor::new(window, cursor.pass), queues, fresh, true);
+                    }
+                    Ok(None)
                 }
-            }
+                None => self.again(cursor, queues, fresh, "the listing has more than 1,000 pages a minute".into()),
+            },
             Some(_) => {
                 cursor.restart();
                 self.again(cursor, queues, fresh, "the listing's next page is one it has shown already".into())
@@ -573,12 +581,20 @@ impl Lister {
                     return Ok(true);
                 }
                 Restart::NotYet { wait } => {
-                    let why = format!("the subscription to {} is off and was asked to start less than 15 minutes ago", self.stream());
+                    let why = format!(
+                        "the subscription to {} is off and was asked to start less than 15 minutes ago",
+                        self.stream()
+                    );
                     if self.settings.once {
                         // A listing tells whether it is on by now.
                         return Ok(true);
                     }
-                    self.board.report(self.place(), Level::Degraded, why, "it is started again when Microsoft allows it");
+                    self.board.report(
+                        self.place(),
+                        Level::Degraded,
+                        why,
+                        "it is started again when Microsoft allows it",
+                    );
                     self.sleep(wait).await?;
                     continue;
                 }

@@ -63,6 +63,8 @@ const ONCE_THROTTLED_MAX: u32 = 500;
 const STOP_GRACE: Duration = Duration::from_secs(8);
 /// Keys past their time are forgotten this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// Failed fetches are a metric, and one line in this time.
+const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
 /// Windows remembered as read, per stream, before they are merged.
 const READ_WINDOWS_MAX: usize = 512;
 
@@ -208,8 +210,7 @@ impl Downloads {
 /// # Errors
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
 pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
-    let board =
-        Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+    let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     let Some(opened) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
     board.publish();
     let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
@@ -217,13 +218,8 @@ pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, 
     let mut writer = tokio::spawn(ledger.run());
     let result = async {
         let Some(enabled) = subscriptions_on(&parts, &board, &stop).await? else { return Ok(Report::default()) };
-        let subscriptions = Subscriptions::new(
-            parts.api.clone(),
-            parts.server.clone(),
-            parts.clock.clone(),
-            handle.clone(),
-            tenant,
-        );
+        let subscriptions =
+            Subscriptions::new(parts.api.clone(), parts.server.clone(), parts.clock.clone(), handle.clone(), tenant);
         let courier = Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() };
         let context = FetchContext {
             source: parts.source.clone(),
@@ -364,6 +360,8 @@ struct Loop {
     tick_at: Duration,
     expire_at: Duration,
     throttled: u32,
+    failures_unsaid: u32,
+    failure_line_at: Duration,
     stop: CancellationToken,
 }
 
@@ -429,6 +427,8 @@ impl Loop {
             tick_at: now,
             expire_at: now + EXPIRE_EVERY,
             throttled: 0,
+            failures_unsaid: 0,
+            failure_line_at: now,
             stop,
         }
     }
@@ -440,7 +440,8 @@ impl Loop {
         tracked: Vec<BlobRef>,
         aside: Vec<(ContentType, u128, AsideRecord)>,
     ) -> Result<Report, SourceError> {
-        ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.parts.tenant.to_string()).set(aside.len() as f64);
+        ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.parts.tenant.to_string())
+            .set(aside.len() as f64);
         for record in aside {
             self.offer_again(record);
         }
@@ -737,7 +738,8 @@ impl Loop {
     }
 
     fn guide(&self, content_type: ContentType) {
-        let unsettled: usize = self.streams.values().map(|s| s.unsettled.len()).sum();
+        let unsettled: usize =
+            self.streams.values().map(|s| s.unsettled.values().filter(|b| !b.given_up).count()).sum();
         let room = unsettled < UNSETTLED_MAX;
         for (other, stream) in &self.streams {
             if *other == content_type || stream.guidance.borrow().room != room {
@@ -833,12 +835,16 @@ impl Loop {
         };
         self.count(metrics::BLOBS_TOTAL, content_type, "state", "failed");
         let kind = error.as_ref().map_or("blob-unreadable", |e| e.slug());
-        ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.parts.tenant.to_string(), "kind" => kind).increment(1);
-        if job.failures.is_power_of_two() {
+        ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.parts.tenant.to_string(), "kind" => kind)
+            .increment(1);
+        self.failures_unsaid += 1;
+        if now >= self.failure_line_at {
             tracing::warn!(
                 tenant = %self.parts.tenant, %content_type, content_id = %job.blob.id, attempts = job.failures,
-                expires = %job.blob.expires, "{kind}: a blob could not be read, it is tried again: {why}"
+                failures = self.failures_unsaid, "{kind}: a blob could not be read, it is tried again: {why}"
             );
+            self.failures_unsaid = 0;
+            self.failure_line_at = now + FAILURE_LINE_EVERY;
         }
         if let (Some(error), Some(Action::SlowRetryTenant)) = (&error, &action) {
             self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
@@ -856,13 +862,15 @@ impl Loop {
         }
         if once && (job.failures >= ONCE_ATTEMPTS_MAX || self.throttled > ONCE_THROTTLED_MAX) {
             unsettled.given_up = true;
+            self.guide(content_type);
             return;
         }
         // The next attempt first writes the blob to the state, so that it outlives the listing it was found in.
         job.track_first = !job.tracked;
         job.tracked = true;
         let delay = backoff(job.failures, BLOB_DELAY_MIN, if once { ONCE_DELAY_MAX } else { BLOB_DELAY_MAX });
-        let slow = !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
+        let slow =
+            !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
         self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay });
     }
 
@@ -937,8 +945,7 @@ impl Loop {
             moved = true;
         }
         let listed_from = position.listed_until.max(position.complete_until).unwrap_or(position.origin);
-        let oldest_untracked =
-            stream.unsettled.values().filter(|b| b.holds && !b.persisted).map(|b| b.created).min();
+        let oldest_untracked = stream.unsettled.values().filter(|b| b.holds && !b.persisted).map(|b| b.created).min();
         let listed = Bounds { origin: position.origin, complete_until: Some(listed_from) };
         let listed_until = plan::advance(listed, &stream.read, oldest_untracked, now).unwrap_or(listed_from);
         if position.listed_until != Some(listed_until) && listed_until > position.origin {
@@ -990,9 +997,12 @@ impl Loop {
                 continue;
             }
             let until = position.complete_until.max(position.listed_until).unwrap_or(position.origin);
-            if let Some(window) = plan::unlistable(until, now) {
-                self.declare(content_type, window, GapReason::Outage);
+            let Some(window) = plan::unlistable(until, now) else { continue };
+            // A blob of the interval that is listed and neither settled nor tracked yet will be one of the two soon.
+            if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
+                continue;
             }
+            self.declare(content_type, window, GapReason::Outage);
         }
     }
 
@@ -1029,11 +1039,8 @@ impl Loop {
         stream.dirty = true;
         match reason {
             GapReason::Outage => {
-                // Blobs of the gap that were listed before are tracked on their own.
+                // Blobs of the gap that were listed before are tracked on their own and hold nothing any more.
                 let position = &mut stream.position;
-                if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
-                    return;
-                }
                 for blob in stream.unsettled.values_mut().filter(|b| b.created < window.end) {
                     blob.holds = false;
                 }

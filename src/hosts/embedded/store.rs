@@ -341,7 +341,7 @@ fn create_data_dir(data_dir: &Path) -> Result<(), StoreError> {
 
 /// Takes the writer's lock for as long as the file lives. `flock`, so that a process that dies, however it dies,
 /// leaves no lock behind.
-fn lock(data_dir: &Path) -> Result<File, StoreError> {
+fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
     let path = data_dir.join(LOCK_FILE);
     let mut file = OpenOptions::new()
         .read(true)
@@ -366,7 +366,17 @@ fn lock(data_dir: &Path) -> Result<File, StoreError> {
         .set_len(0)
         .and_then(|()| file.seek(SeekFrom::Start(0)))
         .and_then(|_| writeln!(file, "{}", std::process::id()));
-    Ok(file)
+    Ok(Lock(file))
+}
+
+/// The lock taken by [`lock`].
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child being started elsewhere in the process holds a copy until its `exec`.
+        let _ = self.0.unlock();
+    }
 }
 
 /// Makes the file under another name, complete and synced, before it takes its own.
@@ -585,7 +595,7 @@ struct Writer {
     revision: i64,
     /// Bytes in the log since it was last folded into the file, estimated.
     unfolded_bytes: usize,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Writer {
@@ -883,7 +893,7 @@ mod tests {
         let store = SqliteStore::open(dir.path()).unwrap();
         drop(store);
         let connection = open_writer(&dir.path().join(STATE_FILE)).unwrap();
-        let lock = File::open(dir.path().join(LOCK_FILE)).unwrap();
+        let lock = lock(dir.path()).unwrap();
         let mut writer = Writer { connection, revision: 0, unfolded_bytes: 0, _lock: lock };
         let results = writer.commit_all(&[
             vec![put("a", "1", Expected::Absent)],

@@ -1,0 +1,312 @@
+//! `m365-audit demo`: a simulated tenant in this process, the real source against it, and what comes out, readable.
+//!
+//! No account and no network: the tenant listens on loopback. The summary's last line compares what was delivered
+//! with the tenant's own record of what it published.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::exit::Exit;
+use super::{Failure, logging};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{LogConfig, SourceConfig};
+use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
+use crate::hosts::embedded::memory::MemoryStore;
+use crate::severity::Severity;
+use crate::sim::{Delivered, GenerateSpec, Sim, SimConfig};
+use crate::source::{M365Audit, Source};
+
+const TENANT: &str = "5a5e0000-0000-4000-8000-0000000de300";
+/// Events in one blob of the demonstration.
+const EVENTS_PER_BLOB: usize = 20;
+/// Without `--fast`, a record is shown this often.
+const RECORD_PAUSE: Duration = Duration::from_millis(12);
+
+/// Arguments of `demo`.
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {
+    /// Do not pause between records
+    #[arg(long)]
+    pub fast: bool,
+    /// About how many events the simulated tenant has
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub events: u32,
+}
+
+/// Runs the demonstration.
+///
+/// # Errors
+/// When loopback cannot be used or the source fails. Events lost would be exit code 70.
+pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+    logging::install(&LogConfig { level: "warn".into(), ..LogConfig::default() });
+    let clock = SystemClock::new();
+    let tenant = TENANT.parse().map_err(Failure::internal)?;
+    let sim_config = SimConfig { tenants: vec![TENANT.parse().map_err(Failure::internal)?], ..SimConfig::default() };
+    let (client_id, client_secret) = (sim_config.client_id.clone(), sim_config.client_secret.clone());
+    let sim = Sim::start(sim_config, clock.clone()).await.map_err(Failure::io)?;
+    let now = sim.now();
+    let blobs = (args.events as usize).div_ceil(EVENTS_PER_BLOB);
+    let per_blob = (args.events as usize).min(EVENTS_PER_BLOB);
+    let spec = GenerateSpec {
+        copy_rate: 0.02,
+        irregular_rate: 0.05,
+        same_instant_rate: 0.05,
+        late_rate: 0.0,
+        ..GenerateSpec::new(blobs, per_blob, now - SignedDuration::from_hours(20), now - SignedDuration::from_mins(1))
+    };
+    sim.generate(&tenant, spec);
+
+    let show = Arc::new(Show::new(!args.fast));
+    show.line(&format!("simulated tenant {tenant} at {} ({blobs} blobs, no account, no network)", sim.url()));
+    let table = format!(
+        "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\n",
+        url = sim.url()
+    );
+    let table: toml::Table = table.parse().map_err(Failure::internal)?;
+    let config = SourceConfig::parse_table("demo", table, &|_| None).map_err(|problems| {
+        Failure::internal(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    })?;
+    let host = Arc::new(DemoHost { state: Arc::new(MemoryStore::new()), show: show.clone(), clock: clock.clone() });
+    let watcher = tokio::spawn(watch(sim.clone(), show.clone()));
+    let source = Box::new(M365Audit::new("demo", config, clock.clone()).once());
+    let report = source.run(host, stop.clone()).await.map_err(|e| Failure::of(&e, Exit::from(&e)))?;
+    watcher.abort();
+    show.progress_end();
+    let truth = sim.truth();
+    let delivered = std::mem::take(&mut *show.delivered.lock().unwrap_or_else(PoisonError::into_inner));
+    let shown = delivered.len() as u64;
+    let comparison = truth.compare(delivered);
+    let dropped = routine_dropped(&comparison.lost, &truth);
+    let lost = comparison.lost.len() as u64 - dropped;
+    show.summary(shown, dropped, truth.copies.saturating_sub(comparison.duplicated.len() as u64), &sim, lost);
+    sim.stop().await;
+    for left in &report.left {
+        show.line(&left.why);
+    }
+    if stop.is_cancelled() {
+        return Ok(Exit::Done);
+    }
+    Ok(if lost > 0 || !comparison.altered.is_empty() { Exit::Internal } else { Exit::Done })
+}
+
+/// How many of the events that were not delivered are routine reads, which the source drops by rule.
+fn routine_dropped(missing: &[String], truth: &crate::sim::Truth) -> u64 {
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(rename = "Operation")]
+        operation: Option<String>,
+    }
+    let routine: std::collections::HashSet<&str> = truth
+        .events
+        .iter()
+        .filter(|event| {
+            serde_json::from_slice::<Named>(&event.raw).ok().and_then(|e| e.operation).is_some_and(|operation| {
+                matches!(operation.trim().to_ascii_lowercase().as_str(), "fileaccessed" | "mailitemsaccessed")
+            })
+        })
+        .filter_map(|event| event.id.as_deref())
+        .collect();
+    missing.iter().filter(|label| routine.contains(label.as_str())).count() as u64
+}
+
+/// Says what the tenant is asked, as it is asked.
+async fn watch(sim: Sim, show: Arc<Show>) {
+    let mut seen = 0;
+    loop {
+        let requests = sim.requests();
+        for request in requests.iter().skip(seen) {
+            show.request(request);
+        }
+        seen = requests.len();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+struct DemoHost {
+    state: Arc<MemoryStore>,
+    show: Arc<Show>,
+    clock: Arc<dyn Clock>,
+}
+
+#[async_trait]
+impl Host for DemoHost {
+    async fn deliver(&self, batch: Batch) -> DeliveryTicket {
+        for record in batch.records() {
+            self.show.record(record.json, record.severity);
+            if self.show.slow {
+                self.clock.sleep(RECORD_PAUSE).await;
+            }
+        }
+        DeliveryTicket::resolved(Delivery::Delivered)
+    }
+
+    fn state(&self) -> Arc<dyn StateStore> {
+        self.state.clone()
+    }
+
+    fn health(&self, _source: &str, health: Health) {
+        if health != Health::Healthy {
+            self.show.line(&health.to_string());
+        }
+    }
+}
+
+/// Everything the demonstration prints.
+struct Show {
+    slow: bool,
+    terminal: bool,
+    tally: Mutex<Tally>,
+    delivered: Mutex<Vec<Delivered>>,
+}
+
+#[derive(Default)]
+struct Tally {
+    severities: BTreeMap<Severity, u64>,
+    categories: BTreeMap<String, u64>,
+    requests: u64,
+    blobs: u64,
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(default)]
+    timestamp: String,
+    #[serde(default)]
+    category: String,
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    src_ip: Option<String>,
+    #[serde(default)]
+    object: Option<String>,
+    #[serde(borrow, default)]
+    raw: Option<&'a serde_json::value::RawValue>,
+}
+
+impl Show {
+    fn new(slow: bool) -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        Self { slow, terminal, tally: Mutex::default(), delivered: Mutex::default() }
+    }
+
+    fn line(&self, text: &str) {
+        self.clear_progress();
+        // A reader that went away ends the demonstration by the exit of the process, not by an error here.
+        let _ = writeln!(anstream::stdout(), "{text}");
+    }
+
+    fn request(&self, request: &crate::sim::RequestLog) {
+        use crate::sim::CallKind;
+        let what = request.content_type.as_deref().unwrap_or_default();
+        self.tally().requests += 1;
+        match request.kind {
+            CallKind::Start => {
+                self.line(&format!("{DIM}subscription {what} started ({}){DIM:#}", request.status));
+            }
+            CallKind::Content => {
+                self.line(&format!("{DIM}listed {what} from {}{DIM:#}", request.start.as_deref().unwrap_or_default()));
+            }
+            CallKind::Blob => self.tally().blobs += 1,
+            _ => {}
+        }
+    }
+
+    fn record(&self, json: &[u8], severity: Severity) {
+        let Ok(line) = serde_json::from_slice::<Line<'_>>(json) else { return };
+        {
+            let mut tally = self.tally();
+            *tally.severities.entry(severity).or_default() += 1;
+            *tally.categories.entry(line.category.clone()).or_default() += 1;
+        }
+        if let Some(raw) = line.raw {
+            let delivered = Delivered { raw: raw.get().as_bytes().to_vec(), id: None, tenant: None, timestamp: None };
+            self.delivered.lock().unwrap_or_else(PoisonError::into_inner).push(delivered);
+        }
+        let style = style_of(severity);
+        let time = line.timestamp.get(..19).unwrap_or(&line.timestamp);
+        let place = line.src_ip.map(|ip| format!("  from {ip}")).unwrap_or_default();
+        let object = line.object.map(|o| format!("  {}", shortened(&o, 60))).unwrap_or_default();
+        self.line(&format!(
+            "{time}  {style}{:<8}{style:#}  {:<13} {}{DIM}{object}{place}{DIM:#}",
+            severity.as_str(),
+            line.category,
+            shortened(&line.title, 70)
+        ));
+        self.progress();
+    }
+
+    fn progress(&self) {
+        if !self.terminal {
+            return;
+        }
+        let (events, blobs, requests) = {
+            let tally = self.tally();
+            (tally.severities.values().sum::<u64>(), tally.blobs, tally.requests)
+        };
+        let mut out = anstream::stdout();
+        let _ = write!(out, "{DIM}{events} records · {blobs} blobs fetched · {requests} requests{DIM:#}");
+        let _ = out.flush();
+    }
+
+    fn clear_progress(&self) {
+        if self.terminal {
+            let _ = write!(anstream::stdout(), "\r\x1b[2K");
+        }
+    }
+
+    fn progress_end(&self) {
+        self.clear_progress();
+    }
+
+    fn summary(&self, events: u64, dropped: u64, duplicates: u64, sim: &Sim, lost: u64) {
+        let requests: u64 = sim.counters().requests.values().sum();
+        let list = |entries: Vec<(String, u64)>| {
+            entries.into_iter().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ")
+        };
+        let (severities, categories) = {
+            let tally = self.tally();
+            let severities = tally.severities.iter().rev().map(|(s, n)| (s.as_str().to_owned(), *n)).collect();
+            (list(severities), list(tally.categories.iter().map(|(c, n)| (c.clone(), *n)).collect()))
+        };
+        self.line("");
+        self.line(&format!("events      {events} delivered"));
+        self.line(&format!("severity    {severities}"));
+        self.line(&format!("category    {categories}"));
+        self.line(&format!("dropped     {dropped} routine reads (FileAccessed, MailItemsAccessed) not flagged by DLP"));
+        self.line(&format!("duplicates  {duplicates} removed"));
+        self.line(&format!("requests    {requests}"));
+        let style = style_of(if lost == 0 { Severity::Info } else { Severity::Critical });
+        self.line(&format!("lost        {style}{lost}{style:#} against the simulated tenant's own record"));
+    }
+
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const DIM: Style = Style::new().dimmed();
+
+fn style_of(severity: Severity) -> Style {
+    let color = match severity {
+        Severity::Info => AnsiColor::Green,
+        Severity::Low => AnsiColor::Cyan,
+        Severity::Medium => AnsiColor::Yellow,
+        Severity::High => AnsiColor::Red,
+        Severity::Critical => return AnsiColor::BrightRed.on_default().bold(),
+    };
+    color.on_default()
+}
+
+/// At most `width` characters, without control characters: event text must not move the cursor.
+fn shortened(text: &str, width: usize) -> String {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.chars().count() <= width { clean } else { clean.chars().take(width - 1).chain(['…']).collect() }
+}

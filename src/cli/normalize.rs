@@ -1,0 +1,705 @@
+//! `m365-audit normalize`: raw audit events from a file or a pipe, records on stdout.
+//!
+//! Reads what people have of the feed: newline-delimited JSON, JSON arrays (blobs as fetched, one or many), and the
+//! CSV export of Purview's audit search. One event in, one record out, in order, streaming; bytes that are no event
+//! come out as `m365_audit.bad_blob` records, so that nothing is lost on the way. Knows no tenant and no network.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+
+use crate::clock::Clock;
+use crate::config::{Format, RawForm};
+use crate::model::{Actionable, TenantId};
+use crate::normalise::{self, BadBytes, Event, Normaliser, Origin, Rendered, Settings};
+
+/// Makes records of raw audit events.
+#[derive(Debug, Clone, clap::Args)]
+pub struct NormalizeArgs {
+    /// Shape of a record: `native`, or `raw` (each event alone on one line).
+    #[arg(long, default_value = "native", value_parser = named::<Format>)]
+    pub format: Format,
+    /// Form of `raw` in the native format: `object`, `string` (keeps every byte) or `none`.
+    #[arg(long, default_value = "object", value_parser = named::<RawForm>)]
+    pub raw: RawForm,
+    /// Leave out routine events, as a source with `drop_routine` does.
+    #[arg(long)]
+    pub drop_routine: bool,
+    /// The tenant's GUID; default: each event's own `OrganizationId`.
+    #[arg(long, value_name = "GUID")]
+    pub tenant_id: Option<TenantId>,
+    /// A mail domain of the organisation, beyond those the events name; can be given several times.
+    #[arg(long = "internal-domain", value_name = "DOMAIN")]
+    pub internal_domains: Vec<String>,
+    /// Newline-delimited JSON, JSON arrays or a CSV export of Purview's audit search; `-` is standard input.
+    #[arg(default_value = "-", value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Reads an enum by the name it has in the configuration file.
+fn named<T: DeserializeOwned>(text: &str) -> Result<T, ValueError> {
+    T::deserialize(StrDeserializer::new(text))
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Events that became records.
+    pub records: u64,
+    /// Events left out by rule.
+    pub dropped: u64,
+    /// Elements that were no events and came out as `m365_audit.bad_blob`.
+    pub bad: u64,
+}
+
+/// Why the command stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum NormalizeError {
+    /// The file cannot be opened.
+    #[error("cannot open `{path}`: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading stopped half-way; what was read before is out.
+    #[error("cannot read the events: {0}")]
+    Read(io::Error),
+    /// Records cannot be written.
+    #[error("cannot write the records: {0}")]
+    Write(io::Error),
+}
+
+impl Actionable for NormalizeError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "normalize-open-failed",
+            Self::Read(_) => "normalize-read-failed",
+            Self::Write(_) => "normalize-write-failed",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Open { .. } => "check the path and its permissions, or give `-` for standard input".into(),
+            Self::Read(_) => "the records already written are complete; start again with the whole input".into(),
+            Self::Write(_) => "check the space and the permissions of where standard output goes".into(),
+        }
+    }
+}
+
+/// Runs the command on the file it names, or on standard input, to standard output and standard error.
+///
+/// # Errors
+/// The file cannot be opened or read, or standard output cannot be written. A reader that closed the pipe is no error.
+pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Summary, NormalizeError> {
+    let out = BufWriter::with_capacity(READ_BYTES, io::stdout().lock());
+    let err = io::stderr();
+    if args.file.as_os_str() == "-" {
+        return normalize(args, io::stdin().lock(), out, err, clock.as_ref());
+    }
+    let open = |source| NormalizeError::Open { path: args.file.clone(), source };
+    let file = File::open(&args.file).map_err(open)?;
+    normalize(args, file, out, err, clock.as_ref())
+}
+
+/// Makes records of what `input` holds; the form is told by how it begins.
+///
+/// # Errors
+/// `input` cannot be read, or `out` cannot be written for another reason than that its reader is gone.
+pub fn normalize(
+    args: &NormalizeArgs,
+    input: impl Read,
+    out: impl Write,
+    err: impl Write,
+    clock: &dyn Clock,
+) -> Result<Summary, NormalizeError> {
+    let settings = Settings {
+        format: args.format,
+        raw: args.raw,
+        drop_routine: args.drop_routine,
+        internal_domains: args.internal_domains.clone(),
+    };
+    let mut records = Records {
+        normaliser: Normaliser::new(settings),
+        origin: Origin { tenant: args.tenant_id.as_ref().map(TenantId::as_str), ..Origin::default() },
+        clock,
+        line: Vec::new(),
+        out,
+        err,
+        summary: Summary::default(),
+    };
+    let done = records.read_all(input).and_then(|()| records.out.flush().map_err(NormalizeError::Write));
+    match done {
+        Err(NormalizeError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(records.summary),
+        Err(error) => Err(error),
+        Ok(()) => Ok(records.summary),
+    }
+}
+
+/// How much is read at once.
+const READ_BYTES: usize = 256 * 1024;
+/// Bytes of one element kept in memory. Events are kilobytes, a few are megabytes; what is longer is damage.
+const ELEMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of a bad element in one record; base64 makes four thirds of it.
+const PIECE_BYTES_MAX: usize = 256 * 1024;
+/// How much of the beginning is looked at for the header of a CSV export.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// The column of an export that holds the event.
+const AUDIT_DATA: &str = "AuditData";
+
+struct Records<'a, O, E> {
+    normaliser: Normaliser,
+    origin: Origin<'a>,
+    clock: &'a dyn Clock,
+    /// The record being made, kept for its memory.
+    line: Vec<u8>,
+    out: O,
+    err: E,
+    summary: Summary,
+}
+
+impl<O: Write, E: Write> Records<'_, O, E> {
+    fn read_all(&mut self, input: impl Read) -> Result<(), NormalizeError> {
+        let mut input = Input::new(input);
+        let mut beginning = Vec::new();
+        let mut ended = false;
+        while !ended && beginning.len() < HEADER_BYTES_MAX && header_end(&beginning).is_none() {
+            ended = !input.read_more(&mut beginning)?;
+        }
+        let begin = if beginning.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        beginning.drain(..begin);
+        let header_end = header_end(&beginning).unwrap_or(beginning.len());
+        match beginning.get(..header_end).and_then(csv_delimiter) {
+            Some(delimiter) => self.read_csv(delimiter, beginning.chain(input.reader)),
+            None => self.read_json(beginning, input),
+        }
+    }
+
+    fn read_json(&mut self, beginning: Vec<u8>, mut input: Input<impl Read>) -> Result<(), NormalizeError> {
+        let mut elements = Elements::new(beginning);
+        let mut ended = false;
+        loop {
+            while let Some(range) = elements.next(ended) {
+                let offset = elements.offset(&range);
+                // Taken out and put back, so that the element can be borrowed while records are made of it.
+                let buffer = std::mem::take(&mut elements.buffer);
+                let done = self.element(buffer.get(range).unwrap_or_default(), offset);
+                elements.buffer = buffer;
+                done?;
+            }
+            if ended {
+                return Ok(());
+            }
+            // Whoever follows a growing input sees each record when its event is complete.
+            self.out.flush().map_err(NormalizeError::Write)?;
+            elements.forget_what_was_taken();
+            ended = !input.read_more(&mut elements.buffer)?;
+        }
+    }
+
+    fn read_csv(&mut self, delimiter: u8, input: impl Read) -> Result<(), NormalizeError> {
+        let mut reader =
+            csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(true).from_reader(input);
+        let headers = reader.byte_headers().map_err(read_error)?;
+        let column = headers.iter().position(|header| header.trim_ascii().eq_ignore_ascii_case(AUDIT_DATA.as_bytes()));
+        let mut row = csv::ByteRecord::new();
+        while reader.read_byte_record(&mut row).map_err(read_error)? {
+            let offset = row.position().map_or(0, csv::Position::byte);
+            match column.and_then(|column| row.get(column)) {
+                Some(event) => self.element(event, offset)?,
+                None => {
+                    let fields: Vec<&[u8]> = row.iter().collect();
+                    self.bad(&fields.join(&delimiter), offset, "a row without `AuditData`")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One element: an event, or lines of which some may be events, or bytes that are none.
+    fn element(&mut self, bytes: &[u8], offset: u64) -> Result<(), NormalizeError> {
+        match Event::parse(bytes) {
+            Ok(event) => self.event(&event),
+            Err(error) if !bytes.contains(&b'\n') => self.bad(bytes, offset, &error.to_string()),
+            Err(error) => {
+                // Damage has run several lines together. Those that are events by themselves are cut out again.
+                let mut start = 0;
+                let mut at = 0;
+                for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+                    let trimmed = line.trim_ascii();
+                    let trimmed = trimmed.strip_suffix(b",").unwrap_or(trimmed);
+                    // Part of a damaged event can be an object, too; an event has an identity.
+                    if let Ok(event) = Event::parse(trimmed)
+                        && event.identity().is_some_and(|identity| !identity.operation.is_empty())
+                    {
+                        self.bad_unless_blank(bytes, start..at, offset, &error.to_string())?;
+                        self.event(&event)?;
+                        start = at + line.len();
+                    }
+                    at += line.len();
+                }
+                self.bad_unless_blank(bytes, start..at, offset, &error.to_string())
+            }
+        }
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> Result<(), NormalizeError> {
+        self.line.clear();
+        match self.normaliser.render_from(event, &self.origin, &mut self.line) {
+            Rendered::Record { .. } => {
+                self.summary.records += 1;
+                self.write_line()
+            }
+            Rendered::Dropped { .. } => {
+                self.summary.dropped += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn bad_unless_blank(
+        &mut self,
+        all: &[u8],
+        part: Range<usize>,
+        offset: u64,
+        why: &str,
+    ) -> Result<(), NormalizeError> {
+        let offset = offset + part.start as u64;
+        let bytes = all.get(part).unwrap_or_default();
+        if bytes.trim_ascii().is_empty() { Ok(()) } else { self.bad(bytes, offset, why) }
+    }
+
+    fn bad(&mut self, bytes: &[u8], offset: u64, why: &str) -> Result<(), NormalizeError> {
+        self.summary.bad += 1;
+        // Nobody may be reading standard error; the records say the same.
+        let _ = writeln!(self.err, "at byte {offset}: {} bytes are no audit event: {why}", bytes.len());
+        let now = self.clock.now();
+        let mut at = offset;
+        let empty: [&[u8]; 1] = [b""];
+        let pieces = bytes.chunks(PIECE_BYTES_MAX).chain(empty.into_iter().take(usize::from(bytes.is_empty())));
+        for piece in pieces {
+            self.line.clear();
+            let bad = BadBytes { origin: self.origin, now, offset: at, total: None, bytes: piece, reason: why };
+            normalise::render_bad_bytes(&bad, &mut self.line);
+            at += piece.len() as u64;
+            self.write_line()?;
+        }
+        Ok(())
+    }
+
+    fn write_line(&mut self) -> Result<(), NormalizeError> {
+        self.line.push(b'\n');
+        self.out.write_all(&self.line).map_err(NormalizeError::Write)
+    }
+}
+
+/// The input and the room to read it into.
+struct Input<R> {
+    reader: R,
+    chunk: Box<[u8]>,
+}
+
+impl<R: Read> Input<R> {
+    fn new(reader: R) -> Self {
+        Self { reader, chunk: vec![0; READ_BYTES].into() }
+    }
+
+    /// Appends what one read gives to `buffer`; false at the end.
+    fn read_more(&mut self, buffer: &mut Vec<u8>) -> Result<bool, NormalizeError> {
+        loop {
+            match self.reader.read(&mut self.chunk) {
+                Ok(read) => {
+                    buffer.extend_from_slice(self.chunk.get(..read).unwrap_or_default());
+                    return Ok(read > 0);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(NormalizeError::Read(error)),
+            }
+        }
+    }
+}
+
+fn read_error(error: csv::Error) -> NormalizeError {
+    NormalizeError::Read(match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
+    })
+}
+
+/// Where the first line that is not blank ends.
+fn header_end(bytes: &[u8]) -> Option<usize> {
+    let blank = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+    Some(blank + memchr::memchr(b'\n', bytes.get(blank..)?)?)
+}
+
+/// The delimiter of a CSV header that has the column `AuditData`.
+fn csv_delimiter(header: &[u8]) -> Option<u8> {
+    let first = header.trim_ascii_start().first()?;
+    if matches!(first, b'{' | b'[') {
+        return None;
+    }
+    let delimiters = [b',', b';', b'\t'];
+    let delimiter = *delimiters.iter().max_by_key(|delimiter| memchr::memchr_iter(**delimiter, header).count())?;
+    let named = |field: &[u8]| {
+        let field = field.trim_ascii();
+        let field = field.strip_prefix(b"\"").and_then(|field| field.strip_suffix(b"\"")).unwrap_or(field);
+        field.trim_ascii().eq_ignore_ascii_case(AUDIT_DATA.as_bytes())
+    };
+    header.split(|byte| *byte == delimiter).any(named).then_some(delimiter)
+}
+
+/// Cuts a stream of JSON into elements: objects one after the other or inside arrays, whatever stands between them.
+///
+/// Finds where an element ends, not whether it is valid. Damage is contained: a string does not go on past a line
+/// break (JSON does not allow it), and an object that a new line with `{` interrupts ends there.
+struct Elements {
+    buffer: Vec<u8>,
+    /// Everything before is scanned.
+    at: usize,
+    /// Bytes forgotten before the buffer's start.
+    forgotten: u64,
+    in_array: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Between,
+    /// Inside an object or array begun at `start`.
+    Nested {
+        start: usize,
+        depth: usize,
+        in_string: bool,
+        /// The last byte that is not white space.
+        last: u8,
+    },
+    /// Inside something else begun at `start`.
+    Other {
+        start: usize,
+    },
+}
+
+impl Elements {
+    fn new(beginning: Vec<u8>) -> Self {
+        Self { buffer: beginning, at: 0, forgotten: 0, in_array: false, state: State::Between }
+    }
+
+    /// The next element's place in the buffer; `None` when more input is needed, or at the end.
+    fn next(&mut self, ended: bool) -> Option<Range<usize>> {
+        loop {
+            match self.state {
+                State::Between => self.begin()?,
+                State::Other { start } => {
+                    let rest = self.buffer.get(self.at..)?;
+                    let stop = |byte: &u8| match byte {
+                        b'\n' => true,
+                        b',' | b']' => self.in_array,
+                        _ => false,
+                    };
+                    match rest.iter().position(stop) {
+                        Some(found) => return Some(self.take(start, self.at + found)),
+                        None => return self.unfinished(start, ended),
+                    }
+                }
+                State::Nested { start, .. } => match self.nested(ended) {
+                    Some(end) => return Some(self.take(start, end)),
+                    None => return self.unfinished(start, ended),
+                },
+            }
+        }
+    }
+
+    /// Finds where the next element begins.
+    fn begin(&mut self) -> Option<()> {
+        loop {
+            match *self.buffer.get(self.at)? {
+                b' ' | b'\t' | b'\r' | b'\n' | b',' => self.at += 1,
+                b'[' if !self.in_array => {
+                    self.in_array = true;
+                    self.at += 1;
+                }
+                b']' if self.in_array => {
+                    self.in_array = false;
+                    self.at += 1;
+                }
+                b'{' | b'[' => {
+                    self.state = State::Nested { start: self.at, depth: 0, in_string: false, last: b' ' };
+                    return Some(());
+                }
+                _ => {
+                    self.state = State::Other { start: self.at };
+                    return Some(());
+                }
+            }
+        }
+    }
+
+    /// Goes on inside an object or array; its end when that is reached.
+    fn nested(&mut self, ended: bool) -> Option<usize> {
+        let State::Nested { start, mut depth, mut in_string, mut last } = self.state else { return None };
+        let mut at = self.at;
+        let end = loop {
+            if in_string {
+                let rest = self.buffer.get(at..).unwrap_or_default();
+                let Some(found) = memchr::memchr3(b'"', b'\\', b'\n', rest) else {
+                    at = self.buffer.len();
+                    break None;
+                };
+                at += found;
+                match self.buffer.get(at) {
+                    Some(b'"') => {
+                        in_string = false;
+                        last = b'"';
+                        at += 1;
+                    }
+                    // What is escaped may not have been read yet.
+                    Some(b'\\') if at + 1 < self.buffer.len() => {
+                        at += if self.buffer.get(at + 1) == Some(&b'\n') { 1 } else { 2 };
+                    }
+                    Some(b'\\') => break None,
+                    _ => break Some(at),
+                }
+                continue;
+            }
+            let Some(&byte) = self.buffer.get(at) else { break None };
+            match byte {
+                b'"' => in_string = true,
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => {
+                    depth = depth.saturating_sub(1);
+                    if depth == 0 {
+                        break Some(at + 1);
+                    }
+                }
+                b'\n' => match self.buffer.get(at + 1) {
+                    // In an object laid out over lines a `{` at the start of one follows a bracket, comma or colon.
+                    Some(b'{') if !matches!(last, b'[' | b',' | b':') => break Some(at),
+                    None if !ended => break None,
+                    _ => {}
+                },
+                _ => {}
+            }
+            if !byte.is_ascii_whitespace() {
+                last = byte;
+            }
+            at += 1;
+        };
+        self.at = at;
+        self.state = State::Nested { start, depth, in_string, last };
+        end
+    }
+
+    /// The element so far, at the end of the input or when it has grown past all measure.
+    fn unfinished(&mut self, start: usize, ended: bool) -> Option<Range<usize>> {
+        let length = self.buffer.len() - start;
+        self.at = if matches!(self.state, State::Other { .. }) { self.buffer.len() } else { self.at };
+        ((ended && length > 0) || length > ELEMENT_BYTES_MAX).then(|| self.take(start, self.buffer.len()))
+    }
+
+    fn take(&mut self, start: usize, end: usize) -> Range<usize> {
+        self.at = end;
+        self.state = State::Between;
+        start..end
+    }
+
+    fn offset(&self, range: &Range<usize>) -> u64 {
+        self.forgotten + range.start as u64
+    }
+
+    /// Makes room: drops what lies before the element being read.
+    fn forget_what_was_taken(&mut self) {
+        let keep = match self.state {
+            State::Between => self.at,
+            State::Nested { start, .. } | State::Other { start } => start,
+        };
+        self.buffer.drain(..keep.min(self.buffer.len()));
+        self.forgotten += keep as u64;
+        self.at -= keep;
+        match &mut self.state {
+            State::Between => {}
+            State::Nested { start, .. } | State::Other { start } => *start = 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TestClock;
+    use clap::Parser as _;
+    use proptest::prelude::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: NormalizeArgs,
+    }
+
+    /// Hands out `step` bytes at a time, so that elements are cut at every place.
+    struct Slow<'a>(&'a [u8], usize);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let step = self.1.min(self.0.len()).min(buffer.len());
+            let (now, later) = self.0.split_at(step);
+            buffer[..step].copy_from_slice(now);
+            self.0 = later;
+            Ok(step)
+        }
+    }
+
+    fn run_in_steps(flags: &[&str], input: &[u8], step: usize) -> (String, String, Summary) {
+        let args = Cli::parse_from(["normalize"].iter().chain(flags)).args;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let clock = TestClock::at("2026-05-10T00:00:00Z".parse().unwrap());
+        let summary = normalize(&args, Slow(input, step), &mut out, &mut err, &clock).unwrap();
+        (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), summary)
+    }
+
+    /// Ids of the records in order, `bad` for bytes that were no event; the same however the input is cut.
+    fn ids(input: &[u8]) -> String {
+        let one = run_in_steps(&["--raw=none"], input, usize::MAX);
+        for step in [1, 2, 7] {
+            assert_eq!(run_in_steps(&["--raw=none"], input, step), one, "{step}");
+        }
+        let names: Vec<String> = one
+            .0
+            .lines()
+            .map(|line| {
+                let record: serde_json::Value = serde_json::from_str(line).unwrap();
+                record["event_id"].as_str().unwrap_or("bad").to_owned()
+            })
+            .collect();
+        assert_eq!(one.2.bad as usize, one.1.lines().count());
+        names.join(" ")
+    }
+
+    const A: &str = r#"{"Id":"a","Operation":"Op, [1] {\"","X":[{"y":{}}]}"#;
+    const B: &str = r#"{"Id":"b","Operation":"Op"}"#;
+
+    #[test]
+    fn every_form_gives_its_events_in_order() {
+        let pretty = serde_json::to_string_pretty(&serde_json::from_str::<serde_json::Value>(A).unwrap()).unwrap();
+        let flat = pretty.lines().map(str::trim_start).collect::<Vec<_>>().join("\r\n");
+        let quoted = |event: &str| format!("\"{}\"", event.replace('"', "\"\""));
+        for input in [
+            format!("{A}\n{B}\n"),
+            format!("{A}\r\n\r\n{B}"),
+            format!("\u{feff}[{A},{B}]"),
+            format!("[{A}]\n[{B}]\n"),
+            format!("[\n{A},\n{B}\n]"),
+            format!("[{pretty}, {pretty}]")
+                .replacen("\"a\"", "\"a\"", 1)
+                .replace(&format!(", {pretty}"), &format!(", {B}")),
+            format!("{pretty}\n{B}"),
+            format!("{flat}\n{B}"),
+            format!("{A}{B}"),
+            format!("RecordId,CreationDate,AuditData\n1,x,{}\n2,y,{}\n", quoted(A), quoted(B)),
+            format!("\u{feff}\"AuditData\";\"Identity\"\r\n{};1\r\n{};2", quoted(A), quoted(B)),
+        ] {
+            assert_eq!(ids(input.as_bytes()), "a b", "{input}");
+        }
+        assert_eq!(ids(b""), "");
+        assert_eq!(ids(b" []\n[ ] "), "");
+    }
+
+    #[test]
+    fn what_is_no_event_comes_out_as_it_is_and_costs_no_neighbour() {
+        for (input, expected) in [
+            (format!("{A}\nnonsense\n{B}"), "a bad b"),
+            (format!("{A}\n{{\"Id\":\"x\n{B}"), "a bad b"),
+            (format!("{A}\n{{\"Id\":1\n{B}"), "a bad b"),
+            (format!("{A}\n{{\"Id\":1,\n{B}\n{A}"), "a bad b a"),
+            (format!("[{A},null,{B},3]"), "a bad b bad"),
+            (format!("[{A},[1,2],{B}"), "a bad b"),
+            (format!("[{A},{{\"Id\":"), "a bad"),
+            (format!("{A}\n\u{1}\u{2}\n"), "a bad"),
+            (format!("AuditData,Identity\n{{}}x,1\n\"{}\",2\n", B.replace('"', "\"\"")), "bad b"),
+            (format!("Identity,AuditData\n1\n2,\"{}\"\n", B.replace('"', "\"\"")), "bad b"),
+            ("Identity,Else\n1,2\n".to_owned(), "bad bad"),
+        ] {
+            assert_eq!(ids(input.as_bytes()), expected, "{input}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_dropped_unless_asked_and_the_tenant_is_the_given_one() {
+        let routine =
+            br#"{"Id":"a","Operation":"FileAccessed","OrganizationId":"7F3C0000-0000-0000-0000-000000000001"}"#;
+        let (out, _, summary) = run_in_steps(&["--raw=none"], routine, 99);
+        assert_eq!(summary.records, 1);
+        assert!(out.contains(r#""tenant_id":"7f3c0000-0000-0000-0000-000000000001""#), "{out}");
+        assert!(!out.contains("content_") && !out.contains("timestamp"), "{out}");
+        let (out, _, summary) = run_in_steps(&["--drop-routine"], routine, 99);
+        assert_eq!((out.as_str(), summary.dropped), ("", 1));
+        let tenant = "--tenant-id=00000000-0000-0000-0000-0000000000AB";
+        let (out, _, _) = run_in_steps(&[tenant, "--raw=none"], routine, 99);
+        assert!(out.contains(r#""tenant_id":"00000000-0000-0000-0000-0000000000ab""#), "{out}");
+        let (out, _, _) = run_in_steps(&["--format=raw"], b"{\n \"Id\":1\r\n}", 99);
+        assert_eq!(out, "{ \"Id\":1}\n");
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_ends_the_command_cleanly() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let args = Cli::parse_from(["normalize"]).args;
+        let clock = TestClock::at("2026-05-10T00:00:00Z".parse().unwrap());
+        let summary = normalize(&args, A.as_bytes(), Gone, io::sink(), &clock).unwrap();
+        assert_eq!(summary.records, 1);
+    }
+
+    #[test]
+    fn a_long_bad_element_comes_in_pieces() {
+        let long = vec![b'x'; PIECE_BYTES_MAX * 2 + 1];
+        let (out, err, summary) = run_in_steps(&[], &long, usize::MAX);
+        let offsets: Vec<u64> = out
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["offset"].as_u64().unwrap())
+            .collect();
+        assert_eq!(offsets, [0, PIECE_BYTES_MAX as u64, 2 * PIECE_BYTES_MAX as u64]);
+        assert_eq!((summary.bad, err.lines().count()), (1, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_of_any_input_is_lost(parts in prop::collection::vec(
+            prop_oneof![Just(A.to_owned()), Just(B.to_owned()), r#"[\[\]{}",:\\ a\n]{0,6}"#.prop_map(String::from)], 0..8)
+        ) {
+            let input = parts.concat();
+            let (out, _, _) = run_in_steps(&[], input.as_bytes(), 3);
+            let mut kept = String::new();
+            for line in out.lines() {
+                let record: serde_json::Value = serde_json::from_str(line).unwrap();
+                match record["body_base64"].as_str() {
+                    Some(body) => {
+                        use base64::Engine as _;
+                        let bytes = base64::engine::general_purpose::STANDARD.decode(body).unwrap();
+                        kept.push_str(std::str::from_utf8(&bytes).unwrap());
+                    }
+                    None => {
+                        let raw = &line[line.find("\"raw\":").unwrap() + 6..line.len() - 1];
+                        kept.push_str(raw);
+                    }
+                }
+            }
+            // Between elements there is nothing but white space, commas and the brackets of arrays.
+            let essence = |text: &str| text.replace([' ', '\n', ',', '[', ']'], "");
+            prop_assert_eq!(essence(&kept), essence(&input));
+        }
+    }
+}
