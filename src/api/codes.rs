@@ -260,6 +260,14 @@ const AUDIT_OFF: Row = row(
     "turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it \
      can take an hour or more",
 );
+const NO_SERVICE_PRINCIPAL: Row = row(
+    "",
+    Reach::Tenant,
+    "api-service-principal-missing",
+    "the tenant has no service principal of the Office 365 Management APIs",
+    "grant the application permission `ActivityFeed.Read` on Office 365 Management APIs, not on Microsoft Graph, and \
+     admin consent",
+);
 const NOT_ONBOARDED: Row = row(
     "",
     Reach::Subscription,
@@ -379,6 +387,9 @@ fn find_row(endpoint: Endpoint, status: u16, body: &ErrorBody) -> &'static Row {
             });
         }
         // Words, because these answers carry no code: Microsoft wraps the exception of its own back end.
+        ErrorBody::ServerException { text } if text.contains("does not have a service principal for resource") => {
+            return &NO_SERVICE_PRINCIPAL;
+        }
         ErrorBody::ServerException { text }
             if text.contains("DataServiceException") && text.contains("does not exist") =>
         {
