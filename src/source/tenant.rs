@@ -27,7 +27,7 @@ use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::format::{AsideRecord, Position};
 use crate::checkpoint::key_set::{Key, Probe};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings, Opened};
-use crate::checkpoint::server_clock::ServerClock;
+use crate::checkpoint::server_clock::{JUMP, ServerClock};
 use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, Host, StateError};
 use crate::metrics;
@@ -379,9 +379,14 @@ impl Loop {
     ) -> Self {
         let now = parts.clock.monotonic();
         let server_now = parts.server.for_requests();
+        // A very first date cannot be checked against an earlier one. Where it contradicts this machine's, the earlier
+        // of the two is taken: an origin too late would lose events, one too early costs some listings.
+        let machine_now = parts.clock.now();
+        let contradicts = server_now.duration_since(machine_now).abs() > JUMP;
+        let first_now = if contradicts { server_now.min(machine_now) } else { server_now };
         let mut streams = BTreeMap::new();
         for &content_type in &parts.content_types {
-            let first = plan::first_origin(server_now, parts.backfill);
+            let first = plan::first_origin(first_now, parts.backfill);
             let stored = positions.remove(&content_type);
             let dirty = stored.is_none();
             let mut position = stored.unwrap_or_else(|| Position::first(first));
