@@ -638,6 +638,10 @@ impl Loop {
                 for blob in blobs {
                     self.on_blob(blob);
                 }
+                // What was read while the clock is in doubt, or to an end that lies ahead, vouches for nothing there.
+                let read = read.zip(self.parts.server.trusted());
+                let read = read.map(|(window, now)| Window { end: window.end.min(now), ..window });
+                let read = read.filter(|window| window.start < window.end);
                 if let (Some(window), Some(stream)) = (read, self.streams.get_mut(&content_type)) {
                     stream.note_read(window);
                     self.advance(content_type);
