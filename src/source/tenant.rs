@@ -649,7 +649,9 @@ impl Loop {
                 self.guide(content_type);
             }
             Found::PassDone { content_type, reach, at } => {
-                if let Some(stream) = self.streams.get_mut(&content_type) {
+                // Planned by a clock in doubt, it may have looked at other days than it was to.
+                let trusted = self.parts.server.trusted().is_some();
+                if let Some(stream) = self.streams.get_mut(&content_type).filter(|_| trusted) {
                     stream.position.day_listed = Some(at);
                     if reach == Reach::Week {
                         stream.position.week_listed = Some(at);
