@@ -998,17 +998,33 @@ impl Loop {
 
     // ---- gaps ----
 
-    /// Declares what was never listed and no longer can be.
+    /// Declares what was never listed and no longer can be, once it is known where what is listed begins: before that
+    /// the gap would grow by the minute and be declared in pieces.
     fn check_gaps(&mut self) {
         let Some(now) = self.parts.server.trusted() else { return };
         for content_type in self.types() {
-            let Some(stream) = self.streams.get(&content_type) else { continue };
-            let position = &stream.position;
+            let Some(stream) = self.streams.get_mut(&content_type) else { continue };
+            let position = &mut stream.position;
             if position.last_listing.is_none() || stream.declaring {
                 continue;
             }
             let until = position.complete_until.max(position.listed_until).unwrap_or(position.origin);
             let Some(window) = plan::unlistable(until, now) else { continue };
+            let begins = stream.read.iter().filter(|read| read.end > until).map(|read| read.start).min();
+            let Some(begins) = begins.filter(|begins| until < *begins && *begins <= window.end) else { continue };
+            if position.complete_until.max(position.listed_until).is_none() {
+                // The first pass took so long that its oldest minutes ran out: nothing was promised of them.
+                tracing::warn!(
+                    tenant = %self.parts.tenant, %content_type, from = %until, to = %begins,
+                    "the first pass begins later than asked for: Microsoft does not list older content any more"
+                );
+                position.origin = begins;
+                stream.dirty = true;
+                self.advance(content_type);
+                self.guide(content_type);
+                continue;
+            }
+            let window = Window { end: begins, ..window };
             // A blob of the interval that is listed and neither settled nor tracked yet will be one of the two soon.
             if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
                 continue;
