@@ -28,6 +28,8 @@ use crate::plan::{self, Bounds, Reach};
 const PAGES_MAX: u32 = 1000;
 const DELAY_MIN: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(60);
+/// Failures of one window in a row before health says so.
+const FAILURES_BEFORE_TROUBLE: u32 = 3;
 /// A type that lacks its permission is tried again this often.
 const PARKED_DELAY: Duration = Duration::from_secs(15 * 60);
 /// With `--once`, a page that failed this often is left.
@@ -153,14 +155,26 @@ struct Cursor {
     page: Option<PageLink>,
     pages: u32,
     visited: HashSet<String>,
+    /// Failures since a page was read that had never been read before.
     failures: u32,
+    /// Pages read in the best attempt.
+    furthest: u32,
     not_before: Duration,
     pass: u64,
 }
 
 impl Cursor {
     fn new(window: Window, pass: u64) -> Self {
-        Self { window, page: None, pages: 0, visited: HashSet::new(), failures: 0, not_before: Duration::ZERO, pass }
+        Self {
+            window,
+            page: None,
+            pages: 0,
+            visited: HashSet::new(),
+            failures: 0,
+            furthest: 0,
+            not_before: Duration::ZERO,
+            pass,
+        }
     }
 
     fn restart(&mut self) {
@@ -347,8 +361,15 @@ impl Lister {
             Ok(page) => page,
             Err(error) => return self.page_failed(cursor, queues, fresh, error).await,
         };
-        cursor.failures = 0;
-        self.board.clear(self.place());
+        // The first page alone is no progress: a window that breaks at its second would be asked for without a pause.
+        if cursor.pages >= cursor.furthest {
+            cursor.furthest = cursor.pages + 1;
+            cursor.failures = 0;
+        }
+        let is_well = |cursor: &Cursor| cursor.failures < FAILURES_BEFORE_TROUBLE;
+        if is_well(&cursor) && queues.fresh.iter().chain(&queues.backlog).all(is_well) {
+            self.board.clear(self.place());
+        }
         self.board.clear(Place::Tenant);
         if let Some(at) = self.server.trusted() {
             self.tell(Found::Listed { content_type: self.content_type, at }).await?;
@@ -444,7 +465,7 @@ impl Lister {
         if self.settings.once && cursor.failures >= ONCE_ATTEMPTS_MAX {
             return Ok(Some(Left { why, kind: LeftKind::Passing }));
         }
-        if cursor.failures >= 3 {
+        if cursor.failures >= FAILURES_BEFORE_TROUBLE {
             self.board.report(self.place(), Level::Degraded, why, "it is tried again; nothing is passed over");
         }
         cursor.not_before = self.clock.monotonic() + self.delay(cursor.failures);
