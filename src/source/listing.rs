@@ -574,6 +574,10 @@ impl Lister {
         let pause = if matches!(error.action(), Action::ParkType) { PARKED_DELAY } else { self.settings.poll_interval };
         cursor.restart();
         cursor.not_before = self.clock.monotonic() + pause.max(DELAY_MAX);
+        // It is the stream that is parked: its other windows would be told the same.
+        for other in queues.fresh.iter_mut().chain(&mut queues.backlog) {
+            other.not_before = other.not_before.max(cursor.not_before);
+        }
         self.put_back(cursor, queues, fresh, true);
         Ok(None)
     }
