@@ -40,7 +40,6 @@ struct Inner {
     /// Goes before `manner`, one batch each.
     next: VecDeque<Manner>,
     records: Vec<Vec<u8>>,
-    batches: Vec<usize>,
     held: Vec<(Batch, TicketAnswer)>,
     health: Vec<Health>,
     refused: u64,
@@ -53,7 +52,6 @@ impl Recorder {
             manner: Manner::Take,
             next: VecDeque::new(),
             records: Vec::new(),
-            batches: Vec::new(),
             held: Vec::new(),
             health: Vec::new(),
             refused: 0,
@@ -70,7 +68,6 @@ impl Recorder {
         self.inner.lock().unwrap().manner = manner;
     }
 
-    /// The next `n` batches are answered in this manner.
     pub fn answer_next(&self, n: usize, manner: Manner) {
         self.inner.lock().unwrap().next.extend(std::iter::repeat_n(manner, n));
     }
@@ -124,11 +121,6 @@ impl Recorder {
         self.inner.lock().unwrap().health.clone()
     }
 
-    /// How many records each batch had.
-    pub fn batches(&self) -> Vec<usize> {
-        self.inner.lock().unwrap().batches.clone()
-    }
-
     /// How many audit events were taken.
     pub fn event_count(&self) -> usize {
         self.delivered().len()
@@ -168,7 +160,6 @@ impl Recorder {
 
     fn take(&self, batch: &Batch) {
         let mut inner = self.inner.lock().unwrap();
-        inner.batches.push(batch.len());
         for record in batch.records() {
             self.watch.confirm(&serde_json::from_slice(record.json).expect("a record is a JSON object"));
             inner.records.push(record.json.to_vec());

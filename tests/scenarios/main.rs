@@ -10,4 +10,12 @@ mod host;
 mod watch;
 mod world;
 
+mod access;
+mod blobs;
+mod clocks;
+mod delivery;
+mod duplicates;
 mod listing;
+mod once;
+mod restart;
+mod weather;

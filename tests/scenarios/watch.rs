@@ -132,6 +132,13 @@ impl Watch {
         }
     }
 
+    /// Takes note of the time, before it may jump.
+    pub fn tick(&self) {
+        let now = self.sim.now();
+        let mut inner = self.inner.lock().unwrap();
+        inner.server_now_max = inner.server_now_max.max(Some(now));
+    }
+
     /// CK-1: where the position may stand.
     fn on_position(&self, content_type: ContentType, position: Position) {
         let now = self.sim.now();
@@ -139,9 +146,10 @@ impl Watch {
         {
             let mut guard = self.inner.lock().unwrap();
             let inner = &mut *guard;
-            let server_now_max = *inner.server_now_max.insert(inner.server_now_max.map_or(now, |max| max.max(now)));
+            let server_now_max = inner.server_now_max.map_or(now, |max| max.max(now));
+            inner.server_now_max = Some(server_now_max);
             if let Some(before) = inner.positions.get(&content_type) {
-                if position.origin != before.origin && before.last_listing.is_some() {
+                if position.origin != before.origin && before.complete_until.is_some() {
                     wrong.push(format!("{content_type}: origin moved from {} to {}", before.origin, position.origin));
                 }
                 for (name, before, after) in [
@@ -212,7 +220,7 @@ impl Watch {
 
     /// CK-3: no event's key is stored before the event is confirmed.
     async fn on_event_keys(&self, store: &dyn StateStore) {
-        let set = KeySet::load(store, &Keys::of(&self.tenant).events(), Kind::Events { max: u64::MAX }).await.unwrap();
+        let set = KeySet::load(store, &Keys::of(&self.tenant).events(), Kind::Events).await.unwrap();
         let index = EventIndex::new(set);
         let unconfirmed: Vec<(Label, Key)> = {
             let inner = self.inner.lock().unwrap();
@@ -266,7 +274,8 @@ impl WatchedStore {
 
     async fn inspect(&self, ops: Vec<Op>) {
         let commits = self.commits.load(Ordering::SeqCst);
-        let closely = self.watch.inner.lock().unwrap().keys.len() <= EVENTS_WATCHED_CLOSELY || commits % 32 == 0;
+        let closely =
+            self.watch.inner.lock().unwrap().keys.len() <= EVENTS_WATCHED_CLOSELY || commits.is_multiple_of(32);
         let keys = Keys::of(&self.watch.tenant);
         let mut event_keys = false;
         let mut blob_marks = HashSet::new();
