@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use jiff::SignedDuration;
 use m365_audit::checkpoint::claims::EventIndex;
 use m365_audit::checkpoint::format::{Keys, Position, decode};
 use m365_audit::checkpoint::key_set::{Key, KeySet, Kind};
+use m365_audit::clock::{Clock, TestClock};
 use m365_audit::host::{Op, Revision, StateError, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::model::{ContentType, TenantId, Timestamp};
@@ -41,6 +43,7 @@ struct Published {
 /// What the host has confirmed, what was published, and what was found to be wrong.
 pub struct Watch {
     sim: Sim,
+    clock: TestClock,
     tenant: TenantId,
     inner: Mutex<Inner>,
 }
@@ -55,13 +58,13 @@ struct Inner {
     excused_spans: Vec<(ContentType, Timestamp, Timestamp)>,
     marked: HashSet<String>,
     positions: BTreeMap<ContentType, Position>,
-    server_now_max: Option<Timestamp>,
+    server_now_max: Option<(Timestamp, Duration)>,
     violations: Vec<String>,
 }
 
 impl Watch {
-    pub fn new(sim: Sim, tenant: TenantId) -> Self {
-        Self { sim, tenant, inner: Mutex::default() }
+    pub fn new(sim: Sim, clock: TestClock, tenant: TenantId) -> Self {
+        Self { sim, clock, tenant, inner: Mutex::default() }
     }
 
     /// Takes note of a blob whose times are known.
@@ -134,20 +137,21 @@ impl Watch {
 
     /// Takes note of the time, before it may jump.
     pub fn tick(&self) {
-        let now = self.sim.now();
+        let (now, at) = (self.sim.now(), self.clock.monotonic());
         let mut inner = self.inner.lock().unwrap();
-        inner.server_now_max = inner.server_now_max.max(Some(now));
+        // While its clock stands back, Microsoft's time goes on from where it was.
+        let known = inner.server_now_max.map(|(max, then)| max + (at - then));
+        inner.server_now_max = Some((known.map_or(now, |known| known.max(now)), at));
     }
 
     /// CK-1: where the position may stand.
     fn on_position(&self, content_type: ContentType, position: Position) {
-        let now = self.sim.now();
+        self.tick();
         let mut wrong = Vec::new();
         {
             let mut guard = self.inner.lock().unwrap();
             let inner = &mut *guard;
-            let server_now_max = inner.server_now_max.map_or(now, |max| max.max(now));
-            inner.server_now_max = Some(server_now_max);
+            let server_now_max = inner.server_now_max.map_or(Timestamp::MIN, |(max, _)| max);
             if let Some(before) = inner.positions.get(&content_type) {
                 if position.origin != before.origin && before.complete_until.is_some() {
                     wrong.push(format!("{content_type}: origin moved from {} to {}", before.origin, position.origin));

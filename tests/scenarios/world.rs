@@ -97,7 +97,7 @@ impl World {
         for content_type in ContentType::ALL {
             sim.set_subscription(&tenant, content_type, SubscriptionState::Enabled);
         }
-        let watch = Arc::new(Watch::new(sim.clone(), tenant.clone()));
+        let watch = Arc::new(Watch::new(sim.clone(), clock.clone(), tenant.clone()));
         let mut world = Self {
             host: Arc::new(Recorder::new(watch.clone())),
             store: Arc::new(MemoryStore::new()),
