@@ -508,7 +508,7 @@ async fn the_read_timeout_runs_only_while_somebody_waits_for_bytes() {
 #[tokio::test]
 async fn a_listing_that_is_not_one_is_an_error_and_not_an_empty_page() {
     let table: [(Vec<u8>, Option<&str>); 7] = [
-        (http(200, &[], ""), None),
+        (http(200, &[], ""), Some("api-unexpected-answer")),
         (http(200, &[], "null"), None),
         (http(204, &[], ""), Some("api-unexpected-answer")),
         (http(200, &[], r#"[{"contentId":"a""#), Some("api-unexpected-answer")),

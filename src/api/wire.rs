@@ -182,8 +182,9 @@ pub(super) struct Listing {
     pub skipped: Vec<SkippedItem>,
 }
 
-/// Reads the body of a listing that was answered with 200. An empty body and `null` are an empty page; a body that is
-/// not an array is given back as an error body to judge.
+/// Reads the body of a listing that was answered with 200. `null` is an empty page; a body that is not an array is given
+/// back as an error body to judge. An empty body is not an empty page: that is `[]`, and no bytes at all are what a
+/// proxy or a broken connection leaves of a page that may have named blobs.
 pub(super) fn parse_listing(
     body: &[u8],
     content_type: ContentType,
@@ -192,7 +193,7 @@ pub(super) fn parse_listing(
 ) -> Result<Listing, ErrorBody> {
     let body = without_bom(body).trim_ascii();
     let mut listing = Listing::default();
-    if body.is_empty() || body == b"null" {
+    if body == b"null" {
         return Ok(listing);
     }
     let items: Vec<&RawValue> = serde_json::from_slice(body).map_err(|_| ErrorBody::parse(body))?;
@@ -372,9 +373,12 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_empty_only_if_its_body_is() {
-        for body in ["", " \n", "null", "[]", "\u{feff}[]"] {
+    fn a_page_is_empty_only_if_it_says_so() {
+        for body in ["null", "[]", "\u{feff}[]"] {
             assert_eq!(listing(body), Ok(Listing::default()), "{body:?}");
+        }
+        for body in ["", " \n"] {
+            assert_eq!(listing(body), Err(ErrorBody::Empty), "{body:?}: no page at all");
         }
         for body in ["{}", "[", "<html>", r#"[{"contentId":"a""#, "false"] {
             assert_eq!(listing(body), Err(ErrorBody::NotJson), "{body:?}");

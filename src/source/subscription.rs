@@ -82,7 +82,14 @@ impl Subscriptions {
         let answer = self.api.start_subscription(content_type).await;
         let answered = match &answer {
             Ok(_) => true,
-            Err(error) => !matches!(error.action(), Action::Retry { .. } | Action::Throttled { .. }),
+            Err(error) => match error.action() {
+                Action::Throttled { .. } => false,
+                // A refusal by the API itself counts against the 15 minutes, whatever it means; a gateway's does not.
+                Action::Retry { .. } => {
+                    error.status().is_some_and(|status| (400..500).contains(&status) && status != 408)
+                }
+                _ => true,
+            },
         };
         if answered {
             let state = {

@@ -27,7 +27,7 @@ use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::format::{AsideRecord, Position};
 use crate::checkpoint::key_set::{Key, Probe};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings, Opened};
-use crate::checkpoint::server_clock::ServerClock;
+use crate::checkpoint::server_clock::{JUMP, ServerClock};
 use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, Host, StateError};
 use crate::metrics;
@@ -382,9 +382,14 @@ impl Loop {
     ) -> Self {
         let now = parts.clock.monotonic();
         let server_now = parts.server.for_requests();
+        // A very first date cannot be checked against an earlier one. Where it contradicts this machine's, the earlier
+        // of the two is taken: an origin too late would lose events, one too early costs some listings.
+        let machine_now = parts.clock.now();
+        let contradicts = server_now.duration_since(machine_now).abs() > JUMP;
+        let first_now = if contradicts { server_now.min(machine_now) } else { server_now };
         let mut streams = BTreeMap::new();
         for &content_type in &parts.content_types {
-            let first = plan::first_origin(server_now, parts.backfill);
+            let first = plan::first_origin(first_now, parts.backfill);
             let stored = positions.remove(&content_type);
             let dirty = stored.is_none();
             let mut position = stored.unwrap_or_else(|| Position::first(first));
@@ -636,6 +641,10 @@ impl Loop {
                 for blob in blobs {
                     self.on_blob(blob);
                 }
+                // What was read while the clock is in doubt, or to an end that lies ahead, vouches for nothing there.
+                let read = read.zip(self.parts.server.trusted());
+                let read = read.map(|(window, now)| Window { end: window.end.min(now), ..window });
+                let read = read.filter(|window| window.start < window.end);
                 if let (Some(window), Some(stream)) = (read, self.streams.get_mut(&content_type)) {
                     stream.note_read(window);
                     self.advance(content_type);
@@ -643,7 +652,9 @@ impl Loop {
                 self.guide(content_type);
             }
             Found::PassDone { content_type, reach, at } => {
-                if let Some(stream) = self.streams.get_mut(&content_type) {
+                // Planned by a clock in doubt, it may have looked at other days than it was to.
+                let trusted = self.parts.server.trusted().is_some();
+                if let Some(stream) = self.streams.get_mut(&content_type).filter(|_| trusted) {
                     stream.position.day_listed = Some(at);
                     if reach == Reach::Week {
                         stream.position.week_listed = Some(at);
@@ -990,21 +1001,38 @@ impl Loop {
 
     // ---- gaps ----
 
-    /// Declares what was never listed and no longer can be.
+    /// Declares what was never listed and no longer can be, once it is known where what is listed begins: before that
+    /// the gap would grow by the minute and be declared in pieces.
     fn check_gaps(&mut self) {
         let Some(now) = self.parts.server.trusted() else { return };
         for content_type in self.types() {
             let Some(stream) = self.streams.get(&content_type) else { continue };
-            let position = &stream.position;
-            if let Some((start, end)) = position.passed_over.filter(|_| !stream.declaring) {
+            if let Some((start, end)) = stream.position.passed_over.filter(|_| !stream.declaring) {
                 self.declare(content_type, Window { start, end }, GapReason::PositionMoved);
                 continue;
             }
+            let Some(stream) = self.streams.get_mut(&content_type) else { continue };
+            let position = &mut stream.position;
             if position.last_listing.is_none() || stream.declaring {
                 continue;
             }
             let until = position.complete_until.max(position.listed_until).unwrap_or(position.origin);
             let Some(window) = plan::unlistable(until, now) else { continue };
+            let begins = stream.read.iter().filter(|read| read.end > until).map(|read| read.start).min();
+            let Some(begins) = begins.filter(|begins| until < *begins && *begins <= window.end) else { continue };
+            if position.complete_until.max(position.listed_until).is_none() {
+                // The first pass took so long that its oldest minutes ran out: nothing was promised of them.
+                tracing::warn!(
+                    tenant = %self.parts.tenant, %content_type, from = %until, to = %begins,
+                    "the first pass begins later than asked for: Microsoft does not list older content any more"
+                );
+                position.origin = begins;
+                stream.dirty = true;
+                self.advance(content_type);
+                self.guide(content_type);
+                continue;
+            }
+            let window = Window { end: begins, ..window };
             // A blob of the interval that is listed and neither settled nor tracked yet will be one of the two soon.
             if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
                 continue;

@@ -1,0 +1,256 @@
+//! Blobs that fail, are damaged, or expire: neighbours go on, nothing is given up early, what is lost is said.
+
+use jiff::SignedDuration;
+use m365_audit::host::Health;
+use m365_audit::sim::{Fault, NewBlob};
+
+use crate::world::{EXCHANGE, World, days, hours, mins};
+
+/// Traps 3 and 23: neighbours of a failing blob are delivered, the position waits for it.
+#[tokio::test]
+async fn a_failing_blob_holds_the_position_and_not_its_neighbours() {
+    let mut w = World::new().await;
+    let ids: Vec<String> = (1..6).map(|n| w.add_aged(2, mins(20 * n))).collect();
+    w.sim.faults().next_for_blob(&ids[2], u32::MAX, Fault::InternalError);
+    let running = w.start();
+    w.pass(hours(2)).await;
+    assert_eq!(w.host.event_count(), 8);
+    let created = w.sim.truth().events.iter().find(|e| *e.content_ids[0] == *ids[2]).unwrap().listable_from;
+    assert!(w.complete_until(EXCHANGE).is_some_and(|t| t <= created), "{:?}", w.complete_until(EXCHANGE));
+    assert!(matches!(w.host.health(), Health::Degraded { .. }));
+    w.sim.faults().clear();
+    w.pass(mins(20)).await;
+    assert!(w.complete_until(EXCHANGE) > Some(w.ago(mins(30))));
+    w.stop(running).await;
+    w.assert_clean();
+    w.assert_healthy();
+}
+
+/// Trap 24: no error code makes a blob lost before it expires.
+#[tokio::test]
+async fn a_blob_is_tried_until_it_expires_whatever_the_error() {
+    let faults = [
+        Fault::InternalError,
+        Fault::ContentMissing,
+        Fault::ContentExpired,
+        Fault::ContentIdInvalid,
+        Fault::NotFound,
+        Fault::Reset,
+        Fault::HtmlPage,
+        Fault::PermissionMissing,
+        Fault::Unauthorized,
+    ];
+    let mut w = World::new().await;
+    for fault in faults {
+        let id = w.add_aged(2, mins(30));
+        w.sim.faults().next_for_blob(&id, u32::MAX, fault);
+    }
+    w.set("poll_interval_secs", 1800);
+    let running = w.start();
+    w.leap(days(5), mins(10)).await;
+    assert_eq!(w.host.event_count(), 0);
+    w.sim.faults().clear();
+    w.leap(hours(2), mins(2)).await;
+    w.stop(running).await;
+    w.assert_clean();
+    assert!(w.gaps().is_empty());
+}
+
+/// Design 3.3 and 3.5: a blob that could not be read before it expired is reported once, exactly, and then passed.
+#[tokio::test]
+async fn a_blob_that_expired_unread_is_one_gap_record_and_is_passed() {
+    let mut w = World::new().await;
+    w.set("poll_interval_secs", 1800);
+    let blob = w.blob(2, mins(30));
+    let created = blob.created;
+    let gone = w.add(blob);
+    w.add_aged(2, mins(20));
+    w.sim.faults().next_for_blob(&gone, u32::MAX, Fault::Gateway(503));
+    let running = w.start();
+    w.leap(days(6) + hours(23), mins(10)).await;
+    assert!(w.gaps().is_empty());
+    assert!(
+        matches!(w.host.health(), Health::Degraded { ref why, .. } if why.contains("blob-expiry-near")),
+        "{}",
+        w.host.health()
+    );
+    w.leap(hours(3), mins(2)).await;
+    let gap = (
+        EXCHANGE.as_str().to_owned(),
+        created.to_string(),
+        (created + SignedDuration::from_millis(1)).to_string(),
+        "blob_expired".to_owned(),
+    );
+    assert_eq!(w.gaps(), [gap]);
+    assert_eq!(w.host.notices("m365_audit.gap")[0]["content_id"], *gone);
+    assert!(w.complete_until(EXCHANGE) > Some(w.ago(hours(1))));
+    w.stop(running).await;
+    w.run_for(hours(1)).await;
+    assert_eq!(w.gaps().len(), 1, "said once, also after a restart");
+    let compared = w.compare();
+    assert_eq!((compared.lost.len(), compared.expired_unread.len(), compared.delivered), (0, 2, 2), "{compared}");
+    w.assert_manners();
+}
+
+/// Trap 25 and a fetch that broke: what was delivered of a body that broke off is not delivered again.
+#[tokio::test]
+async fn a_body_that_broke_off_is_read_again_without_duplicates() {
+    for fault in [
+        Fault::CutBody(3_000),
+        Fault::WrongLength(-700),
+        Fault::WrongLength(700),
+        Fault::DamagedGzip,
+        Fault::HtmlPage,
+        Fault::EmptyBody,
+        Fault::RequestTimeout,
+    ] {
+        let mut w = World::new().await;
+        w.sim.configure(|config| config.gzip = matches!(fault, Fault::DamagedGzip));
+        let id = w.add_aged(40, mins(30));
+        w.sim.faults().next_for_blob(&id, 4, fault.clone());
+        w.run_for(mins(30)).await;
+        assert_eq!(w.fetches(&id), 5, "{fault:?}");
+        w.assert_clean();
+        assert!(w.host.notices("m365_audit.bad_blob").is_empty(), "{fault:?}");
+    }
+}
+
+fn joined(parts: &[&str]) -> Vec<u8> {
+    parts.concat().into_bytes()
+}
+
+/// Design 3.3: a damaged array that came byte-identical three times is shipped: its events as events, the rest as
+/// `bad_blob` records.
+#[tokio::test]
+async fn a_damaged_body_that_came_thrice_the_same_is_shipped_in_full() {
+    let mut w = World::new().await;
+    let blob = w.blob(3, mins(30));
+    let events: Vec<String> = blob.events.iter().map(|e| String::from_utf8(e.clone()).unwrap()).collect();
+    let damage = r#"{"Id":"broken","Operation":tru}"#;
+    let body = joined(&["[", &events[0], ",", &events[1], ",", damage, ",", &events[2], "]"]);
+    let id = w.add(NewBlob { body: Some(body), ..blob });
+    w.add_aged(1, mins(10));
+    w.run_for(mins(60)).await;
+    assert!(w.fetches(&id) > 3 && w.fetches(&id) <= 6, "{}", w.fetches(&id));
+    assert_eq!(String::from_utf8(w.bad_bytes()).unwrap(), damage);
+    assert!(w.complete_until(EXCHANGE) > Some(w.ago(mins(20))));
+    w.assert_clean();
+    w.assert_healthy();
+}
+
+/// The same for an array that is not closed: all its whole elements are events.
+#[tokio::test]
+async fn an_array_that_never_closes_is_shipped_after_three_identical_fetches() {
+    let mut w = World::new().await;
+    let blob = w.blob(2, mins(30));
+    let events: Vec<String> = blob.events.iter().map(|e| String::from_utf8(e.clone()).unwrap()).collect();
+    let body = joined(&["[", &events[0], ",", &events[1], ",{\"Id\":\"half"]);
+    w.add(NewBlob { body: Some(body), ..blob });
+    w.run_for(mins(60)).await;
+    assert_eq!(String::from_utf8(w.bad_bytes()).unwrap(), "{\"Id\":\"half");
+    w.assert_clean();
+}
+
+/// A damaged body that differs each time is a passing fault for as long as the blob lives.
+#[tokio::test]
+async fn a_damaged_body_that_differs_each_time_is_never_given_up_early() {
+    let mut w = World::new().await;
+    w.sim.configure(|config| config.gzip = false);
+    let id = w.add_aged(40, mins(30));
+    for cut in 0..12 {
+        w.sim.faults().next_for_blob(&id, 1, Fault::WrongLength(-500 - cut));
+    }
+    w.run_for(hours(2)).await;
+    assert_eq!(w.fetches(&id), 13);
+    assert!(w.bad_bytes().is_empty());
+    w.assert_clean();
+}
+
+/// Trap 55: `[]` settles; `null` is shipped once it came often enough.
+#[tokio::test]
+async fn an_empty_array_settles_and_null_is_shipped() {
+    let mut w = World::new().await;
+    let empty = w.add_aged(0, mins(30));
+    let created = w.ago(mins(20));
+    w.add(NewBlob { body: Some(b"null".to_vec()), ..NewBlob::at(created) });
+    w.add_aged(1, mins(10));
+    w.run_for(mins(60)).await;
+    assert_eq!(w.fetches(&empty), 1);
+    assert_eq!(w.bad_bytes(), b"null");
+    assert!(w.complete_until(EXCHANGE) > Some(w.ago(mins(20))));
+    w.assert_clean();
+}
+
+/// A body that is no array (a proxy's page) waits until shortly before the blob expires, then is shipped byte for byte.
+#[tokio::test]
+async fn a_proxys_page_is_shipped_only_when_the_blob_is_about_to_expire() {
+    let mut w = World::new().await;
+    let page = b"<html><body>denied by policy</body></html>".repeat(2_000);
+    let created = w.ago(mins(20));
+    let blob = NewBlob { body: Some(page.clone()), expires: Some(w.now() + hours(12)), ..NewBlob::at(created) };
+    w.add(blob);
+    w.add_aged(1, mins(10));
+    let running = w.start();
+    w.leap(hours(10), mins(2)).await;
+    assert!(w.bad_bytes().is_empty());
+    w.leap(hours(2) - mins(10), mins(2)).await;
+    assert_eq!(w.bad_bytes(), page);
+    assert!(w.gaps().is_empty());
+    w.leap(hours(1), mins(5)).await;
+    w.stop(running).await;
+    assert_eq!(w.bad_bytes(), page, "shipped once");
+    w.assert_clean();
+}
+
+/// An element no host could take is not held in memory; its bytes reach the operator in pieces.
+#[tokio::test]
+async fn an_oversize_element_is_shipped_in_pieces_and_its_neighbours_as_events() {
+    let mut w = World::new().await;
+    let blob = w.blob(2, mins(30));
+    let events: Vec<String> = blob.events.iter().map(|e| String::from_utf8(e.clone()).unwrap()).collect();
+    let long = format!(r#"{{"Id":"long","Text":"{}"}}"#, "x".repeat(17 * 1024 * 1024));
+    let body = joined(&["[", &events[0], ",", &long, ",", &events[1], "]"]);
+    w.sim.configure(|config| config.gzip = false);
+    w.add(NewBlob { body: Some(body), ..blob });
+    w.run_for(mins(60)).await;
+    let shipped = w.bad_bytes();
+    assert_eq!(shipped.len(), long.len());
+    assert!(shipped == long.as_bytes());
+    let largest = w.host.notices("m365_audit.bad_blob").iter().map(|r| r.to_string().len()).max().unwrap();
+    assert!(largest < 100_000, "{largest}");
+    w.assert_clean();
+}
+
+/// Elements that are valid JSON and no objects are what Microsoft sent: shipped at once, the blob settles.
+#[tokio::test]
+async fn elements_that_are_no_objects_are_shipped_and_settle() {
+    let mut w = World::new().await;
+    let blob = w.blob(1, mins(30));
+    let event = String::from_utf8(blob.events[0].clone()).unwrap();
+    let body = joined(&["[null,17,\"text\",[1],", &event, "]"]);
+    let id = w.add(NewBlob { body: Some(body), ..blob });
+    w.run_for(mins(20)).await;
+    assert_eq!(w.fetches(&id), 1);
+    assert_eq!(String::from_utf8(w.bad_bytes()).unwrap(), "null17\"text\"[1]");
+    w.assert_clean();
+}
+
+/// Traps 36, 38, 39: whatever shape events come in, they are all delivered, unaltered and dated right.
+#[tokio::test]
+async fn irregular_events_are_all_delivered_unaltered() {
+    let mut w = World::new().await;
+    w.all_types();
+    let spec = m365_audit::sim::GenerateSpec {
+        irregular_rate: 0.9,
+        late_rate: 0.0,
+        ..m365_audit::sim::GenerateSpec::new(60, 20, w.ago(hours(20)), w.ago(hours(1)))
+    };
+    w.generate(spec);
+    w.once().await;
+    w.assert_clean();
+    let missing: Vec<_> = m365_audit::sim::Irregularity::ALL
+        .iter()
+        .filter(|shape| !w.sim.truth().irregularities.contains_key(*shape))
+        .collect();
+    assert!(missing.is_empty(), "not generated: {missing:?}");
+}

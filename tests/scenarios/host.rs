@@ -1,0 +1,229 @@
+//! A host that remembers what it was given and answers as it is told.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use m365_audit::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore, TicketAnswer};
+use m365_audit::sim::Delivered;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::watch::Watch;
+
+/// How the host answers a batch.
+#[derive(Clone, Copy)]
+pub enum Manner {
+    /// Takes it at once.
+    Take,
+    /// Keeps it unanswered until [`Recorder::release`].
+    Hold,
+    /// Refuses it.
+    Refuse,
+    /// Forgets it: the ticket is dropped.
+    Forget,
+    /// Rejects every batch that holds a record this is true of.
+    RejectIf(fn(&Value) -> bool),
+}
+
+/// What was delivered, over all restarts.
+pub struct Recorder {
+    watch: Arc<Watch>,
+    inner: Mutex<Inner>,
+    activity: AtomicU64,
+}
+
+struct Inner {
+    manner: Manner,
+    /// Goes before `manner`, one batch each.
+    next: VecDeque<Manner>,
+    records: Vec<Vec<u8>>,
+    held: Vec<(Batch, TicketAnswer)>,
+    health: Vec<Health>,
+    refused: u64,
+    held_bytes_max: usize,
+}
+
+impl Recorder {
+    pub fn new(watch: Arc<Watch>) -> Self {
+        let inner = Inner {
+            manner: Manner::Take,
+            next: VecDeque::new(),
+            records: Vec::new(),
+            held: Vec::new(),
+            health: Vec::new(),
+            refused: 0,
+            held_bytes_max: 0,
+        };
+        Self { watch, inner: Mutex::new(inner), activity: AtomicU64::new(0) }
+    }
+
+    pub fn activity(&self) -> u64 {
+        self.activity.load(Ordering::SeqCst)
+    }
+
+    pub fn answer(&self, manner: Manner) {
+        self.inner.lock().unwrap().manner = manner;
+    }
+
+    pub fn answer_next(&self, n: usize, manner: Manner) {
+        self.inner.lock().unwrap().next.extend(std::iter::repeat_n(manner, n));
+    }
+
+    /// Takes what was held and everything from now on.
+    pub fn release(&self) {
+        let held = {
+            let mut inner = self.inner.lock().unwrap();
+            inner.manner = Manner::Take;
+            std::mem::take(&mut inner.held)
+        };
+        for (batch, answer) in held {
+            self.take(&batch);
+            answer.answer(Delivery::Delivered);
+        }
+    }
+
+    /// Answers what is held in this way.
+    pub fn answer_held(&self, answer_with: Delivery) {
+        let held = std::mem::take(&mut self.inner.lock().unwrap().held);
+        for (batch, answer) in held {
+            if answer_with == Delivery::Delivered {
+                self.take(&batch);
+            }
+            answer.answer(answer_with.clone());
+        }
+    }
+
+    pub fn held(&self) -> usize {
+        self.inner.lock().unwrap().held.len()
+    }
+
+    pub fn held_bytes_max(&self) -> usize {
+        self.inner.lock().unwrap().held_bytes_max
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.inner.lock().unwrap().refused
+    }
+
+    /// Forgets what a killed process left unanswered.
+    pub fn forget_held(&self) {
+        self.inner.lock().unwrap().held.clear();
+    }
+
+    pub fn health(&self) -> Health {
+        self.inner.lock().unwrap().health.last().cloned().unwrap_or(Health::Healthy)
+    }
+
+    pub fn healths(&self) -> Vec<Health> {
+        self.inner.lock().unwrap().health.clone()
+    }
+
+    /// How many audit events were taken.
+    pub fn event_count(&self) -> usize {
+        self.delivered().len()
+    }
+
+    /// The audit events taken, to be compared with the truth.
+    pub fn delivered(&self) -> Vec<Delivered> {
+        #[derive(Deserialize)]
+        struct Native<'a> {
+            event_id: Option<String>,
+            timestamp: String,
+            tenant_id: String,
+            #[serde(borrow)]
+            raw: Option<&'a RawValue>,
+        }
+        let inner = self.inner.lock().unwrap();
+        let mut out = Vec::new();
+        for record in &inner.records {
+            let native: Native = serde_json::from_slice(record).expect("a record is a JSON object");
+            let Some(raw) = native.raw else { continue };
+            out.push(Delivered {
+                raw: raw.get().as_bytes().to_vec(),
+                id: native.event_id,
+                tenant: Some(native.tenant_id.parse().expect("a tenant id")),
+                timestamp: Some(native.timestamp.parse().expect("a timestamp")),
+            });
+        }
+        out
+    }
+
+    /// Records of our own of this `event_type`.
+    pub fn notices(&self, event_type: &str) -> Vec<Value> {
+        let inner = self.inner.lock().unwrap();
+        let parsed = inner.records.iter().map(|record| serde_json::from_slice::<Value>(record).unwrap());
+        parsed.filter(|record| record["event_type"] == event_type).collect()
+    }
+
+    fn take(&self, batch: &Batch) {
+        let mut inner = self.inner.lock().unwrap();
+        for record in batch.records() {
+            self.watch.confirm(&serde_json::from_slice(record.json).expect("a record is a JSON object"));
+            inner.records.push(record.json.to_vec());
+        }
+    }
+
+    fn deliver(&self, batch: Batch) -> DeliveryTicket {
+        self.activity.fetch_add(1, Ordering::SeqCst);
+        let manner = {
+            let mut inner = self.inner.lock().unwrap();
+            inner.next.pop_front().unwrap_or(inner.manner)
+        };
+        match manner {
+            Manner::Take => {
+                self.take(&batch);
+                DeliveryTicket::resolved(Delivery::Delivered)
+            }
+            Manner::Hold => {
+                let (answer, ticket) = DeliveryTicket::new();
+                let mut inner = self.inner.lock().unwrap();
+                inner.held.push((batch, answer));
+                let bytes = inner.held.iter().map(|(batch, _)| batch.ndjson().len()).sum();
+                inner.held_bytes_max = inner.held_bytes_max.max(bytes);
+                ticket
+            }
+            Manner::Refuse => {
+                self.inner.lock().unwrap().refused += 1;
+                DeliveryTicket::resolved(Delivery::Refused("the test says so".into()))
+            }
+            Manner::Forget => DeliveryTicket::new().1,
+            Manner::RejectIf(bad) => {
+                let records: Vec<Value> =
+                    batch.records().map(|record| serde_json::from_slice(record.json).unwrap()).collect();
+                if records.iter().any(bad) {
+                    if let [only] = records.as_slice() {
+                        // It is the source's now, to be set aside.
+                        self.watch.confirm(only);
+                    }
+                    return DeliveryTicket::resolved(Delivery::Rejected("the test says so".into()));
+                }
+                self.take(&batch);
+                DeliveryTicket::resolved(Delivery::Delivered)
+            }
+        }
+    }
+}
+
+/// The host of one run of the process.
+pub struct RecordingHost {
+    pub recorder: Arc<Recorder>,
+    pub store: Arc<dyn StateStore>,
+}
+
+#[async_trait]
+impl Host for RecordingHost {
+    async fn deliver(&self, batch: Batch) -> DeliveryTicket {
+        self.recorder.deliver(batch)
+    }
+
+    fn state(&self) -> Arc<dyn StateStore> {
+        self.store.clone()
+    }
+
+    fn health(&self, _source: &str, health: Health) {
+        self.recorder.inner.lock().unwrap().health.push(health);
+    }
+}
