@@ -6,17 +6,9 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::checkpoint::format;
 use crate::config::{SOURCE_TYPE, source_keys, source_schema};
 use crate::metrics;
-
-/// Every state key of a stream begins with this, then `<tenant>/<content type>/`.
-pub const STATE_KEY_PREFIX: &str = "m365_audit/v1/";
-
-/// The version of what is stored under those keys.
-pub const STATE_FORMAT_VERSION: u32 = 1;
-
-/// What is stored for each stream, in the order a store without transactions must apply it.
-pub const STATE_KINDS: &[&str] = &["held bodies", "event keys", "blob marks", "complete_until"];
 
 /// The manifest of a source plugin.
 #[derive(Debug, Serialize)]
@@ -75,9 +67,9 @@ pub fn manifest() -> Manifest {
             HostEntry { name: "rust", artifact: "crate m365-audit", entry_point: "m365_audit::source" },
         ],
         state: State {
-            key_prefix: format!("{STATE_KEY_PREFIX}<tenant>/<content type>/"),
-            format_version: STATE_FORMAT_VERSION,
-            kinds: STATE_KINDS,
+            key_prefix: format!("{}/<tenant>/", format::KEY_ROOT),
+            format_version: format::FORMAT,
+            kinds: format::KINDS,
         },
         permissions: vec![
             Permission {

@@ -18,6 +18,17 @@ pub const FORMAT: u32 = 1;
 /// What every key of this source begins with.
 pub const KEY_ROOT: &str = "m365_audit/v1";
 
+/// What is stored for a tenant, below its prefix.
+pub const KINDS: &[&str] = &[
+    "owner",
+    "tenant",
+    "events/{d,p}/<number>",
+    "<content type>/position",
+    "<content type>/blobs/{d,p}/<number>",
+    "<content type>/tracked/<blob>",
+    "<content type>/aside/<record>",
+];
+
 /// The keys of one tenant.
 #[derive(Debug, Clone)]
 pub struct Keys {

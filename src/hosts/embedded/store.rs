@@ -32,7 +32,7 @@ pub const LOCK_FILE: &str = "lock";
 /// Format of the tables (`PRAGMA user_version`). A file that says more is refused.
 pub const FILE_FORMAT: i64 = 1;
 /// Newest version in a key's prefix (`m365_audit/v1/…`) this build understands.
-pub const KEY_FORMAT: u32 = 1;
+pub const KEY_FORMAT: u32 = crate::checkpoint::format::FORMAT;
 
 /// What the file begins as: created under this name and renamed, so that an empty state file is always damage and
 /// never a crash at the first start.
