@@ -380,7 +380,7 @@ impl<'a> Run<'a> {
                 key
             }
         };
-        match self.open.claim(key, &*self.context.store).await.map_err(Outcome::State)? {
+        match self.open.claim(key, &*self.context.store).await.map_err(unclaimed)? {
             Standing::Claimed => {}
             Standing::Delivered | Standing::InThisBatch => {
                 self.tally.duplicates += 1;
@@ -450,7 +450,7 @@ impl<'a> Run<'a> {
             let occurrence = self.anonymous.entry(short_hash(piece)).or_default();
             let key = Key::of_anonymous(&self.job.blob.id, piece, *occurrence);
             *occurrence += 1;
-            match self.open.claim(key, &*self.context.store).await.map_err(Outcome::State)? {
+            match self.open.claim(key, &*self.context.store).await.map_err(unclaimed)? {
                 Standing::Claimed => {}
                 _ => continue,
             }
@@ -567,6 +567,16 @@ fn first_byte(chunk: &[u8]) -> Option<u8> {
 
 fn context_of<'a>(tenant: &'a TenantId, blob: &'a BlobRef) -> BlobContext<'a> {
     BlobContext { tenant, content_type: blob.content_type, content_id: &blob.id, content_created: blob.created }
+}
+
+/// A store that cannot be read now fails this fetch, not the source.
+fn unclaimed(error: StateError) -> Outcome {
+    match error {
+        StateError::Unavailable(why) => {
+            Outcome::Failed { why: format!("a key cannot be looked up: {why}"), error: None, damaged: None }
+        }
+        error => Outcome::State(error),
+    }
 }
 
 fn failed(error: ApiError) -> Outcome {

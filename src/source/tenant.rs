@@ -63,6 +63,8 @@ const ONCE_THROTTLED_MAX: u32 = 500;
 const STOP_GRACE: Duration = Duration::from_secs(8);
 /// Keys past their time are forgotten this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// Further apart than this, the two clocks do not agree well enough to evict at once.
+const SKEW_TO_EXPIRE_MAX: SignedDuration = SignedDuration::from_hours(24);
 /// Failed fetches are a metric, and one line in this time.
 const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
 /// Windows remembered as read, per stream, before they are merged.
@@ -362,6 +364,7 @@ struct Loop {
     positions_at: Duration,
     tick_at: Duration,
     expire_at: Duration,
+    started_at: Duration,
     throttled: u32,
     failures_unsaid: u32,
     failure_line_at: Duration,
@@ -433,7 +436,8 @@ impl Loop {
             writing_positions: false,
             positions_at: now,
             tick_at: now,
-            expire_at: now + EXPIRE_EVERY,
+            expire_at: now,
+            started_at: now,
             throttled: 0,
             failures_unsaid: 0,
             failure_line_at: now,
@@ -617,7 +621,11 @@ impl Loop {
             }
             self.gauges(now);
         }
-        if now >= self.expire_at && self.parts.server.trusted().is_some() {
+        // At the first look, too: a collector that is started every few minutes with `--once` must not keep keys for
+        // ever. A first date that contradicts this machine's by a day has to stand for an hour before it may evict.
+        let agrees = self.parts.server.skew().is_some_and(|skew| skew.abs() < SKEW_TO_EXPIRE_MAX);
+        let may_expire = agrees || now >= self.started_at + EXPIRE_EVERY;
+        if now >= self.expire_at && may_expire && self.parts.server.trusted().is_some() {
             self.expire_at = now + EXPIRE_EVERY;
             let change = Change {
                 tenant: Some(self.subscriptions.tenant_state().await),
