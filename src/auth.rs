@@ -13,7 +13,8 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use reqwest::header::{ACCEPT, HeaderValue, RETRY_AFTER};
+use jiff::SignedDuration;
+use reqwest::header::{ACCEPT, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -429,6 +430,8 @@ pub struct TokenSource {
 struct State {
     token: Option<Token>,
     generation: u64,
+    /// The authority's clock minus this machine's, by its last answer.
+    skew: Option<SignedDuration>,
     failure: Option<Failure>,
     slow: ExponentialBackoff,
     passing: ExponentialBackoff,
@@ -464,6 +467,7 @@ impl TokenSource {
             state: Mutex::new(State {
                 token: None,
                 generation: 0,
+                skew: None,
                 failure: None,
                 slow: delays(SLOW_RETRY, false),
                 passing: delays(PASSING_RETRY, true),
@@ -480,6 +484,19 @@ impl TokenSource {
     /// A token other than `refused`, which the API has answered with 401. A burst of such answers costs one exchange.
     pub async fn renew(&self, refused: &Token) -> Result<Token, AuthError> {
         self.obtain(Some(refused.generation)).await
+    }
+
+    /// The authority's clock minus this machine's, by its last answer. For display only.
+    pub fn skew(&self) -> Option<SignedDuration> {
+        self.lock().skew
+    }
+
+    fn note_date(&self, headers: &HeaderMap) {
+        let date = headers.get(DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
+        if let Some(date) = date.and_then(|date| Timestamp::try_from(date).ok()) {
+            let skew = date.duration_since(self.clock.now());
+            self.lock().skew = Some(skew);
+        }
     }
 
     async fn obtain(&self, refused: Option<u64>) -> Result<Token, AuthError> {
@@ -639,6 +656,7 @@ impl TokenSource {
         };
         let status = response.status().as_u16();
         self.count(response.status().as_str());
+        self.note_date(response.headers());
         let asked = response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value, self.clock.now()));
         let body = match read_bounded(response).await {
             Ok(body) => body,
@@ -741,6 +759,11 @@ pub(crate) fn known() -> impl Iterator<Item = (&'static str, &'static str, &'sta
     const OTHERS: [&Cause; 7] =
         [&REFUSED, &UNAVAILABLE, &UNREACHABLE, &UNREADABLE, &REDIRECTED, &INTERCEPTED, &SECRET_FILE];
     CAUSES.iter().chain(OTHERS).map(|cause| (cause.slug, cause.says, cause.hint))
+}
+
+/// AADSTS numbers behind a slug.
+pub(crate) fn codes_of(slug: &str) -> impl Iterator<Item = u32> {
+    CAUSES.iter().filter(move |cause| cause.slug == slug).flat_map(|cause| cause.codes.iter().copied())
 }
 
 fn code_number(value: &Value) -> Option<u32> {

@@ -152,6 +152,10 @@ impl BatchBuilder {
 
     /// Takes what was collected as a batch and leaves the builder empty.
     pub fn finish(&mut self, source: Arc<str>, tenant: TenantId, content_type: ContentType) -> Batch {
+        // A buffer that grew by doubling may be half empty, and stays in memory until the host confirms.
+        if self.ndjson.capacity() > self.ndjson.len() + self.ndjson.len() / 8 {
+            self.ndjson.shrink_to_fit();
+        }
         Batch {
             id: next_batch_id(),
             source,

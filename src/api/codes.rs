@@ -263,10 +263,10 @@ const AUDIT_OFF: Row = row(
 const NO_SERVICE_PRINCIPAL: Row = row(
     "",
     Reach::Tenant,
-    "api-service-principal-missing",
-    "the tenant has no service principal of the Office 365 Management APIs",
-    "grant the application permission `ActivityFeed.Read` on Office 365 Management APIs, not on Microsoft Graph, and \
-     admin consent",
+    "api-not-in-tenant",
+    "the tenant has no service principal for the API",
+    "add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the \
+     app and grant admin consent",
 );
 const NOT_ONBOARDED: Row = row(
     "",
@@ -325,6 +325,7 @@ const UNEXPECTED: Row = row(
 const BY_STATUS: &[&Row] = &[
     &TOKEN_REFUSED,
     &AUDIT_OFF,
+    &NO_SERVICE_PRINCIPAL,
     &NOT_ONBOARDED,
     &SERVER_EXCEPTION,
     &FORBIDDEN,
@@ -342,6 +343,11 @@ const BY_STATUS: &[&Row] = &[
 /// Slug, cause and remedy of every row.
 pub(super) fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     CODES.iter().chain(BY_STATUS.iter().copied()).map(|row| (row.slug, row.says, row.hint))
+}
+
+/// Microsoft's codes behind a slug.
+pub(super) fn codes_of(slug: &str) -> impl Iterator<Item = &'static str> {
+    CODES.iter().filter(move |row| row.slug == slug).map(|row| row.code)
 }
 
 /// Judges an answer that was not a success.
@@ -440,6 +446,8 @@ mod tests {
         let retry = Retry { not_before: None };
         let throttled = Throttled { retry_after: None };
         let gone = "StartSubscription [AppId:x] failed. Exception: DataServiceException: Tenant t does not exist.";
+        let no_principal =
+            "DataServiceException: Tenant t does not have a service principal for resource manage.office.com.";
         let not_onboarded = "InvalidPropertyValueException: Tenant t has not been onboarded";
         #[rustfmt::skip]
         let table: &[(Endpoint, u16, ErrorBody, Action, &str)] = &[
@@ -472,6 +480,7 @@ mod tests {
             (ListContent, 400, af("AF29999"), ParkType, "api-call-refused"),
             (FetchBlob, 400, af("AF29999"), RetryBlobSlowly, "api-call-refused"),
             (StartSubscription, 400, exception(gone), SlowRetryTenant, "api-audit-off"),
+            (StartSubscription, 400, exception(no_principal), SlowRetryTenant, "api-not-in-tenant"),
             (ListContent, 400, exception(not_onboarded), Action::StartSubscription, "api-not-onboarded"),
             (ListContent, 400, exception("s"), retry, "api-server-exception"),
             (ListContent, 401, ErrorBody::FrontEnd { message: "denied".into() }, SlowRetryTenant, "api-token-refused"),

@@ -60,7 +60,7 @@ pub(super) fn client(settings: &HttpSettings<'_>, target: &Url) -> Result<reqwes
     builder.build().map_err(|error| error_chain(&error.without_url()))
 }
 
-fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
+pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
     if target.scheme() == "https" {
         // Single certificates that cannot be read are common in system stores and no reason to stop.
@@ -92,7 +92,7 @@ fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, Stri
 }
 
 /// Whether a URL names this machine.
-pub(super) fn is_loopback(url: &Url) -> bool {
+pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),

@@ -7,7 +7,7 @@
 
 mod codes;
 mod error;
-mod http;
+pub(crate) mod http;
 mod link;
 mod pace;
 mod wire;
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::SignedDuration;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, RETRY_AFTER};
 use url::Url;
@@ -61,6 +62,12 @@ pub fn known_errors() -> Vec<(&'static str, &'static str, &'static str)> {
     all.sort_by_key(|(slug, _, _)| *slug);
     all.dedup_by_key(|(slug, _, _)| *slug);
     all
+}
+
+/// Microsoft's own codes behind a slug of [`known_errors`], `AF…` and `AADSTS…`; empty where it goes by status or form.
+pub fn vendor_codes(slug: &str) -> Vec<String> {
+    let feed = codes::codes_of(slug).map(str::to_owned);
+    feed.chain(auth::codes_of(slug).map(|code| format!("AADSTS{code}"))).collect()
 }
 
 const SETTINGS_HINT: &str = "check the CA file, `proxy_url` and the certificates this machine trusts";
@@ -359,6 +366,11 @@ impl ApiClient {
     /// Microsoft's clock by the latest answer of the API; `None` before the first.
     pub fn last_server_date(&self) -> Option<ServerDate> {
         *self.inner.server_date.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The authority's clock minus this machine's, by its last answer; for display only.
+    pub fn authority_skew(&self) -> Option<SignedDuration> {
+        self.inner.tokens.skew()
     }
 
     /// What the token says of itself, for display only.

@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use super::key_set::{Key, KeySet, PageId, Probe};
+use super::key_set::{Key, KeySet, PageId, Probe, Token};
 use crate::host::{StateError, StateStore};
 
 /// The delivered events of one tenant and the claims of its batches in flight. Cheap to clone.
@@ -21,6 +21,8 @@ use crate::host::{StateError, StateStore};
 pub struct EventIndex {
     keys: Arc<Mutex<KeySet>>,
     claims: Arc<Mutex<HashMap<Key, watch::Receiver<bool>>>>,
+    /// Told whenever a staged change took effect or was given up.
+    settled: Arc<Notify>,
 }
 
 /// What is known of an event at the moment it was asked about.
@@ -61,7 +63,7 @@ pub struct OpenBatch {
 impl EventIndex {
     /// An index over the keys on disk.
     pub fn new(keys: KeySet) -> Self {
-        Self { keys: Arc::new(Mutex::new(keys)), claims: Arc::default() }
+        Self { keys: Arc::new(Mutex::new(keys)), claims: Arc::default(), settled: Arc::default() }
     }
 
     /// Begins a batch that claims nothing yet.
@@ -86,12 +88,33 @@ impl EventIndex {
     /// Brings a page of keys into memory.
     async fn load(&self, page: PageId, store: &dyn StateStore) -> Result<(), StateError> {
         let name = self.with_keys(|keys| keys.page_key(page));
-        match store.load(&name).await? {
-            Some((bytes, _)) => self.with_keys(|keys| keys.page_loaded(page, bytes)),
-            // It was merged into another page between the glance and the load: the caller looks again.
-            None if !self.with_keys(|keys| keys.has_page(page)) => Ok(()),
-            None => Err(StateError::Corrupt { key: name, why: "the page is missing".into() }),
+        // Made before the store is asked, so that a change which takes effect meanwhile is not missed.
+        let mut settled = std::pin::pin!(self.settled.notified());
+        settled.as_mut().enable();
+        if let Some((bytes, _)) = store.load(&name).await? {
+            return self.with_keys(|keys| keys.page_loaded(page, bytes));
         }
+        if self.with_keys(|keys| keys.must_be_stored(page)) {
+            return Err(StateError::Corrupt { key: name, why: "the page is missing".into() });
+        }
+        // A commit has removed the page from the store and is about to remove it from memory: its keys are in another
+        // one, which the caller finds when it looks again.
+        if self.with_keys(|keys| keys.has_page(page)) {
+            settled.await;
+        }
+        Ok(())
+    }
+
+    /// A staged change of the key set is durable.
+    pub fn change_committed(&self, token: Token) {
+        self.with_keys(|keys| keys.committed(token));
+        self.settled.notify_waiters();
+    }
+
+    /// A staged change of the key set failed and changed nothing.
+    pub fn change_aborted(&self, token: Token) {
+        self.with_keys(|keys| keys.aborted(token));
+        self.settled.notify_waiters();
     }
 
     /// Works on the key set, for the ledger's commits.
@@ -181,5 +204,97 @@ impl OpenBatch {
 impl Drop for OpenBatch {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::key_set::Kind;
+    use crate::host::{Op, Revision};
+    use crate::model::Timestamp;
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+    use std::collections::BTreeMap;
+
+    #[derive(Default)]
+    struct Store(Mutex<BTreeMap<String, Bytes>>);
+
+    #[async_trait]
+    impl StateStore for Store {
+        async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+            Ok(self.0.lock().unwrap().get(key).map(|value| (value.clone(), Revision(1))))
+        }
+        async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
+            let keys = self.0.lock().unwrap();
+            Ok(keys.keys().filter(|k| k.starts_with(prefix)).map(|k| (k.clone(), Revision(1))).collect())
+        }
+        async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
+            let mut keys = self.0.lock().unwrap();
+            for op in ops {
+                match op {
+                    Op::Put { key, value, .. } => drop(keys.insert(key, value)),
+                    Op::Delete { key, .. } => drop(keys.remove(&key)),
+                }
+            }
+            Ok(Revision(1))
+        }
+    }
+
+    async fn index(store: &Store) -> EventIndex {
+        EventIndex::new(KeySet::load(store, "t/events", Kind::Events).await.unwrap())
+    }
+
+    fn key(n: u32) -> Key {
+        Key::of_anonymous("blob", &n.to_be_bytes(), 0)
+    }
+
+    #[tokio::test]
+    async fn the_second_copy_waits_for_the_first_and_takes_its_place_when_that_is_given_up() {
+        let store = Store::default();
+        let index = index(&store).await;
+        let (mut first, mut second) = (index.open_batch(), index.open_batch());
+        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
+        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::InThisBatch)));
+        let Ok(Standing::InFlight(dependency)) = second.claim(key(1), &store).await else { panic!("not in flight") };
+        drop(first);
+        assert!(!dependency.committed().await);
+        assert!(matches!(second.claim(key(1), &store).await, Ok(Standing::Claimed)));
+    }
+
+    #[tokio::test]
+    async fn a_committed_key_is_delivered_and_its_claim_gone() {
+        let store = Store::default();
+        let index = index(&store).await;
+        let (mut first, mut second) = (index.open_batch(), index.open_batch());
+        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
+        let Ok(Standing::InFlight(dependency)) = second.claim(key(1), &store).await else { panic!("not in flight") };
+        let staged = index.with_keys(|keys| keys.stage(first.keys(), Timestamp::UNIX_EPOCH));
+        store.commit(staged.ops).await.unwrap();
+        index.change_committed(staged.token);
+        first.committed();
+        assert!(dependency.committed().await);
+        assert!(matches!(second.claim(key(1), &store).await, Ok(Standing::Delivered)));
+    }
+
+    #[tokio::test]
+    async fn a_page_that_a_commit_has_just_removed_is_not_taken_for_damage() {
+        let store = Store::default();
+        let index = index(&store).await;
+        let keys: Vec<Key> = (0..20_000).map(key).collect();
+        let staged = index.with_keys(|set| set.stage(&keys, Timestamp::UNIX_EPOCH));
+        store.commit(staged.ops).await.unwrap();
+        index.change_committed(staged.token);
+        assert!(matches!(index.contains(keys[0], &store).await, Ok(true)));
+
+        // Every page leaves; the store has it already, memory not yet.
+        let reloaded = EventIndex::new(KeySet::load(&store, "t/events", Kind::Events).await.unwrap());
+        let staged = reloaded.with_keys(|set| set.clear()).unwrap();
+        store.commit(staged.ops).await.unwrap();
+        let mut asked = std::pin::pin!(reloaded.contains(keys[0], &store));
+        assert!((&mut asked).now_or_never().is_none(), "it waits for the commit to take effect");
+        reloaded.change_committed(staged.token);
+        assert!(matches!(asked.await, Ok(false)));
     }
 }

@@ -181,6 +181,9 @@ pub struct Position {
     /// Since when a subscription that once worked is known to be off; a gap is declared when it is on again.
     #[serde(default)]
     pub disabled_since: Option<Timestamp>,
+    /// An interval an operator told us to pass over (`state set` forward): its gap record is still to be delivered.
+    #[serde(default)]
+    pub passed_over: Option<(Timestamp, Timestamp)>,
 }
 
 impl Position {
@@ -195,6 +198,7 @@ impl Position {
             day_listed: None,
             week_listed: None,
             disabled_since: None,
+            passed_over: None,
         }
     }
 }
@@ -269,6 +273,7 @@ mod tests {
             day_listed: None,
             week_listed: None,
             disabled_since: None,
+            passed_over: None,
         }
     }
 

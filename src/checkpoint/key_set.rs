@@ -419,6 +419,12 @@ impl KeySet {
         Probe::Absent
     }
 
+    /// Whether a page is part of the set and no staged change removes it: then the store must have it. While a change
+    /// that removes it is being committed, the store may be ahead of memory.
+    pub fn must_be_stored(&self, page: PageId) -> bool {
+        self.pages.get(page.0).is_some() && !self.leaving.contains(&page.0)
+    }
+
     /// Whether a page is part of the set.
     pub fn has_page(&self, page: PageId) -> bool {
         self.pages.get(page.0).is_some()

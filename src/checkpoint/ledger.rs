@@ -333,7 +333,7 @@ impl Ledger {
                         (self.on_trouble)(None);
                     }
                     for (index, token) in staged {
-                        index.with_keys(|set| set.committed(token));
+                        index.change_committed(token);
                     }
                     return Ok(());
                 }
@@ -344,7 +344,7 @@ impl Ledger {
                 }
                 Err(error) => {
                     for (index, token) in staged {
-                        index.with_keys(|set| set.aborted(token));
+                        index.change_aborted(token);
                     }
                     (self.on_trouble)(Some(&error));
                     return Err(error);

@@ -1,6 +1,6 @@
 //! The ledger: what is delivered, what is settled, how far each stream has come, and the one writer of it all.
 //!
-//! Reading order: [`format`] (what is stored), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on disk),
+//! Reading order: [`mod@format`] (what is stored), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on disk),
 //! [`claims`] (events delivered and on their way), [`ledger`] (the writer).
 //!
 //! Invariants, used by name in documents, assertions and tests:

@@ -37,7 +37,7 @@ pub struct DemoArgs {
     #[arg(long)]
     pub fast: bool,
     /// About how many events the simulated tenant has
-    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub events: u32,
 }
 

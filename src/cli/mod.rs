@@ -8,6 +8,8 @@ pub mod normalize;
 pub mod plugin;
 pub mod run;
 pub mod schema;
+pub mod simulate;
+pub mod state;
 pub mod validate;
 
 use std::ffi::OsString;
@@ -20,15 +22,21 @@ use exit::Exit;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::ConfigError;
+use crate::config::{ConfigError, LogConfig};
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
+use crate::hosts::net::NetSinkError;
 use crate::model::Actionable;
+
+const AFTER_HELP: &str = "\
+Data goes to standard output, everything else to standard error.
+Exit codes: 0 done, 64 usage, 69 network, 70 internal, 73 state or output file, 75 `run --once` left something, 76
+permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
 
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
 #[derive(Debug, Parser)]
-#[command(name = "m365-audit", version, about, arg_required_else_help = true)]
+#[command(name = "m365-audit", version, about, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -38,14 +46,18 @@ struct Cli {
 enum Command {
     /// Run all sources of a configuration into their sinks
     Run(run::RunArgs),
-    /// Test the connection of each source and change nothing
+    /// Test the connection of each source, with cause and remedy for each fault; changes nothing without --probe
     Check(check::CheckArgs),
     /// Check a configuration file, telling all problems at once
     Validate(validate::Args),
     /// Show the source at work on a simulated tenant: no account, no network
     Demo(demo::DemoArgs),
+    /// Serve the simulated tenant, for trying any client or agent
+    Simulate(simulate::SimulateArgs),
     /// Make records of raw audit events: NDJSON, JSON arrays, blobs, Purview CSV exports
     Normalize(normalize::NormalizeArgs),
+    /// Show, move or export what is remembered between runs
+    State(state::StateArgs),
     /// Print a JSON Schema
     Schema(schema::Args),
     /// Print the manifest
@@ -89,7 +101,13 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         }
         Command::Demo(args) => {
             drop(out);
-            demo::demo(args, stop_at_interrupt()).await
+            demo::demo(args, stop_at_signal()).await
+        }
+        Command::Simulate(args) => {
+            drop(out);
+            logging::install(&LogConfig { level: "info".into(), ..LogConfig::default() });
+            simulate::simulate(args, stop_at_signal().cancelled_owned()).await.map_err(Failure::io)?;
+            Ok(Exit::Done)
         }
         Command::Normalize(args) => {
             drop(out);
@@ -97,17 +115,19 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
             done.map_err(Failure::internal)?.map(|_| Exit::Done).map_err(|error| Failure::of(&error, Exit::Internal))
         }
+        Command::State(args) => state::state(args, &mut std::io::stdout()).await,
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
         Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
     }
 }
 
-/// Cancelled by Ctrl-C.
-fn stop_at_interrupt() -> CancellationToken {
+/// Cancelled by SIGINT or SIGTERM.
+fn stop_at_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
+        if let Ok(mut signals) = run::Signals::new() {
+            signals.next_stop().await;
             cancel.cancel();
         }
     });
@@ -167,6 +187,12 @@ impl From<StoreError> for Failure {
 impl From<FileSinkError> for Failure {
     fn from(error: FileSinkError) -> Self {
         Self::of(&error, Exit::State)
+    }
+}
+
+impl From<NetSinkError> for Failure {
+    fn from(error: NetSinkError) -> Self {
+        Self::of(&error, Exit::Config)
     }
 }
 

@@ -125,6 +125,7 @@ pub fn normalize(
         raw: args.raw,
         drop_routine: args.drop_routine,
         internal_domains: args.internal_domains.clone(),
+        ..Settings::default()
     };
     let mut records = Records {
         normaliser: Normaliser::new(settings),

@@ -19,7 +19,7 @@ use crate::config::{Config, SinkConfig, SourceConfig};
 use crate::hosts::embedded::metrics_server::{MetricsServer, install_recorder};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
-use crate::hosts::{file, stdout};
+use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::Actionable;
 use crate::source::{M365Audit, Report, Source, SourceError};
 
@@ -254,7 +254,20 @@ fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure> {
     let entry = config.sinks.get(name).ok_or_else(|| Failure::internal(format!("no sink `{name}`")))?;
     let sink: Box<dyn crate::hosts::embedded::sink::Sink> = match &entry.sink {
         SinkConfig::Stdout(_) => Box::new(stdout::StdoutSink::open().map_err(Failure::io)?.into_sink()),
-        SinkConfig::File(config) => Box::new(file::FileSink::open(&config.path, file::FILE_MODE)?.into_sink()),
+        SinkConfig::File(config) => {
+            let rotation = file::Rotation {
+                bytes: config.rotate_bytes,
+                age: config.rotate_secs.map(Duration::from_secs),
+                keep: config.keep,
+                clock: SystemClock::new(),
+            };
+            Box::new(file::FileSink::open(&config.path, file::FILE_MODE)?.rotating(rotation).into_sink())
+        }
+        SinkConfig::Http(config) => Box::new(http::HttpSink::new(config, SystemClock::new())?),
+        SinkConfig::FluentForward(config) => {
+            Box::new(fluent_forward::FluentForwardSink::new(config, SystemClock::new())?)
+        }
+        SinkConfig::Otlp(config) => Box::new(otlp::OtlpSink::new(config, SystemClock::new())?),
     };
     Ok(SinkSpec { name: name.to_owned(), inputs: entry.inputs.clone(), sink })
 }
@@ -280,7 +293,8 @@ enum Asked {
     Quit,
 }
 
-struct Signals {
+/// The signals this process listens to.
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -288,7 +302,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(Failure::io);
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
@@ -307,7 +321,8 @@ impl Signals {
         }
     }
 
-    async fn next_stop(&mut self) {
+    /// Resolves at the first signal that ends the process.
+    pub(super) async fn next_stop(&mut self) {
         while let Asked::Reload = self.next().await {}
     }
 }

@@ -2,8 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::config::{config_schema, record_schema};
-use crate::docs::pretty;
+use crate::config::{config_schema, pretty, record_schema};
 
 /// Which schema to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

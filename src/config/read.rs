@@ -307,6 +307,9 @@ fn read_sink(findings: &mut Findings, mut table: Table, path: &str) -> Option<Si
     findings.check_table(&sink_schema(kind), &mut table, path);
     let inputs = table.remove("inputs");
     let sink: SinkConfig = deserialize(findings, table, path, kind.read)?;
+    for issue in sink.issues() {
+        findings.note(Problem::new(join(path, issue.key), Fault::Invalid, issue.expected));
+    }
     Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, sink })
 }
 
@@ -622,7 +625,7 @@ format = "xml"
                   hint: Entra admin centre > App registrations > Certificates & secrets; write `client_secret = "${M365_CLIENT_SECRET}"` and keep the value in the environment
                 `sources.fabrikam.tenant_id` is `5`, expected a GUID (line 13)
                   hint: Entra admin centre > Overview > Tenant ID
-                `sinks.out.type` is `http`, expected one of `stdout`, `file` (line 16)
+                `sinks.out.uri` is missing, expected an http or https URL (line 15)
                 `sinks.two.inputs[0]` is `contso`, expected one of `contoso`, `fabrikam` (line 21)
                   hint: nearest source: `contoso`
                 `metrics.listen` is `everywhere`, expected an address and port such as `127.0.0.1:9598` (line 24)
@@ -881,9 +884,9 @@ format = "xml"
         check(
             &source_with("").replace("\"stdout\"", "\"sdtout\""),
             expect![[r#"
-            config-invalid: `sinks.out.type` is `sdtout`, expected one of `stdout`, `file` (line 8)
-              hint: nearest: `stdout`
-        "#]],
+                config-invalid: `sinks.out.type` is `sdtout`, expected one of `stdout`, `file`, `http`, `fluent_forward`, `otlp` (line 8)
+                  hint: nearest: `stdout`
+            "#]],
         );
         check(
             &source_with("").replace("\"stdout\"", "\"file\""),

@@ -57,8 +57,10 @@ struct Record {
     /// How much the event matters.
     #[schemars(extend("enum" = SEVERITIES))]
     severity: String,
-    /// The rule that assessed the severity.
-    severity_rule: Option<String>,
+    /// The rules that matched, by id (`docs/rules.md`); the highest of them gave the severity.
+    severity_rule: Option<Vec<String>>,
+    /// Why, in words: the reasons of these rules, the highest first.
+    severity_reason: Option<String>,
     /// How the operation ended.
     #[schemars(extend("enum" = ["success", "failure", "unknown"]))]
     outcome: Option<String>,
@@ -88,6 +90,9 @@ struct Record {
     #[serde(default)]
     #[schemars(schema_with = "raw_schema")]
     raw: Option<Value>,
+    /// `true` when values in `raw` were masked, those that data loss prevention found or those of `mask`; each reads
+    /// `[masked]` (a number 0), so types and counts are kept.
+    raw_masked: Option<bool>,
 }
 
 /// Who acted.

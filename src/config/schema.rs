@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 
 use super::{Config, SINK_KINDS, SOURCE_TYPE, SinkKind, SourceConfig};
 
+/// A schema as text: indented, with a line break at the end.
+pub fn pretty(schema: &Value) -> String {
+    format!("{schema:#}\n")
+}
+
 /// The JSON Schema of the whole file: what `m365-audit schema config` prints.
 pub fn config_schema() -> Value {
     let mut root = schema_of::<Config>().to_value();

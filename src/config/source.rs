@@ -307,7 +307,7 @@ impl SourceConfig {
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Reads a file that holds a secret alone.
-pub(super) fn read_secret_file(path: &Path) -> io::Result<Secret> {
+pub(crate) fn read_secret_file(path: &Path) -> io::Result<Secret> {
     use io::Read;
     let mut text = String::new();
     let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)? as u64;

@@ -3,16 +3,20 @@
 //! A batch is delivered when its bytes and the name of the file are synced. Owns the file while it is open (two
 //! writers are refused by lock); knows that others may rename, remove or truncate it (logrotate). What is in the file
 //! always ends in a whole record, but for the moment between a crash and the next opening: a failed write is cut back
-//! before the next one, and a torn last line when the file is opened.
+//! before the next one, and a torn last line when the file is opened. Rotation is by renaming, between groups; what
+//! was renamed is never written again, and is deleted only when the operator has said how many to keep.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use crate::clock::Clock;
 use crate::host::Batch;
 use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};
-use crate::model::Actionable;
+use crate::model::{Actionable, Timestamp};
 
 /// Mode of a file this sink creates, before the umask: records name people and what they did.
 pub const FILE_MODE: u32 = 0o600;
@@ -106,12 +110,28 @@ impl Storage for File {
     }
 }
 
+/// When a file is full or old, and what becomes of those before it.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    /// Bytes after which the file is renamed.
+    pub bytes: Option<u64>,
+    /// How long after it was begun the file is renamed.
+    pub age: Option<Duration>,
+    /// How many renamed files stay; `None`: all.
+    pub keep: Option<u64>,
+    /// For names and ages.
+    pub clock: Arc<dyn Clock>,
+}
+
 /// The sink. Its writes block: [`FileSink::into_sink`] gives it a thread.
 pub struct FileSink {
     path: PathBuf,
     mode: u32,
     open: Option<Open>,
     wrap: fn(File) -> Box<dyn Storage>,
+    rotation: Option<Rotation>,
+    /// Renaming failed and was reported.
+    stuck: bool,
 }
 
 struct Open {
@@ -130,13 +150,43 @@ impl FileSink {
     }
 
     fn open_with(path: PathBuf, mode: u32, wrap: fn(File) -> Box<dyn Storage>) -> Result<Self, FileSinkError> {
-        let mut sink = Self { path, mode, open: None, wrap };
+        let mut sink = Self { path, mode, open: None, wrap, rotation: None, stuck: false };
         match sink.ensure_open() {
             Err(FileSinkError::NotWritable { source, .. })
                 if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
             opened => opened?,
         }
         Ok(sink)
+    }
+
+    /// With rotation, if `rotation` names a bound.
+    #[must_use]
+    pub fn rotating(mut self, rotation: Rotation) -> Self {
+        self.rotation = (rotation.bytes.is_some() || rotation.age.is_some()).then_some(rotation);
+        self
+    }
+
+    /// Renames the file when it is full or old. Trouble is reported and tried again with the next group: a file that
+    /// is too large is better than a record that is not written.
+    fn rotate(&mut self) {
+        let (Some(rotation), Some(open)) = (&self.rotation, &self.open) else { return };
+        // A failed write is cut off first: the renamed file ends in a whole record.
+        if open.cut_back_to.is_some() || !open.storage.file().metadata().is_ok_and(|m| rotation.is_due(&m)) {
+            return;
+        }
+        match rotation.rename(&self.path) {
+            Ok(to) => {
+                tracing::info!(path = %self.path.display(), to = %to.display(), "file was renamed, beginning a new one");
+                self.open = None;
+                self.stuck = false;
+                rotation.delete_old(&self.path);
+            }
+            Err(error) if !self.stuck => {
+                self.stuck = true;
+                tracing::warn!(path = %self.path.display(), "cannot rename the file, writing on: {error}");
+            }
+            Err(_) => {}
+        }
     }
 
     /// The sink on a thread of its own, for the embedded host.
@@ -174,6 +224,10 @@ impl FileSink {
         if let Err(e) = self.ensure_open() {
             return (0, Some(e));
         }
+        self.rotate();
+        if let Err(e) = self.ensure_open() {
+            return (0, Some(e));
+        }
         let Some(open) = &mut self.open else { return (0, None) };
         let (written, failure) = open.append_group(batches);
         // Removed while we wrote: synced, and gone all the same.
@@ -184,6 +238,77 @@ impl FileSink {
         }
         (written, failure)
     }
+}
+
+impl Rotation {
+    fn is_due(&self, file: &fs::Metadata) -> bool {
+        // The time of birth outlives a restart; where a file system has none, the last write is near enough.
+        let begun = || file.created().or_else(|_| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let age = || {
+            let begun = Timestamp::try_from(begun()).unwrap_or(Timestamp::UNIX_EPOCH);
+            Duration::try_from(self.clock.now().duration_since(begun)).unwrap_or_default()
+        };
+        file.len() > 0
+            && (self.bytes.is_some_and(|bytes| file.len() >= bytes) || self.age.is_some_and(|limit| age() >= limit))
+    }
+
+    /// Renames `path` to a name that sorts after all it was given before, so that the oldest can be told even when
+    /// the clock was set back.
+    fn rename(&self, path: &Path) -> io::Result<PathBuf> {
+        let stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let (stamp, n) = match renamed_of(path).into_iter().max() {
+            Some((newest, n, _)) if newest >= stamp => (newest, n.saturating_add(1)),
+            _ => (stamp, 0),
+        };
+        let mut to = path.as_os_str().to_owned();
+        to.push(if n == 0 { format!(".{stamp}") } else { format!(".{stamp}-{n}") });
+        let to = PathBuf::from(to);
+        // No other process of ours writes here (the lock), so nothing takes the name in between.
+        match fs::symlink_metadata(&to) {
+            Err(e) if e.kind() == ErrorKind::NotFound => fs::rename(path, &to).map(|()| to),
+            Err(e) => Err(e),
+            Ok(_) => Err(io::Error::other(format!("`{}` is there already", to.display()))),
+        }
+    }
+
+    /// Deletes the oldest renamed files beyond `keep`.
+    fn delete_old(&self, path: &Path) {
+        let Some(keep) = self.keep else { return };
+        let mut renamed = renamed_of(path);
+        renamed.sort();
+        let excess = renamed.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
+        for (_, _, old) in renamed.into_iter().take(excess) {
+            match fs::remove_file(&old) {
+                Ok(()) => tracing::info!(path = %old.display(), "old file was deleted (`keep`)"),
+                Err(error) => tracing::warn!(path = %old.display(), "cannot delete the old file: {error}"),
+            }
+        }
+    }
+}
+
+/// The files [`Rotation::rename`] made of `path`, each with what orders it.
+fn renamed_of(path: &Path) -> Vec<(String, u32, PathBuf)> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Vec::new();
+    };
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let file = entry.file_name();
+            let suffix = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?;
+            let (stamp, n) = suffix.split_once('-').unwrap_or((suffix, "0"));
+            // Only names of exactly the form we give: whatever else lies here is somebody's.
+            let is_stamp = stamp.len() == 16
+                && stamp.bytes().enumerate().all(|(i, b)| match i {
+                    8 => b == b'T',
+                    15 => b == b'Z',
+                    _ => b.is_ascii_digit(),
+                });
+            let n = n.parse().ok().filter(|_| is_stamp)?;
+            Some((stamp.to_owned(), n, entry.path()))
+        })
+        .collect()
 }
 
 impl BlockingSink for FileSink {
@@ -366,7 +491,7 @@ fn end_of_last_line(file: &File, length: u64) -> io::Result<u64> {
 mod tests {
     use super::*;
     use crate::host::BatchBuilder;
-    use crate::model::{ContentType, Timestamp};
+    use crate::model::ContentType;
     use crate::severity::Severity;
     use std::cell::Cell;
 
@@ -558,6 +683,108 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         sink.write(&[batch(&["4"])]);
         assert_eq!(text(&path), "4\n");
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_full_file_is_renamed_between_groups_and_nothing_is_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let clock = Arc::new(crate::clock::TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let rotation = Rotation { bytes: Some(4), age: None, keep: None, clock };
+        let mut sink = FileSink::open(&path, FILE_MODE).unwrap().rotating(rotation);
+        for group in [["1", "2"], ["3", "4"], ["5", "6"]] {
+            assert_eq!(sink.write(&[batch(&group)]), [Written::Delivered]);
+        }
+        assert_eq!(names(dir.path()), ["f", "f.20260501T000000Z", "f.20260501T000000Z-1"]);
+        assert_eq!(text(&dir.path().join("f.20260501T000000Z")), "1\n2\n");
+        assert_eq!(text(&dir.path().join("f.20260501T000000Z-1")), "3\n4\n");
+        assert_eq!(text(&path), "5\n6\n");
+        drop(sink);
+        assert_eq!(text(&path), "5\n6\n");
+    }
+
+    #[test]
+    fn an_old_file_is_renamed_even_after_a_restart_but_not_while_it_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let clock = Arc::new(crate::clock::TestClock::at(Timestamp::now()));
+        let open = || {
+            let age = Some(Duration::from_secs(3_600));
+            FileSink::open(&path, FILE_MODE).unwrap().rotating(Rotation {
+                bytes: None,
+                age,
+                keep: None,
+                clock: clock.clone(),
+            })
+        };
+        let mut sink = open();
+        clock.advance(Duration::from_secs(3_700));
+        sink.write(&[batch(&["1"])]);
+        assert_eq!(names(dir.path()), ["f"], "it was empty");
+        drop(sink);
+        let mut sink = open();
+        sink.write(&[batch(&["2"])]);
+        assert_eq!(names(dir.path()).len(), 2);
+        assert_eq!(text(&path), "2\n");
+    }
+
+    #[test]
+    fn only_renamed_files_beyond_keep_are_deleted_oldest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        for other in ["f.20250101T000000Z.gz", "f.old", "f.20250101T000000Z-x", "g.20250101T000000Z"] {
+            fs::write(dir.path().join(other), "not ours").unwrap();
+        }
+        let clock = Arc::new(crate::clock::TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let rotation = Rotation { bytes: Some(1), age: None, keep: Some(2), clock: clock.clone() };
+        let mut sink = FileSink::open(&path, FILE_MODE).unwrap().rotating(rotation);
+        for n in 0..14 {
+            sink.write(&[batch(&[&n.to_string()])]);
+            if n == 12 {
+                clock.advance(Duration::from_secs(1));
+            }
+        }
+        let left = names(dir.path());
+        let renamed = ["f.20260501T000000Z-11", "f.20260501T000001Z"];
+        let others = ["f", "f.20250101T000000Z-x", "f.20250101T000000Z.gz", "f.old", "g.20250101T000000Z"];
+        let mut expected: Vec<&str> = renamed.into_iter().chain(others).collect();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_make_a_new_file_the_oldest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let clock = Arc::new(crate::clock::TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let rotation = Rotation { bytes: Some(1), age: None, keep: Some(1), clock: clock.clone() };
+        let mut sink = FileSink::open(&path, FILE_MODE).unwrap().rotating(rotation);
+        sink.write(&[batch(&["1"])]);
+        sink.write(&[batch(&["2"])]);
+        clock.set_wall("2020-01-01T00:00:00Z".parse().unwrap());
+        sink.write(&[batch(&["3"])]);
+        assert_eq!(names(dir.path()), ["f", "f.20260501T000000Z-1"]);
+        assert_eq!(text(&dir.path().join("f.20260501T000000Z-1")), "2\n");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_renamed_is_written_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let clock = Arc::new(crate::clock::TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let rotation = Rotation { bytes: Some(1), age: None, keep: None, clock };
+        fs::write(dir.path().join(format!("f.99990101T000000Z-{}", u32::MAX)), "").unwrap();
+        let mut sink = FileSink::open(&path, FILE_MODE).unwrap().rotating(rotation);
+        sink.write(&[batch(&["1"])]);
+        assert_eq!(sink.write(&[batch(&["2"])]), [Written::Delivered]);
+        assert_eq!(text(&path), "1\n2\n");
     }
 
     #[test]

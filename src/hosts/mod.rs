@@ -1,8 +1,20 @@
-//! One agent, one file.
+//! One agent, one file; and what several of them share.
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
 #[cfg(feature = "embedded")]
 pub mod file;
+#[cfg(feature = "embedded")]
+pub mod fluent_forward;
+#[cfg(feature = "embedded")]
+pub mod http;
+pub(crate) mod json_walk;
+pub(crate) mod msgpack;
+#[cfg(feature = "embedded")]
+pub mod net;
+#[cfg(feature = "embedded")]
+pub mod otlp;
+#[cfg(feature = "embedded")]
+mod requests;
 #[cfg(feature = "embedded")]
 pub mod stdout;

@@ -17,6 +17,7 @@ macro_rules! known_members {
     ($($name:ident),* $(,)?) => {
         /// The members that fields and rules ask for, spelled as the schema spells them.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(dead_code, reason = "some are looked up by name only")]
         pub(crate) enum Member { $($name),* }
         const NAMES: &[&str] = &[$(stringify!($name)),*];
     };
@@ -26,6 +27,7 @@ known_members! {
     Id, RecordType, CreationTime, Operation, RecordNumber, OrganizationId, OrganizationName, UserType, UserKey,
     Workload, ResultStatus, ObjectId, UserId, ClientIP, ClientIPAddress, ActorIpAddress, ActorIP, UserIp, UserAgent,
     ClientInfoString, ErrorNumber, Parameters, ExtendedProperties, MailboxOwnerUPN, Category,
+    ModifiedProperties, OperationProperties, ExternalAccess, ApplicationId, Severity,
     PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
 }
 
@@ -156,6 +158,15 @@ impl<'a> Event<'a> {
     /// The token of a member; `None` when it is absent or `null`.
     pub(crate) fn get(&self, member: Member) -> Option<&'a str> {
         self.values.get(member as usize).copied().filter(|token| !token.is_empty() && *token != "null")
+    }
+
+    /// The token of a member of any name, known or not; `None` when it is absent or `null`. A name that is not known
+    /// costs a pass over the event.
+    pub(crate) fn find(&self, name: &str) -> Option<&'a str> {
+        match known(name) {
+            Some(slot) => self.values.get(slot).copied().filter(|token| !token.is_empty() && *token != "null"),
+            None => json::get(self.text, name),
+        }
     }
 
     /// The text of a member that is a string with something in it, or a number or boolean as written.

@@ -1,24 +1,145 @@
 //! An event as the severity rules see it.
 
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::net::IpAddr;
+
 use super::event::{Event, Member};
-use super::{category, json, parameters};
+use super::outcome::{self, Outcome};
+use super::{address, category, inbox_rule, json, parameters};
+use crate::severity::engine::ActorKind;
 use crate::severity::recipient::Domains;
 use crate::severity::{Facts, is_true};
 
 /// `UserType` of a guest.
 const GUEST: i64 = 10;
 
-/// An event and the domains the operator says are the organisation's.
+/// An event and the domains the operator says are the organisation's. What costs a search is looked up once.
 pub(crate) struct EventFacts<'e, 'a> {
-    /// The event.
-    pub event: &'e Event<'a>,
-    /// From the configuration.
-    pub internal_domains: &'e [String],
+    event: &'e Event<'a>,
+    folded_operation: &'e str,
+    internal_domains: &'e [String],
+    record_type: Option<i64>,
+    user_agent: OnceCell<Option<Cow<'a, str>>>,
+    address: OnceCell<Option<address::Address>>,
+    outcome: OnceCell<Option<Outcome>>,
+}
+
+impl<'e, 'a> EventFacts<'e, 'a> {
+    /// Facts of an event; `internal_domains` from the configuration.
+    pub fn new(event: &'e Event<'a>, folded_operation: &'e str, internal_domains: &'e [String]) -> Self {
+        EventFacts {
+            event,
+            folded_operation,
+            internal_domains,
+            record_type: event.integer(Member::RecordType),
+            user_agent: OnceCell::new(),
+            address: OnceCell::new(),
+            outcome: OnceCell::new(),
+        }
+    }
+
+    /// The actor's address with its port.
+    pub fn source_address(&self) -> Option<address::Address> {
+        *self.address.get_or_init(|| super::source_address(self.event))
+    }
+
+    /// The client's own name for itself.
+    pub fn agent(&self) -> Option<&Cow<'a, str>> {
+        self.user_agent.get_or_init(|| super::user_agent(self.event)).as_ref()
+    }
+
+    /// How the event ended.
+    pub fn outcome(&self) -> Option<Outcome> {
+        *self.outcome.get_or_init(|| outcome::of(self.event, self.folded_operation, self.record_type))
+    }
+
+    /// The record type.
+    pub fn number_of_type(&self) -> Option<i64> {
+        self.record_type
+    }
+}
+
+/// Lists of pairs other than parameters and modified properties.
+const PROPERTY_LISTS: [&str; 4] =
+    ["ExtendedProperties", "OperationProperties", "ExtraProperties", "PropertyCollection"];
+
+/// Beginnings of a `UserId` that is a service of Microsoft's.
+const SERVICES: [&str; 1] = ["nt authority\\system ("];
+/// Beginnings of a `UserId` that is an application.
+const APPLICATIONS: [&str; 3] = ["serviceprincipal_", "app@sharepoint", "certificate"];
+/// Beginnings of a `UserId` of nobody known.
+const ANONYMOUS: [&str; 3] = ["anonymous", "urn:spo:anon#", "urn:forms:anonymous#"];
+
+fn begins(text: &str, beginnings: &[&str]) -> bool {
+    let text = text.trim();
+    let begins =
+        |beginning: &&str| text.get(..beginning.len()).is_some_and(|start| start.eq_ignore_ascii_case(beginning));
+    beginnings.iter().any(begins)
 }
 
 impl Facts for EventFacts<'_, '_> {
     fn any_parameter(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
         self.event.get(Member::Parameters).is_some_and(|token| parameters::any(token, test))
+    }
+
+    fn any_inbox_rule_part(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
+        inbox_rule::any(self.event, test)
+    }
+
+    fn any_property(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
+        PROPERTY_LISTS.iter().any(|list| self.event.find(list).is_some_and(|token| parameters::any(token, test)))
+    }
+
+    fn any_modified(&self, test: &mut dyn FnMut(&str, &str, &str) -> bool) -> bool {
+        self.event.get(Member::ModifiedProperties).is_some_and(|token| parameters::any_modified(token, test))
+    }
+
+    fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+        self.event.find(first).is_some_and(|token| any_at(token, rest, test))
+    }
+
+    fn record_type(&self) -> Option<i64> {
+        self.record_type
+    }
+
+    fn user_type(&self) -> Option<i64> {
+        self.event.integer(Member::UserType)
+    }
+
+    fn user_agent(&self) -> Option<Cow<'_, str>> {
+        self.agent().map(|agent| Cow::Borrowed(agent.as_ref()))
+    }
+
+    fn address(&self) -> Option<IpAddr> {
+        self.source_address().map(|address| address.ip)
+    }
+
+    fn actor_is(&self, kind: ActorKind) -> bool {
+        let user = self.event.text_of(Member::UserId).unwrap_or_default();
+        let user_type = self.user_type();
+        let external = || self.event.find("ExternalAccess").and_then(json::scalar).is_some_and(|text| is_true(&text));
+        let service = || matches!(user_type, Some(3 | 4)) || begins(&user, &SERVICES) || external();
+        let application = || matches!(user_type, Some(5 | 6)) || begins(&user, &APPLICATIONS);
+        let guest = || user.to_ascii_uppercase().contains("#EXT#") || begins(&user, &["urn:spo:guest#"]);
+        let anonymous = || begins(&user, &ANONYMOUS);
+        match kind {
+            ActorKind::Service => service(),
+            ActorKind::Application => application(),
+            ActorKind::Guest => guest(),
+            ActorKind::Anonymous => anonymous(),
+            // A backslash is a name of the system's: `SHAREPOINT\system`, `Microsoft\ServiceOperator`.
+            ActorKind::Person => {
+                !user.is_empty() && !user.contains('\\') && !service() && !application() && !guest() && !anonymous()
+            }
+        }
+    }
+
+    fn failed(&self) -> bool {
+        // For data loss prevention "failure" means that access was blocked, and the match is no less a match.
+        let dlp = self.record_type.is_some_and(|t| category::DLP_RECORD_TYPES.contains(&t));
+        !dlp && self.outcome() == Some(Outcome::Failure)
     }
 
     /// The configured domains, `OrganizationName` with its hybrid routing domain, and the domains of the acting
@@ -57,6 +178,33 @@ impl Facts for EventFacts<'_, '_> {
     }
 }
 
+/// Hands the values at `path` below a token to `test`; lists are looked through, JSON in a string is looked into.
+fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
+    let mut found = false;
+    match token.as_bytes().first() {
+        Some(b'[') => json::elements(token, |element| {
+            // A list in a list is no shape of the feed, and depth comes from the network.
+            found = found || (!element.starts_with('[') && any_at(element, path, test));
+        }),
+        Some(b'{') if path.is_empty() => found = test(token),
+        Some(b'{') => {
+            let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+            found = json::get(token, first).is_some_and(|token| any_at(token, rest, test));
+        }
+        _ => {
+            if let Some(text) = json::scalar(token) {
+                let inside = text.trim();
+                found = match path.is_empty() {
+                    true => test(&text),
+                    // The text of a JSON string inside this one is left alone: a string ends here.
+                    false => inside.starts_with(['{', '[']) && any_at(inside, path, test),
+                };
+            }
+        }
+    }
+    found
+}
+
 /// Whether a token is an empty list, object or string; a list of nothing but `null` is empty, too.
 fn is_blank(token: &str) -> bool {
     match token.as_bytes().first() {
@@ -79,7 +227,7 @@ mod tests {
     use super::*;
 
     fn flagged(json: &str) -> bool {
-        EventFacts { event: &Event::parse(json.as_bytes()).unwrap(), internal_domains: &[] }.flagged_by_dlp()
+        EventFacts::new(&Event::parse(json.as_bytes()).unwrap(), "", &[]).flagged_by_dlp()
     }
 
     #[test]

@@ -14,7 +14,8 @@ pub mod split;
 mod actor;
 mod event;
 mod facts;
-mod json;
+mod inbox_rule;
+pub(crate) mod json;
 mod outcome;
 mod own;
 mod parameters;
@@ -22,20 +23,21 @@ mod record_types;
 mod time;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 pub use event::{Event, NotAnEvent};
 pub use own::{BAD_BLOB, BadBytes, BadPiece, GAP, GapNotice, render_bad_blob, render_bad_bytes, render_gap};
 
 use crate::config::{Format, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
-use crate::severity::{self, Severity, operation};
+use crate::severity::{self, Rules, Severity, operation};
 use actor::Actor;
 use event::Member;
 use facts::EventFacts;
 use outcome::Outcome;
 
 /// How records are made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// The shape of a record.
     pub format: Format,
@@ -45,6 +47,21 @@ pub struct Settings {
     pub drop_routine: bool,
     /// The organisation's mail domains, beyond those its events name.
     pub internal_domains: Vec<String>,
+    /// What assesses severities and says what is routine.
+    pub rules: Arc<Rules>,
+}
+
+impl Default for Settings {
+    /// The native format with `raw` as an object, nothing left out, the built-in rules.
+    fn default() -> Settings {
+        Settings {
+            format: Format::default(),
+            raw: RawForm::default(),
+            drop_routine: false,
+            internal_domains: Vec::new(),
+            rules: Rules::built_in(),
+        }
+    }
 }
 
 /// The blob an event came in.
@@ -61,7 +78,7 @@ pub struct BlobContext<'a> {
 }
 
 /// What [`Normaliser::render`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rendered {
     /// One record was appended.
     Record {
@@ -73,7 +90,7 @@ pub enum Rendered {
     /// The event is not to be shipped; what was appended means nothing.
     Dropped {
         /// The rule that says so, such as `EX-45`.
-        rule: &'static str,
+        rule: Arc<str>,
     },
 }
 
@@ -145,12 +162,12 @@ impl Normaliser {
     /// `timestamp` and [`Rendered::Record`] says 1970.
     pub fn render_from(&self, event: &Event<'_>, origin: &Origin<'_>, out: &mut Vec<u8>) -> Rendered {
         let folded = operation::fold(event.operation());
-        let facts = EventFacts { event, internal_domains: &self.settings.internal_domains };
-        let assessment = severity::assess(&folded, &facts);
+        let facts = EventFacts::new(event, &folded, &self.settings.internal_domains);
+        let assessment = self.settings.rules.assess(&folded, &facts);
         if self.settings.drop_routine
             && let Some(rule) = assessment.drop
         {
-            return Rendered::Dropped { rule: &rule.id };
+            return Rendered::Dropped { rule: rule.id.as_str().into() };
         }
         let severity = assessment.severity();
         let own_time = time::parse(event.creation_time());
@@ -158,7 +175,15 @@ impl Normaliser {
         match self.settings.format {
             Format::Raw => event.push_on_one_line(out),
             Format::Native => {
-                let derived = Derived { folded: &folded, time: own_time, assessment: &assessment, severity };
+                let reason = self.settings.rules.reason(&assessment, &facts);
+                let derived = Derived {
+                    folded: &folded,
+                    time: own_time,
+                    assessment: &assessment,
+                    reason: reason.as_deref(),
+                    severity,
+                    facts: &facts,
+                };
                 push_native(event, origin, &derived, out);
                 self.push_raw(event, out);
                 out.push(b'}');
@@ -187,9 +212,11 @@ impl Normaliser {
 /// What rendering knows of an event before it writes the first byte.
 struct Derived<'d, 'a> {
     folded: &'d str,
-    time: Option<time::EventTime<'a>>,
-    assessment: &'d severity::Assessment,
+    time: Option<time::EventTime<'d>>,
+    assessment: &'d severity::Assessment<'d>,
+    reason: Option<&'d str>,
     severity: Severity,
+    facts: &'d EventFacts<'d, 'a>,
 }
 
 /// Longest object, in bytes of its token, that a title repeats; some are whole JSON texts.
@@ -198,9 +225,9 @@ const TITLE_OBJECT_BYTES_MAX: usize = 256;
 /// Appends a record of the native format up to `raw`, its closing brace left out.
 fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>, out: &mut Vec<u8>) {
     let workload = event.text_of(Member::Workload);
-    let record_type = event.integer(Member::RecordType);
+    let record_type = derived.facts.number_of_type();
     let record_type_info = record_type.and_then(record_types::info);
-    let outcome = outcome::of(event, derived.folded, record_type);
+    let outcome = derived.facts.outcome();
     let actor = Actor::of(event);
     let object = shown(event, Member::ObjectId);
 
@@ -245,29 +272,32 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
     }
 
     push_text(out, "severity", derived.severity.as_str());
-    if !derived.assessment.rules.is_empty() {
+    if !derived.assessment.matches.is_empty() {
         out.extend_from_slice(b",\"severity_rule\":[");
-        for (i, rule) in derived.assessment.rules.iter().enumerate() {
+        for (i, found) in derived.assessment.matches.iter().enumerate() {
             if i > 0 {
                 out.push(b',');
             }
-            json::push_string(out, &rule.id);
+            json::push_string(out, &found.rule().id);
         }
         out.push(b']');
+    }
+    if let Some(reason) = derived.reason {
+        push_text(out, "severity_reason", reason);
     }
     if let Some(outcome) = outcome {
         push_text(out, "outcome", outcome.as_str());
     }
     push_actor(out, &actor);
 
-    if let Some(address) = source_address(event) {
+    if let Some(address) = derived.facts.source_address() {
         push_text(out, "src_ip", &address.ip.to_string());
         if let Some(port) = address.port {
             push_number(out, "src_port", i64::from(port));
         }
     }
-    if let Some(user_agent) = user_agent(event) {
-        push_text(out, "user_agent", &user_agent);
+    if let Some(user_agent) = derived.facts.agent() {
+        push_text(out, "user_agent", user_agent);
     }
     push_shown(out, "object", object);
 

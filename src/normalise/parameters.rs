@@ -3,6 +3,8 @@
 //!
 //! Order means nothing and values are handed over as text; which parameter matters is not known here.
 
+use std::borrow::Cow;
+
 use super::json;
 
 /// What a parameter is handed to; it answers true to stop.
@@ -21,6 +23,43 @@ pub(crate) fn any(token: &str, test: Test<'_>) -> bool {
     }
 }
 
+/// Hands each entry of `ModifiedProperties` to `test`, name, old value and new value, absent ones empty, until it
+/// answers true; whether it did. An entry that is a plain string is a name alone.
+pub(crate) fn any_modified(token: &str, test: &mut dyn FnMut(&str, &str, &str) -> bool) -> bool {
+    let mut stopped = false;
+    json::elements(token, |element| {
+        if stopped {
+            return;
+        }
+        if let Some(name) = json::scalar(element) {
+            stopped = test(&name, "", "");
+            return;
+        }
+        let (mut name, mut old, mut new) = (None, None, None);
+        json::members(element, |key, value| {
+            if key.eq_ignore_ascii_case("Name") {
+                name = json::scalar(value);
+            } else if key.eq_ignore_ascii_case("OldValue") {
+                old = Some(text_or_json(value));
+            } else if key.eq_ignore_ascii_case("NewValue") {
+                new = Some(text_or_json(value));
+            }
+        });
+        if let Some(name) = name {
+            stopped = test(&name, old.as_deref().unwrap_or_default(), new.as_deref().unwrap_or_default());
+        }
+    });
+    stopped
+}
+
+/// A scalar's text, a container's JSON, nothing for `null`.
+fn text_or_json(token: &str) -> Cow<'_, str> {
+    match token {
+        "null" => Cow::Borrowed(""),
+        _ => json::scalar(token).unwrap_or(Cow::Borrowed(token)),
+    }
+}
+
 fn any_in_json(token: &str, test: Test<'_>) -> bool {
     let mut stopped = false;
     if token.starts_with('[') {
@@ -33,11 +72,11 @@ fn any_in_json(token: &str, test: Test<'_>) -> bool {
     stopped
 }
 
-/// A pair `{Name, Value}`, or an object whose keys are the names.
+/// A pair `{Name, Value}` (in Teams `{Key, Value}`), or an object whose keys are the names.
 fn any_in_object(token: &str, test: Test<'_>) -> bool {
     let (mut name, mut value) = (None, None);
     json::members(token, |key, token| {
-        if key.eq_ignore_ascii_case("Name") {
+        if key.eq_ignore_ascii_case("Name") || key.eq_ignore_ascii_case("Key") {
             name = Some(token);
         } else if key.eq_ignore_ascii_case("Value") {
             value = Some(token);

@@ -1,32 +1,64 @@
-//! Rules as data: reads the tables under `rules/`, finds the rules of an operation, tests their conditions.
+//! Rules as data: compiles the tables under `rules/` and the operator's own, finds the rules of an event, tests them.
 //!
-//! A rule names the operations it is about, conditions that must all hold, and a severity or `drop`:
+//! A rule names the operations or record types it is about, conditions, and a severity:
 //!
 //! ```toml
 //! [[rule]]
-//! id = "EX-01"                                   # catalogue row, shipped as `severity_rule`
-//! operations = ["New-InboxRule", "Add member*"]  # compared folded; a trailing `*` takes every name that begins so
-//! when = [{ parameter = ["ForwardTo"], is = "external" }]
-//! severity = "high"                              # info | low | medium | high | critical | drop
+//! id = "EX-01"                                   # catalogue row, shipped in `severity_rule`
+//! operations = ["New-InboxRule", "Get-*"]        # compared folded; a trailing `*` takes every name that begins so
+//! record_types = [1]                             # numbers of `RecordType`; beside operations both must fit
+//! when = [{ parameter = ["ForwardTo"], is = "external" }]   # all must hold
+//! unless = [{ actor = "service" }]               # none may hold; of a `drop` rule: what to keep
+//! severity = "high"                              # drop | info | low | medium | high | critical
+//! severity_from = ["Severity"]                   # members whose word (Low, Informational, …) counts instead, where there is one
+//! steps_below = 1                                # as many steps below that word, never under low
+//! cases = [{ when = […], severity = "medium" }]  # the first whose conditions hold decides instead
+//! replaces = ["EX-18"]                           # a row narrowed takes the place of the wider one
+//! fallback = true                                # only where no other rule matched: those of an operation first, then those of a record type
+//! spec = true                                    # a row of the specification: a failed operation does not lower it
+//! refine = true                                  # contradicts such a row: on only with `severity.refine = true`
+//! failure_counts = true                          # describes a failure, so a failed operation does not lower it
 //! reason = "…"                                   # why, for the operator
+//! show = [{ field = ["ObjectId"] }]              # values put behind the reason
 //! reference = "https://…"                        # where to read on
 //! technique = "T1114.003"                        # MITRE ATT&CK
 //! ```
 //!
-//! Conditions, on cmdlet parameters looked up by name in every shape they come in (one of the names is enough):
-//! `is = "set"` (something other than blank and `$null`), `"true"`, `"external"` (a recipient outside the organisation).
+//! A condition has one subject. Names in lists are alternatives and patterns (no case, `*` for any run):
 //!
-//! An operation that no rule names costs one hash look-up and a comparison per `*` rule.
+//! | subject | what is looked at |
+//! | --- | --- |
+//! | `parameter = ["ForwardTo"]` | cmdlet parameters, in every shape they come in |
+//! | `inbox_rule = ["ForwardTo"]` | an inbox rule under the names of `New-InboxRule`'s parameters, also where Outlook or EWS made it |
+//! | `property = ["RequestType"]` | pairs of `ExtendedProperties`, `OperationProperties`, `ExtraProperties`, `PropertyCollection` |
+//! | `modified = ["Role.TemplateId"]` | entries of `ModifiedProperties`; its new value, with `change` both |
+//! | `field = ["Item.Subject"]` | members of the event by path, lists looked through |
+//! | `user = ["urn:spo:anon#*"]` | patterns of `UserId` |
+//! | `user_type = [3, 4]`, `record_type = [11]` | numbers |
+//! | `user_agent = ["*PowerShell*"]` | patterns of the client's name for itself |
+//! | `address = ["203.0.113.0/24"]` | networks the actor's address is in |
+//! | `actor = "service"` | who acted: `service` (Microsoft's own), `application`, `person`, `guest`, `anonymous` |
+//! | `any = [{ … }, { … }]`, `all = […]` | one of these, all of these |
+//!
+//! and one test, where the subject has a value: `is` (see [`Test`]), `like = ["*@x.example"]` (patterns),
+//! `at_least`, `at_most` (a leading number is read), for `modified` also `change` (see [`Change`]) and `old = ["…"]`
+//! (patterns of the value before). Without a test the subject only has to be there. `not = true` turns the answer round.
+//!
+//! An operation that no rule names costs one hash look-up.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::operation::fold;
-use super::{Facts, Severity, recipient};
+use super::pattern::Pattern;
+use super::recipient::{Domains, Recipient};
+use super::{Facts, Severity, is_false, is_true, mail, recipient};
 
 /// What a rule makes of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Not shipped, unless another rule says more or data loss prevention flagged it.
@@ -55,137 +87,858 @@ impl Verdict {
             Self::Critical => Some(Severity::Critical),
         }
     }
+
+    /// The word in a table.
+    pub fn as_str(self) -> &'static str {
+        self.severity().map_or("drop", Severity::as_str)
+    }
+
+    /// What an operation that failed leaves of it: the attempt matters, the effect did not happen.
+    pub(super) fn when_failed(self) -> Verdict {
+        self.one_below()
+    }
+
+    fn one_below(self) -> Verdict {
+        match self {
+            Self::Critical => Self::High,
+            Self::High => Self::Medium,
+            Self::Medium => Self::Low,
+            other => other,
+        }
+    }
+
+    /// Microsoft's words in alerts, in rules of data loss prevention, and in risk records.
+    fn from_word(word: &str) -> Option<Verdict> {
+        const WORDS: &[(&str, Verdict)] = &[
+            ("informational", Verdict::Info),
+            ("info", Verdict::Info),
+            ("information", Verdict::Info),
+            ("none", Verdict::Info),
+            ("hidden", Verdict::Info),
+            ("low", Verdict::Low),
+            ("medium", Verdict::Medium),
+            ("high", Verdict::High),
+            ("critical", Verdict::Critical),
+        ];
+        let word = word.trim();
+        WORDS.iter().find(|(known, _)| known.eq_ignore_ascii_case(word)).map(|(_, verdict)| *verdict)
+    }
 }
 
-/// One row of the catalogue.
-#[derive(Debug, Clone, Deserialize)]
+/// One row of the catalogue, as written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// The row's id, such as `EX-01`.
     pub id: String,
     /// Operation names, folded when compared; a trailing `*` makes a name a beginning.
+    #[serde(default)]
     pub operations: Vec<String>,
-    /// What must hold beside the operation: all of these.
+    /// Numbers of `RecordType`.
+    #[serde(default)]
+    pub record_types: Vec<i64>,
+    /// What must hold: all of these.
     #[serde(default)]
     pub when: Vec<Condition>,
+    /// What must not hold: none of these.
+    #[serde(default)]
+    pub unless: Vec<Condition>,
     /// What the event is worth.
     #[serde(rename = "severity")]
     pub verdict: Verdict,
+    /// Members whose word counts instead, the highest of them.
+    #[serde(default)]
+    pub severity_from: Vec<String>,
+    /// Steps below that word.
+    #[serde(default)]
+    pub steps_below: u8,
+    /// The first case whose conditions hold decides the severity.
+    #[serde(default)]
+    pub cases: Vec<Case>,
+    /// Ids of wider rows whose place this one takes.
+    #[serde(default)]
+    pub replaces: Vec<String>,
+    /// Counts only where no other rule matched.
+    #[serde(default)]
+    pub fallback: bool,
+    /// A row of the specification.
+    #[serde(default)]
+    pub spec: bool,
+    /// Contradicts a row of the specification and is on only with `severity.refine`.
+    #[serde(default)]
+    pub refine: bool,
+    /// Describes a failure.
+    #[serde(default)]
+    pub failure_counts: bool,
     /// Why, for the operator.
     pub reason: String,
+    /// Values put behind the reason.
+    #[serde(default)]
+    pub show: Vec<Condition>,
     /// Where to read on.
-    pub reference: String,
+    #[serde(default)]
+    pub reference: Option<String>,
     /// MITRE ATT&CK technique, such as `T1114.003`.
-    pub technique: String,
+    #[serde(default)]
+    pub technique: Option<String>,
 }
 
-/// A condition on cmdlet parameters: one of the named ones passes the test.
-#[derive(Debug, Clone, Deserialize)]
+/// A narrower case of a rule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Condition {
-    /// Parameter names, compared without case.
-    pub parameter: Vec<String>,
-    /// The test.
-    pub is: Test,
+pub struct Case {
+    /// What must hold: all of these.
+    pub when: Vec<Condition>,
+    /// What the event is worth then.
+    #[serde(rename = "severity")]
+    pub verdict: Verdict,
+    /// Why, instead of the rule's reason.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
-/// A test on a parameter's value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// A condition, as written: one subject, and a test where the subject has a value.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Condition {
+    /// Names of cmdlet parameters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parameter: Vec<String>,
+    /// Names of an inbox rule's parts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inbox_rule: Vec<String>,
+    /// Names of pairs in the lists of properties.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub property: Vec<String>,
+    /// Names of modified properties.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modified: Vec<String>,
+    /// Paths of members.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub field: Vec<String>,
+    /// Patterns of `UserId`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub user: Vec<String>,
+    /// Numbers of `UserType`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub user_type: Vec<i64>,
+    /// Numbers of `RecordType`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub record_type: Vec<i64>,
+    /// Patterns of the user agent.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub user_agent: Vec<String>,
+    /// Networks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub address: Vec<String>,
+    /// Who acted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actor: Option<ActorKind>,
+    /// One of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub any: Vec<Condition>,
+    /// All of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub all: Vec<Condition>,
+    /// What the value is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is: Option<Test>,
+    /// Patterns of the value.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub like: Vec<String>,
+    /// The least number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// The greatest number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<f64>,
+    /// How a modified property changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    /// Patterns of a modified property's value before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub old: Vec<String>,
+    /// Turns the answer round.
+    #[serde(skip_serializing_if = "is_default")]
+    pub not: bool,
+}
+
+fn is_default(flag: &bool) -> bool {
+    !*flag
+}
+
+/// A test on a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Test {
     /// Something other than blank and `$null`.
     Set,
+    /// There, and blank or `$null`.
+    Blank,
     /// True in one of the forms a boolean takes.
     True,
+    /// False in one of them.
+    False,
     /// Names a recipient outside the organisation.
     External,
+    /// Names recipients, all of them inside.
+    Internal,
+    /// Names recipients of whom one can be shown neither inside nor outside, and nobody outside.
+    Undecided,
+    /// A folder nobody reads.
+    HiddenFolder,
+    /// A name that is empty, only punctuation, or at most three characters.
+    OddName,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    rule: Vec<Rule>,
+/// How a modified property changed; values are JSON in text, a list in most cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Something was there, and nothing (`[]`, `""`, absent) is.
+    Emptied,
+    /// There are more entries than before.
+    Grown,
+    /// Old and new differ.
+    Any,
+}
+
+/// Who acted, in classes that rules tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActorKind {
+    /// A service of Microsoft's: `UserType` 3 or 4, `NT AUTHORITY\SYSTEM (…)`, or `ExternalAccess`.
+    Service,
+    /// An application or service principal.
+    Application,
+    /// A guest of the tenant.
+    Guest,
+    /// Nobody known.
+    Anonymous,
+    /// A member of the organisation, as far as the record shows.
+    Person,
+}
+
+/// A rule made ready.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// As written.
+    pub rule: Rule,
+    when: Vec<Check>,
+    unless: Vec<Check>,
+    cases: Vec<(Vec<Check>, Verdict, Option<String>)>,
+    show: Vec<Check>,
+    /// Indexes of the rules whose place this one takes.
+    replaces: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+struct Check {
+    subject: Subject,
+    test: ValueTest,
+    not: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Subject {
+    Parameter(Vec<Pattern>),
+    InboxRule(Vec<Pattern>),
+    Property(Vec<Pattern>),
+    Modified(Vec<Pattern>),
+    Field(Vec<String>),
+    UserType(Vec<i64>),
+    RecordType(Vec<i64>),
+    UserAgent,
+    Address(Vec<Network>),
+    Actor(ActorKind),
+    Any(Vec<Check>),
+    All(Vec<Check>),
+}
+
+#[derive(Debug, Clone)]
+enum ValueTest {
+    Present,
+    Is(Test),
+    Like(Vec<Pattern>),
+    Between(f64, f64),
+    Changed { change: Option<Change>, old: Vec<Pattern>, new: Vec<Pattern> },
+}
+
+/// A network, as an address and the number of bits that count.
+#[derive(Debug, Clone, Copy)]
+struct Network {
+    address: u128,
+    bits: u32,
+    v4: bool,
+}
+
+impl Network {
+    fn parse(text: &str) -> Option<Network> {
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits.parse::<u32>().ok()?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.trim().parse().ok()?;
+        let v4 = address.is_ipv4();
+        let width = if v4 { 32 } else { 128 };
+        let bits = bits.unwrap_or(width);
+        (bits <= width).then(|| Network { address: as_number(address), bits, v4 })
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        let width = if self.v4 { 32 } else { 128 };
+        let shift = width - self.bits;
+        address.is_ipv4() == self.v4
+            && self.address.checked_shr(shift).unwrap_or(0) == as_number(address).checked_shr(shift).unwrap_or(0)
+    }
+}
+
+fn as_number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+/// Why a rule was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    /// Not in the form [`engine`](self) describes.
+    #[error("{0}")]
+    Form(String),
+    /// Two rules of one table have this id.
+    #[error("rule `{0}` is there twice")]
+    Twice(String),
+    /// A rule is to be changed that is not there.
+    #[error("rule `{0}` is not known; a new rule needs `reason`, `severity`, and `operations` or `record_types`")]
+    Unknown(String),
+    /// A condition says nothing, or two things.
+    #[error("rule `{id}`: {what}")]
+    Condition {
+        /// The rule.
+        id: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// The rules of a table of `[[rule]]`s.
+///
+/// # Errors
+/// A text that is not such a table; the message of a syntax error names the line.
+pub fn parse_table(text: &str) -> Result<Vec<toml::Table>, RuleError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        #[serde(default)]
+        defaults: toml::Table,
+        #[serde(default)]
+        rule: Vec<toml::Table>,
+    }
+    let file: File = toml::from_str(text).map_err(|error| RuleError::Form(error.to_string()))?;
+    let with_defaults = |mut rule: toml::Table| {
+        for (key, value) in &file.defaults {
+            rule.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        rule
+    };
+    Ok(file.rule.into_iter().map(with_defaults).collect())
+}
+
+/// Lays `changes` over `rules`: a rule of a known id has the keys given replaced, `disable = true` takes it away, any
+/// other is added. The index of the change that is wrong stands before its error.
+///
+/// # Errors
+/// A change without an id, or one that leaves no complete rule.
+pub fn overlay(rules: &mut Vec<toml::Table>, changes: &[toml::Table]) -> Result<(), (usize, RuleError)> {
+    for (index, change) in changes.iter().enumerate() {
+        overlay_one(rules, change).map_err(|error| (index, error))?;
+    }
+    Ok(())
+}
+
+fn overlay_one(rules: &mut Vec<toml::Table>, change: &toml::Table) -> Result<(), RuleError> {
+    let Some(id) = change.get("id").and_then(toml::Value::as_str).filter(|id| !id.trim().is_empty()) else {
+        return Err(RuleError::Form("a rule needs an `id`, a text".to_owned()));
+    };
+    let mut change = change.clone();
+    let disable = match change.remove("disable") {
+        None => false,
+        Some(toml::Value::Boolean(disable)) => disable,
+        Some(_) => {
+            let what = "`disable` is `true` or `false`".to_owned();
+            return Err(RuleError::Condition { id: id.to_owned(), what });
+        }
+    };
+    let known = rules.iter().position(|rule| rule.get("id").and_then(toml::Value::as_str) == Some(id));
+    let mut rule = match known {
+        Some(index) => rules.get(index).cloned().unwrap_or_default(),
+        None if disable || !change.contains_key("reason") => return Err(RuleError::Unknown(id.to_owned())),
+        None => toml::Table::new(),
+    };
+    rule.extend(change);
+    compile(&rule)?;
+    match (known, disable) {
+        (Some(index), true) => drop(rules.remove(index)),
+        (Some(index), false) => rules.splice(index..=index, [rule]).for_each(drop),
+        (None, _) => rules.push(rule),
+    }
+    Ok(())
 }
 
 /// The rules, compiled.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct RuleSet {
-    rules: Vec<Rule>,
+    rules: Vec<Compiled>,
     by_operation: HashMap<String, Vec<usize>>,
-    by_beginning: Vec<(String, usize)>,
+    /// By the first byte of the beginning.
+    by_beginning: Vec<Vec<(String, usize)>>,
+    by_record_type: HashMap<i64, Vec<usize>>,
 }
 
 impl RuleSet {
-    /// Compiles tables in the form this file describes.
+    /// Compiles rules; those marked `refine` only with `refine`.
     ///
     /// # Errors
-    /// A table that is not in that form, or an id given twice.
-    pub fn compile(tables: &[&str]) -> Result<RuleSet, RuleError> {
-        let mut set = RuleSet::default();
+    /// A rule that is not in the form this file describes, or an id given twice.
+    pub fn compile(tables: &[toml::Table], refine: bool) -> Result<RuleSet, RuleError> {
+        let mut set = RuleSet { by_beginning: vec![Vec::new(); 256], ..RuleSet::default() };
         for table in tables {
-            let table: Table = toml::from_str(table).map_err(|error| RuleError::Form(error.to_string()))?;
-            for rule in table.rule {
-                let index = set.rules.len();
-                if set.rules.iter().any(|other| other.id == rule.id) {
-                    return Err(RuleError::Twice(rule.id));
-                }
-                for operation in &rule.operations {
-                    match operation.strip_suffix('*') {
-                        Some(beginning) => set.by_beginning.push((fold(beginning), index)),
-                        None => set.by_operation.entry(fold(operation)).or_default().push(index),
-                    }
-                }
-                set.rules.push(rule);
+            let compiled = compile(table)?;
+            if set.rules.iter().any(|other| other.rule.id == compiled.rule.id) {
+                return Err(RuleError::Twice(compiled.rule.id));
             }
+            if refine || !compiled.rule.refine {
+                set.rules.push(compiled);
+            }
+        }
+        for index in 0..set.rules.len() {
+            set.index(index);
         }
         Ok(set)
     }
 
-    /// All rules, in the order of the tables.
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
+    fn index(&mut self, index: usize) {
+        let Some(compiled) = self.rules.get(index) else { return };
+        let rule = &compiled.rule;
+        let replaced = |id: &String| self.rules.iter().position(|other| other.rule.id == *id);
+        let replaces = rule.replaces.iter().filter_map(replaced).collect();
+        for operation in &rule.operations {
+            match operation.strip_suffix('*') {
+                Some(beginning) => {
+                    // The blank before a star is part of the beginning; folding would take it away.
+                    let folded = fold(&format!("{beginning}*"));
+                    let beginning = folded.strip_suffix('*').unwrap_or(&folded).to_owned();
+                    let first = beginning.as_bytes().first().copied().unwrap_or(0);
+                    if let Some(bucket) = self.by_beginning.get_mut(usize::from(first)) {
+                        bucket.push((beginning, index));
+                    }
+                }
+                None => self.by_operation.entry(fold(operation)).or_default().push(index),
+            }
+        }
+        if rule.operations.is_empty() {
+            for record_type in &rule.record_types {
+                self.by_record_type.entry(*record_type).or_default().push(index);
+            }
+        }
+        if let Some(compiled) = self.rules.get_mut(index) {
+            compiled.replaces = replaces;
+        }
     }
 
-    /// Calls `matched` for each rule about `operation` (folded) whose conditions `facts` meet, in no promised order.
-    pub fn matching<'s>(&'s self, operation: &str, facts: &impl Facts, mut matched: impl FnMut(&'s Rule)) {
-        let named = self.by_operation.get(operation).into_iter().flatten();
-        let begun = self.by_beginning.iter().filter(|(beginning, _)| operation.starts_with(beginning.as_str()));
-        for index in named.chain(begun.map(|(_, index)| index)) {
-            if let Some(rule) = self.rules.get(*index)
-                && rule.when.iter().all(|condition| holds(condition, facts))
+    /// All rules, in the order of the tables.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().map(|compiled| &compiled.rule)
+    }
+
+    /// The rules that match, in the order of the tables, and those whose place was taken.
+    pub(super) fn matching<'s>(
+        &'s self,
+        operation: &str,
+        facts: &impl Facts,
+        more_folders: &[String],
+    ) -> (Vec<(&'s Compiled, Verdict, &'s str)>, Vec<&'s Rule>) {
+        let first = operation.as_bytes().first().copied().unwrap_or(0);
+        let begun = self.by_beginning.get(usize::from(first)).map_or(&[][..], Vec::as_slice);
+        let named = self.by_operation.get(operation).map_or(&[][..], Vec::as_slice);
+        let record_type = facts.record_type();
+        let typed = match record_type {
+            Some(record_type) if !self.by_record_type.is_empty() => {
+                self.by_record_type.get(&record_type).map_or(&[][..], Vec::as_slice)
+            }
+            _ => &[],
+        };
+        if begun.is_empty() && named.is_empty() && typed.is_empty() {
+            return (Vec::new(), Vec::new());
+        }
+        let mut context = Context { facts, own: None, more_folders };
+        let by_operation = || {
+            let begun = begun.iter().filter(|(beginning, _)| operation.starts_with(beginning.as_str()));
+            named.iter().copied().chain(begun.map(|(_, index)| *index))
+        };
+        let mut found: Vec<usize> = Vec::new();
+        let mut collect = |found: &mut Vec<usize>, index: usize, fallback: bool| {
+            if let Some(compiled) = self.rules.get(index)
+                && compiled.rule.fallback == fallback
+                && !found.contains(&index)
+                && compiled.matches(record_type, &mut context)
             {
-                matched(rule);
+                found.push(index);
+            }
+        };
+        by_operation().chain(typed.iter().copied()).for_each(|index| collect(&mut found, index, false));
+        if found.is_empty() {
+            by_operation().for_each(|index| collect(&mut found, index, true));
+        }
+        if found.is_empty() {
+            typed.iter().for_each(|index| collect(&mut found, *index, true));
+        }
+        found.sort_unstable();
+        let mut replaced = Vec::new();
+        let taken: Vec<usize> =
+            found.iter().filter_map(|index| self.rules.get(*index)).flat_map(|rule| &rule.replaces).copied().collect();
+        found.retain(|index| {
+            let stays = !taken.contains(index);
+            if !stays && let Some(compiled) = self.rules.get(*index) {
+                replaced.push(&compiled.rule);
+            }
+            stays
+        });
+        let found = found.into_iter().filter_map(|index| self.rules.get(index));
+        let found = found.map(|compiled| {
+            let (verdict, reason) = compiled.verdict(&mut context);
+            (compiled, verdict, reason)
+        });
+        (found.collect(), replaced)
+    }
+}
+
+/// Values shown of one rule, and characters of one of them.
+const SHOWN_VALUES_MAX: usize = 5;
+const SHOWN_CHARS_MAX: usize = 120;
+
+impl Compiled {
+    fn matches(&self, record_type: Option<i64>, context: &mut Context<'_, impl Facts>) -> bool {
+        let types = &self.rule.record_types;
+        (types.is_empty() || record_type.is_some_and(|record_type| types.contains(&record_type)))
+            && self.when.iter().all(|check| check.holds(context))
+            && !self.unless.iter().any(|check| check.holds(context))
+    }
+
+    fn verdict(&self, context: &mut Context<'_, impl Facts>) -> (Verdict, &str) {
+        for (when, verdict, reason) in &self.cases {
+            if when.iter().all(|check| check.holds(context)) {
+                return (*verdict, reason.as_deref().unwrap_or(&self.rule.reason));
+            }
+        }
+        let mut word = None;
+        for path in &self.rule.severity_from {
+            context.facts.any_field(path, &mut |text| {
+                word = word.max(Verdict::from_word(text));
+                false
+            });
+        }
+        let mut verdict = word.unwrap_or(self.rule.verdict);
+        for _ in 0..self.rule.steps_below {
+            verdict = verdict.one_below();
+        }
+        if self.rule.steps_below > 0 {
+            verdict = verdict.max(Verdict::Low);
+        }
+        (verdict, &self.rule.reason)
+    }
+
+    /// Whether the rule's reason shows values at all.
+    pub(super) fn shows(&self) -> bool {
+        !self.show.is_empty() || self.when.iter().any(|check| matches!(check.test, ValueTest::Is(Test::External)))
+    }
+
+    /// The values that the rule's reason shows, a bounded number of bounded texts.
+    pub(super) fn shown(&self, facts: &impl Facts, more_folders: &[String]) -> Vec<String> {
+        let mut values: Vec<String> = Vec::new();
+        let mut own = None;
+        let outside = |check: &&Check| matches!(check.test, ValueTest::Is(Test::External)) && !check.not;
+        let checks = self.when.iter().filter(outside).chain(&self.show);
+        for check in checks {
+            let mut keep = |value: &str| {
+                let value: String = value.split_whitespace().collect::<Vec<_>>().join(" ");
+                // `["a"]` and `[ "a" ]` are how one value of a modified property is written.
+                let inside = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(&value).trim();
+                let inside = inside.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(inside);
+                let value: String = inside.chars().take(SHOWN_CHARS_MAX).collect();
+                if !value.is_empty() && !values.contains(&value) {
+                    values.push(value);
+                }
+                values.len() >= SHOWN_VALUES_MAX
+            };
+            let external = matches!(check.test, ValueTest::Is(Test::External));
+            let mut context = Context { facts, own: None, more_folders };
+            check.subject.values(&mut context, &mut |value, _| match external {
+                true => {
+                    let own = own.get_or_insert_with(|| facts.own_domains());
+                    recipient::external(value, own).any(&mut keep)
+                }
+                false => keep(value),
+            });
+        }
+        values
+    }
+}
+
+struct Context<'f, F> {
+    facts: &'f F,
+    own: Option<Domains>,
+    more_folders: &'f [String],
+}
+
+impl Check {
+    fn holds(&self, context: &mut Context<'_, impl Facts>) -> bool {
+        self.holds_plainly(context) != self.not
+    }
+
+    fn holds_plainly(&self, context: &mut Context<'_, impl Facts>) -> bool {
+        let facts = context.facts;
+        match &self.subject {
+            Subject::UserType(numbers) => facts.user_type().is_some_and(|number| numbers.contains(&number)),
+            Subject::RecordType(numbers) => facts.record_type().is_some_and(|number| numbers.contains(&number)),
+            Subject::Actor(kind) => facts.actor_is(*kind),
+            Subject::Address(networks) => {
+                facts.address().is_some_and(|address| networks.iter().any(|network| network.contains(address)))
+            }
+            Subject::Any(checks) => checks.iter().any(|check| check.holds(context)),
+            Subject::All(checks) => checks.iter().all(|check| check.holds(context)),
+            _ => match self.test {
+                ValueTest::Is(test @ (Test::External | Test::Internal | Test::Undecided)) => {
+                    let mut own = context.own.take();
+                    let found = self.recipients(context, &mut own);
+                    context.own = own;
+                    found
+                        == Some(match test {
+                            Test::External => Recipient::External,
+                            Test::Internal => Recipient::Internal,
+                            _ => Recipient::Unknown,
+                        })
+                }
+                _ => {
+                    let more_folders = context.more_folders;
+                    self.subject.values(context, &mut |value, old| self.test.holds(value, old, more_folders))
+                }
+            },
+        }
+    }
+
+    /// Where the recipients of all values are, taken together: one outside decides, then one undecided.
+    fn recipients(&self, context: &mut Context<'_, impl Facts>, own: &mut Option<Domains>) -> Option<Recipient> {
+        let facts = context.facts;
+        let mut found = None;
+        self.subject.values(context, &mut |value, _| {
+            let own = own.get_or_insert_with(|| facts.own_domains());
+            found = match (found, recipient::judge(value, own)) {
+                (_, Some(Recipient::External)) => Some(Recipient::External),
+                (Some(Recipient::Unknown), _) | (_, Some(Recipient::Unknown)) => Some(Recipient::Unknown),
+                (before, now) => now.or(before),
+            };
+            found == Some(Recipient::External)
+        });
+        found
+    }
+}
+
+/// What a value, and the one before it, is handed to; it answers true to stop.
+type Take<'t> = &'t mut dyn FnMut(&str, Option<&str>) -> bool;
+
+impl Subject {
+    fn values(&self, context: &mut Context<'_, impl Facts>, take: Take<'_>) -> bool {
+        let facts = context.facts;
+        let named = |names: &[Pattern], name: &str| names.iter().any(|wanted| wanted.matches(name));
+        match self {
+            Self::Parameter(names) => facts.any_parameter(&mut |name, value| named(names, name) && take(value, None)),
+            Self::InboxRule(names) => {
+                facts.any_inbox_rule_part(&mut |name, value| named(names, name) && take(value, None))
+            }
+            Self::Property(names) => facts.any_property(&mut |name, value| named(names, name) && take(value, None)),
+            Self::Modified(names) => {
+                facts.any_modified(&mut |name, old, new| named(names, name) && take(new, Some(old)))
+            }
+            Self::Field(paths) => paths.iter().any(|path| facts.any_field(path, &mut |value| take(value, None))),
+            Self::UserAgent => facts.user_agent().is_some_and(|agent| take(&agent, None)),
+            _ => false,
+        }
+    }
+}
+
+impl ValueTest {
+    fn holds(&self, value: &str, old: Option<&str>, more_folders: &[String]) -> bool {
+        match self {
+            Self::Present => true,
+            Self::Is(Test::Set) => is_set(value),
+            Self::Is(Test::Blank) => !is_set(value),
+            Self::Is(Test::True) => is_true(value),
+            Self::Is(Test::False) => is_false(value),
+            Self::Is(Test::HiddenFolder) => mail::is_hidden_folder(value, more_folders),
+            Self::Is(Test::OddName) => mail::is_odd_name(value),
+            // Decided over all values together.
+            Self::Is(Test::External | Test::Internal | Test::Undecided) => false,
+            Self::Like(patterns) => patterns.iter().any(|pattern| pattern.matches(value)),
+            Self::Between(low, high) => leading_number(value).is_some_and(|number| (*low..=*high).contains(&number)),
+            Self::Changed { change, old: before, new } => {
+                let old = old.unwrap_or_default();
+                let is = |patterns: &[Pattern], text: &str| {
+                    patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
+                };
+                is(before, old)
+                    && is(new, value)
+                    && match change {
+                        None => true,
+                        Some(Change::Any) => value.trim() != old.trim(),
+                        Some(Change::Emptied) => entries(old) > 0 && entries(value) == 0,
+                        Some(Change::Grown) => entries(value) > entries(old),
+                    }
             }
         }
     }
 }
 
-fn holds(condition: &Condition, facts: &impl Facts) -> bool {
-    let named = |name: &str| condition.parameter.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
-    let mut own = None;
-    facts.any_parameter(&mut |name, value| {
-        named(name)
-            && match condition.is {
-                Test::Set => {
-                    let value = value.trim().trim_matches(['"', '\'']).trim();
-                    !value.is_empty() && !value.eq_ignore_ascii_case("$null")
-                }
-                Test::True => super::is_true(value),
-                Test::External => {
-                    let own = own.get_or_insert_with(|| facts.own_domains());
-                    recipient::judge(value, own) == Some(recipient::Recipient::External)
-                }
-            }
+fn is_set(value: &str) -> bool {
+    let value = value.trim().trim_matches(['"', '\'']).trim();
+    !value.is_empty() && !value.eq_ignore_ascii_case("$null")
+}
+
+/// How many entries a modified property's value has: of a list its objects or elements, of other text one, of nothing
+/// none. Counted without parsing, since old records are cut in the middle.
+fn entries(value: &str) -> usize {
+    let value = value.trim();
+    let Some(inside) = value.strip_prefix('[') else {
+        return usize::from(is_set(value) && value != "null" && value != "{}");
+    };
+    let inside = inside.strip_suffix(']').unwrap_or(inside).trim();
+    match inside.matches('{').count() {
+        0 if inside.is_empty() => 0,
+        0 => inside.matches(',').count() + 1,
+        objects => objects,
+    }
+}
+
+/// The number a text begins with: `1000`, `1.0`, `1 B (1 bytes)`.
+fn leading_number(text: &str) -> Option<f64> {
+    let text = text.trim();
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    text.get(..end)?.parse().ok()
+}
+
+fn compile(table: &toml::Table) -> Result<Compiled, RuleError> {
+    let id = table.get("id").and_then(toml::Value::as_str).unwrap_or("without id").to_owned();
+    let wrong = |what: String| RuleError::Condition { id: id.clone(), what };
+    let rule: Rule = table.clone().try_into().map_err(|error: toml::de::Error| wrong(error.message().to_owned()))?;
+    if rule.operations.is_empty() && rule.record_types.is_empty() {
+        return Err(wrong("`operations` or `record_types` must name something".to_owned()));
+    }
+    if let Some(name) = rule.operations.iter().find(|name| name.trim_end_matches('*').contains('*')) {
+        return Err(wrong(format!(
+            "`{name}`: in `operations` a `*` stands at the end only; test `field = [\"Operation\"]` instead"
+        )));
+    }
+    let all = |conditions: &[Condition]| -> Result<Vec<Check>, RuleError> {
+        conditions.iter().map(|condition| check(condition, 0).map_err(wrong)).collect()
+    };
+    let mut cases = Vec::new();
+    for case in &rule.cases {
+        cases.push((all(&case.when)?, case.verdict, case.reason.clone()));
+    }
+    let (when, unless, show) = (all(&rule.when)?, all(&rule.unless)?, all(&rule.show)?);
+    Ok(Compiled { when, unless, cases, show, replaces: Vec::new(), rule })
+}
+
+/// How deep `any` and `all` may be nested.
+const NESTING_MAX: usize = 8;
+
+fn check(condition: &Condition, depth: usize) -> Result<Check, String> {
+    if depth > NESTING_MAX {
+        return Err("`any` and `all` are nested too deeply".to_owned());
+    }
+    let nested = |conditions: &[Condition]| -> Result<Vec<Check>, String> {
+        conditions.iter().map(|condition| check(condition, depth + 1)).collect()
+    };
+    let mut subjects = Vec::new();
+    let mut add = |given: bool, subject: Subject| {
+        if given {
+            subjects.push(subject);
+        }
+    };
+    let c = condition;
+    add(!c.parameter.is_empty(), Subject::Parameter(patterns(&c.parameter)));
+    add(!c.inbox_rule.is_empty(), Subject::InboxRule(patterns(&c.inbox_rule)));
+    add(!c.property.is_empty(), Subject::Property(patterns(&c.property)));
+    add(!c.modified.is_empty(), Subject::Modified(patterns(&c.modified)));
+    add(!c.field.is_empty(), Subject::Field(c.field.clone()));
+    add(!c.user.is_empty(), Subject::Field(vec!["UserId".to_owned()]));
+    add(!c.user_type.is_empty(), Subject::UserType(c.user_type.clone()));
+    add(!c.record_type.is_empty(), Subject::RecordType(c.record_type.clone()));
+    add(!c.user_agent.is_empty(), Subject::UserAgent);
+    if let Some(kind) = c.actor {
+        add(true, Subject::Actor(kind));
+    }
+    add(!c.any.is_empty(), Subject::Any(nested(&c.any)?));
+    add(!c.all.is_empty(), Subject::All(nested(&c.all)?));
+    if !c.address.is_empty() {
+        let network = |text: &String| Network::parse(text).ok_or_else(|| format!("`{text}` is no address or network"));
+        add(true, Subject::Address(c.address.iter().map(network).collect::<Result<_, _>>()?));
+    }
+    let mut subjects = subjects.into_iter();
+    let (Some(subject), None) = (subjects.next(), subjects.next()) else {
+        return Err(
+            "a condition has exactly one of `parameter`, `inbox_rule`, `property`, `modified`, `field`, `user`, \
+                    `user_type`, `record_type`, `user_agent`, `address`, `actor`, `any`, `all`"
+                .to_owned(),
+        );
+    };
+    Ok(Check { test: value_test(c, &subject)?, subject, not: c.not })
+}
+
+fn value_test(c: &Condition, subject: &Subject) -> Result<ValueTest, String> {
+    let own_patterns = if c.user.is_empty() { &c.user_agent } else { &c.user };
+    let numbers = c.at_least.is_some() || c.at_most.is_some();
+    let changed = c.change.is_some() || !c.old.is_empty();
+    let given = [c.is.is_some(), !c.like.is_empty() && !changed, numbers, changed, !own_patterns.is_empty()];
+    if given.iter().filter(|given| **given).count() > 1 {
+        return Err(
+            "a condition has one test: `is`, `like`, `at_least` and `at_most`, or `change` and `old`".to_owned()
+        );
+    }
+    let has_value = matches!(
+        subject,
+        Subject::Parameter(_)
+            | Subject::InboxRule(_)
+            | Subject::Property(_)
+            | Subject::Modified(_)
+            | Subject::Field(_)
+            | Subject::UserAgent
+    );
+    if !has_value && given.contains(&true) {
+        return Err("this subject has no value to test".to_owned());
+    }
+    if changed && !matches!(subject, Subject::Modified(_)) {
+        return Err("`change` and `old` are for `modified` only".to_owned());
+    }
+    Ok(if !own_patterns.is_empty() {
+        ValueTest::Like(patterns(own_patterns))
+    } else if changed {
+        ValueTest::Changed { change: c.change, old: patterns(&c.old), new: patterns(&c.like) }
+    } else if let Some(test) = c.is {
+        ValueTest::Is(test)
+    } else if numbers {
+        ValueTest::Between(c.at_least.unwrap_or(f64::NEG_INFINITY), c.at_most.unwrap_or(f64::INFINITY))
+    } else if !c.like.is_empty() {
+        ValueTest::Like(patterns(&c.like))
+    } else {
+        ValueTest::Present
     })
 }
 
-/// Why a table of rules was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RuleError {
-    /// Not in the form [`engine`](self) describes.
-    #[error("rules: {0}")]
-    Form(String),
-    /// Two rules have this id.
-    #[error("rule `{0}` is there twice")]
-    Twice(String),
+fn patterns(texts: &[String]) -> Vec<Pattern> {
+    texts.iter().map(|text| Pattern::new(text)).collect()
 }

@@ -80,6 +80,13 @@ pub fn judge(text: &str, own: &Domains) -> Option<Recipient> {
     found
 }
 
+/// The addresses among the recipients in `text` that are outside, as written.
+pub fn external<'t>(text: &'t str, own: &Domains) -> impl Iterator<Item = &'t str> {
+    split(text)
+        .filter(|recipient| judge_one(recipient, own) == Some(Recipient::External))
+        .map(|recipient| address_of(recipient.trim()))
+}
+
 fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     text.split(move |c| {

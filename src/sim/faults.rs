@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use crate::model::{ContentType, TenantId};
 
+/// How many different calls the attempts are counted of; beyond it counting starts again.
+const ATTEMPTS_MAX: usize = 1_000_000;
+
 /// The kinds of call a client makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CallKind {
@@ -331,6 +334,9 @@ impl Inner {
         );
         let mut key = [0; 16];
         key.copy_from_slice(&name.finalize().as_bytes()[..16]);
+        if self.attempts.len() >= ATTEMPTS_MAX {
+            self.attempts.clear();
+        }
         let attempt = self.attempts.entry(key).or_default();
         *attempt += 1;
         let mix = u64::from_le_bytes([key[0], key[1], key[2], key[3], key[4], key[5], key[6], key[7]]);

@@ -8,7 +8,8 @@
 //! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records),
 //! `token` and `feed` (what is answered), `faults` (what goes wrong), `server` (sockets and bytes).
 //!
-//! Not simulated: webhooks, TLS, the verification of an assertion's signature, and `Retry-After` on success.
+//! Not simulated: webhooks, TLS, and the verification of an assertion's signature. Blobs and the ledger are kept for
+//! as long as the simulator runs, also when they have expired.
 //! All randomness comes from [`SimConfig::seed`]; all time from the clock given to [`Sim::start`].
 
 mod events;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use events::Irregularity;
 pub use faults::{CallKind, Fault, FaultPlan, Faults, Rate, Script};
@@ -414,6 +416,7 @@ impl Sim {
             in_flight: AtomicUsize::new(0),
             activity: AtomicU64::new(0),
             cancel: CancellationToken::new(),
+            streams: TaskTracker::new(),
             url: format!("http://{address}"),
         });
         let server = tokio::spawn(server::serve(listener, shared.clone()));

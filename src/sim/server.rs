@@ -17,12 +17,13 @@ use axum::http::{Request, Response, header};
 use bytes::{Bytes, BytesMut};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use url::form_urlencoded;
 
 use super::faults::{CallKind, CallNames, Fault, Faults};
@@ -39,6 +40,8 @@ pub(super) const NEXT_PAGE_HEADER: &str = "nextpageuri";
 const REQUEST_BODY_MAX: usize = 256 * 1024;
 /// Size at which a piece of a body is sent, bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// How often a body that is about to fail lets the connection's task run first.
+const YIELDS_BEFORE_BREAK: usize = 8;
 /// How many requests [`super::Sim::requests`] remembers; the counters go on.
 const REQUEST_LOG_MAX: usize = 100_000;
 
@@ -52,7 +55,22 @@ pub(super) struct Shared {
     pub in_flight: AtomicUsize,
     pub activity: AtomicU64,
     pub cancel: CancellationToken,
+    /// The tasks hyper starts for the streams of HTTP/2 connections.
+    pub streams: TaskTracker,
     pub url: String,
+}
+
+/// Starts hyper's tasks where [`serve`] can wait for them.
+#[derive(Clone)]
+struct Streams(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
 }
 
 #[derive(Default)]
@@ -99,6 +117,8 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+    shared.streams.close();
+    shared.streams.wait().await;
 }
 
 async fn connection(socket: TcpStream, shared: Arc<Shared>) {
@@ -106,8 +126,8 @@ async fn connection(socket: TcpStream, shared: Arc<Shared>) {
     let reset = Arc::new(AtomicBool::new(false));
     let io = Socket { tcp: socket, reset: reset.clone(), shared: shared.clone() };
     let cancel = shared.cancel.clone();
+    let mut builder = auto::Builder::new(Streams(shared.streams.clone()));
     let service = service_fn(move |request| respond(request, shared.clone(), reset.clone()));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().title_case_headers(true);
     let serving = builder.serve_connection(TokioIo::new(io), service);
     tokio::select! {
@@ -281,6 +301,9 @@ fn build(reply: Reply, fault: Option<Fault>, gzip: bool, guard: InFlight, now: T
         damage_gzip,
         cut_after,
         pause: if let Some(Fault::SlowBody(pause)) = fault { pause } else { Duration::ZERO },
+        // What hyper has all bytes of it does not ask on for, so the end of a known length is told by counting.
+        length: (!gzip).then_some(length),
+        breaks_off: wrong_length > 0 || cut_after.is_some(),
         sent: 0,
         ended: false,
         reads_blob: reply.reads_blob.filter(|_| cut_after.is_none() && !damage_gzip && wrong_length == 0),
@@ -384,6 +407,9 @@ struct Pump {
     damage_gzip: bool,
     cut_after: Option<u64>,
     pause: Duration,
+    length: Option<u64>,
+    /// The body ends before its framing says so.
+    breaks_off: bool,
     sent: u64,
     ended: bool,
     reads_blob: Option<String>,
@@ -398,34 +424,43 @@ impl Pump {
         if !self.pause.is_zero() {
             wait(&self.guard.shared, self.pause).await;
         }
-        let mut piece = match self.encode() {
-            Ok(Some(piece)) => piece,
-            Ok(None) => {
-                self.ended = true;
-                if let Some(id) = self.reads_blob.take()
-                    && let Some((_, blob)) = self.guard.shared.lock().0.blob(&id)
-                {
-                    blob.reads += 1;
-                }
-                // A body shorter than its cut is cut at its end all the same.
-                return self.cut_after.is_some().then(|| Err(cut()));
-            }
+        let piece = match self.encode() {
+            Ok(piece) => piece,
             Err(error) => {
                 self.ended = true;
                 return Some(Err(error));
             }
         };
-        if let Some(limit) = self.cut_after {
-            let left = limit.saturating_sub(self.sent);
-            if left == 0 {
-                self.ended = true;
-                return Some(Err(cut()));
+        let left = self.cut_after.map(|limit| limit.saturating_sub(self.sent));
+        let Some(mut piece) = piece.filter(|_| left != Some(0)) else {
+            self.ended = true;
+            self.enter_read();
+            if self.breaks_off {
+                // A body that fails takes with it what hyper has not written yet; these let it write first.
+                for _ in 0..YIELDS_BEFORE_BREAK {
+                    tokio::task::yield_now().await;
+                }
             }
+            return self.cut_after.is_some().then(|| Err(cut()));
+        };
+        if let Some(left) = left {
             piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
         self.sent += piece.len() as u64;
+        if Some(self.sent) == self.length {
+            self.enter_read();
+        }
         self.guard.shared.stir();
         Some(Ok(piece))
+    }
+
+    /// Enters a complete read of the blob, once.
+    fn enter_read(&mut self) {
+        if let Some(id) = self.reads_blob.take()
+            && let Some((_, blob)) = self.guard.shared.lock().0.blob(&id)
+        {
+            blob.reads += 1;
+        }
     }
 
     /// The next piece that is not empty, compressed if the body is.

@@ -10,7 +10,7 @@ use jiff::SignedDuration;
 
 use super::subscription::START_INTERVAL;
 use super::{CheckFault, CheckStep, FaultKind, M365Audit, ServerTime, SourceError, fault_kind};
-use crate::api::{ApiClient, ApiError, Started, TokenFacts};
+use crate::api::{Action, ApiClient, ApiError, Started, TokenFacts};
 use crate::checkpoint::format::{self, Keys, TenantState};
 use crate::host::{Expected, Op, StateStore};
 use crate::model::{Actionable, ContentType};
@@ -42,10 +42,12 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
         Ok(facts) => facts,
         Err(error) => {
             steps.push(api_fault("sign in", &error));
+            clock("clock of the authority", api.authority_skew(), &mut steps);
             return steps;
         }
     };
     steps.push(passed("sign in", format!("token for app `{}` from {}", config.client_id, config.authority_origin())));
+    clock("clock of the authority", api.authority_skew(), &mut steps);
     let read_missing = roles(&facts, wants_dlp, &mut steps);
 
     let listed = match api.list_subscriptions().await {
@@ -59,7 +61,7 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
         }
     };
     steps.push(passed("list subscriptions", format!("{} answers", config.api_origin())));
-    clock(&server, &mut steps);
+    clock("clock of the API", server.skew(), &mut steps);
 
     let is_on =
         |wanted: ContentType| listed.iter().any(|s| s.content_type == Some(wanted) && s.is_enabled() != Some(false));
@@ -98,12 +100,16 @@ fn roles(facts: &TokenFacts, wants_dlp: bool, steps: &mut Vec<CheckStep>) -> boo
     }
     let has = |role: &str| facts.roles.iter().any(|r| r == role);
     if !has(ROLE_READ) {
-        let found = if facts.roles.is_empty() { "none".to_owned() } else { facts.roles.join(", ") };
+        let found = if facts.roles.is_empty() {
+            "no application permission at all: none was granted, admin consent is missing, or only delegated ones were added".to_owned()
+        } else {
+            facts.roles.join(", ")
+        };
         steps.push(CheckStep {
             what: what.into(),
             result: Err(CheckFault {
                 slug: "api-permission-missing".into(),
-                cause: format!("`{ROLE_READ}` is not in the token (it has: {found})"),
+                cause: format!("`{ROLE_READ}` is not in the token; it has {found}"),
                 remedy: "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > \
                          Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission"
                     .into(),
@@ -125,23 +131,22 @@ fn roles(facts: &TokenFacts, wants_dlp: bool, steps: &mut Vec<CheckStep>) -> boo
     false
 }
 
-fn clock(server: &ServerTime, steps: &mut Vec<CheckStep>) {
-    let Some(skew) = server.skew() else { return };
-    let seconds = skew.as_secs();
-    steps.push(if skew.abs() > SKEW_MAX {
+fn clock(what: &str, skew: Option<SignedDuration>, steps: &mut Vec<CheckStep>) {
+    let Some(seconds) = skew.map(|skew| skew.as_secs()) else { return };
+    steps.push(if seconds.unsigned_abs() > SKEW_MAX.unsigned_abs().as_secs() {
         notice(
-            "clock",
+            what,
             "clock-skewed",
             format!(
-                "this machine's clock is {} s {} Microsoft's",
-                seconds.abs(),
+                "this machine's clock is about {} min {} Microsoft's",
+                (seconds.unsigned_abs() + 30) / 60,
                 if seconds > 0 { "behind" } else { "ahead of" }
             ),
             "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not"
                 .into(),
         )
     } else {
-        passed("clock", format!("{seconds:+} s to Microsoft's"))
+        passed(what, format!("{seconds:+} s to this machine's"))
     });
 }
 
@@ -165,7 +170,9 @@ async fn start_and_stop(
     };
     if let Some(last) = state.starts.get(ContentType::General.as_str()) {
         let since = now.duration_since(*last);
-        if since >= SignedDuration::ZERO && since < START_INTERVAL {
+        // Microsoft's `Date` has whole seconds: a start of this second may seem to lie ahead.
+        if since.abs() < START_INTERVAL {
+            let since = since.max(SignedDuration::ZERO);
             let wait = (START_INTERVAL - since).as_secs();
             return notice(
                 what,
@@ -175,26 +182,45 @@ async fn start_and_stop(
             );
         }
     }
-    let started = match api.start_subscription(ContentType::General).await {
-        Ok(started) => started,
-        Err(error) => return api_fault(what, &error),
+    let started = api.start_subscription(ContentType::General).await;
+    // A start that was answered counts for the 15 minutes, whatever the answer.
+    let answered = match &started {
+        Ok(started) => *started == Started::Now,
+        Err(error) => !matches!(error.action(), Action::Retry { .. } | Action::Throttled { .. }),
     };
-    if started == Started::AlreadyEnabled {
-        return passed(what, "it is enabled after all (AF20024) and was left alone".into());
-    }
-    let stopped = api.stop_subscription(ContentType::General).await;
-    state.starts.insert(ContentType::General.as_str().to_owned(), now);
-    let remembered =
-        store.commit(vec![Op::Put { key, value: format::encode(&state), expected }]).await.map_err(|e| e.to_string());
-    match (stopped, remembered) {
-        (Err(error), _) => api_fault("probe Audit.General: stop", &error),
-        (Ok(()), Err(why)) => notice(
+    let stopped = match started {
+        Ok(Started::Now) => Some(api.stop_subscription(ContentType::General).await),
+        _ => None,
+    };
+    let remembered = if answered {
+        state.starts.insert(ContentType::General.as_str().to_owned(), now);
+        store.commit(vec![Op::Put { key, value: format::encode(&state), expected }]).await.map(drop)
+    } else {
+        Ok(())
+    };
+    match (started, stopped, remembered) {
+        (Err(error), ..) if matches!(error.action(), Action::Throttled { .. }) => notice(
+            what,
+            "start-too-recent",
+            error.to_string(),
+            "try again in 15 minutes: somebody asked for a start since".into(),
+        ),
+        (Err(error), ..) => api_fault(what, &error),
+        (Ok(Started::AlreadyEnabled), ..) => passed(what, "it is enabled after all (AF20024) and was left alone".into()),
+        (_, Some(Err(error)), _) => {
+            let mut step = api_fault("probe Audit.General: stop", &error);
+            if let Err(fault) = &mut step.result {
+                fault.remedy = format!("{}; the subscription was started and stays on, which costs nothing", fault.remedy);
+            }
+            step
+        }
+        (.., Err(why)) => notice(
             what,
             "state-not-written",
             format!("started and stopped, but the start could not be remembered: {why}"),
             "wait 15 minutes before `m365-audit run`".into(),
         ),
-        (Ok(()), Ok(_)) => passed(
+        _ => passed(
             what,
             "started and stopped; it can be started again in 15 minutes, and what becomes available until then cannot be read".into(),
         ),

@@ -236,7 +236,7 @@ struct Scrap {
 struct Tally {
     bytes: u64,
     duplicates: u64,
-    dropped: Vec<(&'static str, u64)>,
+    dropped: Vec<(Arc<str>, u64)>,
     bad: u64,
 }
 
@@ -555,7 +555,7 @@ impl<'a> Run<'a> {
             ::metrics::counter!(metrics::DUPLICATES_TOTAL, "tenant" => tenant.clone(), "content_type" => content_type, "level" => "event").increment(self.tally.duplicates);
         }
         for (rule, n) in &self.tally.dropped {
-            ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => tenant.clone(), "content_type" => content_type, "reason" => *rule).increment(*n);
+            ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => tenant.clone(), "content_type" => content_type, "reason" => rule.to_string()).increment(*n);
         }
     }
 }

@@ -296,6 +296,7 @@ impl Source for M365Audit {
             raw: config.raw,
             drop_routine: config.drop_routine,
             internal_domains: config.internal_domains.clone(),
+            ..Settings::default()
         });
         let seconds = |n: u64| SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX));
         let parts = tenant::TenantParts {

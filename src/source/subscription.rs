@@ -74,8 +74,9 @@ impl Subscriptions {
         let now = self.server.for_requests();
         if let Some(last) = self.state.lock().await.starts.get(content_type.as_str()) {
             let since = now.duration_since(*last);
-            if since >= SignedDuration::ZERO && since < START_INTERVAL {
-                return Restart::NotYet { wait: (START_INTERVAL - since).unsigned_abs() };
+            // Microsoft's `Date` has whole seconds: a start of this second may seem to lie ahead after a restart.
+            if since.abs() < START_INTERVAL {
+                return Restart::NotYet { wait: (START_INTERVAL - since.max(SignedDuration::ZERO)).unsigned_abs() };
             }
         }
         let answer = self.api.start_subscription(content_type).await;

@@ -165,6 +165,8 @@ pub enum GapReason {
     SubscriptionDisabled,
     /// One blob expired before it could be read.
     BlobExpired,
+    /// An operator moved the position forward.
+    PositionMoved,
 }
 
 impl GapReason {
@@ -174,6 +176,7 @@ impl GapReason {
             Self::Outage => "outage",
             Self::SubscriptionDisabled => "subscription_disabled",
             Self::BlobExpired => "blob_expired",
+            Self::PositionMoved => "position_moved",
         }
     }
 }
@@ -1005,6 +1008,10 @@ impl Loop {
         for content_type in self.types() {
             let Some(stream) = self.streams.get_mut(&content_type) else { continue };
             let position = &mut stream.position;
+            if let Some((start, end)) = position.passed_over.filter(|_| !stream.declaring) {
+                self.declare(content_type, Window { start, end }, GapReason::PositionMoved);
+                continue;
+            }
             if position.last_listing.is_none() || stream.declaring {
                 continue;
             }
@@ -1048,6 +1055,10 @@ impl Loop {
                 "the subscription to `{content_type}` was off at some time between {} and {}; what became available meanwhile can never be fetched",
                 window.start, window.end
             ),
+            GapReason::PositionMoved => format!(
+                "the position of `{content_type}` was moved by hand from {} to {}; what was made available between is not read",
+                window.start, window.end
+            ),
             GapReason::BlobExpired => String::new(),
         };
         tracing::error!(tenant = %self.parts.tenant, %content_type, from = %window.start, to = %window.end, "stream-gap: {detail}");
@@ -1078,6 +1089,7 @@ impl Loop {
                 stream.position.disabled_since = None;
                 stream.position.last_listing = stream.position.last_listing.max(Some(window.end));
             }
+            GapReason::PositionMoved => stream.position.passed_over = None,
             GapReason::BlobExpired => {}
         }
         self.guide(content_type);

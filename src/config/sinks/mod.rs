@@ -3,15 +3,28 @@
 //! This is what an operator writes about a sink; what a sink does lives with the embedded host.
 
 mod file;
+mod fluent_forward;
+mod http;
+mod otlp;
 mod stdout;
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use reqwest::header::{HeaderName, HeaderValue};
 use schemars::Schema;
 use serde::Serialize;
+use url::Url;
 
 pub use file::FileConfig;
+pub(crate) use fluent_forward::host_and_port;
+pub use fluent_forward::{FluentForwardConfig, ForwardCompression};
+pub use http::{HttpCompression, HttpConfig, HttpEncoding};
+pub use otlp::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use stdout::StdoutConfig;
 
-use super::schema;
+use super::{Secret, schema};
 
 /// A sink and the sources it reads.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,6 +61,13 @@ macro_rules! sinks {
         }
 
         impl SinkConfig {
+            /// What is wrong between several of its keys, which the schema cannot say.
+            pub(super) fn issues(&self) -> Vec<Issue> {
+                match self {
+                    $(Self::$variant(config) => config.issues(),)*
+                }
+            }
+
             /// The word in `type`.
             pub fn kind(&self) -> &'static str {
                 match self {
@@ -71,4 +91,102 @@ macro_rules! sinks {
 sinks! {
     Stdout(StdoutConfig) = "stdout", "Newline-delimited JSON on standard output.";
     File(FileConfig) = "file", "Newline-delimited JSON appended to a file.";
+    Http(HttpConfig) = "http", "Batches posted over HTTP.";
+    FluentForward(FluentForwardConfig) = "fluent_forward", "The Fluent Forward protocol.";
+    Otlp(OtlpConfig) = "otlp", "OpenTelemetry logs.";
+}
+
+const MIB: usize = 1024 * 1024;
+
+/// One thing that is wrong with a sink, beyond what its schema says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Issue {
+    /// The key, without the sink's own.
+    pub key: &'static str,
+    /// What was expected.
+    pub expected: String,
+}
+
+impl Issue {
+    fn new(key: &'static str, expected: impl Into<String>) -> Self {
+        Self { key, expected: expected.into() }
+    }
+}
+
+/// How a sink proves to its receiver who it is: by nothing, a user name and password, or a bearer token.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Credentials<'a> {
+    pub username: Option<&'a str>,
+    pub password: Option<&'a Secret>,
+    pub password_file: Option<&'a Path>,
+    pub bearer_token: Option<&'a Secret>,
+    pub bearer_token_file: Option<&'a Path>,
+}
+
+impl Credentials<'_> {
+    fn issues(&self, headers: &BTreeMap<String, Secret>) -> Vec<Issue> {
+        let mut issues = Vec::new();
+        issues
+            .extend(exclusive(("password", self.password.is_some()), ("password_file", self.password_file.is_some())));
+        issues.extend(exclusive(
+            ("bearer_token", self.bearer_token.is_some()),
+            ("bearer_token_file", self.bearer_token_file.is_some()),
+        ));
+        let has_password = self.password.is_some() || self.password_file.is_some();
+        let has_token = self.bearer_token.is_some() || self.bearer_token_file.is_some();
+        if self.username.is_some() != has_password {
+            issues.push(Issue::new("username", "`username` and a password together, or neither"));
+        }
+        if self.username.is_some() && has_token {
+            issues.push(Issue::new("bearer_token", "a token or a user name, not both"));
+        }
+        for (key, path) in [("password_file", self.password_file), ("bearer_token_file", self.bearer_token_file)] {
+            issues.extend(path.and_then(|path| readable(key, path)));
+        }
+        for (name, value) in headers {
+            if HeaderName::from_bytes(name.as_bytes()).is_err() {
+                issues.push(Issue::new("headers", format!("names of HTTP headers; `{}` is none", name.escape_debug())));
+            } else if HeaderValue::from_str(value.expose()).is_err() {
+                issues
+                    .push(Issue::new("headers", format!("values without control characters, unlike that of `{name}`")));
+            }
+            let is_auth = name.eq_ignore_ascii_case("authorization");
+            if is_auth && (self.username.is_some() || has_token) {
+                issues.push(Issue::new("headers", "no `Authorization` beside a user name or token"));
+            }
+        }
+        issues
+    }
+}
+
+/// At most one of two keys.
+fn exclusive(a: (&'static str, bool), b: (&'static str, bool)) -> Option<Issue> {
+    (a.1 && b.1).then(|| Issue::new(b.0, format!("only one of `{}` and `{}`", a.0, b.0)))
+}
+
+fn readable(key: &'static str, path: &Path) -> Option<Issue> {
+    let error = fs::File::open(path).err()?;
+    Some(Issue::new(key, format!("a file that can be read: {error}")))
+}
+
+fn uri_issues(key: &'static str, uri: &Url) -> Vec<Issue> {
+    let mut issues = Vec::new();
+    if !uri.username().is_empty() || uri.password().is_some() {
+        issues
+            .push(Issue::new(key, "no user name and password inside; `username` and `password` are keys of their own"));
+    }
+    if uri.fragment().is_some() {
+        issues.push(Issue::new(key, "no `#` part"));
+    }
+    issues
+}
+
+fn headers_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "additionalProperties": { "type": "string", "writeOnly": true },
+        "x-expected": "a table of header names and texts",
+        "default": {},
+        "examples": [{ "X-Source": "m365-audit" }],
+    })
 }

@@ -59,9 +59,32 @@ impl Written {
     }
 }
 
+/// How much is handed to a sink at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupBounds {
+    /// Bytes, at most [`GROUP_BYTES_MAX`]; a single larger batch is a group of its own.
+    pub bytes: usize,
+    /// Records; a single larger batch is a group of its own.
+    pub records: usize,
+    /// How long the first batch of a group waits for the group to fill.
+    pub age: Duration,
+}
+
+impl Default for GroupBounds {
+    /// What has queued up by now, up to the worker's own bounds.
+    fn default() -> Self {
+        Self { bytes: GROUP_BYTES_MAX, records: usize::MAX, age: Duration::ZERO }
+    }
+}
+
 /// A destination of records.
 #[async_trait]
 pub trait Sink: Send + 'static {
+    /// How much [`Sink::write`] wants at once; the same for as long as the sink lives.
+    fn bounds(&self) -> GroupBounds {
+        GroupBounds::default()
+    }
+
     /// Writes a group and says of each batch, in the order given, what became of it. The same batches come again
     /// after [`Written::Refused`], first and in the same order. May be cancelled when the host's grace has run out;
     /// what was being written then counts as refused.
@@ -318,6 +341,7 @@ impl Feeder {
                     }
                 }
             }
+            self.fill(failures > 0).await;
             match self.round().await {
                 Round::Settled => {
                     if failures > 0 {
@@ -365,14 +389,38 @@ impl Feeder {
         self.room.close();
     }
 
-    /// Writes one group.
-    async fn round(&mut self) -> Round {
+    /// Takes what else has queued up into the group; waits for more while the group's first batch is young. A group
+    /// that is written again does not wait.
+    async fn fill(&mut self, again: bool) {
+        let bounds = self.sink.bounds();
         let mut bytes: usize = self.pending.iter().map(|q| q.batch.ndjson().len()).sum();
-        while self.pending.len() < GROUP_BATCHES_MAX && bytes < GROUP_BYTES_MAX {
-            let Ok(next) = self.queued.try_recv() else { break };
+        let mut records: usize = self.pending.iter().map(|q| q.batch.len()).sum();
+        let mut aged = (!again && !bounds.age.is_zero()).then(|| self.clock.sleep(bounds.age));
+        while self.pending.len() < GROUP_BATCHES_MAX
+            && bytes < bounds.bytes.min(GROUP_BYTES_MAX)
+            && records < bounds.records
+        {
+            let next = match (self.queued.try_recv(), &mut aged) {
+                (Ok(next), _) => next,
+                (Err(_), Some(aged)) if !self.queued.is_closed() => tokio::select! {
+                    biased;
+                    next = self.queued.recv() => match next {
+                        Some(next) => next,
+                        None => break,
+                    },
+                    () = self.drain.cancelled() => break,
+                    () = aged => break,
+                },
+                (Err(_), _) => break,
+            };
             bytes += next.batch.ndjson().len();
+            records += next.batch.len();
             self.pending.push_back(next);
         }
+    }
+
+    /// Writes one group.
+    async fn round(&mut self) -> Round {
         let batches: Vec<Batch> = self.pending.iter().map(|q| q.batch.clone()).collect();
         let mut written = self.sink.write(&batches).await.into_iter();
         let mut round = Round::Settled;

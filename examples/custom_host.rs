@@ -1,0 +1,126 @@
+//! A host of your own: what a Rust agent writes to run the source, here against a simulated tenant.
+//!
+//! `cargo run --example custom_host` prints records to standard output. Everything above `main` is the host; a test
+//! holds it under 60 lines, runs it and compares what came out with what the tenant had.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use m365_audit::clock::SystemClock;
+use m365_audit::config::SourceConfig;
+use m365_audit::host::{Batch, Delivery, DeliveryTicket, Expected, Health, Host, Op, Revision, StateError, StateStore};
+use m365_audit::sim::{GenerateSpec, Sim, SimConfig};
+use m365_audit::source::{M365Audit, Source};
+use tokio_util::sync::CancellationToken;
+
+/// The agent: records go to a writer, state to [`State`].
+pub struct Agent<W> {
+    out: Mutex<W>,
+    state: Arc<State>,
+}
+
+impl<W> Agent<W> {
+    /// An agent with nothing in its state.
+    pub fn new(out: W) -> Self {
+        Self { out: Mutex::new(out), state: Arc::default() }
+    }
+}
+
+#[async_trait]
+impl<W: Write + Send + 'static> Host for Agent<W> {
+    /// The answer must hold *for good*: a real agent resolves the ticket when its pipeline has the bytes. A ticket
+    /// need not be resolved at once ([`DeliveryTicket::new`]); while it is not, the source holds back.
+    async fn deliver(&self, batch: Batch) -> DeliveryTicket {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = out.write_all(&batch.ndjson()).and_then(|()| out.flush());
+        DeliveryTicket::resolved(written.map_or_else(|e| Delivery::Refused(e.to_string()), |()| Delivery::Delivered))
+    }
+
+    fn state(&self) -> Arc<dyn StateStore> {
+        self.state.clone()
+    }
+
+    fn health(&self, source: &str, health: Health) {
+        eprintln!("{source}: {health}");
+    }
+}
+
+/// State in memory, gone with the process. A real agent puts its own durable store here; a commit must be synced
+/// before it returns.
+#[derive(Default)]
+pub struct State(Mutex<(u64, Values)>);
+
+type Values = BTreeMap<String, (Bytes, Revision)>;
+
+#[async_trait]
+impl StateStore for State {
+    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).1.get(key).cloned())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = state.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        Ok(found.map(|(key, (_, revision))| (key.clone(), *revision)).collect())
+    }
+
+    /// All or nothing: the steps are tried on a copy.
+    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let revision = Revision(state.0 + 1);
+        let mut values = state.1.clone();
+        for op in ops {
+            let found = values.get(op.key()).map(|(_, revision)| *revision);
+            let fits = match op.expected() {
+                Expected::Any => true,
+                Expected::Absent => found.is_none(),
+                Expected::At(expected) => found == Some(expected),
+            };
+            match op {
+                op if !fits => return Err(StateError::Conflict { key: op.key().to_owned() }),
+                Op::Put { key, value, .. } => values.insert(key, (value, revision)),
+                Op::Delete { key, .. } => values.remove(&key),
+            };
+        }
+        *state = (revision.0, values);
+        Ok(revision)
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let sim = Sim::start(SimConfig::default(), SystemClock::new()).await?;
+    let tenant = SimConfig::default().tenants[0].clone();
+    let (from, to) = (sim.now() - jiff::SignedDuration::from_hours(20), sim.now());
+    sim.generate(&tenant, GenerateSpec { late_rate: 0.0, ..GenerateSpec::new(10, 5, from, to) });
+
+    let agent = Arc::new(Agent::new(std::io::stdout()));
+    run_once(agent, &sim.url()).await
+}
+
+/// One pass over everything the tenant has. Without `.once()` the source runs until the token is cancelled.
+pub async fn run_once<W: Write + Send + 'static>(
+    agent: Arc<Agent<W>>,
+    url: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let sim = SimConfig::default();
+    let keys = [
+        ("tenant_id", sim.tenants[0].as_str()),
+        ("client_id", &sim.client_id),
+        ("client_secret", &sim.client_secret),
+        ("api_url", url),
+        ("authority_url", url),
+    ];
+    let table = keys.map(|(key, value)| (key.to_owned(), value.into())).into_iter().collect();
+    let config = SourceConfig::parse_table("contoso", table, &|name| std::env::var(name).ok())
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
+    let source = Box::new(M365Audit::new("contoso", config, SystemClock::new()).once());
+    let report = source.run(agent, CancellationToken::new()).await?;
+    for left in &report.left {
+        eprintln!("left: {}", left.why);
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! The pages of the errors, one for each slug: what happened, what to do, where it comes from.
+//!
+//! Text comes from the errors themselves wherever they can be made here; what is only ever logged, and what a
+//! connection test says in its own words, is written out below. A test holds both against the code.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+
+use super::{Document, NOTICE};
+use crate::api::{known_errors, vendor_codes};
+use crate::cli::normalize::NormalizeError;
+use crate::config::{ConfigError, Fault, Problem};
+use crate::host::StateError;
+use crate::hosts::embedded::metrics_server::MetricsError;
+use crate::hosts::embedded::store::StoreError;
+use crate::hosts::file::FileSinkError;
+use crate::hosts::net::NetSinkError;
+use crate::model::{Actionable, TenantId};
+use crate::source::SourceError;
+
+/// One occasion on which a slug is shown.
+struct Entry {
+    slug: &'static str,
+    what: String,
+    remedy: String,
+    origin: &'static str,
+}
+
+/// Every slug that has a page.
+pub fn slugs() -> Vec<&'static str> {
+    pages().into_keys().collect()
+}
+
+pub(super) fn documents() -> Vec<Document> {
+    let pages = pages();
+    let mut index = format!(
+        "{NOTICE}\n\n# Errors\n\n\
+         An error begins with its slug, here the name of its page, and ends with a hint. The metric \
+         `m365_audit_errors_total` counts by slug. docs/operating.md lists the exit codes.\n\n\
+         | slug | what it says |\n| --- | --- |\n"
+    );
+    for (slug, entries) in &pages {
+        let what = entries.first().map_or("", |entry| entry.what.as_str());
+        let _ = writeln!(index, "| [`{slug}`]({slug}.md) | {} |", what.replace('|', "\\|"));
+    }
+    let index = Document { path: "docs/errors/README.md".to_owned(), text: index };
+    let pages = pages
+        .iter()
+        .map(|(slug, entries)| Document { path: format!("docs/errors/{slug}.md"), text: page(slug, entries) });
+    std::iter::once(index).chain(pages).collect()
+}
+
+fn page(slug: &str, entries: &[Entry]) -> String {
+    let mut page = format!("{NOTICE}\n\n# {slug}\n");
+    for entry in entries {
+        let _ = write!(page, "\n{}.\n\n- comes from: {}\n", capital(&entry.what), entry.origin);
+        let remedy = if entry.remedy.is_empty() { "nothing" } else { &entry.remedy };
+        let _ = writeln!(page, "- what to do: {remedy}");
+    }
+    let codes = vendor_codes(slug);
+    if !codes.is_empty() {
+        let codes = codes.iter().map(|code| format!("`{code}`")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(page, "- Microsoft's codes: {codes}");
+    }
+    if let Some(more) = more(slug) {
+        let _ = write!(page, "\n{more}\n");
+    }
+    page
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
+    let feed = known_errors().into_iter().map(|(slug, what, remedy)| Entry {
+        slug,
+        what: what.to_owned(),
+        remedy: remedy.to_owned(),
+        origin: if slug.starts_with("auth-") {
+            "signing in (`src/auth.rs`)"
+        } else {
+            "a call of the feed (`src/api/`)"
+        },
+    });
+    let mut pages: BTreeMap<&'static str, Vec<Entry>> = BTreeMap::new();
+    for entry in feed.chain(made()).chain(WRITTEN.iter().map(written)) {
+        let entries = pages.entry(entry.slug).or_default();
+        // One error told at two places is told once here.
+        if !entries.iter().any(|known| known.what == entry.what) {
+            entries.push(entry);
+        }
+    }
+    pages
+}
+
+/// Errors that can be made here, with examples for what they name.
+fn made() -> Vec<Entry> {
+    let state = || PathBuf::from("/var/lib/m365-audit/state.sqlite3");
+    let data_dir = || PathBuf::from("/var/lib/m365-audit");
+    let sink = || PathBuf::from("/var/log/m365/audit.ndjson");
+    let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+    let key = || "m365_audit/v1/00000000-0000-0000-0000-000000000000/tenant".to_owned();
+    let mut entries = Vec::new();
+
+    let store = "opening the state (`src/hosts/embedded/store.rs`)";
+    let why = |text: &str| text.to_owned();
+    let errors = [
+        StoreError::Locked { data_dir: data_dir(), pid: Some(4242) },
+        StoreError::TooNew { path: state(), what: "format", found: 2, known: 1 },
+        StoreError::Corrupt { path: state(), why: why("a row does not match its checksum") },
+        StoreError::NotWritable { path: data_dir(), why: why("permission denied") },
+        StoreError::Full { path: data_dir(), why: why("no space left on device") },
+        StoreError::Missing { data_dir: data_dir() },
+        StoreError::NotReadable { path: state(), why: why("permission denied") },
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, store)));
+
+    let errors = [
+        FileSinkError::NotWritable { path: sink(), source: denied() },
+        FileSinkError::Locked { path: sink() },
+        FileSinkError::NotRegular { path: sink() },
+        FileSinkError::Foreign { path: sink(), bytes: 4096 },
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "a sink of type `file` (`src/hosts/file.rs`)")));
+
+    let errors = [
+        NetSinkError::CaFile { path: PathBuf::from("/etc/ssl/own-ca.pem"), source: denied() },
+        NetSinkError::Tls { to: "https://receiver.example".to_owned(), why: "no certificate found".to_owned() },
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "a sink that sends over the network (`src/hosts/net.rs`)")));
+
+    let listen = "127.0.0.1:9598".to_owned();
+    let error = MetricsError::Listen { listen, source: io::ErrorKind::AddrInUse.into() };
+    entries.push(entry(&error, "the listener of `[metrics]` (`src/hosts/embedded/metrics_server.rs`)"));
+
+    let errors = [
+        NormalizeError::Open { path: PathBuf::from("export.csv"), source: io::ErrorKind::NotFound.into() },
+        NormalizeError::Read(io::ErrorKind::UnexpectedEof.into()),
+        NormalizeError::Write(io::ErrorKind::StorageFull.into()),
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "`m365-audit normalize` (`src/cli/normalize.rs`)")));
+
+    let problem = Problem {
+        key: "sources.contoso.tenant_id".to_owned(),
+        line: None,
+        fault: Fault::Invalid,
+        value: Some("contoso.onmicrosoft.com".to_owned()),
+        expected: "a GUID".to_owned(),
+        hint: None,
+    };
+    let error = ConfigError { path: None, problems: vec![problem.clone()] };
+    entries.push(Entry {
+        slug: error.slug(),
+        what: format!("the configuration has problems, all of which are told at once: {problem}"),
+        remedy: error.hint(),
+        origin: "reading the configuration (`src/config/`)",
+    });
+
+    // A source stops over these; the same words stand in its health.
+    let Ok(tenant) = "00000000-0000-0000-0000-000000000000".parse::<TenantId>() else { return entries };
+    let state_errors = [
+        StateError::Conflict { key: key() },
+        StateError::Corrupt { key: key(), why: why("not the JSON of a tenant") },
+        StateError::Unavailable(why("disk full")),
+    ];
+    let origin = "a source that cannot go on (`src/source/mod.rs`)";
+    for source in state_errors {
+        entries.push(entry(&SourceError::State { tenant: tenant.clone(), source }, origin));
+    }
+    entries.push(entry(&SourceError::Internal("what was found".to_owned()), origin));
+    entries
+}
+
+fn entry(error: &dyn Actionable, origin: &'static str) -> Entry {
+    Entry { slug: error.slug(), what: error.to_string(), remedy: error.hint(), origin }
+}
+
+/// Slug, what it says, remedy, origin.
+type Written = (&'static str, &'static str, &'static str, &'static str);
+
+fn written(&(slug, what, remedy, origin): &Written) -> Entry {
+    Entry { slug, what: what.to_owned(), remedy: remedy.to_owned(), origin }
+}
+
+const CHECK: &str = "`m365-audit check` (`src/source/check.rs`)";
+const LOOP: &str = "a running source: log and health (`src/source/tenant.rs`)";
+
+/// What is logged or told by `check` and is no value of an error type.
+#[rustfmt::skip]
+const WRITTEN: &[Written] = &[
+    ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
+    ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),
+    ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
+    ("subscription-absent", "the subscription to a content type was not started yet", "`m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start", CHECK),
+    ("subscription-disabled", "the subscription to a content type was started once and is disabled now", "`m365-audit run` starts it again; what became available while it was off is gone", CHECK),
+    ("start-too-recent", "`check --probe` did not start the subscription: Microsoft allows a start every 15 minutes", "try again when the time named is over", CHECK),
+    ("state-not-read", "the state could not be read", "check the permissions of `data_dir`; a running source tries again by itself", "a source, `check --probe` and `m365-audit state`"),
+    ("state-not-written", "the state cannot be written at present", "free space or mend the store; no checkpoint moves until it can be written, nothing is lost", LOOP),
+    ("state-not-written", "`check --probe` started and stopped the subscription, but the start could not be remembered", "wait 15 minutes before `m365-audit run`", CHECK),
+    ("state-conflict", "another writer changed this tenant's state", "run one collector per tenant and state store, then restart", LOOP),
+    ("stream-gap", "an interval of a stream can never be read: Microsoft no longer keeps it, or the subscription was off", "nothing brings it back; the record `m365_audit.gap` and the metric `m365_audit_gaps_total` name the interval. Keep outages under 7 days, and find out who disables the subscription", LOOP),
+    ("blob-expired", "a blob could not be read before Microsoft removed it; its events are lost", "the record `m365_audit.gap` names it; the log says why each attempt failed", LOOP),
+    ("blob-expiry-near", "blobs that could not be read so far expire within a day", "act on the reason the log gives for them: a proxy or filter that cuts large answers is the usual one", LOOP),
+    ("blobs-failing", "blobs cannot be read, and are tried until they expire", "look for a proxy or filter that cuts large answers", LOOP),
+    ("blob-unreadable", "a blob arrived whole and is not what the API documents", "none needed unless it lasts: it is asked for again; when three answers are the same, what is readable is shipped and the rest becomes `m365_audit.bad_blob` records", LOOP),
+    ("bad-blob", "a damaged blob was shipped: events where they could be cut out, the rest as `m365_audit.bad_blob` records", "report the blob to Microsoft, or look for a proxy that alters answers", "a running source: log (`src/source/fetch.rs`)"),
+    ("clock-jumped", "Microsoft's answers carry a date more than 10 minutes off what is expected", "events are still read; no position moves and nothing is declared until three answers over 5 minutes agree", LOOP),
+    ("record-rejected", "the host will never take a record; it is set aside in the state", "`m365-audit state show` lists such records, `m365-audit state export` writes them out", "a running source: log (`src/source/deliver.rs`)"),
+    ("listing-item-unreadable", "an entry of a listing has no content id, address or time that can be read", "report it with the log line; the window is listed again and does not count as read meanwhile", "a running source: log (`src/source/listing.rs`)"),
+];
+
+/// What an operator may want to know beyond the remedy.
+fn more(slug: &str) -> Option<&'static str> {
+    Some(match slug {
+        "api-audit-off" => {
+            "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` shows the setting; ask it of Exchange \
+             Online PowerShell, since Security & Compliance PowerShell always answers `False`."
+        }
+        "state-corrupt" => {
+            "The file is kept byte for byte. A new start without it begins `backfill_secs` before now: events that were \
+             delivered already within that time come again."
+        }
+        "subscription-disabled" | "api-subscription-disabled" => {
+            "What Microsoft made available while a subscription was off is never listed. The source reports that interval \
+             as a gap."
+        }
+        _ => return None,
+    })
+}

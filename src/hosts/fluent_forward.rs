@@ -1,0 +1,556 @@
+//! The `fluent_forward` sink: the Fluent Forward protocol, version 1
+//! (<https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1>), as a client.
+//!
+//! Owns frames (PackedForward, CompressedPackedForward with EventTime in legacy entries, which every receiver reads),
+//! the handshake, and which frames are acknowledged. Several frames are under way on one connection; an
+//! acknowledgement names its frame by `chunk`. One server is used at a time; after any trouble the next one.
+//! Vector answers an empty map when its sinks failed or rejected, so that is a refusal like any other.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use ring::digest::{SHA512, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use url::Url;
+
+use super::http::{group_bounds, gzip};
+use super::msgpack::{
+    Encoder, Unread, Value, read_value, write_array, write_bin_header, write_event_time, write_map, write_str,
+    write_uint,
+};
+use super::net::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, Kept, NetSinkError, tls_config};
+use super::requests::{Answer, Item, Outbox, Part};
+use crate::auth::excerpt;
+use crate::clock::Clock;
+use crate::config::{FluentForwardConfig, ForwardCompression, Secret, host_and_port};
+use crate::host::Batch;
+use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
+
+/// Bytes of a frame beside its entries and its tag: headers, the options, the chunk's id. Generous.
+const FRAME_OVERHEAD_BYTES: usize = 128;
+/// Bytes of the salt of a handshake.
+const SALT_BYTES: usize = 16;
+
+/// The sink.
+pub struct FluentForwardSink {
+    settings: Arc<Settings>,
+    outbox: Outbox,
+    connection: Option<Connection>,
+    /// The server in use or to be tried next.
+    server: usize,
+    bounds: GroupBounds,
+}
+
+struct Settings {
+    servers: Vec<String>,
+    tag: String,
+    gzip: bool,
+    require_ack: bool,
+    ack_timeout: Duration,
+    frame_bytes_max: usize,
+    records_max: usize,
+    frames_in_flight_max: usize,
+    shared_key: Kept,
+    username: Option<String>,
+    password: Kept,
+    self_hostname: String,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl FluentForwardSink {
+    /// A sink as configured. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(config: &FluentForwardConfig, clock: Arc<dyn Clock>) -> Result<Self, NetSinkError> {
+        let tls = match (config.tls, config.servers.first()) {
+            (true, Some(server)) => {
+                let why = || NetSinkError::Tls { to: server.clone(), why: "it is no host and port".into() };
+                let url = Url::parse(&format!("https://{server}")).map_err(|_| why())?;
+                let mut tls = tls_config(config.ca_file.as_deref(), &url)?;
+                tls.alpn_protocols.clear();
+                Some(Arc::new(tls))
+            }
+            _ => None,
+        };
+        let settings = Settings {
+            servers: config.servers.clone(),
+            tag: config.tag.clone(),
+            gzip: config.compression == ForwardCompression::Gzip,
+            require_ack: config.require_ack,
+            ack_timeout: Duration::from_secs(config.ack_timeout_secs),
+            frame_bytes_max: config.frame_bytes_max,
+            records_max: config.batch_records_max,
+            frames_in_flight_max: config.frames_in_flight_max,
+            shared_key: Kept::of(config.shared_key.as_ref(), config.shared_key_file.as_deref()),
+            username: config.username.clone(),
+            password: Kept::of(config.password.as_ref(), config.password_file.as_deref()),
+            self_hostname: config.self_hostname.clone().unwrap_or_else(host_name),
+            tls,
+            clock,
+        };
+        let bounds = group_bounds(
+            config.frame_bytes_max,
+            config.batch_records_max,
+            config.frames_in_flight_max,
+            config.batch_age_secs,
+        );
+        Ok(Self { settings: Arc::new(settings), outbox: Outbox::default(), connection: None, server: 0, bounds })
+    }
+
+    /// The connection in use, or a new one to the first server that takes it.
+    async fn connect(&mut self) -> Result<Connection, String> {
+        if let Some(mut connection) = self.connection.take()
+            && connection.is_idle_and_open()
+        {
+            return Ok(connection);
+        }
+        let mut failures = Vec::new();
+        for _ in 0..self.settings.servers.len() {
+            let Some(server) = self.settings.servers.get(self.server) else { break };
+            let connected = tokio::select! {
+                connected = Connection::open(&self.settings, server) => connected,
+                () = self.settings.clock.sleep(CONNECT_TIMEOUT) => {
+                    Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))
+                }
+            };
+            match connected {
+                Ok(connection) => return Ok(connection),
+                Err(why) => failures.push(format!("`{server}`: {why}")),
+            }
+            self.next_server();
+        }
+        Err(failures.join("; "))
+    }
+
+    fn next_server(&mut self) {
+        self.server = (self.server + 1) % self.settings.servers.len().max(1);
+    }
+
+    /// Makes the frames that are not made yet. Such that turn out too large are made again from fewer records.
+    async fn pack(&self, items: Vec<Item>) -> Vec<Item> {
+        let settings = self.settings.clone();
+        let packing = tokio::task::spawn_blocking(move || {
+            let mut todo: VecDeque<Item> = items.into();
+            let mut packed = Vec::new();
+            let mut encoder = Encoder::default();
+            while let Some(mut item) = todo.pop_front() {
+                if item.body.is_some() || item.answer == Answer::Taken {
+                    packed.push(item);
+                    continue;
+                }
+                match frame(&settings, &item, &mut encoder) {
+                    Ok(frame) => item.body = Some(frame),
+                    Err(why) => match item.split() {
+                        Some(parts) => {
+                            for part in parts.into_iter().rev() {
+                                todo.push_front(part);
+                            }
+                            continue;
+                        }
+                        None => item.answer = Answer::Never(why),
+                    },
+                }
+                packed.push(item);
+            }
+            packed
+        });
+        // Without an answer every batch counts as refused.
+        packing.await.unwrap_or_default()
+    }
+}
+
+#[async_trait]
+impl Sink for FluentForwardSink {
+    fn bounds(&self) -> GroupBounds {
+        self.bounds
+    }
+
+    async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
+        let items = self.outbox.open(batches, self.settings.frame_bytes_max, self.settings.records_max);
+        let mut items = self.pack(items).await;
+        let trouble = match self.connect().await {
+            Ok(mut connection) => match connection.exchange(&self.settings, &mut items).await {
+                Ok(()) => {
+                    self.connection = Some(connection);
+                    None
+                }
+                Err(why) => {
+                    let server = self.settings.servers.get(self.server).cloned().unwrap_or_default();
+                    self.next_server();
+                    Some(format!("`{server}`: {why}"))
+                }
+            },
+            Err(why) => Some(why),
+        };
+        if let Some(why) = trouble {
+            for item in items.iter_mut().filter(|item| matches!(item.answer, Answer::Later { .. })) {
+                item.answer = Answer::later(why.clone());
+            }
+        }
+        self.outbox.close(batches, items)
+    }
+
+    async fn close(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            let _ = connection.stream.shutdown().await;
+        }
+    }
+}
+
+/// One frame: `[tag, entries, options]`.
+///
+/// # Errors
+/// A record is not JSON, or the frame is larger than allowed.
+fn frame(settings: &Settings, item: &Item, encoder: &mut Encoder) -> Result<Bytes, String> {
+    let mut entries = Vec::with_capacity(item.parts.iter().map(|part| part.ndjson().len()).sum());
+    for record in item.parts.iter().flat_map(Part::records) {
+        write_array(&mut entries, 2);
+        write_event_time(&mut entries, record.time);
+        encoder.object(record.json, &mut entries).map_err(|error| error.to_string())?;
+    }
+    let bytes = entries.len() + settings.tag.len() + FRAME_OVERHEAD_BYTES;
+    if bytes > settings.frame_bytes_max {
+        return Err(format!(
+            "a record makes a frame of {bytes} bytes, `frame_bytes_max` is {}",
+            settings.frame_bytes_max
+        ));
+    }
+    // From what it names, so that the same records have the same id when they are sent again.
+    let chunk = settings.require_ack.then(|| chunk_id(item, &entries));
+    let entries: Bytes = if settings.gzip { gzip(&entries)? } else { entries.into() };
+    let mut out = Vec::with_capacity(entries.len() + settings.tag.len() + FRAME_OVERHEAD_BYTES);
+    write_array(&mut out, 3);
+    write_str(&mut out, &settings.tag);
+    write_bin_header(&mut out, entries.len());
+    out.extend_from_slice(&entries);
+    write_map(&mut out, 1 + usize::from(chunk.is_some()) + usize::from(settings.gzip));
+    write_str(&mut out, "size");
+    write_uint(&mut out, item.records() as u64);
+    if let Some(chunk) = &chunk {
+        write_str(&mut out, "chunk");
+        write_str(&mut out, chunk);
+    }
+    if settings.gzip {
+        write_str(&mut out, "compressed");
+        write_str(&mut out, "gzip");
+    }
+    Ok(out.into())
+}
+
+/// The id of a frame: 128 bits in Base64, as the specification has it.
+fn chunk_id(item: &Item, entries: &[u8]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    // Two frames of equal content may be under way together.
+    hasher.update(&item.parts.first().map_or(0, |part| part.batch.id).to_be_bytes());
+    hasher.update(entries);
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    STANDARD.encode(id)
+}
+
+/// The id inside a frame that was made before.
+fn chunk_of(frame: &[u8]) -> Option<Vec<u8>> {
+    match read_value(frame) {
+        Ok((Value::Array(parts), _)) => parts.get(2)?.get("chunk")?.as_bytes().map(<[u8]>::to_vec),
+        _ => None,
+    }
+}
+
+/// This machine's name as the kernel has it.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    match name.trim() {
+        "" => "m365-audit".into(),
+        name => name.into(),
+    }
+}
+
+// ------------------------------------------------------------------------------------- the connection
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+struct Connection {
+    stream: Stream,
+    /// What came and is not read yet.
+    received: BytesMut,
+}
+
+impl Connection {
+    async fn open(settings: &Settings, server: &str) -> Result<Self, String> {
+        let (host, port) = host_and_port(server).ok_or("it is not `host:port`")?;
+        let tcp = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
+        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        let stream = match &settings.tls {
+            None => Stream::Plain(tcp),
+            Some(tls) => {
+                let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+                let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await;
+                Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {error}"))?))
+            }
+        };
+        let mut connection = Self { stream, received: BytesMut::new() };
+        if let Some(key) = settings.shared_key.read()? {
+            connection.shake_hands(settings, &key).await?;
+        }
+        Ok(connection)
+    }
+
+    /// Whether nothing came since the last exchange, not even an end.
+    fn is_idle_and_open(&mut self) -> bool {
+        self.received.is_empty() && self.stream.read_buf(&mut self.received).now_or_never().is_none()
+    }
+
+    /// HELO, PING and PONG: each side shows the other that it knows the key.
+    async fn shake_hands(&mut self, settings: &Settings, key: &Secret) -> Result<(), String> {
+        let helo = self.next_value().await?;
+        let Value::Array(helo) = helo else { return Err("the receiver does not begin with HELO".into()) };
+        if helo.first().and_then(Value::as_bytes) != Some(b"HELO") {
+            return Err("the receiver does not begin with HELO".into());
+        }
+        let option = |name| helo.get(1).and_then(|options| options.get(name)).and_then(Value::as_bytes);
+        let nonce = option("nonce").ok_or("its HELO has no nonce")?;
+        let auth = option("auth").unwrap_or_default();
+        let mut salt = [0; SALT_BYTES];
+        SystemRandom::new().fill(&mut salt).map_err(|_| "this machine has no random numbers")?;
+
+        let hostname = settings.self_hostname.as_bytes();
+        let key = key.expose().as_bytes();
+        let (username, password) = match (&settings.username, auth) {
+            (None, []) => ("", String::new()),
+            (None, _) => return Err("the receiver asks for a user name and password".into()),
+            (Some(_), []) => ("", String::new()),
+            (Some(username), auth) => {
+                let password = settings.password.read()?;
+                let password = password.as_ref().map_or("", Secret::expose).as_bytes();
+                (username.as_str(), hex_digest(&[auth, username.as_bytes(), password]))
+            }
+        };
+        let mut ping = Vec::new();
+        write_array(&mut ping, 6);
+        write_str(&mut ping, "PING");
+        write_str(&mut ping, &settings.self_hostname);
+        write_bin_header(&mut ping, salt.len());
+        ping.extend_from_slice(&salt);
+        write_str(&mut ping, &hex_digest(&[&salt, hostname, nonce, key]));
+        write_str(&mut ping, username);
+        write_str(&mut ping, &password);
+        self.stream.write_all(&ping).await.map_err(|error| error.to_string())?;
+        self.stream.flush().await.map_err(|error| error.to_string())?;
+
+        let Value::Array(pong) = self.next_value().await? else { return Err("its answer to PING is no PONG".into()) };
+        let text = |at: usize| pong.get(at).and_then(Value::as_bytes).unwrap_or_default();
+        if text(0) != b"PONG" {
+            return Err("its answer to PING is no PONG".into());
+        }
+        if pong.get(1) != Some(&Value::Bool(true)) {
+            return Err(format!("the receiver refuses us: {}", excerpt(&String::from_utf8_lossy(text(2)))));
+        }
+        if text(3) == hostname {
+            return Err(format!("the receiver has our own name, `{}`: set `self_hostname`", settings.self_hostname));
+        }
+        // A hash of what the receiver cannot know without the key; nothing is gained by guessing it slowly.
+        if text(4) != hex_digest(&[&salt, text(3), nonce, key]).as_bytes() {
+            return Err("the receiver does not know the shared key".into());
+        }
+        Ok(())
+    }
+
+    /// The next value the receiver sends.
+    async fn next_value(&mut self) -> Result<Value, String> {
+        loop {
+            if let Some(value) = take_value(&mut self.received)? {
+                return Ok(value);
+            }
+            match self.stream.read_buf(&mut self.received).await {
+                Ok(0) => return Err("the receiver closed the connection".into()),
+                Ok(_) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
+    /// Sends the frames that are not taken, several before their acknowledgements, and notes which are.
+    ///
+    /// # Errors
+    /// What went wrong; the connection is of no more use then.
+    async fn exchange(&mut self, settings: &Settings, items: &mut [Item]) -> Result<(), String> {
+        let mut todo: VecDeque<Frame> = VecDeque::new();
+        for (index, item) in items.iter().enumerate() {
+            if let (Some(bytes), Answer::Later { .. }) = (&item.body, &item.answer) {
+                todo.push_back(Frame { index, bytes: bytes.clone(), chunk: chunk_of(bytes), sent: 0 });
+            }
+        }
+        let mut waiting: VecDeque<Frame> = VecDeque::new();
+        let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
+        let mut deadline = settings.clock.sleep(settings.ack_timeout);
+        while !(todo.is_empty() && waiting.is_empty()) {
+            let may_write = waiting.len() < settings.frames_in_flight_max;
+            let next = todo.front_mut().filter(|_| may_write);
+            let is_writing = next.is_some();
+            tokio::select! {
+                written = write_some(&mut writer, next), if is_writing => {
+                    written.map_err(|error| error.to_string())?;
+                    let complete = todo.pop_front_if(|frame| frame.sent > frame.bytes.len());
+                    if let Some(frame) = complete {
+                        if waiting.is_empty() {
+                            deadline = settings.clock.sleep(settings.ack_timeout);
+                        }
+                        match settings.require_ack {
+                            true => waiting.push_back(frame),
+                            false => note_taken(items, frame.index),
+                        }
+                    }
+                }
+                read = reader.read_buf(&mut self.received) => {
+                    match read {
+                        Ok(0) => return Err("the receiver closed the connection".into()),
+                        Ok(_) => {}
+                        Err(error) => return Err(error.to_string()),
+                    }
+                    while let Some(value) = take_value(&mut self.received)? {
+                        let at = acknowledged(&value, &waiting)?;
+                        if let Some(frame) = waiting.remove(at) {
+                            note_taken(items, frame.index);
+                        }
+                        deadline = settings.clock.sleep(settings.ack_timeout);
+                    }
+                }
+                () = &mut deadline => {
+                    return Err(format!("no acknowledgement within {} s", settings.ack_timeout.as_secs()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A frame on its way.
+struct Frame {
+    index: usize,
+    bytes: Bytes,
+    chunk: Option<Vec<u8>>,
+    /// Bytes written; one more when they are flushed too.
+    sent: usize,
+}
+
+/// Writes some of a frame, or flushes when all is written. Loses nothing when cancelled.
+async fn write_some(writer: &mut (impl AsyncWrite + Unpin), frame: Option<&mut Frame>) -> io::Result<()> {
+    let Some(frame) = frame else { return Ok(()) };
+    match frame.bytes.get(frame.sent..) {
+        Some(rest) if !rest.is_empty() => match writer.write(rest).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => frame.sent += n,
+        },
+        _ => {
+            writer.flush().await?;
+            frame.sent += 1;
+        }
+    }
+    Ok(())
+}
+
+fn note_taken(items: &mut [Item], index: usize) {
+    if let Some(item) = items.get_mut(index) {
+        item.answer = Answer::Taken;
+    }
+}
+
+/// The place among `waiting` of the frame that `value` acknowledges.
+fn acknowledged(value: &Value, waiting: &VecDeque<Frame>) -> Result<usize, String> {
+    match value {
+        Value::Map(members) if members.is_empty() => Err("the receiver could not deliver the records".into()),
+        Value::Array(items) if items.first().and_then(Value::as_bytes) == Some(b"HELO") => {
+            Err("the receiver asks for a `shared_key`".into())
+        }
+        value => {
+            let id = value.get("ack").and_then(Value::as_bytes).ok_or("its answer is no acknowledgement")?;
+            let place = waiting.iter().position(|frame| frame.chunk.as_deref() == Some(id));
+            place.ok_or_else(|| "the receiver acknowledged something that was not sent".into())
+        }
+    }
+}
+
+/// Takes a value from what was received, if one is complete.
+fn take_value(received: &mut BytesMut) -> Result<Option<Value>, String> {
+    if received.is_empty() {
+        return Ok(None);
+    }
+    match read_value(received) {
+        Ok((value, used)) => {
+            let _ = received.split_to(used);
+            Ok(Some(value))
+        }
+        Err(Unread::Incomplete) if received.len() <= ANSWER_BYTES_MAX => Ok(None),
+        Err(_) => Err("its answer is not of the Forward protocol".into()),
+    }
+}
+
+/// SHA-512 of the parts together, in lower case hexadecimal.
+fn hex_digest(parts: &[&[u8]]) -> String {
+    digest(&SHA512, &parts.concat()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_that_of_the_parts_together() {
+        // FIPS 180-2, "abc".
+        let expected = "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
+                        2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f";
+        assert_eq!(hex_digest(&[b"a", b"", b"bc"]), expected);
+    }
+}

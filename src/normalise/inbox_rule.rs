@@ -1,0 +1,251 @@
+//! An inbox rule under one set of names, whichever of three ways it was made: by cmdlet (`New-InboxRule`), by Outlook
+//! (`UpdateInboxRules` with `RuleActions`), or by EWS, OWA and REST (`UpdateInboxRules` with `Actions`).
+//!
+//! The names are those of `New-InboxRule`'s parameters, and `RuleOperation` with the client's word. What a client
+//! writes is JSON in a string; where it does not parse, its text is searched for the names of actions and addresses.
+
+use super::event::{Event, Member};
+use super::{json, parameters};
+
+/// What a part is handed to; it answers true to stop.
+type Test<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
+
+/// Words naming an action, in either form, and the parameter that means the same. Longer words stand before those
+/// that they contain.
+const ACTIONS: &[(&str, &str)] = &[
+    ("ForwardAsAttachment", "ForwardAsAttachmentTo"),
+    ("Redirect", "RedirectTo"),
+    ("Forward", "ForwardTo"),
+    ("PermanentDelete", "DeleteMessage"),
+    ("Delete", "DeleteMessage"),
+    ("Move", "MoveToFolder"),
+    ("Copy", "CopyToFolder"),
+    ("MarkAsRead", "MarkAsRead"),
+    ("StopProcessing", "StopProcessingRules"),
+];
+
+/// Hands each part to `test`, name and value, until it answers true; whether it did.
+pub(crate) fn any(event: &Event<'_>, test: Test<'_>) -> bool {
+    if event.operation().trim().eq_ignore_ascii_case("UpdateInboxRules") {
+        return event.get(Member::OperationProperties).is_some_and(|token| any_of_client(token, test));
+    }
+    let mut named = false;
+    let found = event.get(Member::Parameters).is_some_and(|token| {
+        parameters::any(token, &mut |name, value| {
+            named |= name.eq_ignore_ascii_case("Name");
+            test(name, value)
+        })
+    });
+    if found || named {
+        return found;
+    }
+    // `joey\Financial Reporting`: without the parameter the name is what follows the last backslash.
+    event
+        .text_of(Member::ObjectId)
+        .and_then(|object| object.rsplit_once('\\').map(|(_, name)| name.to_owned()))
+        .is_some_and(|name| test("Name", &name))
+}
+
+fn any_of_client(token: &str, test: Test<'_>) -> bool {
+    parameters::any(token, &mut |name, value| {
+        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
+        if is("RuleName") || is("Name") {
+            test("Name", value)
+        } else if is("RuleOperation") {
+            test("RuleOperation", value)
+        } else if is("RuleState") {
+            value.to_ascii_lowercase().contains("exitafterexecution") && test("StopProcessingRules", "True")
+        } else if is("RuleActions") {
+            any_of_outlook(value, test)
+        } else if is("Actions") {
+            any_of_words(value, test)
+        } else if is("ServerRule") {
+            any_of_server_rule(value, test)
+        } else if is("RuleCondition") || is("Conditions") {
+            test("SubjectOrBodyContainsWords", value)
+        } else {
+            false
+        }
+    })
+}
+
+/// `[{"ActionType":"Forward","Recipients":["a@b.c"],"ForwardFlags":"None"}]`
+fn any_of_outlook(text: &str, test: Test<'_>) -> bool {
+    let (mut found, mut parsed) = (false, false);
+    json::elements(text.trim(), |action| {
+        let Some(kind) = json::get(action, "ActionType").and_then(json::scalar) else { return };
+        parsed = true;
+        if found {
+            return;
+        }
+        let flags = json::get(action, "ForwardFlags").and_then(json::scalar).unwrap_or_default().to_ascii_lowercase();
+        let Some(mut name) = action_name(&kind) else { return };
+        if name == "ForwardTo" && flags.contains("attach") {
+            name = "ForwardAsAttachmentTo";
+        } else if name == "ForwardTo" && flags.contains("redirect") {
+            name = "RedirectTo";
+        }
+        found = match name {
+            "ForwardTo" | "RedirectTo" | "ForwardAsAttachmentTo" => any_recipient(action, name, test),
+            "MoveToFolder" | "CopyToFolder" => test(name, &folder(action)),
+            _ => test(name, "True"),
+        };
+    });
+    found || (!parsed && any_of_words(text, test))
+}
+
+fn action_name(kind: &str) -> Option<&'static str> {
+    let kind = kind.trim().to_ascii_lowercase();
+    ACTIONS.iter().find(|(word, _)| kind.contains(&word.to_ascii_lowercase())).map(|(_, name)| *name)
+}
+
+fn folder(action: &str) -> String {
+    let named = ["DestinationFolderName", "FolderName", "DestinationFolderId"];
+    named.iter().find_map(|name| json::get(action, name).and_then(json::scalar)).unwrap_or_default().into_owned()
+}
+
+/// `Recipients`: a list of texts, or of objects with `Values` of `Value`.
+fn any_recipient(action: &str, name: &str, test: Test<'_>) -> bool {
+    let mut found = false;
+    json::elements(json::get(action, "Recipients").unwrap_or_default(), |recipient| {
+        if found {
+            return;
+        }
+        if let Some(text) = json::scalar(recipient) {
+            found = test(name, &text);
+            return;
+        }
+        json::elements(json::get(recipient, "Values").unwrap_or_default(), |value| {
+            let text = json::scalar(value).or_else(|| json::get(value, "Value").and_then(json::scalar));
+            found = found || text.is_some_and(|text| text.contains('@') && test(name, &text));
+        });
+    });
+    found
+}
+
+/// The rule as the server keeps it: actions named by class, recipients below each.
+fn any_of_server_rule(text: &str, test: Test<'_>) -> bool {
+    let (mut found, mut parsed) = (false, false);
+    json::elements(json::get(text.trim(), "Actions").unwrap_or_default(), |action| {
+        parsed = true;
+        // The class stands in a member whose name varies (`$type`, `Type`, `ActionType`).
+        let mut name = None;
+        json::members(action, |_, value| {
+            if name.is_none() && value.len() < CLASS_BYTES_MAX {
+                name = json::scalar(value).filter(|text| text.contains("Action")).and_then(|text| action_name(&text));
+            }
+        });
+        let name = name.unwrap_or("ForwardTo");
+        found = found || any_recipient(action, name, test);
+    });
+    found || (!parsed && any_address(text, "ForwardTo", test))
+}
+
+/// Longest text looked at for the name of a class.
+const CLASS_BYTES_MAX: usize = 256;
+
+/// Text naming classes: `ForwardToRecipientsAction, MarkAsReadAction`.
+fn any_of_words(text: &str, test: Test<'_>) -> bool {
+    let lower = text.to_ascii_lowercase();
+    // A word that was found is taken out, so that `PermanentDelete` is not also `Delete`.
+    let mut rest = lower;
+    for (word, name) in ACTIONS {
+        let word = word.to_ascii_lowercase();
+        if !rest.contains(&word) {
+            continue;
+        }
+        rest = rest.replace(&word, " ");
+        let found = match *name {
+            "ForwardTo" | "RedirectTo" | "ForwardAsAttachmentTo" => any_address(text, name, test),
+            "MoveToFolder" | "CopyToFolder" => test(name, ""),
+            _ => test(name, "True"),
+        };
+        if found {
+            return true;
+        }
+    }
+    false
+}
+
+/// Every run of characters around an `@` that could be an address.
+fn any_address(text: &str, name: &str, test: Test<'_>) -> bool {
+    let outside = |c: char| {
+        c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '[' | ']' | '{' | '}' | ',' | ';' | '\\' | '(' | ')')
+    };
+    text.split(outside).filter(|word| word.contains('@')).any(|word| test(name, word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parts(event: &str) -> Vec<String> {
+        let event = Event::parse(event.as_bytes()).unwrap();
+        let mut seen = Vec::new();
+        super::any(&event, &mut |name, value| {
+            seen.push(format!("{name}={value}"));
+            false
+        });
+        seen
+    }
+
+    fn client(properties: &[(&str, &str)]) -> String {
+        let pairs: Vec<_> =
+            properties.iter().map(|(name, value)| serde_json::json!({"Name": name, "Value": value})).collect();
+        serde_json::json!({"Operation": "UpdateInboxRules", "OperationProperties": pairs}).to_string()
+    }
+
+    #[test]
+    fn a_rule_has_the_same_parts_whatever_made_it() {
+        for (event, expected) in [
+            (
+                r#"{"Operation":"New-InboxRule","ObjectId":"joe\\.","Parameters":[{"Name":"ForwardTo","Value":"a@b.c"}]}"#.to_owned(),
+                vec!["ForwardTo=a@b.c", "Name=."],
+            ),
+            (
+                r#"{"Operation":"New-InboxRule","ObjectId":"joe\\x","Parameters":[{"Name":"Name","Value":""}]}"#.to_owned(),
+                vec!["Name="],
+            ),
+            (
+                client(&[
+                    ("RuleOperation", "AddMailboxRule"),
+                    ("RuleName", "r"),
+                    ("RuleState", "Enabled, ExitAfterExecution"),
+                    (
+                        "RuleActions",
+                        r#"[{"ActionType":"Forward","Recipients":["x@y.z","[EX:/o=a]"],"ForwardFlags":"None"},{"ActionType":"Move","DestinationFolderId":"00AF"},{"ActionType":"Delete"},{"ActionType":"DeferAction"}]"#,
+                    ),
+                ]),
+                vec!["RuleOperation=AddMailboxRule", "Name=r", "StopProcessingRules=True", "ForwardTo=x@y.z", "ForwardTo=[EX:/o=a]", "MoveToFolder=00AF", "DeleteMessage=True"],
+            ),
+            (
+                client(&[("RuleActions", r#"[{"ActionType":"Forward","Recipients":["x@y.z"],"ForwardFlags":"DoNotChangeMsg, Redirect"}]"#)]),
+                vec!["RedirectTo=x@y.z"],
+            ),
+            (
+                client(&[("RuleActions", r#"[{"ActionType":"Forward","Recipients":["x@y.z","#)]),
+                vec!["ForwardTo=x@y.z"],
+            ),
+            (
+                client(&[
+                    ("RuleOperation", "Create"),
+                    ("Actions", "[\"PermanentDeleteAction\",\"StopProcessingAction\"]"),
+                    ("ServerRule", r#"{"Actions":[{"Type":"RedirectToRecipientsAction","Recipients":[{"Values":[{"Value":"x@y.z"},{"Value":"X"}]}]}]}"#),
+                ]),
+                vec!["RuleOperation=Create", "DeleteMessage=True", "StopProcessingRules=True", "RedirectTo=x@y.z"],
+            ),
+        ] {
+            assert_eq!(parts(&event), expected, "{event}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in r#"["\[\]{}:,a@ForwardDelete -]{0,40}|.*"#) {
+            for name in ["RuleActions", "Actions", "ServerRule", "RuleState"] {
+                parts(&client(&[(name, &text)]));
+            }
+        }
+    }
+}
