@@ -31,11 +31,14 @@ pub use record_schema::record_schema;
 pub use schema::{config_schema, pretty, source_schema};
 pub(crate) use schema::{keys_of, schema_of, sink_schema, source_keys};
 pub use secret::{MASK, Secret};
-pub(crate) use sinks::{Credentials, SINK_KINDS, SinkKind, host_and_port};
+#[cfg(feature = "embedded")]
+pub(crate) use sinks::{Credentials, host_and_port};
 pub use sinks::{
     FileConfig, FluentForwardConfig, ForwardCompression, HttpCompression, HttpConfig, HttpEncoding, OtlpCompression,
     OtlpConfig, OtlpProtocol, SinkConfig, SinkEntry, StdoutConfig,
 };
+pub(crate) use sinks::{SINK_KINDS, SinkKind};
+#[cfg(feature = "embedded")]
 pub(crate) use source::read_secret_file;
 pub use source::{Cloud, Guid, SOURCE_TYPE, SourceConfig, TokenEndpoint};
 

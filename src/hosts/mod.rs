@@ -8,7 +8,9 @@ pub mod file;
 pub mod fluent_forward;
 #[cfg(feature = "embedded")]
 pub mod http;
+#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for hosts that are left out"))]
 pub(crate) mod json_walk;
+#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for hosts that are left out"))]
 pub(crate) mod msgpack;
 #[cfg(feature = "embedded")]
 pub mod net;

@@ -18,6 +18,7 @@ use serde::Serialize;
 use url::Url;
 
 pub use file::FileConfig;
+#[cfg(feature = "embedded")]
 pub(crate) use fluent_forward::host_and_port;
 pub use fluent_forward::{FluentForwardConfig, ForwardCompression};
 pub use http::{HttpCompression, HttpConfig, HttpEncoding};
