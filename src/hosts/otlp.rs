@@ -49,6 +49,9 @@ const NAME: &str = "m365-audit";
 /// What Vector says when its sinks rejected events for good. It answers DATA_LOSS or 500 then, which mean passing
 /// trouble elsewhere.
 const VECTOR_REJECTED: &str = "Contents failed to deliver to sink";
+/// What tonic, with which Vector reads, says of a message over its bound. It answers OUT_OF_RANGE then, which means
+/// passing trouble elsewhere.
+const TONIC_TOO_LARGE: &str = "message length too large";
 /// How often an idle gRPC connection is probed, so that one whose peer vanished is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -249,6 +252,7 @@ fn refused(status: &Status, presented: &Presented) -> Answer {
     let later = |why| Answer::Later { why, retry_after };
     match status.code() {
         Code::DataLoss if status.message().contains(VECTOR_REJECTED) => Answer::Never(why),
+        Code::OutOfRange if status.message().contains(TONIC_TOO_LARGE) => Answer::Never(why),
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Aborted

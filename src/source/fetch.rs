@@ -86,6 +86,7 @@ impl Budget {
 
     /// Bytes in flight now.
     pub fn used(&self) -> u64 {
+        debug_assert!(self.bytes.available_permits() <= self.total as usize, "CK-5: a budget grew");
         u64::from(self.total).saturating_sub(self.bytes.available_permits() as u64)
     }
 }
@@ -508,6 +509,7 @@ impl<'a> Run<'a> {
             last = Some((self.context.courier.deliver(batch).await, open, permit));
         }
         self.join().await?;
+        debug_assert!(self.builder.is_empty() && self.deliveries.is_empty(), "CK-3: a record is not confirmed");
         let blob = &self.job.blob;
         let mut change = Change {
             settled: vec![(blob.content_type, self.job.key)],

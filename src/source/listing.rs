@@ -353,6 +353,8 @@ impl Lister {
     /// Reads one page of `cursor` and puts the cursor back unless its window is read. `Some` only with `once`: the
     /// stream cannot be read to its end.
     async fn page(&mut self, mut cursor: Cursor, queues: &mut Queues, fresh: bool) -> Result<Option<Left>, Ending> {
+        debug_assert!(cursor.window.end.duration_since(cursor.window.start) <= plan::WINDOW_SPAN_MAX, "CK-4: too wide");
+        debug_assert!(cursor.window.start < cursor.window.end, "CK-4: empty");
         let listed = tokio::select! {
             listed = self.api.list_content(self.content_type, cursor.window, cursor.page.as_ref()) => listed,
             () = self.stop.cancelled() => return Err(Ending),

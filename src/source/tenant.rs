@@ -781,6 +781,8 @@ impl Loop {
         let allowed = self.downloads.allowed(self.parts.max_requests_per_minute);
         while self.downloads.active.load(Ordering::Relaxed) < allowed && self.tasks.len() < SETTLING_MAX {
             let Some(Ready(job)) = self.ready.pop() else { return };
+            debug_assert!(self.downloads.active.load(Ordering::Relaxed) < DOWNLOADS_MAX, "CK-5: too many downloads");
+            debug_assert!(!self.is_settled(&job), "CK-2: a settled blob is fetched again");
             self.downloads.active.fetch_add(1, Ordering::Relaxed);
             let guard = DownloadGuard(Some(self.downloads.clone()));
             let context = self.context.clone();
@@ -789,6 +791,12 @@ impl Loop {
                 Done::Blob { job: Box::new(job), outcome }
             });
         }
+    }
+
+    fn is_settled(&self, job: &Job) -> bool {
+        self.streams
+            .get(&job.blob.content_type)
+            .is_some_and(|stream| stream.settled.with_keys(|set| set.probe(job.key)) == Probe::Present)
     }
 
     fn on_done(&mut self, done: Done) -> Result<(), SourceError> {

@@ -1,0 +1,467 @@
+//! The `fluent_forward` sink against a strict receiver written from the Forward protocol's specification, version 1,
+//! and against a real Fluent Bit where there is one.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use m365_audit::hosts::embedded::sink::Written;
+use ring::digest::{SHA512, digest};
+use rmpv::Value;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, pass_at, sink};
+
+const KEY: &str = "a shared key";
+const NONCE: &[u8] = b"\x00\xffnonce of sixteen";
+const AUTH: &[u8] = b"auth salt";
+
+/// What the receiver does with a frame, by its number.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Ack,
+    /// The id of another frame.
+    WrongId,
+    /// Vector's word for sinks that failed.
+    EmptyMap,
+    Close,
+    Silent,
+    /// Takes it, and the acknowledgement is lost.
+    TakeAndClose,
+}
+
+#[derive(Clone)]
+struct Receiver {
+    mood: Arc<dyn Fn(usize) -> Mood + Send + Sync>,
+    received: Received,
+    frames: Arc<Mutex<Vec<(Vec<u8>, usize)>>>,
+    count: Arc<AtomicUsize>,
+    user: Option<(&'static str, &'static str)>,
+    keyed: bool,
+    /// Acknowledge only when this many frames wait, in the opposite order.
+    hold: usize,
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl Receiver {
+    fn new(mood: impl Fn(usize) -> Mood + Send + Sync + 'static) -> Self {
+        Self {
+            mood: Arc::new(mood),
+            received: Received::default(),
+            frames: Arc::default(),
+            count: Arc::default(),
+            user: None,
+            keyed: false,
+            hold: 1,
+            tls: None,
+        }
+    }
+
+    async fn listen(&self, port: u16) -> (u16, JoinHandle<()>) {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let receiver = self.clone();
+        let serving = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let receiver = receiver.clone();
+                connections.spawn(async move {
+                    match receiver.tls.clone() {
+                        None => receiver.serve(tcp).await,
+                        Some(tls) => match tokio_rustls::TlsAcceptor::from(tls).accept(tcp).await {
+                            Ok(stream) => receiver.serve(stream).await,
+                            Err(_) => None,
+                        },
+                    }
+                });
+            }
+        });
+        (port, serving)
+    }
+
+    /// `None` when the connection is to be closed.
+    async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Option<()> {
+        let mut buffer = Vec::new();
+        if self.keyed {
+            self.shake_hands(&mut stream, &mut buffer).await?;
+        }
+        let mut held = Vec::new();
+        loop {
+            let (frame, bytes) = next(&mut stream, &mut buffer).await?;
+            let number = self.count.fetch_add(1, Ordering::SeqCst);
+            let (records, chunk) = self.read(&frame);
+            self.frames.lock().unwrap().push((bytes, records.len()));
+            let mood = (self.mood)(number);
+            if matches!(mood, Mood::Ack | Mood::TakeAndClose) {
+                self.received.extend(records);
+            }
+            match mood {
+                Mood::Ack => held.push(chunk?),
+                Mood::WrongId => held.push("bm90IHlvdXJzIG5vdCB5bw==".into()),
+                Mood::EmptyMap => {
+                    stream.write_all(&[0x80]).await.ok()?;
+                    return None;
+                }
+                Mood::Close | Mood::TakeAndClose => return None,
+                Mood::Silent => {}
+            }
+            if held.len() >= self.hold {
+                while let Some(chunk) = held.pop() {
+                    let mut out = Vec::new();
+                    let ack = Value::Map(vec![("ack".into(), chunk.into())]);
+                    rmpv::encode::write_value(&mut out, &ack).unwrap();
+                    stream.write_all(&out).await.ok()?;
+                }
+            }
+        }
+    }
+
+    /// A frame's records and its chunk; panics on whatever the specification does not allow.
+    fn read(&self, frame: &Value) -> (Vec<serde_json::Value>, Option<String>) {
+        let parts = frame.as_array().expect("an array");
+        assert_eq!(parts.len(), 3);
+        assert_eq!(parts[0].as_str(), Some("m365.audit"));
+        let Value::Binary(entries) = &parts[1] else { panic!("entries are no byte string") };
+        let option = |name: &str| {
+            parts[2].as_map().expect("options").iter().find(|(k, _)| k.as_str() == Some(name)).map(|(_, v)| v.clone())
+        };
+        let mut plain = Vec::new();
+        match option("compressed") {
+            Some(word) => {
+                assert_eq!(word.as_str(), Some("gzip"));
+                flate2::read::GzDecoder::new(&entries[..]).read_to_end(&mut plain).unwrap();
+            }
+            None => plain.clone_from(entries),
+        }
+        let mut rest = &plain[..];
+        let mut records = Vec::new();
+        while !rest.is_empty() {
+            let entry = rmpv::decode::read_value(&mut rest).unwrap();
+            let entry = entry.as_array().expect("an entry");
+            assert_eq!(entry.len(), 2);
+            let Value::Ext(0, time) = &entry[0] else { panic!("no EventTime: {}", entry[0]) };
+            assert_eq!(time.len(), 8);
+            records.push(to_json(&entry[1]));
+        }
+        assert_eq!(option("size").and_then(|v| v.as_u64()), Some(records.len() as u64));
+        (records, option("chunk").map(|chunk| chunk.as_str().expect("a text").to_owned()))
+    }
+
+    async fn shake_hands(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        buffer: &mut Vec<u8>,
+    ) -> Option<()> {
+        let auth = if self.user.is_some() { AUTH } else { b"" };
+        let options: Vec<(Value, Value)> = vec![
+            ("nonce".into(), Value::Binary(NONCE.to_vec())),
+            ("auth".into(), Value::Binary(auth.to_vec())),
+            ("keepalive".into(), true.into()),
+        ];
+        send(stream, Value::Array(vec!["HELO".into(), Value::Map(options)])).await?;
+        let (ping, _) = next(stream, buffer).await?;
+        let ping = ping.as_array().expect("PING").clone();
+        assert_eq!((ping.len(), ping[0].as_str()), (6, Some("PING")));
+        let host = ping[1].as_str().unwrap();
+        let Value::Binary(salt) = &ping[2] else { panic!("salt") };
+        let good_key = ping[3].as_str() == Some(&hex(&[salt, host.as_bytes(), NONCE, KEY.as_bytes()]));
+        let good_user = match self.user {
+            None => ping[4].as_str() == Some("") && ping[5].as_str() == Some(""),
+            Some((user, password)) => {
+                ping[4].as_str() == Some(user)
+                    && ping[5].as_str() == Some(&hex(&[AUTH, user.as_bytes(), password.as_bytes()]))
+            }
+        };
+        let reason = if good_key && good_user { "" } else { "shared_key mismatch" };
+        let digest = hex(&[salt, b"receiver", NONCE, KEY.as_bytes()]);
+        let good = good_key && good_user;
+        send(stream, Value::Array(vec!["PONG".into(), good.into(), reason.into(), "receiver".into(), digest.into()]))
+            .await?;
+        good.then_some(())
+    }
+}
+
+fn hex(parts: &[&[u8]]) -> String {
+    digest(&SHA512, &parts.concat()).as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+async fn send(stream: &mut (impl AsyncWrite + Unpin), value: Value) -> Option<()> {
+    let mut out = Vec::new();
+    rmpv::encode::write_value(&mut out, &value).unwrap();
+    stream.write_all(&out).await.ok()
+}
+
+/// The next value and its bytes; `None` at the end of the connection.
+async fn next(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<(Value, Vec<u8>)> {
+    loop {
+        let mut rest = &buffer[..];
+        if !rest.is_empty()
+            && let Ok(value) = rmpv::decode::read_value(&mut rest)
+        {
+            let used = buffer.len() - rest.len();
+            return Some((value, buffer.drain(..used).collect()));
+        }
+        if stream.read_buf(buffer).await.ok()? == 0 {
+            assert!(buffer.is_empty() || buffer.len() > 1, "a torn frame");
+            return None;
+        }
+    }
+}
+
+fn to_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Nil => serde_json::Value::Null,
+        Value::Boolean(b) => (*b).into(),
+        Value::Integer(n) => n.as_i64().map_or_else(|| n.as_u64().into(), Into::into),
+        Value::F64(n) => (*n).into(),
+        Value::String(s) => s.as_str().unwrap().into(),
+        Value::Array(items) => items.iter().map(to_json).collect(),
+        Value::Map(members) => members.iter().map(|(k, v)| (k.as_str().unwrap().to_owned(), to_json(v))).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn table(servers: &[u16], more: &str) -> String {
+    let servers: Vec<String> = servers.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+    format!("type = \"fluent_forward\"\nservers = [{}]\nframe_bytes_max = 65536\n{more}\n", servers.join(", "))
+}
+
+#[tokio::test]
+async fn both_forms_of_a_frame_carry_the_truth() {
+    for compression in ["none", "gzip"] {
+        let receiver = Receiver::new(|_| Mood::Ack);
+        let (port, serving) = receiver.listen(0).await;
+        let comparison =
+            pass(&table(&[port], &format!("compression = \"{compression}\"")), 12, 40, &receiver.received).await;
+        assert!(comparison.is_clean(), "{compression}: {comparison}");
+        assert!(receiver.frames.lock().unwrap().iter().all(|(bytes, _)| bytes.len() <= 65_536));
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_answers_wrongly_at_random_and_is_restarted_loses_nothing() {
+    let receiver = Receiver::new(|number| {
+        let mut rng = fastrand::Rng::with_seed(number as u64);
+        let moods = [Mood::WrongId, Mood::EmptyMap, Mood::Close, Mood::TakeAndClose];
+        if rng.f32() < 0.3 { moods[rng.usize(..4)] } else { Mood::Ack }
+    });
+    let (port, mut serving) = receiver.listen(0).await;
+    let again = receiver.clone();
+    let killer = tokio::spawn(async move {
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            serving.abort();
+            let _ = (&mut serving).await;
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            serving = again.listen(port).await.1;
+        }
+        serving
+    });
+    let comparison = pass(&table(&[port], ""), 40, 60, &receiver.received).await;
+    assert_nothing_lost(&comparison);
+    killer.await.unwrap().abort();
+}
+
+#[tokio::test]
+async fn a_receiver_that_refuses_for_minutes_gets_everything_afterwards() {
+    let clock = FastClock::new();
+    let (time, until) = (clock.clone(), clock.monotonic() + Duration::from_secs(180));
+    let receiver = Receiver::new(move |_| if time.monotonic() < until { Mood::EmptyMap } else { Mood::Ack });
+    let (port, serving) = receiver.listen(0).await;
+    let comparison = pass_at(&table(&[port], ""), 12, 40, &receiver.received, clock).await;
+    assert!(comparison.is_clean(), "{comparison}");
+    serving.abort();
+}
+
+/// Every answer that is not the exact id refuses, and the same frame comes again.
+#[tokio::test]
+async fn whatever_is_not_the_frames_own_id_is_a_refusal() {
+    for (mood, why) in [
+        (Mood::WrongId, "acknowledged something that was not sent"),
+        (Mood::EmptyMap, "could not deliver"),
+        (Mood::Close, "closed the connection"),
+        (Mood::Silent, "no acknowledgement within 30 s"),
+    ] {
+        let receiver = Receiver::new(move |number| if number == 0 { mood } else { Mood::Ack });
+        let (port, serving) = receiver.listen(0).await;
+        let mut sink = sink(&table(&[port], "ack_timeout_secs = 30"), &FastClock::new());
+        let group = [batch(&["{\"a\":1}", "{\"b\":[1.5,null,true,{\"c\":\"d\"}]}"])];
+        let refused = sink.write(&group).await;
+        assert!(matches!(&refused[..], [Written::Refused { why: told, .. }] if told.contains(why)), "{refused:?}");
+        assert_eq!(sink.write(&group).await, [Written::Delivered]);
+        let frames = receiver.frames.lock().unwrap().clone();
+        assert_eq!(frames.len(), 2);
+        assert_eq!(frames[0], frames[1], "the same bytes");
+        assert_eq!(receiver.received.all()[1], serde_json::json!({ "b": [1.5, null, true, { "c": "d" }] }));
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn several_frames_are_under_way_and_acknowledged_in_any_order() {
+    let receiver = Receiver { hold: 3, ..Receiver::new(|_| Mood::Ack) };
+    let (port, serving) = receiver.listen(0).await;
+    let mut sink = sink(&table(&[port], "frames_in_flight_max = 3\nbatch_records_max = 1"), &FastClock::new());
+    let group: Vec<_> = (0..6).map(|n| batch(&[&format!("{{\"n\":{n}}}")])).collect();
+    assert_eq!(sink.write(&group).await, vec![Written::Delivered; 6]);
+    // With a fourth outstanding only, the held ones never come: what was confirmed stays confirmed.
+    let group: Vec<_> = (0..4).map(|n| batch(&[&format!("{{\"n\":{n}}}")])).collect();
+    let written = sink.write(&group).await;
+    assert_eq!(written.iter().filter(|w| **w == Written::Delivered).count(), 3);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn the_next_server_takes_over() {
+    let (down, up) = (Receiver::new(|_| Mood::EmptyMap), Receiver::new(|_| Mood::Ack));
+    let (first, serving_first) = down.listen(0).await;
+    let (second, serving_second) = up.listen(0).await;
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let comparison = pass(&table(&[unused, first, second], ""), 12, 40, &up.received).await;
+    assert!(comparison.is_clean(), "{comparison}");
+    assert!(down.count.load(Ordering::SeqCst) > 0);
+    serving_first.abort();
+    serving_second.abort();
+}
+
+#[tokio::test]
+async fn both_sides_prove_that_they_know_the_key() {
+    let (good_key, bad_key) = (format!("shared_key = \"{KEY}\""), "shared_key = \"another\"");
+    let user = "username = \"u\"\npassword = \"p\"";
+    for (keyed, asks_user, more, why) in [
+        (true, false, good_key.clone(), None),
+        (true, true, format!("{good_key}\n{user}"), None),
+        // A receiver without users takes a client that has one.
+        (true, false, format!("{good_key}\n{user}"), None),
+        (true, true, good_key.clone(), Some("asks for a user name")),
+        (true, false, bad_key.to_owned(), Some("refuses us: shared_key mismatch")),
+        (true, false, String::new(), Some("asks for a `shared_key`")),
+    ] {
+        let user = asks_user.then_some(("u", "p"));
+        let receiver = Receiver { keyed, user, ..Receiver::new(|_| Mood::Ack) };
+        let (port, serving) = receiver.listen(0).await;
+        let mut sink = sink(&table(&[port], &more), &FastClock::new());
+        let written = sink.write(&[batch(&["{}"])]).await;
+        match why {
+            None => assert_eq!(written, [Written::Delivered], "{more}"),
+            Some(why) => {
+                assert!(
+                    matches!(&written[..], [Written::Refused { why: told, .. }] if told.contains(why)),
+                    "{written:?}"
+                );
+            }
+        }
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_the_authority_in_the_file_and_no_other() {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let receiver = Receiver { tls: Some(Arc::new(tls)), ..Receiver::new(|_| Mood::Ack) };
+    let (port, serving) = receiver.listen(0).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, other) = (dir.path().join("ca.pem"), dir.path().join("other.pem"));
+    std::fs::write(&ca, certified.cert.pem()).unwrap();
+    std::fs::write(&other, rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap().cert.pem()).unwrap();
+    for (file, delivered) in [(&ca, true), (&other, false)] {
+        let table = table(&[port], &format!("tls = true\nca_file = \"{}\"", file.display()));
+        let mut sink = sink(&table.replace("127.0.0.1", "localhost"), &FastClock::new());
+        let written = sink.write(&[batch(&["{}"])]).await;
+        assert_eq!(written == [Written::Delivered], delivered, "{written:?}");
+    }
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_record_no_frame_can_hold_is_rejected_and_its_neighbours_are_not() {
+    let receiver = Receiver::new(|_| Mood::Ack);
+    let (port, serving) = receiver.listen(0).await;
+    let mut sink = sink(&table(&[port], ""), &FastClock::new());
+    let huge = format!("{{\"x\":\"{}\"}}", "y".repeat(70_000));
+    // Doubles take nine bytes where JSON has four: such frames are made smaller, not refused.
+    let doubles = format!("{{\"d\":[{}1.5]}}", "1.5,".repeat(4_000));
+    let written = sink.write(&[batch(&["{}"]), batch(&[&huge]), batch(&[doubles.as_str(); 3]), batch(&["{}"])]).await;
+    assert!(matches!(&written[1], Written::Rejected(why) if why.contains("frame_bytes_max")), "{written:?}");
+    assert!([0, 2, 3].iter().all(|i| written[*i] == Written::Delivered), "{written:?}");
+    serving.abort();
+}
+
+/// `FLUENT_BIT` names the program, or `PATH` does.
+fn fluent_bit() -> Option<PathBuf> {
+    crate::agents::program("FLUENT_BIT", "fluent-bit")
+}
+
+#[tokio::test]
+async fn a_real_fluent_bit_receives_the_truth_through_kills() {
+    let Some(program) = fluent_bit() else {
+        eprintln!("skipped: no fluent-bit (set FLUENT_BIT or PATH)");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let start = || {
+        tokio::process::Command::new(&program)
+            .args(["-q", "-f", "1"])
+            .args(["-s", &dir.path().join("s.conf").display().to_string()])
+            .args(["-c", &dir.path().join("f.conf").display().to_string()])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    };
+    std::fs::write(dir.path().join("s.conf"), "").unwrap();
+    let config = format!(
+        "[SERVICE]\n  flush 1\n  grace 2\n  storage.path {d}/chunks\n  storage.sync full\n\
+         [INPUT]\n  name forward\n  listen 127.0.0.1\n  port {port}\n  storage.type filesystem\n\
+         [OUTPUT]\n  name file\n  match *\n  path {d}\n  file out\n  format plain\n  workers 0\n",
+        d = dir.path().display(),
+    );
+    let config = config.replace("  workers 0\n", "");
+    std::fs::write(dir.path().join("f.conf"), config).unwrap();
+    let mut child = start();
+    let clock = FastClock::new();
+    let (sim, tenant) = crate::truth::tenant(clock.clone(), 30, 60).await;
+    let received = Received::default();
+    let table = table(&[port], "ack_timeout_secs = 600");
+    let killer = async {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            child.kill().await.unwrap();
+            child = start();
+        }
+    };
+    let passing = crate::truth::pass_in(&table, &sim, &tenant, clock.clone());
+    tokio::join!(killer, passing);
+    // Its output runs once a second.
+    let mut comparison = None;
+    for _ in 0..100 {
+        let text = std::fs::read_to_string(dir.path().join("out")).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let found = crate::truth::compare(&sim, lines.collect());
+        let complete = found.lost.is_empty();
+        comparison = Some(found);
+        if complete {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_nothing_lost(&comparison.unwrap());
+    child.kill().await.unwrap();
+    drop(received);
+}

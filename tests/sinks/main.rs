@@ -1,0 +1,8 @@
+//! The sinks against strict receivers written from the protocols' specifications, and against the real agents that
+//! are installed: what a simulated tenant published is what arrives.
+
+mod agents;
+mod forward;
+mod http;
+mod otlp;
+mod truth;

@@ -1,0 +1,289 @@
+//! The `otlp` sink against receivers generated from the OpenTelemetry protocol's own definitions.
+
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response as HttpResponse};
+use axum::routing::post;
+use m365_audit::hosts::embedded::sink::Written;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::AnyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::codec::CompressionEncoding;
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+
+use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, sink};
+
+/// How a receiver answers its n-th request.
+enum Mood {
+    Take,
+    Fail(Code),
+    /// Take the records but those whose id begins so, and say how many those are.
+    TakeBut(char),
+}
+
+#[derive(Clone)]
+struct Receiver {
+    mood: Arc<dyn Fn(usize) -> Mood + Send + Sync>,
+    received: Received,
+    requests: Arc<Mutex<Vec<ExportLogsServiceRequest>>>,
+}
+
+impl Receiver {
+    fn new(mood: impl Fn(usize) -> Mood + Send + Sync + 'static) -> Self {
+        Self { mood: Arc::new(mood), received: Received::default(), requests: Arc::default() }
+    }
+
+    async fn grpc(&self, port: u16) -> (u16, JoinHandle<()>) {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // The Collector's own bound.
+        let service = LogsServiceServer::new(self.clone())
+            .accept_compressed(CompressionEncoding::Gzip)
+            .max_decoding_message_size(4 << 20);
+        let serving = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+        (port, tokio::spawn(async move { drop(serving.await) }))
+    }
+
+    async fn http(&self) -> (u16, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let receiver = self.clone();
+        let take = move |headers: HeaderMap, body: Bytes| async move { receiver.take_http(&headers, &body) };
+        let router = Router::new().route("/v1/logs", post(take)).layer(axum::extract::DefaultBodyLimit::disable());
+        (port, tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }))
+    }
+
+    fn take(&self, request: ExportLogsServiceRequest) -> Result<ExportLogsServiceResponse, Status> {
+        let number = {
+            let mut requests = self.requests.lock().unwrap();
+            requests.push(request.clone());
+            requests.len() - 1
+        };
+        let mut bodies = Vec::new();
+        for resource in &request.resource_logs {
+            let attributes = &resource.resource.as_ref().expect("a resource").attributes;
+            assert!(attributes.iter().any(|a| a.key == "service.name" && is(&a.value, "m365-audit")));
+            for scope in &resource.scope_logs {
+                assert_eq!(scope.scope.as_ref().expect("a scope").name, "m365-audit");
+                bodies.extend(scope.log_records.iter().map(json_body));
+            }
+        }
+        assert!(!bodies.is_empty());
+        match (self.mood)(number) {
+            Mood::Take => {}
+            Mood::Fail(code) => return Err(Status::new(code, "not today")),
+            Mood::TakeBut(start) => {
+                let all = bodies.len();
+                bodies.retain(|b| b["event_id"].as_str().is_none_or(|id| !id.starts_with(start)));
+                let rejected = (all - bodies.len()) as i64;
+                self.received.extend(bodies);
+                let error_message = if rejected > 0 { "bad records".to_owned() } else { String::new() };
+                let partial = ExportLogsPartialSuccess { rejected_log_records: rejected, error_message };
+                return Ok(ExportLogsServiceResponse { partial_success: Some(partial) });
+            }
+        }
+        self.received.extend(bodies);
+        Ok(ExportLogsServiceResponse { partial_success: None })
+    }
+
+    fn take_http(&self, headers: &HeaderMap, body: &[u8]) -> HttpResponse {
+        assert_eq!(headers["content-type"], "application/x-protobuf");
+        let mut plain = Vec::new();
+        match headers.get("content-encoding") {
+            Some(encoding) => {
+                assert_eq!(encoding, "gzip");
+                flate2::read::GzDecoder::new(body).read_to_end(&mut plain).unwrap();
+            }
+            None => plain.extend_from_slice(body),
+        }
+        match self.take(ExportLogsServiceRequest::decode(plain.as_slice()).unwrap()) {
+            Ok(response) => ([("content-type", "application/x-protobuf")], response.encode_to_vec()).into_response(),
+            Err(status) => {
+                let code = match status.code() {
+                    Code::InvalidArgument => 400,
+                    Code::Internal => 500,
+                    _ => 503,
+                };
+                (StatusCode::from_u16(code).unwrap(), [("retry-after", "3")], "\u{12}\u{9}not today").into_response()
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl LogsService for Receiver {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        self.take(request.into_inner()).map(Response::new)
+    }
+}
+
+fn is(value: &Option<AnyValue>, text: &str) -> bool {
+    matches!(value.as_ref().and_then(|v| v.value.as_ref()), Some(Value::StringValue(s)) if s == text)
+}
+
+fn json_body(record: &LogRecord) -> serde_json::Value {
+    to_json(record.body.as_ref().expect("a body"))
+}
+
+fn to_json(value: &AnyValue) -> serde_json::Value {
+    match value.value.as_ref() {
+        None => serde_json::Value::Null,
+        Some(Value::StringValue(s)) => s.as_str().into(),
+        Some(Value::BoolValue(b)) => (*b).into(),
+        Some(Value::IntValue(n)) => (*n).into(),
+        Some(Value::DoubleValue(n)) => (*n).into(),
+        Some(Value::ArrayValue(array)) => array.values.iter().map(to_json).collect(),
+        Some(Value::KvlistValue(list)) => {
+            list.values.iter().map(|kv| (kv.key.clone(), to_json(kv.value.as_ref().unwrap()))).collect()
+        }
+        Some(other) => panic!("{other:?}"),
+    }
+}
+
+fn table(protocol: &str, port: u16, more: &str) -> String {
+    format!(
+        "type = \"otlp\"\nendpoint = \"http://127.0.0.1:{port}\"\nprotocol = \"{protocol}\"\n\
+         batch_bytes_max = 65536\n{more}\n"
+    )
+}
+
+#[tokio::test]
+async fn both_transports_carry_the_truth() {
+    for protocol in ["grpc", "http"] {
+        for compression in ["none", "gzip"] {
+            let receiver = Receiver::new(|_| Mood::Take);
+            let (port, serving) = if protocol == "grpc" { receiver.grpc(0).await } else { receiver.http().await };
+            let table = table(protocol, port, &format!("compression = \"{compression}\""));
+            let comparison = pass(&table, 12, 40, &receiver.received).await;
+            assert!(comparison.is_clean(), "{protocol} {compression}: {comparison}");
+            serving.abort();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_receiver_that_fails_at_random_and_is_restarted_loses_nothing() {
+    let receiver = Receiver::new(|number| {
+        let mut rng = fastrand::Rng::with_seed(number as u64);
+        let code = [Code::Unavailable, Code::Internal, Code::Aborted, Code::DataLoss][rng.usize(..4)];
+        if rng.f32() < 0.4 { Mood::Fail(code) } else { Mood::Take }
+    });
+    let (port, mut serving) = receiver.grpc(0).await;
+    let again = receiver.clone();
+    let killer = tokio::spawn(async move {
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            serving.abort();
+            let _ = (&mut serving).await;
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            serving = again.grpc(port).await.1;
+        }
+        serving
+    });
+    let comparison = pass(&table("grpc", port, ""), 40, 60, &receiver.received).await;
+    assert_nothing_lost(&comparison);
+    killer.await.unwrap().abort();
+}
+
+#[tokio::test]
+async fn of_a_partial_success_only_the_rejected_records_are_missing_in_the_end() {
+    for protocol in ["grpc", "http"] {
+        let receiver = Receiver::new(|_| Mood::TakeBut('b'));
+        let (port, serving) = if protocol == "grpc" { receiver.grpc(0).await } else { receiver.http().await };
+        let comparison = pass(&table(protocol, port, ""), 10, 20, &receiver.received).await;
+        assert!(!comparison.lost.is_empty(), "{comparison}");
+        assert!(comparison.lost.iter().all(|id| id.starts_with('b')), "{comparison}");
+        assert!(comparison.altered.is_empty() && comparison.unexpected.is_empty(), "{comparison}");
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn failures_over_http_are_told_apart() {
+    let receiver =
+        Receiver::new(|number| Mood::Fail([Code::Unavailable, Code::Internal, Code::InvalidArgument][number]));
+    let (port, serving) = receiver.http().await;
+    let clock = FastClock::new();
+    let mut sink = sink(&table("http", port, ""), &clock);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.extend(sink.write(&[batch(&["{}"])]).await);
+    }
+    let refused = |why: &str| Written::Refused { why: why.into(), retry_after: Some(Duration::from_secs(3)) };
+    assert_eq!(
+        seen,
+        [
+            refused("answer 503 Service Unavailable: not today"),
+            refused("answer 500 Internal Server Error: not today"),
+            Written::Rejected("answer 400 Bad Request: not today".into()),
+        ]
+    );
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_record_has_its_time_severity_and_attributes() {
+    let receiver = Receiver::new(|_| Mood::Take);
+    let (port, serving) = receiver.grpc(0).await;
+    let clock = FastClock::new();
+    let mut sink = sink(&table("grpc", port, "headers = { X-Scope-OrgID = \"soc\" }"), &clock);
+    let line = r#"{"event_id":"e1","event_type":"m365.exchange.send","operation":"Send","record_type":2,"src_ip":"192.0.2.1","actor":{"name":"a@b.c"},"raw":{"deep":[1.5,null,true]}}"#;
+    assert_eq!(sink.write(&[batch(&[line])]).await, [Written::Delivered]);
+    let requests = receiver.requests.lock().unwrap();
+    let record = &requests[0].resource_logs[0].scope_logs[0].log_records[0];
+    assert_eq!(json_body(record), serde_json::from_str::<serde_json::Value>(line).unwrap());
+    assert_eq!((record.severity_number, record.severity_text.as_str()), (17, "high"));
+    assert_eq!(record.time_unix_nano, 1_777_629_600_000_000_001);
+    assert!(record.observed_time_unix_nano > record.time_unix_nano);
+    assert_eq!(record.event_name, "m365.exchange.send");
+    let attributes: Vec<(String, String)> = record
+        .attributes
+        .iter()
+        .map(|a| (a.key.clone(), to_json(a.value.as_ref().unwrap()).as_str().unwrap().to_owned()))
+        .collect();
+    let expected = [
+        ("m365.tenant_id", "11111111-2222-3333-4444-555555555555"),
+        ("m365.content_type", "Audit.General"),
+        ("m365.id", "e1"),
+        ("m365.operation", "Send"),
+        ("user.name", "a@b.c"),
+        ("client.address", "192.0.2.1"),
+    ];
+    assert_eq!(attributes, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    serving.abort();
+}
+
+/// A message over the receiver's bound is refused by gRPC for good; its records arrive in smaller ones.
+#[tokio::test]
+async fn a_request_that_is_too_large_is_sent_in_smaller_parts() {
+    let receiver = Receiver::new(|_| Mood::Take);
+    let (port, serving) = receiver.grpc(0).await;
+    let clock = FastClock::new();
+    let more = "compression = \"none\"\nbatch_records_max = 100000".to_owned();
+    let table = table("grpc", port, &more).replace("65536", "67108864");
+    let mut sink = sink(&table, &clock);
+    let line = format!("{{\"x\":\"{}\"}}", "y".repeat(1 << 20));
+    let small = [batch(&[&line]), batch(&[&line]), batch(&[&line]), batch(&[&line]), batch(&[&line])];
+    assert_eq!(sink.write(&small).await, vec![Written::Delivered; 5]);
+    assert_eq!(receiver.received.count(), 5);
+    let large = batch(&[line.as_str(); 5]);
+    assert!(matches!(&sink.write(&[large]).await[..], [Written::Rejected(_)]));
+    serving.abort();
+}
