@@ -1,10 +1,13 @@
 //! Events per second and bytes per second of parse and render, over the fixture events.
 
+use std::sync::Arc;
+
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use m365_audit::config::{Format, RawForm};
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::normalise::{BlobContext, Event, Normaliser, Settings};
+use m365_audit::severity::Rules;
 
 const FAMILIES: [&str; 4] = [
     include_str!("../tests/fixtures/records/entra.ndjson"),
@@ -38,7 +41,8 @@ fn parse(bencher: Bencher<'_, '_>) {
     });
 }
 
-#[divan::bench(args = ["native", "native, no raw", "raw"])]
+/// The catalogue costs what stands between the first two.
+#[divan::bench(args = ["native", "native, no rules", "native, no raw", "ecs", "ocsf", "raw", "raw, no rules"])]
 fn parse_and_render(bencher: Bencher<'_, '_>, shape: &str) {
     let events = events();
     let tenant: TenantId = "7f3c0000-0000-0000-0000-000000000001".parse().expect("a GUID");
@@ -49,8 +53,14 @@ fn parse_and_render(bencher: Bencher<'_, '_>, shape: &str) {
         content_created: "2026-05-01T10:05:00.123Z".parse().expect("a time"),
     };
     let normaliser = Normaliser::new(Settings {
-        format: if shape == "raw" { Format::Raw } else { Format::Native },
-        raw: if shape == "native" { RawForm::Object } else { RawForm::None },
+        format: match shape {
+            "ecs" => Format::Ecs,
+            "ocsf" => Format::Ocsf,
+            shape if shape.starts_with("raw") => Format::Raw,
+            _ => Format::Native,
+        },
+        raw: if shape.contains("no raw") { RawForm::None } else { RawForm::Object },
+        rules: if shape.contains("no rules") { Arc::new(Rules::none()) } else { Rules::built_in() },
         ..Settings::default()
     });
     let mut out = Vec::new();

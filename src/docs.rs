@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::metrics;
 use crate::plugin::manifest_toml;
+use crate::severity::words::{about, condition};
 
 /// One generated file.
 pub struct Document {
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Document> {
         document("docs/configuration.md", configuration()),
         document("docs/metrics.md", metrics_page()),
         document("docs/record.md", record_page()),
+        document("docs/rules.md", rules_page()),
         document("docs/schema/config.json", pretty(&config_schema())),
         document("docs/schema/record.json", pretty(&record_schema())),
         document("plugin.toml", plugin()),
@@ -79,6 +81,9 @@ fn configuration() -> String {
         let name = name.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
         let _ = writeln!(page, "| `{name}` | {} | {} |", cloud.api_url(), cloud.authority_url());
     }
+    let schema = source_schema()["properties"]["severity"].clone();
+    let keys = keys_of::<crate::config::SeverityConfig>();
+    section(&mut page, "`[sources.<name>.severity]`", schema["description"].as_str(), &schema, keys);
     for kind in SINK_KINDS {
         let schema = sink_schema(kind);
         let keys: Vec<&str> = std::iter::once("inputs").chain((kind.keys)().iter().copied()).collect();
@@ -149,6 +154,132 @@ fn metrics_page() -> String {
     }
     page
 }
+
+/// The reference of every rule.
+fn rules_page() -> String {
+    let mut page = format!(
+        "{NOTICE}\n\n# Rules\n\n\
+         An event's severity is the highest of the rules that match it; without one it is info. Every record names the \
+         rules (`severity_rule`) and their reasons (`severity_reason`). `m365-audit explain FILE` shows it event by event.\n\n\
+         - Rows marked *specification* are not lowered when the operation failed; others lose one step from medium up, \
+         unless they describe a failure.\n\
+         - Rows marked *refinement* contradict such a row and are off unless `severity.refine = true`, which also lowers \
+         failed operations of the specification's rows.\n\
+         - `drop` leaves the event out where `drop_routine` is on, unless another rule says more or the record is \
+         flagged by data loss prevention. What is left out is counted by rule in \
+         `m365_audit_dropped_events_total`.\n\
+         - Built-in rules are changed under `[sources.<name>.severity]`; see `docs/configuration.md`.\n\n{RULE_FORM}"
+    );
+    for (area, rules) in crate::severity::areas() {
+        let _ =
+            write!(page, "\n## {area}\n\n| id | severity | when | why | ATT&CK |\n| --- | --- | --- | --- | --- |\n");
+        for rule in rules {
+            let mut severity = rule.verdict.as_str().to_owned();
+            if !rule.severity_from.is_empty() {
+                severity = format!("as `{}` says, else {severity}", rule.severity_from.join("`, `"));
+            }
+            for case in &rule.cases {
+                let when: Vec<String> = case.when.iter().map(condition).collect();
+                let _ = write!(severity, "; {} if {}", case.verdict.as_str(), when.join(", and "));
+            }
+            let mark = match (rule.spec, rule.refine) {
+                (true, _) => " *specification*",
+                (_, true) => " *refinement*",
+                _ => "",
+            };
+            let replaces = match rule.replaces.as_slice() {
+                [] => String::new(),
+                ids => format!("; takes the place of {}", ids.join(", ")),
+            };
+            let reference = rule.reference.as_deref().map(|url| format!(" [more]({url})")).unwrap_or_default();
+            let _ = writeln!(
+                page,
+                "| {}{mark} | {} | {}{replaces} | {}{reference} | {} |",
+                rule.id,
+                cell(&severity),
+                cell(&about(&rule)),
+                cell(&rule.reason),
+                rule.technique.as_deref().unwrap_or_default()
+            );
+        }
+    }
+    page
+}
+
+/// Text fit for a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('*', "\\*").replace('\0', "NUL")
+}
+
+/// The form of rules, for operators.
+const RULE_FORM: &str = r#"## Rules of your own
+
+```toml
+[sources.contoso.severity]
+refine = false
+rules_file = "/etc/m365-audit/rules.toml"   # the same as below, with `[[rule]]`
+
+[[sources.contoso.severity.rules]]          # change a built-in rule: only the keys given
+id = "EX-01"
+severity = "critical"
+
+[[sources.contoso.severity.rules]]          # take one away
+id = "SP-12"
+disable = true
+
+[[sources.contoso.severity.rules]]          # add one; `drop` leaves events out, `unless` is what to keep
+id = "OURS-1"
+operations = ["Set-User", "Get-*"]
+record_types = [1]
+when = [{ actor = "service" }]
+unless = [{ parameter = ["Identity"], like = ["*ceo*"] }]
+severity = "drop"
+reason = "upkeep by Microsoft's services"
+```
+
+| key | meaning |
+| --- | --- |
+| `operations` | names, compared without case and trailing full stop; a `*` at the end takes every name that begins so |
+| `record_types` | numbers of `RecordType`; beside `operations` both must fit |
+| `when` | conditions that must all hold |
+| `unless` | conditions of which none may hold |
+| `severity` | `drop`, `info`, `low`, `medium`, `high`, `critical` |
+| `severity_from` | paths of members whose word (`Low`, `Informational`, …) counts instead, the highest of them; `steps_below` lowers it |
+| `cases` | `[{ when = […], severity = "…", reason = "…" }]`: the first that holds decides instead |
+| `replaces` | ids of wider rules whose place this one takes |
+| `fallback` | counts only where no other rule matched |
+| `failure_counts` | the rule describes a failure, so a failed operation does not lower it |
+| `reason`, `reference`, `technique` | why, where to read on, ATT&CK |
+| `show` | subjects whose values stand behind the reason |
+
+A condition is a table with one subject and at most one test. Names and texts in lists are alternatives; `*` stands for
+any run of characters and case does not count.
+
+| subject | what is looked at |
+| --- | --- |
+| `parameter = ["ForwardTo"]` | cmdlet parameters, as a list, an object or cmdlet text |
+| `inbox_rule = ["ForwardTo"]` | an inbox rule's parts under the names of `New-InboxRule`, whatever made it |
+| `property = ["RequestType"]` | `ExtendedProperties`, `OperationProperties`, `ExtraProperties`, `PropertyCollection` |
+| `modified = ["Role.TemplateId"]` | the new value of a modified property |
+| `field = ["Item.Subject"]` | members by path, lists looked through |
+| `user = ["urn:spo:anon#*"]`, `user_agent = ["*PowerShell*"]` | patterns of `UserId`, of the user agent |
+| `user_type = [3]`, `record_type = [11]` | numbers |
+| `address = ["203.0.113.0/24"]` | the actor's address |
+| `actor = "service"` | `service`, `application`, `person`, `guest`, `anonymous` |
+| `any = [{ … }]`, `all = [{ … }]` | one of these, all of these |
+
+| test | holds when the value |
+| --- | --- |
+| none | is there |
+| `is = "set"`, `"blank"` | holds something other than blank and `$null`; holds nothing |
+| `is = "true"`, `"false"` | is true, is false |
+| `is = "external"`, `"internal"`, `"undecided"` | names somebody outside; only people inside; somebody who can be shown neither |
+| `is = "hidden_folder"`, `"odd_name"` | is a folder nobody reads; is empty, punctuation, or three characters at most |
+| `like = ["*@x.example"]` | has one of these forms |
+| `at_least = 1`, `at_most = 9` | begins with such a number |
+| `change = "emptied"`, `"grown"`, `"any"`; `old = ["…"]` | of `modified`: how it changed, what it was |
+| `not = true` | turns the answer round |
+"#;
 
 /// The reference of the native record.
 fn record_page() -> String {

@@ -1,14 +1,16 @@
 //! Records made of fixture events: every family against its expected lines, and the severities of the whole
 //! development corpus where it is present.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use m365_audit::config::{Format, RawForm};
+use m365_audit::config::{Format, OcsfVersion, RawForm};
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::normalise::{BlobContext, Event, Normaliser, Rendered, Settings};
+use m365_audit::normalise::{BlobContext, Event, Mask, Normaliser, Rendered, Settings};
 use m365_audit::severity::Rules;
+use serde_json::Value;
 
 /// A fixture file and the content type its events would be listed under.
 const FAMILIES: &[(&str, ContentType)] = &[
@@ -51,26 +53,191 @@ fn render(settings: Settings, event: &str, content_type: ContentType) -> Result<
     }
 }
 
+/// Each format and how its expected files are called.
+const FORMATS: &[(Format, &str)] = &[(Format::Native, "expected"), (Format::Ecs, "ecs"), (Format::Ocsf, "ocsf")];
+
 #[test]
 fn fixture_events_become_the_expected_records() {
     let mut stale = Vec::new();
     for (family, content_type) in FAMILIES {
         let events = fs::read_to_string(fixture(&format!("{family}.ndjson"))).unwrap();
-        let mut actual = String::new();
-        for event in events.lines() {
-            match render(settings(RawForm::None), event, *content_type) {
-                Ok(record) => actual.push_str(&record),
-                Err(rule) => actual.push_str(&format!("dropped by {rule}")),
+        for (format, suffix) in FORMATS {
+            let mut actual = String::new();
+            for event in events.lines() {
+                match render(Settings { format: *format, ..settings(RawForm::None) }, event, *content_type) {
+                    Ok(record) => actual.push_str(&record),
+                    Err(rule) => actual.push_str(&format!("dropped by {rule}")),
+                }
+                actual.push('\n');
             }
-            actual.push('\n');
-        }
-        let path = fixture(&format!("{family}.expected.ndjson"));
-        if fs::read_to_string(&path).unwrap_or_default() != actual {
-            fs::write(&path, actual).unwrap();
-            stale.push(path);
+            let path = fixture(&format!("{family}.{suffix}.ndjson"));
+            if fs::read_to_string(&path).unwrap_or_default() != actual {
+                fs::write(&path, actual).unwrap();
+                stale.push(path);
+            }
         }
     }
     assert!(stale.is_empty(), "rewritten, look at the difference and run again: {stale:?}");
+}
+
+/// Every event there is to try a format on: fixtures, and the corpus where it is there.
+fn all_events() -> Vec<String> {
+    let fixtures = all_fixture_events().into_iter().map(|(event, _)| event);
+    fixtures.chain(corpus().unwrap_or_default().into_iter().map(|row| row.event)).collect()
+}
+
+fn in_format(format: Format, ocsf_version: OcsfVersion, event: &str) -> Value {
+    let settings = Settings { format, ocsf_version, drop_routine: false, ..Settings::default() };
+    let record = render(settings, event, ContentType::General).unwrap();
+    assert!(!record.contains(['\r', '\n']), "{record}");
+    serde_json::from_str(&record).unwrap_or_else(|error| panic!("{error}: {record}"))
+}
+
+#[test]
+fn no_ecs_field_has_two_types_and_the_original_is_whole() {
+    fn walk(path: &str, value: &Value, types: &mut BTreeMap<String, &'static str>) {
+        let kind = match value {
+            Value::Object(members) => {
+                for (key, value) in members {
+                    assert!(!value.is_null() && value != "", "{path}.{key}");
+                    // Dynamic keys would have blanks, dots or capitals.
+                    assert!(
+                        key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_@".contains(c)),
+                        "{path}.{key}"
+                    );
+                    walk(&format!("{path}.{key}"), value, types);
+                }
+                "object"
+            }
+            Value::Array(items) => {
+                for item in items {
+                    walk(&format!("{path}[]"), item, types);
+                }
+                "array"
+            }
+            Value::String(_) => "string",
+            Value::Number(_) => "number",
+            Value::Bool(_) => "boolean",
+            Value::Null => "null",
+        };
+        let known = types.entry(path.to_owned()).or_insert(kind);
+        assert_eq!(*known, kind, "{path}");
+    }
+    let mut types = BTreeMap::new();
+    for event in all_events() {
+        let record = in_format(Format::Ecs, OcsfVersion::default(), &event);
+        walk("", &record, &mut types);
+        let original = record["event"]["original"].as_str().unwrap();
+        let masked = record["m365"]["audit"]["raw_masked"] == true;
+        assert!(masked || original == event.trim(), "{original}");
+    }
+}
+
+#[test]
+fn every_ocsf_record_is_valid_against_the_published_schema() {
+    for (version, name) in [(OcsfVersion::V1_8_0, "1.8.0"), (OcsfVersion::V1_1_0, "1.1.0")] {
+        let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/ocsf/{name}.json"));
+        let schema: Value = serde_json::from_str(&fs::read_to_string(schema).unwrap()).unwrap();
+        let mut faults = Vec::new();
+        for event in all_events() {
+            let record = in_format(Format::Ocsf, version, &event);
+            assert_eq!(record["metadata"]["version"], name);
+            let class = &schema["classes"][record["class_uid"].to_string()];
+            assert!(class.is_object(), "{}", record["class_uid"]);
+            let profiles = record["metadata"]["profiles"].as_array().cloned().unwrap_or_default();
+            assert_eq!(record["class_name"], class["caption"]);
+            assert_eq!(record["category_name"], schema["categories"][record["category_uid"].to_string()]);
+            let activity = &class["attributes"]["activity_id"]["e"][record["activity_id"].to_string()];
+            assert!(record["activity_id"] == 99 || record["activity_name"] == *activity, "{record}");
+            let (class_uid, activity) =
+                (record["class_uid"].as_i64().unwrap(), record["activity_id"].as_i64().unwrap());
+            assert_eq!(record["type_uid"], class_uid * 100 + activity);
+            hold(&schema, class, &record, &profiles, &class_uid.to_string(), &mut faults);
+        }
+        faults.sort();
+        faults.dedup();
+        assert!(faults.is_empty(), "{name}:\n{}", faults.join("\n"));
+    }
+}
+
+/// Holds an object against its definition: nothing unknown, nothing required missing, types, enumerations, constraints.
+fn hold(schema: &Value, definition: &Value, object: &Value, profiles: &[Value], path: &str, faults: &mut Vec<String>) {
+    let attributes = definition["attributes"].as_object().unwrap();
+    let in_force = |attribute: &Value| attribute["p"].is_null() || profiles.contains(&attribute["p"]);
+    for (name, attribute) in attributes {
+        if attribute["r"] == "required" && in_force(attribute) && object[name].is_null() {
+            faults.push(format!("{path}.{name} is required"));
+        }
+    }
+    if let Some(one_of) = definition["constraints"]["at_least_one"].as_array()
+        && !one_of.iter().any(|name| !object[name.as_str().unwrap()].is_null())
+    {
+        faults.push(format!("{path} needs one of {one_of:?}"));
+    }
+    for (name, value) in object.as_object().unwrap() {
+        let path = format!("{path}.{name}");
+        let Some(attribute) = attributes.get(name).filter(|attribute| in_force(attribute)) else {
+            faults.push(format!("{path} is not known"));
+            continue;
+        };
+        let values = match (attribute["a"] == true, value.as_array()) {
+            (true, Some(items)) => items.iter().collect(),
+            (false, _) => vec![value],
+            (true, None) => {
+                faults.push(format!("{path} is a list"));
+                continue;
+            }
+        };
+        for value in values {
+            let fits = match attribute["t"].as_str().unwrap() {
+                "object" => value.is_object(),
+                "integer_t" | "long_t" => value.is_i64(),
+                "boolean_t" => value.is_boolean(),
+                "json_t" => true,
+                _ => value.is_string(),
+            };
+            if !fits {
+                faults.push(format!("{path} is {}: {value}", attribute["t"]));
+                continue;
+            }
+            // The enumeration of observables is spread over the dictionary; the others stand at their attribute.
+            if let Some(words) = attribute["e"].as_object().filter(|words| words.len() > 2)
+                && !words.contains_key(&value.to_string())
+            {
+                faults.push(format!("{path} is {value}"));
+            }
+            let text = value.as_str().unwrap_or_default();
+            if attribute["f"] == "ip_t" && text.parse::<std::net::IpAddr>().is_err() {
+                faults.push(format!("{path} is no address: {text}"));
+            }
+            if attribute["f"] == "email_t" && text.split('@').count() != 2 {
+                faults.push(format!("{path} is no e-mail address: {text}"));
+            }
+            let of = attribute["o"].as_str().filter(|of| *of != "object");
+            if let Some(definition) = of.map(|of| &schema["objects"][of]).filter(|definition| definition.is_object()) {
+                hold(schema, definition, value, profiles, &path, faults);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_data_loss_prevention_found_leaves_in_no_format() {
+    let event = r#"{"Id":"a","RecordType":11,"Operation":"DlpRuleMatch","Workload":"SharePoint","PolicyDetails":[{"PolicyName":"Cards","Rules":[{"RuleName":"card","Severity":"High","ConditionsMatched":{"SensitiveInformation":[{"SensitiveInformationTypeName":"Card","Count":1,"SensitiveInformationDetections":{"DetectedValues":[{"Name":"4111111111111111","Value":"pay with 4111111111111111 now"}]}}]}}]}]}"#;
+    for format in [Format::Native, Format::Ecs, Format::Ocsf, Format::Raw] {
+        for raw in [RawForm::Object, RawForm::String, RawForm::None] {
+            let masked = render(Settings { format, raw, ..Settings::default() }, event, ContentType::Dlp).unwrap();
+            assert!(!masked.contains("4111"), "{masked}");
+            let marked = masked.contains("\"raw_masked\":true");
+            assert_eq!(marked, raw != RawForm::None && format != Format::Raw, "{masked}");
+            let mask = Mask::new(false, &[]).unwrap();
+            let plain = render(Settings { format, raw, mask, ..Settings::default() }, event, ContentType::Dlp).unwrap();
+            assert_eq!(plain.contains("4111"), raw != RawForm::None || format == Format::Raw);
+            let mask = Mask::new(false, &["/PolicyDetails/*/PolicyName".to_owned()]).unwrap();
+            let named = render(Settings { format, raw, mask, ..Settings::default() }, event, ContentType::Dlp).unwrap();
+            assert!(!named.contains("Cards"), "{named}");
+        }
+    }
 }
 
 fn all_fixture_events() -> Vec<(String, ContentType)> {

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod demo;
 pub mod exit;
+pub mod explain;
 pub mod logging;
 pub mod normalize;
 pub mod plugin;
@@ -58,6 +59,8 @@ enum Command {
     Normalize(normalize::NormalizeArgs),
     /// Show, move or export what is remembered between runs
     State(state::StateArgs),
+    /// Tell for each event of a file which rules matched and why
+    Explain(explain::ExplainArgs),
     /// Print a JSON Schema
     Schema(schema::Args),
     /// Print the manifest
@@ -113,7 +116,13 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             drop(out);
             let clock: Arc<dyn Clock> = SystemClock::new();
             let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
-            done.map_err(Failure::internal)?.map(|_| Exit::Done).map_err(|error| Failure::of(&error, Exit::Internal))
+            done.map_err(Failure::internal)?.map(|_| Exit::Done).map_err(|error| Failure::of(&error, error.exit()))
+        }
+        Command::Explain(args) => {
+            drop(out);
+            let clock: Arc<dyn Clock> = SystemClock::new();
+            let done = tokio::task::spawn_blocking(move || explain::run(&args, &clock)).await;
+            done.map_err(Failure::internal)?.map(|()| Exit::Done).map_err(|error| Failure::of(&error, error.exit()))
         }
         Command::State(args) => state::state(args, &mut std::io::stdout()).await,
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),

@@ -13,17 +13,22 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
+use super::exit::Exit;
 use crate::clock::Clock;
-use crate::config::{Format, RawForm};
+use crate::config::{Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
 use crate::model::{Actionable, TenantId};
-use crate::normalise::{self, BadBytes, Event, Normaliser, Origin, Rendered, Settings};
+use crate::normalise::{self, BadBytes, Event, Mask, Normaliser, NotAPointer, Origin, Rendered, Settings};
+use crate::severity::Rules;
 
 /// Makes records of raw audit events.
 #[derive(Debug, Clone, clap::Args)]
 pub struct NormalizeArgs {
-    /// Shape of a record: `native`, or `raw` (each event alone on one line).
+    /// Shape of a record: `native`, `ecs`, `ocsf`, or `raw` (each event alone on one line).
     #[arg(long, default_value = "native", value_parser = named::<Format>)]
     pub format: Format,
+    /// Version of the `ocsf` format: `1.8.0` or `1.1.0`.
+    #[arg(long, default_value = "1.8.0", value_parser = named::<OcsfVersion>)]
+    pub ocsf_version: OcsfVersion,
     /// Form of `raw` in the native format: `object`, `string` (keeps every byte) or `none`.
     #[arg(long, default_value = "object", value_parser = named::<RawForm>)]
     pub raw: RawForm,
@@ -36,9 +41,41 @@ pub struct NormalizeArgs {
     /// A mail domain of the organisation, beyond those the events name; can be given several times.
     #[arg(long = "internal-domain", value_name = "DOMAIN")]
     pub internal_domains: Vec<String>,
+    /// How events are assessed and what is masked.
+    #[command(flatten)]
+    pub meaning: MeaningArgs,
     /// Newline-delimited JSON, JSON arrays or a CSV export of Purview's audit search; `-` is standard input.
     #[arg(default_value = "-", value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// How events are assessed and what is masked, as a source's configuration says it.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct MeaningArgs {
+    /// Let refinements contradict the plain reading of the first rules, as `severity.refine` does.
+    #[arg(long)]
+    pub refine: bool,
+    /// A TOML file of `[[rule]]` tables that add to the built-in rules or change them.
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// A member to mask, as a JSON pointer into the event; can be given several times.
+    #[arg(long = "mask", value_name = "POINTER")]
+    pub mask: Vec<String>,
+    /// Do not mask what data loss prevention found.
+    #[arg(long)]
+    pub keep_detected_values: bool,
+}
+
+impl MeaningArgs {
+    /// The rules.
+    ///
+    /// # Errors
+    /// The file of rules cannot be used.
+    pub fn rules(&self) -> Result<Arc<Rules>, RulesError> {
+        let config =
+            SeverityConfig { refine: self.refine, rules_file: self.rules.clone(), ..SeverityConfig::default() };
+        config.load().map(Arc::new)
+    }
 }
 
 /// Reads an enum by the name it has in the configuration file.
@@ -68,6 +105,12 @@ pub enum NormalizeError {
         /// Why.
         source: io::Error,
     },
+    /// The rules cannot be used.
+    #[error(transparent)]
+    Rules(RulesError),
+    /// What is to be masked is no pointer.
+    #[error("{0}")]
+    Mask(NotAPointer),
     /// Reading stopped half-way; what was read before is out.
     #[error("cannot read the events: {0}")]
     Read(io::Error),
@@ -80,6 +123,8 @@ impl Actionable for NormalizeError {
     fn slug(&self) -> &'static str {
         match self {
             Self::Open { .. } => "normalize-open-failed",
+            Self::Rules(error) => error.slug(),
+            Self::Mask(_) => "mask-invalid",
             Self::Read(_) => "normalize-read-failed",
             Self::Write(_) => "normalize-write-failed",
         }
@@ -88,8 +133,20 @@ impl Actionable for NormalizeError {
     fn hint(&self) -> String {
         match self {
             Self::Open { .. } => "check the path and its permissions, or give `-` for standard input".into(),
+            Self::Rules(error) => error.hint(),
+            Self::Mask(_) => "a pointer begins with `/` and names members from the outside in".into(),
             Self::Read(_) => "the records already written are complete; start again with the whole input".into(),
             Self::Write(_) => "check the space and the permissions of where standard output goes".into(),
+        }
+    }
+}
+
+impl NormalizeError {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Rules(_) | Self::Mask(_) => Exit::Config,
+            Self::Open { .. } | Self::Read(_) | Self::Write(_) => Exit::Internal,
         }
     }
 }
@@ -123,9 +180,11 @@ pub fn normalize(
     let settings = Settings {
         format: args.format,
         raw: args.raw,
+        ocsf_version: args.ocsf_version,
         drop_routine: args.drop_routine,
         internal_domains: args.internal_domains.clone(),
-        ..Settings::default()
+        rules: args.meaning.rules().map_err(NormalizeError::Rules)?,
+        mask: Mask::new(!args.meaning.keep_detected_values, &args.meaning.mask).map_err(NormalizeError::Mask)?,
     };
     let mut records = Records {
         normaliser: Normaliser::new(settings),

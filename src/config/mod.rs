@@ -12,6 +12,7 @@ mod record;
 mod record_schema;
 mod schema;
 mod secret;
+mod severity;
 mod sinks;
 mod source;
 mod variables;
@@ -25,12 +26,13 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use check::{allowed, expectation, one_of};
 pub use problem::{ConfigError, Fault, Problem};
-pub use record::{Format, RawForm};
+pub use record::{Format, OcsfVersion, RawForm};
 pub(crate) use record_schema::record_keys;
 pub use record_schema::record_schema;
 pub use schema::{config_schema, pretty, source_schema};
 pub(crate) use schema::{keys_of, schema_of, sink_schema, source_keys};
 pub use secret::{MASK, Secret};
+pub use severity::{RulesError, SeverityConfig};
 #[cfg(feature = "embedded")]
 pub(crate) use sinks::{Credentials, host_and_port};
 pub use sinks::{

@@ -14,7 +14,7 @@ use super::check::{Findings, join, nearest, one_of, typed_from_text};
 use super::problem::{ConfigError, Fault, Problem};
 use super::schema::{schema_of, sink_schema, source_schema};
 use super::source::{SOURCE_TYPE, SourceConfig, read_secret_file};
-use super::{Config, SINK_KINDS, SinkConfig, SinkEntry};
+use super::{Config, RulesError, SINK_KINDS, SeverityConfig, SinkConfig, SinkEntry};
 use crate::model::{ContentType, is_guid};
 
 impl Config {
@@ -94,12 +94,28 @@ impl SourceConfig {
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<SourceConfig, Vec<Problem>> {
         let schema = source_schema();
-        let table = properties.into_iter().map(|(key, text)| {
+        let mut table = Table::new();
+        for (key, text) in properties {
             let key = key.to_ascii_lowercase();
-            let value = typed_from_text(&schema["properties"][&key], &key, text);
-            (key, value.unwrap_or_else(|| text.into()))
-        });
-        Self::parse_table(name, table.collect(), env)
+            // `severity.refine` stands for the key of a table.
+            let (outer, inner) =
+                key.split_once('.').map_or((key.as_str(), None), |(outer, inner)| (outer, Some(inner)));
+            let mut field = &schema["properties"][outer];
+            if let Some(inner) = inner {
+                field = &field["properties"][inner];
+            }
+            let value = typed_from_text(field, &key, text).unwrap_or_else(|| text.into());
+            match inner {
+                None => drop(table.insert(key, value)),
+                Some(inner) => {
+                    let outer = table.entry(outer).or_insert_with(|| Value::Table(Table::new()));
+                    if let Value::Table(outer) = outer {
+                        outer.insert(inner.to_owned(), value);
+                    }
+                }
+            }
+        }
+        Self::parse_table(name, table, env)
     }
 
     /// What is allowed and still looks like a mistake. `name` stands in the keys of the problems.
@@ -184,7 +200,8 @@ fn line_at(text: &str, offset: usize) -> usize {
 
 /// The line of the key, or of the table it is missing from.
 fn line_of(lines: &HashMap<String, usize>, problem: &Problem) -> Option<usize> {
-    lines.get(&problem.key).or_else(|| lines.get(problem.key.rsplit_once('.')?.0)).copied()
+    let parent = |key: &str| key.rsplit_once('.').map(|(parent, _)| parent.to_owned());
+    lines.get(&problem.key).or_else(|| lines.get(&parent(&problem.key)?)).copied()
 }
 
 fn read_root(findings: &mut Findings, mut root: Table) -> Option<Config> {
@@ -297,6 +314,8 @@ fn read_source(findings: &mut Findings, mut table: Table, path: &str) -> Option<
     check_secret(findings, &table, path);
     check_transport(findings, &table, path);
     check_ca_file(findings, &table, path);
+    check_mask(findings, &table, path);
+    check_rules(findings, &table, path);
     deserialize(findings, Value::Table(table), path, Value::try_into)
 }
 
@@ -349,6 +368,52 @@ fn check_ca_file(findings: &mut Findings, table: &Table, path: &str) {
         let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
         let expected = format!("a file that can be read: {error}");
         findings.note(Problem::new(path, Fault::Invalid, expected).value(shown));
+    }
+}
+
+fn check_mask(findings: &mut Findings, table: &Table, path: &str) {
+    for (index, pointer) in table.get("mask").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let path = format!("{}[{index}]", join(path, "mask"));
+        if let Some(text) = pointer.as_str().filter(|text| !text.is_empty() && findings.clean(&path))
+            && (text == "/" || !text.starts_with('/'))
+        {
+            let shown = findings.shown(&Schema::Null, pointer, &path);
+            findings.note(Problem::new(path, Fault::Invalid, "a JSON pointer such as `/Subject`").value(shown));
+        }
+    }
+}
+
+/// Every rule, each problem at the rule that has it.
+fn check_rules(findings: &mut Findings, table: &Table, path: &str) {
+    let path = join(path, "severity");
+    let Some(Value::Table(severity)) = table.get("severity") else { return };
+    if !findings.clean(&path) {
+        return;
+    }
+    let Ok(mut config) = Value::Table(severity.clone()).try_into::<SeverityConfig>() else { return };
+    let hint = "docs/rules.md lists the built-in rules and describes conditions";
+    let rules = std::mem::take(&mut config.rules);
+    let mut add = |config: &SeverityConfig, place: &str| match config.load() {
+        Ok(_) => true,
+        Err(RulesError::Inline { source, .. }) => {
+            findings.note(Problem::new(place, Fault::Invalid, format!("a rule: {source}")).hint(hint));
+            false
+        }
+        Err(error) => {
+            let path = join(&path, "rules_file");
+            findings.note(Problem::new(path, Fault::Invalid, format!("a file of rules: {error}")).hint(hint));
+            false
+        }
+    };
+    if !add(&config, "") {
+        return;
+    }
+    // One by one, so that each problem is told at its own rule and the others are still looked at.
+    for (index, rule) in rules.into_iter().enumerate() {
+        config.rules.push(rule);
+        if !add(&config, &format!("{}[{index}]", join(&path, "rules"))) {
+            config.rules.pop();
+        }
     }
 }
 
@@ -805,8 +870,9 @@ format = "xml"
         check_source(
             "format = \"cef\"",
             expect![[r#"
-            config-invalid: `sources.contoso.format` is `cef`, expected one of `native`, `raw` (line 3)
-        "#]],
+                config-invalid: `sources.contoso.format` is `cef`, expected one of `native`, `ecs`, `ocsf`, `raw` (line 3)
+                  hint: nearest: `ocsf`
+            "#]],
         );
     }
 
@@ -999,5 +1065,62 @@ format = "xml"
         fn no_text_makes_the_reader_panic(text in "[\\[\\]a-z.\"'=$\\{\\}0-9 \n#]{0,200}") {
             let _ = Config::parse(&text, &env);
         }
+    }
+
+    #[test]
+    fn a_rule_with_a_slip_is_told_at_its_own_line_and_the_others_are_still_looked_at() {
+        let text = source_with(
+            "[[sources.contoso.severity.rules]]\nid = \"EX-01\"\nseverity = \"critical\"\n\
+             [[sources.contoso.severity.rules]]\nid = \"EX-02\"\nseverity = \"hihg\"\n\
+             [[sources.contoso.severity.rules]]\nid = \"NEW-1\"\n",
+        );
+        // The keys that every source needs must stand before its tables.
+        let (rules, keys) =
+            text.split_once("[[sources").map(|(_, rest)| rest.split_once("tenant_id").unwrap()).unwrap();
+        let (keys, sinks) = keys.split_once("[sinks").unwrap();
+        let text = format!("[sources.contoso]\ntype = \"m365_audit\"\ntenant_id{keys}[[sources{rules}[sinks{sinks}");
+        let error = Config::parse(&text, &env).unwrap_err();
+        let told: Vec<_> = error.problems.iter().map(|p| (p.key.as_str(), p.line)).collect();
+        let line = |text_of_line: &str| text.lines().position(|l| l.contains(text_of_line)).unwrap();
+        assert_eq!(
+            told,
+            [
+                ("sources.contoso.severity.rules[1]", Some(line("EX-02"))),
+                ("sources.contoso.severity.rules[2]", Some(line("NEW-1"))),
+            ],
+            "{error}"
+        );
+        assert!(error.to_string().contains("hihg"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_rules_is_read_and_its_slips_are_told_with_file_and_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("rules.toml");
+        let text = source_with(&format!("severity = {{ rules_file = \"{}\" }}", file.display()));
+        fs::write(&file, "[[rule]]\nid = \"SP-12\"\ndisable = true\n").unwrap();
+        assert!(good(&text).sources["contoso"].severity.load().is_ok());
+        fs::write(&file, "[[rule]]\nid = \"SP-12\"\n\n[[rule]]\nid = \"X\"\n").unwrap();
+        let error = Config::parse(&text, &env).unwrap_err().to_string();
+        assert!(error.contains("rules.toml`, line 4") && error.contains("rule `X`"), "{error}");
+        fs::remove_file(&file).unwrap();
+        assert!(Config::parse(&text, &env).unwrap_err().to_string().contains("cannot be read"));
+    }
+
+    #[test]
+    fn properties_of_a_host_reach_into_tables() {
+        let properties = [
+            ("tenant_id", TENANT),
+            ("client_id", "00000000-1111-2222-3333-555555555555"),
+            ("client_secret", "x"),
+            ("severity.refine", "on"),
+            ("Severity.Hidden_Folders", "a,b"),
+            ("mask", "/Subject"),
+        ];
+        let source = SourceConfig::parse_properties("x", properties, &env).unwrap();
+        assert!(source.severity.refine && source.severity.hidden_folders == ["a", "b"] && source.mask == ["/Subject"]);
+        let bad = properties.into_iter().map(|(key, text)| (key, if key == "mask" { "Subject" } else { text }));
+        let problems = SourceConfig::parse_properties("x", bad, &env).unwrap_err();
+        assert!(problems.iter().any(|p| p.key == "sources.x.mask[0]"), "{problems:?}");
     }
 }

@@ -10,11 +10,27 @@ pub enum Format {
     /// One flat, typed object with the original event under `raw`.
     #[default]
     Native,
+    /// Elastic Common Schema 8.17, the event as a text under `event.original`.
+    Ecs,
+    /// Open Cybersecurity Schema Framework, the event as a text under `raw_data`; see `ocsf_version`.
+    Ocsf,
     /// The event as received, alone.
     Raw,
 }
 
-/// The form of `raw` in the native format.
+/// A version of the Open Cybersecurity Schema Framework.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OcsfVersion {
+    /// 1.8.0.
+    #[default]
+    #[serde(rename = "1.8.0")]
+    V1_8_0,
+    /// 1.1.0, as Amazon Security Lake takes it.
+    #[serde(rename = "1.1.0")]
+    V1_1_0,
+}
+
+/// The form of the original event inside a record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RawForm {
@@ -23,6 +39,6 @@ pub enum RawForm {
     Object,
     /// The event as a JSON string that keeps every byte.
     String,
-    /// No `raw` member.
+    /// Without the original event; in `ecs` and `ocsf`, too.
     None,
 }

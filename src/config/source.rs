@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_with::{DeserializeAs, DisplayFromStr, SerializeAs, serde_as};
 use url::Url;
 
-use super::{Format, RawForm, Secret};
+use super::{Format, OcsfVersion, RawForm, Secret, SeverityConfig};
 use crate::model::{ContentType, NotAGuid, TenantId, is_guid};
 
 /// The word in `type` of a source, and this source's name to every host.
@@ -96,7 +96,13 @@ pub struct SourceConfig {
     #[schemars(example = &"raw")]
     pub format: Format,
 
-    /// The form of the original event inside a record; only for `format = "native"`.
+    /// The version of `format = "ocsf"`.
+    #[serde(default)]
+    #[schemars(example = &"1.1.0")]
+    pub ocsf_version: OcsfVersion,
+
+    /// The form of the original event inside a record of `format = "native"`. The other formats have a text of their
+    /// own for it; `none` leaves that out, too.
     #[serde(default)]
     #[schemars(example = &"string")]
     pub raw: RawForm,
@@ -111,6 +117,22 @@ pub struct SourceConfig {
     #[serde(default)]
     #[schemars(schema_with = "internal_domains_schema")]
     pub internal_domains: Vec<String>,
+
+    /// Which rules assess events: refinements, rules of your own, changes to built-in ones.
+    #[serde(default)]
+    pub severity: SeverityConfig,
+
+    /// Mask what data loss prevention found (`DetectedValues`: the matched secret and the text around it) in every
+    /// record, in `raw` too. Its type and count stay, and `raw_masked` says so.
+    #[serde(default = "default_mask_detected_values")]
+    #[schemars(example = false)]
+    pub mask_detected_values: bool,
+
+    /// Members to mask beside that, as JSON pointers into the event; names are compared without case and `*` stands
+    /// for every element of a list. Texts become `[masked]`, numbers 0.
+    #[serde(default)]
+    #[schemars(schema_with = "mask_schema")]
+    pub mask: Vec<String>,
 
     /// `PublisherIdentifier` on every call: the GUID whose quota Microsoft counts the calls against. Default: the
     /// tenant id.
@@ -194,6 +216,18 @@ const fn default_backfill_secs() -> u64 {
 
 const fn default_overlap_secs() -> u64 {
     10_800
+}
+
+const fn default_mask_detected_values() -> bool {
+    true
+}
+
+fn mask_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array",
+        "items": { "type": "string", "minLength": 1, "x-expected": "a JSON pointer such as `/Subject`" },
+        "examples": [["/Item/Subject", "/ModifiedProperties/*/NewValue"]],
+    })
 }
 
 const fn default_drop_routine() -> bool {

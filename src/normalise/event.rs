@@ -27,12 +27,16 @@ known_members! {
     Id, RecordType, CreationTime, Operation, RecordNumber, OrganizationId, OrganizationName, UserType, UserKey,
     Workload, ResultStatus, ObjectId, UserId, ClientIP, ClientIPAddress, ActorIpAddress, ActorIP, UserIp, UserAgent,
     ClientInfoString, ErrorNumber, Parameters, ExtendedProperties, MailboxOwnerUPN, Category,
-    ModifiedProperties, OperationProperties, ExternalAccess, ApplicationId, Severity,
+    ModifiedProperties, OperationProperties, ExtraProperties, PropertyCollection, ExternalAccess, ApplicationId,
+    Severity, Actor, Target, InterSystemsId, CorrelationId, SessionId, AppAccessContext, ApplicationDisplayName,
+    ClientAppId, AppId, LogonError, LogonType, LogonUserDisplayName, ClientProcessName, OperationCount, Item, Folder,
+    AffectedItems, ItemType, Site, SiteUrl, SourceFileName, SourceFileExtension, SourceRelativeUrl, ListItemUniqueId,
+    EventData, TargetUserOrGroupType, TargetUserOrGroupName, Name, Status, AlertId, PolicyId, TeamName, Members,
     PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
 }
 
 /// How many known names may share a bucket of [`INDEX`]; raising it costs a comparison per unknown key.
-const BUCKET: usize = 3;
+const BUCKET: usize = 4;
 /// No name in this place of a bucket.
 const NONE: u8 = u8::MAX;
 /// Known names by [`bucket`], so that a key is compared with the one or two names it could be. Built by the compiler,

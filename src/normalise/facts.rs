@@ -6,10 +6,11 @@ use std::net::IpAddr;
 
 use super::event::{Event, Member};
 use super::outcome::{self, Outcome};
-use super::{address, category, inbox_rule, json, parameters};
+use super::parameters::{self, Modified, Pairs};
+use super::{address, category, inbox_rule, json};
 use crate::severity::engine::ActorKind;
 use crate::severity::recipient::Domains;
-use crate::severity::{Facts, is_true};
+use crate::severity::{Facts, Named, is_true};
 
 /// `UserType` of a guest.
 const GUEST: i64 = 10;
@@ -23,6 +24,9 @@ pub(crate) struct EventFacts<'e, 'a> {
     user_agent: OnceCell<Option<Cow<'a, str>>>,
     address: OnceCell<Option<address::Address>>,
     outcome: OnceCell<Option<Outcome>>,
+    parameters: OnceCell<Pairs<'a>>,
+    extended: OnceCell<Pairs<'a>>,
+    modified: OnceCell<Vec<Modified<'a>>>,
 }
 
 impl<'e, 'a> EventFacts<'e, 'a> {
@@ -36,6 +40,9 @@ impl<'e, 'a> EventFacts<'e, 'a> {
             user_agent: OnceCell::new(),
             address: OnceCell::new(),
             outcome: OnceCell::new(),
+            parameters: OnceCell::new(),
+            extended: OnceCell::new(),
+            modified: OnceCell::new(),
         }
     }
 
@@ -46,12 +53,37 @@ impl<'e, 'a> EventFacts<'e, 'a> {
 
     /// The client's own name for itself.
     pub fn agent(&self) -> Option<&Cow<'a, str>> {
-        self.user_agent.get_or_init(|| super::user_agent(self.event)).as_ref()
+        self.user_agent.get_or_init(|| super::user_agent(self.event, self.extended())).as_ref()
     }
 
     /// How the event ended.
     pub fn outcome(&self) -> Option<Outcome> {
         *self.outcome.get_or_init(|| outcome::of(self.event, self.folded_operation, self.record_type))
+    }
+
+    fn pairs_of<'c>(&self, cell: &'c OnceCell<Pairs<'a>>, member: Member) -> &'c Pairs<'a> {
+        cell.get_or_init(|| self.event.get(member).map(Pairs::of).unwrap_or_default())
+    }
+
+    /// The cmdlet parameters.
+    pub fn parameters(&self) -> &Pairs<'a> {
+        self.pairs_of(&self.parameters, Member::Parameters)
+    }
+
+    /// The extended properties.
+    pub fn extended(&self) -> &Pairs<'a> {
+        self.pairs_of(&self.extended, Member::ExtendedProperties)
+    }
+
+    /// The modified properties.
+    pub fn modified(&self) -> &[Modified<'a>] {
+        self.modified
+            .get_or_init(|| self.event.get(Member::ModifiedProperties).map(parameters::modified).unwrap_or_default())
+    }
+
+    /// The folded name of the operation.
+    pub fn folded_operation(&self) -> &'e str {
+        self.folded_operation
     }
 
     /// The record type.
@@ -60,9 +92,8 @@ impl<'e, 'a> EventFacts<'e, 'a> {
     }
 }
 
-/// Lists of pairs other than parameters and modified properties.
-const PROPERTY_LISTS: [&str; 4] =
-    ["ExtendedProperties", "OperationProperties", "ExtraProperties", "PropertyCollection"];
+/// Lists of pairs other than parameters, modified and extended properties.
+const PROPERTY_LISTS: [Member; 3] = [Member::OperationProperties, Member::ExtraProperties, Member::PropertyCollection];
 
 /// Beginnings of a `UserId` that is a service of Microsoft's.
 const SERVICES: [&str; 1] = ["nt authority\\system ("];
@@ -79,20 +110,28 @@ fn begins(text: &str, beginnings: &[&str]) -> bool {
 }
 
 impl Facts for EventFacts<'_, '_> {
-    fn any_parameter(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
-        self.event.get(Member::Parameters).is_some_and(|token| parameters::any(token, test))
+    fn any_parameter(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.parameters().any(named, test)
     }
 
-    fn any_inbox_rule_part(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
-        inbox_rule::any(self.event, test)
+    fn any_inbox_rule_part(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        inbox_rule::any(self.event, &mut |name, value| named(name) && test(value))
     }
 
-    fn any_property(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
-        PROPERTY_LISTS.iter().any(|list| self.event.find(list).is_some_and(|token| parameters::any(token, test)))
+    fn any_property(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.extended().any(named, test)
+            || PROPERTY_LISTS.iter().any(|list| {
+                self.event
+                    .get(*list)
+                    .is_some_and(|token| parameters::any(token, &mut |name, value| named(name) && test(value)))
+            })
     }
 
-    fn any_modified(&self, test: &mut dyn FnMut(&str, &str, &str) -> bool) -> bool {
-        self.event.get(Member::ModifiedProperties).is_some_and(|token| parameters::any_modified(token, test))
+    fn any_modified(&self, named: Named<'_>, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
+        self.modified()
+            .iter()
+            .filter(|entry| named(&entry.name))
+            .any(|entry| test(&parameters::text_or_json(entry.old), &parameters::text_or_json(entry.new)))
     }
 
     fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {

@@ -67,6 +67,43 @@ pub(crate) fn elements<'a>(token: &'a str, mut element: impl FnMut(&'a str)) {
     }
 }
 
+/// Calls `member` for each member of each object of an array token, with the object's index and its key still
+/// escaped, and `other` for each element that is no object: one pass where [`elements`] and [`members`] take two.
+pub(crate) fn objects<'a>(
+    token: &'a str,
+    mut member: impl FnMut(usize, &'a str, &'a str),
+    mut other: impl FnMut(usize, &'a str),
+) {
+    let mut scanner = Scanner { bytes: token.as_bytes(), breaks: false };
+    let mut at = scanner.space(0);
+    if scanner.bytes.get(at) != Some(&b'[') {
+        return;
+    }
+    at = scanner.space(at + 1);
+    for index in 0.. {
+        let end = match scanner.bytes.get(at) {
+            Some(b'{') => scanner.object(token, at, &mut |key, value| member(index, key, value)),
+            _ => scanner.value(at),
+        };
+        let Some(end) = end else { return };
+        if scanner.bytes.get(at) != Some(&b'{') {
+            other(index, token.get(at..end).unwrap_or_default());
+        }
+        at = scanner.space(end);
+        if scanner.bytes.get(at) != Some(&b',') {
+            return;
+        }
+        at = scanner.space(at + 1);
+    }
+}
+
+/// Whether a text is one JSON value, white space around it allowed.
+pub(crate) fn is_valid(text: &str) -> bool {
+    let mut scanner = Scanner { bytes: text.as_bytes(), breaks: false };
+    let start = scanner.space(0);
+    scanner.value(start).is_some_and(|end| scanner.space(end) == text.len())
+}
+
 /// Whether the token is a string.
 pub(crate) fn is_string(token: &str) -> bool {
     token.starts_with('"')

@@ -12,29 +12,37 @@ pub mod category;
 pub mod split;
 
 mod actor;
+mod ecs;
 mod event;
 mod facts;
 mod inbox_rule;
 pub(crate) mod json;
+mod mask;
+mod ocsf;
 mod outcome;
 mod own;
 mod parameters;
+mod parts;
 mod record_types;
 mod time;
+mod writer;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use event::{Event, NotAnEvent};
+pub use mask::{MASKED, Mask, NotAPointer};
 pub use own::{BAD_BLOB, BadBytes, BadPiece, GAP, GapNotice, render_bad_blob, render_bad_bytes, render_gap};
 
-use crate::config::{Format, RawForm};
+use crate::config::{Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
+use crate::severity::engine::Verdict;
 use crate::severity::{self, Rules, Severity, operation};
 use actor::Actor;
 use event::Member;
 use facts::EventFacts;
 use outcome::Outcome;
+use parts::Parts;
 
 /// How records are made.
 #[derive(Debug, Clone)]
@@ -43,12 +51,16 @@ pub struct Settings {
     pub format: Format,
     /// The form of `raw` in the native format.
     pub raw: RawForm,
+    /// The version of the OCSF format.
+    pub ocsf_version: OcsfVersion,
     /// Whether events that only `drop` rules match are left out.
     pub drop_routine: bool,
     /// The organisation's mail domains, beyond those its events name.
     pub internal_domains: Vec<String>,
     /// What assesses severities and says what is routine.
     pub rules: Arc<Rules>,
+    /// What is not to leave.
+    pub mask: Mask,
 }
 
 impl Default for Settings {
@@ -57,9 +69,11 @@ impl Default for Settings {
         Settings {
             format: Format::default(),
             raw: RawForm::default(),
+            ocsf_version: OcsfVersion::default(),
             drop_routine: false,
             internal_domains: Vec::new(),
             rules: Rules::built_in(),
+            mask: Mask::default(),
         }
     }
 }
@@ -172,30 +186,91 @@ impl Normaliser {
         let severity = assessment.severity();
         let own_time = time::parse(event.creation_time());
         let time = own_time.as_ref().map(|time| time.at).or(origin.content_created).unwrap_or(Timestamp::UNIX_EPOCH);
-        match self.settings.format {
-            Format::Raw => event.push_on_one_line(out),
-            Format::Native => {
-                let reason = self.settings.rules.reason(&assessment, &facts);
-                let derived = Derived {
-                    folded: &folded,
-                    time: own_time,
-                    assessment: &assessment,
-                    reason: reason.as_deref(),
-                    severity,
-                    facts: &facts,
-                };
-                push_native(event, origin, &derived, out);
-                self.push_raw(event, out);
-                out.push(b'}');
-            }
+        match self.settings.mask.apply(event) {
+            None => self.write(event, &facts, &assessment, origin, Raw::AsItCame, out),
+            Some(text) => match Event::parse(text.as_bytes()) {
+                Ok(masked) => {
+                    let facts = EventFacts::new(&masked, &folded, &self.settings.internal_domains);
+                    self.write(&masked, &facts, &assessment, origin, Raw::Masked, out);
+                }
+                // Scalars took the place of scalars, so this does not happen; if it did, nothing may leak.
+                Err(NotAnEvent) => self.write(event, &facts, &assessment, origin, Raw::Withheld, out),
+            },
         }
         Rendered::Record { time, severity }
     }
 
-    /// Appends the event as it came. What is to be masked in it (the values that data loss prevention found) is to be
-    /// masked here and nowhere else.
-    fn push_raw(&self, event: &Event<'_>, out: &mut Vec<u8>) {
+    /// What the rules make of an event and why, for people. What is masked in records is masked here.
+    pub fn explain(&self, event: &Event<'_>) -> Explanation<'_> {
+        let folded = operation::fold(event.operation());
+        let facts = EventFacts::new(event, &folded, &self.settings.internal_domains);
+        let assessment = self.settings.rules.assess(&folded, &facts);
+        let dlp = !assessment.matches.is_empty()
+            && assessment.matches.iter().all(|found| found.verdict == Verdict::Drop)
+            && assessment.drop.is_none();
+        let masked = self.settings.mask.apply(event);
+        let shown = masked.as_deref().and_then(|text| Event::parse(text.as_bytes()).ok());
+        let shown = shown.as_ref().unwrap_or(event);
+        let facts = EventFacts::new(shown, &folded, &self.settings.internal_domains);
+        let mut title = Vec::new();
+        let info = facts.number_of_type().and_then(record_types::info);
+        let (operation, object) = (self::shown(shown, Member::Operation), self::shown(shown, Member::ObjectId));
+        push_title(&mut title, operation, info.map(|info| info.name), &Actor::of(shown), object, facts.outcome());
+        let title = String::from_utf8_lossy(&title).into_owned();
+        let title = json::get(&format!("{{{}}}", title.trim_start_matches(',')), "title")
+            .and_then(json::scalar)
+            .map(Cow::into_owned)
+            .unwrap_or_default();
+        let values = assessment.matches.iter().map(|found| found.shown(&facts)).collect();
+        Explanation { title, assessment, values, dlp }
+    }
+
+    /// Writes the record. `assessment` is of the event as it came, `event` and `facts` are what may be shown of it.
+    fn write<'a>(
+        &self,
+        event: &Event<'a>,
+        facts: &EventFacts<'_, 'a>,
+        assessment: &severity::Assessment<'_>,
+        origin: &Origin<'_>,
+        raw: Raw,
+        out: &mut Vec<u8>,
+    ) {
+        let reason = || self.settings.rules.reason(assessment, facts);
+        match self.settings.format {
+            Format::Raw => event.push_on_one_line(out),
+            Format::Ecs | Format::Ocsf => {
+                let reason = reason();
+                let parts = Parts::of(event, facts, assessment, reason.as_deref());
+                let kept = self.settings.raw != RawForm::None && raw != Raw::Withheld;
+                let original = kept.then_some((event.text(), raw == Raw::Masked));
+                match self.settings.format {
+                    Format::Ecs => ecs::push(&parts, origin, original, out),
+                    _ => ocsf::push(&parts, origin, self.settings.ocsf_version, original, out),
+                }
+            }
+            Format::Native => {
+                let reason = reason();
+                let derived = Derived {
+                    time: time::parse(event.creation_time()),
+                    assessment,
+                    reason: reason.as_deref(),
+                    severity: assessment.severity(),
+                    facts,
+                };
+                push_native(event, origin, &derived, out);
+                self.push_raw(event, raw, out);
+                out.push(b'}');
+            }
+        }
+    }
+
+    /// Appends the event, as it came but for what is masked in it.
+    fn push_raw(&self, event: &Event<'_>, raw: Raw, out: &mut Vec<u8>) {
+        if raw == Raw::Masked && self.settings.raw != RawForm::None {
+            out.extend_from_slice(b",\"raw_masked\":true");
+        }
         match self.settings.raw {
+            _ if raw == Raw::Withheld => {}
             RawForm::Object => {
                 out.extend_from_slice(b",\"raw\":");
                 event.push_on_one_line(out);
@@ -209,9 +284,29 @@ impl Normaliser {
     }
 }
 
+/// What [`Normaliser::explain`] has to say.
+#[derive(Debug, Clone)]
+pub struct Explanation<'n> {
+    /// The event in one line.
+    pub title: String,
+    /// What the rules make of it.
+    pub assessment: severity::Assessment<'n>,
+    /// The values that each match shows, in the order of the matches.
+    pub values: Vec<Vec<String>>,
+    /// Whether it would be dropped but for the flag of data loss prevention.
+    pub dlp: bool,
+}
+
+/// What may be shown of the event itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Raw {
+    AsItCame,
+    Masked,
+    Withheld,
+}
+
 /// What rendering knows of an event before it writes the first byte.
 struct Derived<'d, 'a> {
-    folded: &'d str,
     time: Option<time::EventTime<'d>>,
     assessment: &'d severity::Assessment<'d>,
     reason: Option<&'d str>,
@@ -256,7 +351,7 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
     out.extend_from_slice(b",\"event_type\":\"m365.");
     push_slug(out, &workload.as_deref().unwrap_or_default().trim().to_lowercase());
     out.push(b'.');
-    push_slug(out, derived.folded);
+    push_slug(out, derived.facts.folded_operation());
     out.push(b'"');
 
     let operation = shown(event, Member::Operation);
@@ -306,6 +401,15 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
         None => event.text_of(Member::OrganizationId).map(|id| id.to_lowercase()),
     };
     origin.push(origin.tenant.or(organization.as_deref()), out);
+}
+
+/// The beginning of a text, at most `bytes_max` bytes of it, whole characters only.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let mut end = bytes_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
 }
 
 /// The token of a member that is worth showing: a string with something in it, or a number.
@@ -441,26 +545,26 @@ fn source_address(event: &Event<'_>) -> Option<address::Address> {
 
 /// `UserAgent`; else the one among `ExtendedProperties` (sign-ins), there also inside the JSON of `additionalDetails`
 /// (directory); else `ClientInfoString` (mailboxes).
-fn user_agent<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
+fn user_agent<'a>(event: &Event<'a>, extended: &parameters::Pairs<'a>) -> Option<Cow<'a, str>> {
     event
         .text_of(Member::UserAgent)
-        .or_else(|| user_agent_of_properties(event.get(Member::ExtendedProperties)?))
+        .or_else(|| user_agent_of_properties(extended).map(Cow::Owned))
         .or_else(|| event.text_of(Member::ClientInfoString))
 }
 
-fn user_agent_of_properties(token: &str) -> Option<Cow<'static, str>> {
+fn user_agent_of_properties(extended: &parameters::Pairs<'_>) -> Option<String> {
     let mut found = None;
-    parameters::any(token, &mut |name, value| {
-        let agent = if name.eq_ignore_ascii_case("UserAgent") {
-            Some(value.to_owned())
-        } else if name.eq_ignore_ascii_case("additionalDetails") {
-            json::get(value.trim(), "User-Agent").and_then(json::scalar).map(Cow::into_owned)
-        } else {
-            None
-        };
-        found = agent.filter(|agent| !agent.trim().is_empty()).map(Cow::Owned);
+    extended.any(&|name| name.eq_ignore_ascii_case("UserAgent"), &mut |value| {
+        found = Some(value.to_owned()).filter(|agent| !agent.trim().is_empty());
         found.is_some()
     });
+    if found.is_none() {
+        extended.any(&|name| name.eq_ignore_ascii_case("additionalDetails"), &mut |value| {
+            let agent = json::get(value.trim(), "User-Agent").and_then(json::scalar).map(Cow::into_owned);
+            found = agent.filter(|agent| !agent.trim().is_empty());
+            found.is_some()
+        });
+    }
     found
 }
 

@@ -23,39 +23,143 @@ pub(crate) fn any(token: &str, test: Test<'_>) -> bool {
     }
 }
 
-/// Hands each entry of `ModifiedProperties` to `test`, name, old value and new value, absent ones empty, until it
-/// answers true; whether it did. An entry that is a plain string is a name alone.
-pub(crate) fn any_modified(token: &str, test: &mut dyn FnMut(&str, &str, &str) -> bool) -> bool {
-    let mut stopped = false;
-    json::elements(token, |element| {
-        if stopped {
-            return;
+/// Pairs of a token taken apart once, to be asked several times. Values stay tokens until a name is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Pairs<'a> {
+    entries: Vec<(Cow<'a, str>, PairValue<'a>)>,
+}
+
+#[derive(Debug)]
+enum PairValue<'a> {
+    /// A JSON value.
+    Token(&'a str),
+    /// Text, from another form than a JSON list.
+    Text(String),
+}
+
+impl<'a> Pairs<'a> {
+    /// Takes a token apart, in any of the shapes.
+    pub fn of(token: &'a str) -> Pairs<'a> {
+        let mut entries = Vec::new();
+        if token.starts_with('[') {
+            let mut pair = OpenPair::default();
+            json::objects(token, |index, key, value| pair.take(index, key, value, &mut entries), |_, _| {});
+            pair.close(&mut entries);
+        } else {
+            any(token, &mut |name, value| {
+                entries.push((Cow::Owned(name.to_owned()), PairValue::Text(value.to_owned())));
+                false
+            });
         }
-        if let Some(name) = json::scalar(element) {
-            stopped = test(&name, "", "");
-            return;
-        }
-        let (mut name, mut old, mut new) = (None, None, None);
-        json::members(element, |key, value| {
-            if key.eq_ignore_ascii_case("Name") {
-                name = json::scalar(value);
-            } else if key.eq_ignore_ascii_case("OldValue") {
-                old = Some(text_or_json(value));
-            } else if key.eq_ignore_ascii_case("NewValue") {
-                new = Some(text_or_json(value));
+        Pairs { entries }
+    }
+
+    /// Hands every name and value to `take`; one with several values once for each, nothing in it as no text.
+    pub fn each(&self, take: &mut dyn FnMut(&str, &str)) {
+        for (name, value) in &self.entries {
+            match value {
+                PairValue::Token(token) => {
+                    any_value(name, token, &mut |name, value| {
+                        take(name, value);
+                        false
+                    });
+                }
+                PairValue::Text(text) => take(name, text),
             }
-        });
-        if let Some(name) = name {
-            stopped = test(&name, old.as_deref().unwrap_or_default(), new.as_deref().unwrap_or_default());
         }
-    });
-    stopped
+    }
+
+    /// Hands the values of the names that `named` takes to `test` until it answers true; whether it did.
+    pub fn any(&self, named: &dyn Fn(&str) -> bool, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.entries.iter().filter(|(name, _)| named(name)).any(|(name, value)| match value {
+            PairValue::Token(token) => any_value(name, token, &mut |_, value| test(value)),
+            PairValue::Text(text) => test(text),
+        })
+    }
+}
+
+/// A pair being read. An object without a name and a value has keys that are the names.
+#[derive(Default)]
+struct OpenPair<'a> {
+    index: usize,
+    name: Option<&'a str>,
+    value: Option<&'a str>,
+    others: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> OpenPair<'a> {
+    fn take(&mut self, index: usize, key: &'a str, value: &'a str, entries: &mut Vec<(Cow<'a, str>, PairValue<'a>)>) {
+        if index != self.index {
+            self.close(entries);
+            self.index = index;
+        }
+        if key.eq_ignore_ascii_case("Name") || key.eq_ignore_ascii_case("Key") {
+            self.name = Some(value);
+        } else if key.eq_ignore_ascii_case("Value") {
+            self.value = Some(value);
+        } else {
+            self.others.push((key, value));
+        }
+    }
+
+    fn close(&mut self, entries: &mut Vec<(Cow<'a, str>, PairValue<'a>)>) {
+        match (self.name.take(), self.value.take()) {
+            (Some(name), Some(value)) if json::scalar(name).is_some() => {
+                entries.push((json::scalar(name).unwrap_or_default(), PairValue::Token(value)));
+            }
+            (name, value) => {
+                let others = self.others.drain(..).map(|(key, value)| (json::unescape(key), PairValue::Token(value)));
+                entries.extend(others);
+                entries.extend(name.map(|name| (Cow::Borrowed("Name"), PairValue::Token(name))));
+                entries.extend(value.map(|value| (Cow::Borrowed("Value"), PairValue::Token(value))));
+            }
+        }
+        self.others.clear();
+    }
+}
+
+/// An entry of `ModifiedProperties`; values as tokens, empty where absent.
+#[derive(Debug)]
+pub(crate) struct Modified<'a> {
+    /// Its name.
+    pub name: Cow<'a, str>,
+    /// The token of the value before.
+    pub old: &'a str,
+    /// The token of the value now.
+    pub new: &'a str,
+}
+
+/// The entries of `ModifiedProperties`. One that is a plain string is a name alone.
+pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
+    let mut entries: Vec<Modified<'_>> = Vec::new();
+    let mut names = Vec::new();
+    let mut open = None;
+    json::objects(
+        token,
+        |index, key, value| {
+            if open != Some(index) {
+                open = Some(index);
+                entries.push(Modified { name: Cow::Borrowed(""), old: "", new: "" });
+            }
+            let Some(entry) = entries.last_mut() else { return };
+            if key.eq_ignore_ascii_case("Name") {
+                entry.name = json::scalar(value).unwrap_or_default();
+            } else if key.eq_ignore_ascii_case("OldValue") {
+                entry.old = value;
+            } else if key.eq_ignore_ascii_case("NewValue") {
+                entry.new = value;
+            }
+        },
+        |_, element| names.extend(json::scalar(element)),
+    );
+    entries.extend(names.into_iter().map(|name| Modified { name, old: "", new: "" }));
+    entries
 }
 
 /// A scalar's text, a container's JSON, nothing for `null`.
-fn text_or_json(token: &str) -> Cow<'_, str> {
+pub(crate) fn text_or_json(token: &str) -> Cow<'_, str> {
     match token {
-        "null" => Cow::Borrowed(""),
+        "" | "null" => Cow::Borrowed(""),
         _ => json::scalar(token).unwrap_or(Cow::Borrowed(token)),
     }
 }
@@ -72,8 +176,8 @@ fn any_in_json(token: &str, test: Test<'_>) -> bool {
     stopped
 }
 
-/// A pair `{Name, Value}` (in Teams `{Key, Value}`), or an object whose keys are the names.
-fn any_in_object(token: &str, test: Test<'_>) -> bool {
+/// A pair `{Name, Value}`, in Teams `{Key, Value}`.
+fn pair(token: &str) -> Option<(Cow<'_, str>, &str)> {
     let (mut name, mut value) = (None, None);
     json::members(token, |key, token| {
         if key.eq_ignore_ascii_case("Name") || key.eq_ignore_ascii_case("Key") {
@@ -82,9 +186,14 @@ fn any_in_object(token: &str, test: Test<'_>) -> bool {
             value = Some(token);
         }
     });
-    match (name.and_then(json::scalar), value) {
-        (Some(name), Some(value)) => any_value(&name, value, test),
-        _ => {
+    Some((name.and_then(json::scalar)?, value?))
+}
+
+/// A pair, or an object whose keys are the names.
+fn any_in_object(token: &str, test: Test<'_>) -> bool {
+    match pair(token) {
+        Some((name, value)) => any_value(&name, value, test),
+        None => {
             let mut stopped = false;
             json::members(token, |key, value| stopped = stopped || any_value(&key, value, test));
             stopped

@@ -751,17 +751,15 @@ type Take<'t> = &'t mut dyn FnMut(&str, Option<&str>) -> bool;
 impl Subject {
     fn values(&self, context: &mut Context<'_, impl Facts>, take: Take<'_>) -> bool {
         let facts = context.facts;
-        let named = |names: &[Pattern], name: &str| names.iter().any(|wanted| wanted.matches(name));
+        let mut one = |value: &str| take(value, None);
         match self {
-            Self::Parameter(names) => facts.any_parameter(&mut |name, value| named(names, name) && take(value, None)),
-            Self::InboxRule(names) => {
-                facts.any_inbox_rule_part(&mut |name, value| named(names, name) && take(value, None))
-            }
-            Self::Property(names) => facts.any_property(&mut |name, value| named(names, name) && take(value, None)),
+            Self::Parameter(names) => facts.any_parameter(&|name| Pattern::any(names, name), &mut one),
+            Self::InboxRule(names) => facts.any_inbox_rule_part(&|name| Pattern::any(names, name), &mut one),
+            Self::Property(names) => facts.any_property(&|name| Pattern::any(names, name), &mut one),
             Self::Modified(names) => {
-                facts.any_modified(&mut |name, old, new| named(names, name) && take(new, Some(old)))
+                facts.any_modified(&|name| Pattern::any(names, name), &mut |old, new| take(new, Some(old)))
             }
-            Self::Field(paths) => paths.iter().any(|path| facts.any_field(path, &mut |value| take(value, None))),
+            Self::Field(paths) => paths.iter().any(|path| facts.any_field(path, &mut one)),
             Self::UserAgent => facts.user_agent().is_some_and(|agent| take(&agent, None)),
             _ => false,
         }
@@ -780,13 +778,11 @@ impl ValueTest {
             Self::Is(Test::OddName) => mail::is_odd_name(value),
             // Decided over all values together.
             Self::Is(Test::External | Test::Internal | Test::Undecided) => false,
-            Self::Like(patterns) => patterns.iter().any(|pattern| pattern.matches(value)),
+            Self::Like(patterns) => Pattern::any(patterns, value),
             Self::Between(low, high) => leading_number(value).is_some_and(|number| (*low..=*high).contains(&number)),
             Self::Changed { change, old: before, new } => {
                 let old = old.unwrap_or_default();
-                let is = |patterns: &[Pattern], text: &str| {
-                    patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
-                };
+                let is = |patterns: &[Pattern], text: &str| patterns.is_empty() || Pattern::any(patterns, text);
                 is(before, old)
                     && is(new, value)
                     && match change {

@@ -8,6 +8,7 @@ pub mod mail;
 pub mod operation;
 pub mod pattern;
 pub mod recipient;
+pub mod words;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -51,17 +52,20 @@ impl fmt::Display for Severity {
     }
 }
 
+/// Whether a name is one of those looked for.
+pub type Named<'n> = &'n dyn Fn(&str) -> bool;
+
 /// What rules ask of an event. Asked only when a rule about its operation has the question.
 pub trait Facts {
-    /// Hands cmdlet parameters to `test`, name and value, until it answers true; whether it did. A parameter with
-    /// several values is handed over once for each.
-    fn any_parameter(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool;
+    /// Hands the values of the cmdlet parameters that `named` takes to `test` until it answers true; whether it did.
+    /// A parameter with several values is handed over once for each.
+    fn any_parameter(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The same for the parts of an inbox rule, under the names of `New-InboxRule`'s parameters whatever made it.
-    fn any_inbox_rule_part(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool;
+    fn any_inbox_rule_part(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The same for pairs in the lists of properties other than parameters and modified ones.
-    fn any_property(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool;
-    /// The same for modified properties: name, old value, new value; empty where absent.
-    fn any_modified(&self, test: &mut dyn FnMut(&str, &str, &str) -> bool) -> bool;
+    fn any_property(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool;
+    /// The same for modified properties: old value, new value; empty where absent.
+    fn any_modified(&self, named: Named<'_>, test: &mut dyn FnMut(&str, &str) -> bool) -> bool;
     /// The same for the values at a path of members (`Item.ParentFolder.Name`), lists looked through.
     fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// `RecordType`.
@@ -98,6 +102,11 @@ impl<'r> Match<'r> {
     /// The rule.
     pub fn rule(&self) -> &'r Rule {
         &self.compiled.rule
+    }
+
+    /// The values that its reason shows.
+    pub fn shown(&self, facts: &impl Facts) -> Vec<String> {
+        self.compiled.shown(facts, &[])
     }
 }
 
@@ -282,16 +291,16 @@ mod tests {
     }
 
     impl Facts for Told {
-        fn any_parameter(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
-            self.parameters.iter().any(|(name, value)| test(name, value))
+        fn any_parameter(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
+            self.parameters.iter().any(|(name, value)| named(name) && test(value))
         }
-        fn any_inbox_rule_part(&self, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
-            self.any_parameter(test)
+        fn any_inbox_rule_part(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
+            self.any_parameter(named, test)
         }
-        fn any_property(&self, _: &mut dyn FnMut(&str, &str) -> bool) -> bool {
+        fn any_property(&self, _: Named<'_>, _: &mut dyn FnMut(&str) -> bool) -> bool {
             false
         }
-        fn any_modified(&self, _: &mut dyn FnMut(&str, &str, &str) -> bool) -> bool {
+        fn any_modified(&self, _: Named<'_>, _: &mut dyn FnMut(&str, &str) -> bool) -> bool {
             false
         }
         fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {

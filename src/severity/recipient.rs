@@ -54,6 +54,11 @@ impl Domains {
 
 fn normal_domain(domain: &str) -> String {
     let domain = domain.trim().trim_end_matches('.');
+    // Nearly every domain is plain and needs no conversion.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if domain.bytes().all(plain) && domain.ends_with(|c: char| c.is_ascii_alphabetic()) {
+        return domain.to_ascii_lowercase();
+    }
     // IDN to ASCII, so that `bücher.example` and `xn--bcher-kva.example` agree; what cannot be converted is compared as it is.
     match url::Host::parse(domain) {
         Ok(url::Host::Domain(ascii)) => ascii,

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::config::{self, Problem, SourceConfig};
 use crate::host::{Host, StateError};
 use crate::model::{Actionable, TenantId, Timestamp};
-use crate::normalise::{Normaliser, Settings};
+use crate::normalise::{Mask, Normaliser, Settings};
 use listing::{Left, LeftKind};
 
 /// The name of the source's type in a configuration.
@@ -124,6 +124,14 @@ pub enum SourceError {
         /// What went wrong.
         source: Box<ApiError>,
     },
+    /// The rules, which were fit to use when the configuration was read.
+    #[error("the rules of source `{name}` cannot be used: {source}")]
+    Rules {
+        /// The source.
+        name: Arc<str>,
+        /// What is wrong with them.
+        source: config::RulesError,
+    },
     /// A bug of ours.
     #[error("internal error: {0}")]
     Internal(String),
@@ -136,6 +144,7 @@ impl Actionable for SourceError {
             Self::State { source: StateError::Corrupt { .. }, .. } => "state-corrupt",
             Self::State { source: StateError::Unavailable(_), .. } => "state-not-written",
             Self::Api { source } => source.slug(),
+            Self::Rules { source, .. } => source.slug(),
             Self::Internal(_) => "internal",
         }
     }
@@ -150,6 +159,7 @@ impl Actionable for SourceError {
             }
             Self::State { source: StateError::Unavailable(_), .. } => "check space and permissions of `data_dir`".into(),
             Self::Api { source } => source.hint(),
+            Self::Rules { source, .. } => source.hint(),
             Self::Internal(_) => "this is a bug: please report it with the log".into(),
         }
     }
@@ -291,12 +301,16 @@ impl Source for M365Audit {
         let server = ServerTime::new(self.clock.clone());
         let api = self.client(&server)?;
         let config = &self.config;
+        let rules = config.severity.load().map_err(|source| SourceError::Rules { name: self.name.clone(), source })?;
+        let mask = Mask::new(config.mask_detected_values, &config.mask);
         let normaliser = Normaliser::new(Settings {
             format: config.format,
             raw: config.raw,
+            ocsf_version: config.ocsf_version,
             drop_routine: config.drop_routine,
             internal_domains: config.internal_domains.clone(),
-            ..Settings::default()
+            rules: Arc::new(rules),
+            mask: mask.map_err(|error| SourceError::Internal(format!("`mask`: {error}")))?,
         });
         let seconds = |n: u64| SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX));
         let parts = tenant::TenantParts {

@@ -1,0 +1,358 @@
+//! What both foreign formats take out of an event: targets, files, mail, matches of data loss prevention.
+
+use std::borrow::Cow;
+
+use super::actor::Actor;
+use super::category::{self, Category, DLP_RECORD_TYPES};
+use super::event::{Event, Member};
+use super::facts::EventFacts;
+use super::json;
+use crate::severity::Assessment;
+
+/// An event with what was derived of it, for a format to write.
+pub(crate) struct Parts<'d, 'a> {
+    /// The event, what is to be masked in it masked.
+    pub event: &'d Event<'a>,
+    /// Its facts.
+    pub facts: &'d EventFacts<'d, 'a>,
+    /// What the rules make of it.
+    pub assessment: &'d Assessment<'d>,
+    /// Why.
+    pub reason: Option<&'d str>,
+    /// Who acted.
+    pub actor: Actor<'a>,
+    /// The record type.
+    pub record_type: Option<i64>,
+    /// The folded operation.
+    pub operation: &'d str,
+    /// The area.
+    pub category: Category,
+}
+
+impl<'d, 'a> Parts<'d, 'a> {
+    /// Derives the parts.
+    pub fn of(
+        event: &'d Event<'a>,
+        facts: &'d EventFacts<'d, 'a>,
+        assessment: &'d Assessment<'d>,
+        reason: Option<&'d str>,
+    ) -> Self {
+        let record_type = facts.number_of_type();
+        let workload = event.text_of(Member::Workload);
+        let alert_category = event.text_of(Member::Category);
+        let category = category::of(workload.as_deref(), record_type, alert_category.as_deref());
+        let operation = facts.folded_operation();
+        Parts { event, facts, assessment, reason, actor: Actor::of(event), record_type, operation, category }
+    }
+
+    /// Whether the record type is one of these.
+    pub fn is_type(&self, types: &[i64]) -> bool {
+        self.record_type.is_some_and(|record_type| types.contains(&record_type))
+    }
+
+    /// Whether the record is one of data loss prevention.
+    pub fn is_dlp(&self) -> bool {
+        self.is_type(DLP_RECORD_TYPES)
+    }
+
+    /// The text of a member of the event's.
+    pub fn text(&self, member: Member) -> Option<Cow<'a, str>> {
+        self.event.text_of(member)
+    }
+
+    /// The text of a member of any name.
+    pub fn named(&self, name: &str) -> Option<Cow<'a, str>> {
+        json::scalar(self.event.find(name)?).filter(|text| !text.trim().is_empty())
+    }
+
+    /// The text of a member of a member.
+    pub fn inner(&self, member: Member, name: &str) -> Option<Cow<'a, str>> {
+        inner(self.event.get(member)?, name)
+    }
+
+    /// Where data loss prevention looked: the metadata of a file, a message or a device.
+    pub fn dlp_metadata(&self) -> Option<&'a str> {
+        let found = [Member::SharePointMetaData, Member::ExchangeMetaData];
+        found.iter().find_map(|member| self.event.get(*member)).or_else(|| self.event.find("EndpointMetaData"))
+    }
+
+    /// The new value of a modified property, without the list around it.
+    pub fn modified(&self, name: &str) -> Option<String> {
+        use crate::severity::Facts as _;
+        let mut found = None;
+        self.facts.any_modified(&|other| other.eq_ignore_ascii_case(name), &mut |_, new| {
+            let new = new.trim().trim_start_matches('[').trim_end_matches(']').trim().trim_matches('"').trim();
+            found = Some(new.to_owned()).filter(|new| !new.is_empty());
+            found.is_some()
+        });
+        found
+    }
+
+    /// Whom a directory operation was about: the principal name among `Target` (type 5), an id of it (type 2), else
+    /// `ObjectId`.
+    pub fn target(&self) -> Target<'a> {
+        let mut target = Target::default();
+        json::elements(self.event.get(Member::Target).unwrap_or_default(), |entry| {
+            let (Some(id), Some(kind)) = (inner(entry, "ID"), json::get(entry, "Type").and_then(json::integer)) else {
+                return;
+            };
+            match kind {
+                5 => target.principal = target.principal.take().or(Some(id)),
+                1 => target.name = target.name.take().or(Some(id)),
+                2 if crate::model::is_guid(&id) => target.id = target.id.take().or(Some(id)),
+                2 if matches!(
+                    id.as_ref(),
+                    "User" | "Group" | "ServicePrincipal" | "Application" | "Device" | "Policy" | "Role" | "Other"
+                ) =>
+                {
+                    target.kind = Some(id);
+                }
+                _ => {}
+            }
+        });
+        if target.principal.is_none() && target.id.is_none() && target.name.is_none() {
+            target.name = self.text(Member::ObjectId);
+        }
+        target
+    }
+
+    /// Every address of the record.
+    pub fn addresses(&self) -> impl Iterator<Item = String> {
+        const MEMBERS: [Member; 5] =
+            [Member::ClientIPAddress, Member::ClientIP, Member::ActorIpAddress, Member::ActorIP, Member::UserIp];
+        MEMBERS
+            .iter()
+            .filter_map(|member| super::address::parse(&self.text(*member)?))
+            .map(|found| found.ip.to_string())
+    }
+
+    /// The raw text of the address that won.
+    pub fn address_text(&self) -> Option<Cow<'a, str>> {
+        let won = self.facts.source_address()?;
+        super::ADDRESS_MEMBERS
+            .iter()
+            .filter_map(|member| self.text(*member))
+            .find(|text| super::address::parse(text).is_some_and(|found| found.ip == won.ip))
+    }
+
+    /// The message the record is about.
+    pub fn mail(&self) -> Mail<'a> {
+        let list = |token: Option<&'a str>| {
+            let mut all = Vec::new();
+            match token {
+                Some(token) if token.starts_with('[') => {
+                    json::elements(token, |element| all.extend(json::scalar(element)));
+                }
+                Some(token) => all.extend(json::scalar(token).filter(|text| !text.trim().is_empty())),
+                None => {}
+            }
+            all
+        };
+        match self.record_type {
+            Some(2) => {
+                let Some(item) = self.event.get(Member::Item) else { return Mail::default() };
+                Mail {
+                    id: inner(item, "InternetMessageId"),
+                    subject: inner(item, "Subject"),
+                    local_id: inner(item, "Id"),
+                    attachments: inner(item, "Attachments"),
+                    ..Mail::default()
+                }
+            }
+            Some(28) => Mail {
+                id: self.named("InternetMessageId"),
+                subject: self.named("Subject"),
+                from: self.named("P2Sender"),
+                sender: self.named("P1Sender"),
+                to: list(self.event.find("Recipients")),
+                local_id: self.named("NetworkMessageId"),
+                ..Mail::default()
+            },
+            Some(13) => {
+                let Some(mail) = self.event.get(Member::ExchangeMetaData) else { return Mail::default() };
+                Mail {
+                    id: inner(mail, "MessageID"),
+                    subject: inner(mail, "Subject"),
+                    from: inner(mail, "From"),
+                    to: list(json::get(mail, "To")),
+                    cc: list(json::get(mail, "CC")),
+                    bcc: list(json::get(mail, "BCC")),
+                    ..Mail::default()
+                }
+            }
+            _ => Mail::default(),
+        }
+    }
+
+    /// The file the record is about.
+    pub fn file(&self) -> File<'a> {
+        if self.is_type(&[11, 63]) {
+            let Some(data) = self.dlp_metadata() else { return File::default() };
+            let url = inner(data, "FilePathUrl");
+            let name = inner(data, "FileName").or_else(|| {
+                url.as_ref().and_then(|url| url.rsplit('/').next().map(|name| Cow::Owned(name.to_owned())))
+            });
+            let extension = inner(data, "FileExtension").or_else(|| {
+                let (_, extension) = name.as_ref()?.rsplit_once('.')?;
+                Some(Cow::Owned(extension.to_owned()))
+            });
+            return File {
+                name,
+                extension,
+                directory: None,
+                id: inner(data, "UniqueID").or_else(|| inner(data, "UniqueId")),
+                owner: inner(data, "FileOwner"),
+                size: json::get(data, "FileSize").and_then(json::integer),
+                url: url.or_else(|| self.text(Member::ObjectId).filter(|text| text.contains("://"))),
+                sha256: inner(data, "Sha256"),
+                changed: inner(data, "LastModifiedTime").or_else(|| inner(data, "ItemLastModifiedTime")),
+                folder: false,
+            };
+        }
+        if !self.is_type(&[4, 6, 14, 36]) {
+            return File::default();
+        }
+        let folder = self.text(Member::ItemType).is_some_and(|kind| kind.eq_ignore_ascii_case("Folder") || kind == "5");
+        File {
+            name: self.text(Member::SourceFileName),
+            extension: self.text(Member::SourceFileExtension),
+            directory: self.text(Member::SourceRelativeUrl),
+            id: self.text(Member::ListItemUniqueId),
+            owner: None,
+            size: self.event.find("FileSizeBytes").and_then(json::integer),
+            url: self.text(Member::ObjectId).filter(|text| text.contains("://")),
+            sha256: None,
+            changed: None,
+            folder,
+        }
+    }
+
+    /// The policies and rules of data loss prevention that matched.
+    pub fn dlp_rules(&self) -> Vec<DlpRule<'a>> {
+        let mut rules = Vec::new();
+        json::elements(self.event.get(Member::PolicyDetails).unwrap_or_default(), |policy| {
+            json::elements(json::get(policy, "Rules").unwrap_or_default(), |rule| {
+                let mut types = Vec::new();
+                let matched = json::get(rule, "ConditionsMatched").unwrap_or_default();
+                json::elements(json::get(matched, "SensitiveInformation").unwrap_or_default(), |found| {
+                    let name = inner(found, "SensitiveInformationTypeName").or_else(|| inner(found, "SensitiveType"));
+                    types.extend(name);
+                });
+                rules.push(DlpRule {
+                    policy: inner(policy, "PolicyName"),
+                    policy_id: inner(policy, "PolicyId"),
+                    name: inner(rule, "RuleName"),
+                    id: inner(rule, "RuleId"),
+                    types,
+                });
+            });
+        });
+        rules
+    }
+}
+
+/// The text of a member of an object token.
+pub(crate) fn inner<'t>(token: &'t str, name: &str) -> Option<Cow<'t, str>> {
+    json::scalar(json::get(token, name)?).filter(|text| !text.trim().is_empty())
+}
+
+/// Whether a text can be a mail address: exactly one `@`, no blank, no backslash.
+pub(crate) fn is_address(text: &str) -> bool {
+    text.matches('@').count() == 1
+        && !text.starts_with('@')
+        && !text.ends_with('@')
+        && !text.contains(|c: char| c.is_whitespace() || matches!(c, '\\' | '/' | ':' | '|'))
+}
+
+/// Whom a directory operation was about.
+#[derive(Debug, Default)]
+pub(crate) struct Target<'a> {
+    /// A principal name.
+    pub principal: Option<Cow<'a, str>>,
+    /// A display name, or whatever `ObjectId` holds.
+    pub name: Option<Cow<'a, str>>,
+    /// A GUID.
+    pub id: Option<Cow<'a, str>>,
+    /// `User`, `Group`, `ServicePrincipal`, …
+    pub kind: Option<Cow<'a, str>>,
+}
+
+impl Target<'_> {
+    /// The best there is to call it by.
+    pub fn label(&self) -> Option<&str> {
+        self.principal.as_deref().or(self.name.as_deref()).or(self.id.as_deref())
+    }
+}
+
+/// A message.
+#[derive(Debug, Default)]
+pub(crate) struct Mail<'a> {
+    pub id: Option<Cow<'a, str>>,
+    pub subject: Option<Cow<'a, str>>,
+    pub from: Option<Cow<'a, str>>,
+    pub sender: Option<Cow<'a, str>>,
+    pub to: Vec<Cow<'a, str>>,
+    pub cc: Vec<Cow<'a, str>>,
+    pub bcc: Vec<Cow<'a, str>>,
+    pub local_id: Option<Cow<'a, str>>,
+    /// One text: `a.png (8192b); b (v2)(1.7).docx (73728b)`.
+    pub attachments: Option<Cow<'a, str>>,
+}
+
+impl Mail<'_> {
+    /// The names and sizes of attachments. The size is in the last brackets.
+    pub fn attached(&self) -> Vec<(&str, Option<i64>)> {
+        let Some(text) = self.attachments.as_deref() else { return Vec::new() };
+        let one = |part: &'_ str| -> Option<(usize, i64)> {
+            let open = part.rfind(" (")?;
+            let size = part.get(open + 2..)?.strip_suffix("b)")?.parse().ok()?;
+            Some((open, size))
+        };
+        let parts = text.split("; ").map(str::trim).filter(|part| !part.is_empty());
+        parts
+            .map(|part| match one(part) {
+                Some((open, size)) => (part.get(..open).unwrap_or(part), Some(size)),
+                None => (part, None),
+            })
+            .collect()
+    }
+}
+
+/// A file.
+#[derive(Debug, Default)]
+pub(crate) struct File<'a> {
+    pub name: Option<Cow<'a, str>>,
+    pub extension: Option<Cow<'a, str>>,
+    pub directory: Option<Cow<'a, str>>,
+    /// The item's id, the same in records of files and of data loss prevention.
+    pub id: Option<Cow<'a, str>>,
+    pub owner: Option<Cow<'a, str>>,
+    pub size: Option<i64>,
+    pub url: Option<Cow<'a, str>>,
+    pub sha256: Option<Cow<'a, str>>,
+    pub changed: Option<Cow<'a, str>>,
+    pub folder: bool,
+}
+
+impl File<'_> {
+    /// The folder and the name.
+    pub fn path(&self) -> Option<String> {
+        match (self.directory.as_deref(), self.name.as_deref()) {
+            (Some(directory), Some(name)) => Some(format!("{directory}/{name}")),
+            (None, Some(name)) => Some(name.to_owned()),
+            (Some(directory), None) => Some(directory.to_owned()),
+            (None, None) => None,
+        }
+    }
+}
+
+/// A rule of data loss prevention that matched.
+#[derive(Debug)]
+pub(crate) struct DlpRule<'a> {
+    pub policy: Option<Cow<'a, str>>,
+    pub policy_id: Option<Cow<'a, str>>,
+    pub name: Option<Cow<'a, str>>,
+    pub id: Option<Cow<'a, str>>,
+    /// Names of the sensitive types found.
+    pub types: Vec<Cow<'a, str>>,
+}
