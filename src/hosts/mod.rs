@@ -4,5 +4,7 @@
 pub mod embedded;
 #[cfg(feature = "embedded")]
 pub mod file;
+#[cfg(feature = "fluent-bit")]
+pub mod fluent_bit;
 #[cfg(feature = "embedded")]
 pub mod stdout;

@@ -14,7 +14,7 @@ pub mod split;
 mod actor;
 mod event;
 mod facts;
-mod json;
+pub(crate) mod json;
 mod outcome;
 mod own;
 mod parameters;
