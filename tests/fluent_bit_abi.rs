@@ -163,9 +163,7 @@ impl Agent {
         let (mut data, mut size) = (std::ptr::null_mut(), 0);
         let start = Instant::now();
         let result = match self.callbacks {
-            Callbacks::Old => unsafe {
-                self.symbol::<Collect>("FLBPluginInputCallback")(&raw mut data, &raw mut size)
-            },
+            Callbacks::Old => unsafe { self.symbol::<Collect>("FLBPluginInputCallback")(&raw mut data, &raw mut size) },
             Callbacks::WithContext => unsafe {
                 let garbage = 0xdead_beef as *mut c_void;
                 self.symbol::<CollectCtx>("FLBPluginInputCallbackCtx")(garbage, &raw mut data, &raw mut size)
@@ -216,7 +214,12 @@ impl Agent {
     fn tick_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let start = Instant::now();
         while !done(self) {
-            assert!(start.elapsed() < PATIENCE, "still no {what} after {} records; {:?}", self.records.len(), taken_log());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "still no {what} after {} records; {:?}",
+                self.records.len(),
+                taken_log()
+            );
             std::thread::sleep(Duration::from_millis(5));
             self.tick();
         }
@@ -273,6 +276,19 @@ fn to_json(value: &rmpv::Value) -> Value {
             Value::Object(object)
         }
         other => panic!("{other} is no JSON"),
+    }
+}
+
+/// With the JSON read that stands in texts: what is nested too deep for the host comes as text.
+fn with_texts_read(value: Value) -> Value {
+    match value {
+        Value::String(text) => match serde_json::from_str(&text) {
+            Ok(inner @ (Value::Object(_) | Value::Array(_))) => with_texts_read(inner),
+            _ => Value::String(text),
+        },
+        Value::Array(items) => items.into_iter().map(with_texts_read).collect(),
+        Value::Object(members) => members.into_iter().map(|(key, value)| (key, with_texts_read(value))).collect(),
+        other => other,
     }
 }
 
@@ -397,9 +413,9 @@ fn a_pause_at_any_moment_loses_and_repeats_nothing() {
 fn a_full_queue_stops_the_fetching_and_a_stop_in_a_backlog_loses_nothing() {
     on_host_thread(Threading::Off, |library| {
         let service = Service::new(1);
-        service.publish(200, 50);
+        service.publish(800, 10);
         let dir = tempfile::tempdir().unwrap();
-        let small = [("bytes_per_tick_max", "64K"), ("in_flight_bytes_max", "1M")];
+        let small = [("bytes_per_tick_max", "256K"), ("in_flight_bytes_max", "1M")];
         let mut agent = Agent::new(library, Callbacks::WithContext, &with_data_dir(&service, dir.path(), &small));
         agent.start();
         support::wait_until("standstill", || {
@@ -407,7 +423,8 @@ fn a_full_queue_stops_the_fetching_and_a_stop_in_a_backlog_loses_nothing() {
             std::thread::sleep(Duration::from_millis(300));
             before > 5 && service.sim.activity() == before
         });
-        assert!(service.sim.truth().blobs_read < 200, "a full queue does not stop the fetching");
+        let truth = service.sim.truth();
+        assert!(truth.blobs_read < truth.blobs, "a full queue does not stop the fetching");
         for _ in 0..3 {
             assert!(agent.tick() > 0);
         }
@@ -436,11 +453,11 @@ fn an_event_kept_as_an_object_keeps_its_types() {
             .truth()
             .events
             .iter()
-            .map(|event| serde_json::from_slice::<Value>(&event.raw).unwrap().to_string())
+            .map(|event| with_texts_read(serde_json::from_slice(&event.raw).unwrap()).to_string())
             .collect();
         for record in agent.records.iter().filter(|record| !support::is_own(record)) {
             assert!(record["record_type"].is_i64() || record["record_type"].is_null(), "{record}");
-            assert!(truth.contains(&record["raw"].to_string()), "{}", record["raw"]);
+            assert!(truth.contains(&with_texts_read(record["raw"].clone()).to_string()), "{}", record["raw"]);
         }
     });
 }
@@ -486,7 +503,8 @@ fn only_what_can_never_work_fails_the_start() {
     on_host_thread(Threading::On, |library| {
         let service = Service::new(1);
         let dir = tempfile::tempdir().unwrap();
-        for (key, value) in [("tenant_id", "contoso.com"), ("content_types", "Audit.Exchnage"), ("config_file", "/no")] {
+        for (key, value) in [("tenant_id", "contoso.com"), ("content_types", "Audit.Exchnage"), ("config_file", "/no")]
+        {
             let properties = with_data_dir(&service, dir.path(), &[(key, value)]);
             let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
             assert_eq!(agent.init(), 0, "{key}");
@@ -501,8 +519,11 @@ fn only_what_can_never_work_fails_the_start() {
             ("authority_url", "http://127.0.0.1:9"),
             ("data_dir", file.join("below").to_str().unwrap()),
         ] {
-            let mut agent =
-                Agent::new(library, Callbacks::WithContext, &with_data_dir(&service, &dir.path().join("s"), &[(key, value)]));
+            let mut agent = Agent::new(
+                library,
+                Callbacks::WithContext,
+                &with_data_dir(&service, &dir.path().join("s"), &[(key, value)]),
+            );
             agent.start();
             let mut errors = Vec::new();
             agent.tick_until("word of what is wrong", |_| {
@@ -570,9 +591,9 @@ fn misuse_of_any_function_is_harmless() {
         nulls(&agent);
         agent.tick_until("a buffer", |agent| agent.records.len() > 3 || agent.tick() > 0);
         // A buffer that is never cleaned up, then cleaned up late, twice, and by another address.
-        service.publish(5, 10);
+        service.publish_now(5, 10);
         let mut held = (null, 0);
-        agent.tick_until("another buffer", |agent| {
+        support::wait_until("another buffer", || {
             held = agent.collect();
             held.1 > 0
         });

@@ -51,11 +51,7 @@ impl Config {
         Self::parse_with(text, env, Outputs::Own)
     }
 
-    fn parse_with(
-        text: &str,
-        env: &dyn Fn(&str) -> Option<String>,
-        outputs: Outputs,
-    ) -> Result<Config, ConfigError> {
+    fn parse_with(text: &str, env: &dyn Fn(&str) -> Option<String>, outputs: Outputs) -> Result<Config, ConfigError> {
         let (mut root, lines) = match parse_toml(text) {
             Ok(parsed) => parsed,
             Err(problems) => return Err(ConfigError { path: None, problems }),
@@ -550,7 +546,9 @@ mod tests {
 
     #[test]
     fn for_a_host_with_outputs_of_its_own_sinks_are_not_looked_at() {
-        let source = format!("[sources.a]\ntype = \"m365_audit\"\ntenant_id = \"{TENANT}\"\nclient_id = \"c\"\nclient_secret = \"s\"\n");
+        let source = format!(
+            "[sources.a]\ntype = \"m365_audit\"\ntenant_id = \"{TENANT}\"\nclient_id = \"c\"\nclient_secret = \"s\"\n"
+        );
         for sinks in ["", "[sinks.out]\ntype = \"of another build\"\nuri = \"${NOT_SET}\"\n"] {
             let config = Config::parse_with(&format!("{source}{sinks}"), &env, Outputs::OfTheHost).unwrap();
             assert_eq!((config.sources.len(), config.sinks.len()), (1, 0));

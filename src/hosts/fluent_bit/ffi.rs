@@ -128,9 +128,8 @@ pub extern "C" fn FLBPluginInputCleanupCallback(data: *mut c_void) -> c_int {
     if data.is_null() {
         return FAILED;
     }
-    let known = with_live("FLBPluginInputCleanupCallback", false, |instance| {
-        instance.cleanup(data.cast_const().cast::<u8>())
-    });
+    let known =
+        with_live("FLBPluginInputCleanupCallback", false, |instance| instance.cleanup(data.cast_const().cast::<u8>()));
     if known { OK } else { FAILED }
 }
 

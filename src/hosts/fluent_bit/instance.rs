@@ -48,7 +48,9 @@ static LIVE: Mutex<Option<Arc<Instance>>> = Mutex::new(None);
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// There is one already.
-    #[error("there is an input `m365_audit` already (`{0}`), and Fluent Bit pauses the wrong one of two and loses its records")]
+    #[error(
+        "there is an input `m365_audit` already (`{0}`), and Fluent Bit pauses the wrong one of two and loses its records"
+    )]
     SecondInstance(String),
     /// What is written can never work.
     #[error("the configuration cannot work, {} problem(s)", .0.len())]
@@ -70,7 +72,8 @@ impl Actionable for InitError {
     fn hint(&self) -> String {
         match self {
             Self::SecondInstance(_) => {
-                "put all tenants into one input: `config_file` names a TOML file with a `[sources.<name>]` for each".into()
+                "put all tenants into one input: `config_file` names a TOML file with a `[sources.<name>]` for each"
+                    .into()
             }
             Self::Configuration(_) => "docs/configuration.md describes every key".into(),
             Self::Threads(_) => "check the limit of processes of this user".into(),

@@ -172,8 +172,24 @@ pub fn keys() -> Vec<&'static str> {
 #[cfg(test)]
 fn is_swallowed_by_the_host(key: &str) -> bool {
     const NAMES: &[&str] = &[
-        "name", "alias", "tag", "log_level", "log_suppress_interval", "routable", "mem_buf_limit", "listen", "host",
-        "port", "ipv6", "threaded", "telemetry", "routes", "processors", "rate_window", "tls", "storage.type",
+        "name",
+        "alias",
+        "tag",
+        "log_level",
+        "log_suppress_interval",
+        "routable",
+        "mem_buf_limit",
+        "listen",
+        "host",
+        "port",
+        "ipv6",
+        "threaded",
+        "telemetry",
+        "routes",
+        "processors",
+        "rate_window",
+        "tls",
+        "storage.type",
     ];
     const PREFIXES: &[&str] = &["oauth2", "tls.", "net.", "thread.", "rate_gate", "storage."];
     NAMES.contains(&key) || PREFIXES.iter().any(|prefix| key.starts_with(prefix))
@@ -250,7 +266,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tenants.toml");
         let source = |name: &str, tenant: &str| {
-            format!("[sources.{name}]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{TENANT}\"\nclient_secret = \"s\"\n")
+            format!(
+                "[sources.{name}]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{TENANT}\"\nclient_secret = \"s\"\n"
+            )
         };
         let two = source("a", TENANT) + &source("b", "00000000-1111-2222-3333-555555555555");
         std::fs::write(&path, format!("data_dir = \"/somewhere\"\n{two}")).unwrap();
