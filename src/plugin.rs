@@ -64,6 +64,11 @@ pub fn manifest() -> Manifest {
         licence: env!("CARGO_PKG_LICENSE"),
         hosts: vec![
             HostEntry { name: "embedded", artifact: "m365-audit", entry_point: "m365-audit run -c agent.toml" },
+            HostEntry {
+                name: "fluent-bit",
+                artifact: "libm365_audit.so",
+                entry_point: "an input `name: m365_audit`, the file under `plugins:`",
+            },
             HostEntry { name: "rust", artifact: "crate m365-audit", entry_point: "m365_audit::source" },
         ],
         state: State {

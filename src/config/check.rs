@@ -326,7 +326,7 @@ fn check_url(text: &str, origin_only: bool) -> Result<(), TextFault> {
 /// A text made into what the schema asks for, for hosts and variables that know only text. Lists are separated by
 /// commas; `_secs` keys take `s`, `m`, `h`, `d`, byte counts `K`, `M`, `G` (of 1024); switches take what agents take.
 /// `None`: it stays a text, and the check says what was expected.
-pub(super) fn typed_from_text(schema: &Schema, key: &str, text: &str) -> Option<Value> {
+pub(crate) fn typed_from_text(schema: &Schema, key: &str, text: &str) -> Option<Value> {
     let text = text.trim();
     match schema["type"].as_str()? {
         "integer" => integer_from_text(key, text).map(Value::Integer),
@@ -346,7 +346,7 @@ pub(super) fn typed_from_text(schema: &Schema, key: &str, text: &str) -> Option<
 fn integer_from_text(key: &str, text: &str) -> Option<i64> {
     let units: &[(char, i64)] = if key.ends_with("_secs") {
         &[('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)]
-    } else if key.contains("_bytes") {
+    } else if key.contains("bytes") {
         &[('k', 1 << 10), ('m', 1 << 20), ('g', 1 << 30)]
     } else {
         &[]

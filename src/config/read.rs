@@ -23,11 +23,24 @@ impl Config {
     /// # Errors
     /// All problems of the file, or the one that it cannot be read.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        Self::load_with(path, Outputs::Own)
+    }
+
+    /// As [`Config::load`], for a host that has outputs of its own: `[sinks.*]` may be absent and is not looked at;
+    /// [`Config::sinks`] is empty.
+    ///
+    /// # Errors
+    /// All problems of the file but those of its sinks, or the one that it cannot be read.
+    pub fn load_for_host(path: &Path) -> Result<Config, ConfigError> {
+        Self::load_with(path, Outputs::OfTheHost)
+    }
+
+    fn load_with(path: &Path, outputs: Outputs) -> Result<Config, ConfigError> {
         let text = fs::read_to_string(path).map_err(|error| {
             let problem = Problem::new("", Fault::Unreadable, error.to_string());
             ConfigError { path: Some(path.to_owned()), problems: vec![problem] }
         })?;
-        Self::parse(&text, &|name| std::env::var(name).ok()).map_err(|error| error.at(path))
+        Self::parse_with(&text, &|name| std::env::var(name).ok(), outputs).map_err(|error| error.at(path))
     }
 
     /// Reads a text; `env` looks up the variables it names.
@@ -35,13 +48,20 @@ impl Config {
     /// # Errors
     /// All problems, in the order of the text.
     pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        Self::parse_with(text, env, Outputs::Own)
+    }
+
+    fn parse_with(text: &str, env: &dyn Fn(&str) -> Option<String>, outputs: Outputs) -> Result<Config, ConfigError> {
         let (mut root, lines) = match parse_toml(text) {
             Ok(parsed) => parsed,
             Err(problems) => return Err(ConfigError { path: None, problems }),
         };
         let mut findings = Findings::default();
+        if outputs == Outputs::OfTheHost {
+            root.remove("sinks");
+        }
         findings.expand(&mut root, "", env);
-        let config = read_root(&mut findings, root);
+        let config = read_root(&mut findings, root, outputs);
         let mut problems = findings.problems;
         match config {
             Some(config) if problems.is_empty() => Ok(config),
@@ -204,8 +224,20 @@ fn line_of(lines: &HashMap<String, usize>, problem: &Problem) -> Option<usize> {
     lines.get(&problem.key).or_else(|| lines.get(&parent(&problem.key)?)).copied()
 }
 
-fn read_root(findings: &mut Findings, mut root: Table) -> Option<Config> {
-    let schema = schema_of::<Config>().to_value();
+/// Who has the outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outputs {
+    /// The file: `[sinks.*]`.
+    Own,
+    /// The agent that runs us.
+    OfTheHost,
+}
+
+fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Option<Config> {
+    let mut schema = schema_of::<Config>().to_value();
+    if let (Outputs::OfTheHost, Some(required)) = (outputs, schema["required"].as_array_mut()) {
+        required.retain(|key| key != "sinks");
+    }
     findings.check_table(&schema, &mut root, "");
     let source_tables = take_tables(findings, &mut root, "sources");
     let sink_tables = take_tables(findings, &mut root, "sinks");
@@ -578,6 +610,19 @@ mod tests {
 
     fn check_source(lines: &str, expected: impl Expected) {
         check(&source_with(lines), expected);
+    }
+
+    #[test]
+    fn for_a_host_with_outputs_of_its_own_sinks_are_not_looked_at() {
+        let source = format!(
+            "[sources.a]\ntype = \"m365_audit\"\ntenant_id = \"{TENANT}\"\nclient_id = \"c\"\nclient_secret = \"s\"\n"
+        );
+        for sinks in ["", "[sinks.out]\ntype = \"of another build\"\nuri = \"${NOT_SET}\"\n"] {
+            let config = Config::parse_with(&format!("{source}{sinks}"), &env, Outputs::OfTheHost).unwrap();
+            assert_eq!((config.sources.len(), config.sinks.len()), (1, 0));
+        }
+        assert!(Config::parse_with(&source, &env, Outputs::Own).is_err());
+        assert!(Config::parse_with("[sinks.out]\n", &env, Outputs::OfTheHost).is_err());
     }
 
     #[test]

@@ -4,6 +4,8 @@
 pub mod embedded;
 #[cfg(feature = "embedded")]
 pub mod file;
+#[cfg(feature = "fluent-bit")]
+pub mod fluent_bit;
 #[cfg(feature = "embedded")]
 pub mod fluent_forward;
 #[cfg(feature = "embedded")]

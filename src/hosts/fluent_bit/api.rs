@@ -1,0 +1,272 @@
+//! Fluent Bit's functions as Rust ones: the table handed to `FLBPluginInit`, and what its executable exports.
+//!
+//! Layout after `flb_api.h` and `go.h` (5.1; entries used here are unchanged since 2.0). Of the per-plugin struct only
+//! the first three fields are read and nothing is written: the context block behind the fourth changed in 4.1.
+//!
+//! Every function here but [`HostApi::name`] may be called from the host's threads only, inside one of its calls:
+//! from others the host's log misses its file, and its metrics are not locked.
+
+use std::ffi::{CStr, CString, c_char, c_double, c_int, c_void};
+
+use super::metrics::Sample;
+use crate::metrics::Kind;
+
+/// `struct flb_plugin_proxy_def`: what `FLBPluginRegister` fills in. Hosts since 5.0 have more fields behind these;
+/// before that they do not, so nothing behind is touched.
+#[repr(C)]
+pub struct PluginDef {
+    kind: c_int,
+    proxy: c_int,
+    flags: c_int,
+    name: *const c_char,
+    description: *const c_char,
+}
+
+/// `struct flbgo_input_plugin`: what `FLBPluginInit` is given. Shared by all instances and rewritten before each.
+#[repr(C)]
+pub struct Plugin {
+    name: *const c_char,
+    api: *const ApiTable,
+    instance: *mut c_void,
+}
+
+/// `FLB_PROXY_INPUT_PLUGIN`.
+const INPUT: c_int = 1;
+/// `FLB_PROXY_GOLANG`, the only kind of proxy there is; no Go is meant.
+const PROXY: c_int = 11;
+/// The name in `name: m365_audit`.
+pub const NAME: &CStr = c"m365_audit";
+const DESCRIPTION: &CStr = c"Microsoft 365 unified audit log (Office 365 Management Activity API)";
+
+impl PluginDef {
+    /// Says what this plugin is. The texts are static: the host keeps the pointer of the description.
+    pub fn fill(&mut self) {
+        self.kind = INPUT;
+        self.proxy = PROXY;
+        self.flags = 0;
+        self.name = NAME.as_ptr();
+        self.description = DESCRIPTION.as_ptr();
+    }
+}
+
+/// `struct flb_api` up to the last entry an input needs.
+#[repr(C)]
+struct ApiTable {
+    _output_get_property: *const c_void,
+    input_get_property: Option<unsafe extern "C" fn(*const c_char, *mut c_void) -> *const c_char>,
+    _output_get_cmt_instance: *const c_void,
+    input_get_cmt_instance: Option<unsafe extern "C" fn(*mut c_void) -> *mut c_void>,
+    log_print: Option<unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, ...)>,
+    input_log_check: Option<unsafe extern "C" fn(*mut c_void, c_int) -> c_int>,
+}
+
+/// One instance's way to the host. Valid from its `FLBPluginInit` to the end of its `FLBPluginExit`.
+#[derive(Debug)]
+pub struct HostApi {
+    table: *const ApiTable,
+    instance: *mut c_void,
+    name: String,
+}
+
+// SAFETY: the table and the instance outlive this value (they live until the instance's exit is over, when it is
+// dropped), neither is written through these pointers, and the calls that must stay on host threads are made in
+// `super::instance` inside a call of the host, as the module's header asks.
+unsafe impl Send for HostApi {}
+// SAFETY: as above.
+unsafe impl Sync for HostApi {}
+
+impl HostApi {
+    /// Copies what is needed from the struct of `FLBPluginInit`; `None` when it is not one.
+    ///
+    /// # Safety
+    /// `plugin` is null or points to the host's per-plugin struct, valid during the call; the table and instance it
+    /// names stay valid until the instance has exited.
+    pub unsafe fn new(plugin: *const Plugin) -> Option<Self> {
+        // SAFETY: null or valid, says the caller.
+        let plugin = unsafe { plugin.as_ref() }?;
+        if plugin.api.is_null() || plugin.instance.is_null() {
+            return None;
+        }
+        let mut api = Self { table: plugin.api, instance: plugin.instance, name: String::new() };
+        api.name = api.instance_name();
+        Some(api)
+    }
+
+    /// The instance's name or alias.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value of a property, variables replaced by the host; `None` when it is not set, empty, or no UTF-8.
+    pub fn property(&self, key: &str) -> Option<String> {
+        let key = CString::new(key).ok()?;
+        let get = self.table().input_get_property?;
+        // SAFETY: the host's function with the host's instance; the text is copied before anything else is called.
+        let value = unsafe { get(key.as_ptr(), self.instance) };
+        // SAFETY: null or a C string of the host that lives as long as the instance.
+        let value = (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) })?;
+        value.to_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
+    }
+
+    /// Whether the instance's `log_level` shows lines of this level (1 error … 5 trace).
+    pub fn shows(&self, level: c_int) -> bool {
+        // SAFETY: the host's function with the host's instance.
+        self.table().input_log_check.is_none_or(|check| unsafe { check(self.instance, level) } != 0)
+    }
+
+    /// Prints one line to the host's log. The host does not look at the level here: ask [`HostApi::shows`] before.
+    pub fn print(&self, level: c_int, text: &str) {
+        let line = format!("[input:{}:{}] {}", NAME.to_string_lossy(), self.name, text.replace('\0', "\u{fffd}"));
+        if let (Some(print), Ok(line)) = (self.table().log_print, CString::new(line)) {
+            // SAFETY: a printf-like function, given its format and the one string it asks for.
+            unsafe { print(level, std::ptr::null(), 0, c"%s".as_ptr(), line.as_ptr()) };
+        }
+    }
+
+    /// The host's own metrics of this instance, where the executable exports what it takes to write them.
+    pub fn metrics(&self) -> Option<HostMetrics> {
+        // A host built without metrics leaves the table's entry uninitialised; it then has none of its own either.
+        symbol(c"flb_metrics_create")?;
+        let functions = CmtFunctions::find()?;
+        let get = self.table().input_get_cmt_instance?;
+        // SAFETY: the host's function with the host's instance.
+        let cmt = unsafe { get(self.instance) };
+        (!cmt.is_null()).then(|| HostMetrics { cmt, functions, handles: Vec::new() })
+    }
+
+    fn table(&self) -> &ApiTable {
+        // SAFETY: not null, and valid as long as `self`: see `HostApi::new`.
+        unsafe { &*self.table }
+    }
+
+    /// From `flb_input_name`, which the executable exports; else the name the first instance has by default.
+    fn instance_name(&self) -> String {
+        let default = || format!("{}.0", NAME.to_string_lossy());
+        let Some(function) = symbol(c"flb_input_name") else { return default() };
+        // SAFETY: the signature in `flb_input.h` since 2.0.
+        let function: unsafe extern "C" fn(*mut c_void) -> *const c_char = unsafe { std::mem::transmute(function) };
+        // SAFETY: the host's function with the host's instance.
+        let name = unsafe { function(self.instance) };
+        if name.is_null() {
+            return default();
+        }
+        // SAFETY: not null, a C string of the host.
+        unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+    }
+}
+
+type Create = unsafe extern "C" fn(
+    *mut c_void,
+    *const c_char,
+    *const c_char,
+    *const c_char,
+    *const c_char,
+    c_int,
+    *const *const c_char,
+) -> *mut c_void;
+type Set = unsafe extern "C" fn(*mut c_void, u64, c_double, c_int, *const *const c_char) -> c_int;
+
+#[derive(Debug, Clone, Copy)]
+struct CmtFunctions {
+    counter_create: Create,
+    counter_set: Set,
+    gauge_create: Create,
+    gauge_set: Set,
+}
+
+impl CmtFunctions {
+    fn find() -> Option<Self> {
+        // SAFETY: the signatures in `cmt_counter.h` and `cmt_gauge.h`, the same since cmetrics 0.2.
+        unsafe {
+            Some(Self {
+                counter_create: std::mem::transmute::<*mut c_void, Create>(symbol(c"cmt_counter_create")?),
+                counter_set: std::mem::transmute::<*mut c_void, Set>(symbol(c"cmt_counter_set")?),
+                gauge_create: std::mem::transmute::<*mut c_void, Create>(symbol(c"cmt_gauge_create")?),
+                gauge_set: std::mem::transmute::<*mut c_void, Set>(symbol(c"cmt_gauge_set")?),
+            })
+        }
+    }
+}
+
+/// The instance's metrics inside the host. They belong to the host, which frees them with the instance.
+#[derive(Debug)]
+pub struct HostMetrics {
+    cmt: *mut c_void,
+    functions: CmtFunctions,
+    handles: Vec<(&'static str, *mut c_void)>,
+}
+
+// SAFETY: the pointers are only followed in `set`, which the module's header keeps on the host's threads.
+unsafe impl Send for HostMetrics {}
+
+impl HostMetrics {
+    /// Writes one sample; makes its metric known to the host when it is the first of it.
+    pub fn set(&mut self, sample: &Sample, unix_nanoseconds: u64) {
+        let Some(handle) = self.handle(sample) else { return };
+        let Some(values) = c_strings(sample.label_values.iter().map(String::as_str)) else { return };
+        let values: Vec<*const c_char> = values.iter().map(|value| value.as_ptr()).collect();
+        let set = match sample.metric.kind {
+            Kind::Counter => self.functions.counter_set,
+            Kind::Gauge | Kind::Histogram => self.functions.gauge_set,
+        };
+        let count = c_int::try_from(values.len()).unwrap_or(0);
+        // SAFETY: a handle made by the host for this kind, and as many values as it was given keys.
+        unsafe { set(handle, unix_nanoseconds, sample.value, count, values.as_ptr()) };
+    }
+
+    fn handle(&mut self, sample: &Sample) -> Option<*mut c_void> {
+        let metric = sample.metric;
+        if let Some((_, handle)) = self.handles.iter().find(|(name, _)| *name == metric.name) {
+            return (!handle.is_null()).then_some(*handle);
+        }
+        let namespace = NAME.to_string_lossy();
+        let short = metric.name.strip_prefix(&format!("{namespace}_")).unwrap_or(metric.name);
+        let keys = c_strings(metric.labels.iter().copied())?;
+        let keys: Vec<*const c_char> = keys.iter().map(|key| key.as_ptr()).collect();
+        let (short, help) = (CString::new(short).ok()?, CString::new(metric.help).ok()?);
+        let create = match metric.kind {
+            Kind::Counter => self.functions.counter_create,
+            Kind::Gauge | Kind::Histogram => self.functions.gauge_create,
+        };
+        let count = c_int::try_from(keys.len()).unwrap_or(0);
+        // SAFETY: the host copies every text.
+        let handle = unsafe {
+            create(self.cmt, NAME.as_ptr(), c"".as_ptr(), short.as_ptr(), help.as_ptr(), count, keys.as_ptr())
+        };
+        self.handles.push((metric.name, handle));
+        (!handle.is_null()).then_some(handle)
+    }
+}
+
+fn c_strings<'a>(texts: impl Iterator<Item = &'a str>) -> Option<Vec<CString>> {
+    texts.map(|text| CString::new(text).ok()).collect()
+}
+
+/// The name of the calling thread, as the host set it.
+pub fn thread_name() -> String {
+    let mut name = [0 as c_char; 32];
+    // SAFETY: writes at most `name.len()` bytes, the ending zero among them.
+    let failed = unsafe { libc::pthread_getname_np(libc::pthread_self(), name.as_mut_ptr(), name.len()) };
+    let bytes = name.iter().map(|c| c.cast_unsigned()).take_while(|b| *b != 0).collect::<Vec<u8>>();
+    if failed == 0 { String::from_utf8_lossy(&bytes).into_owned() } else { String::new() }
+}
+
+/// Keeps this library in memory for the rest of the process. Its threads are joined in `FLBPluginExit`, but only for
+/// so long: one that is still inside a system call afterwards must not find its code gone.
+pub fn keep_loaded() {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: the address is of this library, or of the executable when it is linked in; `info` is ours.
+    let found = unsafe { libc::dladdr(keep_loaded as fn() as *const c_void, info.as_mut_ptr()) };
+    // SAFETY: plain pointers, zeroed above, so initialised whatever `dladdr` did.
+    let info = unsafe { info.assume_init() };
+    if found != 0 && !info.dli_fname.is_null() {
+        // SAFETY: a C string of the loader; the library is loaded already, so nothing of it runs again.
+        unsafe { libc::dlopen(info.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE) };
+    }
+}
+
+fn symbol(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: looks a name up in what is loaded already.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!address.is_null()).then_some(address)
+}

@@ -1,0 +1,66 @@
+//! Fluent Bit as the source sees it: a queue towards the engine, a state file, an ear for health.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::encode;
+use super::settle::Handover;
+use crate::clock::Clock;
+use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
+use crate::hosts::embedded::{HealthReport, Standing};
+
+/// The agent around us.
+pub struct FluentBitHost {
+    handover: Arc<Handover>,
+    state: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    report: watch::Sender<HealthReport>,
+}
+
+impl FluentBitHost {
+    /// A host that hands over through `handover`, keeps state in `state` and tells health in `report`.
+    pub fn new(
+        handover: Arc<Handover>,
+        state: Arc<dyn StateStore>,
+        clock: Arc<dyn Clock>,
+        report: watch::Sender<HealthReport>,
+    ) -> Self {
+        Self { handover, state, clock, report }
+    }
+}
+
+#[async_trait]
+impl Host for FluentBitHost {
+    /// Waits for room, then encodes here, so that the engine's thread never does.
+    async fn deliver(&self, batch: Batch) -> DeliveryTicket {
+        // MessagePack is hardly ever longer than the JSON it was made from.
+        let Some(room) = self.handover.room(batch.ndjson().len()).await else {
+            return DeliveryTicket::resolved(Delivery::Refused("the host is stopping".to_owned()));
+        };
+        let mut bytes = Vec::with_capacity(batch.ndjson().len());
+        for record in batch.records() {
+            if let Err(error) = encode::entry(&mut bytes, record.time, record.json) {
+                // The source splits the batch until it is this record alone.
+                return DeliveryTicket::resolved(Delivery::Rejected(format!("a record cannot be encoded: {error}")));
+            }
+        }
+        self.handover.put(bytes, room)
+    }
+
+    fn state(&self) -> Arc<dyn StateStore> {
+        self.state.clone()
+    }
+
+    fn health(&self, source: &str, health: Health) {
+        match &health {
+            Health::Healthy => tracing::debug!(source, "healthy"),
+            other => tracing::debug!(source, "{other}"),
+        }
+        let since = if let Health::Degraded { since, .. } = &health { *since } else { self.clock.now() };
+        self.report.send_modify(|report| {
+            report.sources.insert(source.to_owned(), Standing { health, since });
+        });
+    }
+}

@@ -1,0 +1,425 @@
+//! The one live instance: its threads, from Init to Exit.
+//!
+//! Owns the plugin's runtime and the order in which things start and stop. What can mend itself (state that cannot be
+//! opened, a network that is down, a token that is refused) is tried again for ever and never fails a start: a failing
+//! Init ends the whole agent, even at a reload.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::api::{self, HostApi, HostMetrics};
+use super::host::FluentBitHost;
+use super::log::Lines;
+use super::metrics::{record_this_thread, recorder};
+use super::settings::Settings;
+use super::settle::{Buffer, Handover, Mode};
+use crate::clock::{Clock, SystemClock};
+use crate::config::SourceConfig;
+use crate::host::{Health, Host, StateError};
+use crate::hosts::embedded::HealthReport;
+use crate::hosts::embedded::metrics_server::MetricsServer;
+use crate::hosts::embedded::store::SqliteStore;
+use crate::model::Actionable;
+use crate::source::{M365Audit, Source, SourceError};
+
+/// Threads of the plugin's runtime.
+const WORKER_THREADS: usize = 2;
+/// The engine's own thread; an input that is not threaded is called on it.
+const PIPELINE_THREAD: &str = "flb-pipeline";
+/// Exit waits this long for the sources to write their position, then [`THREADS_GRACE`] for the threads.
+const SOURCES_GRACE: Duration = Duration::from_millis(1_500);
+const THREADS_GRACE: Duration = Duration::from_millis(400);
+/// Pauses between tries of what failed.
+const RETRY_DELAY_MIN: Duration = Duration::from_secs(2);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(300);
+
+static LIVE: Mutex<Option<Arc<Instance>>> = Mutex::new(None);
+
+/// Why Init fails.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// There is one already.
+    #[error(
+        "there is an input `m365_audit` already (`{0}`), and Fluent Bit pauses the wrong one of two and loses its records"
+    )]
+    SecondInstance(String),
+    /// What is written can never work.
+    #[error("the configuration cannot work, {} problem(s)", .0.len())]
+    Configuration(Vec<String>),
+    /// The system gave no threads.
+    #[error("cannot start threads: {0}")]
+    Threads(std::io::Error),
+}
+
+impl Actionable for InitError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::SecondInstance(_) => "fluent-bit-second-instance",
+            Self::Configuration(_) => "config-invalid",
+            Self::Threads(_) => "fluent-bit-no-threads",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::SecondInstance(_) => {
+                "put all tenants into one input: `config_file` names a TOML file with a `[sources.<name>]` for each"
+                    .into()
+            }
+            Self::Configuration(_) => "docs/configuration.md describes every key".into(),
+            Self::Threads(_) => "check the limit of processes of this user".into(),
+        }
+    }
+}
+
+/// What runs between Init and Exit.
+pub struct Instance {
+    api: HostApi,
+    lines: Lines,
+    handover: Arc<Handover>,
+    stop: CancellationToken,
+    running: Mutex<Option<Running>>,
+    metrics: Mutex<Option<HostMetrics>>,
+    panicked: AtomicBool,
+}
+
+struct Running {
+    runtime: Runtime,
+    ended: mpsc::Receiver<()>,
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Instance({})", self.api.name())
+    }
+}
+
+/// The live instance.
+pub fn live() -> Option<Arc<Instance>> {
+    lock(&LIVE).clone()
+}
+
+/// Init: reads the settings, starts the threads, and does not wait for them. What it says of a failure has been
+/// printed when it returns.
+pub fn start(api: HostApi) -> Result<(), InitError> {
+    let most = (1..=5).rev().find(|level| api.shows(*level)).unwrap_or(0);
+    let lines = Lines::new(most);
+    let result = {
+        let mut live = lock(&LIVE);
+        match &*live {
+            Some(first) => Err((InitError::SecondInstance(first.api.name().to_owned()), api)),
+            None => lines.while_in(|| Instance::start(api, lines.clone())).map(|instance| {
+                *live = Some(instance);
+            }),
+        }
+    };
+    match result {
+        Ok(()) => {
+            if let Some(live) = live() {
+                live.tell();
+            }
+            Ok(())
+        }
+        Err((error, api)) => {
+            let say = |text: &str| {
+                if api.shows(1) {
+                    api.print(1, text);
+                }
+            };
+            say(&format!("{}: {error} (hint: {})", error.slug(), error.hint()));
+            if let InitError::Configuration(problems) = &error {
+                problems.iter().for_each(|problem| say(problem));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Exit: ends the live instance, within two seconds. `false`: there was none.
+pub fn stop() -> bool {
+    let Some(instance) = lock(&LIVE).take() else { return false };
+    instance.end();
+    true
+}
+
+impl Instance {
+    fn start(api: HostApi, lines: Lines) -> Result<Arc<Self>, (InitError, HostApi)> {
+        let settings = match Settings::read(&|key| api.property(key)) {
+            Ok(settings) => settings,
+            Err(problems) => return Err((InitError::Configuration(problems), api)),
+        };
+        let mode = if api::thread_name() == PIPELINE_THREAD { Mode::OnPipeline } else { Mode::OnOwnThread };
+        let metrics = api.metrics();
+        greet(&settings, mode, metrics.is_some());
+        api::keep_loaded();
+
+        let runtime = match runtime(&lines) {
+            Ok(runtime) => runtime,
+            Err(error) => return Err((InitError::Threads(error), api)),
+        };
+        let clock: Arc<dyn Clock> = SystemClock::new();
+        let handover = Arc::new(Handover::new(mode, settings.bytes_per_tick_max, clock.clone()));
+        let stop = CancellationToken::new();
+        let (end, ended) = mpsc::channel();
+        let crew = Crew { settings, handover: handover.clone(), clock, stop: stop.clone() };
+        runtime.spawn(async move {
+            crew.work().await;
+            // Nobody may wait for it any more.
+            let _ = end.send(());
+        });
+        Ok(Arc::new(Self {
+            api,
+            lines,
+            handover,
+            stop,
+            running: Mutex::new(Some(Running { runtime, ended })),
+            metrics: Mutex::new(metrics),
+            panicked: AtomicBool::new(false),
+        }))
+    }
+
+    /// Collect: the next buffer, and what there is to say meanwhile.
+    pub fn collect(&self) -> Option<Buffer> {
+        self.tell();
+        self.lines.while_in(|| self.handover.collect())
+    }
+
+    /// Cleanup. `false`: the address is of no buffer lent.
+    pub fn cleanup(&self, data: *const u8) -> bool {
+        self.lines.while_in(|| self.handover.cleanup(data))
+    }
+
+    /// Pause: back-pressure, or the beginning of the end.
+    pub fn pause(&self) {
+        self.handover.pause();
+        self.tell();
+    }
+
+    /// Resume.
+    pub fn resume(&self) {
+        self.handover.resume();
+        self.tell();
+    }
+
+    /// PreExit: nothing settles from here on, and the sources stop.
+    pub fn pre_exit(&self) {
+        self.handover.close();
+        self.stop.cancel();
+        self.tell();
+    }
+
+    /// Notes that a call of the host panicked inside us.
+    pub fn panicked(&self, call: &str) {
+        // Once: the same call comes every second.
+        if !self.panicked.swap(true, Ordering::Relaxed) {
+            self.api.print(1, &format!("internal: a panic in {call}; this is a bug, please report it with the log"));
+        }
+    }
+
+    /// Prints the lines and shows the metrics: on a host thread, inside a call of the host.
+    fn tell(&self) {
+        for line in self.lines.take() {
+            self.api.print(line.level, &line.text);
+        }
+        if let Some(metrics) = &mut *lock(&self.metrics) {
+            let now = u64::try_from(crate::model::Timestamp::now().as_nanosecond()).unwrap_or(0);
+            for sample in recorder().samples() {
+                metrics.set(&sample, now);
+            }
+        }
+    }
+
+    fn end(&self) {
+        self.pre_exit();
+        let Some(Running { runtime, ended }) = lock(&self.running).take() else { return };
+        let start = Instant::now();
+        let in_time = ended.recv_timeout(SOURCES_GRACE).is_ok();
+        runtime.shutdown_timeout(THREADS_GRACE);
+        if !in_time {
+            self.lines.while_in(|| {
+                let after_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(after_ms, "not everything ended in time; what was not settled is fetched again");
+            });
+        }
+        // The metrics belong to the host, which frees them after this call.
+        self.tell();
+        *lock(&self.metrics) = None;
+    }
+}
+
+/// Says what runs: the host cannot tell us of keys it does not know, so the effective settings are shown.
+fn greet(settings: &Settings, mode: Mode, has_host_metrics: bool) {
+    let version = env!("CARGO_PKG_VERSION");
+    match mode {
+        Mode::OnPipeline => tracing::info!(version, "started, `threaded: off`: settled when Fluent Bit has appended"),
+        Mode::OnOwnThread => tracing::warn!(
+            version,
+            "started, threaded: what Fluent Bit holds in memory is lost when it is killed (hint: `threaded: off` with `storage.type: filesystem`)"
+        ),
+    }
+    for line in settings.shown() {
+        tracing::info!("{line}");
+    }
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    if !has_host_metrics && settings.metrics_listen.is_none() {
+        tracing::info!("this Fluent Bit does not take our metrics; `metrics_listen` shows them at an address of ours");
+    }
+}
+
+fn runtime(lines: &Lines) -> std::io::Result<Runtime> {
+    let lines = lines.clone();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .thread_name("m365-audit")
+        .enable_all()
+        .on_thread_start(move || {
+            lines.write_from_this_thread();
+            record_this_thread();
+        })
+        .build()
+}
+
+/// All that runs on the plugin's own threads.
+struct Crew {
+    settings: Settings,
+    handover: Arc<Handover>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+}
+
+impl Crew {
+    async fn work(self) {
+        let report = watch::Sender::new(HealthReport::default());
+        let listener = self.settings.metrics_listen.map(|listen| {
+            let (stop, health, clock) = (self.stop.clone(), report.subscribe(), self.clock.clone());
+            tokio::spawn(serve_metrics(listen.to_string(), health, clock, stop))
+        });
+        let Some(store) = self.open_store().await else { return };
+        let host = FluentBitHost::new(self.handover.clone(), Arc::new(store), self.clock.clone(), report);
+        let host: Arc<dyn Host> = Arc::new(host);
+        let mut sources = JoinSet::new();
+        for (name, config) in &self.settings.sources {
+            let keep = keep_running(
+                Arc::from(name.as_str()),
+                config.clone(),
+                host.clone(),
+                self.clock.clone(),
+                self.stop.clone(),
+            );
+            sources.spawn(keep);
+        }
+        while sources.join_next().await.is_some() {}
+        if let Some(listener) = listener {
+            let _ = listener.await;
+        }
+        // The last reference but the sources', which are gone: dropping the store waits for its last commit.
+        let _ = tokio::task::spawn_blocking(move || drop(host)).await;
+    }
+
+    /// Opens the state as soon as it can be opened; `None` when stopped before. At a reload the old instance of a
+    /// host that was slow to stop may still hold it, and a disk that is full may be emptied.
+    async fn open_store(&self) -> Option<SqliteStore> {
+        let mut delays = delays();
+        let mut told = String::new();
+        loop {
+            let data_dir: PathBuf = self.settings.data_dir.clone();
+            let opened = tokio::task::spawn_blocking(move || SqliteStore::open(data_dir)).await;
+            let why = match opened {
+                Ok(Ok(store)) => return Some(store),
+                Ok(Err(error)) => format!("{}: {error} (hint: {})", error.slug(), error.hint()),
+                Err(error) => format!("internal: opening the state ended by a panic: {error}"),
+            };
+            if why != told {
+                tracing::error!("{why}; nothing is read before it can be opened, which is tried again for ever");
+                told = why;
+            }
+            if !pause(&*self.clock, &mut delays, &self.stop).await {
+                return None;
+            }
+        }
+    }
+}
+
+/// Runs a source until the end; starts it again when it ends by an error that can pass.
+async fn keep_running(
+    name: Arc<str>,
+    config: SourceConfig,
+    host: Arc<dyn Host>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
+    let mut delays = delays();
+    loop {
+        let source: Box<dyn Source> = Box::new(M365Audit::new(name.clone(), config.clone(), clock.clone()));
+        // On a task of its own, so that a panic ends this source and no other.
+        let run = tokio::spawn(source.run(host.clone(), stop.child_token())).await;
+        let (why, for_good) = match run {
+            Ok(Ok(_)) if stop.is_cancelled() => return,
+            Ok(Ok(_)) => ("the source ended".to_owned(), false),
+            Ok(Err(error)) => {
+                let conflict = matches!(error, SourceError::State { source: StateError::Conflict { .. }, .. });
+                (format!("{}: {error} (hint: {})", error.slug(), error.hint()), conflict)
+            }
+            Err(error) => (format!("internal: the source ended by a panic: {error}"), false),
+        };
+        tracing::error!(source = %name, "{why}");
+        host.health(&name, Health::Failed { why });
+        if for_good || !pause(&*clock, &mut delays, &stop).await {
+            return;
+        }
+        tracing::info!(source = %name, "starting again");
+    }
+}
+
+async fn serve_metrics(
+    listen: String,
+    health: watch::Receiver<HealthReport>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
+    let handle = recorder().prometheus();
+    match MetricsServer::bind(&listen).await {
+        Ok(server) => {
+            tracing::info!(%listen, "metrics at /metrics, health at /health");
+            server.serve(handle, health, clock, stop.cancelled_owned()).await;
+        }
+        // Metrics are not worth an agent's start.
+        Err(error) => tracing::error!("{}: {error} (hint: {})", error.slug(), error.hint()),
+    }
+}
+
+fn delays() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(RETRY_DELAY_MIN)
+        .with_max_delay(RETRY_DELAY_MAX)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// `false`: stopped meanwhile.
+async fn pause(
+    clock: &dyn Clock,
+    delays: &mut (impl Iterator<Item = Duration> + Send),
+    stop: &CancellationToken,
+) -> bool {
+    tokio::select! {
+        () = clock.sleep(delays.next().unwrap_or(RETRY_DELAY_MAX)) => true,
+        () = stop.cancelled() => false,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

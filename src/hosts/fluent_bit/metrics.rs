@@ -1,0 +1,180 @@
+//! The plugin's metrics: counted on its own threads, shown by Fluent Bit or by our listener.
+//!
+//! A library must not take the process's recorder, so each thread of the plugin's runtime is given this one as its
+//! own. It lives as long as the process: a reload goes on counting. What it holds is read as [`Sample`]s once a
+//! second on a host thread; beside that everything goes to a Prometheus recorder once the listener was asked for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::metrics::{ALL, Kind, Metric};
+
+/// The plugin's recorder.
+#[derive(Default)]
+pub struct PluginRecorder {
+    series: Mutex<HashMap<Key, Series>>,
+    listener: OnceLock<PrometheusRecorder>,
+}
+
+struct Series {
+    metric: &'static Metric,
+    cell: Arc<AtomicU64>,
+}
+
+/// One series as it stands now.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Which metric.
+    pub metric: &'static Metric,
+    /// One value for each of the metric's labels, in their order.
+    pub label_values: Vec<String>,
+    /// The value.
+    pub value: f64,
+}
+
+/// The one of this process.
+pub fn recorder() -> &'static PluginRecorder {
+    static RECORDER: LazyLock<PluginRecorder> = LazyLock::new(PluginRecorder::default);
+    &RECORDER
+}
+
+/// Makes [`recorder`] the calling thread's own for as long as the thread lives.
+pub fn record_this_thread() {
+    // The guard would end it; the recorder is never dropped, so there is nothing to end.
+    std::mem::forget(metrics::set_default_local_recorder(recorder()));
+}
+
+impl PluginRecorder {
+    /// What the listener shows. What was counted before the first call is not in it.
+    pub fn prometheus(&self) -> PrometheusHandle {
+        let recorder = self.listener.get_or_init(|| {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            metrics::with_local_recorder(&recorder, crate::metrics::describe);
+            recorder
+        });
+        recorder.handle()
+    }
+
+    /// All series.
+    pub fn samples(&self) -> Vec<Sample> {
+        let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        series
+            .iter()
+            .map(|(key, series)| {
+                let bits = series.cell.load(Ordering::Relaxed);
+                let label = |name: &&str| key.labels().find(|l| l.key() == *name).map_or("", Label::value).to_owned();
+                Sample {
+                    metric: series.metric,
+                    label_values: series.metric.labels.iter().map(label).collect(),
+                    value: if series.metric.kind == Kind::Counter { bits as f64 } else { f64::from_bits(bits) },
+                }
+            })
+            .collect()
+    }
+
+    /// `None`: not one of ours.
+    fn cell(&self, key: &Key, kind: Kind) -> Option<Arc<AtomicU64>> {
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = series.get(key) {
+            return (known.metric.kind == kind).then(|| known.cell.clone());
+        }
+        let metric = ALL.iter().find(|metric| metric.name == key.name() && metric.kind == kind)?;
+        let cell = Arc::new(AtomicU64::new(0));
+        series.insert(key.clone(), Series { metric, cell: cell.clone() });
+        Some(cell)
+    }
+}
+
+impl Recorder for PluginRecorder {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        let listener = self.listener.get().map(|recorder| recorder.register_counter(key, metadata));
+        match (self.cell(key, Kind::Counter), listener) {
+            (Some(cell), None) => Counter::from_arc(cell),
+            (Some(cell), Some(listener)) => Counter::from_arc(Arc::new(Both(cell, listener))),
+            (None, _) => Counter::noop(),
+        }
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        let listener = self.listener.get().map(|recorder| recorder.register_gauge(key, metadata));
+        match (self.cell(key, Kind::Gauge), listener) {
+            (Some(cell), None) => Gauge::from_arc(cell),
+            (Some(cell), Some(listener)) => Gauge::from_arc(Arc::new(Both(cell, listener))),
+            (None, _) => Gauge::noop(),
+        }
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        self.listener.get().map_or_else(Histogram::noop, |recorder| recorder.register_histogram(key, metadata))
+    }
+}
+
+/// Ours and the listener's.
+struct Both<T>(Arc<AtomicU64>, T);
+
+impl CounterFn for Both<Counter> {
+    fn increment(&self, value: u64) {
+        CounterFn::increment(&*self.0, value);
+        self.1.increment(value);
+    }
+
+    fn absolute(&self, value: u64) {
+        CounterFn::absolute(&*self.0, value);
+        self.1.absolute(value);
+    }
+}
+
+impl GaugeFn for Both<Gauge> {
+    fn increment(&self, value: f64) {
+        GaugeFn::increment(&*self.0, value);
+        self.1.increment(value);
+    }
+
+    fn decrement(&self, value: f64) {
+        GaugeFn::decrement(&*self.0, value);
+        self.1.decrement(value);
+    }
+
+    fn set(&self, value: f64) {
+        GaugeFn::set(&*self.0, value);
+        self.1.set(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{EVENTS_TOTAL, LAG_SECONDS};
+
+    #[test]
+    fn counters_and_gauges_are_read_with_their_labels_in_the_order_of_the_table() {
+        let recorder = PluginRecorder::default();
+        let count = || {
+            metrics::counter!(EVENTS_TOTAL, "content_type" => "DLP.All", "tenant" => "t").increment(3);
+            metrics::gauge!(LAG_SECONDS, "tenant" => "t", "content_type" => "DLP.All").set(1.5);
+            metrics::counter!("somebody_elses_total").increment(1);
+        };
+        metrics::with_local_recorder(&recorder, count);
+        let page = recorder.prometheus();
+        metrics::with_local_recorder(&recorder, count);
+        let mut samples = recorder.samples();
+        samples.sort_by_key(|sample| sample.metric.name);
+        let seen: Vec<(&str, String, f64)> =
+            samples.iter().map(|s| (s.metric.name, s.label_values.join(" "), s.value)).collect();
+        assert_eq!(seen, [(EVENTS_TOTAL, "t DLP.All".to_owned(), 6.0), (LAG_SECONDS, "t DLP.All".to_owned(), 1.5)]);
+        let page = page.render();
+        assert!(page.contains("m365_audit_events_total") && page.contains("} 3"), "{page}");
+    }
+}

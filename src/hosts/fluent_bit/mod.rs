@@ -1,0 +1,25 @@
+//! Fluent Bit: this library as a dynamic input, `-i m365_audit`.
+//!
+//! The host calls us once a second and takes what we lend it; it never says that it delivered. [`settle`] says at
+//! which of its calls it has taken the bytes, which is when a ticket is answered.
+//!
+//! In reading order: [`ffi`] is what the host calls; [`instance`] is what runs while it does; [`settings`] is what the
+//! operator wrote; [`host`] is this agent as the source sees it; [`settle`] and [`encode`] are the way of a batch;
+//! [`log`] and [`metrics`] lead out of our threads; [`api`] is the way into the host.
+//!
+//! One instance serves any number of tenants and a second one is refused: the host keeps one "current instance" for
+//! each plugin and pauses and resumes that one, whichever was meant, and drops what the other is asked for meanwhile.
+//!
+//! The only unsafe code of this crate is in [`ffi`] and [`api`].
+
+#[expect(unsafe_code, reason = "the host's tables are C")]
+pub mod api;
+pub mod encode;
+#[expect(unsafe_code, reason = "the host looks these names up")]
+pub mod ffi;
+pub mod host;
+pub mod instance;
+pub mod log;
+pub mod metrics;
+pub mod settings;
+pub mod settle;

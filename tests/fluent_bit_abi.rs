@@ -1,0 +1,626 @@
+//! The plugin as a host sees it: the built library is loaded by `dlopen` and every exported function is called as
+//! Fluent Bit calls it, on a thread named as Fluent Bit names it, against the simulated tenant. Every buffer is
+//! decoded by a MessagePack reader that shares no code with the encoder.
+
+#![cfg(all(target_os = "linux", feature = "fluent-bit", feature = "sim"))]
+#![allow(unsafe_code)]
+
+#[path = "fluent_bit_support/mod.rs"]
+mod support;
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use libloading::os::unix::Library;
+use serde_json::{Map, Number, Value};
+use support::{PATIENCE, Service, library};
+
+/// The plugin is one instance for a process, as in the host: one test at a time.
+static TURN: Mutex<()> = Mutex::new(());
+static LOG: Mutex<Vec<(c_int, String)>> = Mutex::new(Vec::new());
+
+const COLLECT_TIME_MAX: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Threading {
+    Off,
+    On,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Callbacks {
+    WithContext,
+    Old,
+}
+
+/// `struct flb_plugin_proxy_def` as 5.1.1 has it, and as the memory of a host before 5.0 ends after `description`.
+#[repr(C)]
+struct Def {
+    kind: c_int,
+    proxy: c_int,
+    flags: c_int,
+    name: *const c_char,
+    description: *const c_char,
+    behind: [u8; 16],
+}
+
+#[repr(C)]
+struct Plugin {
+    name: *const c_char,
+    api: *const Api,
+    instance: *const Instance,
+    context: *mut [usize; 3],
+    private: [usize; 6],
+}
+
+#[repr(C)]
+struct Api {
+    output_get_property: usize,
+    input_get_property: unsafe extern "C" fn(*const c_char, *const Instance) -> *const c_char,
+    output_get_cmt_instance: usize,
+    input_get_cmt_instance: usize,
+    log_print: unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, *const c_char),
+    input_log_check: unsafe extern "C" fn(*const Instance, c_int) -> c_int,
+}
+
+struct Instance {
+    properties: HashMap<String, CString>,
+}
+
+unsafe extern "C" fn get_property(key: *const c_char, instance: *const Instance) -> *const c_char {
+    let key = unsafe { CStr::from_ptr(key) }.to_str().unwrap().to_ascii_lowercase();
+    unsafe { &*instance }.properties.get(&key).map_or(std::ptr::null(), |value| value.as_ptr())
+}
+
+/// Called as a variadic function: with one pointer behind the format that is the same on Linux.
+unsafe extern "C" fn log_print(
+    level: c_int,
+    _file: *const c_char,
+    _line: c_int,
+    format: *const c_char,
+    text: *const c_char,
+) {
+    assert_eq!(unsafe { CStr::from_ptr(format) }, c"%s", "a text must never be the format");
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    assert!(name.starts_with("flb-"), "logged from `{name}`, which is no thread of the host");
+    let text = unsafe { CStr::from_ptr(text) }.to_str().unwrap().to_owned();
+    LOG.lock().unwrap_or_else(PoisonError::into_inner).push((level, text));
+}
+
+unsafe extern "C" fn log_check(_instance: *const Instance, level: c_int) -> c_int {
+    c_int::from(level <= 3)
+}
+
+static API: Api = Api {
+    output_get_property: 0,
+    input_get_property: get_property,
+    output_get_cmt_instance: 0,
+    input_get_cmt_instance: 0,
+    log_print,
+    input_log_check: log_check,
+};
+
+/// A host: the functions it has looked up, and one configured instance.
+struct Agent {
+    library: Library,
+    callbacks: Callbacks,
+    instance: Box<Instance>,
+    context: Box<[usize; 3]>,
+    records: Vec<Value>,
+    slowest_collect: Duration,
+}
+
+impl Agent {
+    fn new(library: &Path, callbacks: Callbacks, properties: &[(String, String)]) -> Self {
+        let properties = properties.iter().map(|(k, v)| (k.clone(), CString::new(v.as_str()).unwrap())).collect();
+        let library = unsafe { Library::new(library) }.unwrap();
+        Self {
+            library,
+            callbacks,
+            instance: Box::new(Instance { properties }),
+            // A host before 4.1 keeps a pointer of its own where later ones have the plugin's context.
+            context: Box::new([7, 0xdead_beef, 0xdead_beef]),
+            records: Vec::new(),
+            slowest_collect: Duration::ZERO,
+        }
+    }
+
+    fn symbol<T: Copy>(&self, name: &str) -> T {
+        *unsafe { self.library.get::<T>(name.as_bytes()) }.unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    fn call(&self, name: &str) -> c_int {
+        unsafe { self.symbol::<unsafe extern "C" fn(c_int) -> c_int>(name)(0) }
+    }
+
+    fn init(&mut self) -> c_int {
+        let mut plugin = Plugin {
+            name: c"m365_audit".as_ptr(),
+            api: &raw const API,
+            instance: &raw const *self.instance,
+            context: &raw mut *self.context,
+            private: [0xdead_beef; 6],
+        };
+        let init = self.symbol::<unsafe extern "C" fn(*mut Plugin) -> c_int>("FLBPluginInit");
+        let result = unsafe { init(&raw mut plugin) };
+        assert_eq!(plugin.private, [0xdead_beef; 6], "written where the host keeps its own");
+        assert_eq!(*self.context, [7, 0xdead_beef, 0xdead_beef], "written where an old host keeps its own");
+        result
+    }
+
+    fn start(&mut self) {
+        assert_eq!(self.init(), 1, "{:?}", taken_log());
+        self.call("FLBPluginInputPreRun");
+    }
+
+    fn collect(&mut self) -> (*mut c_void, usize) {
+        type Collect = unsafe extern "C" fn(*mut *mut c_void, *mut usize) -> c_int;
+        type CollectCtx = unsafe extern "C" fn(*mut c_void, *mut *mut c_void, *mut usize) -> c_int;
+        let (mut data, mut size) = (std::ptr::null_mut(), 0);
+        let start = Instant::now();
+        let result = match self.callbacks {
+            Callbacks::Old => unsafe { self.symbol::<Collect>("FLBPluginInputCallback")(&raw mut data, &raw mut size) },
+            Callbacks::WithContext => unsafe {
+                let garbage = 0xdead_beef as *mut c_void;
+                self.symbol::<CollectCtx>("FLBPluginInputCallbackCtx")(garbage, &raw mut data, &raw mut size)
+            },
+        };
+        self.slowest_collect = self.slowest_collect.max(start.elapsed());
+        assert_ne!(result, -1);
+        (data, size)
+    }
+
+    fn cleanup(&self, data: *mut c_void) -> c_int {
+        match self.callbacks {
+            Callbacks::Old => unsafe {
+                self.symbol::<unsafe extern "C" fn(*mut c_void) -> c_int>("FLBPluginInputCleanupCallback")(data)
+            },
+            Callbacks::WithContext => unsafe {
+                type Cleanup = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
+                self.symbol::<Cleanup>("FLBPluginInputCleanupCallbackCtx")(std::ptr::null_mut(), data)
+            },
+        }
+    }
+
+    /// One tick: collect, append, cleanup. How many records came.
+    fn tick(&mut self) -> usize {
+        let (data, size) = self.collect();
+        if size == 0 {
+            return 0;
+        }
+        let entries = decode(unsafe { std::slice::from_raw_parts(data.cast(), size) });
+        let count = entries.len();
+        self.records.extend(entries);
+        assert_eq!(self.cleanup(data), 0);
+        count
+    }
+
+    /// Ticks until `done`; faster than a host, so that nobody waits.
+    /// Ticks until every event has come at least once.
+    fn tick_until_all(&mut self, service: &Service) {
+        let start = Instant::now();
+        while !service.has_all(&self.records) {
+            let patient = start.elapsed() < PATIENCE;
+            assert!(patient, "{}; {:?}", service.compare(&self.records), taken_log());
+            std::thread::sleep(Duration::from_millis(5));
+            self.tick();
+        }
+    }
+
+    fn tick_until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "still no {what} after {} records; {:?}",
+                self.records.len(),
+                taken_log()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+            self.tick();
+        }
+    }
+
+    /// As the host does it: Pause twice, PreExit, Exit.
+    fn stop(&self) {
+        let start = Instant::now();
+        for name in ["FLBPluginInputPause", "FLBPluginInputPause", "FLBPluginInputPreExit", "FLBPluginExit"] {
+            self.call(name);
+        }
+        assert!(start.elapsed() < Duration::from_millis(2_500), "the exit took {:?}", start.elapsed());
+        assert_eq!(own_threads(), Vec::<String>::new(), "threads outlive the exit");
+        assert!(self.slowest_collect < COLLECT_TIME_MAX * 4, "a collect took {:?}", self.slowest_collect);
+    }
+}
+
+/// Threads of the plugin in this process.
+fn own_threads() -> Vec<String> {
+    let names = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = names.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("m365-")).collect()
+}
+
+fn decode(buffer: &[u8]) -> Vec<Value> {
+    let mut rest = buffer;
+    let mut records = Vec::new();
+    while !rest.is_empty() {
+        let entry = rmpv::decode::read_value(&mut rest).expect("a buffer of whole entries");
+        let [time, body] = entry.as_array().expect("an entry is an array").as_slice() else { panic!("{entry}") };
+        let (kind, bytes) = time.as_ext().expect("the time is an extension");
+        assert_eq!((kind, bytes.len()), (0, 8));
+        let record = to_json(body);
+        let seconds = i64::from(u32::from_be_bytes(bytes[..4].try_into().unwrap()));
+        let stamp: m365_audit::model::Timestamp = record["timestamp"].as_str().unwrap().parse().unwrap();
+        assert_eq!(seconds, stamp.as_second().max(0), "{record}");
+        records.push(record);
+    }
+    records
+}
+
+fn to_json(value: &rmpv::Value) -> Value {
+    match value {
+        rmpv::Value::Nil => Value::Null,
+        rmpv::Value::Boolean(b) => (*b).into(),
+        rmpv::Value::Integer(n) => n.as_i64().map(Number::from).or(n.as_u64().map(Number::from)).unwrap().into(),
+        rmpv::Value::F64(n) => (*n).into(),
+        rmpv::Value::String(s) => s.as_str().expect("texts are UTF-8").into(),
+        rmpv::Value::Array(items) => items.iter().map(to_json).collect(),
+        rmpv::Value::Map(members) => {
+            let members = members.iter().map(|(key, value)| (key.as_str().unwrap().to_owned(), to_json(value)));
+            let object: Map<String, Value> = members.clone().collect();
+            assert_eq!(object.len(), members.len(), "a key came twice");
+            Value::Object(object)
+        }
+        other => panic!("{other} is no JSON"),
+    }
+}
+
+/// With the JSON read that stands in texts: what is nested too deep for the host comes as text.
+fn with_texts_read(value: Value) -> Value {
+    match value {
+        Value::String(text) => match serde_json::from_str(&text) {
+            Ok(inner @ (Value::Object(_) | Value::Array(_))) => with_texts_read(inner),
+            _ => Value::String(text),
+        },
+        Value::Array(items) => items.into_iter().map(with_texts_read).collect(),
+        Value::Object(members) => members.into_iter().map(|(key, value)| (key, with_texts_read(value))).collect(),
+        other => other,
+    }
+}
+
+fn taken_log() -> Vec<(c_int, String)> {
+    std::mem::take(&mut LOG.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn logged(lines: &[(c_int, String)], level: c_int, part: &str) -> bool {
+    lines.iter().any(|(l, line)| *l == level && line.contains(part))
+}
+
+/// Runs `script` on a thread of the host, alone in the process.
+fn on_host_thread(threading: Threading, script: impl FnOnce(&Path) + Send + 'static) {
+    let Some(library) = library() else { return };
+    let _turn: MutexGuard<'_, ()> = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    taken_log();
+    let name = if threading == Threading::Off { "flb-pipeline" } else { "flb-in-m365_aud" };
+    let body = move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| script(&library)));
+        if result.is_err() {
+            // Whatever it left running must not meet the next script.
+            Agent::new(&library, Callbacks::Old, &[]).call("FLBPluginExit");
+        }
+        result
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body).unwrap();
+    if let Err(panic) = thread.join().and_then(|result| result) {
+        println!("log: {:#?}", taken_log());
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn with_data_dir(service: &Service, dir: &Path, more: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut properties = service.properties();
+    properties.push(("data_dir".to_owned(), dir.to_str().unwrap().to_owned()));
+    for (key, value) in more {
+        properties.retain(|(k, _)| k != key);
+        properties.push(((*key).to_owned(), (*value).to_owned()));
+    }
+    properties
+}
+
+#[test]
+fn every_event_comes_once_and_a_restart_repeats_nothing() {
+    for (threading, callbacks) in [
+        (Threading::Off, Callbacks::WithContext),
+        (Threading::Off, Callbacks::Old),
+        (Threading::On, Callbacks::WithContext),
+        (Threading::On, Callbacks::Old),
+    ] {
+        on_host_thread(threading, move |library| {
+            let service = Service::new(1);
+            service.publish(40, 25);
+            let dir = tempfile::tempdir().unwrap();
+            let mut agent = Agent::new(library, callbacks, &with_data_dir(&service, dir.path(), &[]));
+            agent.start();
+            agent.tick_until_all(&service);
+            service.assert_exact(&agent.records);
+            // What is in the host's hands is settled by then, in either mode.
+            let listed = service.sim.activity();
+            agent.tick_until("more polls", |_| service.sim.activity() > listed + 20);
+            agent.stop();
+            agent.start();
+            let listed = service.sim.activity();
+            agent.tick_until("polls after the restart", |_| service.sim.activity() > listed + 20);
+            service.assert_exact(&agent.records);
+            agent.stop();
+            let log = taken_log();
+            assert!(logged(&log, 3, "[input:m365_audit:m365_audit.0] configuration of `m365_audit`: {"), "{log:?}");
+            assert!(!log.iter().any(|(_, line)| line.contains(&service.config.client_secret)), "a secret is logged");
+        });
+    }
+}
+
+#[test]
+fn what_a_threaded_host_may_not_have_written_comes_again() {
+    on_host_thread(Threading::On, |library| {
+        let service = Service::new(1);
+        service.publish(10, 25);
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = Agent::new(library, Callbacks::WithContext, &with_data_dir(&service, dir.path(), &[]));
+        agent.start();
+        // Cleaned up, so in the host's memory; lost with it.
+        agent.tick_until("a first buffer", |agent| !agent.records.is_empty());
+        let lost = std::mem::take(&mut agent.records);
+        agent.stop();
+        agent.start();
+        agent.tick_until_all(&service);
+        service.assert_nothing_lost(&agent.records);
+        assert!(!lost.is_empty());
+        agent.stop();
+    });
+}
+
+#[test]
+fn a_pause_at_any_moment_loses_and_repeats_nothing() {
+    for threading in [Threading::Off, Threading::On] {
+        on_host_thread(threading, move |library| {
+            let service = Service::new(1);
+            service.publish(40, 50);
+            let dir = tempfile::tempdir().unwrap();
+            let properties = with_data_dir(&service, dir.path(), &[("bytes_per_tick_max", "64K")]);
+            let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+            agent.start();
+            let mut random = fastrand::Rng::with_seed(7);
+            agent.tick_until("whole truth", |agent| {
+                if random.u8(..4) == 0 {
+                    agent.call("FLBPluginInputPause");
+                    // The host can go on collecting from an instance it has paused, and drops what it gets.
+                    assert_eq!(agent.tick(), 0);
+                    agent.call("FLBPluginInputResume");
+                }
+                service.has_all(&agent.records)
+            });
+            service.assert_exact(&agent.records);
+            agent.stop();
+        });
+    }
+}
+
+#[test]
+fn a_full_queue_stops_the_fetching_and_a_stop_in_a_backlog_loses_nothing() {
+    on_host_thread(Threading::Off, |library| {
+        let service = Service::new(1);
+        service.publish(800, 10);
+        let dir = tempfile::tempdir().unwrap();
+        let small = [("bytes_per_tick_max", "256K"), ("in_flight_bytes_max", "1M")];
+        let mut agent = Agent::new(library, Callbacks::WithContext, &with_data_dir(&service, dir.path(), &small));
+        agent.start();
+        support::wait_until("standstill", || {
+            let before = service.sim.activity();
+            std::thread::sleep(Duration::from_millis(300));
+            before > 5 && service.sim.activity() == before
+        });
+        let truth = service.sim.truth();
+        assert!(truth.blobs_read < truth.blobs, "a full queue does not stop the fetching");
+        for _ in 0..3 {
+            assert!(agent.tick() > 0);
+        }
+        agent.stop();
+        agent.start();
+        agent.tick_until_all(&service);
+        service.assert_nothing_lost(&agent.records);
+        agent.stop();
+    });
+}
+
+#[test]
+fn an_event_kept_as_an_object_keeps_its_types() {
+    on_host_thread(Threading::Off, |library| {
+        let service = Service::new(1);
+        service.publish(20, 50);
+        let dir = tempfile::tempdir().unwrap();
+        let properties = with_data_dir(&service, dir.path(), &[("raw", "object")]);
+        let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+        agent.start();
+        let expected = service.sim.truth().event_count() * 9 / 10;
+        agent.tick_until("most records", |agent| agent.records.len() as u64 >= expected);
+        agent.stop();
+        let truth: std::collections::HashSet<String> = service
+            .sim
+            .truth()
+            .events
+            .iter()
+            .map(|event| with_texts_read(serde_json::from_slice(&event.raw).unwrap()).to_string())
+            .collect();
+        for record in agent.records.iter().filter(|record| !support::is_own(record)) {
+            assert!(record["record_type"].is_i64() || record["record_type"].is_null(), "{record}");
+            assert!(truth.contains(&with_texts_read(record["raw"].clone()).to_string()), "{}", record["raw"]);
+        }
+    });
+}
+
+#[test]
+fn one_instance_serves_several_tenants() {
+    on_host_thread(Threading::Off, |library| {
+        let service = Service::new(2);
+        service.publish(20, 20);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tenants.toml");
+        std::fs::write(&file, service.config_file(&dir.path().join("state"))).unwrap();
+        let properties = [("config_file".to_owned(), file.to_str().unwrap().to_owned())];
+        let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+        agent.start();
+        agent.tick_until_all(&service);
+        service.assert_exact(&agent.records);
+        agent.stop();
+    });
+}
+
+#[test]
+fn a_second_instance_is_refused_with_the_reason_and_the_first_goes_on() {
+    on_host_thread(Threading::Off, |library| {
+        let service = Service::new(1);
+        service.publish(10, 10);
+        let dir = tempfile::tempdir().unwrap();
+        let properties = with_data_dir(&service, dir.path(), &[]);
+        let mut first = Agent::new(library, Callbacks::WithContext, &properties);
+        first.start();
+        let mut second = Agent::new(library, Callbacks::WithContext, &properties);
+        assert_eq!(second.init(), 0);
+        let log = taken_log();
+        assert!(logged(&log, 1, "fluent-bit-second-instance") && logged(&log, 1, "config_file"), "{log:?}");
+        first.tick_until_all(&service);
+        service.assert_exact(&first.records);
+        first.stop();
+    });
+}
+
+#[test]
+fn only_what_can_never_work_fails_the_start() {
+    on_host_thread(Threading::On, |library| {
+        let service = Service::new(1);
+        let dir = tempfile::tempdir().unwrap();
+        for (key, value) in [("tenant_id", "contoso.com"), ("content_types", "Audit.Exchnage"), ("config_file", "/no")]
+        {
+            let properties = with_data_dir(&service, dir.path(), &[(key, value)]);
+            let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+            assert_eq!(agent.init(), 0, "{key}");
+            let log = taken_log();
+            assert!(logged(&log, 1, value) && logged(&log, 1, "config-invalid"), "{key}: {log:?}");
+        }
+        // A wrong secret, an address where nobody listens, a state that cannot be opened: they may pass.
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for (key, value) in [
+            ("client_secret", "wrong"),
+            ("authority_url", "http://127.0.0.1:9"),
+            ("data_dir", file.join("below").to_str().unwrap()),
+        ] {
+            let mut agent = Agent::new(
+                library,
+                Callbacks::WithContext,
+                &with_data_dir(&service, &dir.path().join("s"), &[(key, value)]),
+            );
+            agent.start();
+            let mut errors = Vec::new();
+            agent.tick_until("word of what is wrong", |_| {
+                errors.extend(taken_log());
+                errors.iter().any(|(level, _)| *level <= 2 && *level > 0 && errors.len() > 3)
+            });
+            agent.stop();
+        }
+    });
+}
+
+#[test]
+fn an_exit_does_not_wait_for_a_server_that_does_not_answer() {
+    on_host_thread(Threading::On, |library| {
+        let service = Service::new(1);
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        for key in ["api_url", "authority_url"] {
+            let properties = with_data_dir(&service, dir.path(), &[(key, &url)]);
+            let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+            agent.start();
+            let (_connection, _) = silent.accept().unwrap();
+            agent.stop();
+        }
+    });
+}
+
+#[test]
+fn misuse_of_any_function_is_harmless() {
+    on_host_thread(Threading::Off, |library| {
+        let service = Service::new(1);
+        service.publish(5, 10);
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = Agent::new(library, Callbacks::WithContext, &with_data_dir(&service, dir.path(), &[]));
+        type WithTwo = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
+        type WithThree = unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_void) -> c_int;
+        let null = std::ptr::null_mut();
+        let one = |agent: &Agent, name: &str, argument: *mut c_void| unsafe {
+            agent.symbol::<unsafe extern "C" fn(*mut c_void) -> c_int>(name)(argument)
+        };
+        let every_call = |agent: &mut Agent| {
+            assert_eq!(agent.tick(), 0);
+            for name in ["FLBPluginInputPause", "FLBPluginInputResume", "FLBPluginInputPreExit", "FLBPluginExit"] {
+                agent.call(name);
+            }
+            assert_eq!(agent.cleanup(0x1000 as *mut c_void), -1);
+        };
+        let nulls = |agent: &Agent| unsafe {
+            assert_eq!(one(agent, "FLBPluginRegister", null), -1);
+            assert_eq!(one(agent, "FLBPluginInit", null), 0);
+            assert_eq!(one(agent, "FLBPluginInputCleanupCallback", null), -1);
+            assert_eq!(agent.symbol::<WithTwo>("FLBPluginInputCleanupCallbackCtx")(null, null), -1);
+            assert_eq!(agent.symbol::<WithTwo>("FLBPluginInputCallback")(null, null), -1);
+            assert_eq!(agent.symbol::<WithThree>("FLBPluginInputCallbackCtx")(null, null, null), -1);
+            one(agent, "FLBPluginUnregister", null);
+        };
+        nulls(&agent);
+        every_call(&mut agent);
+        // A struct without a table or an instance.
+        let mut empty: [usize; 10] = [0; 10];
+        assert_eq!(one(&agent, "FLBPluginInit", empty.as_mut_ptr().cast()), 0);
+
+        agent.start();
+        nulls(&agent);
+        agent.tick_until("a buffer", |agent| agent.records.len() > 3 || agent.tick() > 0);
+        // A buffer that is never cleaned up, then cleaned up late, twice, and by another address.
+        service.publish_now(5, 10);
+        let mut held = (null, 0);
+        support::wait_until("another buffer", || {
+            held = agent.collect();
+            held.1 > 0
+        });
+        assert_eq!(agent.cleanup(held.0.wrapping_byte_add(1)), -1);
+        assert_eq!(agent.cleanup(held.0), 0);
+        assert_eq!(agent.cleanup(held.0), -1);
+        agent.call("FLBPluginInputResume");
+        agent.stop();
+        agent.call("FLBPluginExit");
+        every_call(&mut agent);
+        nulls(&agent);
+    });
+}
+
+#[test]
+fn registration_writes_five_fields_and_nothing_behind_them() {
+    on_host_thread(Threading::Off, |library| {
+        let agent = Agent::new(library, Callbacks::Old, &[]);
+        assert_eq!(agent.call("FLBPluginPreRegister"), 0);
+        let nothing = std::ptr::null();
+        let mut def = Def { kind: 0, proxy: 0, flags: 9, name: nothing, description: nothing, behind: [0xaa; 16] };
+        let register = agent.symbol::<unsafe extern "C" fn(*mut Def) -> c_int>("FLBPluginRegister");
+        assert_eq!(unsafe { register(&raw mut def) }, 0);
+        assert_eq!((def.kind, def.proxy, def.flags, def.behind), (1, 11, 0, [0xaa; 16]));
+        assert_eq!(unsafe { CStr::from_ptr(def.name) }, c"m365_audit");
+        assert!(!unsafe { CStr::from_ptr(def.description) }.is_empty());
+        assert_eq!(own_threads(), Vec::<String>::new(), "a thread before the host has forked");
+        unsafe { agent.symbol::<unsafe extern "C" fn(*mut Def)>("FLBPluginUnregister")(&raw mut def) };
+    });
+}
