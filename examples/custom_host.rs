@@ -114,7 +114,8 @@ pub async fn run_once<W: Write + Send + 'static>(
         ("api_url", url),
         ("authority_url", url),
     ];
-    let table = keys.map(|(key, value)| (key.to_owned(), value.into())).into_iter().collect();
+    let mut table: toml::Table = keys.map(|(key, value)| (key.to_owned(), value.into())).into_iter().collect();
+    table.insert("mask_detected_values".into(), false.into());
     let config = SourceConfig::parse_table("contoso", table, &|name| std::env::var(name).ok())
         .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     let source = Box::new(M365Audit::new("contoso", config, SystemClock::new()).once());

@@ -42,7 +42,7 @@ impl Place {
         let text = format!(
             "data_dir = {data:?}\n[sources.tenant]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{client}\"\n\
              client_secret = \"${{SECRET}}\"\nbackfill_secs = 604800\ndrop_routine = false\nmax_requests_per_minute = 0\n\
-             api_url = {url:?}\nauthority_url = {url:?}\n[sinks.file]\ntype = \"file\"\npath = {out:?}\ninputs = [\"tenant\"]\n\
+             api_url = {url:?}\nauthority_url = {url:?}\nmask_detected_values = false\n[sinks.file]\ntype = \"file\"\npath = {out:?}\ninputs = [\"tenant\"]\n\
              [log]\nlevel = \"warn\"\n",
             data = at("data"),
             out = at("out.ndjson"),

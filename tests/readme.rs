@@ -79,6 +79,7 @@ async fn a_pass_into_a_file_delivers_every_event_and_a_second_adds_nothing() {
         source.insert(key.into(), value.into());
     }
     source.insert("drop_routine".into(), false.into());
+    source.insert("mask_detected_values".into(), false.into());
     let config = dir.path().join("agent.toml");
     fs::write(&config, file.to_string()).unwrap();
 

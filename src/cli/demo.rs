@@ -67,7 +67,7 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     let show = Arc::new(Show::new(!args.fast));
     show.line(&format!("simulated tenant {tenant} at {} ({blobs} blobs, no account, no network)", sim.url()));
     let table = format!(
-        "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\n",
+        "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\nmask_detected_values = false\n",
         url = sim.url()
     );
     let table: toml::Table = table.parse().map_err(Failure::internal)?;

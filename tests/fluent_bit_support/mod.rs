@@ -64,6 +64,7 @@ impl Service {
             ("client_secret", client_secret.clone()),
             ("api_url", self.sim.url()),
             ("authority_url", self.sim.url()),
+            ("mask_detected_values", "false".into()),
         ];
         own.map(|(key, value)| (key.to_owned(), value)).into_iter().chain(behaviour()).collect()
     }
@@ -76,7 +77,7 @@ impl Service {
             let url = self.sim.url();
             text += &format!(
                 "[sources.t{n}]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{client_id}\"\n\
-                 client_secret = \"{client_secret}\"\napi_url = \"{url}\"\nauthority_url = \"{url}\"\n\
+                 client_secret = \"{client_secret}\"\napi_url = \"{url}\"\nauthority_url = \"{url}\"\nmask_detected_values = false\n\
                  raw = \"string\"\ndrop_routine = false\npoll_interval_secs = 1\nmax_requests_per_minute = 0\n"
             );
         }
