@@ -30,7 +30,7 @@ pub struct FastClock {
 }
 
 impl FastClock {
-    pub fn new() -> Arc<dyn Clock> {
+    pub fn start() -> Arc<dyn Clock> {
         Arc::new(Self { epoch: Timestamp::now(), start: Instant::now() })
     }
 }
@@ -118,7 +118,7 @@ pub fn sink(table: &str, clock: &Arc<dyn Clock>) -> Box<dyn Sink> {
 
 /// One full pass of the source into `sink`, and how what arrived compares with what was published.
 pub async fn pass(table: &str, blobs: usize, events: usize, received: &Received) -> Comparison {
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     pass_at(table, blobs, events, received, clock).await
 }
 
