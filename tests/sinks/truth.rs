@@ -94,7 +94,8 @@ pub fn source_table(sim: &Sim, tenant: &TenantId) -> String {
     let config = SimConfig::default();
     format!(
         "type = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{}\"\nclient_secret = '{}'\n\
-         api_url = \"{url}\"\nauthority_url = \"{url}\"\ndrop_routine = false\nraw = \"string\"\n",
+         api_url = \"{url}\"\nauthority_url = \"{url}\"\ndrop_routine = false\nraw = \"string\"\n\
+         mask_detected_values = false\n",
         config.client_id,
         config.client_secret,
         url = sim.url(),
