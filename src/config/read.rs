@@ -960,6 +960,37 @@ format = "xml"
     }
 
     #[test]
+    fn a_sinks_keys_are_compared_with_each_other() {
+        let sink = |table: &str| {
+            let text = format!("{}\n[sinks.n]\ninputs = [\"contoso\"]\n{table}", source_with(""));
+            Config::parse(&text, &|_| Some("x".into())).err().map_or_else(String::new, |error| error.to_string())
+        };
+        let http = "type = \"http\"\nuri = \"http://127.0.0.1/\"";
+        let forward = "type = \"fluent_forward\"\nservers = [\"127.0.0.1:1\"]";
+        for (table, expected) in [
+            (http.to_owned(), ""),
+            (forward.to_owned(), ""),
+            (format!("{http}\nheaders = {{ Authorization = \"Splunk x\" }}"), ""),
+            (format!("{http}\nusername = \"u\""), "`username` and a password together"),
+            (format!("{http}\nbearer_token = \"a\"\nbearer_token_file = \"/b\""), "only one of `bearer_token`"),
+            (format!("{http}\nbearer_token = \"a\"\nheaders = {{ authorization = \"b\" }}"), "no `Authorization`"),
+            (format!("{http}\nheaders = {{ \"a b\" = \"c\" }}"), "names of HTTP headers"),
+            (format!("{http}\nca_file = \"/does/not/exist\""), "a file that can be read"),
+            ("type = \"http\"\nuri = \"http://u:p@127.0.0.1/\"".into(), "no user name and password inside"),
+            ("type = \"fluent_forward\"\nservers = [\"collector\"]".into(), "each as `host:port`"),
+            (format!("{forward}\nusername = \"u\"\npassword = \"p\""), "a `shared_key` beside it"),
+            ("type = \"file\"\npath = \"/x\"\nkeep = 3".into(), "nothing is renamed without them"),
+            ("type = \"otlp\"\nendpoint = \"http://127.0.0.1:4317/v1/logs\"".into(), "no path"),
+        ] {
+            let found = sink(&table);
+            match expected {
+                "" => assert_eq!(found, "", "{table}"),
+                expected => assert!(found.contains(expected), "{table}\n{found}"),
+            }
+        }
+    }
+
+    #[test]
     fn sources_and_sinks_must_meet() {
         check(
             "",

@@ -110,7 +110,7 @@ async fn a_receiver_that_fails_at_random_and_is_restarted_loses_nothing() {
             tokio::time::sleep(Duration::from_millis(40)).await;
             serving = again.listen_on(port).await.1;
         }
-        serving
+        serving.abort_handle()
     });
     let comparison = pass(&table(port, ""), 40, 60, &receiver.received).await;
     assert_nothing_lost(&comparison);
@@ -119,7 +119,7 @@ async fn a_receiver_that_fails_at_random_and_is_restarted_loses_nothing() {
 
 #[tokio::test]
 async fn a_receiver_that_refuses_for_minutes_gets_everything_afterwards() {
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let (time, until) = (clock.clone(), clock.monotonic() + Duration::from_secs(180));
     let receiver =
         Receiver::new(move |_, _| (time.monotonic() < until).then(|| StatusCode::SERVICE_UNAVAILABLE.into_response()));
@@ -133,7 +133,7 @@ async fn a_receiver_that_refuses_for_minutes_gets_everything_afterwards() {
 async fn what_is_sent_again_is_the_same_bytes() {
     let receiver = Receiver::new(|number, _| (number < 3).then(|| StatusCode::BAD_GATEWAY.into_response()));
     let (port, serving) = receiver.listen().await;
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let mut sink = sink(&table(port, "compression = \"gzip\"\nrequests_in_flight_max = 1"), &clock);
     let group = [batch(&["{\"a\":1}"]), batch(&["{\"b\":1}"])];
     for _ in 0..3 {
@@ -147,18 +147,20 @@ async fn what_is_sent_again_is_the_same_bytes() {
     serving.abort();
 }
 
+/// Status, header and text of an answer.
+type Scripted = (u16, Option<(&'static str, &'static str)>, &'static str);
+
 #[tokio::test]
 async fn an_answer_is_told_with_its_words_and_its_wait() {
-    let answers: Vec<(u16, Option<(&str, &str)>, &str)> = vec![
+    let answers: [Scripted; 5] = [
         (429, Some(("retry-after", "7")), "slow down"),
         (400, None, "Contents failed to deliver to sink"),
         (413, None, "too large"),
         (401, None, "who are you, s3cret-token?"),
         (301, Some(("location", "http://elsewhere/")), ""),
     ];
-    let script = answers.clone();
     let receiver = Receiver::new(move |number, _| {
-        let (status, header, text) = script[number];
+        let (status, header, text) = answers[number];
         let status = StatusCode::from_u16(status).unwrap();
         Some(match header {
             Some((name, value)) => (status, [(name, value)], text).into_response(),
@@ -166,10 +168,10 @@ async fn an_answer_is_told_with_its_words_and_its_wait() {
         })
     });
     let (port, serving) = receiver.listen().await;
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let mut sink = sink(&table(port, "bearer_token = \"s3cret-token\""), &clock);
     let mut seen = Vec::new();
-    for _ in &answers {
+    for _ in answers {
         seen.extend(sink.write(&[batch(&["{}"])]).await);
     }
     let refused = |why: &str, after| Written::Refused { why: why.into(), retry_after: after };
@@ -211,7 +213,7 @@ async fn records_a_receiver_will_never_take_stand_alone_in_the_end() {
 async fn a_receiver_that_never_answers_is_a_refusal_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let mut sink = sink(&table(port, "timeout_secs = 20"), &clock);
     let written = sink.write(&[batch(&["{}"])]).await;
     assert_eq!(written, [Written::refused("no answer within 20 s")]);
@@ -224,7 +226,7 @@ async fn a_secret_in_a_file_is_read_anew_for_every_request() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     std::fs::write(&file, "one\n").unwrap();
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let more = format!("bearer_token_file = \"{}\"\nheaders = {{ X-Source = \"m365\" }}", file.display());
     let mut sink = sink(&table(port, &more), &clock);
     sink.write(&[batch(&["{}"])]).await;

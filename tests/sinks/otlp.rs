@@ -195,7 +195,7 @@ async fn a_grpc_receiver_that_fails_at_random_and_is_restarted_loses_nothing() {
             tokio::time::sleep(Duration::from_millis(40)).await;
             serving = again.grpc(port).await.1;
         }
-        serving
+        serving.abort_handle()
     });
     let comparison = pass(&table("grpc", port, ""), 40, 60, &receiver.received).await;
     assert_nothing_lost(&comparison);
@@ -220,7 +220,7 @@ async fn failures_over_http_are_told_apart() {
     let receiver =
         Receiver::new(|number| Mood::Fail([Code::Unavailable, Code::Internal, Code::InvalidArgument][number]));
     let (port, serving) = receiver.http().await;
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let mut sink = sink(&table("http", port, ""), &clock);
     let mut seen = Vec::new();
     for _ in 0..3 {
@@ -242,7 +242,7 @@ async fn failures_over_http_are_told_apart() {
 async fn a_record_has_its_time_severity_and_attributes() {
     let receiver = Receiver::new(|_| Mood::Take);
     let (port, serving) = receiver.grpc(0).await;
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let mut sink = sink(&table("grpc", port, "headers = { X-Scope-OrgID = \"soc\" }"), &clock);
     let line = r#"{"event_id":"e1","event_type":"m365.exchange.send","operation":"Send","record_type":2,"src_ip":"192.0.2.1","actor":{"name":"a@b.c"},"raw":{"deep":[1.5,null,true]}}"#;
     assert_eq!(sink.write(&[batch(&[line])]).await, [Written::Delivered]);
@@ -275,7 +275,7 @@ async fn a_record_has_its_time_severity_and_attributes() {
 async fn a_request_that_is_too_large_is_sent_in_smaller_parts() {
     let receiver = Receiver::new(|_| Mood::Take);
     let (port, serving) = receiver.grpc(0).await;
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     let more = "compression = \"none\"\nbatch_records_max = 100000".to_owned();
     let table = table("grpc", port, &more).replace("65536", "67108864");
     let mut sink = sink(&table, &clock);

@@ -30,7 +30,7 @@ pub struct FastClock {
 }
 
 impl FastClock {
-    pub fn new() -> Arc<dyn Clock> {
+    pub fn start() -> Arc<dyn Clock> {
         Arc::new(Self { epoch: Timestamp::now(), start: Instant::now() })
     }
 }
@@ -94,7 +94,8 @@ pub fn source_table(sim: &Sim, tenant: &TenantId) -> String {
     let config = SimConfig::default();
     format!(
         "type = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{}\"\nclient_secret = '{}'\n\
-         api_url = \"{url}\"\nauthority_url = \"{url}\"\nmask_detected_values = false\ndrop_routine = false\nraw = \"string\"\n",
+         api_url = \"{url}\"\nauthority_url = \"{url}\"\ndrop_routine = false\nraw = \"string\"\n\
+         mask_detected_values = false\n",
         config.client_id,
         config.client_secret,
         url = sim.url(),
@@ -118,7 +119,7 @@ pub fn sink(table: &str, clock: &Arc<dyn Clock>) -> Box<dyn Sink> {
 
 /// One full pass of the source into `sink`, and how what arrived compares with what was published.
 pub async fn pass(table: &str, blobs: usize, events: usize, received: &Received) -> Comparison {
-    let clock = FastClock::new();
+    let clock = FastClock::start();
     pass_at(table, blobs, events, received, clock).await
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_with::{DisplayFromStr, serde_as};
 use url::Url;
 
-use super::{Credentials, Issue, MIB, headers_schema, uri_issues};
+use super::{Credentials, Issue, MIB, headers_schema, readable, uri_issues};
 use crate::config::Secret;
 
 /// Posts records over HTTP: to Vector's `http_server`, Logstash, Elastic's `http_endpoint`, Splunk's collector and
@@ -126,6 +126,7 @@ impl HttpConfig {
     pub(super) fn issues(&self) -> Vec<Issue> {
         let mut issues = uri_issues("uri", &self.uri);
         issues.extend(self.credentials().issues(&self.headers));
+        issues.extend(self.ca_file.as_deref().and_then(|path| readable("ca_file", path)));
         issues
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_with::{DisplayFromStr, serde_as};
 use url::Url;
 
-use super::{Credentials, Issue, MIB, headers_schema, uri_issues};
+use super::{Credentials, Issue, MIB, headers_schema, readable, uri_issues};
 use crate::config::Secret;
 
 /// Sends records as OpenTelemetry logs, over gRPC or HTTP with protobuf.
@@ -124,6 +124,7 @@ impl OtlpConfig {
     pub(super) fn issues(&self) -> Vec<Issue> {
         let mut issues = uri_issues("endpoint", &self.endpoint);
         issues.extend(self.credentials().issues(&self.headers));
+        issues.extend(self.ca_file.as_deref().and_then(|path| readable("ca_file", path)));
         if self.protocol == OtlpProtocol::Grpc && self.endpoint.path() != "/" {
             issues.push(Issue::new("endpoint", "no path: with `protocol = \"grpc\"` the service names itself"));
         }
