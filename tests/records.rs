@@ -14,6 +14,7 @@ use serde_json::Value;
 
 /// A fixture file and the content type its events would be listed under.
 const FAMILIES: &[(&str, ContentType)] = &[
+    ("catalogue", ContentType::General),
     ("entra", ContentType::AzureActiveDirectory),
     ("exchange", ContentType::Exchange),
     ("general", ContentType::General),

@@ -9,16 +9,13 @@ use std::borrow::Cow;
 use super::category::Category;
 use super::event::Member;
 use super::outcome::Outcome;
-use super::parts::{Parts, inner, is_address};
+use super::parts::{Parts, inner, is_address, push_modified, push_pairs};
 use super::writer::Writer;
 use super::{Origin, json, record_types, time};
 use crate::severity::Severity;
 
 /// The version of the schema these records are of.
 const VERSION: &str = "8.17.0";
-
-/// Longest derived copy of a value of a pair, in bytes; some are over 100 KB, and the original is kept whole.
-const COPY_BYTES_MAX: usize = 4096;
 
 /// Record types that are somebody's verdict.
 const ALERTS: &[i64] = &[11, 13, 28, 33, 40, 41, 47, 64, 98, 99, 100, 107, 113];
@@ -38,7 +35,7 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
         }
         w.nested("ecs", |w| w.text("version", VERSION));
         match parts.record_type {
-            Some(40) => w.maybe("message", parts.named("Comments").or_else(|| parts.text(Member::Name))),
+            Some(40) => w.maybe("message", parts.text(Member::Comments).or_else(|| parts.text(Member::Name))),
             Some(13) => w.maybe("message", mail.subject.as_deref()),
             _ => {}
         }
@@ -61,7 +58,7 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
         push_user(parts, &target, w);
         w.nested("group", |w| {
             let of_directory = target.kind.as_deref() == Some("Group");
-            let name = parts.text(Member::TeamName).or_else(|| parts.named("GroupName"));
+            let name = parts.text(Member::TeamName).or_else(|| parts.text(Member::GroupName));
             w.maybe("name", name.as_deref().or(if of_directory { target.label() } else { None }));
             w.maybe("id", if of_directory { target.id.as_deref() } else { None });
         });
@@ -90,13 +87,15 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
             w.nested("hash", |w| w.maybe("sha256", file.sha256.as_deref().map(str::to_lowercase)));
         });
         w.nested("url", |w| {
-            let clicked = parts.named("URL").or_else(|| parts.named("Url")).filter(|_| parts.is_type(&[41]));
-            let url = file.url.clone().or(clicked);
+            let url = match parts.record_type {
+                Some(41) => parts.text(Member::Url),
+                _ => file.url.clone(),
+            };
             w.maybe("original", url.as_deref());
-            if let Some(parsed) = url.as_deref().and_then(|url| url::Url::parse(url).ok()) {
-                w.maybe("domain", parsed.host_str());
-                w.text("path", parsed.path());
-                w.text("scheme", parsed.scheme());
+            if let Some((scheme, domain, path)) = url.as_deref().and_then(split_url) {
+                w.text("scheme", scheme);
+                w.text("domain", domain);
+                w.text("path", path);
             }
         });
         w.nested("email", |w| {
@@ -126,10 +125,10 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
                 w.texts("id", parts.text(Member::PolicyId));
                 w.texts("name", parts.text(Member::Name));
                 w.maybe("category", parts.text(Member::Category));
-                w.texts("ruleset", parts.named("EntityType"));
-                w.maybe("description", parts.named("AlertEntityId"));
+                w.texts("ruleset", parts.text(Member::EntityType));
+                w.maybe("description", parts.text(Member::AlertEntityId));
                 let mut links = Vec::new();
-                json::elements(parts.event.find("AlertLinks").unwrap_or_default(), |link| {
+                json::elements(parts.event.get(Member::AlertLinks).unwrap_or_default(), |link| {
                     links.extend(inner(link, "AlertLinkHref"));
                 });
                 w.maybe("reference", links.first());
@@ -147,7 +146,7 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
             }
             let mut families = Vec::new();
             if parts.is_type(&[28]) {
-                json::elements(parts.event.find("AttachmentData").unwrap_or_default(), |attachment| {
+                json::elements(parts.event.get(Member::AttachmentData).unwrap_or_default(), |attachment| {
                     families.extend(inner(attachment, "MalwareFamily"));
                 });
             }
@@ -175,6 +174,18 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
             w.texts("hash", file.sha256.as_deref().map(str::to_lowercase));
         });
     });
+}
+
+/// Scheme, host and path of an absolute URL. Not decoded: what is shipped is what was received.
+fn split_url(url: &str) -> Option<(&str, &str, &str)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, after) = rest.split_at_checked(end)?;
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = if host.starts_with('[') { host } else { host.split_once(':').map_or(host, |(host, _)| host) };
+    let path = after.split(['?', '#']).next().unwrap_or_default();
+    let plain = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) && !host.contains(char::is_whitespace);
+    (plain && !host.is_empty()).then_some((scheme, host, path))
 }
 
 fn push_event(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<&str>, w: &mut Writer<'_>) {
@@ -243,7 +254,7 @@ fn push_own(
         w.flag("raw_masked", true);
     }
     w.maybe("user_type", parts.actor.kind.as_deref());
-    w.maybe("user_key", parts.named("UserKey"));
+    w.maybe("user_key", parts.text(Member::UserKey));
     w.maybe("object_id", parts.text(Member::ObjectId));
     w.maybe("result_status", parts.text(Member::ResultStatus));
     w.maybe("logon_error", parts.text(Member::LogonError));
@@ -256,26 +267,9 @@ fn push_own(
     w.maybe("session_id", parts.text(Member::SessionId));
     w.maybe("alert_id", parts.text(Member::AlertId));
     w.maybe("incident_id", parts.text(Member::IncidentId));
-    let short = |value: &str| super::cut(value, COPY_BYTES_MAX).to_owned();
-    for (key, pairs) in [("parameters", parts.facts.parameters()), ("extended_properties", parts.facts.extended())] {
-        w.objects(key, |list| {
-            pairs.each(&mut |name, value| {
-                list.push(|w| {
-                    w.text("name", name);
-                    w.text("value", short(value));
-                });
-            });
-        });
-    }
-    w.objects("modified_properties", |list| {
-        for entry in parts.facts.modified() {
-            list.push(|w| {
-                w.text("name", &entry.name);
-                w.text("old", short(&super::parameters::text_or_json(entry.old)));
-                w.text("new", short(&super::parameters::text_or_json(entry.new)));
-            });
-        }
-    });
+    push_pairs("parameters", parts.facts.parameters(), w);
+    push_pairs("extended_properties", parts.facts.extended(), w);
+    push_modified(parts, w);
 }
 
 /// What ties records of one act together.

@@ -32,11 +32,16 @@ known_members! {
     ClientAppId, AppId, LogonError, LogonType, LogonUserDisplayName, ClientProcessName, OperationCount, Item, Folder,
     AffectedItems, ItemType, Site, SiteUrl, SourceFileName, SourceFileExtension, SourceRelativeUrl, ListItemUniqueId,
     EventData, TargetUserOrGroupType, TargetUserOrGroupName, Name, Status, AlertId, PolicyId, TeamName, Members,
+    CopilotEventData, ParticipantInfo, RiskLevel, DeliveryAction, DetectionType, Verdict, URLClickAction, Application,
+    Url, GroupName, FileSizeBytes, SensitivityLabelId, RecipientList, Recipients, ListTitle, ChannelName, TeamGuid,
+    AlertEntityId, AlertType, AlertDisplayName, AlertLinks, EntityType, EndpointMetaData, InvestigationId,
+    InvestigationName, AddOnName, AddOnGuid, SendAsUserSmtp, SendOnBehalfOfUserSmtp, AttachmentData, Comments,
+    InternetMessageId, NetworkMessageId, P1Sender, P2Sender, Subject, SearchQueryText,
     PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
 }
 
 /// How many known names may share a bucket of [`INDEX`]; raising it costs a comparison per unknown key.
-const BUCKET: usize = 4;
+const BUCKET: usize = 6;
 /// No name in this place of a bucket.
 const NONE: u8 = u8::MAX;
 /// Known names by [`bucket`], so that a key is compared with the one or two names it could be. Built by the compiler,

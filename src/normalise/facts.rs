@@ -9,8 +9,9 @@ use super::outcome::{self, Outcome};
 use super::parameters::{self, Modified, Pairs};
 use super::{address, category, inbox_rule, json};
 use crate::severity::engine::ActorKind;
+use crate::severity::pattern::Names;
 use crate::severity::recipient::Domains;
-use crate::severity::{Facts, Named, is_true};
+use crate::severity::{Facts, Modification, is_true};
 
 /// `UserType` of a guest.
 const GUEST: i64 = 10;
@@ -27,6 +28,7 @@ pub(crate) struct EventFacts<'e, 'a> {
     parameters: OnceCell<Pairs<'a>>,
     extended: OnceCell<Pairs<'a>>,
     modified: OnceCell<Vec<Modified<'a>>>,
+    inbox_rule: OnceCell<Vec<(String, String)>>,
 }
 
 impl<'e, 'a> EventFacts<'e, 'a> {
@@ -43,6 +45,7 @@ impl<'e, 'a> EventFacts<'e, 'a> {
             parameters: OnceCell::new(),
             extended: OnceCell::new(),
             modified: OnceCell::new(),
+            inbox_rule: OnceCell::new(),
         }
     }
 
@@ -110,28 +113,33 @@ fn begins(text: &str, beginnings: &[&str]) -> bool {
 }
 
 impl Facts for EventFacts<'_, '_> {
-    fn any_parameter(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
-        self.parameters().any(named, test)
+    fn any_parameter(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.parameters().any_named(named, test)
     }
 
-    fn any_inbox_rule_part(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
-        inbox_rule::any(self.event, &mut |name, value| named(name) && test(value))
+    fn any_inbox_rule_part(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        let parts = self.inbox_rule.get_or_init(|| {
+            let mut parts = Vec::new();
+            inbox_rule::any(self.event, &mut |name, value| {
+                parts.push((name.to_owned(), value.to_owned()));
+                false
+            });
+            parts
+        });
+        parts.iter().any(|(name, value)| named.matches(name) && test(value))
     }
 
-    fn any_property(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
-        self.extended().any(named, test)
+    fn any_property(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.extended().any_named(named, test)
             || PROPERTY_LISTS.iter().any(|list| {
                 self.event
                     .get(*list)
-                    .is_some_and(|token| parameters::any(token, &mut |name, value| named(name) && test(value)))
+                    .is_some_and(|token| parameters::any(token, &mut |name, value| named.matches(name) && test(value)))
             })
     }
 
-    fn any_modified(&self, named: Named<'_>, test: &mut dyn FnMut(&str, &str) -> bool) -> bool {
-        self.modified()
-            .iter()
-            .filter(|entry| named(&entry.name))
-            .any(|entry| test(&parameters::text_or_json(entry.old), &parameters::text_or_json(entry.new)))
+    fn any_modified(&self, named: &Names, test: &mut dyn FnMut(&dyn Modification) -> bool) -> bool {
+        self.modified().iter().filter(|entry| named.matches(&entry.name)).any(|entry| test(entry))
     }
 
     fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {

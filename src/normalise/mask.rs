@@ -5,8 +5,9 @@
 //! one search through its bytes and is not copied.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 use super::event::{Event, Member};
 use super::json;
@@ -73,8 +74,15 @@ fn may_have_detected(event: &Event<'_>) -> bool {
     if event.get(Member::PolicyDetails).is_some() {
         return true;
     }
-    let bytes = event.text().as_bytes();
-    memmem::find_iter(bytes, CORE).any(|at| {
+    names_it(event.text())
+}
+
+/// A searcher made once: making it costs as much as searching an event.
+static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CORE));
+
+fn names_it(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    FINDER.find_iter(bytes).any(|at| {
         let rest = bytes.get(at + CORE.len()..).unwrap_or_default();
         rest.get(..6).is_some_and(|rest| rest.eq_ignore_ascii_case(b"Values"))
     })
@@ -167,12 +175,6 @@ impl<'t> Edits<'t> {
 
     /// JSON in a string can hold the member, too. Where it names it and cannot be read, the whole string goes.
     fn look_inside(&mut self, token: &'t str, offset: usize, nesting: usize) {
-        let names_it = |text: &str| {
-            memmem::find_iter(text.as_bytes(), CORE).any(|at| {
-                let rest = text.as_bytes().get(at + CORE.len()..).unwrap_or_default();
-                rest.get(..6).is_some_and(|rest| rest.eq_ignore_ascii_case(b"Values"))
-            })
-        };
         if !names_it(token) {
             return;
         }

@@ -9,13 +9,13 @@ use std::borrow::Cow;
 use super::category::{Category, DLP_RECORD_TYPES};
 use super::event::Member;
 use super::outcome::Outcome;
-use super::parts::{Parts, Target, inner, is_address};
+use super::parts::{Parts, Target, inner, is_address, push_modified, push_pairs};
 use super::writer::Writer;
 use super::{Origin, ecs, json, record_types, time};
 use crate::config::OcsfVersion;
 use crate::severity::Severity;
 
-/// Longest derived copy of a value of a pair, in bytes; the raw data are kept whole.
+/// Longest text in `privileges`, in bytes.
 const COPY_BYTES_MAX: usize = 4096;
 
 /// A class of events.
@@ -134,7 +134,7 @@ pub(crate) fn push(
         w.number("activity_id", activity);
         w.text("activity_name", caption);
         w.number("type_uid", class as i64 * 100 + activity);
-        w.text("type_name", format!("{}: {caption}", class.name()));
+        w.text("type_name", [class.name(), ": ", caption].concat());
         w.number("time", at.as_millisecond());
         w.number("severity_id", severity_of(severity).0);
         w.text("severity", severity_of(severity).1);
@@ -258,7 +258,8 @@ fn push_class(
         Class::Authentication => {
             w.nested("user", |w| push_person(parts, newest, w));
             w.nested("service", |w| {
-                let application = parts.text(Member::ApplicationDisplayName).or_else(|| parts.named("Application"));
+                let application =
+                    parts.text(Member::ApplicationDisplayName).or_else(|| parts.text(Member::Application));
                 let id = parts.text(Member::ApplicationId);
                 w.text("name", application.or_else(|| id.clone()).unwrap_or(Cow::Borrowed("unknown")));
                 w.maybe("uid", id);
@@ -303,7 +304,7 @@ fn push_class(
                     parts.modified("Group.DisplayName").or_else(|| parts.text(Member::TeamName).map(Cow::into_owned));
                 let group = group.or_else(|| target.label().map(str::to_owned));
                 w.text("name", group.as_deref().unwrap_or("unknown"));
-                let id = parts.modified("Group.ObjectID").or_else(|| parts.named("TeamGuid").map(Cow::into_owned));
+                let id = parts.modified("Group.ObjectID").or_else(|| parts.text(Member::TeamGuid).map(Cow::into_owned));
                 w.maybe("uid", id);
             });
             w.nested("user", |w| {
@@ -354,7 +355,7 @@ fn push_class(
                     w.maybe("url_string", url);
                     let name = parts
                         .named("ListTitle")
-                        .or_else(|| parts.named("ChannelName"))
+                        .or_else(|| parts.text(Member::ChannelName))
                         .or_else(|| parts.text(Member::TeamName));
                     let name = name.or_else(|| parts.text(Member::SourceFileName)).or(object);
                     w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
@@ -378,10 +379,10 @@ fn push_class(
             push_endpoint(parts, false, w);
         }
         Class::ApplicationLifecycle => w.nested("app", |w| {
-            let name = parts.named("AddOnName").or_else(|| parts.text(Member::ObjectId));
+            let name = parts.text(Member::AddOnName).or_else(|| parts.text(Member::ObjectId));
             w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
             w.text("vendor_name", "unknown");
-            w.maybe("uid", parts.named("AddOnGuid"));
+            w.maybe("uid", parts.text(Member::AddOnGuid));
         }),
         Class::ApiActivity => {
             w.nested("api", |w| {
@@ -419,7 +420,7 @@ fn push_actor(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
 
 /// Who acted. A name is there in any case, for the schema asks for one.
 fn push_person(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
-    let key = parts.named("UserKey").filter(|key| !key.eq_ignore_ascii_case("Not Available"));
+    let key = parts.text(Member::UserKey).filter(|key| !key.eq_ignore_ascii_case("Not Available"));
     w.maybe("uid", key);
     w.text("name", parts.actor.id.as_deref().unwrap_or("unknown"));
     w.maybe("email_addr", parts.actor.email.as_deref().filter(|email| is_address(email)));
@@ -495,7 +496,7 @@ fn push_file(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     if let Some(size) = file.size {
         w.number("size", size);
     }
-    w.maybe("confidentiality", parts.named("SensitivityLabelId"));
+    w.maybe("confidentiality", parts.text(Member::SensitivityLabelId));
     if let Some(hash) = file.sha256.as_deref() {
         w.objects("hashes", |list| {
             list.push(|w| {
@@ -514,17 +515,17 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
         let id = parts
             .text(Member::IncidentId)
             .or_else(|| parts.text(Member::AlertId))
-            .or_else(|| parts.named("InvestigationId"));
+            .or_else(|| parts.text(Member::InvestigationId));
         w.text("uid", id.or_else(|| parts.text(Member::Id)).unwrap_or(Cow::Borrowed("unknown")));
         let title = first
             .and_then(|rule| rule.policy.clone())
             .or_else(|| parts.text(Member::Name))
-            .or_else(|| parts.named("AlertDisplayName"))
-            .or_else(|| parts.named("InvestigationName"))
-            .or_else(|| parts.named("Verdict"))
+            .or_else(|| parts.text(Member::AlertDisplayName))
+            .or_else(|| parts.text(Member::InvestigationName))
+            .or_else(|| parts.text(Member::Verdict))
             .or_else(|| parts.text(Member::Operation));
         w.text("title", title.unwrap_or(Cow::Borrowed("unknown")));
-        w.texts("types", parts.text(Member::Category).or_else(|| parts.named("AlertType")));
+        w.texts("types", parts.text(Member::Category).or_else(|| parts.text(Member::AlertType)));
         let (name, id) = match first {
             Some(rule) => (rule.name.clone(), rule.id.clone()),
             None => (parts.text(Member::Name), parts.text(Member::PolicyId)),
@@ -556,7 +557,7 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
         push_endpoint(parts, false, w);
     }
     w.objects("resources", |list| {
-        list.push(|w| w.maybe("name", parts.text(Member::ObjectId).or_else(|| parts.named("AlertEntityId"))));
+        list.push(|w| w.maybe("name", parts.text(Member::ObjectId).or_else(|| parts.text(Member::AlertEntityId))));
     });
 }
 
@@ -609,8 +610,7 @@ fn push_observables(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
         if let Some(email) = parts.actor.email.as_deref() {
             add("actor.user.email_addr", 5, "Email Address", email);
         }
-        let file = parts.file();
-        if let Some(name) = file.name.as_deref() {
+        if let Some(name) = parts.file().name.as_deref() {
             add("file.name", 7, "File Name", name);
         }
         if let Some(agent) = parts.facts.agent() {
@@ -629,17 +629,6 @@ fn push_observables(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     });
 }
 
-fn push_pairs(key: &str, pairs: &super::parameters::Pairs<'_>, w: &mut Writer<'_>) {
-    w.objects(key, |list| {
-        pairs.each(&mut |name, value| {
-            list.push(|w| {
-                w.text("name", name);
-                w.text("value", super::cut(value, COPY_BYTES_MAX));
-            });
-        });
-    });
-}
-
 fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &mut Writer<'_>) {
     w.nested("unmapped", |w| {
         w.texts("severity_rule", parts.assessment.matches.iter().map(|found| found.rule().id.as_str()));
@@ -651,15 +640,7 @@ fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &m
             w.flag("raw_masked", true);
         }
         push_pairs("extended_properties", parts.facts.extended(), w);
-        w.objects("modified_properties", |list| {
-            for entry in parts.facts.modified() {
-                list.push(|w| {
-                    w.text("name", &entry.name);
-                    w.text("old", super::cut(&super::parameters::text_or_json(entry.old), COPY_BYTES_MAX));
-                    w.text("new", super::cut(&super::parameters::text_or_json(entry.new), COPY_BYTES_MAX));
-                });
-            }
-        });
+        push_modified(parts, w);
     });
 }
 
@@ -677,11 +658,11 @@ fn parameter(parts: &Parts<'_, '_>, names: &[&str]) -> Option<String> {
 fn sent(parts: &Parts<'_, '_>) -> (Option<String>, Vec<String>) {
     let from = parts
         .named("SendAsUserSmtp")
-        .or_else(|| parts.named("SendOnBehalfOfUserSmtp"))
+        .or_else(|| parts.text(Member::SendOnBehalfOfUserSmtp))
         .or_else(|| parts.text(Member::MailboxOwnerUPN))
         .or_else(|| parts.actor.email.clone());
     let mut to = Vec::new();
-    json::elements(parts.event.find("recipientList").unwrap_or_default(), |recipient| {
+    json::elements(parts.event.get(Member::RecipientList).unwrap_or_default(), |recipient| {
         to.extend(json::scalar(recipient).filter(|text| is_address(text)).map(Cow::into_owned));
     });
     (from.filter(|from| is_address(from)).map(Cow::into_owned), to)

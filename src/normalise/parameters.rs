@@ -4,8 +4,11 @@
 //! Order means nothing and values are handed over as text; which parameter matters is not known here.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 
 use super::json;
+use crate::severity::Modification;
+use crate::severity::pattern::Names;
 
 /// What a parameter is handed to; it answers true to stop.
 type Test<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
@@ -27,6 +30,66 @@ pub(crate) fn any(token: &str, test: Test<'_>) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct Pairs<'a> {
     entries: Vec<(Cow<'a, str>, PairValue<'a>)>,
+    /// The marks of all names.
+    marks: u64,
+}
+
+impl Modification for Modified<'_> {
+    fn before(&self) -> &str {
+        &self.texts().0
+    }
+
+    fn now(&self) -> &str {
+        &self.texts().1
+    }
+
+    fn is_same(&self) -> bool {
+        self.old == self.new || json::inner(self.old).map(str::trim) == json::inner(self.new).map(str::trim)
+    }
+
+    fn entries(&self) -> (usize, usize) {
+        (entries(self.old), entries(self.new))
+    }
+}
+
+/// How many entries a value's token has: of a list its objects or elements, of other text one, of nothing none.
+/// Counted in the escaped text and without parsing: values are long, and old records are cut in the middle.
+fn entries(token: &str) -> usize {
+    const WHITE: [&str; 3] = ["\\r", "\\n", "\\t"];
+    let trim = |mut text: &'_ str| -> usize {
+        // How many bytes of white space, escaped or not, a text begins with.
+        let whole = text.len();
+        loop {
+            let before = text.len();
+            text = text.trim_start();
+            for white in WHITE {
+                text = text.strip_prefix(white).unwrap_or(text);
+            }
+            if text.len() == before {
+                return whole - before;
+            }
+        }
+    };
+    let text = json::inner(token).unwrap_or(if token == "null" { "" } else { token });
+    let text = text.get(trim(text)..).unwrap_or_default();
+    let Some(inside) = text.strip_prefix('[') else {
+        let bare = text.trim().trim_matches(['"', '\'', '\\', ' ']);
+        return usize::from(!(bare.is_empty() || bare == "null" || bare == "{}"));
+    };
+    match inside.matches('{').count() {
+        0 if inside.get(trim(inside)..).is_none_or(|rest| rest.is_empty() || rest.starts_with(']')) => 0,
+        0 => inside.matches(',').count() + 1,
+        objects => objects,
+    }
+}
+
+/// A value as it is at hand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TokenOrText<'t> {
+    /// A JSON token.
+    Token(&'t str),
+    /// Text.
+    Text(&'t str),
 }
 
 #[derive(Debug)]
@@ -40,7 +103,9 @@ enum PairValue<'a> {
 impl<'a> Pairs<'a> {
     /// Takes a token apart, in any of the shapes.
     pub fn of(token: &'a str) -> Pairs<'a> {
-        let mut entries = Vec::new();
+        // Most lists have fewer; growing by doubling would copy three times.
+        const USUAL: usize = 12;
+        let mut entries = Vec::with_capacity(USUAL);
         if token.starts_with('[') {
             let mut pair = OpenPair::default();
             json::objects(token, |index, key, value| pair.take(index, key, value, &mut entries), |_, _| {});
@@ -51,22 +116,26 @@ impl<'a> Pairs<'a> {
                 false
             });
         }
-        Pairs { entries }
+        let marks = entries.iter().fold(0, |marks, (name, _)| marks | Names::mark(name));
+        Pairs { entries, marks }
     }
 
-    /// Hands every name and value to `take`; one with several values once for each, nothing in it as no text.
-    pub fn each(&self, take: &mut dyn FnMut(&str, &str)) {
+    /// Hands every name and value to `take`, a value as a JSON token where it is one.
+    pub fn each(&self, take: &mut dyn FnMut(&str, TokenOrText<'_>)) {
         for (name, value) in &self.entries {
             match value {
-                PairValue::Token(token) => {
-                    any_value(name, token, &mut |name, value| {
-                        take(name, value);
-                        false
-                    });
+                PairValue::Token(token) if token.starts_with('[') => {
+                    json::elements(token, |element| take(name, TokenOrText::Token(element)));
                 }
-                PairValue::Text(text) => take(name, text),
+                PairValue::Token(token) => take(name, TokenOrText::Token(token)),
+                PairValue::Text(text) => take(name, TokenOrText::Text(text)),
             }
         }
+    }
+
+    /// Hands the values of the names that `named` means to `test` until it answers true; whether it did.
+    pub fn any_named(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        named.may_match(self.marks) && self.any(&|name| named.matches(name), test)
     }
 
     /// Hands the values of the names that `named` takes to `test` until it answers true; whether it did.
@@ -103,11 +172,10 @@ impl<'a> OpenPair<'a> {
     }
 
     fn close(&mut self, entries: &mut Vec<(Cow<'a, str>, PairValue<'a>)>) {
-        match (self.name.take(), self.value.take()) {
-            (Some(name), Some(value)) if json::scalar(name).is_some() => {
-                entries.push((json::scalar(name).unwrap_or_default(), PairValue::Token(value)));
-            }
-            (name, value) => {
+        let (name, value) = (self.name.take(), self.value.take());
+        match (name.and_then(json::scalar), value) {
+            (Some(name), Some(value)) => entries.push((name, PairValue::Token(value))),
+            _ => {
                 let others = self.others.drain(..).map(|(key, value)| (json::unescape(key), PairValue::Token(value)));
                 entries.extend(others);
                 entries.extend(name.map(|name| (Cow::Borrowed("Name"), PairValue::Token(name))));
@@ -127,6 +195,19 @@ pub(crate) struct Modified<'a> {
     pub old: &'a str,
     /// The token of the value now.
     pub new: &'a str,
+    /// Both as texts, once a rule asked: values run to kilobytes of escapes.
+    texts: OnceCell<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+impl<'a> Modified<'a> {
+    fn named(name: Cow<'a, str>) -> Modified<'a> {
+        Modified { name, old: "", new: "", texts: OnceCell::new() }
+    }
+
+    /// The values before and now as texts: a container's is its JSON, nothing where absent or `null`.
+    fn texts(&self) -> &(Cow<'a, str>, Cow<'a, str>) {
+        self.texts.get_or_init(|| (text_or_json(self.old), text_or_json(self.new)))
+    }
 }
 
 /// The entries of `ModifiedProperties`. One that is a plain string is a name alone.
@@ -139,7 +220,7 @@ pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
         |index, key, value| {
             if open != Some(index) {
                 open = Some(index);
-                entries.push(Modified { name: Cow::Borrowed(""), old: "", new: "" });
+                entries.push(Modified::named(Cow::Borrowed("")));
             }
             let Some(entry) = entries.last_mut() else { return };
             if key.eq_ignore_ascii_case("Name") {
@@ -152,12 +233,12 @@ pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
         },
         |_, element| names.extend(json::scalar(element)),
     );
-    entries.extend(names.into_iter().map(|name| Modified { name, old: "", new: "" }));
+    entries.extend(names.into_iter().map(Modified::named));
     entries
 }
 
 /// A scalar's text, a container's JSON, nothing for `null`.
-pub(crate) fn text_or_json(token: &str) -> Cow<'_, str> {
+fn text_or_json(token: &str) -> Cow<'_, str> {
     match token {
         "" | "null" => Cow::Borrowed(""),
         _ => json::scalar(token).unwrap_or(Cow::Borrowed(token)),
@@ -338,6 +419,27 @@ mod tests {
             ("12", Vec::new()),
         ] {
             assert_eq!(all(token), expected, "{token}");
+        }
+    }
+
+    #[test]
+    fn entries_of_a_modified_property_are_counted_as_received() {
+        for (token, expected) in [
+            ("", 0),
+            ("null", 0),
+            (r#""""#, 0),
+            (r#""[]""#, 0),
+            (r#""[\r\n]""#, 0),
+            (r#""{}""#, 0),
+            (r#""x""#, 1),
+            ("[]", 0),
+            (r#"[{"a":1}]"#, 1),
+            (r#""[\r\n  {\r\n \"MethodType\": 6\r\n },\r\n {\"MethodType\": 7}\r\n]""#, 2),
+            (r#""[\r\n  true\r\n]""#, 1),
+            (r#""[1,2]""#, 2),
+            (r#""[{\"State\": 1}, {\"Sta"#, 1),
+        ] {
+            assert_eq!(entries(token), expected, "{token}");
         }
     }
 

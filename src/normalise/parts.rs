@@ -7,7 +7,9 @@ use super::category::{self, Category, DLP_RECORD_TYPES};
 use super::event::{Event, Member};
 use super::facts::EventFacts;
 use super::json;
-use crate::severity::Assessment;
+use super::parameters::{Pairs, TokenOrText};
+use super::writer::Writer;
+use crate::severity::{Assessment, Modification};
 
 /// An event with what was derived of it, for a format to write.
 pub(crate) struct Parts<'d, 'a> {
@@ -72,44 +74,56 @@ impl<'d, 'a> Parts<'d, 'a> {
 
     /// Where data loss prevention looked: the metadata of a file, a message or a device.
     pub fn dlp_metadata(&self) -> Option<&'a str> {
-        let found = [Member::SharePointMetaData, Member::ExchangeMetaData];
-        found.iter().find_map(|member| self.event.get(*member)).or_else(|| self.event.find("EndpointMetaData"))
+        let found = [Member::SharePointMetaData, Member::ExchangeMetaData, Member::EndpointMetaData];
+        found.iter().find_map(|member| self.event.get(*member))
     }
 
     /// The new value of a modified property, without the list around it.
     pub fn modified(&self, name: &str) -> Option<String> {
-        use crate::severity::Facts as _;
-        let mut found = None;
-        self.facts.any_modified(&|other| other.eq_ignore_ascii_case(name), &mut |_, new| {
-            let new = new.trim().trim_start_matches('[').trim_end_matches(']').trim().trim_matches('"').trim();
-            found = Some(new.to_owned()).filter(|new| !new.is_empty());
-            found.is_some()
+        let entries = self.facts.modified().iter().filter(|entry| entry.name.eq_ignore_ascii_case(name));
+        let mut values = entries.map(|entry| {
+            let new = entry.now().trim().trim_start_matches('[').trim_end_matches(']').trim();
+            new.trim_matches('"').trim().to_owned()
         });
-        found
+        values.find(|new| !new.is_empty())
     }
 
     /// Whom a directory operation was about: the principal name among `Target` (type 5), an id of it (type 2), else
     /// `ObjectId`.
     pub fn target(&self) -> Target<'a> {
         let mut target = Target::default();
-        json::elements(self.event.get(Member::Target).unwrap_or_default(), |entry| {
-            let (Some(id), Some(kind)) = (inner(entry, "ID"), json::get(entry, "Type").and_then(json::integer)) else {
-                return;
-            };
+        if self.record_type != Some(8) {
+            target.name = self.text(Member::ObjectId);
+            return target;
+        }
+        let mut entries: Vec<(&str, Option<i64>)> = Vec::new();
+        let mut open = None;
+        json::objects(
+            self.event.get(Member::Target).unwrap_or_default(),
+            |index, key, value| {
+                if open != Some(index) {
+                    open = Some(index);
+                    entries.push(("", None));
+                }
+                let Some(entry) = entries.last_mut() else { return };
+                if key.eq_ignore_ascii_case("ID") {
+                    entry.0 = value;
+                } else if key.eq_ignore_ascii_case("Type") {
+                    entry.1 = json::integer(value);
+                }
+            },
+            |_, _| {},
+        );
+        for (id, kind) in entries {
+            let (Some(id), Some(kind)) = (json::scalar(id).filter(|id| !id.trim().is_empty()), kind) else { continue };
             match kind {
                 5 => target.principal = target.principal.take().or(Some(id)),
                 1 => target.name = target.name.take().or(Some(id)),
                 2 if crate::model::is_guid(&id) => target.id = target.id.take().or(Some(id)),
-                2 if matches!(
-                    id.as_ref(),
-                    "User" | "Group" | "ServicePrincipal" | "Application" | "Device" | "Policy" | "Role" | "Other"
-                ) =>
-                {
-                    target.kind = Some(id);
-                }
+                2 if TARGET_KINDS.contains(&id.as_ref()) => target.kind = Some(id),
                 _ => {}
             }
-        });
+        }
         if target.principal.is_none() && target.id.is_none() && target.name.is_none() {
             target.name = self.text(Member::ObjectId);
         }
@@ -160,12 +174,12 @@ impl<'d, 'a> Parts<'d, 'a> {
                 }
             }
             Some(28) => Mail {
-                id: self.named("InternetMessageId"),
-                subject: self.named("Subject"),
-                from: self.named("P2Sender"),
-                sender: self.named("P1Sender"),
-                to: list(self.event.find("Recipients")),
-                local_id: self.named("NetworkMessageId"),
+                id: self.text(Member::InternetMessageId),
+                subject: self.text(Member::Subject),
+                from: self.text(Member::P2Sender),
+                sender: self.text(Member::P1Sender),
+                to: list(self.event.get(Member::Recipients)),
+                local_id: self.text(Member::NetworkMessageId),
                 ..Mail::default()
             },
             Some(13) => {
@@ -219,7 +233,7 @@ impl<'d, 'a> Parts<'d, 'a> {
             directory: self.text(Member::SourceRelativeUrl),
             id: self.text(Member::ListItemUniqueId),
             owner: None,
-            size: self.event.find("FileSizeBytes").and_then(json::integer),
+            size: self.event.get(Member::FileSizeBytes).and_then(json::integer),
             url: self.text(Member::ObjectId).filter(|text| text.contains("://")),
             sha256: None,
             changed: None,
@@ -251,6 +265,34 @@ impl<'d, 'a> Parts<'d, 'a> {
     }
 }
 
+/// Longest derived copy of a value of a pair, in bytes; some are over 100 KB, and the original is kept whole.
+const COPY_BYTES_MAX: usize = 4096;
+
+/// Writes pairs as a list of `{name, value}`: as keys they would be without number and of many types.
+pub(crate) fn push_pairs(key: &str, pairs: &Pairs<'_>, w: &mut Writer<'_>) {
+    w.objects(key, |list| {
+        pairs.each(&mut |name, value| {
+            list.push(|w| {
+                w.text("name", name);
+                w.at_hand("value", value, COPY_BYTES_MAX);
+            });
+        });
+    });
+}
+
+/// Writes modified properties as a list of `{name, old, new}`.
+pub(crate) fn push_modified(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    w.objects("modified_properties", |list| {
+        for entry in parts.facts.modified() {
+            list.push(|w| {
+                w.text("name", &entry.name);
+                w.at_hand("old", TokenOrText::Token(entry.old), COPY_BYTES_MAX);
+                w.at_hand("new", TokenOrText::Token(entry.new), COPY_BYTES_MAX);
+            });
+        }
+    });
+}
+
 /// The text of a member of an object token.
 pub(crate) fn inner<'t>(token: &'t str, name: &str) -> Option<Cow<'t, str>> {
     json::scalar(json::get(token, name)?).filter(|text| !text.trim().is_empty())
@@ -263,6 +305,10 @@ pub(crate) fn is_address(text: &str) -> bool {
         && !text.ends_with('@')
         && !text.contains(|c: char| c.is_whitespace() || matches!(c, '\\' | '/' | ':' | '|'))
 }
+
+/// Words that `Target` has for what kind of thing it is.
+const TARGET_KINDS: [&str; 8] =
+    ["User", "Group", "ServicePrincipal", "Application", "Device", "Policy", "Role", "Other"];
 
 /// Whom a directory operation was about.
 #[derive(Debug, Default)]

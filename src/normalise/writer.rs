@@ -2,6 +2,7 @@
 //! trace.
 
 use super::json;
+use super::parameters::TokenOrText;
 
 /// The members of one object.
 pub(crate) struct Writer<'o> {
@@ -33,6 +34,28 @@ impl<'o> Writer<'o> {
         if !text.trim().is_empty() {
             self.key(key);
             json::push_string(self.out, text);
+        }
+    }
+
+    /// A value that is at hand as a token or text, cut to `bytes_max`. A string's token is copied as it is.
+    pub fn at_hand(&mut self, key: &str, value: TokenOrText<'_>, bytes_max: usize) {
+        match value {
+            TokenOrText::Token(token) => match json::inner(token) {
+                Some(inside) if inside.len() <= bytes_max => {
+                    if !inside.trim().is_empty() {
+                        self.key(key);
+                        self.out.push(b'"');
+                        super::push_inside(self.out, inside);
+                        self.out.push(b'"');
+                    }
+                }
+                _ => {
+                    let text = json::scalar(token);
+                    let null = token.is_empty() || token == "null";
+                    self.text(key, super::cut(text.as_deref().unwrap_or(if null { "" } else { token }), bytes_max));
+                }
+            },
+            TokenOrText::Text(text) => self.text(key, super::cut(text, bytes_max)),
         }
     }
 

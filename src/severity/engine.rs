@@ -53,9 +53,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::operation::fold;
-use super::pattern::Pattern;
+use super::pattern::{Names, Pattern};
 use super::recipient::{Domains, Recipient};
-use super::{Facts, Severity, is_false, is_true, mail, recipient};
+use super::{Facts, Match, Modification, Severity, is_false, is_true, mail, recipient};
 
 /// What a rule makes of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -93,12 +93,8 @@ impl Verdict {
         self.severity().map_or("drop", Severity::as_str)
     }
 
-    /// What an operation that failed leaves of it: the attempt matters, the effect did not happen.
-    pub(super) fn when_failed(self) -> Verdict {
-        self.one_below()
-    }
-
-    fn one_below(self) -> Verdict {
+    /// One step down; `low` and below stay. Of a failed operation the attempt matters, the effect did not happen.
+    pub(super) fn one_below(self) -> Verdict {
         match self {
             Self::Critical => Self::High,
             Self::High => Self::Medium,
@@ -341,10 +337,10 @@ struct Check {
 
 #[derive(Debug, Clone)]
 enum Subject {
-    Parameter(Vec<Pattern>),
-    InboxRule(Vec<Pattern>),
-    Property(Vec<Pattern>),
-    Modified(Vec<Pattern>),
+    Parameter(Names),
+    InboxRule(Names),
+    Property(Names),
+    Modified(Names),
     Field(Vec<String>),
     UserType(Vec<i64>),
     RecordType(Vec<i64>),
@@ -558,7 +554,7 @@ impl RuleSet {
         operation: &str,
         facts: &impl Facts,
         more_folders: &[String],
-    ) -> (Vec<(&'s Compiled, Verdict, &'s str)>, Vec<&'s Rule>) {
+    ) -> (Vec<Match<'s>>, Vec<&'s Rule>) {
         let first = operation.as_bytes().first().copied().unwrap_or(0);
         let begun = self.by_beginning.get(usize::from(first)).map_or(&[][..], Vec::as_slice);
         let named = self.by_operation.get(operation).map_or(&[][..], Vec::as_slice);
@@ -608,7 +604,7 @@ impl RuleSet {
         let found = found.into_iter().filter_map(|index| self.rules.get(index));
         let found = found.map(|compiled| {
             let (verdict, reason) = compiled.verdict(&mut context);
-            (compiled, verdict, reason)
+            Match { compiled, verdict, lowered: false, reason }
         });
         (found.collect(), replaced)
     }
@@ -662,11 +658,7 @@ impl Compiled {
         let checks = self.when.iter().filter(outside).chain(&self.show);
         for check in checks {
             let mut keep = |value: &str| {
-                let value: String = value.split_whitespace().collect::<Vec<_>>().join(" ");
-                // `["a"]` and `[ "a" ]` are how one value of a modified property is written.
-                let inside = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(&value).trim();
-                let inside = inside.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(inside);
-                let value: String = inside.chars().take(SHOWN_CHARS_MAX).collect();
+                let value = on_one_line(value);
                 if !value.is_empty() && !values.contains(&value) {
                     values.push(value);
                 }
@@ -674,7 +666,7 @@ impl Compiled {
             };
             let external = matches!(check.test, ValueTest::Is(Test::External));
             let mut context = Context { facts, own: None, more_folders };
-            check.subject.values(&mut context, &mut |value, _| match external {
+            check.subject.values(&mut context, &mut |value| match external {
                 true => {
                     let own = own.get_or_insert_with(|| facts.own_domains());
                     recipient::external(value, own).any(&mut keep)
@@ -684,6 +676,31 @@ impl Compiled {
         }
         values
     }
+}
+
+/// The beginning of a value with every run of white space made one blank; of `["a"]`, which is how one value of a
+/// modified property is written, what is inside.
+fn on_one_line(value: &str) -> String {
+    let value = value.trim();
+    let value = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value).trim();
+    let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+    let mut line = String::new();
+    let mut chars = 0;
+    for c in value.chars() {
+        if chars >= SHOWN_CHARS_MAX {
+            break;
+        }
+        if !c.is_whitespace() {
+            line.push(c);
+        } else if !line.ends_with(' ') {
+            line.push(' ');
+        } else {
+            continue;
+        }
+        chars += 1;
+    }
+    line.truncate(line.trim_end().len());
+    line
 }
 
 struct Context<'f, F> {
@@ -708,7 +725,15 @@ impl Check {
             }
             Subject::Any(checks) => checks.iter().any(|check| check.holds(context)),
             Subject::All(checks) => checks.iter().all(|check| check.holds(context)),
-            _ => match self.test {
+            _ => match &self.test {
+                ValueTest::Changed { change, old, new } => match &self.subject {
+                    Subject::Modified(names) => facts.any_modified(names, &mut |entry| {
+                        changed(entry, *change)
+                            && (old.is_empty() || Pattern::any(old, entry.before()))
+                            && (new.is_empty() || Pattern::any(new, entry.now()))
+                    }),
+                    _ => false,
+                },
                 ValueTest::Is(test @ (Test::External | Test::Internal | Test::Undecided)) => {
                     let mut own = context.own.take();
                     let found = self.recipients(context, &mut own);
@@ -722,7 +747,7 @@ impl Check {
                 }
                 _ => {
                     let more_folders = context.more_folders;
-                    self.subject.values(context, &mut |value, old| self.test.holds(value, old, more_folders))
+                    self.subject.values(context, &mut |value| self.test.holds(value, more_folders))
                 }
             },
         }
@@ -732,7 +757,7 @@ impl Check {
     fn recipients(&self, context: &mut Context<'_, impl Facts>, own: &mut Option<Domains>) -> Option<Recipient> {
         let facts = context.facts;
         let mut found = None;
-        self.subject.values(context, &mut |value, _| {
+        self.subject.values(context, &mut |value| {
             let own = own.get_or_insert_with(|| facts.own_domains());
             found = match (found, recipient::judge(value, own)) {
                 (_, Some(Recipient::External)) => Some(Recipient::External),
@@ -745,29 +770,26 @@ impl Check {
     }
 }
 
-/// What a value, and the one before it, is handed to; it answers true to stop.
-type Take<'t> = &'t mut dyn FnMut(&str, Option<&str>) -> bool;
+/// What a value is handed to; it answers true to stop.
+type Take<'t> = &'t mut dyn FnMut(&str) -> bool;
 
 impl Subject {
     fn values(&self, context: &mut Context<'_, impl Facts>, take: Take<'_>) -> bool {
         let facts = context.facts;
-        let mut one = |value: &str| take(value, None);
         match self {
-            Self::Parameter(names) => facts.any_parameter(&|name| Pattern::any(names, name), &mut one),
-            Self::InboxRule(names) => facts.any_inbox_rule_part(&|name| Pattern::any(names, name), &mut one),
-            Self::Property(names) => facts.any_property(&|name| Pattern::any(names, name), &mut one),
-            Self::Modified(names) => {
-                facts.any_modified(&|name| Pattern::any(names, name), &mut |old, new| take(new, Some(old)))
-            }
-            Self::Field(paths) => paths.iter().any(|path| facts.any_field(path, &mut one)),
-            Self::UserAgent => facts.user_agent().is_some_and(|agent| take(&agent, None)),
+            Self::Parameter(names) => facts.any_parameter(names, take),
+            Self::InboxRule(names) => facts.any_inbox_rule_part(names, take),
+            Self::Property(names) => facts.any_property(names, take),
+            Self::Modified(names) => facts.any_modified(names, &mut |entry| take(entry.now())),
+            Self::Field(paths) => paths.iter().any(|path| facts.any_field(path, take)),
+            Self::UserAgent => facts.user_agent().is_some_and(|agent| take(&agent)),
             _ => false,
         }
     }
 }
 
 impl ValueTest {
-    fn holds(&self, value: &str, old: Option<&str>, more_folders: &[String]) -> bool {
+    fn holds(&self, value: &str, more_folders: &[String]) -> bool {
         match self {
             Self::Present => true,
             Self::Is(Test::Set) => is_set(value),
@@ -780,18 +802,20 @@ impl ValueTest {
             Self::Is(Test::External | Test::Internal | Test::Undecided) => false,
             Self::Like(patterns) => Pattern::any(patterns, value),
             Self::Between(low, high) => leading_number(value).is_some_and(|number| (*low..=*high).contains(&number)),
-            Self::Changed { change, old: before, new } => {
-                let old = old.unwrap_or_default();
-                let is = |patterns: &[Pattern], text: &str| patterns.is_empty() || Pattern::any(patterns, text);
-                is(before, old)
-                    && is(new, value)
-                    && match change {
-                        None => true,
-                        Some(Change::Any) => value.trim() != old.trim(),
-                        Some(Change::Emptied) => entries(old) > 0 && entries(value) == 0,
-                        Some(Change::Grown) => entries(value) > entries(old),
-                    }
-            }
+            // Asked of the entry, not of a value.
+            Self::Changed { .. } => false,
+        }
+    }
+}
+
+fn changed(entry: &dyn Modification, change: Option<Change>) -> bool {
+    match change {
+        None => true,
+        Some(Change::Any) => !entry.is_same(),
+        Some(Change::Emptied) => matches!(entry.entries(), (1.., 0)),
+        Some(Change::Grown) => {
+            let (before, now) = entry.entries();
+            now > before
         }
     }
 }
@@ -799,21 +823,6 @@ impl ValueTest {
 fn is_set(value: &str) -> bool {
     let value = value.trim().trim_matches(['"', '\'']).trim();
     !value.is_empty() && !value.eq_ignore_ascii_case("$null")
-}
-
-/// How many entries a modified property's value has: of a list its objects or elements, of other text one, of nothing
-/// none. Counted without parsing, since old records are cut in the middle.
-fn entries(value: &str) -> usize {
-    let value = value.trim();
-    let Some(inside) = value.strip_prefix('[') else {
-        return usize::from(is_set(value) && value != "null" && value != "{}");
-    };
-    let inside = inside.strip_suffix(']').unwrap_or(inside).trim();
-    match inside.matches('{').count() {
-        0 if inside.is_empty() => 0,
-        0 => inside.matches(',').count() + 1,
-        objects => objects,
-    }
 }
 
 /// The number a text begins with: `1000`, `1.0`, `1 B (1 bytes)`.
@@ -866,10 +875,10 @@ fn check(condition: &Condition, depth: usize) -> Result<Check, String> {
         }
     };
     let c = condition;
-    add(!c.parameter.is_empty(), Subject::Parameter(patterns(&c.parameter)));
-    add(!c.inbox_rule.is_empty(), Subject::InboxRule(patterns(&c.inbox_rule)));
-    add(!c.property.is_empty(), Subject::Property(patterns(&c.property)));
-    add(!c.modified.is_empty(), Subject::Modified(patterns(&c.modified)));
+    add(!c.parameter.is_empty(), Subject::Parameter(Names::new(&c.parameter)));
+    add(!c.inbox_rule.is_empty(), Subject::InboxRule(Names::new(&c.inbox_rule)));
+    add(!c.property.is_empty(), Subject::Property(Names::new(&c.property)));
+    add(!c.modified.is_empty(), Subject::Modified(Names::new(&c.modified)));
     add(!c.field.is_empty(), Subject::Field(c.field.clone()));
     add(!c.user.is_empty(), Subject::Field(vec!["UserId".to_owned()]));
     add(!c.user_type.is_empty(), Subject::UserType(c.user_type.clone()));

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use engine::{ActorKind, Compiled, Rule, RuleError, RuleSet, Verdict};
+use pattern::Names;
 use recipient::Domains;
 
 /// How much an event matters, least first.
@@ -52,20 +53,30 @@ impl fmt::Display for Severity {
     }
 }
 
-/// Whether a name is one of those looked for.
-pub type Named<'n> = &'n dyn Fn(&str) -> bool;
+/// A modified property's values. They run to kilobytes, so each question is answered by itself.
+pub trait Modification {
+    /// The value before; empty where absent.
+    fn before(&self) -> &str;
+    /// The value now; empty where absent.
+    fn now(&self) -> &str;
+    /// Whether both are the same.
+    fn is_same(&self) -> bool;
+    /// How many entries the values have, before and now: of a list its objects or elements, of other text one, of
+    /// nothing none.
+    fn entries(&self) -> (usize, usize);
+}
 
 /// What rules ask of an event. Asked only when a rule about its operation has the question.
 pub trait Facts {
-    /// Hands the values of the cmdlet parameters that `named` takes to `test` until it answers true; whether it did.
+    /// Hands the values of the cmdlet parameters that `named` means to `test` until it answers true; whether it did.
     /// A parameter with several values is handed over once for each.
-    fn any_parameter(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool;
+    fn any_parameter(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The same for the parts of an inbox rule, under the names of `New-InboxRule`'s parameters whatever made it.
-    fn any_inbox_rule_part(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool;
+    fn any_inbox_rule_part(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The same for pairs in the lists of properties other than parameters and modified ones.
-    fn any_property(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool;
-    /// The same for modified properties: old value, new value; empty where absent.
-    fn any_modified(&self, named: Named<'_>, test: &mut dyn FnMut(&str, &str) -> bool) -> bool;
+    fn any_property(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool;
+    /// The same for modified properties.
+    fn any_modified(&self, named: &Names, test: &mut dyn FnMut(&dyn Modification) -> bool) -> bool;
     /// The same for the values at a path of members (`Item.ParentFolder.Name`), lists looked through.
     fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// `RecordType`.
@@ -169,21 +180,19 @@ impl Rules {
     /// Matching rules are independent and the highest wins. An operation that failed takes `medium` and above one step
     /// down, except for rules that describe a failure, and for rows of the specification unless refinements are on.
     pub fn assess(&self, folded_operation: &str, facts: &impl Facts) -> Assessment<'_> {
-        let (found, replaced) = self.set.matching(folded_operation, facts, &self.hidden_folders);
-        if found.is_empty() {
+        let (mut matches, replaced) = self.set.matching(folded_operation, facts, &self.hidden_folders);
+        if matches.is_empty() {
             return Assessment::default();
         }
-        let lowers = |rule: &Rule| !rule.failure_counts && (self.refine || !rule.spec);
-        let failed = found.iter().any(|(compiled, verdict, _)| *verdict >= Verdict::Medium && lowers(&compiled.rule))
-            && facts.failed();
-        let matches: Vec<Match<'_>> = found
-            .into_iter()
-            .map(|(compiled, verdict, reason)| {
-                let below = verdict.when_failed();
-                let lowered = failed && below != verdict && lowers(&compiled.rule);
-                Match { compiled, verdict: if lowered { below } else { verdict }, lowered, reason }
-            })
-            .collect();
+        let lowers = |found: &Match<'_>| {
+            !found.rule().failure_counts && (self.refine || !found.rule().spec) && found.verdict >= Verdict::Medium
+        };
+        if matches.iter().any(lowers) && facts.failed() {
+            for found in matches.iter_mut().filter(|found| lowers(found)) {
+                found.verdict = found.verdict.one_below();
+                found.lowered = true;
+            }
+        }
         let drops = |found: &&Match<'_>| found.verdict == Verdict::Drop;
         let mut drop = None;
         if matches.iter().all(|found| drops(&found))
@@ -291,16 +300,16 @@ mod tests {
     }
 
     impl Facts for Told {
-        fn any_parameter(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
-            self.parameters.iter().any(|(name, value)| named(name) && test(value))
+        fn any_parameter(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
+            self.parameters.iter().any(|(name, value)| named.matches(name) && test(value))
         }
-        fn any_inbox_rule_part(&self, named: Named<'_>, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        fn any_inbox_rule_part(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
             self.any_parameter(named, test)
         }
-        fn any_property(&self, _: Named<'_>, _: &mut dyn FnMut(&str) -> bool) -> bool {
+        fn any_property(&self, _: &Names, _: &mut dyn FnMut(&str) -> bool) -> bool {
             false
         }
-        fn any_modified(&self, _: Named<'_>, _: &mut dyn FnMut(&str, &str) -> bool) -> bool {
+        fn any_modified(&self, _: &Names, _: &mut dyn FnMut(&dyn Modification) -> bool) -> bool {
             false
         }
         fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
