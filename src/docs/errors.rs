@@ -138,9 +138,11 @@ fn made() -> Vec<Entry> {
     entries.push(entry(&error, "the listener of `[metrics]` (`src/hosts/embedded/metrics_server.rs`)"));
 
     let pointer = crate::normalise::Mask::new(true, &["no-pointer".to_owned()]).err();
-    entries.extend(pointer.map(NormalizeError::Mask).iter().map(|error| {
-        entry(error, "`mask` of a source, or `m365-audit normalize --mask` (`src/normalise/mask.rs`)")
-    }));
+    entries.extend(
+        pointer.map(NormalizeError::Mask).iter().map(|error| {
+            entry(error, "`mask` of a source, or `m365-audit normalize --mask` (`src/normalise/mask.rs`)")
+        }),
+    );
     let errors = [
         NormalizeError::Open { path: PathBuf::from("export.csv"), source: io::ErrorKind::NotFound.into() },
         NormalizeError::Read(io::ErrorKind::UnexpectedEof.into()),
