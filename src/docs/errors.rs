@@ -198,6 +198,18 @@ const LOOP: &str = "a running source: log and health (`src/source/tenant.rs`)";
 /// What is logged or told by `check` and is no value of an error type.
 #[rustfmt::skip]
 const WRITTEN: &[Written] = &[
+    (
+        "fluent-bit-second-instance",
+        "there is an input `m365_audit` already, and Fluent Bit pauses the wrong one of two and loses its records",
+        "put all tenants into one input: `config_file` names a TOML file with a `[sources.<name>]` for each",
+        "the Fluent Bit input (`src/hosts/fluent_bit/instance.rs`)",
+    ),
+    (
+        "fluent-bit-no-threads",
+        "the Fluent Bit input cannot start its threads",
+        "check the limit of processes of the user Fluent Bit runs as",
+        "the Fluent Bit input (`src/hosts/fluent_bit/instance.rs`)",
+    ),
     ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
     ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),
     ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
