@@ -24,7 +24,9 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use check::{allowed, expectation, one_of, typed_from_text};
+#[cfg(feature = "fluent-bit")]
+pub(crate) use check::typed_from_text;
+pub(crate) use check::{allowed, expectation, one_of};
 pub use problem::{ConfigError, Fault, Problem};
 pub use record::{Format, OcsfVersion, RawForm};
 pub(crate) use record_schema::record_keys;

@@ -3,7 +3,7 @@
 //! Fluent Bit gives the value of a key one asks for and no list of the keys there are: a misspelt key cannot be seen
 //! from here. So every key of the source's schema is asked for, and [`Settings::shown`] says what came of it.
 //!
-//! Keys are those of `[sources.<name>]`, plus the few in [`Key`]. With `config_file` a file of our own holds the
+//! Keys are those of `[sources.<name>]`, plus the few of `Key`. With `config_file` a file of our own holds the
 //! tenants, and no key of a source may stand beside it.
 
 use std::collections::BTreeMap;
