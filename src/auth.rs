@@ -14,13 +14,16 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::SignedDuration;
-use reqwest::header::{ACCEPT, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use url::Url;
+use zeroize::Zeroizing;
 
 use crate::clock::Clock;
+pub use crate::config::Secret as SecretText;
+use crate::config::{secret_header, wiped_bytes};
 use crate::model::{Actionable, TenantId, Timestamp};
 
 /// Most bytes read of an answer of the authority, and of a secret file; both are a few kilobytes in practice.
@@ -44,35 +47,6 @@ pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
 
 /// Shortest text taken for a secret in what is shown; real ones have 40 characters and more.
 const REDACTED_BYTES_MIN: usize = 4;
-
-/// A text that must not be seen: `Debug` shows nothing of it and it has no `Display`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretText(String);
-
-impl SecretText {
-    /// The text itself, for the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for SecretText {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl From<&str> for SecretText {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// How the app proves who it is.
 #[derive(Debug, Clone)]
@@ -605,7 +579,8 @@ impl TokenSource {
         };
         let unusable = |why: String| self.error(&SECRET_FILE, None, None, Some(format!("{}: {why}", path.display())));
         let file = tokio::fs::File::open(path).await.map_err(|error| unusable(error.to_string()))?;
-        let mut bytes = Vec::new();
+        // Room enough that it never moves: what moves leaves a copy behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(ANSWER_BYTES_MAX + 2));
         tokio::io::AsyncReadExt::read_to_end(
             &mut tokio::io::AsyncReadExt::take(file, ANSWER_BYTES_MAX as u64 + 1),
             &mut bytes,
@@ -615,12 +590,12 @@ impl TokenSource {
         if bytes.len() > ANSWER_BYTES_MAX {
             return Err(unusable("too large for a secret".into()));
         }
-        let text = String::from_utf8(bytes).map_err(|_| unusable("not UTF-8".into()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| unusable("not UTF-8".into()))?;
         let text = text.trim_end_matches(['\r', '\n']);
         if text.is_empty() {
             return Err(unusable("empty".into()));
         }
-        Ok(SecretText(text.to_owned()))
+        Ok(SecretText::from(text))
     }
 
     /// One request to the authority. An error carries the wait the authority asked for.
@@ -645,7 +620,8 @@ impl TokenSource {
             .post(self.token_url.clone())
             .timeout(self.settings.timeout)
             .header(ACCEPT, "application/json")
-            .form(&form);
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(wiped_bytes(form_text(&form)));
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
@@ -667,11 +643,10 @@ impl TokenSource {
         };
         if status == 200
             && let Ok(answer) = serde_json::from_slice::<TokenAnswer>(&body)
-            && let Ok(mut header) = HeaderValue::from_str(&format!("Bearer {}", answer.access_token))
-            && !answer.access_token.is_empty()
+            && let Ok(header) = secret_header(&["Bearer ", answer.access_token.expose()])
+            && !answer.access_token.expose().is_empty()
         {
-            header.set_sensitive(true);
-            return Ok((SecretText(answer.access_token), header, life(answer.expires_in.as_ref())));
+            return Ok((answer.access_token, header, life(answer.expires_in.as_ref())));
         }
         let (cause, code, words) = judge(status, &body);
         let detail = words.map(|words| excerpt(&redact(&words, &[secret])));
@@ -711,7 +686,7 @@ impl TokenSource {
 /// The members of a token answer we read; v1 sends numbers as strings.
 #[derive(Deserialize)]
 struct TokenAnswer {
-    access_token: String,
+    access_token: SecretText,
     #[serde(default)]
     expires_in: Option<Value>,
 }
@@ -817,9 +792,16 @@ pub(crate) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<D
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default().min(RETRY_AFTER_MAX))
 }
 
+/// A form as the body of a request. The room is taken at once: a text that grows leaves copies behind.
+fn form_text(form: &[(&str, &str)]) -> String {
+    // A byte is at most three in a form; a pair has two signs beside.
+    let room = form.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
+    url::form_urlencoded::Serializer::new(String::with_capacity(room)).extend_pairs(form).finish()
+}
+
 /// At most [`ANSWER_BYTES_MAX`] of a body; what is beyond is left unread.
-async fn read_bounded(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
+async fn read_bounded(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, reqwest::Error> {
+    let mut body = Zeroizing::new(Vec::with_capacity(ANSWER_BYTES_MAX));
     while let Some(chunk) = response.chunk().await? {
         let room = ANSWER_BYTES_MAX - body.len();
         body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));

@@ -34,6 +34,7 @@ pub use record_schema::record_schema;
 pub use schema::{config_schema, pretty, source_schema};
 pub(crate) use schema::{keys_of, schema_of, sink_schema, source_keys};
 pub use secret::{MASK, Secret};
+pub(crate) use secret::{secret_header, wiped_bytes};
 pub use severity::{RulesError, SeverityConfig};
 #[cfg(feature = "embedded")]
 pub(crate) use sinks::{Credentials, host_and_port};

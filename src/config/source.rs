@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_with::{DeserializeAs, DisplayFromStr, SerializeAs, serde_as};
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::{Format, OcsfVersion, RawForm, Secret, SeverityConfig};
 use crate::model::{ContentType, NotAGuid, TenantId, is_guid};
@@ -343,7 +344,8 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Reads a file that holds a secret alone.
 pub(crate) fn read_secret_file(path: &Path) -> io::Result<Secret> {
     use io::Read;
-    let mut text = String::new();
+    // Room enough that it never moves: what moves leaves a copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(SECRET_FILE_BYTES_MAX as usize + 1));
     let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)? as u64;
     if read == SECRET_FILE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large to hold a secret alone"));

@@ -353,7 +353,7 @@ pub fn fault_kind(error: &ApiError) -> FaultKind {
 fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
     let url = |text: &str| Url::parse(text).map_err(|e| SourceError::Internal(format!("`{text}`: {e}")));
     let credential = match (&config.client_secret, &config.client_secret_file) {
-        (Some(secret), _) => Credential::Secret(secret.expose().to_owned().into()),
+        (Some(secret), _) => Credential::Secret(secret.clone()),
         (None, Some(path)) => Credential::SecretFile(path.clone()),
         (None, None) => return Err(SourceError::Internal("no credential is configured".into())),
     };
