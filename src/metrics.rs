@@ -61,6 +61,10 @@ metrics_table! {
     OLDEST_BLOB_EXPIRY_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_expiry_seconds" ["tenant", "content_type"] "Seconds until the unsettled blob nearest to its contentExpiration is gone; absent when there is none.";
     DUPLICATES_TOTAL = Counter "m365_audit_duplicates_total" ["tenant", "content_type", "level"] "What was not delivered again: `blob` (listed again after it was settled) or `event` (the same event in another blob).";
     DROPPED_EVENTS_TOTAL = Counter "m365_audit_dropped_events_total" ["tenant", "content_type", "reason"] "Events not shipped by rule, by the rule's name.";
+    HELD_EVENTS = Gauge "m365_audit_held_events" ["tenant"] "Routine reads kept on disk until it is known whether data loss prevention flags the item.";
+    HELD_BYTES = Gauge "m365_audit_held_bytes" ["tenant"] "Bytes they take; beyond `hold_bytes_max` the oldest are shipped.";
+    RELEASED_EVENTS_TOTAL = Counter "m365_audit_released_events_total" ["tenant", "content_type", "reason"] "Routine reads that were kept and then shipped: `flagged` (data loss prevention matched the item) or `undetermined` (there was no room to wait).";
+    DLP_FLAGS = Gauge "m365_audit_dlp_flags" ["tenant"] "Files, addresses and messages known to be flagged by data loss prevention.";
     BAD_RECORDS_TOTAL = Counter "m365_audit_bad_records_total" ["tenant", "content_type"] "Records of type m365_audit.bad_blob: bytes that could not be read as events and were shipped as they are.";
     REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`) and answer (the status code, or `error` when there was none).";
     THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] "Answers that said AF429: too many requests.";

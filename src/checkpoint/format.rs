@@ -23,6 +23,8 @@ pub const KINDS: &[&str] = &[
     "owner",
     "tenant",
     "events/{d,p}/<number>",
+    "dlp/held/<number>",
+    "dlp/flags/<number>",
     "<content type>/position",
     "<content type>/blobs/{d,p}/<number>",
     "<content type>/tracked/<blob>",
@@ -61,6 +63,26 @@ impl Keys {
         format!("{}/events", self.tenant)
     }
 
+    /// Prefix of the routine reads on hold: [`super::held::HeldPage`].
+    pub fn held(&self) -> String {
+        format!("{}/dlp/held/", self.tenant)
+    }
+
+    /// One page of reads on hold.
+    pub fn held_page(&self, number: u64) -> String {
+        format!("{}/dlp/held/{number:016x}", self.tenant)
+    }
+
+    /// Prefix of the items that data loss prevention flagged: [`super::held::FlagPage`].
+    pub fn flags(&self) -> String {
+        format!("{}/dlp/flags/", self.tenant)
+    }
+
+    /// One page of flagged items.
+    pub fn flag_page(&self, number: u64) -> String {
+        format!("{}/dlp/flags/{number:016x}", self.tenant)
+    }
+
     /// One stream's [`Position`].
     pub fn position(&self, content_type: ContentType) -> String {
         format!("{}/{content_type}/position", self.tenant)
@@ -93,7 +115,7 @@ impl Keys {
 }
 
 /// A value with a format version.
-pub trait Stored: Serialize + DeserializeOwned {
+pub trait Stored: Serialize {
     /// The version found in the value.
     fn format(&self) -> u32;
 }
@@ -120,7 +142,12 @@ pub fn encode<T: Stored>(value: &T) -> Bytes {
 ///
 /// # Errors
 /// [`StateError::Corrupt`] when the bytes are not such a value, or one of a newer format.
-pub fn decode<T: Stored>(key: &str, bytes: &[u8]) -> Result<T, StateError> {
+pub fn decode<T: Stored + DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StateError> {
+    decode_borrowed(key, bytes)
+}
+
+/// The same for a value that borrows from its bytes.
+pub(super) fn decode_borrowed<'a, T: Stored + Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T, StateError> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,

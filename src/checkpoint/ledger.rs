@@ -2,8 +2,8 @@
 //!
 //! Every commit rewrites the tenant's `owner` entry against its last revision, so a second writer of the same tenant
 //! is found at the first commit of either. A store that cannot commit now is asked again for ever; nothing is
-//! answered, and so nothing moves, until it can. The order of the steps inside a commit (records set aside, event
-//! keys, blob marks, tracked blobs, positions) is safe at every cut for stores that apply them one by one.
+//! answered, and so nothing moves, until it can. The order of the steps inside a commit (held bodies, records set aside,
+//! event keys, blob marks, tracked blobs, positions, held bodies that may go) is safe at every cut for stores that apply them one by one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +31,10 @@ pub type OnTrouble = Box<dyn Fn(Option<&StateError>) + Send + Sync>;
 /// Something that became true and must be remembered.
 #[derive(Debug, Default)]
 pub struct Change {
+    /// Steps that go before all others: bodies of reads put on hold, flags of data loss prevention.
+    pub held: Vec<Op>,
+    /// Steps that go after all others: what of these is needed no longer.
+    pub unheld: Vec<Op>,
     /// Records the host rejected for good.
     pub aside: Vec<(ContentType, u128, AsideRecord)>,
     /// Records set aside earlier that are delivered now.
@@ -225,6 +229,8 @@ impl Ledger {
 
     async fn commit_group(&mut self, group: &[Pending]) -> Result<(), StateError> {
         let now = self.clock.now();
+        let mut held = Vec::new();
+        let mut unheld = Vec::new();
         let mut aside = Vec::new();
         let mut marks = Vec::new();
         let mut tail = Vec::new();
@@ -234,6 +240,8 @@ impl Ledger {
         let mut tenant = None;
         let mut expire_at = None;
         for Pending { change, .. } in group {
+            held.extend_from_slice(&change.held);
+            unheld.extend_from_slice(&change.unheld);
             for (content_type, hash, record) in &change.aside {
                 aside.push(self.put(
                     self.keys.aside_record(*content_type, *hash),
@@ -288,9 +296,11 @@ impl Ledger {
             tail.push(self.put(self.keys.tenant(), format::encode(tenant), self.tenant_revision));
         }
         let mut ops = vec![self.owner_step()];
+        ops.append(&mut held);
         ops.append(&mut aside);
         ops.append(&mut marks);
         ops.append(&mut tail);
+        ops.append(&mut unheld);
         self.commit_until_taken(ops, staged, &positions, tenant.is_some()).await?;
         self.maintain(expire_at).await
     }

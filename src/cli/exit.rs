@@ -42,7 +42,7 @@ impl From<LeftKind> for Exit {
             LeftKind::Network => Exit::Network,
             LeftKind::Permission => Exit::Permission,
             LeftKind::Authentication => Exit::Authentication,
-            LeftKind::Optional => Exit::Done,
+            LeftKind::Optional | LeftKind::Held => Exit::Done,
         }
     }
 }

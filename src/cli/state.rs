@@ -268,12 +268,12 @@ async fn set(
     Ok(Exit::Done)
 }
 
-async fn load<T: format::Stored>(store: &dyn StateStore, key: &str) -> Result<Option<(T, Revision)>, Failure> {
+async fn load<T: format::Stored + serde::de::DeserializeOwned>(store: &dyn StateStore, key: &str) -> Result<Option<(T, Revision)>, Failure> {
     let stored: Option<(Bytes, Revision)> = store.load(key).await.map_err(broken)?;
     stored.map(|(bytes, revision)| Ok((format::decode(key, &bytes).map_err(broken)?, revision))).transpose()
 }
 
-async fn load_all<T: format::Stored>(store: &dyn StateStore, prefix: &str) -> Result<Vec<T>, Failure> {
+async fn load_all<T: format::Stored + serde::de::DeserializeOwned>(store: &dyn StateStore, prefix: &str) -> Result<Vec<T>, Failure> {
     let mut all = Vec::new();
     for (key, _) in store.list(prefix).await.map_err(broken)? {
         // Beside a running process an entry may go between the list and the load.

@@ -61,6 +61,8 @@ struct Record {
     severity_rule: Option<Vec<String>>,
     /// Why, in words: the reasons of these rules, the highest first.
     severity_reason: Option<String>,
+    /// Why an event that a rule would have dropped was shipped. In `ecs` it is `m365.audit.dlp`, in `ocsf` `unmapped.dlp`.
+    dlp: Option<Dlp>,
     /// How the operation ended.
     #[schemars(extend("enum" = ["success", "failure", "unknown"]))]
     outcome: Option<String>,
@@ -107,6 +109,19 @@ struct Actor {
     /// `UserType` as a word (`regular`, `admin`, `system`, …); a number Microsoft has not named as its digits.
     #[serde(rename = "type")]
     kind: Option<String>,
+}
+
+/// Why an event that a rule would have dropped was shipped.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Dlp {
+    /// `true`: data loss prevention matched the same item or message, before or after it was read.
+    flagged: Option<bool>,
+    /// The policies that matched, by name, else by id.
+    policy: Option<Vec<String>>,
+    /// The incidents (`IncidentId`) of the matches.
+    incident: Option<Vec<String>>,
+    /// `true`: there was no room to hold it until all matches that could concern it had been read (`hold_bytes_max`).
+    undetermined: Option<bool>,
 }
 
 const CATEGORIES: [&str; 13] = [

@@ -108,11 +108,34 @@ pub struct SourceConfig {
     #[schemars(example = &"string")]
     pub raw: RawForm,
 
-    /// Leave out routine events (file reads and mailbox item reads) unless data loss prevention has flagged the item.
-    /// What is left out is counted in `m365_audit_dropped_events_total`.
+    /// Leave out routine events (file reads and mailbox item reads) unless data loss prevention has flagged the item,
+    /// before or after it was read: see `hold_secs`. What is left out is counted in `m365_audit_dropped_events_total`.
     #[serde(default = "default_drop_routine")]
     #[schemars(example = false)]
     pub drop_routine: bool,
+
+    /// Keep a routine read on disk until `DLP.All` and `Audit.General` are complete so many seconds past the time it was
+    /// made available, and ship it if data loss prevention flags the item until then. However far they lag behind, they
+    /// are waited for, but not for one that is not in `content_types` or whose permission is missing.
+    #[serde(default = "default_hold_secs")]
+    #[schemars(range(min = 0, max = RETENTION_SECS), example = 7200)]
+    pub hold_secs: u64,
+
+    /// Bytes of routine reads kept so, compressed. Beyond it the oldest are shipped, marked `dlp.undetermined`.
+    #[serde(default = "default_hold_bytes_max")]
+    #[schemars(range(min = 65_536, max = 1_099_511_627_776_u64), example = 1073741824)]
+    pub hold_bytes_max: u64,
+
+    /// How long a file or a message counts as flagged after data loss prevention matched it last, in seconds.
+    #[serde(default = "default_dlp_flag_secs")]
+    #[schemars(range(min = 3600, max = 31_536_000), example = 7776000)]
+    pub dlp_flag_secs: u64,
+
+    /// Flagged files, addresses and messages remembered (a file takes two). Beyond this number those flagged longest ago
+    /// are forgotten, and a warning says so. Each takes some 40 bytes of memory.
+    #[serde(default = "default_dlp_flags_max")]
+    #[schemars(range(min = 1000, max = 10_000_000), example = 1000000)]
+    pub dlp_flags_max: u64,
 
     /// The organisation's own mail domains, for rules that tell inside from outside.
     #[serde(default)]
@@ -233,6 +256,22 @@ fn mask_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 const fn default_drop_routine() -> bool {
     true
+}
+
+const fn default_hold_secs() -> u64 {
+    3600
+}
+
+const fn default_hold_bytes_max() -> u64 {
+    256 * 1024 * 1024
+}
+
+const fn default_dlp_flag_secs() -> u64 {
+    30 * 86_400
+}
+
+const fn default_dlp_flags_max() -> u64 {
+    500_000
 }
 
 /// Microsoft's baseline quota per tenant.

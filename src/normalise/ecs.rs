@@ -242,6 +242,7 @@ fn push_own(
 ) {
     w.text("category", parts.category.as_str());
     w.text("severity", parts.assessment.severity().as_str());
+    parts.push_dlp(w);
     if let Some(record_type) = parts.record_type {
         w.number("record_type", record_type);
     }

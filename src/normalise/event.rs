@@ -38,6 +38,7 @@ known_members! {
     InvestigationName, AddOnName, AddOnGuid, SendAsUserSmtp, SendOnBehalfOfUserSmtp, AttachmentData, Comments,
     InternetMessageId, NetworkMessageId, P1Sender, P2Sender, Subject, SearchQueryText,
     PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
+    Folders, Messages,
 }
 
 /// How many known names may share a bucket of [`INDEX`]; raising it costs a comparison per unknown key.

@@ -226,7 +226,7 @@ impl Facts for EventFacts<'_, '_> {
 }
 
 /// Hands the values at `path` below a token to `test`; lists are looked through, JSON in a string is looked into.
-fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
+pub(super) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
     let mut found = false;
     match token.as_bytes().first() {
         Some(b'[') => json::elements(token, |element| {

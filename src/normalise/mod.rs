@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod category;
+pub mod dlp_link;
 pub mod split;
 
 mod actor;
@@ -39,6 +40,7 @@ use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::engine::Verdict;
 use crate::severity::{self, Rules, Severity, operation};
 use actor::Actor;
+use dlp_link::{DlpNote, push_note};
 use event::Member;
 use facts::EventFacts;
 use outcome::Outcome;
@@ -183,21 +185,53 @@ impl Normaliser {
         {
             return Rendered::Dropped { rule: rule.id.as_str().into() };
         }
+        let (time, severity) = self.render_assessed(event, &facts, &assessment, (origin, None), out);
+        Rendered::Record { time, severity }
+    }
+
+    /// Appends the record of an event that a rule would have dropped, with the reason why it is shipped. Its severity is
+    /// not under that of a read of a flagged item.
+    pub fn render_noted(
+        &self,
+        event: &Event<'_>,
+        blob: &BlobContext<'_>,
+        note: DlpNote<'_>,
+        out: &mut Vec<u8>,
+    ) -> (Timestamp, Severity) {
+        let folded = operation::fold(event.operation());
+        let facts = EventFacts::new(event, &folded, &self.settings.internal_domains);
+        let mut assessment = self.settings.rules.assess(&folded, &facts);
+        if let DlpNote::Flagged(flag) = note {
+            assessment.at_least = Some(flag.severity_of_read());
+        }
+        self.render_assessed(event, &facts, &assessment, (&Origin::of(blob), Some(note)), out)
+    }
+
+    fn render_assessed<'a>(
+        &self,
+        event: &Event<'a>,
+        facts: &EventFacts<'_, 'a>,
+        assessment: &severity::Assessment<'_>,
+        (origin, note): (&Origin<'_>, Option<DlpNote<'_>>),
+        out: &mut Vec<u8>,
+    ) -> (Timestamp, Severity) {
         let severity = assessment.severity();
+        let folded = facts.folded_operation();
+        let shown = |raw| Shown { raw, note };
         let own_time = time::parse(event.creation_time());
         let time = own_time.as_ref().map(|time| time.at).or(origin.content_created).unwrap_or(Timestamp::UNIX_EPOCH);
         match self.settings.mask.apply(event) {
-            None => self.write(event, &facts, &assessment, origin, Raw::AsItCame, out),
+            None => self.write(event, facts, assessment, origin, shown(Raw::AsItCame), out),
             Some(text) => match Event::parse(text.as_bytes()) {
                 Ok(masked) => {
-                    let facts = EventFacts::new(&masked, &folded, &self.settings.internal_domains);
-                    self.write(&masked, &facts, &assessment, origin, Raw::Masked, out);
+                    let facts = EventFacts::new(&masked, folded, &self.settings.internal_domains);
+                    self.write(&masked, &facts, assessment, origin, shown(Raw::Masked), out);
                 }
                 // Scalars took the place of scalars, so this does not happen; if it did, nothing may leak.
-                Err(NotAnEvent) => self.write(event, &facts, &assessment, origin, Raw::Withheld, out),
+                Err(NotAnEvent) => self.write(event, facts, assessment, origin, shown(Raw::Withheld), out),
             },
         }
-        Rendered::Record { time, severity }
+        (time, severity)
     }
 
     /// What the rules make of an event and why, for people. What is masked in records is masked here.
@@ -232,15 +266,15 @@ impl Normaliser {
         facts: &EventFacts<'_, 'a>,
         assessment: &severity::Assessment<'_>,
         origin: &Origin<'_>,
-        raw: Raw,
+        Shown { raw, note }: Shown<'_>,
         out: &mut Vec<u8>,
     ) {
-        let reason = || self.settings.rules.reason(assessment, facts);
+        let reason = || with_note(self.settings.rules.reason(assessment, facts), note);
         match self.settings.format {
             Format::Raw => event.push_on_one_line(out),
             Format::Ecs | Format::Ocsf => {
                 let reason = reason();
-                let parts = Parts::of(event, facts, assessment, reason.as_deref());
+                let parts = Parts { note, ..Parts::of(event, facts, assessment, reason.as_deref()) };
                 let kept = self.settings.raw != RawForm::None && raw != Raw::Withheld;
                 let original = kept.then_some((event.text(), raw == Raw::Masked));
                 match self.settings.format {
@@ -255,6 +289,7 @@ impl Normaliser {
                     assessment,
                     reason: reason.as_deref(),
                     severity: assessment.severity(),
+                    note,
                     facts,
                 };
                 push_native(event, origin, &derived, out);
@@ -297,6 +332,29 @@ pub struct Explanation<'n> {
     pub dlp: bool,
 }
 
+/// The reason of a severity, with what data loss prevention has to do with it.
+fn with_note<'r>(reason: Option<Cow<'r, str>>, note: Option<DlpNote<'_>>) -> Option<Cow<'r, str>> {
+    let more = match note {
+        None => return reason,
+        Some(DlpNote::Undetermined) => "shipped before it could be known whether data loss prevention flagged it".into(),
+        Some(DlpNote::Flagged(flag)) if flag.policies.is_empty() => "data loss prevention flagged the item".to_owned(),
+        Some(DlpNote::Flagged(flag)) => {
+            format!("data loss prevention flagged the item (policy {})", flag.policies.join(", "))
+        }
+    };
+    Some(match reason {
+        Some(reason) => format!("{more}; {reason}").into(),
+        None => more.into(),
+    })
+}
+
+/// What else a record shows beside what the event says.
+#[derive(Debug, Clone, Copy)]
+struct Shown<'n> {
+    raw: Raw,
+    note: Option<DlpNote<'n>>,
+}
+
 /// What may be shown of the event itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Raw {
@@ -311,6 +369,7 @@ struct Derived<'d, 'a> {
     assessment: &'d severity::Assessment<'d>,
     reason: Option<&'d str>,
     severity: Severity,
+    note: Option<DlpNote<'d>>,
     facts: &'d EventFacts<'d, 'a>,
 }
 
@@ -379,6 +438,11 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
     }
     if let Some(reason) = derived.reason {
         push_text(out, "severity_reason", reason);
+    }
+    if let Some(note) = derived.note {
+        out.extend_from_slice(b",\"dlp\":{");
+        push_note(note, out);
+        out.push(b'}');
     }
     if let Some(outcome) = outcome {
         push_text(out, "outcome", outcome.as_str());

@@ -633,6 +633,7 @@ fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &m
     w.nested("unmapped", |w| {
         w.texts("severity_rule", parts.assessment.matches.iter().map(|found| found.rule().id.as_str()));
         w.maybe("severity_reason", parts.reason);
+        parts.push_dlp(w);
         w.maybe("record_type_name", parts.record_type.and_then(record_types::info).map(|info| info.name));
         w.text("category", parts.category.as_str());
         w.maybe("content_id", origin.content_id);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::actor::Actor;
 use super::category::{self, Category, DLP_RECORD_TYPES};
+use super::dlp_link::{DlpNote, push_note};
 use super::event::{Event, Member};
 use super::facts::EventFacts;
 use super::json;
@@ -29,6 +30,8 @@ pub(crate) struct Parts<'d, 'a> {
     pub operation: &'d str,
     /// The area.
     pub category: Category,
+    /// Why an event that a rule would have dropped is shipped.
+    pub note: Option<DlpNote<'d>>,
 }
 
 impl<'d, 'a> Parts<'d, 'a> {
@@ -44,7 +47,18 @@ impl<'d, 'a> Parts<'d, 'a> {
         let alert_category = event.text_of(Member::Category);
         let category = category::of(workload.as_deref(), record_type, alert_category.as_deref());
         let operation = facts.folded_operation();
-        Parts { event, facts, assessment, reason, actor: Actor::of(event), record_type, operation, category }
+        Parts { event, facts, assessment, reason, actor: Actor::of(event), record_type, operation, category, note: None }
+    }
+
+    /// Writes `dlp`: why an event that a rule would have dropped is shipped.
+    pub fn push_dlp(&self, w: &mut Writer<'_>) {
+        if let Some(note) = self.note {
+            w.value("dlp", |out| {
+                out.push(b'{');
+                push_note(note, out);
+                out.push(b'}');
+            });
+        }
     }
 
     /// Whether the record type is one of these.

@@ -45,6 +45,12 @@ impl Severity {
             Self::Critical => "critical",
         }
     }
+
+    /// The severity of a record's word.
+    pub fn of_word(word: &str) -> Option<Severity> {
+        let all = [Self::Info, Self::Low, Self::Medium, Self::High, Self::Critical];
+        all.into_iter().find(|severity| severity.as_str() == word)
+    }
 }
 
 impl fmt::Display for Severity {
@@ -130,12 +136,15 @@ pub struct Assessment<'r> {
     pub replaced: Vec<&'r Rule>,
     /// The rule to drop by: only `drop` rules matched and data loss prevention did not flag the record.
     pub drop: Option<&'r Rule>,
+    /// The least severity, whatever the rules say: of a read whose item is known to be flagged.
+    pub at_least: Option<Severity>,
 }
 
 impl Assessment<'_> {
-    /// The highest severity of the rules that matched; info when none did.
+    /// The highest severity of the rules that matched, not under `at_least`; info when none did.
     pub fn severity(&self) -> Severity {
-        self.matches.iter().filter_map(|found| found.verdict.severity()).max().unwrap_or(Severity::Info)
+        let highest = self.matches.iter().filter_map(|found| found.verdict.severity()).max();
+        highest.max(self.at_least).unwrap_or(Severity::Info)
     }
 }
 
@@ -201,7 +210,7 @@ impl Rules {
         {
             drop = Some(first.rule());
         }
-        Assessment { matches, replaced, drop }
+        Assessment { matches, replaced, drop, at_least: None }
     }
 
     /// Why the event has its severity, for people: the reasons of the rules that matched, those of the highest first,

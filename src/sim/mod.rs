@@ -5,8 +5,9 @@
 //! [`crate::clock`], so that it cannot share a mistake with the client under test. It owns a ledger of truth:
 //! every event it ever published, which [`Truth::compare`] holds against what a client delivered.
 //!
-//! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records),
-//! `token` and `feed` (what is answered), `faults` (what goes wrong), `server` (sockets and bytes).
+//! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records), `links`
+//! (reads and matches that belong together), `token` and `feed` (what is answered), `faults` (what goes wrong),
+//! `server` (sockets and bytes).
 //!
 //! Not simulated: webhooks, TLS, and the verification of an assertion's signature. Blobs and the ledger are kept for
 //! as long as the simulator runs, also when they have expired.
@@ -15,6 +16,7 @@
 mod events;
 mod faults;
 mod feed;
+mod links;
 mod server;
 mod tenant;
 mod token;
@@ -299,6 +301,10 @@ pub struct GenerateSpec {
     pub old_event_rate: f64,
     /// Events in an irregular shape.
     pub irregular_rate: f64,
+    /// Events that are reads of items, and matches of data loss prevention on the same items: in `Audit.SharePoint` and
+    /// `Audit.Exchange` the former, in `DLP.All` and `Audit.General` the latter. [`Truth::dropping`] knows which reads
+    /// were matched.
+    pub linked_rate: f64,
 }
 
 impl GenerateSpec {
@@ -319,6 +325,7 @@ impl GenerateSpec {
             reordered_share: 0.5,
             old_event_rate: 0.02,
             irregular_rate: 0.2,
+            linked_rate: 0.0,
         }
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::events::{self, HugeBody, Irregularity};
 use super::truth::{Ledger, Truth, TruthEvent, TruthHuge};
-use super::{GenerateSpec, ListingOrder, NewBlob, SimConfig, SubscriptionState};
+use super::{GenerateSpec, ListingOrder, NewBlob, SimConfig, SubscriptionState, links};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp};
 
 /// How many earlier events of a stream the generator keeps at hand to publish again.
@@ -216,6 +216,11 @@ impl State {
         let age = jiff::SignedDuration::from_secs(self.rng.i64(0..age_max_secs));
         let time = created.saturating_sub(age).unwrap_or(created);
         let mut time = Timestamp::from_second(time.as_second()).unwrap_or(time);
+        let linked = spec.linked_rate > 0.0 && self.rng.f64() < spec.linked_rate;
+        if linked && let Some((name, raw)) = links::event(&mut self.rng, tenant, content_type, time) {
+            *self.ledger.made.entry(name).or_default() += 1;
+            return (raw, None);
+        }
         let pool = events::templates(content_type);
         let irregular = self.rng.f64() < spec.irregular_rate && !pool.irregular.is_empty();
         let pool = if irregular { &pool.irregular } else { &pool.regular };
@@ -328,6 +333,7 @@ impl State {
                 expired_unread: expired,
                 withheld: blobs.iter().all(|(_, hidden)| *hidden),
                 irregularity: entry.irregularity,
+                optional: false,
             }
         });
         let events = events.collect();

@@ -43,6 +43,8 @@ pub struct TruthEvent {
     pub withheld: bool,
     /// The irregular shape it was made in.
     pub irregularity: Option<Irregularity>,
+    /// A client may leave it out: see [`Truth::dropping`].
+    pub optional: bool,
 }
 
 /// The events of a blob too large to hold, known by their numbers.
@@ -265,7 +267,7 @@ impl Truth {
 
     fn sum_up(&self, seen: &[u64], seen_huge: &[Vec<u8>], out: &mut Comparison) {
         for (index, event) in self.events.iter().enumerate() {
-            if event.withheld && seen[index] == 0 {
+            if (event.withheld || event.optional) && seen[index] == 0 {
                 continue;
             }
             let due = self.due(index);

@@ -13,15 +13,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::deliver::{Aside, Courier};
+use super::deliver::Courier;
+use super::hold::{Hold, Judgement, Staged};
 use crate::api::{ApiClient, ApiError};
 use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
+use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key_set::Key;
 use crate::checkpoint::ledger::{Change, LedgerHandle};
 use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, TenantId, Timestamp};
+use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
 use crate::normalise::split::{Ending, Piece, Splitter};
 use crate::normalise::{BadPiece, BlobContext, Event, Normaliser, Rendered, render_bad_blob};
 use crate::severity::Severity;
@@ -56,6 +59,8 @@ pub struct FetchContext {
     pub courier: Courier,
     /// Bytes in flight.
     pub budget: Budget,
+    /// Routine reads on hold, and what data loss prevention has flagged.
+    pub hold: Hold,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// No new body is read once this is cancelled.
@@ -79,7 +84,7 @@ impl Budget {
     }
 
     /// Waits until `bytes` fit; a batch larger than the whole budget waits until it is alone.
-    async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub(super) async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
         self.bytes.clone().acquire_many_owned(bytes).await.ok()
     }
@@ -194,17 +199,46 @@ impl FetchContext {
         self.ledger.commit(change).await.map_err(Outcome::State)
     }
 
-    /// Delivers a batch and makes its keys permanent.
-    async fn deliver_and_commit(
-        self,
-        batch: Batch,
-        open: OpenBatch,
-        _permit: Option<OwnedSemaphorePermit>,
-    ) -> Result<(), Outcome> {
-        let aside = self.courier.deliver(batch).await;
-        self.commit(Change { aside, delivered: open.keys().to_vec(), ..Change::default() }).await?;
-        open.committed();
+    /// Delivers a batch and makes its keys permanent, with what else came up beside it.
+    async fn deliver_and_commit(self, closed: Closed) -> Result<(), Outcome> {
+        let (change, done) = closed.deliver(&self).await;
+        self.commit(change).await?;
+        done.committed(&self);
         Ok(())
+    }
+}
+
+/// Records to be delivered, and what is to be remembered with them.
+struct Closed {
+    batch: Batch,
+    open: OpenBatch,
+    staged: Staged,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What becomes visible once a commit is durable.
+struct Delivered {
+    open: OpenBatch,
+    staged: Staged,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Closed {
+    /// Hands the records to the host; what the commit must hold after that.
+    async fn deliver(self, context: &FetchContext) -> (Change, Delivered) {
+        let Closed { batch, open, mut staged, permit } = self;
+        let aside = if batch.is_empty() { Vec::new() } else { context.courier.deliver(batch).await };
+        let held = std::mem::take(&mut staged.ops);
+        let change = Change { held, aside, delivered: open.keys().to_vec(), ..Change::default() };
+        (change, Delivered { open, staged, _permit: permit })
+    }
+}
+
+impl Delivered {
+    fn committed(self, context: &FetchContext) {
+        // Flags and held reads first: whoever waited for the keys may count on both.
+        context.hold.committed(self.staged);
+        self.open.committed();
     }
 }
 
@@ -215,6 +249,11 @@ struct Run<'a> {
     salvage: Salvage,
     builder: BatchBuilder,
     open: OpenBatch,
+    /// Routine reads to be put on hold, and their bytes.
+    held: Vec<HeldRecord>,
+    held_bytes: usize,
+    /// Matches of data loss prevention among the events collected.
+    matches: Vec<Match>,
     /// Batches handed over while the body still arrives.
     deliveries: JoinSet<Result<(), Outcome>>,
     /// Batches of other blobs that carry events of this one.
@@ -249,6 +288,9 @@ impl<'a> Run<'a> {
             salvage: job.salvage(),
             builder: BatchBuilder::default(),
             open: context.events.open_batch(),
+            held: Vec::new(),
+            held_bytes: 0,
+            matches: Vec::new(),
             deliveries: JoinSet::new(),
             dependencies: Vec::new(),
             anonymous: HashMap::new(),
@@ -365,7 +407,8 @@ impl<'a> Run<'a> {
                 self.damage.get_or_insert_with(|| why.as_str().to_owned());
             }
         }
-        if self.builder.bytes() >= BATCH_BYTES || self.builder.len() >= BATCH_RECORDS_MAX {
+        let records = self.builder.len() + self.held.len();
+        if self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX {
             self.hand_over().await?;
         }
         Ok(())
@@ -395,6 +438,9 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
         }
+        if self.context.hold.is_dropping() {
+            self.matches.extend(match_of(event).filter(|found| !found.links.is_empty()));
+        }
         let blob = context_of(&self.context.tenant, &self.job.blob);
         let normaliser = &self.context.normaliser;
         let mut dropped = None;
@@ -405,13 +451,40 @@ impl<'a> Run<'a> {
                 None
             }
         });
-        if let Some(rule) = dropped {
+        match dropped {
+            Some(rule) => self.routine(event, rule).await,
+            None => Ok(()),
+        }
+    }
+
+    /// An event that a rule would drop: shipped if its item is known to be flagged, dropped if it is known that it is
+    /// not, else put on hold.
+    async fn routine(&mut self, event: &Event<'_>, rule: Arc<str>) -> Result<(), Outcome> {
+        let hold = &self.context.hold;
+        let links = links_of_read(event);
+        let judgement = hold.judge(&links, self.job.blob.created);
+        if judgement == Judgement::Flagged
+            && let Some(flag) = hold.flag_of(&links).await.map_err(unclaimed)?
+        {
+            let blob = context_of(&self.context.tenant, &self.job.blob);
+            let normaliser = &self.context.normaliser;
+            self.builder.push_with(|out| Some(normaliser.render_noted(event, &blob, DlpNote::Flagged(&flag), out)));
+            return Ok(());
+        }
+        if judgement == Judgement::Drop {
             self.open.unclaim_last();
             match self.tally.dropped.iter_mut().find(|(known, _)| *known == rule) {
                 Some((_, count)) => *count += 1,
                 None => self.tally.dropped.push((rule, 1)),
             }
+            return Ok(());
         }
+        if self.held.is_empty() && !hold.room(&self.context.stop).await {
+            return Err(Outcome::Stopped);
+        }
+        let raw = bytes::Bytes::copy_from_slice(event.text().as_bytes());
+        self.held_bytes += raw.len();
+        self.held.push(HeldRecord { rule, raw, links: links.iter().map(|link| link.prefix()).collect() });
         Ok(())
     }
 
@@ -472,13 +545,10 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Gives the records collected so far to a delivery of their own.
+    /// Gives what was collected so far to a delivery of its own.
     async fn hand_over(&mut self) -> Result<(), Outcome> {
-        if self.builder.is_empty() {
-            return Ok(());
-        }
-        let (batch, open, permit) = self.close_batch().await;
-        self.deliveries.spawn(self.context.clone().deliver_and_commit(batch, open, permit));
+        let Some(closed) = self.close_batch().await? else { return Ok(()) };
+        self.deliveries.spawn(self.context.clone().deliver_and_commit(closed));
         // Deliveries that are done make room; none is awaited here.
         while let Some(done) = self.deliveries.try_join_next() {
             done.unwrap_or(Err(Outcome::Stopped))?;
@@ -486,12 +556,19 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn close_batch(&mut self) -> (Batch, OpenBatch, Option<OwnedSemaphorePermit>) {
+    /// Takes what was collected so far; `None` when that is nothing.
+    async fn close_batch(&mut self) -> Result<Option<Closed>, Outcome> {
+        let (held, matches) = (std::mem::take(&mut self.held), std::mem::take(&mut self.matches));
+        self.held_bytes = 0;
+        let staged = self.context.hold.stage(&self.job.blob, held, matches).await.map_err(unclaimed)?;
+        if self.builder.is_empty() && staged.is_empty() {
+            return Ok(None);
+        }
         let permit = self.context.budget.take(self.builder.bytes()).await;
         let batch =
             self.builder.finish(self.context.source.clone(), self.context.tenant.clone(), self.job.blob.content_type);
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
-        (batch, open, permit)
+        Ok(Some(Closed { batch, open, staged, permit }))
     }
 
     async fn join(&mut self) -> Result<(), Outcome> {
@@ -503,41 +580,34 @@ impl<'a> Run<'a> {
 
     /// Delivers the rest, waits for everything this blob depends on, and marks it.
     async fn settle(mut self) -> Result<Outcome, Outcome> {
-        let mut last: Option<(Vec<Aside>, OpenBatch, Option<OwnedSemaphorePermit>)> = None;
-        if !self.builder.is_empty() {
-            let (batch, open, permit) = self.close_batch().await;
-            last = Some((self.context.courier.deliver(batch).await, open, permit));
-        }
+        let last = match self.close_batch().await? {
+            Some(closed) => Some(closed.deliver(self.context).await),
+            None => None,
+        };
         self.join().await?;
         debug_assert!(self.builder.is_empty() && self.deliveries.is_empty(), "CK-3: a record is not confirmed");
         let blob = &self.job.blob;
-        let mut change = Change {
-            settled: vec![(blob.content_type, self.job.key)],
-            untracked: if self.job.tracked { vec![(blob.content_type, self.job.key)] } else { Vec::new() },
-            ..Change::default()
-        };
+        let settled = vec![(blob.content_type, self.job.key)];
+        let untracked = if self.job.tracked { settled.clone() } else { Vec::new() };
         if self.dependencies.is_empty() {
             // The usual case: the last keys and the blob's mark in one commit.
-            if let Some((aside, open, _)) = &mut last {
-                change.aside = std::mem::take(aside);
-                change.delivered = open.keys().to_vec();
-            }
-            self.context.commit(change).await?;
-            if let Some((_, open, _)) = last {
-                open.committed();
+            let (change, done) = last.unzip();
+            self.context.commit(Change { settled, untracked, ..change.unwrap_or_default() }).await?;
+            if let Some(done) = done {
+                done.committed(self.context);
             }
         } else {
             // Others may wait for this blob's keys as it waits for theirs: commit the keys before waiting.
-            if let Some((aside, open, _permit)) = last {
-                self.context.commit(Change { aside, delivered: open.keys().to_vec(), ..Change::default() }).await?;
-                open.committed();
+            if let Some((change, done)) = last {
+                self.context.commit(change).await?;
+                done.committed(self.context);
             }
             for dependency in std::mem::take(&mut self.dependencies) {
                 if !dependency.committed().await {
                     return Err(Outcome::Superseded);
                 }
             }
-            self.context.commit(change).await?;
+            self.context.commit(Change { settled, untracked, ..Change::default() }).await?;
         }
         self.count();
         Ok(Outcome::Settled)

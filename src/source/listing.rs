@@ -75,6 +75,11 @@ pub enum Found {
         /// The stream.
         content_type: ContentType,
     },
+    /// A permission is missing: the stream is asked for again now and then, and not waited for.
+    Parked {
+        /// The stream.
+        content_type: ContentType,
+    },
     /// With `--once`: this stream has nothing more to list, or gave up for the reason given.
     Ended {
         /// The stream.
@@ -102,6 +107,8 @@ pub enum LeftKind {
     Network,
     /// A permission or subscription is missing.
     Permission,
+    /// Routine reads are on hold for the next run: said, and not an error.
+    Held,
     /// `DLP.All` without `ActivityFeed.ReadDlp`: said, and not an error.
     Optional,
     /// Sign-in failed.
@@ -570,6 +577,7 @@ impl Lister {
         fresh: bool,
         error: ApiError,
     ) -> Result<Option<Left>, Ending> {
+        self.tell_parked(&error).await?;
         if let Some(left) = self.complain(&error) {
             return Ok(Some(left));
         }
@@ -582,6 +590,13 @@ impl Lister {
         }
         self.put_back(cursor, queues, fresh, true);
         Ok(None)
+    }
+
+    async fn tell_parked(&self, error: &ApiError) -> Step {
+        match error.action() {
+            Action::ParkType => self.tell(Found::Parked { content_type: self.content_type }).await,
+            _ => Ok(()),
+        }
     }
 
     /// Reports an error an operator has to mend; with `once` it ends the stream.
@@ -643,6 +658,7 @@ impl Lister {
                 Restart::Failed(error) => match error.action() {
                     Action::Throttled { .. } => None,
                     Action::ParkType | Action::SlowRetryTenant => {
+                        self.tell_parked(&error).await?;
                         let left = self.complain(&error);
                         if left.is_none() {
                             let parked = matches!(error.action(), Action::ParkType);

@@ -2,12 +2,13 @@
 //!
 //! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop;
 //! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`subscription`] keeps the feed on,
-//! [`health`] says how it fares. None of them knows a host by name or Microsoft's wire format.
+//! [`health`] says how it fares, [`hold`] keeps routine reads that data loss prevention may flag yet. None of them knows a host by name or Microsoft's wire format.
 
 pub mod check;
 pub mod deliver;
 pub mod fetch;
 pub mod health;
+pub mod hold;
 pub mod listing;
 pub mod subscription;
 pub mod tenant;
@@ -103,7 +104,7 @@ pub struct Report {
 impl Report {
     /// The worst kind of what was left, notices aside.
     pub fn worst(&self) -> Option<LeftKind> {
-        self.left.iter().map(|l| l.kind).filter(|k| *k != LeftKind::Optional).max()
+        self.left.iter().map(|l| l.kind).filter(|k| !matches!(k, LeftKind::Optional | LeftKind::Held)).max()
     }
 }
 
@@ -328,6 +329,14 @@ impl Source for M365Audit {
             in_flight_bytes_max: config.in_flight_bytes_max,
             event_keys_max: config.event_keys_max,
             max_requests_per_minute: config.max_requests_per_minute,
+            hold: hold::HoldSettings {
+                tenant: config.tenant_id.clone(),
+                dropping: config.drop_routine,
+                hold: seconds(config.hold_secs),
+                bytes_max: config.hold_bytes_max,
+                flags_max: config.dlp_flags_max,
+                flag_age: seconds(config.dlp_flag_secs),
+            },
             once: self.once,
         };
         tenant::run(parts, shutdown).await

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::deliver::Courier;
 use super::fetch::{Budget, FetchContext, Job, Outcome, deliver_notice};
 use super::health::{Board, Level, Place};
+use super::hold::{self, Hold, HoldSettings};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
 use super::subscription::Subscriptions;
 use super::{Report, ServerTime, SourceError};
@@ -100,6 +101,8 @@ pub struct TenantParts {
     pub event_keys_max: u64,
     /// Requests a minute, 0 for no limit: how many downloads make sense.
     pub max_requests_per_minute: u32,
+    /// Routine reads on hold.
+    pub hold: HoldSettings,
     /// One pass from `origin`, then end.
     pub once: bool,
 }
@@ -116,6 +119,8 @@ struct Stream {
     new_content_at: Duration,
     newest: Option<Timestamp>,
     ended: Option<Option<Left>>,
+    /// Cannot be listed for want of a permission.
+    parked: bool,
 }
 
 struct Unsettled {
@@ -156,6 +161,7 @@ enum Done {
     Gap { content_type: ContentType, window: Window, reason: GapReason, result: Result<(), StateError> },
     Positions(Result<(), StateError>),
     Aside(Result<(), StateError>),
+    Held(Result<(), StateError>),
 }
 
 /// Why an interval can never be read.
@@ -216,7 +222,7 @@ impl Downloads {
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
 pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
-    let Some(opened) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
+    let Some((opened, hold)) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
     board.publish();
     let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
@@ -238,6 +244,7 @@ pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, 
             budget: Budget::new(parts.in_flight_bytes_max),
             clock: parts.clock.clone(),
             stop: stop.child_token(),
+            hold,
         };
         let tenant_loop = Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop);
         tenant_loop.run(&mut writer, enabled, tracked, aside).await
@@ -256,7 +263,7 @@ async fn open_ledger(
     parts: &TenantParts,
     board: &Board,
     stop: &CancellationToken,
-) -> Result<Option<Opened>, SourceError> {
+) -> Result<Option<(Opened, Hold)>, SourceError> {
     let settings = LedgerSettings {
         tenant: parts.tenant.clone(),
         content_types: parts.content_types.clone(),
@@ -280,7 +287,11 @@ async fn open_ledger(
             ),
             None => trouble_board.clear(Place::State),
         });
-        match Ledger::open(parts.host.state(), parts.clock.clone(), &settings, on_trouble).await {
+        let opened = match Ledger::open(parts.host.state(), parts.clock.clone(), &settings, on_trouble).await {
+            Ok(opened) => Hold::load(parts.host.state(), parts.hold.clone()).await.map(|hold| (opened, hold)),
+            Err(error) => Err(error),
+        };
+        match opened {
             Ok(opened) => {
                 board.clear(Place::State);
                 return Ok(Some(opened));
@@ -361,6 +372,9 @@ struct Loop {
     finder: mpsc::Sender<Found>,
     waiting: Vec<(ContentType, bool)>,
     writing_positions: bool,
+    /// A turn of the hold is under way; after one that failed, the next waits until then.
+    tending: bool,
+    tend_at: Duration,
     positions_at: Duration,
     tick_at: Duration,
     expire_at: Duration,
@@ -413,6 +427,7 @@ impl Loop {
                 new_content_at: now,
                 newest: None,
                 ended: None,
+                parked: false,
             };
             streams.insert(content_type, stream);
         }
@@ -434,6 +449,8 @@ impl Loop {
             finder,
             waiting: Vec::new(),
             writing_positions: false,
+            tending: false,
+            tend_at: now,
             positions_at: now,
             tick_at: now,
             expire_at: now,
@@ -461,9 +478,11 @@ impl Loop {
             self.adopt(blob);
         }
         self.check_gaps();
+        if self.parts.hold.dropping && !self.streams.contains_key(&ContentType::Dlp) {
+            self.say_blind("it is not in `content_types`");
+        }
         let mut types: Vec<ContentType> = self.streams.keys().copied().collect();
-        // DLP first, so that a match is known before the accesses it flags.
-        types.sort_by_key(|t| *t != ContentType::Dlp);
+        types.sort_by_key(|t| self.rank(*t));
         for content_type in types {
             self.waiting.push((content_type, enabled.contains(&content_type)));
         }
@@ -481,6 +500,7 @@ impl Loop {
             }
             self.start_fetches();
             self.write_positions(false);
+            self.tend_hold();
             let due = self.next_due();
             let now = self.parts.clock.monotonic();
             tokio::select! {
@@ -491,6 +511,7 @@ impl Loop {
                     Err(error) => break Err(SourceError::Internal(error.to_string())),
                 },
                 () = self.downloads.ended.notified() => {}
+                () = self.context.hold.woken() => {}
                 () = self.parts.clock.sleep(due.saturating_sub(now)) => self.on_time().await,
                 ended = &mut *writer => break Err(match ended {
                     Ok(Err(source)) => SourceError::State { tenant: self.parts.tenant.clone(), source },
@@ -552,6 +573,16 @@ impl Loop {
                 });
             }
         }
+        let (records, _) = self.context.hold.held();
+        if records > 0 && self.parts.once {
+            left.push(Left {
+                why: format!(
+                    "{records} routine reads of tenant `{}` are on hold: the next run ships those that data loss prevention flags and drops the others, once `DLP.All` and `Audit.General` are complete {} past them",
+                    self.parts.tenant, self.parts.hold.hold
+                ),
+                kind: LeftKind::Held,
+            });
+        }
         Report { left }
     }
 
@@ -579,24 +610,59 @@ impl Loop {
         self.listers.spawn(lister.run(subscribed));
     }
 
-    /// With `once`: DLP alone until it is done, then all others.
+    /// With `once`: DLP alone until it is done, so that a match is known before the reads it flags; where routine reads
+    /// are dropped then what else they wait for, so that few are put on hold; then all others.
     fn start_next_lister(&mut self) {
-        let dlp_first = self.waiting.first().is_some_and(|(t, _)| *t == ContentType::Dlp);
-        if dlp_first {
-            let (content_type, on) = self.waiting.remove(0);
-            self.start_lister(content_type, on);
-        } else if !self.waiting.is_empty() {
-            let dlp_done = self.streams.get(&ContentType::Dlp).is_none_or(Stream::is_finished);
-            if dlp_done {
-                for (content_type, on) in std::mem::take(&mut self.waiting) {
+        let Some(rank) = self.waiting.first().map(|(t, _)| self.rank(*t)) else { return };
+        let before_done = self.streams.iter().all(|(t, stream)| self.rank(*t) >= rank || stream.is_finished());
+        if before_done {
+            for (content_type, on) in std::mem::take(&mut self.waiting) {
+                if self.rank(content_type) == rank {
                     self.start_lister(content_type, on);
+                } else {
+                    self.waiting.push((content_type, on));
                 }
             }
         }
     }
 
+    fn rank(&self, content_type: ContentType) -> u8 {
+        match content_type {
+            ContentType::Dlp => 0,
+            ContentType::General if self.parts.hold.dropping => 1,
+            _ => 2,
+        }
+    }
+
+    /// Tells the hold how far matches are known, and starts a turn of it when it has something to do.
+    fn tend_hold(&mut self) {
+        let now = self.parts.server.trusted();
+        let waited: Vec<_> = [ContentType::Dlp, ContentType::General]
+            .iter()
+            .filter_map(|content_type| self.streams.get(content_type))
+            .map(|stream| (stream.position.complete_until, stream.parked))
+            .collect();
+        self.context.hold.set_horizon(hold::horizon(&waited, now));
+        if self.tending || self.parts.clock.monotonic() < self.tend_at || !self.context.hold.has_work(now) {
+            return;
+        }
+        self.tending = true;
+        let context = self.context.clone();
+        self.tasks.spawn(async move { Done::Held(context.hold.turn(&context, now).await) });
+    }
+
+    fn say_blind(&self, why: &str) {
+        tracing::warn!(
+            tenant = %self.parts.tenant,
+            "dlp-blind: `DLP.All` is not read ({why}): routine reads are dropped without knowing whether data loss prevention flagged them (hint: grant `ActivityFeed.ReadDlp` and list `DLP.All`, or set `drop_routine = false`)"
+        );
+    }
+
     fn is_finished(&self) -> bool {
-        self.waiting.is_empty() && self.tasks.is_empty() && self.streams.values().all(|s| s.is_finished() && !s.dirty)
+        self.waiting.is_empty()
+            && self.tasks.is_empty()
+            && self.streams.values().all(|s| s.is_finished() && !s.dirty)
+            && !self.context.hold.has_work(self.parts.server.trusted())
     }
 
     fn next_due(&self) -> Duration {
@@ -653,6 +719,9 @@ impl Loop {
                 let read = read.zip(self.parts.server.trusted());
                 let read = read.map(|(window, now)| Window { end: window.end.min(now), ..window });
                 let read = read.filter(|window| window.start < window.end);
+                if let Some(stream) = self.streams.get_mut(&content_type) {
+                    stream.parked = false;
+                }
                 if let (Some(window), Some(stream)) = (read, self.streams.get_mut(&content_type)) {
                     stream.note_read(window);
                     self.advance(content_type);
@@ -696,6 +765,13 @@ impl Loop {
                     && stream.position.disabled_since.take().is_some()
                 {
                     stream.dirty = true;
+                }
+            }
+            Found::Parked { content_type } => {
+                let Some(stream) = self.streams.get_mut(&content_type) else { return };
+                let was = std::mem::replace(&mut stream.parked, true);
+                if !was && content_type == ContentType::Dlp && self.parts.hold.dropping {
+                    self.say_blind("its permission is missing");
                 }
             }
             Found::Ended { content_type, left } => {
@@ -826,6 +902,16 @@ impl Loop {
                 result.map_err(state)?;
             }
             Done::Aside(result) => result.map_err(state)?,
+            Done::Held(result) => {
+                self.tending = false;
+                match result {
+                    Err(error @ StateError::Unavailable(_)) => {
+                        tracing::warn!(tenant = %self.parts.tenant, "state-not-read: what is on hold stays there for now: {error}");
+                        self.tend_at = self.parts.clock.monotonic() + TICK;
+                    }
+                    result => result.map_err(state)?,
+                }
+            }
         }
         Ok(())
     }
@@ -1169,6 +1255,7 @@ impl Loop {
                 set(metrics::LAG_SECONDS, server_now.duration_since(newest).as_secs_f64());
             }
         }
+        self.context.hold.tick();
         ::metrics::gauge!(metrics::IN_FLIGHT_BYTES, "tenant" => tenant.clone()).set(self.context.budget.used() as f64);
         if let Some(skew) = self.parts.server.skew() {
             ::metrics::gauge!(metrics::CLOCK_SKEW_SECONDS, "tenant" => tenant).set(skew.as_secs_f64());

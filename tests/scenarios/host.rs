@@ -151,6 +151,11 @@ impl Recorder {
         out
     }
 
+    /// Every record taken.
+    pub fn records(&self) -> Vec<Value> {
+        self.inner.lock().unwrap().records.iter().map(|record| serde_json::from_slice(record).unwrap()).collect()
+    }
+
     /// Records of our own of this `event_type`.
     pub fn notices(&self, event_type: &str) -> Vec<Value> {
         let inner = self.inner.lock().unwrap();

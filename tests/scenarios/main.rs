@@ -14,6 +14,7 @@ mod access;
 mod blobs;
 mod clocks;
 mod delivery;
+mod dlp;
 mod duplicates;
 mod listing;
 mod once;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use jiff::SignedDuration;
 use m365_audit::checkpoint::claims::EventIndex;
 use m365_audit::checkpoint::format::{Keys, Position, decode};
+use m365_audit::checkpoint::held::HeldPage;
 use m365_audit::checkpoint::key_set::{Key, KeySet, Kind};
 use m365_audit::clock::{Clock, TestClock};
 use m365_audit::host::{Op, Revision, StateError, StateStore};
@@ -54,6 +55,11 @@ struct Inner {
     /// Key of each event, by label.
     keys: HashMap<Label, Key>,
     confirmed: HashSet<Label>,
+    /// Events that routine reads may be: for how long they wait for a match, and which need not be delivered.
+    hold_secs: Option<u32>,
+    droppable: HashSet<Label>,
+    /// Events on hold on disk, by the key of their page.
+    held: HashMap<String, Vec<Label>>,
     excused_blobs: HashSet<String>,
     excused_spans: Vec<(ContentType, Timestamp, Timestamp)>,
     marked: HashSet<String>,
@@ -74,9 +80,18 @@ impl Watch {
         self.inner.lock().unwrap().blobs.insert(id.to_owned(), published);
     }
 
+    /// The source drops routine reads that are not matched within `hold_secs`.
+    pub fn dropping(&self, hold_secs: u32) {
+        self.inner.lock().unwrap().hold_secs = Some(hold_secs);
+    }
+
     /// Takes note of the events of all blobs.
     pub fn learn(&self, truth: &Truth) {
         let mut inner = self.inner.lock().unwrap();
+        if let Some(hold_secs) = inner.hold_secs {
+            let optional = truth.clone().dropping(hold_secs).events.into_iter().filter(|event| event.optional);
+            inner.droppable = optional.map(|event| label(&event.raw)).collect();
+        }
         for blob in inner.blobs.values_mut() {
             blob.labels.clear();
         }
@@ -121,6 +136,36 @@ impl Watch {
     /// The positions as last committed.
     pub fn positions(&self) -> BTreeMap<ContentType, Position> {
         self.inner.lock().unwrap().positions.clone()
+    }
+
+    /// How many events are on hold on disk.
+    pub fn held(&self) -> usize {
+        self.inner.lock().unwrap().held.values().map(Vec::len).sum()
+    }
+
+    /// Held bodies: what is on disk is as safe as what is delivered, and goes only when it is delivered or may be dropped.
+    fn on_held(&self, op: &Op) {
+        let now: Vec<Label> = match op {
+            Op::Put { key, value, .. } => match HeldPage::decode(key, value) {
+                Ok(page) => page.records.iter().map(|record| label(&record.raw)).collect(),
+                Err(error) => return self.complain(format!("a held page cannot be read back: {error}")),
+            },
+            Op::Delete { .. } => Vec::new(),
+        };
+        let mut wrong = Vec::new();
+        {
+            let mut inner = self.inner.lock().unwrap();
+            let before = inner.held.remove(op.key()).unwrap_or_default();
+            for label in before {
+                if !now.contains(&label) && !inner.confirmed.contains(&label) && !inner.droppable.contains(&label) {
+                    wrong.push(format!("CK-3: the held body of {label} is gone and the event was not confirmed"));
+                }
+            }
+            if !now.is_empty() {
+                inner.held.insert(op.key().to_owned(), now);
+            }
+        }
+        wrong.into_iter().for_each(|what| self.complain(what));
     }
 
     /// What was found to be wrong so far.
@@ -182,7 +227,7 @@ impl Watch {
                         .excused_spans
                         .iter()
                         .any(|(t, from, to)| *t == content_type && *from <= blob.created && blob.created < *to);
-                    if let Some(missing) = blob.labels.iter().find(|label| !inner.confirmed.contains(*label))
+                    if let Some(missing) = blob.labels.iter().find(|label| !inner.is_safe(label))
                         && !excused
                     {
                         wrong.push(format!(
@@ -214,7 +259,7 @@ impl Watch {
                 inner.marked.insert(id.clone());
                 let labels = inner.blobs.get(&id).map(|blob| blob.labels.clone()).unwrap_or_default();
                 let excused = inner.excused_blobs.contains(&id);
-                labels.into_iter().find(|label| !inner.confirmed.contains(label)).filter(|_| !excused)
+                labels.into_iter().find(|label| !inner.is_safe(label)).filter(|_| !excused)
             };
             if let Some(missing) = missing {
                 self.complain(format!("CK-3: blob {id} is marked and its event {missing} was not confirmed"));
@@ -228,13 +273,22 @@ impl Watch {
         let index = EventIndex::new(set);
         let unconfirmed: Vec<(Label, Key)> = {
             let inner = self.inner.lock().unwrap();
-            inner.keys.iter().filter(|(l, _)| !inner.confirmed.contains(*l)).map(|(l, k)| (l.clone(), *k)).collect()
+            inner.keys.iter().filter(|(l, _)| !inner.is_safe(l)).map(|(l, k)| (l.clone(), *k)).collect()
         };
         for (label, key) in unconfirmed {
             if index.contains(key, store).await.unwrap() {
                 self.complain(format!("CK-3: the key of event {label} is stored and the event was not confirmed"));
             }
         }
+    }
+}
+
+impl Inner {
+    /// Confirmed, on hold on disk, or not to be delivered at all.
+    fn is_safe(&self, label: &Label) -> bool {
+        self.confirmed.contains(label)
+            || self.droppable.contains(label)
+            || self.held.values().any(|held| held.contains(label))
     }
 }
 
@@ -263,12 +317,46 @@ pub struct WatchedStore {
     dead: AtomicBool,
     /// While above zero, that many commits fail as a full disk does.
     pub full: AtomicU64,
+    /// The process dies in a commit that concerns held reads or flags: after how many more of them, and how many of its
+    /// steps the store still takes, as one does that is not all or nothing.
+    pub dies: Mutex<Option<(u64, usize)>>,
     commits: Arc<AtomicU64>,
 }
 
 impl WatchedStore {
     pub fn new(store: Arc<MemoryStore>, watch: Arc<Watch>, commits: Arc<AtomicU64>) -> Self {
-        Self { store, watch, dead: AtomicBool::new(false), full: AtomicU64::new(0), commits }
+        Self { store, watch, dead: AtomicBool::new(false), full: AtomicU64::new(0), dies: Mutex::new(None), commits }
+    }
+
+    /// Whether the process has died in a commit.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    /// Dies in this commit, if it is the one.
+    async fn die_in(&self, ops: &[Op]) {
+        if !ops.iter().any(|op| op.key().contains("/dlp/")) {
+            return;
+        }
+        let steps = {
+            let mut dies = self.dies.lock().unwrap();
+            match &mut *dies {
+                Some((0, steps)) => *steps,
+                Some((left, _)) => {
+                    *left -= 1;
+                    return;
+                }
+                None => return,
+            }
+        };
+        self.kill();
+        let taken = ops[..steps.min(ops.len())].to_vec();
+        if self.store.commit(taken.clone()).await.is_ok() {
+            for op in taken.iter().filter(|op| op.key().starts_with(&Keys::of(&self.watch.tenant).held())) {
+                self.watch.on_held(op);
+            }
+        }
+        std::future::pending::<()>().await;
     }
 
     /// From now on nothing is written, and nobody is told so.
@@ -283,6 +371,11 @@ impl WatchedStore {
         let keys = Keys::of(&self.watch.tenant);
         let mut event_keys = false;
         let mut blob_marks = HashSet::new();
+        for op in &ops {
+            if op.key().starts_with(&keys.held()) {
+                self.watch.on_held(op);
+            }
+        }
         for op in ops {
             event_keys |= op.key().starts_with(&keys.events());
             for content_type in ContentType::ALL {
@@ -325,6 +418,7 @@ impl StateStore for WatchedStore {
             std::future::pending::<()>().await;
         }
         self.commits.fetch_add(1, Ordering::SeqCst);
+        self.die_in(&ops).await;
         if self.full.load(Ordering::SeqCst) > 0 {
             self.full.fetch_sub(1, Ordering::SeqCst);
             return Err(StateError::Unavailable("no space left on device".into()));

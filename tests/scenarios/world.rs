@@ -69,6 +69,7 @@ pub struct World {
     pub config: Value,
     /// The server's clock jumps: what is its future cannot be known before its answer.
     pub clock_jumps: bool,
+    dropping: Option<u32>,
     commits: Arc<AtomicU64>,
     begun: Instant,
     numbers: u64,
@@ -106,6 +107,7 @@ impl World {
             numbers: 0,
             config: source,
             clock_jumps: false,
+            dropping: None,
             sim,
             clock,
             tenant,
@@ -325,7 +327,20 @@ impl World {
     // ---- judging ----
 
     pub fn compare(&self) -> Comparison {
-        self.sim.truth().compare(self.host.delivered())
+        let truth = self.sim.truth();
+        let truth = match self.dropping {
+            Some(hold_secs) => truth.dropping(hold_secs),
+            None => truth,
+        };
+        truth.compare(self.host.delivered())
+    }
+
+    /// Has the source leave routine reads out that are not matched within `hold_secs`.
+    pub fn drop_routine(&mut self, hold_secs: u32) -> &mut Self {
+        self.dropping = Some(hold_secs);
+        self.watch.dropping(hold_secs);
+        self.set("hold_secs", hold_secs);
+        self.set("drop_routine", true)
     }
 
     /// Requests of a kind, in order.

@@ -1,0 +1,816 @@
+//! Routine reads that wait for data loss prevention, and the items it has flagged.
+//!
+//! A read of a file or a message that a rule would drop is worth having when data loss prevention matched the same item,
+//! and the match may come hours after the read. So a read is *held*: its body goes to disk in the commit that makes its
+//! key and its blob's mark permanent. When a match of its item is committed, the read is delivered and then removed. When
+//! everything that could hold a match is complete past the read's `contentCreated` and `hold_secs`, it is dropped. Wall
+//! time decides nothing while a content type that may bring matches lags behind.
+//!
+//! What is in memory: of each page of held reads where it is, how old, and 32 bits of each link; of each flagged item its
+//! link and the page that says more. A read that was put on hold while its match was being committed is found because
+//! each side looks for the other when it becomes visible, under one lock. The tenant's loop calls [`Hold::turn`], of which
+//! one runs at a time, whenever [`Hold::has_work`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::SignedDuration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::fetch::{BATCH_BYTES, FetchContext};
+use crate::checkpoint::format::Keys;
+use crate::checkpoint::held::{FlagEntry, FlagPage, HeldHead, HeldPage, HeldRecord};
+use crate::checkpoint::ledger::Change;
+use crate::host::{BatchBuilder, Expected, Op, StateError, StateStore};
+use crate::metrics;
+use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
+use crate::normalise::dlp_link::{DlpNote, Flag, Link, Match, links_of_read};
+use crate::normalise::{BlobContext, Event};
+use crate::severity::Severity;
+
+/// What a page costs beside its value: a row in the store and an entry in memory. Counted against the bound, so that
+/// many small pages cannot outgrow it.
+const PAGE_COST_BYTES: u64 = 2048;
+/// Pages read for one batch of released reads.
+const PAGES_PER_RELEASE: usize = 64;
+/// Pages dropped in one commit.
+const PAGES_PER_DROP: usize = 512;
+/// Once the bound is passed, reads are shipped until this share of it is left, in tenths.
+const SHED_TO_TENTHS: u64 = 9;
+/// Flags on one page at most.
+const FLAGS_PER_PAGE: usize = 4096;
+/// A page with fewer is small.
+const FLAGS_SMALL: usize = 1024;
+/// So many small pages are folded into one.
+const FOLD_PAGES: usize = 64;
+/// Pages of flags kept in memory after they were read.
+const CACHED_PAGES_MAX: usize = 8;
+/// A flag that says nothing new is written again when it is older than this, so that it lives on.
+const FLAG_RENEWED_AFTER: SignedDuration = SignedDuration::from_hours(24);
+
+/// Settings of a tenant's hold.
+#[derive(Debug, Clone)]
+pub struct HoldSettings {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Whether routine events are dropped at all.
+    pub dropping: bool,
+    /// How far past a read's `contentCreated` all matches must be known before it is dropped.
+    pub hold: SignedDuration,
+    /// Bytes held at most.
+    pub bytes_max: u64,
+    /// Flagged items remembered at most.
+    pub flags_max: u64,
+    /// How long an item stays flagged after its last match.
+    pub flag_age: SignedDuration,
+}
+
+/// How far everything is known that may bring a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Horizon {
+    /// No content type is read that brings matches: nothing is held.
+    Blind,
+    /// Every match made available before this is known.
+    Until(Timestamp),
+}
+
+/// The horizon of the content types that bring matches, each with its `complete_until` and whether it is parked. One
+/// that is parked is not waited for, `hold_secs` are.
+pub fn horizon(waited: &[(Option<Timestamp>, bool)], now: Option<Timestamp>) -> Horizon {
+    let until = |&(complete, parked): &(Option<Timestamp>, bool)| if parked { now } else { complete };
+    match waited.iter().map(until).map(|until| until.unwrap_or(Timestamp::MIN)).min() {
+        Some(until) => Horizon::Until(until),
+        None => Horizon::Blind,
+    }
+}
+
+/// What becomes of a read that a rule would drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// A match of it is known: it is shipped.
+    Flagged,
+    /// All matches that could concern it are known, and none does.
+    Drop,
+    /// It waits.
+    Hold,
+}
+
+/// Reads on hold and flagged items of one tenant. Cheap to clone.
+#[derive(Clone)]
+pub struct Hold(Arc<Inner>);
+
+struct Inner {
+    settings: HoldSettings,
+    keys: Keys,
+    store: Arc<dyn StateStore>,
+    state: Mutex<State>,
+    /// Pages of flags read lately.
+    cache: Mutex<VecDeque<(u64, Arc<BTreeMap<Link, FlagEntry>>)>>,
+    /// There is work for the tenant's loop to start.
+    woken: Notify,
+    /// There is room again.
+    room: Notify,
+}
+
+/// Oldest first.
+type PageId = (Timestamp, u64);
+
+struct State {
+    horizon: Horizon,
+    pages: BTreeMap<PageId, Held>,
+    records: u64,
+    bytes: u64,
+    next_page: u64,
+    /// Pages that may hold a read of an item flagged since.
+    suspects: BTreeSet<PageId>,
+    /// Prefixes of links flagged since the pages were last looked through.
+    fresh: BTreeSet<u32>,
+    /// Over the bound, and not far enough below it again.
+    shedding: bool,
+    /// By link, the page that says more.
+    flags: BTreeMap<Link, u64>,
+    flag_pages: BTreeMap<u64, FlagMeta>,
+    next_flag_page: u64,
+    said_full: bool,
+    /// Whether reads shipped for want of room were spoken of, since there was room last.
+    said_shed: bool,
+    /// Pages of flags may have to be tidied.
+    untidy: bool,
+}
+
+struct Held {
+    head: HeldHead,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct FlagMeta {
+    /// Links for which this is the page that says more.
+    live: usize,
+    newest: Timestamp,
+}
+
+/// Something to be remembered, ready for a commit.
+#[derive(Default)]
+#[must_use = "commit the steps, then call `committed`"]
+pub struct Staged {
+    /// For [`Change::held`].
+    pub ops: Vec<Op>,
+    page: Option<(PageId, Held)>,
+    flags: Option<(u64, Timestamp, Vec<Link>)>,
+}
+
+impl Staged {
+    /// Whether there is nothing to commit.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+}
+
+enum Work {
+    Nothing,
+    /// Pages that may hold flagged reads: those are shipped, the others stay.
+    Look(Vec<PageId>),
+    /// Pages whose reads are all shipped.
+    Ship(Vec<PageId>),
+    /// Pages that may go.
+    Drop(Vec<PageId>),
+    /// Pages of flags that may go.
+    Forget(Vec<u64>),
+    /// Pages of flags to be made one.
+    Fold(Vec<u64>),
+}
+
+impl Hold {
+    /// Reads what an earlier run left.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or holds something that is no page.
+    pub async fn load(store: Arc<dyn StateStore>, settings: HoldSettings) -> Result<Hold, StateError> {
+        let keys = Keys::of(&settings.tenant);
+        let mut state = State {
+            horizon: Horizon::Until(Timestamp::MIN),
+            pages: BTreeMap::new(),
+            records: 0,
+            bytes: 0,
+            next_page: 0,
+            suspects: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+            shedding: false,
+            flags: BTreeMap::new(),
+            flag_pages: BTreeMap::new(),
+            next_flag_page: 0,
+            said_full: false,
+            said_shed: false,
+            untidy: true,
+        };
+        for (key, _) in store.list(&keys.flags()).await? {
+            let Some((bytes, _)) = store.load(&key).await? else { continue };
+            let number = number_of(&key)?;
+            let page = FlagPage::decode(&key, &bytes)?;
+            let newest = page.newest();
+            state.add_flags(number, newest, page.flags.iter().map(|entry| entry.link));
+            state.next_flag_page = number + 1;
+        }
+        state.fresh.clear();
+        for (key, _) in store.list(&keys.held()).await? {
+            let Some((bytes, _)) = store.load(&key).await? else { continue };
+            let number = number_of(&key)?;
+            let head = HeldHead::decode(&key, &bytes)?;
+            // A match may have been committed and the reads it concerns not yet delivered when the last run ended.
+            state.add_page((head.created, number), Held { head, bytes: bytes.len() as u64 + PAGE_COST_BYTES });
+            state.next_page = number + 1;
+        }
+        Ok(Hold(Arc::new(Inner {
+            settings,
+            keys,
+            store,
+            state: Mutex::new(state),
+            cache: Mutex::default(),
+            woken: Notify::new(),
+            room: Notify::new(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether routine events are dropped.
+    pub fn is_dropping(&self) -> bool {
+        self.0.settings.dropping
+    }
+
+    /// Takes note of how far matches are known. Whatever was committed before this call was made counts as known.
+    pub fn set_horizon(&self, horizon: Horizon) {
+        self.lock().horizon = horizon;
+    }
+
+    /// Reads and bytes on hold.
+    pub fn held(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.records, state.bytes)
+    }
+
+    /// Now and then: sets the gauges, and has the age of flags looked at.
+    pub fn tick(&self) {
+        let mut state = self.lock();
+        state.untidy = true;
+        let tenant = self.0.settings.tenant.to_string();
+        ::metrics::gauge!(metrics::HELD_EVENTS, "tenant" => tenant.clone()).set(state.records as f64);
+        ::metrics::gauge!(metrics::HELD_BYTES, "tenant" => tenant.clone()).set(state.bytes as f64);
+        ::metrics::gauge!(metrics::DLP_FLAGS, "tenant" => tenant).set(state.flags.len() as f64);
+    }
+
+    // ---- reads ----
+
+    /// What becomes of a read made available at `created` that names these.
+    pub fn judge(&self, links: &[Link], created: Timestamp) -> Judgement {
+        let state = self.lock();
+        // A read that names nothing can never be joined to a match.
+        if links.iter().any(|link| state.flags.contains_key(link)) {
+            Judgement::Flagged
+        } else if links.is_empty() || state.horizon == Horizon::Blind || state.is_past(created, self.0.settings.hold) {
+            Judgement::Drop
+        } else {
+            Judgement::Hold
+        }
+    }
+
+    /// What is known of these, all matches taken together; `None` when none of them is flagged.
+    ///
+    /// # Errors
+    /// When a page had to be read from the store and could not be.
+    pub async fn flag_of(&self, links: &[Link]) -> Result<Option<Flag>, StateError> {
+        let mut known: Option<Flag> = None;
+        for link in links {
+            let Some(number) = self.lock().flags.get(link).copied() else { continue };
+            // A page that has just gone leaves an item that was flagged a moment ago.
+            let found = self.flag_page(number).await?.and_then(|page| page.get(link).map(|entry| entry.flag.clone()));
+            let flag = found.unwrap_or(Flag { policies: vec![], incidents: vec![], severity: Severity::Medium });
+            match &mut known {
+                Some(known) => drop(known.merge(&flag)),
+                None => known = Some(flag),
+            }
+        }
+        Ok(known)
+    }
+
+    /// Resolves when there is room for more; false when stopped.
+    pub async fn room(&self, stop: &CancellationToken) -> bool {
+        loop {
+            let mut made = std::pin::pin!(self.0.room.notified());
+            made.as_mut().enable();
+            if self.lock().bytes <= self.0.settings.bytes_max {
+                return true;
+            }
+            self.0.woken.notify_one();
+            tokio::select! {
+                () = made => {}
+                () = stop.cancelled() => return false,
+            }
+        }
+    }
+
+    /// Makes reads of a blob and matches in it ready to be committed.
+    ///
+    /// # Errors
+    /// When what is known of an item had to be read from the store and could not be.
+    pub async fn stage(
+        &self,
+        blob: &BlobRef,
+        records: Vec<HeldRecord>,
+        matches: Vec<Match>,
+    ) -> Result<Staged, StateError> {
+        let mut staged = Staged::default();
+        if !records.is_empty() {
+            let page = HeldPage {
+                content_type: blob.content_type,
+                content_id: blob.id.clone(),
+                created: blob.created,
+                records,
+            };
+            let value = page.encode();
+            let number = self.lock().take_page_number();
+            let held = Held { head: page.head(), bytes: value.len() as u64 + PAGE_COST_BYTES };
+            staged.ops.push(put(self.0.keys.held_page(number), value));
+            staged.page = Some(((blob.created, number), held));
+        }
+        let flags = self.new_flags(matches, blob.created).await?;
+        if !flags.is_empty() {
+            let links = flags.iter().map(|entry| entry.link).collect();
+            let page = FlagPage { flags };
+            let number = self.lock().take_flag_page_number();
+            staged.ops.push(put(self.0.keys.flag_page(number), page.encode()));
+            staged.flags = Some((number, page.newest(), links));
+        }
+        Ok(staged)
+    }
+
+    /// What was staged is durable.
+    pub fn committed(&self, staged: Staged) {
+        let mut state = self.lock();
+        let mut wake = false;
+        if let Some((number, newest, links)) = staged.flags {
+            state.add_flags(number, newest, links.into_iter());
+            wake = true;
+        }
+        if let Some((id, held)) = staged.page {
+            state.add_page(id, held);
+            wake |= state.bytes > self.0.settings.bytes_max || !state.fresh.is_empty();
+        }
+        drop(state);
+        if wake {
+            self.0.woken.notify_one();
+        }
+    }
+
+    // ---- work ----
+
+    /// Resolves when there may be work.
+    pub async fn woken(&self) {
+        self.0.woken.notified().await;
+    }
+
+    /// Whether a turn would do something.
+    pub fn has_work(&self, now: Option<Timestamp>) -> bool {
+        let mut state = self.lock();
+        let some = !state.fresh.is_empty() || !matches!(self.next(&state, now), Work::Nothing);
+        state.untidy &= some;
+        some
+    }
+
+    /// Releases, drops and tidies until there is nothing more to do.
+    ///
+    /// # Errors
+    /// When state cannot be read or written; what was not done yet is found again by the next turn.
+    pub async fn turn(&self, context: &FetchContext, now: Option<Timestamp>) -> Result<(), StateError> {
+        while !context.stop.is_cancelled() {
+            let work = {
+                let mut state = self.lock();
+                state.look_for_fresh();
+                state.shedding = state.bytes > self.0.settings.bytes_max
+                    || (state.shedding && state.bytes > self.0.settings.bytes_max / 10 * SHED_TO_TENTHS);
+                state.said_shed &= state.shedding;
+                self.next(&state, now)
+            };
+            match work {
+                Work::Nothing => return Ok(()),
+                Work::Look(pages) => self.release(context, pages, false).await?,
+                Work::Ship(pages) => self.release(context, pages, true).await?,
+                Work::Drop(pages) => self.drop_pages(context, pages).await?,
+                Work::Forget(pages) => self.forget_flags(context, pages).await?,
+                Work::Fold(pages) => self.fold_flags(context, &pages).await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&self, state: &State, now: Option<Timestamp>) -> Work {
+        let settings = &self.0.settings;
+        let oldest = |n: usize| state.pages.keys().take(n).copied().collect::<Vec<_>>();
+        if !state.suspects.is_empty() {
+            return Work::Look(state.suspects.iter().take(PAGES_PER_RELEASE).copied().collect());
+        }
+        let Some(((created, _), _)) = state.pages.first_key_value() else { return self.next_of_flags(state, now) };
+        // Nothing is dropped any more, or nothing tells any more what may be: what waited is not lost for it.
+        if !settings.dropping || state.horizon == Horizon::Blind {
+            return Work::Ship(oldest(PAGES_PER_RELEASE));
+        }
+        if state.is_past(*created, settings.hold) {
+            let past = oldest(PAGES_PER_DROP).into_iter().take_while(|(created, _)| state.is_past(*created, settings.hold));
+            return Work::Drop(past.collect());
+        }
+        if state.shedding || state.bytes > settings.bytes_max {
+            let mut left = state.bytes;
+            let goal = settings.bytes_max / 10 * SHED_TO_TENTHS;
+            let mut pages = Vec::new();
+            for (id, held) in state.pages.iter().take(PAGES_PER_RELEASE) {
+                if left <= goal {
+                    break;
+                }
+                left = left.saturating_sub(held.bytes);
+                pages.push(*id);
+            }
+            return Work::Ship(pages);
+        }
+        self.next_of_flags(state, now)
+    }
+
+    fn next_of_flags(&self, state: &State, now: Option<Timestamp>) -> Work {
+        if !state.untidy {
+            return Work::Nothing;
+        }
+        let settings = &self.0.settings;
+        let aged = |meta: &FlagMeta| now.is_some_and(|now| now.duration_since(meta.newest) > settings.flag_age);
+        let mut forget: Vec<u64> =
+            state.flag_pages.iter().filter(|(_, meta)| meta.live == 0 || aged(meta)).map(|(n, _)| *n).collect();
+        if forget.is_empty() && state.flags.len() as u64 > settings.flags_max {
+            forget.extend(state.flag_pages.keys().next());
+        }
+        if !forget.is_empty() {
+            return Work::Forget(forget);
+        }
+        let small = state.flag_pages.iter().filter(|(_, meta)| meta.live < FLAGS_SMALL).map(|(n, _)| *n);
+        let small: Vec<u64> = small.take(FOLD_PAGES).collect();
+        if small.len() == FOLD_PAGES { Work::Fold(small) } else { Work::Nothing }
+    }
+
+    /// Ships the flagged reads of these pages, or all of them, and then takes what was shipped off the pages.
+    async fn release(&self, context: &FetchContext, pages: Vec<PageId>, all: bool) -> Result<(), StateError> {
+        let mut by_type: BTreeMap<ContentType, Vec<PageId>> = BTreeMap::new();
+        {
+            let mut state = self.lock();
+            for id in pages {
+                match state.pages.get(&id) {
+                    Some(held) => by_type.entry(held.head.content_type).or_default().push(id),
+                    None => drop(state.suspects.remove(&id)),
+                }
+            }
+        }
+        for (content_type, pages) in by_type {
+            let mut release = Release::default();
+            for id in pages {
+                self.take_from(context, id, all, &mut release).await?;
+                if release.builder.bytes() >= BATCH_BYTES {
+                    self.deliver(context, content_type, std::mem::take(&mut release)).await?;
+                }
+                if context.stop.is_cancelled() {
+                    break;
+                }
+            }
+            self.deliver(context, content_type, release).await?;
+        }
+        Ok(())
+    }
+
+    /// Renders what is to be shipped of one page.
+    async fn take_from(
+        &self,
+        context: &FetchContext,
+        id: PageId,
+        all: bool,
+        release: &mut Release,
+    ) -> Result<(), StateError> {
+        let key = self.0.keys.held_page(id.1);
+        let Some((bytes, _)) = self.0.store.load(&key).await? else {
+            return Err(StateError::Corrupt { key, why: "the page is missing".into() });
+        };
+        let page = HeldPage::decode(&key, &bytes)?;
+        let mut kept = Vec::new();
+        for record in page.records {
+            let Ok(event) = Event::parse(&record.raw) else {
+                // It was one when it was put on hold.
+                kept.push(record);
+                continue;
+            };
+            let flag = self.flag_of(&links_of_read(&event)).await?;
+            let note = match &flag {
+                Some(flag) => DlpNote::Flagged(flag),
+                None if all => DlpNote::Undetermined,
+                None => {
+                    kept.push(record);
+                    continue;
+                }
+            };
+            match note {
+                DlpNote::Flagged(_) => release.flagged += 1,
+                DlpNote::Undetermined => release.undetermined += 1,
+            }
+            let blob = BlobContext {
+                tenant: &self.0.settings.tenant,
+                content_type: page.content_type,
+                content_id: &page.content_id,
+                content_created: page.created,
+            };
+            release.builder.push_with(|out| Some(context.normaliser.render_noted(&event, &blob, note, out)));
+        }
+        release.pages.push((id, HeldPage { records: kept, ..page }));
+        Ok(())
+    }
+
+    async fn deliver(
+        &self,
+        context: &FetchContext,
+        content_type: ContentType,
+        mut release: Release,
+    ) -> Result<(), StateError> {
+        let tenant = &self.0.settings.tenant;
+        let mut change = Change::default();
+        let mut after = Vec::new();
+        let _permit = context.budget.take(release.builder.bytes()).await;
+        if !release.builder.is_empty() {
+            let batch = release.builder.finish(context.source.clone(), tenant.clone(), content_type);
+            change.aside = context.courier.deliver(batch).await;
+        }
+        for (id, page) in release.pages {
+            let key = self.0.keys.held_page(id.1);
+            let before = self.lock().pages.get(&id).map_or(0, |held| held.head.records());
+            if page.records.is_empty() {
+                change.unheld.push(Op::Delete { key, expected: Expected::Any });
+                after.push((id, None));
+            } else if (page.records.len() as u64) < before {
+                let value = page.encode();
+                let held = Held { head: page.head(), bytes: value.len() as u64 + PAGE_COST_BYTES };
+                change.unheld.push(put(key, value));
+                after.push((id, Some(held)));
+            } else {
+                // None of its reads is of a flagged item: 32 bits happened to be the same.
+                self.lock().suspects.remove(&id);
+            }
+        }
+        if !change.unheld.is_empty() {
+            context.ledger.commit(change).await?;
+        }
+        let mut state = self.lock();
+        for (id, held) in after {
+            state.remove_page(id);
+            if let Some(held) = held {
+                state.add_page(id, held);
+            }
+            state.suspects.remove(&id);
+        }
+        let say = release.undetermined > 0 && !std::mem::replace(&mut state.said_shed, release.undetermined > 0);
+        drop(state);
+        self.0.room.notify_waiters();
+        for (reason, n) in [("flagged", release.flagged), ("undetermined", release.undetermined)] {
+            if n > 0 {
+                ::metrics::counter!(metrics::RELEASED_EVENTS_TOTAL, "tenant" => tenant.to_string(), "content_type" => content_type.as_str(), "reason" => reason).increment(n);
+            }
+        }
+        if say {
+            tracing::warn!(
+                %tenant, hold_bytes_max = self.0.settings.bytes_max,
+                "hold-full: routine reads are shipped as `dlp.undetermined` before it can be known whether they are flagged"
+            );
+        }
+        Ok(())
+    }
+
+    async fn drop_pages(&self, context: &FetchContext, pages: Vec<PageId>) -> Result<(), StateError> {
+        let key = |id: &PageId| self.0.keys.held_page(id.1);
+        let unheld = pages.iter().map(|id| Op::Delete { key: key(id), expected: Expected::Any }).collect();
+        context.ledger.commit(Change { unheld, ..Change::default() }).await?;
+        let mut counts: BTreeMap<(ContentType, Arc<str>), u64> = BTreeMap::new();
+        let mut state = self.lock();
+        for id in pages {
+            let Some(held) = state.remove_page(id) else { continue };
+            for (rule, n) in held.head.rules {
+                *counts.entry((held.head.content_type, rule)).or_default() += u64::from(n);
+            }
+        }
+        drop(state);
+        self.0.room.notify_waiters();
+        for ((content_type, rule), n) in counts {
+            ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => self.0.settings.tenant.to_string(), "content_type" => content_type.as_str(), "reason" => rule.to_string()).increment(n);
+        }
+        Ok(())
+    }
+
+    // ---- flags ----
+
+    /// The flags that matches add to what is known.
+    async fn new_flags(&self, matches: Vec<Match>, at: Timestamp) -> Result<Vec<FlagEntry>, StateError> {
+        let mut found: BTreeMap<Link, Flag> = BTreeMap::new();
+        for Match { links, flag } in matches {
+            for link in links {
+                match found.get_mut(&link) {
+                    Some(known) => drop(known.merge(&flag)),
+                    None => drop(found.insert(link, flag.clone())),
+                }
+            }
+        }
+        let mut flags = Vec::with_capacity(found.len());
+        for (link, mut flag) in found {
+            let known = self.lock().flags.get(&link).copied();
+            let page = match known {
+                Some(number) => self.flag_page(number).await?,
+                None => None,
+            };
+            let mut at = at;
+            if let Some(entry) = page.as_ref().and_then(|page| page.get(&link)) {
+                let mut all = entry.flag.clone();
+                if !all.merge(&flag) && at.duration_since(entry.at) < FLAG_RENEWED_AFTER {
+                    continue;
+                }
+                at = at.max(entry.at);
+                flag = all;
+            }
+            flags.push(FlagEntry { link, at, flag });
+        }
+        Ok(flags)
+    }
+
+    /// A page of flags, by link; `None` when it is there no longer.
+    async fn flag_page(&self, number: u64) -> Result<Option<Arc<BTreeMap<Link, FlagEntry>>>, StateError> {
+        let cached = |cache: &VecDeque<(u64, Arc<BTreeMap<Link, FlagEntry>>)>| {
+            cache.iter().find(|(known, _)| *known == number).map(|(_, page)| page.clone())
+        };
+        if let Some(page) = cached(&self.lock_cache()) {
+            return Ok(Some(page));
+        }
+        let key = self.0.keys.flag_page(number);
+        let Some((bytes, _)) = self.0.store.load(&key).await? else { return Ok(None) };
+        let page = FlagPage::decode(&key, &bytes)?;
+        let page: Arc<BTreeMap<Link, FlagEntry>> =
+            Arc::new(page.flags.into_iter().map(|entry| (entry.link, entry)).collect());
+        let mut cache = self.lock_cache();
+        cache.push_front((number, page.clone()));
+        cache.truncate(CACHED_PAGES_MAX);
+        Ok(Some(page))
+    }
+
+    fn lock_cache(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<BTreeMap<Link, FlagEntry>>)>> {
+        self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn forget_flags(&self, context: &FetchContext, pages: Vec<u64>) -> Result<(), StateError> {
+        let key = |number: &u64| self.0.keys.flag_page(*number);
+        let unheld = pages.iter().map(|number| Op::Delete { key: key(number), expected: Expected::Any }).collect();
+        context.ledger.commit(Change { unheld, ..Change::default() }).await?;
+        let mut state = self.lock();
+        let full = state.flags.len() as u64 > self.0.settings.flags_max && !state.said_full;
+        state.said_full |= full;
+        for number in &pages {
+            state.flag_pages.remove(number);
+        }
+        state.flags.retain(|_, number| !pages.contains(number));
+        drop(state);
+        if full {
+            tracing::warn!(
+                tenant = %self.0.settings.tenant, flags_max = self.0.settings.flags_max,
+                "dlp-flags-full: more items are flagged by data loss prevention than `dlp_flags_max`; those flagged longest ago are forgotten, reads of them count as routine"
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes one page of many small ones.
+    async fn fold_flags(&self, context: &FetchContext, pages: &[u64]) -> Result<(), StateError> {
+        let mut live: BTreeMap<Link, FlagEntry> = BTreeMap::new();
+        for number in pages {
+            let Some(page) = self.flag_page(*number).await? else { continue };
+            let state = self.lock();
+            let current = page.values().filter(|entry| state.flags.get(&entry.link) == Some(number));
+            live.extend(current.map(|entry| (entry.link, entry.clone())));
+        }
+        let mut change = Change::default();
+        let mut folded = Vec::new();
+        let entries: Vec<FlagEntry> = live.into_values().collect();
+        for flags in entries.chunks(FLAGS_PER_PAGE) {
+            let page = FlagPage { flags: flags.to_vec() };
+            let number = self.lock().take_flag_page_number();
+            change.held.push(put(self.0.keys.flag_page(number), page.encode()));
+            folded.push((number, page));
+        }
+        let key = |number: &u64| self.0.keys.flag_page(*number);
+        change.unheld.extend(pages.iter().map(|number| Op::Delete { key: key(number), expected: Expected::Any }));
+        context.ledger.commit(change).await?;
+        let mut state = self.lock();
+        for (number, page) in folded {
+            // One flagged again meanwhile stays with the page that says so.
+            let links = page.flags.iter().map(|entry| entry.link);
+            let moved: Vec<Link> =
+                links.filter(|link| state.flags.get(link).is_some_and(|known| pages.contains(known))).collect();
+            let fresh = std::mem::take(&mut state.fresh);
+            state.add_flags(number, page.newest(), moved.into_iter());
+            state.fresh = fresh;
+        }
+        for number in pages {
+            state.flag_pages.remove(number);
+        }
+        state.flags.retain(|_, number| !pages.contains(number));
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Release {
+    builder: BatchBuilder,
+    /// What stays of each page.
+    pages: Vec<(PageId, HeldPage)>,
+    flagged: u64,
+    undetermined: u64,
+}
+
+impl State {
+    /// Whether all matches that could concern a read made available then are known.
+    fn is_past(&self, created: Timestamp, hold: SignedDuration) -> bool {
+        match self.horizon {
+            Horizon::Blind => false,
+            Horizon::Until(until) => created.saturating_add(hold).is_ok_and(|end| end <= until),
+        }
+    }
+
+    fn take_page_number(&mut self) -> u64 {
+        self.next_page += 1;
+        self.next_page - 1
+    }
+
+    fn take_flag_page_number(&mut self) -> u64 {
+        self.next_flag_page += 1;
+        self.next_flag_page - 1
+    }
+
+    /// Makes a page visible; what is flagged already is looked for in it.
+    fn add_page(&mut self, id: PageId, held: Held) {
+        self.records += held.head.records();
+        self.bytes += held.bytes;
+        if !self.flags.is_empty() {
+            let flagged = |prefix: u32| self.flags.range(Link::of_prefix(prefix)).next().is_some();
+            if held.head.links.iter().any(|prefix| flagged(*prefix)) {
+                self.suspects.insert(id);
+            }
+        }
+        self.pages.insert(id, held);
+    }
+
+    fn remove_page(&mut self, id: PageId) -> Option<Held> {
+        let held = self.pages.remove(&id)?;
+        self.records -= held.head.records();
+        self.bytes -= held.bytes;
+        self.suspects.remove(&id);
+        Some(held)
+    }
+
+    /// Makes flags visible; they are looked for among the held by the next turn.
+    fn add_flags(&mut self, number: u64, newest: Timestamp, links: impl Iterator<Item = Link>) {
+        let mut live = 0;
+        for link in links {
+            live += 1;
+            self.fresh.insert(link.prefix());
+            if let Some(old) = self.flags.insert(link, number)
+                && let Some(meta) = self.flag_pages.get_mut(&old)
+            {
+                meta.live -= 1;
+            }
+        }
+        self.flag_pages.insert(number, FlagMeta { live, newest });
+        self.untidy = true;
+    }
+
+    /// Finds the pages that may hold a read of what was flagged lately.
+    fn look_for_fresh(&mut self) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let fresh: Vec<u32> = std::mem::take(&mut self.fresh).into_iter().collect();
+        for (id, held) in &self.pages {
+            let links = &held.head.links;
+            let (few, many) = if fresh.len() < links.len() { (&fresh[..], &links[..]) } else { (&links[..], &fresh[..]) };
+            if few.iter().any(|prefix| many.binary_search(prefix).is_ok()) {
+                self.suspects.insert(*id);
+            }
+        }
+    }
+}
+
+fn put(key: String, value: bytes::Bytes) -> Op {
+    Op::Put { key, value, expected: Expected::Any }
+}
+
+fn number_of(key: &str) -> Result<u64, StateError> {
+    let number = key.rsplit('/').next().and_then(|text| u64::from_str_radix(text, 16).ok());
+    number.ok_or_else(|| StateError::Corrupt { key: key.to_owned(), why: "its name is no number".into() })
+}
