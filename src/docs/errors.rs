@@ -199,6 +199,7 @@ fn written(&(slug, what, remedy, origin): &Written) -> Entry {
     Entry { slug, what: what.to_owned(), remedy: remedy.to_owned(), origin }
 }
 
+const HEALTH: &str = "`m365-audit health` (`src/cli/health.rs`)";
 const CHECK: &str = "`m365-audit check` (`src/source/check.rs`)";
 const LOOP: &str = "a running source: log and health (`src/source/tenant.rs`)";
 
@@ -218,6 +219,7 @@ const WRITTEN: &[Written] = &[
         "the Fluent Bit input (`src/hosts/fluent_bit/instance.rs`)",
     ),
     (EXPIRES_SLUG, "the client certificate, or the client secret by `client_secret_expires`, ends within 30 days or has ended", EXPIRES_HINT, "signing in: log (`src/auth/mod.rs`), and `m365-audit check`"),
+    ("health-unreachable", "nothing answers at the metrics listener's address", "check that `m365-audit run` is running and that `[metrics] listen` is the address that was asked", HEALTH),
     ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
     ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),
     ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
