@@ -164,10 +164,10 @@ impl HeldHead {
         let mut rules: Vec<(Arc<str>, u32)> = Vec::new();
         for (_, rule, _) in &header.records {
             let known = header.rules.get(usize::from(*rule));
-            count_rule(&mut rules, known.ok_or_else(|| StateError::Corrupt {
-                key: key.to_owned(),
-                why: "a rule is missing".into(),
-            })?);
+            count_rule(
+                &mut rules,
+                known.ok_or_else(|| StateError::Corrupt { key: key.to_owned(), why: "a rule is missing".into() })?,
+            );
         }
         let content_type = content_type(key, &header.content_type)?;
         Ok(HeldHead { content_type, created: header.created, rules, links: sorted(links) })
@@ -383,6 +383,7 @@ mod tests {
     fn format_1_is_read_for_ever() {
         let page = HeldPage::decode("h", include_bytes!("../../tests/fixtures/state/held.v1.bin")).unwrap();
         assert_eq!((page.records.len(), page.records[1].raw.as_ref()), (2, &b"{\"Id\":\"b\"}"[..]));
+        assert_eq!(*page.head().links, [1, 7, 0xffff_fffe]);
         let flags = FlagPage::decode("f", include_bytes!("../../tests/fixtures/state/flags.v1.bin")).unwrap();
         assert_eq!(flags.flags[0].flag.policies, ["Payment cards"]);
     }

@@ -185,7 +185,7 @@ mod tests {
 
             2. FileAccessed by bob@contoso.com on https://x/y 
                dropped by SP-12 where `drop_routine` is on; else info
-               - SP-12 drop: routine volume; kept when the record itself is flagged by data loss prevention
+               - SP-12 drop: routine volume; kept when data loss prevention flags what was read
                  because the operation is FileAccessed
                  see T1213.002 · https://learn.microsoft.com/purview/audit-log-activities
 

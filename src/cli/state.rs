@@ -4,6 +4,7 @@
 //! writer. Moving a position back forgets the marks of what is to be read again; moving it forward passes events over,
 //! so it asks for `--yes` and the next run delivers a gap record that says so.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use super::Failure;
 use super::exit::Exit;
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, TrackedBlob};
+use crate::checkpoint::held::HeldHead;
 use crate::checkpoint::key_set::{self, KeySet, Kind};
 use crate::config::{Config, SourceConfig};
 use crate::host::{Expected, Op, Revision, StateError, StateStore};
@@ -29,7 +31,7 @@ pub struct StateArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum StateCommand {
-    /// Show positions, blobs still owed, and records a host rejected
+    /// Show positions, blobs still owed, routine reads on hold, and records a host rejected
     Show {
         /// The configuration file
         #[arg(short, long, value_name = "FILE")]
@@ -75,6 +77,16 @@ struct StreamShown {
     last_listing: Option<Timestamp>,
     tracked: Vec<TrackedShown>,
     set_aside: Vec<AsideShown>,
+    held: HeldShown,
+}
+
+/// Routine reads on hold.
+#[derive(Serialize, Default, Clone)]
+struct HeldShown {
+    events: u64,
+    bytes: u64,
+    /// `contentCreated` of the oldest.
+    oldest: Option<Timestamp>,
 }
 
 #[derive(Serialize)]
@@ -129,6 +141,7 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
     let mut shown = Vec::new();
     for (name, source) in &config.sources {
         let keys = Keys::of(&source.tenant_id);
+        let held = held(&store, &keys).await?;
         for &content_type in &source.content_types {
             let Some((position, _)) = load::<Position>(&store, &keys.position(content_type)).await? else { continue };
             let tracked = load_all::<TrackedBlob>(&store, &keys.tracked(content_type)).await?;
@@ -155,6 +168,7 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
                         bytes: a.record.len(),
                     })
                     .collect(),
+                held: held.get(&content_type).cloned().unwrap_or_default(),
             });
         }
     }
@@ -172,6 +186,20 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
     Ok(Exit::Done)
 }
 
+/// What is on hold, by content type.
+async fn held(store: &dyn StateStore, keys: &Keys) -> Result<BTreeMap<ContentType, HeldShown>, Failure> {
+    let mut all: BTreeMap<ContentType, HeldShown> = BTreeMap::new();
+    for (key, _) in store.list(&keys.held()).await.map_err(broken)? {
+        let Some((bytes, _)) = store.load(&key).await.map_err(broken)? else { continue };
+        let head = HeldHead::decode(&key, &bytes).map_err(broken)?;
+        let shown = all.entry(head.content_type).or_default();
+        shown.events += head.records();
+        shown.bytes += bytes.len() as u64;
+        shown.oldest = Some(shown.oldest.map_or(head.created, |oldest| oldest.min(head.created)));
+    }
+    Ok(all)
+}
+
 fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
     let time = |t: Option<Timestamp>| t.map_or("-".to_owned(), |t| t.to_string());
     writeln!(out, "{} {} ({})", stream.source, stream.content_type, stream.tenant)?;
@@ -184,6 +212,9 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
         for blob in &stream.tracked {
             writeln!(out, "    {}  created {}  expires {}", blob.content_id, blob.created, blob.expires)?;
         }
+    }
+    if let HeldShown { events, bytes, oldest: Some(oldest) } = &stream.held {
+        writeln!(out, "  on hold         {events} routine reads ({bytes} bytes), the oldest made available {oldest}")?;
     }
     if !stream.set_aside.is_empty() {
         writeln!(out, "  set aside       {} (written out by `state export`)", stream.set_aside.len())?;
@@ -268,12 +299,18 @@ async fn set(
     Ok(Exit::Done)
 }
 
-async fn load<T: format::Stored + serde::de::DeserializeOwned>(store: &dyn StateStore, key: &str) -> Result<Option<(T, Revision)>, Failure> {
+async fn load<T: format::Stored + serde::de::DeserializeOwned>(
+    store: &dyn StateStore,
+    key: &str,
+) -> Result<Option<(T, Revision)>, Failure> {
     let stored: Option<(Bytes, Revision)> = store.load(key).await.map_err(broken)?;
     stored.map(|(bytes, revision)| Ok((format::decode(key, &bytes).map_err(broken)?, revision))).transpose()
 }
 
-async fn load_all<T: format::Stored + serde::de::DeserializeOwned>(store: &dyn StateStore, prefix: &str) -> Result<Vec<T>, Failure> {
+async fn load_all<T: format::Stored + serde::de::DeserializeOwned>(
+    store: &dyn StateStore,
+    prefix: &str,
+) -> Result<Vec<T>, Failure> {
     let mut all = Vec::new();
     for (key, _) in store.list(prefix).await.map_err(broken)? {
         // Beside a running process an entry may go between the list and the load.

@@ -372,9 +372,8 @@ mod tests {
     #[test]
     fn the_item_is_found_inside_a_file_id() {
         // `01`, four bytes and the GUID 9cc7be1c-… in little-endian order, in base32.
-        let guid: [u8; 16] = [
-            0x1c, 0xbe, 0xc7, 0x9c, 0x5a, 0xdd, 0x95, 0x48, 0xb7, 0xcb, 0x75, 0x7d, 0xe6, 0xd5, 0x1b, 0x42,
-        ];
+        let guid: [u8; 16] =
+            [0x1c, 0xbe, 0xc7, 0x9c, 0x5a, 0xdd, 0x95, 0x48, 0xb7, 0xcb, 0x75, 0x7d, 0xe6, 0xd5, 0x1b, 0x42];
         let mut bytes = vec![0xa3, 0x5e, 0x01, 0x7f];
         bytes.extend(guid);
         let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
@@ -392,9 +391,7 @@ mod tests {
     #[test]
     fn what_is_and_what_is_no_match() {
         let policy = json!([{"PolicyName": "Cards", "Rules": [{"Severity": "Low"}, {"Severity": "High"}]}]);
-        let event = |operation: &str, record_type: i64| {
-            json!({"Operation": operation, "RecordType": record_type, "PolicyDetails": policy, "IncidentId": "i"})
-        };
+        let event = |operation: &str, record_type: i64| json!({"Operation": operation, "RecordType": record_type, "PolicyDetails": policy, "IncidentId": "i"});
         let flag = Flag { policies: vec!["Cards".into()], incidents: vec!["i".into()], severity: Severity::High };
         for (operation, record_type) in
             [("DlpRuleMatch", 11), ("DLPRuleMatch", 13), ("dlprulematch.", 999), ("FileUploadedToCloud", 63)]

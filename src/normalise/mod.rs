@@ -336,7 +336,9 @@ pub struct Explanation<'n> {
 fn with_note<'r>(reason: Option<Cow<'r, str>>, note: Option<DlpNote<'_>>) -> Option<Cow<'r, str>> {
     let more = match note {
         None => return reason,
-        Some(DlpNote::Undetermined) => "shipped before it could be known whether data loss prevention flagged it".into(),
+        Some(DlpNote::Undetermined) => {
+            "shipped before it could be known whether data loss prevention flagged it".into()
+        }
         Some(DlpNote::Flagged(flag)) if flag.policies.is_empty() => "data loss prevention flagged the item".to_owned(),
         Some(DlpNote::Flagged(flag)) => {
             format!("data loss prevention flagged the item (policy {})", flag.policies.join(", "))

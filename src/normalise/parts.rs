@@ -47,7 +47,17 @@ impl<'d, 'a> Parts<'d, 'a> {
         let alert_category = event.text_of(Member::Category);
         let category = category::of(workload.as_deref(), record_type, alert_category.as_deref());
         let operation = facts.folded_operation();
-        Parts { event, facts, assessment, reason, actor: Actor::of(event), record_type, operation, category, note: None }
+        Parts {
+            event,
+            facts,
+            assessment,
+            reason,
+            actor: Actor::of(event),
+            record_type,
+            operation,
+            category,
+            note: None,
+        }
     }
 
     /// Writes `dlp`: why an event that a rule would have dropped is shipped.

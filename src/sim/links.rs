@@ -53,8 +53,11 @@ pub(super) fn event(
             "linked-read"
         }
         ContentType::Exchange => {
-            let items: Vec<Value> = (0..rng.usize(1..4)).map(|_| rng.u32(0..ITEMS)).chain([n])
-                .map(|n| json!({"InternetMessageId": message(n), "SizeInBytes": 8192})).collect();
+            let items: Vec<Value> = (0..rng.usize(1..4))
+                .map(|_| rng.u32(0..ITEMS))
+                .chain([n])
+                .map(|n| json!({"InternetMessageId": message(n), "SizeInBytes": 8192}))
+                .collect();
             add(
                 &mut event,
                 json!({
@@ -155,7 +158,9 @@ impl Truth {
             let routine = event.as_ref().filter(|event| is_routine(event));
             let due = |event: &Value| {
                 let until = made_available(index).and_then(|at| at.checked_add(hold).ok());
-                names(event).iter().any(|name| matched.get(name).is_some_and(|at| until.is_none_or(|until| *at < until)))
+                names(event)
+                    .iter()
+                    .any(|name| matched.get(name).is_some_and(|at| until.is_none_or(|until| *at < until)))
             };
             optional.push(routine.is_some_and(|event| !due(event)));
         }

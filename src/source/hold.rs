@@ -419,7 +419,8 @@ impl Hold {
             return Work::Ship(oldest(PAGES_PER_RELEASE));
         }
         if state.is_past(*created, settings.hold) {
-            let past = oldest(PAGES_PER_DROP).into_iter().take_while(|(created, _)| state.is_past(*created, settings.hold));
+            let past =
+                oldest(PAGES_PER_DROP).into_iter().take_while(|(created, _)| state.is_past(*created, settings.hold));
             return Work::Drop(past.collect());
         }
         if state.shedding || state.bytes > settings.bytes_max {
@@ -798,7 +799,8 @@ impl State {
         let fresh: Vec<u32> = std::mem::take(&mut self.fresh).into_iter().collect();
         for (id, held) in &self.pages {
             let links = &held.head.links;
-            let (few, many) = if fresh.len() < links.len() { (&fresh[..], &links[..]) } else { (&links[..], &fresh[..]) };
+            let (few, many) =
+                if fresh.len() < links.len() { (&fresh[..], &links[..]) } else { (&links[..], &fresh[..]) };
             if few.iter().any(|prefix| many.binary_search(prefix).is_ok()) {
                 self.suspects.insert(*id);
             }

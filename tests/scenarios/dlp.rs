@@ -242,7 +242,11 @@ async fn what_is_on_hold_survives_a_stop_and_a_crash() {
         let running = w.start();
         w.pass(mins(12)).await;
         assert_eq!(w.watch.held(), 2);
-        if crash { w.kill(running).await } else { drop(w.stop(running).await) }
+        if crash {
+            w.kill(running).await
+        } else {
+            drop(w.stop(running).await)
+        }
         let found = [file_match(&w, 2, "Cards")];
         w.publish(DLP, found);
         w.clock.advance(mins(30));
@@ -310,7 +314,11 @@ async fn a_parked_dlp_type_is_not_waited_for() {
     assert_eq!(w.watch.held(), 1, "what else it waits for is waited for");
     w.pass(mins(25)).await;
     w.assert_nothing_held();
-    assert!(matches!(w.host.health(), Health::Degraded { ref why, .. } if why.contains("DLP.All")), "{}", w.host.health());
+    assert!(
+        matches!(w.host.health(), Health::Degraded { ref why, .. } if why.contains("DLP.All")),
+        "{}",
+        w.host.health()
+    );
     w.sim.set_roles(["ActivityFeed.Read", "ActivityFeed.ReadDlp"]);
     w.sim.revoke_tokens();
     w.pass(mins(40)).await;
@@ -367,7 +375,8 @@ async fn beyond_the_bound_the_oldest_are_shipped_as_undetermined() {
         assert_eq!(read["severity"], "info");
         assert_eq!(read["raw"]["ListItemUniqueId"], json!(item(at as u64 / 5)), "the oldest first");
     }
-    let held: usize = w.store.entries().iter().filter(|(key, _)| key.contains("/dlp/held/")).map(|(_, v)| v.len()).sum();
+    let held: usize =
+        w.store.entries().iter().filter(|(key, _)| key.contains("/dlp/held/")).map(|(_, v)| v.len()).sum();
     assert!(held <= 65_536, "{held}");
     // What waits still finds its match.
     let found = [file_match(&w, 59, "Cards")];
