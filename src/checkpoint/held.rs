@@ -259,9 +259,11 @@ impl Stored for FlagHeader {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct FlagBody {
     policies: Vec<String>,
-    /// Of each flag: link, Unix seconds, severity, policies by number, incidents.
-    flags: Vec<(String, i64, String, Vec<u32>, Vec<String>)>,
+    flags: Vec<FlagRow>,
 }
+
+/// Link, Unix seconds, severity, policies by number, incidents.
+type FlagRow = (String, i64, String, Vec<u32>, Vec<String>);
 
 impl FlagPage {
     /// The newest of its flags.

@@ -106,12 +106,16 @@ struct Inner {
     store: Arc<dyn StateStore>,
     state: Mutex<State>,
     /// Pages of flags read lately.
-    cache: Mutex<VecDeque<(u64, Arc<BTreeMap<Link, FlagEntry>>)>>,
+    cache: Mutex<FlagCache>,
     /// There is work for the tenant's loop to start.
     woken: Notify,
     /// There is room again.
     room: Notify,
 }
+
+/// A page of flags, by link.
+type FlagsByLink = Arc<BTreeMap<Link, FlagEntry>>;
+type FlagCache = VecDeque<(u64, FlagsByLink)>;
 
 /// Oldest first.
 type PageId = (Timestamp, u64);
@@ -644,25 +648,22 @@ impl Hold {
     }
 
     /// A page of flags, by link; `None` when it is there no longer.
-    async fn flag_page(&self, number: u64) -> Result<Option<Arc<BTreeMap<Link, FlagEntry>>>, StateError> {
-        let cached = |cache: &VecDeque<(u64, Arc<BTreeMap<Link, FlagEntry>>)>| {
-            cache.iter().find(|(known, _)| *known == number).map(|(_, page)| page.clone())
-        };
+    async fn flag_page(&self, number: u64) -> Result<Option<FlagsByLink>, StateError> {
+        let cached = |cache: &FlagCache| cache.iter().find(|(known, _)| *known == number).map(|(_, page)| page.clone());
         if let Some(page) = cached(&self.lock_cache()) {
             return Ok(Some(page));
         }
         let key = self.0.keys.flag_page(number);
         let Some((bytes, _)) = self.0.store.load(&key).await? else { return Ok(None) };
         let page = FlagPage::decode(&key, &bytes)?;
-        let page: Arc<BTreeMap<Link, FlagEntry>> =
-            Arc::new(page.flags.into_iter().map(|entry| (entry.link, entry)).collect());
+        let page: FlagsByLink = Arc::new(page.flags.into_iter().map(|entry| (entry.link, entry)).collect());
         let mut cache = self.lock_cache();
         cache.push_front((number, page.clone()));
         cache.truncate(CACHED_PAGES_MAX);
         Ok(Some(page))
     }
 
-    fn lock_cache(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<BTreeMap<Link, FlagEntry>>)>> {
+    fn lock_cache(&self) -> MutexGuard<'_, FlagCache> {
         self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
