@@ -53,6 +53,25 @@ pub struct Change {
     pub tenant: Option<TenantState>,
     /// Forget keys that are past their time, by Microsoft's clock.
     pub expire_at: Option<Timestamp>,
+    /// Done once all of it is durable, before whoever handed it in is told, and also when they are gone.
+    pub on_durable: OnDurable,
+}
+
+/// Something to be done once a change is durable.
+#[derive(Default)]
+pub struct OnDurable(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl OnDurable {
+    /// Has `work` done.
+    pub fn new(work: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(work)))
+    }
+}
+
+impl std::fmt::Debug for OnDurable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "OnDurable(some)" } else { "OnDurable(none)" })
+    }
 }
 
 /// What an earlier run left.
@@ -219,7 +238,10 @@ impl Ledger {
         let mut group = Vec::new();
         while self.changes.recv_many(&mut group, CHANGES_PER_COMMIT_MAX).await > 0 {
             let result = self.commit_group(&group).await;
-            for pending in group.drain(..) {
+            for mut pending in group.drain(..) {
+                if let Some(work) = pending.change.on_durable.0.take().filter(|_| result.is_ok()) {
+                    work();
+                }
                 let _ = pending.answer.send(result.clone());
             }
             result?;

@@ -19,7 +19,7 @@ use crate::api::{ApiClient, ApiError};
 use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
 use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key_set::Key;
-use crate::checkpoint::ledger::{Change, LedgerHandle};
+use crate::checkpoint::ledger::{Change, LedgerHandle, OnDurable};
 use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, StateError, StateStore};
 use crate::metrics;
@@ -203,7 +203,7 @@ impl FetchContext {
     async fn deliver_and_commit(self, closed: Closed) -> Result<(), Outcome> {
         let (change, done) = closed.deliver(&self).await;
         self.commit(change).await?;
-        done.committed(&self);
+        done.open.committed();
         Ok(())
     }
 }
@@ -216,10 +216,9 @@ struct Closed {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// What becomes visible once a commit is durable.
+/// Records the host has: their claims and their share of the budget stand until the commit is durable.
 struct Delivered {
     open: OpenBatch,
-    staged: Staged,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -229,16 +228,10 @@ impl Closed {
         let Closed { batch, open, mut staged, permit } = self;
         let aside = if batch.is_empty() { Vec::new() } else { context.courier.deliver(batch).await };
         let held = std::mem::take(&mut staged.ops);
-        let change = Change { held, aside, delivered: open.keys().to_vec(), ..Change::default() };
-        (change, Delivered { open, staged, _permit: permit })
-    }
-}
-
-impl Delivered {
-    fn committed(self, context: &FetchContext) {
-        // Flags and held reads first: whoever waited for the keys may count on both.
-        context.hold.committed(self.staged);
-        self.open.committed();
+        let hold = context.hold.clone();
+        let on_durable = OnDurable::new(move || hold.committed(staged));
+        let change = Change { held, aside, delivered: open.keys().to_vec(), on_durable, ..Change::default() };
+        (change, Delivered { open, _permit: permit })
     }
 }
 
@@ -463,9 +456,19 @@ impl<'a> Run<'a> {
         let hold = &self.context.hold;
         let links = links_of_read(event);
         let judgement = hold.judge(&links, self.job.blob.created);
-        if judgement == Judgement::Flagged
-            && let Some(flag) = hold.flag_of(&links).await.map_err(unclaimed)?
-        {
+        let flag = match judgement {
+            Judgement::Flagged => hold.flag_of(&links).await,
+            Judgement::Drop | Judgement::Hold => Ok(None),
+        };
+        let flag = match flag {
+            Ok(flag) => flag,
+            Err(error) => {
+                // Whatever ends this fetch here, its key must not be committed with what was collected before it.
+                self.open.unclaim_last();
+                return Err(unclaimed(error));
+            }
+        };
+        if let Some(flag) = flag {
             let blob = context_of(&self.context.tenant, &self.job.blob);
             let normaliser = &self.context.normaliser;
             self.builder.push_with(|out| Some(normaliser.render_noted(event, &blob, DlpNote::Flagged(&flag), out)));
@@ -480,6 +483,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         if self.held.is_empty() && !hold.room(&self.context.stop).await {
+            self.open.unclaim_last();
             return Err(Outcome::Stopped);
         }
         let raw = bytes::Bytes::copy_from_slice(event.text().as_bytes());
@@ -558,9 +562,9 @@ impl<'a> Run<'a> {
 
     /// Takes what was collected so far; `None` when that is nothing.
     async fn close_batch(&mut self) -> Result<Option<Closed>, Outcome> {
-        let (held, matches) = (std::mem::take(&mut self.held), std::mem::take(&mut self.matches));
+        let staged = self.context.hold.stage(&self.job.blob, &mut self.held, &mut self.matches).await;
+        let staged = staged.map_err(unclaimed)?;
         self.held_bytes = 0;
-        let staged = self.context.hold.stage(&self.job.blob, held, matches).await.map_err(unclaimed)?;
         if self.builder.is_empty() && staged.is_empty() {
             return Ok(None);
         }
@@ -594,13 +598,13 @@ impl<'a> Run<'a> {
             let (change, done) = last.unzip();
             self.context.commit(Change { settled, untracked, ..change.unwrap_or_default() }).await?;
             if let Some(done) = done {
-                done.committed(self.context);
+                done.open.committed();
             }
         } else {
             // Others may wait for this blob's keys as it waits for theirs: commit the keys before waiting.
             if let Some((change, done)) = last {
                 self.context.commit(change).await?;
-                done.committed(self.context);
+                done.open.committed();
             }
             for dependency in std::mem::take(&mut self.dependencies) {
                 if !dependency.committed().await {

@@ -317,23 +317,25 @@ impl Hold {
         }
     }
 
-    /// Makes reads of a blob and matches in it ready to be committed.
+    /// Makes reads of a blob and matches in it ready to be committed, and takes them.
     ///
     /// # Errors
-    /// When what is known of an item had to be read from the store and could not be.
+    /// When what is known of an item had to be read from the store and could not be; nothing is taken then.
     pub async fn stage(
         &self,
         blob: &BlobRef,
-        records: Vec<HeldRecord>,
-        matches: Vec<Match>,
+        records: &mut Vec<HeldRecord>,
+        matches: &mut Vec<Match>,
     ) -> Result<Staged, StateError> {
         let mut staged = Staged::default();
+        let flags = self.new_flags(matches, blob.created).await?;
+        matches.clear();
         if !records.is_empty() {
             let page = HeldPage {
                 content_type: blob.content_type,
                 content_id: blob.id.clone(),
                 created: blob.created,
-                records,
+                records: std::mem::take(records),
             };
             let value = page.encode();
             let number = self.lock().take_page_number();
@@ -341,7 +343,6 @@ impl Hold {
             staged.ops.push(put(self.0.keys.held_page(number), value));
             staged.page = Some(((blob.created, number), held));
         }
-        let flags = self.new_flags(matches, blob.created).await?;
         if !flags.is_empty() {
             let links = flags.iter().map(|entry| entry.link).collect();
             let page = FlagPage { flags };
@@ -616,13 +617,13 @@ impl Hold {
     // ---- flags ----
 
     /// The flags that matches add to what is known.
-    async fn new_flags(&self, matches: Vec<Match>, at: Timestamp) -> Result<Vec<FlagEntry>, StateError> {
+    async fn new_flags(&self, matches: &[Match], at: Timestamp) -> Result<Vec<FlagEntry>, StateError> {
         let mut found: BTreeMap<Link, Flag> = BTreeMap::new();
         for Match { links, flag } in matches {
             for link in links {
-                match found.get_mut(&link) {
-                    Some(known) => drop(known.merge(&flag)),
-                    None => drop(found.insert(link, flag.clone())),
+                match found.get_mut(link) {
+                    Some(known) => drop(known.merge(flag)),
+                    None => drop(found.insert(*link, flag.clone())),
                 }
             }
         }

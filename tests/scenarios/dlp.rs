@@ -457,6 +457,40 @@ async fn matches_of_one_file_add_up_over_restarts() {
     w.assert_clean();
 }
 
+/// While what is known of an item cannot be read, its blob fails, and neither a flagged read nor what came with it is lost.
+#[tokio::test]
+async fn a_flag_that_cannot_be_read_now_fails_the_blob_and_loses_nothing() {
+    let mut w = world().await;
+    let found = [file_match(&w, 1, "Cards")];
+    w.publish(DLP, found);
+    w.run_for(mins(12)).await;
+    for part in ["/dlp/flags/", "/dlp/"] {
+        let running = w.start();
+        w.pass(mins(1)).await;
+        *running.store.unreadable.lock().unwrap() = Some(part);
+        let copy = w.sim.truth().events.len() as u64;
+        let events = [
+            w.events(1, w.now()).remove(0),
+            file_read(&w, 900 + copy, copy),
+            file_read(&w, 1, copy),
+            file_match(&w, 1, &format!("Names {copy}")),
+        ];
+        w.publish(SHAREPOINT, events);
+        let before = w.reads().len();
+        w.pass(mins(12)).await;
+        assert_eq!(w.reads().len(), before);
+        *running.store.unreadable.lock().unwrap() = None;
+        w.pass(mins(12)).await;
+        assert_eq!(w.reads().len(), before + 1);
+        w.stop(running).await;
+        w.assert_nothing_lost();
+    }
+    w.run_for(mins(80)).await;
+    w.assert_nothing_held();
+    w.assert_flagged(2);
+    w.assert_clean();
+}
+
 /// A flag is forgotten after its time, and not before.
 #[tokio::test]
 async fn a_flag_ages() {

@@ -317,6 +317,8 @@ pub struct WatchedStore {
     dead: AtomicBool,
     /// While above zero, that many commits fail as a full disk does.
     pub full: AtomicU64,
+    /// Values whose key holds this cannot be read.
+    pub unreadable: Mutex<Option<&'static str>>,
     /// The process dies in a commit that concerns held reads or flags: after how many more of them, and how many of its
     /// steps the store still takes, as one does that is not all or nothing.
     pub dies: Mutex<Option<(u64, usize)>>,
@@ -325,7 +327,15 @@ pub struct WatchedStore {
 
 impl WatchedStore {
     pub fn new(store: Arc<MemoryStore>, watch: Arc<Watch>, commits: Arc<AtomicU64>) -> Self {
-        Self { store, watch, dead: AtomicBool::new(false), full: AtomicU64::new(0), dies: Mutex::new(None), commits }
+        Self {
+            store,
+            watch,
+            dead: AtomicBool::new(false),
+            full: AtomicU64::new(0),
+            dies: Mutex::new(None),
+            unreadable: Mutex::new(None),
+            commits,
+        }
     }
 
     /// Whether the process has died in a commit.
@@ -406,6 +416,9 @@ impl WatchedStore {
 #[async_trait]
 impl StateStore for WatchedStore {
     async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+        if self.unreadable.lock().unwrap().is_some_and(|part| key.contains(part)) {
+            return Err(StateError::Unavailable("it cannot be read now".into()));
+        }
         self.store.load(key).await
     }
 
