@@ -4,11 +4,13 @@ pub mod check;
 pub mod demo;
 pub mod exit;
 pub mod explain;
+pub mod health;
 pub mod logging;
 pub mod normalize;
 pub mod plugin;
 pub mod run;
 pub mod schema;
+mod service;
 pub mod simulate;
 pub mod state;
 pub mod validate;
@@ -49,6 +51,8 @@ enum Command {
     Run(run::RunArgs),
     /// Test the connection of each source, with cause and remedy for each fault; changes nothing without --probe
     Check(check::CheckArgs),
+    /// Ask a running process how its sources fare; exit code 0 when none has failed
+    Health(health::HealthArgs),
     /// Check a configuration file, telling all problems at once
     Validate(validate::Args),
     /// Show the source at work on a simulated tenant: no account, no network
@@ -95,6 +99,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             run::run(args).await
         }
         Command::Check(args) => check::check_all(args, &mut out).await,
+        Command::Health(args) => health::health(args, &mut out).await,
         Command::Validate(args) => {
             validate::validate(&args, &mut out, &mut std::io::stderr()).map_err(|error| match error {
                 validate::ValidateError::Config(error) => error.into(),
