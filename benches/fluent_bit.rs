@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Every input runs as the examples have it (not threaded, filesystem storage) into the `null` output, one after the
-//! other, against one simulated tenant in this process. Fluent Bit's own counter of the input's records says how fast:
+//! other, against one `m365-audit simulate`. Fluent Bit's own counter of the input's records says how fast:
 //! from the first records seen to the last, so that no start is in it. MB are of the records as JSON lines.
 
 #[cfg(target_os = "linux")]
@@ -30,9 +30,7 @@ mod linux {
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use m365_audit::clock::SystemClock;
-    use m365_audit::model::Timestamp;
-    use m365_audit::sim::{GenerateSpec, Sim, SimConfig};
+    use m365_audit::sim::SimConfig;
 
     /// Events of the tenant; `M365_BENCH_EVENTS` is another number.
     const EVENTS: usize = 200_000;
@@ -48,8 +46,9 @@ mod linux {
     struct Bench {
         fluent_bit: PathBuf,
         library: PathBuf,
-        program: &'static str,
-        sim: Sim,
+        /// The program and the library: those cargo built, or `M365_AUDIT` and `M365_AUDIT_PLUGIN`.
+        program: PathBuf,
+        url: String,
         config: SimConfig,
         dir: tempfile::TempDir,
         lines: f64,
@@ -73,18 +72,25 @@ mod linux {
             println!("skipped: no Fluent Bit; name one in FLUENT_BIT or put it into PATH");
             return;
         };
-        let library = std::env::current_exe().unwrap().with_file_name("libm365_audit.so");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let config = SimConfig { page_size: 200, ..SimConfig::default() };
-        let sim = runtime.block_on(Sim::start(config.clone(), SystemClock::new())).unwrap();
+        let beside = std::env::current_exe().unwrap().with_file_name("libm365_audit.so");
+        let library = std::env::var_os("M365_AUDIT_PLUGIN").map_or(beside, PathBuf::from);
+        let program =
+            std::env::var_os("M365_AUDIT").map_or_else(|| env!("CARGO_BIN_EXE_m365-audit").into(), PathBuf::from);
+        let config = SimConfig::default();
         let events = std::env::var("M365_BENCH_EVENTS").map_or(EVENTS, |text| text.parse().unwrap());
-        let ago = |hours| Timestamp::now() - jiff::SignedDuration::from_hours(hours);
-        let mut spec = GenerateSpec::new(events / EVENTS_PER_BLOB, EVENTS_PER_BLOB, ago(20), ago(1));
-        spec.late_rate = 0.0;
-        sim.generate(&config.tenants[0], spec);
-        let program = env!("CARGO_BIN_EXE_m365-audit");
+        let address = format!("127.0.0.1:{}", free_port());
+        let url = format!("http://{address}");
+        let mut command = Command::new(&program);
+        command.args(["simulate", "--listen", &address, "--days", "1", "--page-size", "200", "--blobs"]);
+        command.arg((events / EVENTS_PER_BLOB).to_string()).arg("--events-per-blob").arg(EVENTS_PER_BLOB.to_string());
+        let _tenant = Agent(command.stderr(Stdio::null()).spawn().unwrap());
+        let start = Instant::now();
+        while TcpStream::connect(&address).is_err() {
+            assert!(start.elapsed() < START_MAX, "the simulated tenant does not listen");
+            std::thread::sleep(SAMPLE_EVERY);
+        }
         let dir = tempfile::tempdir().unwrap();
-        let mut bench = Bench { fluent_bit, library, program, sim, config, dir, lines: 0.0, bytes: 0.0 };
+        let mut bench = Bench { fluent_bit, library, program, url, config, dir, lines: 0.0, bytes: 0.0 };
         bench.write_records();
         println!("{}", bench.version());
         println!("{} records, {:.0} MB as JSON lines", bench.lines, bench.bytes / 1e6);
@@ -105,7 +111,7 @@ mod linux {
         fn agent_toml(&self, name: &str, sink: &str) -> PathBuf {
             let path = self.path(name);
             let SimConfig { client_id, client_secret, tenants, .. } = &self.config;
-            let (url, tenant) = (self.sim.url(), &tenants[0]);
+            let (url, tenant) = (&self.url, &tenants[0]);
             let state = self.path(&format!("{name}.state"));
             let _ = fs::remove_dir_all(&state);
             let text = format!(
@@ -122,7 +128,7 @@ mod linux {
         fn write_records(&mut self) {
             let records = self.path("records.ndjson");
             let agent = self.agent_toml("file.toml", &format!("type = \"file\"\npath = {records:?}"));
-            let status = Command::new(self.program).args(["run", "--once", "-c"]).arg(agent).status().unwrap();
+            let status = Command::new(&self.program).args(["run", "--once", "-c"]).arg(agent).status().unwrap();
             assert!(status.success());
             let text = fs::read(&records).unwrap();
             self.lines = text.iter().filter(|byte| **byte == b'\n').count() as f64;
@@ -140,7 +146,7 @@ mod linux {
             println!("\n| input | events/s | MB/s | of `exec` | CPU s per million events | ours of it | memory MiB |");
             println!("| --- | --- | --- | --- | --- | --- | --- |");
             let stdout = self.agent_toml("stdout.toml", "type = \"stdout\"");
-            let run = format!("{} run --once -c {}", self.program, stdout.display());
+            let run = format!("{} run --once -c {}", self.program.display(), stdout.display());
             add("`exec` of `m365-audit run`", exec(&run));
             add("`exec` of `cat`", exec(&format!("cat {}", records.display())));
             add(
@@ -171,7 +177,7 @@ mod linux {
         fn plugin(&self, mib: usize, threaded: &str) -> String {
             let SimConfig { client_id, client_secret, tenants, .. } = &self.config;
             let _ = fs::remove_dir_all(self.path("state"));
-            let (state, url, tenant) = (self.path("state"), self.sim.url(), &tenants[0]);
+            let (state, url, tenant) = (self.path("state"), &self.url, &tenants[0]);
             format!(
                 "name: m365_audit\n      data_dir: {}\n      tenant_id: {tenant}\n      client_id: {client_id}\n      \
                  client_secret: '{client_secret}'\n      api_url: {url}\n      authority_url: {url}\n      \
@@ -183,7 +189,7 @@ mod linux {
 
         fn measure(&self, input: &str) -> Outcome {
             let at = self.dir.path().display();
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = free_port();
             let _ = fs::remove_dir_all(self.path("storage"));
             fs::write(self.path("parsers.conf"), "[PARSER]\n    name json\n    format json\n").unwrap();
             let mut text = format!(
@@ -271,6 +277,10 @@ mod linux {
         let text = fs::read_to_string(path).unwrap_or_default();
         let behind = text.rfind(") ").map_or("", |at| &text[at + 2..]);
         behind.split(' ').nth(field - 2).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default() / TICKS_PER_SEC
+    }
+
+    fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
     fn exec(command: &str) -> String {
