@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use super::{Document, NOTICE};
 use crate::api::{known_errors, vendor_codes};
+use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::cli::normalize::NormalizeError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::host::StateError;
@@ -80,10 +81,10 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
         slug,
         what: what.to_owned(),
         remedy: remedy.to_owned(),
-        origin: if slug.starts_with("auth-") {
-            "signing in (`src/auth.rs`)"
-        } else {
-            "a call of the feed (`src/api/`)"
+        origin: match slug {
+            _ if slug.starts_with("auth-") => "signing in (`src/auth/`)",
+            _ if slug.starts_with("api-") => "a call of the feed (`src/api/`)",
+            _ => "signing in, or a call of the feed: the network between (`src/auth/network.rs`)",
         },
     });
     let mut pages: BTreeMap<&'static str, Vec<Entry>> = BTreeMap::new();
@@ -177,6 +178,12 @@ fn made() -> Vec<Entry> {
     for source in state_errors {
         entries.push(entry(&SourceError::State { tenant: tenant.clone(), source }, origin));
     }
+    let error = SourceError::File {
+        key: "ca_file",
+        path: PathBuf::from("/etc/ssl/certs/corporate-ca.pem"),
+        why: "Permission denied (os error 13)".to_owned(),
+    };
+    entries.push(entry(&error, origin));
     entries.push(entry(&SourceError::Internal("what was found".to_owned()), origin));
     entries
 }
@@ -211,6 +218,7 @@ const WRITTEN: &[Written] = &[
         "check the limit of processes of the user Fluent Bit runs as",
         "the Fluent Bit input (`src/hosts/fluent_bit/instance.rs`)",
     ),
+    (EXPIRES_SLUG, "the client certificate, or the client secret by `client_secret_expires`, ends within 30 days or has ended", EXPIRES_HINT, "signing in: log (`src/auth/mod.rs`), and `m365-audit check`"),
     ("health-unreachable", "nothing answers at the metrics listener's address", "check that `m365-audit run` is running and that `[metrics] listen` is the address that was asked", HEALTH),
     ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
     ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),

@@ -12,6 +12,7 @@ use super::subscription::START_INTERVAL;
 use super::{CheckFault, CheckStep, FaultKind, M365Audit, ServerTime, SourceError, fault_kind};
 use crate::api::{Action, ApiClient, ApiError, Started, TokenFacts};
 use crate::checkpoint::format::{self, Keys, TenantState};
+use crate::config::AuthMethod;
 use crate::host::{Expected, Op, StateStore};
 use crate::model::{Actionable, ContentType};
 
@@ -46,7 +47,19 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
             return steps;
         }
     };
-    steps.push(passed("sign in", format!("token for app `{}` from {}", config.client_id, config.authority_origin())));
+    steps.push(passed(
+        "sign in",
+        match config.auth {
+            AuthMethod::ManagedIdentity => {
+                format!("token of this machine's identity from {}", config.managed_identity_url())
+            }
+            _ => format!(
+                "token for app `{}` from {}",
+                config.client_id.as_deref().unwrap_or_default(),
+                config.authority_origin()
+            ),
+        },
+    ));
     clock("clock of the authority", api.authority_skew(), &mut steps);
     let read_missing = roles(&facts, wants_dlp, &mut steps);
 
