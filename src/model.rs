@@ -31,6 +31,11 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; "))
 }
 
+/// Where the page of an error stands, from the root of the repository and of the package's documents.
+pub fn error_page(slug: &str) -> String {
+    format!("docs/errors/{slug}.md")
+}
+
 /// A tenant's GUID, lower case. The API's URL takes only the GUID, never a domain (AF20013).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(Arc<str>);

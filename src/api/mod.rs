@@ -73,7 +73,8 @@ pub fn vendor_codes(slug: &str) -> Vec<String> {
 }
 
 const SETTINGS_HINT: &str = "check the CA file, `proxy_url` and the certificates this machine trusts";
-const UNREACHABLE_HINT: &str = "check DNS, firewall, proxy and the TLS certificates this machine trusts";
+const UNREACHABLE_HINT: &str = "`curl -I https://manage.office.com` must answer from this machine: check firewall, proxy \
+                                (`proxy_url`) and certificates (`ca_file`)";
 const TOO_LARGE_HINT: &str = "report it with this message";
 const BODY_HINT: &str =
     "none needed unless it lasts: it is asked for again; look for a proxy that cuts or alters answers";
@@ -478,7 +479,7 @@ impl Inner {
                 slug: known.map_or("api-unreachable", |cause| cause.slug),
                 says: match known {
                     Some(cause) => format!("{}: `{}`", cause.says, auth::excerpt(&why)),
-                    None => format!("no answer: {}", auth::excerpt(&why)),
+                    None => format!("no answer from `{}`: {}", self.links.host(), auth::excerpt(&why)),
                 },
                 hint: known.map_or(UNREACHABLE_HINT, |cause| cause.hint).into(),
             },

@@ -36,7 +36,7 @@ use network::network_cause;
 use crate::clock::Clock;
 pub use crate::config::Secret as SecretText;
 use crate::config::{IdentityHost, secret_header, wiped_bytes};
-use crate::model::{Actionable, TenantId, Timestamp};
+use crate::model::{Actionable, TenantId, Timestamp, is_guid};
 
 /// Most bytes read of an answer of the authority, and of a secret file; both are a few kilobytes in practice.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -218,6 +218,16 @@ impl AuthError {
         self.not_before
     }
 
+    /// The cause in a few words: no tenant, and nothing of the answer but its code.
+    pub fn summary(&self) -> String {
+        match (self.code, self.status, &self.detail) {
+            (Some(code), ..) => format!("{} (AADSTS{code})", self.says),
+            (None, Some(status), _) => format!("{} (status {status} from `{}`)", self.says, self.authority),
+            (None, None, Some(detail)) => format!("{} (`{}`): {detail}", self.says, self.authority),
+            (None, None, None) => self.says.to_owned(),
+        }
+    }
+
     /// The cause alone, without tenant and authority.
     fn cause_text(&self) -> String {
         let mut text = self.says.to_owned();
@@ -266,8 +276,17 @@ const NO_SERVICE_PRINCIPAL: Cause = cause(
     &[500011],
     "auth-api-not-in-tenant",
     "the tenant has no service principal for the API",
-    "add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the \
-     app and grant admin consent; also check `cloud`",
+    "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application \
+     permissions > ActivityFeed.Read, then Grant admin consent; or `az ad sp create --id \
+     c5393580-f805-4401-95e8-94b7a6ef2fc2`; also check `cloud`",
+);
+
+const SECRET_ID: Cause = cause(
+    &[],
+    "auth-secret-id-pasted",
+    "the client secret's id was given in place of its value",
+    "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: copy the column Value, \
+     shown only once, not Secret ID",
 );
 
 /// AADSTS codes with a cause of their own; others are refusals, or passing by their status.
@@ -276,27 +295,37 @@ const CAUSES: &[Cause] = &[
         &[7000215],
         "auth-secret-wrong",
         "the client secret is wrong",
-        "check `client_secret`: often the secret's id (a GUID) was pasted instead of its value, which is shown once",
+        "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value, shown \
+         only once, into `client_secret`; the secret's id (a GUID) is something else",
     ),
     cause(
         &[7000222],
         "auth-secret-expired",
         "the client secret has expired",
-        "make a new secret for the app in Entra and set it; a `client_secret_file` is read again by itself",
+        "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value into \
+         `client_secret`; a `client_secret_file` is read again by itself",
     ),
     cause(
         &[700016],
         "auth-app-not-in-tenant",
         "the app is not in this tenant",
-        "check `client_id`, `tenant_id` and `cloud`; an app of another tenant needs admin consent in this one",
+        "compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` \
+         with Overview > Tenant ID; an app of another tenant needs an admin of this one to open \
+         https://login.microsoftonline.com/TENANT/adminconsent?client_id=APP",
     ),
     cause(
         &[700027],
         "auth-certificate-refused",
         "the signature of the assertion was refused",
-        "upload the certificate to the app registration, and check that key and certificate belong together",
+        "Entra admin centre > App registrations > your app > Certificates & secrets > Certificates > Upload certificate: its \
+         thumbprint must be the one presented",
     ),
-    passing(&[700024], "auth-assertion-time", "the assertion is outside its time range", "check this machine's clock"),
+    passing(
+        &[700024],
+        "auth-assertion-time",
+        "the assertion is outside its time range",
+        "set this machine's clock: `timedatectl set-ntp true`",
+    ),
     cause(
         &[700211, 700212, 700213],
         "auth-federation-mismatch",
@@ -314,13 +343,14 @@ const CAUSES: &[Cause] = &[
         &[7000112],
         "auth-app-disabled",
         "the app is disabled in the tenant",
-        "enable sign-in for the enterprise application in Entra",
+        "Entra admin centre > Enterprise applications > the app > Properties > Enabled for users to sign-in: Yes",
     ),
     cause(
         &[90002],
         "auth-tenant-not-found",
         "the authority does not know the tenant",
-        "check `tenant_id` and `cloud`; a tenant of a government or China cloud is unknown elsewhere",
+        "compare `tenant_id` with Entra admin centre > Overview > Tenant ID; a tenant of a government or China cloud is \
+         unknown elsewhere: set `cloud`",
     ),
     cause(
         &[900023],
@@ -351,7 +381,7 @@ const CAUSES: &[Cause] = &[
         &[65001],
         "auth-consent-missing",
         "nobody has consented to the app in this tenant",
-        "grant admin consent for the app's permissions",
+        "Entra admin centre > App registrations > your app > API permissions > Grant admin consent",
     ),
     cause(
         &[70011, 1002012],
@@ -364,7 +394,8 @@ const CAUSES: &[Cause] = &[
         &[53003, 530003, 530034, 53011],
         "auth-conditional-access",
         "a Conditional Access policy refused this machine",
-        "allow this machine's outgoing address for the app in the workload identity policies",
+        "Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app \
+         (workload identities)",
     ),
     passing(
         &[90006, 90012, 90024, 90033, 90055, 90090],
@@ -385,7 +416,8 @@ const UNREACHABLE: Cause = passing(
     &[],
     "auth-unreachable",
     "the authority cannot be reached",
-    "check DNS, firewall, proxy and the TLS certificates this machine trusts",
+    "`curl -I https://login.microsoftonline.com` must answer from this machine: check firewall, proxy (`proxy_url`) and \
+     certificates (`ca_file`)",
 );
 const UNREADABLE: Cause = passing(
     &[],
@@ -764,6 +796,11 @@ impl TokenSource {
             return Ok((answer.access_token, header, life));
         }
         let (mut cause, code, words) = judge(status, &body);
+        if let (Some(7_000_215), Proof::Secret(secret)) = (code, proof)
+            && is_guid(secret.expose().trim())
+        {
+            cause = &SECRET_ID;
+        }
         if matches!(proof, Proof::Identity) && (cause.slug == REFUSED.slug || cause.slug == INTERCEPTED.slug) {
             cause = &IDENTITY_REFUSED;
         }
@@ -981,7 +1018,8 @@ fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, Option<Strin
 
 /// Slug, cause and remedy of every error of this module.
 pub(crate) fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    const OTHERS: [&Cause; 11] = [
+    const OTHERS: [&Cause; 12] = [
+        &SECRET_ID,
         &REFUSED,
         &UNAVAILABLE,
         &UNREACHABLE,

@@ -30,7 +30,7 @@ use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
 use crate::hosts::net::NetSinkError;
-use crate::model::Actionable;
+use crate::model::{Actionable, error_page};
 
 const AFTER_HELP: &str = "\
 Data goes to standard output, everything else to standard error.
@@ -165,7 +165,8 @@ pub struct Failure {
 impl Failure {
     /// An error with a slug and a remedy.
     pub fn of(error: &dyn Actionable, exit: Exit) -> Self {
-        Self { message: format!("{}: {error}\n  hint: {}", error.slug(), error.hint()), exit }
+        let page = error_page(error.slug());
+        Self { message: format!("{}: {error}\n  hint: {}\n  page: {page}", error.slug(), error.hint()), exit }
     }
 
     /// A bug of ours.

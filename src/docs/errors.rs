@@ -222,8 +222,9 @@ const WRITTEN: &[Written] = &[
     ("health-unreachable", "nothing answers at the metrics listener's address", "check that `m365-audit run` is running and that `[metrics] listen` is the address that was asked", HEALTH),
     ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
     ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),
-    ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
-    ("subscription-absent", "the subscription to a content type was not started yet", "`m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start", CHECK),
+    ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
+    ("audit-maybe-off", "content types are subscribed, and not one event was listed in 7 days: unified auditing is most likely off in the tenant", "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day", CHECK),
+    ("subscription-absent", "the subscription to a content type was not started yet", "`m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where auditing is off a start fails, which `check --probe` tells", CHECK),
     ("subscription-disabled", "the subscription to a content type was started once and is disabled now", "`m365-audit run` starts it again; what became available while it was off is gone", CHECK),
     ("start-too-recent", "`check --probe` did not start the subscription: Microsoft allows a start every 15 minutes", "try again when the time named is over", CHECK),
     ("state-not-read", "the state could not be read", "check the permissions of `data_dir`; a running source tries again by itself", "a source, `check --probe` and `m365-audit state`"),
@@ -244,7 +245,7 @@ const WRITTEN: &[Written] = &[
 /// What an operator may want to know beyond the remedy.
 fn more(slug: &str) -> Option<&'static str> {
     Some(match slug {
-        "api-audit-off" => {
+        "api-audit-off" | "audit-maybe-off" => {
             "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` shows the setting; ask it of Exchange \
              Online PowerShell, since Security & Compliance PowerShell always answers `False`."
         }

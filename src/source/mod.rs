@@ -72,7 +72,9 @@ pub struct CheckStep {
 pub struct CheckFault {
     /// Names the cause; also the page under `docs/errors/`.
     pub slug: String,
-    /// The cause.
+    /// The cause in a few words.
+    pub summary: String,
+    /// The cause with all that is known of it.
     pub cause: String,
     /// The remedy.
     pub remedy: String,
