@@ -335,3 +335,59 @@ fn every_page_is_in_the_table_of_contents() {
         assert!(root().join(page).exists(), "{page} is in the table of contents and does not exist");
     }
 }
+
+/// A page that promises something names the test that shows it; the test must be there.
+#[test]
+fn every_test_the_book_names_is_there() {
+    let mut code = String::new();
+    let mut folders = vec![root().join("src"), root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                code.push_str(&fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let mut named = 0;
+    for (page, text) in pages() {
+        for word in text.split('`').skip(1).step_by(2) {
+            let is_name = word.matches('_').count() >= 4
+                && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            // Names of metrics and settings have their own tests.
+            if is_name
+                && !word.starts_with("m365_audit_")
+                && text.contains(&format!(": `{word}`")) | page.ends_with("security.md")
+            {
+                named += 1;
+                assert!(code.contains(&format!("fn {word}(")), "{}: there is no test `{word}`", page.display());
+            }
+        }
+    }
+    assert!(named >= 30, "{named} tests are named");
+}
+
+/// What Kubernetes is given is a configuration this build takes.
+#[test]
+fn the_kubernetes_example_has_a_valid_configuration() {
+    let text = fs::read_to_string(root().join("packaging/kubernetes/m365-audit.yaml")).unwrap();
+    let block = text.split("  agent.toml: |\n").nth(1).unwrap().split("\n---").next().unwrap();
+    let toml: String = block.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    let token = tempfile::NamedTempFile::new().unwrap();
+    fs::write(token.path(), "eyJhbGciOiJub25lIn0.e30.").unwrap();
+    let config = m365_audit::config::Config::parse(&toml, &|name| {
+        (name == "AZURE_FEDERATED_TOKEN_FILE").then(|| token.path().display().to_string())
+    });
+    let config = config.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.warnings(), []);
+    // Its probes ask where it listens.
+    let port = config.metrics.unwrap().listen.port();
+    assert!(
+        text.contains(&format!("containerPort: {port}"))
+            && text.contains("path: /live")
+            && text.contains("path: /health")
+    );
+    assert!(text.contains(&format!("mountPath: {}", config.data_dir.display())));
+}
