@@ -167,7 +167,7 @@ impl Desk {
         let ear = UnixDatagram::bind(&socket).unwrap();
         ear.set_read_timeout(Some(WAIT)).unwrap();
         // A port of its own: the one in the book may be taken.
-        let at = command.contains(" simulate").then_some(" --listen 127.0.0.1:0").unwrap_or_default();
+        let at = if command.contains(" simulate") { " --listen 127.0.0.1:0" } else { "" };
         let mut shell = self.shell(&format!("exec {command}{at}"));
         shell.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
         let mut child = shell.spawn().unwrap();
@@ -303,7 +303,8 @@ fn every_link_leads_somewhere() {
                     || fs::read_to_string(&target)
                         .unwrap_or_default()
                         .lines()
-                        .filter_map(|line| line.starts_with('#').then(|| anchor(line.trim_start_matches('#'))))
+                        .filter(|line| line.starts_with('#'))
+                        .map(|line| anchor(line.trim_start_matches('#')))
                         .any(|heading| heading == fragment));
             if !alive {
                 dead.push(format!("{}: {link}", page.display()));

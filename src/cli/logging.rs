@@ -62,7 +62,6 @@ struct PlainVisit<'w> {
 
 impl PlainVisit<'_> {
     fn write(&mut self, field: &Field, value: &str) {
-        use fmt::Write;
         if self.result.is_err() {
             return;
         }
