@@ -83,7 +83,9 @@ fn blocks(text: &str) -> Vec<Vec<String>> {
             }
             (true, "```") => inside = false,
             (true, line) if !line.is_empty() && !line.starts_with('#') => {
-                let command = line.split("  #").next().unwrap().trim_end();
+                let command = line.split("  #").next().unwrap().trim_end().trim_end_matches(" &");
+                // The one that was built stands for the one that is installed.
+                let command = command.strip_prefix("target/release/").unwrap_or(command);
                 let commands = blocks.last_mut().unwrap();
                 match commands.last_mut() {
                     Some(begun) if begun.ends_with('\\') => {
