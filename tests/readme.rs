@@ -108,10 +108,14 @@ fn every_file_and_every_test_it_names_is_there() {
     let mut count = 0;
     for row in rows {
         let shown_by = row.rsplit(" | ").next().unwrap();
-        let mut names = shown_by.split('`').skip(1).step_by(2);
-        let file = names.next().unwrap();
-        let text = fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-        for name in names {
+        let (mut file, mut text) = ("", String::new());
+        for name in shown_by.split('`').skip(1).step_by(2) {
+            // A row may name tests of several files, each after its file.
+            if name.ends_with(".rs") {
+                file = name;
+                text = fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+                continue;
+            }
             assert!(text.contains(&format!("fn {name}(")), "{file} has no test `{name}`");
             count += 1;
         }
