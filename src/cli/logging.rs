@@ -1,11 +1,20 @@
 //! Logs to stderr, as text or JSON lines. Standard output belongs to data.
+//!
+//! Texts of others reach the log: what an origin answered, ids it gave. A line break or an escape sequence in one would
+//! begin a line of its own or command the terminal, so every value is written without control characters.
 
+use std::fmt::{self, Debug};
 use std::io::IsTerminal;
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::prelude::*;
 
 use crate::config::{LogConfig, LogFormat};
+use crate::model::plain;
 
 /// Installs the process's log. A second call changes nothing.
 pub fn install(config: &LogConfig) {
@@ -16,6 +25,7 @@ pub fn install(config: &LogConfig) {
         .unwrap_or_else(|| EnvFilter::new(format!("warn,m365_audit={}", config.level)));
     let stderr = std::io::stderr;
     let _ = match config.format {
+        // JSON has escapes of its own for what could break a line.
         LogFormat::Json => tracing_subscriber::registry()
             .with(filter)
             .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).with_target(false))
@@ -24,10 +34,59 @@ pub fn install(config: &LogConfig) {
             .with(filter)
             .with(
                 tracing_subscriber::fmt::layer()
+                    .fmt_fields(PlainFields)
                     .with_writer(stderr)
                     .with_target(false)
                     .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()),
             )
             .try_init(),
     };
+}
+
+/// The message, then `name=value` for each field, all of it plain.
+struct PlainFields;
+
+impl<'w> FormatFields<'w> for PlainFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visit = PlainVisit { writer, begun: false, result: Ok(()) };
+        fields.record(&mut visit);
+        visit.result
+    }
+}
+
+struct PlainVisit<'w> {
+    writer: Writer<'w>,
+    begun: bool,
+    result: fmt::Result,
+}
+
+impl PlainVisit<'_> {
+    fn write(&mut self, field: &Field, value: &str) {
+        if self.result.is_err() {
+            return;
+        }
+        // What a library's log macro says of its own source file.
+        if field.name().starts_with("log.") {
+            return;
+        }
+        let between = if std::mem::replace(&mut self.begun, true) { " " } else { "" };
+        self.result = match field.name() {
+            "message" => write!(self.writer, "{between}{}", plain(value)),
+            name => write!(self.writer, "{between}{name}={}", plain(value)),
+        };
+    }
+}
+
+impl Visit for PlainVisit<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.write(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.write(field, value);
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
 }

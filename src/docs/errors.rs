@@ -39,7 +39,7 @@ pub(super) fn documents() -> Vec<Document> {
     let mut index = format!(
         "{NOTICE}\n\n# Errors\n\n\
          An error begins with its slug, here the name of its page, and ends with a hint. The metric \
-         `m365_audit_errors_total` counts by slug. docs/operating.md lists the exit codes.\n\n\
+         `m365_audit_errors_total` counts by slug. [Operating](../operating.md) lists the exit codes.\n\n\
          | slug | what it says |\n| --- | --- |\n"
     );
     for (slug, entries) in &pages {

@@ -336,9 +336,9 @@ async fn subscriptions_on(
         failures += 1;
         let slow = matches!(error.action(), Action::SlowRetryTenant | Action::ParkType);
         if slow {
-            board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+            board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
         } else if failures >= 3 {
-            board.report(Place::Tenant, Level::Degraded, error.to_string(), &error.hint());
+            board.report(Place::Tenant, Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
         }
         if parts.once && (slow || failures >= ONCE_ATTEMPTS_MAX) {
             return Err(SourceError::Api { source: Box::new(error) });
@@ -963,7 +963,7 @@ impl Loop {
             self.failure_line_at = now + FAILURE_LINE_EVERY;
         }
         if let (Some(error), Some(Action::SlowRetryTenant)) = (&error, &action) {
-            self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+            self.board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
         }
         let Some(stream) = self.streams.get_mut(&content_type) else { return };
         let Some(unsettled) = stream.unsettled.get_mut(&job.key) else { return };
