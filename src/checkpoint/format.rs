@@ -25,6 +25,7 @@ pub const KINDS: &[&str] = &[
     "events/{d,p}/<number>",
     "dlp/held/<number>",
     "dlp/flags/<number>",
+    "backfill/<source>",
     "<content type>/position",
     "<content type>/blobs/{d,p}/<number>",
     "<content type>/tracked/<blob>",
@@ -56,6 +57,11 @@ impl Keys {
     /// What is remembered of the tenant as a whole: [`TenantState`].
     pub fn tenant(&self) -> String {
         format!("{}/tenant", self.tenant)
+    }
+
+    /// A source's back-fill that is not done: [`StoredBackfill`].
+    pub fn backfill(&self, source: &str) -> String {
+        format!("{}/backfill/{source}", self.tenant)
     }
 
     /// Prefix of the delivered events' keys.
@@ -115,7 +121,7 @@ impl Keys {
 }
 
 /// A value with a format version.
-pub trait Stored: Serialize {
+pub trait Stored: Serialize + DeserializeOwned {
     /// The version found in the value.
     fn format(&self) -> u32;
 }
@@ -130,7 +136,7 @@ macro_rules! stored {
     )*};
 }
 
-stored!(TenantState, Position, TrackedBlob, AsideRecord, Owner);
+stored!(TenantState, Position, TrackedBlob, AsideRecord, StoredBackfill, Owner);
 
 /// The bytes of a stored value.
 pub fn encode<T: Stored>(value: &T) -> Bytes {
@@ -142,12 +148,7 @@ pub fn encode<T: Stored>(value: &T) -> Bytes {
 ///
 /// # Errors
 /// [`StateError::Corrupt`] when the bytes are not such a value, or one of a newer format.
-pub fn decode<T: Stored + DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StateError> {
-    decode_borrowed(key, bytes)
-}
-
-/// The same for a value that borrows from its bytes.
-pub(super) fn decode_borrowed<'a, T: Stored + Deserialize<'a>>(key: &str, bytes: &'a [u8]) -> Result<T, StateError> {
+pub fn decode<T: Stored>(key: &str, bytes: &[u8]) -> Result<T, StateError> {
     #[derive(Deserialize)]
     struct Version {
         format: u32,
@@ -297,6 +298,25 @@ pub struct AsideRecord {
     pub record: String,
 }
 
+/// A back-fill that is not done, so that it goes on where it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredBackfill {
+    /// Format version.
+    pub format: u32,
+    /// Where its range begins.
+    pub from: Timestamp,
+    /// Where its range ends (exclusive).
+    pub to: Timestamp,
+    /// Whether what was delivered already is delivered again.
+    pub again: bool,
+    /// Drawn at its start: tells its repeats from those of another back-fill.
+    pub salt: String,
+    /// When it was begun.
+    pub started: Timestamp,
+    /// What is still to be read, by content type: intervals that are disjoint, in no order.
+    pub remaining: BTreeMap<String, Vec<(Timestamp, Timestamp)>>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,6 +344,8 @@ mod tests {
         assert_eq!(TrackedBlob::of(&blob.clone().into_blob(ContentType::Exchange)), blob);
         let stored = include_str!("../../tests/fixtures/state/tenant.v1.json");
         assert_eq!(decode::<TenantState>("t", stored.as_bytes()).unwrap().starts.len(), 1);
+        let stored = include_str!("../../tests/fixtures/state/backfill.v1.json");
+        assert_eq!(decode::<StoredBackfill>("b", stored.as_bytes()).unwrap().remaining.len(), 1);
         let stored = include_str!("../../tests/fixtures/state/aside.v1.json");
         assert_eq!(decode::<AsideRecord>("a", stored.as_bytes()).unwrap().severity, "high");
     }

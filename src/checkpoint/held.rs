@@ -6,7 +6,6 @@
 //! the held reads' links (little-endian, so that a start need not read the events), then the events' bytes as one Zstandard
 //! frame; of flags a frame alone.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -68,17 +67,17 @@ impl HeldHead {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct HeldHeader<'a> {
+struct HeldHeader {
     format: u32,
-    content_type: Cow<'a, str>,
-    content_id: Cow<'a, str>,
+    content_type: String,
+    content_id: Arc<str>,
     created: Timestamp,
     rules: Vec<Arc<str>>,
     /// Of each read: bytes, index into `rules`, how many links.
     records: Vec<(u32, u16, u32)>,
 }
 
-impl Stored for HeldHeader<'_> {
+impl Stored for HeldHeader {
     fn format(&self) -> u32 {
         self.format
     }
@@ -114,8 +113,8 @@ impl HeldPage {
         }
         let header = HeldHeader {
             format: FORMAT,
-            content_type: self.content_type.as_str().into(),
-            content_id: Cow::Borrowed(&self.content_id),
+            content_type: self.content_type.as_str().to_owned(),
+            content_id: self.content_id.clone(),
             created: self.created,
             rules,
             records,
@@ -150,7 +149,7 @@ impl HeldPage {
             (at, link_at) = (end, link_end);
         }
         let content_type = content_type(key, &header.content_type)?;
-        Ok(HeldPage { content_type, content_id: header.content_id.into(), created: header.created, records })
+        Ok(HeldPage { content_type, content_id: header.content_id, created: header.created, records })
     }
 }
 
@@ -193,11 +192,11 @@ fn content_type(key: &str, text: &str) -> Result<ContentType, StateError> {
 }
 
 /// Header, links and the compressed events of a held page.
-fn take_apart<'a>(key: &str, bytes: &'a [u8]) -> Result<(HeldHeader<'a>, Vec<u32>, &'a [u8]), StateError> {
+fn take_apart<'a>(key: &str, bytes: &'a [u8]) -> Result<(HeldHeader, Vec<u32>, &'a [u8]), StateError> {
     let corrupt = |why: &str| StateError::Corrupt { key: key.to_owned(), why: why.to_owned() };
     let end = memchr::memchr(b'\n', bytes).ok_or_else(|| corrupt("it has no header"))?;
     let (header, rest) = bytes.split_at(end);
-    let header: HeldHeader<'a> = format::decode_borrowed(key, header)?;
+    let header: HeldHeader = format::decode(key, header)?;
     let count: usize = header.records.iter().map(|(.., links)| *links as usize).sum();
     let (links, body) = rest
         .get(1..)

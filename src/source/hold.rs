@@ -66,21 +66,37 @@ pub struct HoldSettings {
     pub flag_age: SignedDuration,
 }
 
-/// How far everything is known that may bring a match.
+/// What is known that may bring a match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Horizon {
     /// No content type is read that brings matches: nothing is held.
     Blind,
-    /// Every match made available before this is known.
-    Until(Timestamp),
+    /// Every match made available between these is known, the end excluded.
+    Known {
+        /// Nothing older was ever listed.
+        from: Timestamp,
+        /// Newer ones may be to come.
+        until: Timestamp,
+    },
 }
 
-/// The horizon of the content types that bring matches, each with its `complete_until` and whether it is parked. One
-/// that is parked is not waited for, `hold_secs` are.
-pub fn horizon(waited: &[(Option<Timestamp>, bool)], now: Option<Timestamp>) -> Horizon {
-    let until = |&(complete, parked): &(Option<Timestamp>, bool)| if parked { now } else { complete };
+/// A content type that brings matches.
+#[derive(Debug, Clone, Copy)]
+pub struct Waited {
+    /// Its `origin`.
+    pub from: Timestamp,
+    /// Its `complete_until`.
+    pub until: Option<Timestamp>,
+    /// Cannot be listed for want of a permission: it is not waited for, `hold_secs` are.
+    pub parked: bool,
+}
+
+/// The horizon of the content types that bring matches.
+pub fn horizon(waited: &[Waited], now: Option<Timestamp>) -> Horizon {
+    let until = |waited: &Waited| if waited.parked { now } else { waited.until };
+    let from = waited.iter().filter(|waited| !waited.parked).map(|waited| waited.from).max();
     match waited.iter().map(until).map(|until| until.unwrap_or(Timestamp::MIN)).min() {
-        Some(until) => Horizon::Until(until),
+        Some(until) => Horizon::Known { from: from.unwrap_or(Timestamp::MIN), until },
         None => Horizon::Blind,
     }
 }
@@ -139,6 +155,8 @@ struct State {
     said_full: bool,
     /// Whether reads shipped for want of room were spoken of, since there was room last.
     said_shed: bool,
+    /// A loop gives it turns; a back-fill in a process of its own does not.
+    tended: bool,
     /// Pages of flags may have to be tidied.
     untidy: bool,
 }
@@ -194,7 +212,7 @@ impl Hold {
     pub async fn load(store: Arc<dyn StateStore>, settings: HoldSettings) -> Result<Hold, StateError> {
         let keys = Keys::of(&settings.tenant);
         let mut state = State {
-            horizon: Horizon::Until(Timestamp::MIN),
+            horizon: Horizon::Known { from: Timestamp::MIN, until: Timestamp::MIN },
             pages: BTreeMap::new(),
             records: 0,
             bytes: 0,
@@ -207,6 +225,7 @@ impl Hold {
             next_flag_page: 0,
             said_full: false,
             said_shed: false,
+            tended: false,
             untidy: true,
         };
         for (key, _) in store.list(&keys.flags()).await? {
@@ -248,7 +267,9 @@ impl Hold {
 
     /// Takes note of how far matches are known. Whatever was committed before this call was made counts as known.
     pub fn set_horizon(&self, horizon: Horizon) {
-        self.lock().horizon = horizon;
+        let mut state = self.lock();
+        state.horizon = horizon;
+        state.tended = true;
     }
 
     /// Reads and bytes on hold.
@@ -306,8 +327,11 @@ impl Hold {
         loop {
             let mut made = std::pin::pin!(self.0.room.notified());
             made.as_mut().enable();
-            if self.lock().bytes <= self.0.settings.bytes_max {
-                return true;
+            {
+                let state = self.lock();
+                if state.bytes <= self.0.settings.bytes_max || !state.tended {
+                    return true;
+                }
             }
             self.0.woken.notify_one();
             tokio::select! {
@@ -422,6 +446,10 @@ impl Hold {
         // Nothing is dropped any more, or nothing tells any more what may be: what waited is not lost for it.
         if !settings.dropping || state.horizon == Horizon::Blind {
             return Work::Ship(oldest(PAGES_PER_RELEASE));
+        }
+        if state.is_before(*created) {
+            let before = oldest(PAGES_PER_RELEASE).into_iter().take_while(|(created, _)| state.is_before(*created));
+            return Work::Ship(before.collect());
         }
         if state.is_past(*created, settings.hold) {
             let past =
@@ -742,8 +770,16 @@ impl State {
     fn is_past(&self, created: Timestamp, hold: SignedDuration) -> bool {
         match self.horizon {
             Horizon::Blind => false,
-            Horizon::Until(until) => created.saturating_add(hold).is_ok_and(|end| end <= until),
+            Horizon::Known { from, until } => {
+                from <= created && created.saturating_add(hold).is_ok_and(|end| end <= until)
+            }
         }
+    }
+
+    /// Whether a read is older than all that is listed of matches, as one of a back-fill may be: it never will be known
+    /// whether it is flagged.
+    fn is_before(&self, created: Timestamp) -> bool {
+        matches!(self.horizon, Horizon::Known { from, .. } if created < from)
     }
 
     fn take_page_number(&mut self) -> u64 {
