@@ -11,12 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backfill::Progress;
 use super::deliver::Courier;
 use super::hold::{Hold, Judgement, Staged};
+use super::tasks::Tasks;
 use crate::api::{ApiClient, ApiError};
 use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
 use crate::checkpoint::held::HeldRecord;
@@ -271,7 +271,7 @@ struct Run<'a> {
     /// Matches of data loss prevention among the events collected.
     matches: Vec<Match>,
     /// Batches handed over while the body still arrives.
-    deliveries: JoinSet<Result<(), Outcome>>,
+    deliveries: Tasks<Result<(), Outcome>>,
     /// Batches of other blobs that carry events of this one.
     dependencies: Vec<Dependency>,
     /// How often each id-less event occurred in this blob.
@@ -310,7 +310,7 @@ impl<'a> Run<'a> {
             held: Vec::new(),
             held_bytes: 0,
             matches: Vec::new(),
-            deliveries: JoinSet::new(),
+            deliveries: Tasks::new(),
             dependencies: Vec::new(),
             anonymous: HashMap::new(),
             damage: None,

@@ -12,6 +12,7 @@ pub mod health;
 pub mod hold;
 pub mod listing;
 pub mod subscription;
+mod tasks;
 pub mod tenant;
 
 use std::fmt;
