@@ -48,6 +48,8 @@ type Ended = (String, Result<Report, SourceError>);
 struct Running {
     config: SourceConfig,
     stop: CancellationToken,
+    /// Whether it has ended by itself; a reload starts it again.
+    ended: bool,
 }
 
 struct Process {
@@ -67,9 +69,9 @@ struct Process {
 /// # Errors
 /// What kept it from starting; what happens afterwards decides the exit code.
 pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
+    let (config, files) = Config::load_to_run(&args.config)?;
     logging::install(&config.log);
-    for warning in config.warnings() {
+    for warning in files.into_iter().chain(config.warnings()) {
         tracing::warn!("{warning}{}", warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default());
     }
     let clock: Arc<dyn Clock> = SystemClock::new();
@@ -181,11 +183,14 @@ impl Process {
             backfill_secs = config.backfill_secs, "source started"
         );
         let running = source.run(self.host.clone(), stop.clone());
-        self.sources.insert(name.clone(), Running { config, stop });
+        self.sources.insert(name.clone(), Running { config, stop, ended: false });
         self.tasks.spawn(async move { (name, running.await) });
     }
 
     fn ended(&mut self, name: &str, result: Result<Report, SourceError>) {
+        if let Some(running) = self.sources.get_mut(name) {
+            running.ended = true;
+        }
         let exit = match result {
             Ok(report) => {
                 for left in &report.left {
@@ -204,8 +209,13 @@ impl Process {
 
     /// Applies the configuration file as it is now; one with problems changes nothing.
     async fn reload(&mut self) {
-        let new = match Config::load(&self.path) {
-            Ok(new) => new,
+        let new = match Config::load_to_run(&self.path) {
+            Ok((new, files)) => {
+                for file in files {
+                    tracing::warn!("{file}");
+                }
+                new
+            }
             Err(error) => {
                 tracing::error!("not reloaded, the running configuration stays: {error}");
                 return;
@@ -218,7 +228,7 @@ impl Process {
         let changed: Vec<String> = self
             .sources
             .iter()
-            .filter(|(name, running)| new.sources.get(*name) != Some(&running.config))
+            .filter(|(name, running)| running.ended || new.sources.get(*name) != Some(&running.config))
             .map(|(name, _)| name.clone())
             .collect();
         for name in &changed {
@@ -226,7 +236,8 @@ impl Process {
                 running.stop.cancel();
             }
         }
-        let mut waiting = changed.clone();
+        let mut waiting: Vec<String> =
+            changed.iter().filter(|name| self.sources.get(*name).is_some_and(|r| !r.ended)).cloned().collect();
         while !waiting.is_empty() {
             let Some(ended) = self.tasks.join_next().await else { break };
             if let Ok((name, result)) = ended {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::deliver::Courier;
 use super::fetch::{Budget, FetchContext, Job, Outcome, deliver_notice};
-use super::health::{Board, Level, Place};
+use super::health::{Board, Level, Place, with_slug};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
 use super::subscription::Subscriptions;
 use super::{Report, ServerTime, SourceError};
@@ -325,9 +325,9 @@ async fn subscriptions_on(
         failures += 1;
         let slow = matches!(error.action(), Action::SlowRetryTenant | Action::ParkType);
         if slow {
-            board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+            board.report(Place::Tenant, Level::Failed, with_slug(&error), &error.hint());
         } else if failures >= 3 {
-            board.report(Place::Tenant, Level::Degraded, error.to_string(), &error.hint());
+            board.report(Place::Tenant, Level::Degraded, with_slug(&error), &error.hint());
         }
         if parts.once && (slow || failures >= ONCE_ATTEMPTS_MAX) {
             return Err(SourceError::Api { source: Box::new(error) });
@@ -877,7 +877,7 @@ impl Loop {
             self.failure_line_at = now + FAILURE_LINE_EVERY;
         }
         if let (Some(error), Some(Action::SlowRetryTenant)) = (&error, &action) {
-            self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+            self.board.report(Place::Tenant, Level::Failed, with_slug(error), &error.hint());
         }
         let Some(stream) = self.streams.get_mut(&content_type) else { return };
         let Some(unsettled) = stream.unsettled.get_mut(&job.key) else { return };
