@@ -213,6 +213,12 @@ const WRITTEN: &[Written] = &[
         "the Fluent Bit input (`src/hosts/fluent_bit/instance.rs`)",
     ),
     (
+        "fluent-bit-append-refused",
+        "Fluent Bit did not take a buffer of the input; nothing is lost, it is sent again until it is taken",
+        "Fluent Bit's own lines beside this one say why: mostly the disk of `storage.path` is full",
+        "the Fluent Bit input (`src/hosts/fluent_bit/settle.rs`)",
+    ),
+    (
         "fluent-bit-no-threads",
         "the Fluent Bit input cannot start its threads",
         "check the limit of processes of the user Fluent Bit runs as",
