@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::clock::Clock;
 use crate::host::{Health, Host};
 use crate::metrics;
-use crate::model::{Actionable, ContentType, TenantId, Timestamp};
+use crate::model::{ContentType, TenantId, Timestamp};
 
 /// Where a trouble belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,11 +41,6 @@ struct Trouble {
     level: Level,
     why: String,
     since: Timestamp,
-}
-
-/// An error as it is told in a log line and in health: the slug, which is the name of its page, then the error.
-pub fn with_slug(error: &dyn Actionable) -> String {
-    format!("{}: {error}", error.slug())
 }
 
 /// The troubles of one source. Cheap to clone.
