@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backfill::Progress;
 use super::deliver::{Aside, Courier};
+use super::tasks::Tasks;
 use crate::api::{ApiClient, ApiError};
 use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
 use crate::checkpoint::key_set::Key;
@@ -239,7 +239,7 @@ struct Run<'a> {
     builder: BatchBuilder,
     open: OpenBatch,
     /// Batches handed over while the body still arrives.
-    deliveries: JoinSet<Result<(), Outcome>>,
+    deliveries: Tasks<Result<(), Outcome>>,
     /// Batches of other blobs that carry events of this one.
     dependencies: Vec<Dependency>,
     /// How often each id-less event occurred in this blob.
@@ -275,7 +275,7 @@ impl<'a> Run<'a> {
             salvage: job.salvage(),
             builder: BatchBuilder::default(),
             open: context.events.open_batch(),
-            deliveries: JoinSet::new(),
+            deliveries: Tasks::new(),
             dependencies: Vec::new(),
             anonymous: HashMap::new(),
             damage: None,
