@@ -70,20 +70,23 @@ pub struct HostApi {
     scheduler: Option<Scheduler>,
 }
 
+/// `flb_sched_ctx_get`: the calling thread's scheduler, or null.
+type GetScheduler = unsafe extern "C" fn() -> *mut c_void;
+/// `flb_sched_timer_cb_create`: 0 done.
+type CreateTimer = unsafe extern "C" fn(
+    *mut c_void,
+    c_int,
+    c_int,
+    extern "C" fn(*mut c_void, *mut c_void),
+    *mut c_void,
+    *mut *mut c_void,
+) -> c_int;
+
 /// The engine's timers of the calling thread.
 #[derive(Debug, Clone, Copy)]
 struct Scheduler {
-    /// `flb_sched_ctx_get`: the calling thread's scheduler, or null.
-    get: unsafe extern "C" fn() -> *mut c_void,
-    /// `flb_sched_timer_cb_create`: 0 done.
-    create: unsafe extern "C" fn(
-        *mut c_void,
-        c_int,
-        c_int,
-        extern "C" fn(*mut c_void, *mut c_void),
-        *mut c_void,
-        *mut *mut c_void,
-    ) -> c_int,
+    get: GetScheduler,
+    create: CreateTimer,
 }
 
 /// `FLB_SCHED_TIMER_CB_ONESHOT`, from 2.0 to 5.1.
@@ -93,7 +96,13 @@ impl Scheduler {
     fn find() -> Option<Self> {
         let (get, create) = (symbol(c"flb_sched_ctx_get")?, symbol(c"flb_sched_timer_cb_create")?);
         // SAFETY: the signatures in `flb_scheduler.h`, the same from 2.0 to 5.1.
-        unsafe { Some(Self { get: std::mem::transmute(get), create: std::mem::transmute(create) }) }
+        let (get, create) = unsafe {
+            (
+                std::mem::transmute::<*mut c_void, GetScheduler>(get),
+                std::mem::transmute::<*mut c_void, CreateTimer>(create),
+            )
+        };
+        Some(Self { get, create })
     }
 }
 
