@@ -74,6 +74,7 @@ metrics_table! {
     REFUSED_BATCHES_TOTAL = Counter "m365_audit_refused_batches_total" ["tenant"] "Deliveries the host refused; they are sent again.";
     SET_ASIDE_RECORDS = Gauge "m365_audit_set_aside_records" ["tenant"] "Records the host rejected for good, kept in the state store.";
     CLOCK_SKEW_SECONDS = Gauge "m365_audit_clock_skew_seconds" ["tenant"] "Microsoft's clock minus this machine's.";
+    CREDENTIAL_EXPIRY_TIMESTAMP_SECONDS = Gauge "m365_audit_credential_expiry_timestamp_seconds" ["tenant"] "When the client certificate ends, or the client secret by `client_secret_expires` (Unix time); absent where nothing tells.";
     HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed.";
     SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] "Records a sink of the embedded host has confirmed.";
     SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";

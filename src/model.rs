@@ -18,6 +18,11 @@ pub trait Actionable: std::error::Error {
     fn hint(&self) -> String;
 }
 
+/// Where the page of an error stands, from the root of the repository and of the package's documents.
+pub fn error_page(slug: &str) -> String {
+    format!("docs/errors/{slug}.md")
+}
+
 /// A tenant's GUID, lower case. The API's URL takes only the GUID, never a domain (AF20013).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(Arc<str>);

@@ -111,6 +111,10 @@ impl Server {
             read_timeout: Duration::from_secs(5),
             ca_pem: None,
             proxy_url: None,
+            no_proxy: None,
+            proxy_client_pem: None,
+            assertion_audience: None,
+            secret_expires: None,
         }
     }
 

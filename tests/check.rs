@@ -2,7 +2,9 @@
 //! broken, the exit code, and the two lines an operator gets, cause and remedy.
 #![cfg(feature = "cli")]
 
+use std::cell::Cell;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +12,7 @@ use std::process::Command;
 use expect_test::{Expect, expect};
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::sim::{CallKind, Fault, FaultPlan, Script, Sim, SimConfig, StartFailure, SubscriptionState};
+use m365_audit::sim::{CallKind, Fault, FaultPlan, NewBlob, Script, Sim, SimConfig, StartFailure, SubscriptionState};
 use tempfile::TempDir;
 
 const OTHER_TENANT: &str = "99999999-2222-3333-4444-555555555555";
@@ -22,6 +24,8 @@ struct Bench {
     dir: TempDir,
     keys: toml::Table,
     args: &'static [&'static str],
+    /// Whether the tenant still has to get the content that one in use has.
+    content: Cell<bool>,
 }
 
 impl Bench {
@@ -43,7 +47,7 @@ impl Bench {
         for content_type in ContentType::ALL {
             sim.set_subscription(&tenant, content_type, SubscriptionState::Enabled);
         }
-        Self { sim, tenant, dir: tempfile::tempdir().unwrap(), keys, args: &[] }
+        Self { sim, tenant, dir: tempfile::tempdir().unwrap(), keys, args: &[], content: Cell::new(true) }
     }
 
     fn set(&mut self, key: &str, value: &str) {
@@ -52,6 +56,18 @@ impl Bench {
 
     fn turn_off(&self, content_type: ContentType) {
         self.sim.set_subscription(&self.tenant, content_type, SubscriptionState::Disabled);
+    }
+
+    /// As where auditing was never on.
+    fn remove_content(&self) {
+        self.content.set(false);
+    }
+
+    /// Microsoft's own hosts, behind this proxy.
+    fn behind(&mut self, proxy: &str) {
+        self.keys.remove("api_url");
+        self.keys.remove("authority_url");
+        self.set("proxy_url", proxy);
     }
 
     fn config_file(&self) -> PathBuf {
@@ -73,12 +89,18 @@ impl Bench {
 
     /// The exit code and what was printed, with ports and directories replaced.
     fn run(&self, command: &str, args: &[&str]) -> (i32, String) {
+        if self.content.replace(false) {
+            let two_days_ago = self.sim.now().checked_sub(jiff::SignedDuration::from_hours(50)).unwrap();
+            let blob = NewBlob::at(two_days_ago).with_events(["{}"]);
+            self.sim.add_blob(&self.tenant, ContentType::Exchange, blob);
+        }
         let output = Command::new(env!("CARGO_BIN_EXE_m365-audit"))
             .arg(command)
             .arg("-c")
             .arg(self.config_file())
             .args(args)
-            .env("NO_PROXY", "*")
+            // No proxy of this machine is used, and none of a test's is passed by.
+            .env("NO_PROXY", if self.keys.contains_key("proxy_url") { "" } else { "*" })
             .env_remove("M365_AUDIT_LOG")
             .output()
             .unwrap();
@@ -109,10 +131,8 @@ async fn check(breaking: impl FnOnce(&mut Bench), expected: Expect) {
     let (exit, text) = bench.run("check", bench.args);
     let told: Vec<&str> = text
         .lines()
-        .filter(|line| {
-            !line.starts_with("  ok ") && !line.starts_with("source contoso") && !line.starts_with("--probe ")
-        })
-        .map(|line| line.strip_prefix("  ").unwrap_or(line))
+        // The verdicts stand first; every step follows, for whoever wants more.
+        .take_while(|line| !line.is_empty() && !line.starts_with("--probe "))
         .collect();
     expected.assert_eq(&format!("exit {exit}\n{}", told.iter().map(|line| format!("{line}\n")).collect::<String>()));
     if bench.args.is_empty() {
@@ -133,84 +153,109 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(
         |_| {},
         expect![[r#"
-        exit 0
-    "#]],
+            exit 0
+            ok    everything is in order
+        "#]],
     )
     .await;
 
     // Sign-in.
     check(|b| b.set("client_secret", "not~the-secret-at-all-but-as-long-as-one"), expect![[r#"
         exit 77
-        FAIL  sign in: auth-secret-wrong: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: the client secret is wrong (AADSTS7000215): `AADSTS7000215: Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app 'aaaaaaaa-0000-4000-8000-00000000c11e'.`
-              remedy: check `client_secret`: often the secret's id (a GUID) was pasted instead of its value, which is shown once
+        FAIL  contoso: auth-secret-wrong: the client secret is wrong (AADSTS7000215)
+              mend: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value, shown only once, into `client_secret`; the secret's id (a GUID) is something else
+              page: docs/errors/auth-secret-wrong.md (found at: sign in)
     "#]]).await;
     check(|b| b.set("client_secret", "0a1b2c3d-0000-1111-2222-33334444abcd"), expect![[r#"
         exit 77
-        FAIL  sign in: auth-secret-wrong: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: the client secret is wrong (AADSTS7000215): `AADSTS7000215: Invalid client secret provided. Ensure the secret being sent in the request is the client secret value, not the client secret ID, for a secret added to app 'aaaaaaaa-0000-4000-8000-00000000c11e'.`
-              remedy: check `client_secret`: often the secret's id (a GUID) was pasted instead of its value, which is shown once
+        FAIL  contoso: auth-secret-id-pasted: the client secret's id was given in place of its value (AADSTS7000215)
+              mend: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: copy the column Value, shown only once, not Secret ID
+              page: docs/errors/auth-secret-id-pasted.md (found at: sign in)
     "#]]).await;
     check(|b| b.sim.configure(|c| c.token_error = Some(7000222)), expect![[r#"
         exit 77
-        FAIL  sign in: auth-secret-expired: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: the client secret has expired (AADSTS7000222): `AADSTS7000222: The provided client secret keys for app 'aaaaaaaa-0000-4000-8000-00000000c11e' are expired.`
-              remedy: make a new secret for the app in Entra and set it; a `client_secret_file` is read again by itself
+        FAIL  contoso: auth-secret-expired: the client secret has expired (AADSTS7000222)
+              mend: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value into `client_secret`; a `client_secret_file` is read again by itself
+              page: docs/errors/auth-secret-expired.md (found at: sign in)
     "#]]).await;
     check(|b| b.set("client_id", "bbbbbbbb-0000-4000-8000-00000000c11e"), expect![[r#"
         exit 77
-        FAIL  sign in: auth-app-not-in-tenant: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: the app is not in this tenant (AADSTS700016): `AADSTS700016: Application with identifier 'aaaaaaaa-0000-4000-8000-00000000c11e' was not found in the directory '11111111-2222-3333-4444-555555555555'.`
-              remedy: check `client_id`, `tenant_id` and `cloud`; an app of another tenant needs admin consent in this one
+        FAIL  contoso: auth-app-not-in-tenant: the app is not in this tenant (AADSTS700016)
+              mend: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant needs an admin of this one to open https://login.microsoftonline.com/TENANT/adminconsent?client_id=APP
+              page: docs/errors/auth-app-not-in-tenant.md (found at: sign in)
     "#]]).await;
     check(|b| b.set("tenant_id", OTHER_TENANT), expect![[r#"
         exit 77
-        FAIL  sign in: auth-tenant-not-found: cannot get a token for tenant `99999999-2222-3333-4444-555555555555` from `127.0.0.1`: the authority does not know the tenant (AADSTS90002): `AADSTS90002: Tenant '99999999-2222-3333-4444-555555555555' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud.`
-              remedy: check `tenant_id` and `cloud`; a tenant of a government or China cloud is unknown elsewhere
+        FAIL  contoso: auth-tenant-not-found: the authority does not know the tenant (AADSTS90002)
+              mend: compare `tenant_id` with Entra admin centre > Overview > Tenant ID; a tenant of a government or China cloud is unknown elsewhere: set `cloud`
+              page: docs/errors/auth-tenant-not-found.md (found at: sign in)
     "#]]).await;
-    check(|b| b.sim.configure(|c| c.token_error = Some(90038)), expect![[r#"
+    check(
+        |b| b.sim.configure(|c| c.token_error = Some(90038)),
+        expect![[r#"
         exit 77
-        FAIL  sign in: auth-wrong-cloud: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: the tenant lives in another national cloud (AADSTS90038): `AADSTS90038: The tenant '11111111-2222-3333-4444-555555555555' resides in another national cloud.`
-              remedy: set `cloud` to the tenant's cloud (`enterprise`, `gcc`, `gcc_high`, `dod`, `china`)
-    "#]]).await;
+        FAIL  contoso: auth-wrong-cloud: the tenant lives in another national cloud (AADSTS90038)
+              mend: set `cloud` to the tenant's cloud (`enterprise`, `gcc`, `gcc_high`, `dod`, `china`)
+              page: docs/errors/auth-wrong-cloud.md (found at: sign in)
+    "#]],
+    )
+    .await;
     check(|b| b.sim.configure(|c| c.token_error = Some(500011)), expect![[r#"
         exit 77
-        FAIL  sign in: auth-api-not-in-tenant: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: the tenant has no service principal for the API (AADSTS500011): `AADSTS500011: The resource principal named https://manage.office.com was not found in the tenant named 11111111-2222-3333-4444-555555555555.`
-              remedy: add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the app and grant admin consent; also check `cloud`
+        FAIL  contoso: auth-api-not-in-tenant: the tenant has no service principal for the API (AADSTS500011)
+              mend: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; or `az ad sp create --id c5393580-f805-4401-95e8-94b7a6ef2fc2`; also check `cloud`
+              page: docs/errors/auth-api-not-in-tenant.md (found at: sign in)
     "#]]).await;
     check(|b| b.sim.configure(|c| c.token_error = Some(53003)), expect![[r#"
         exit 77
-        FAIL  sign in: auth-conditional-access: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: a Conditional Access policy refused this machine (AADSTS53003): `AADSTS53003: Access has been blocked by Conditional Access policies.`
-              remedy: allow this machine's outgoing address for the app in the workload identity policies
+        FAIL  contoso: auth-conditional-access: a Conditional Access policy refused this machine (AADSTS53003)
+              mend: Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app (workload identities)
+              page: docs/errors/auth-conditional-access.md (found at: sign in)
     "#]]).await;
 
     // Permissions.
     check(|b| b.sim.set_roles(["User.Read.All"]), expect![[r#"
         exit 76
-        FAIL  permissions in the token: api-permission-missing: `ActivityFeed.Read` is not in the token; it has User.Read.All
-              remedy: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
+        FAIL  contoso: api-permission-missing: the application permission `ActivityFeed.Read` is missing
+              mend: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
+              page: docs/errors/api-permission-missing.md (found at: permissions in the token)
     "#]]).await;
     // A delegated permission leaves no trace in a token of the app itself.
     check(|b| b.sim.set_roles::<&str>([]), expect![[r#"
         exit 76
-        FAIL  permissions in the token: api-permission-missing: `ActivityFeed.Read` is not in the token; it has no application permission at all: none was granted, admin consent is missing, or only delegated ones were added
-              remedy: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
+        FAIL  contoso: api-permission-missing: the token holds no application permission: only delegated ones were added, or admin consent is missing
+              mend: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
+              page: docs/errors/api-permission-missing.md (found at: permissions in the token)
     "#]]).await;
     check(|b| b.sim.set_roles(["ActivityFeed.Read"]), expect![[r#"
         exit 0
-        note  permissions in the token: dlp-permission-missing: `ActivityFeed.Read` is granted, `ActivityFeed.ReadDlp` is not: `DLP.All` cannot be read, the other types can
-              remedy: add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`
+        note  contoso: dlp-permission-missing: `ActivityFeed.Read` is granted, `ActivityFeed.ReadDlp` is not: `DLP.All` cannot be read, the other types can
+              mend: add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`
+              page: docs/errors/dlp-permission-missing.md (found at: permissions in the token)
     "#]]).await;
 
     // Subscriptions and auditing.
-    check(|b| b.turn_off(ContentType::SharePoint), expect![[r#"
+    check(
+        |b| b.turn_off(ContentType::SharePoint),
+        expect![[r#"
         exit 0
-        note  subscription Audit.SharePoint: subscription-disabled: the subscription was started once and is disabled now
-              remedy: `m365-audit run` starts it again; what became available while it was off is gone
-    "#]]).await;
+        note  contoso: subscription-disabled: the subscription was started once and is disabled now
+              mend: `m365-audit run` starts it again; what became available while it was off is gone
+              page: docs/errors/subscription-disabled.md (found at: subscription Audit.SharePoint)
+    "#]],
+    )
+    .await;
     check(
         |b| b.sim.set_subscription(&b.tenant, ContentType::Exchange, SubscriptionState::Absent),
         expect![[r#"
-        exit 0
-        note  subscription Audit.Exchange: subscription-absent: not started yet
-              remedy: `m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start
-    "#]],
+            exit 0
+            note  contoso: subscription-absent: not started yet
+                  mend: `m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where auditing is off a start fails, which `check --probe` tells
+                  page: docs/errors/subscription-absent.md (found at: subscription Audit.Exchange)
+            note  contoso: audit-maybe-off: subscribed, and not one event in 7 days: unified auditing is most likely off in the tenant (or was turned on today)
+                  mend: `Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day
+                  page: docs/errors/audit-maybe-off.md (found at: content of the last 7 days)
+        "#]],
     )
     .await;
     check(
@@ -221,10 +266,12 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         },
         expect![[r#"
             exit 76
-            note  subscription Audit.General: subscription-disabled: the subscription was started once and is disabled now
-                  remedy: `m365-audit run` starts it again; what became available while it was off is gone
-            FAIL  probe Audit.General: api-audit-off: cannot start the subscription to `Audit.General` for tenant `11111111-2222-3333-4444-555555555555`: unified audit logging is off in the tenant (or the tenant id is wrong) (status 400): `{"error":{"code":"StartSubscription [CorrId=5e1f0000-0000-4000-8000-0000000000c0][TenantId=11111111-2222-3333-4444-555555555555,ContentType=Audit.General,ApplicationId=aaaaaaaa-0000-4000-8000-00000000c11e,PublisherId=11111111-2222-3333-4444-555555555555][AppId","message":"aaaaaaa-0000-4000-8000-0000…`
-                  remedy: turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it can take an hour or more
+            FAIL  contoso: api-audit-off: unified audit logging is off in the tenant (or the tenant id is wrong), `Audit.General` (status 400)
+                  mend: turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it can take an hour or more
+                  page: docs/errors/api-audit-off.md (found at: probe Audit.General)
+            note  contoso: subscription-disabled: the subscription was started once and is disabled now
+                  mend: `m365-audit run` starts it again; what became available while it was off is gone
+                  page: docs/errors/subscription-disabled.md (found at: subscription Audit.General)
         "#]],
     )
     .await;
@@ -236,10 +283,12 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         },
         expect![[r#"
             exit 76
-            note  subscription Audit.General: subscription-disabled: the subscription was started once and is disabled now
-                  remedy: `m365-audit run` starts it again; what became available while it was off is gone
-            FAIL  probe Audit.General: api-not-in-tenant: cannot start the subscription to `Audit.General` for tenant `11111111-2222-3333-4444-555555555555`: the tenant has no service principal for the API (status 400): `{"error":{"code":"StartSubscription [CorrId=5e1f0000-0000-4000-8000-0000000000c0][TenantId=11111111-2222-3333-4444-555555555555,ContentType=Audit.General,ApplicationId=aaaaaaaa-0000-4000-8000-00000000c11e,PublisherId=11111111-2222-3333-4444-555555555555][AppId","message":"aaaaaaa-0000-4000-8000-0000…`
-                  remedy: add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the app and grant admin consent
+            FAIL  contoso: api-not-in-tenant: the tenant has no service principal for the API, `Audit.General` (status 400)
+                  mend: add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the app and grant admin consent
+                  page: docs/errors/api-not-in-tenant.md (found at: probe Audit.General)
+            note  contoso: subscription-disabled: the subscription was started once and is disabled now
+                  mend: `m365-audit run` starts it again; what became available while it was off is gone
+                  page: docs/errors/subscription-disabled.md (found at: subscription Audit.General)
         "#]],
     )
     .await;
@@ -247,20 +296,21 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     // The way there.
     check(|b| b.sim.set_clock_offset(600), expect![[r#"
         exit 0
-        note  clock of the authority: clock-skewed: this machine's clock is about 10 min behind Microsoft's
-              remedy: set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not
-        note  clock of the API: clock-skewed: this machine's clock is about 10 min behind Microsoft's
-              remedy: set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not
+        note  contoso: clock-skewed: this machine's clock is about 10 min behind Microsoft's
+              mend: set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log times are not
+              page: docs/errors/clock-skewed.md (found at: clock of the authority, clock of the API)
     "#]]).await;
     check(|b| b.set("api_url", &closed_port()), expect![[r#"
         exit 69
-        FAIL  list subscriptions: api-unreachable: cannot list subscriptions for tenant `11111111-2222-3333-4444-555555555555`: no answer: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)
-              remedy: check DNS, firewall, proxy and the TLS certificates this machine trusts
+        FAIL  contoso: api-unreachable: no answer from `127.0.0.1`: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)
+              mend: `curl -I https://manage.office.com` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
+              page: docs/errors/api-unreachable.md (found at: list subscriptions)
     "#]]).await;
     check(|b| b.set("authority_url", &closed_port()), expect![[r#"
         exit 69
-        FAIL  sign in: auth-unreachable: cannot get a token for tenant `11111111-2222-3333-4444-555555555555` from `127.0.0.1`: the authority cannot be reached: `error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)`
-              remedy: check DNS, firewall, proxy and the TLS certificates this machine trusts
+        FAIL  contoso: auth-unreachable: the authority cannot be reached (`127.0.0.1`): `error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)`
+              mend: `curl -I https://login.microsoftonline.com` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
+              page: docs/errors/auth-unreachable.md (found at: sign in)
     "#]]).await;
     check(
         |b| {
@@ -272,8 +322,9 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         },
         expect![[r#"
             exit 76
-            FAIL  list subscriptions: api-forbidden: cannot list subscriptions for tenant `11111111-2222-3333-4444-555555555555`: access was refused without an error code (status 403): `<html>no`
-                  remedy: look for a proxy, a Conditional Access policy or a firewall between this machine and the API
+            FAIL  contoso: api-forbidden: access was refused without an error code (status 403)
+                  mend: look for a proxy, a Conditional Access policy or a firewall between this machine and the API
+                  page: docs/errors/api-forbidden.md (found at: list subscriptions)
         "#]],
     )
     .await;
@@ -287,7 +338,8 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 73
             state-not-writable: cannot write state under `DIR/data`: File exists (os error 17)
-            hint: the directory and the files in it must belong to the user this runs as, on a writable file system
+              hint: the directory and the files in it must belong to the user this runs as, on a writable file system
+              page: docs/errors/state-not-writable.md
         "#]],
     )
     .await;
@@ -299,9 +351,9 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 78
             config-invalid: `sources.contoso.pol_interval_secs` is not a known key, expected a key that docs/configuration.md lists (DIR/agent.toml, line 12)
-            hint: nearest known key: `poll_interval_secs`; 1 more problem below
+              hint: nearest known key: `poll_interval_secs`; 1 more problem below
             `sources.contoso.tenant_id` is `contoso.onmicrosoft.com`, expected a GUID (DIR/agent.toml, line 13)
-            hint: Entra admin centre > Overview > Tenant ID
+              hint: Entra admin centre > Overview > Tenant ID
         "#]],
     )
     .await;
@@ -324,7 +376,7 @@ async fn the_probe_starts_and_stops_once_and_its_start_is_remembered() {
 
     let (exit, text) = bench.run("check", &["--probe"]);
     assert_eq!(exit, 0, "{text}");
-    assert!(text.starts_with("--probe starts and stops Audit.General where it is off"), "{text}");
+    assert!(text.contains("--probe starts and stops Audit.General where it is off"), "{text}");
     assert!(text.contains("ok    probe Audit.General: started and stopped"), "{text}");
     assert_eq!(bench.starts_and_stops(), [general(CallKind::Start), general(CallKind::Stop)]);
     assert_eq!(bench.sim.subscription(&bench.tenant, ContentType::General), SubscriptionState::Disabled);
@@ -346,4 +398,121 @@ async fn a_run_after_the_probe_asks_for_no_start_within_15_minutes() {
     assert_eq!(exit, 75, "the stream is left, and said to be: {text}");
     assert!(text.contains("left: the subscription to `Audit.General`"), "{text}");
     assert_eq!(bench.starts_and_stops().len(), 2, "no third request: {text}");
+}
+
+/// A proxy that answers every CONNECT with `status` and lets nothing through.
+fn refusing_proxy(status: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+                head.push(byte[0]);
+            }
+            let _ = stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes());
+        }
+    });
+    url
+}
+
+/// What a newcomer sees of each broken set-up: the first line names the cause, the second one thing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_line_names_the_cause_and_the_second_the_remedy_for_each_of_twenty_broken_set_ups() {
+    type Break = fn(&mut Bench);
+    #[rustfmt::skip]
+    let table: &[(&str, Break, i32, &str, &str, &str)] = &[
+        ("wrong secret", |b| b.set("client_secret", "not~the-secret-at-all"), 77, "auth-secret-wrong", "the client secret is wrong (AADSTS7000215)", "Certificates & secrets > New client secret"),
+        ("secret id pasted", |b| b.set("client_secret", "0a1b2c3d-0000-1111-2222-33334444abcd"), 77, "auth-secret-id-pasted", "the client secret's id was given in place of its value", "copy the column Value"),
+        ("expired secret", |b| b.sim.configure(|c| c.token_error = Some(7000222)), 77, "auth-secret-expired", "the client secret has expired", "New client secret"),
+        ("wrong tenant", |b| b.set("tenant_id", OTHER_TENANT), 77, "auth-tenant-not-found", "the authority does not know the tenant", "Overview > Tenant ID"),
+        ("wrong cloud", |b| b.sim.configure(|c| c.token_error = Some(90038)), 77, "auth-wrong-cloud", "the tenant lives in another national cloud", "set `cloud`"),
+        ("app not in tenant", |b| b.set("client_id", "bbbbbbbb-0000-4000-8000-00000000c11e"), 77, "auth-app-not-in-tenant", "the app is not in this tenant", "adminconsent"),
+        ("no service principal for the API", |b| b.sim.configure(|c| c.token_error = Some(500011)), 77, "auth-api-not-in-tenant", "no service principal for the API", "az ad sp create"),
+        ("permission missing", |b| b.sim.set_roles(["User.Read.All"]), 76, "api-permission-missing", "the application permission `ActivityFeed.Read` is missing", "API permissions > Add"),
+        ("delegated permission", |b| b.sim.set_roles::<&str>([]), 76, "api-permission-missing", "only delegated ones were added, or admin consent is missing", "Grant admin consent"),
+        ("no DLP permission", |b| b.sim.set_roles(["ActivityFeed.Read"]), 0, "dlp-permission-missing", "`DLP.All` cannot be read", "ActivityFeed.ReadDlp"),
+        ("audit off, subscribed", |b| b.remove_content(), 0, "audit-maybe-off", "unified auditing is most likely off", "Set-AdminAuditLogConfig"),
+        ("audit off, probed", |b| { b.turn_off(ContentType::General); b.sim.configure(|c| c.tenant_audit_on = false); b.args = &["--probe"]; }, 76, "api-audit-off", "unified audit logging is off in the tenant", "Set-AdminAuditLogConfig"),
+        ("subscription disabled", |b| b.turn_off(ContentType::SharePoint), 0, "subscription-disabled", "disabled now", "`m365-audit run` starts it again"),
+        ("clock off by 10 minutes", |b| b.sim.set_clock_offset(600), 0, "clock-skewed", "about 10 min behind Microsoft's", "timedatectl"),
+        ("proxy wants credentials", |b| b.behind(&refusing_proxy("407 Proxy Authentication Required")), 69, "proxy-credentials-missing", "the proxy asks for credentials (407)", "proxy_url = "),
+        ("proxy refuses", |b| b.behind(&refusing_proxy("403 Forbidden")), 69, "proxy-refused", "the proxy refuses to connect there", "allow CONNECT"),
+        ("proxy is down", |b| b.behind(&closed_port()), 69, "proxy-unreachable", "the proxy cannot be reached", "check `proxy_url`"),
+        ("API host unreachable", |b| b.set("api_url", &closed_port()), 69, "api-unreachable", "no answer from `127.0.0.1`", "curl -I https://manage.office.com"),
+        ("authority unreachable", |b| b.set("authority_url", &closed_port()), 69, "auth-unreachable", "the authority cannot be reached", "curl -I https://login.microsoftonline.com"),
+        ("state directory not writable", |b| fs::write(b.dir.path().join("data"), "a file").unwrap(), 73, "state-not-writable", "cannot write state under", "chown"),
+    ];
+    for (name, breaking, exit, slug, cause, remedy) in table {
+        let mut bench = Bench::new().await;
+        breaking(&mut bench);
+        let (code, text) = bench.run("check", bench.args);
+        let mut lines = text.lines();
+        let (first, second, third) = (lines.next().unwrap(), lines.next().unwrap(), lines.next().unwrap());
+        assert!(first.contains(&format!(": {slug}: ")) && first.contains(cause), "{name}: {text}");
+        assert!(second.starts_with("      mend: ") && second.contains(remedy), "{name}: {text}");
+        assert!(third.contains(&format!("page: docs/errors/{slug}.md")), "{name}: {text}");
+        assert!(fs::exists(format!("docs/errors/{slug}.md")).unwrap(), "{slug}");
+        assert_eq!(code, *exit, "{name}: {text}");
+
+        let arguments = [bench.args, &["--json"]].concat();
+        if bench.args.is_empty() {
+            let (code, text) = bench.run("check", &arguments);
+            let found: serde_json::Value =
+                serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}: {text}"));
+            let steps = |list: &serde_json::Value| list.as_array().unwrap().clone();
+            let sources = steps(&found["sources"]);
+            let all =
+                steps(&found["machine"]).into_iter().chain(sources.iter().flat_map(|source| steps(&source["steps"])));
+            let faults: Vec<_> = all.filter(|step| step["slug"] == *slug).collect();
+            assert!(!faults.is_empty(), "{name}: {text}");
+            assert!(faults[0]["remedy"].as_str().unwrap().contains(remedy), "{name}: {text}");
+            assert_eq!((found["exit"].as_i64(), code), (Some(i64::from(*exit)), *exit), "{name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_ends_within_30_days_is_told_by_check_and_by_a_run() {
+    let bench_with = async |days: i64| {
+        let mut bench = Bench::new().await;
+        let key = fs::read_to_string("tests/fixtures/auth/client.key").unwrap();
+        let pair = rcgen::KeyPair::from_pem(&key).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["soon.example".to_owned()]).unwrap();
+        let end = bench.sim.now().checked_add(jiff::SignedDuration::from_hours(24 * days + 1)).unwrap();
+        let date = end.to_string();
+        let part = |from: usize, to: usize| date[from..to].parse::<u16>().unwrap();
+        let (month, day) = (u8::try_from(part(5, 7)).unwrap(), u8::try_from(part(8, 10)).unwrap());
+        params.not_after = rcgen::date_time_ymd(i32::from(part(0, 4)), month, day);
+        let certificate = params.self_signed(&pair).unwrap();
+        let path = bench.dir.path().join("client.pem");
+        fs::write(&path, certificate.pem() + &key).unwrap();
+        bench.sim.configure(|c| c.certificates = vec![certificate.der().to_vec()]);
+        bench.keys.remove("client_secret");
+        bench.set("auth", "certificate");
+        bench.set("certificate_file", path.to_str().unwrap());
+        bench
+    };
+    let bench = bench_with(20).await;
+    let (exit, text) = bench.run("check", &[]);
+    assert!(
+        exit == 0 && text.starts_with("note  contoso: auth-credential-expires: the client certificate ends on "),
+        "{text}"
+    );
+    let (_, log) = bench.run("run", &["--once"]);
+    assert!(log.contains("auth-credential-expires: the client certificate ends on "), "{log}");
+    let (exit, text) = bench_with(60).await.run("check", &[]);
+    assert!(exit == 0 && text.starts_with("ok    everything is in order"), "{text}");
+    assert!(text.contains("client certificate: CN=rcgen self signed cert, thumbprint "), "{text}");
+
+    let mut bench = Bench::new().await;
+    bench.set("client_secret_expires", "2020-01-31");
+    let (exit, text) = bench.run("check", &[]);
+    assert!(
+        exit == 0
+            && text.starts_with("note  contoso: auth-credential-expires: the client secret has ended on 2020-02-01"),
+        "{text}"
+    );
 }

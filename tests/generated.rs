@@ -56,6 +56,7 @@ fn every_slug_in_the_code_has_a_page() {
         "internal-domain",
         "socket-address",
         "x-gzip",
+        "api-version",
         "x-www-form-urlencoded",
         "custom-host",
         "flb-pipeline",
@@ -167,7 +168,21 @@ fn the_documented_examples_and_defaults_are_accepted() {
             let mut table = toml::Table::new();
             table.insert("tenant_id".into(), "00000000-0000-0000-0000-000000000000".into());
             table.insert("client_id".into(), "00000000-0000-0000-0000-000000000000".into());
-            if key != "client_secret_file" {
+            let path = || toml::Value::from(file.to_str().unwrap());
+            let word = value.as_str().filter(|_| key == "auth");
+            if word == Some("certificate") || key.starts_with("key_") || key.starts_with("assertion_") {
+                table.extend([("auth".into(), "certificate".into()), ("certificate_file".into(), path())]);
+            } else if key == "certificate_file" {
+                table.insert("auth".into(), "certificate".into());
+            } else if key == "federated_token_file" {
+                table.insert("auth".into(), "federated_token".into());
+            } else if key.starts_with("managed_identity_") {
+                let url = "http://127.0.0.1:41741/msi/token";
+                table.extend(
+                    [("auth", "managed_identity"), ("managed_identity_url", url), ("managed_identity_header", "x")]
+                        .map(|(k, v)| (k.into(), v.into())),
+                );
+            } else if key != "client_secret_file" {
                 table.insert("client_secret".into(), "x".into());
             }
             let value = match key.ends_with("_file") {
@@ -175,7 +190,10 @@ fn the_documented_examples_and_defaults_are_accepted() {
                 false => toml::Value::try_from(value).unwrap(),
             };
             table.insert(key.clone(), value);
-            let source = m365_audit::config::SourceConfig::parse_table("x", table, &|_| Some("x".to_owned()));
+            let env = |name: &str| {
+                Some(if name == "IDENTITY_ENDPOINT" { "http://127.0.0.1:1/msi/token" } else { "x" }.to_owned())
+            };
+            let source = m365_audit::config::SourceConfig::parse_table("x", table, &env);
             assert!(source.is_ok(), "`{key}` = {field}: {source:?}");
         }
     }

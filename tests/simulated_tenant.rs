@@ -14,7 +14,7 @@ use m365_audit::clock::{Clock, TestClock};
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::sim::{
     CallKind, Delivered, Fault, FaultPlan, FederatedCredential, GenerateSpec, Irregularity, ListingOrder, ListingSpan,
-    NewBlob, Script, Sim, SimConfig, StartFailure, SubscriptionState, Truth, aadsts_codes,
+    MachineIdentity, NewBlob, Script, Sim, SimConfig, StartFailure, SubscriptionState, Truth, aadsts_codes,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -281,48 +281,181 @@ async fn every_aadsts_code_can_be_switched_on() {
     }
 }
 
+/// The test key's certificate, DER, and what the key signs, written anew here: nothing is shared with the client.
+struct Signer {
+    key: ring::signature::RsaKeyPair,
+    certificate: Vec<u8>,
+}
+
+impl Signer {
+    fn new() -> Self {
+        let pem = |text: &str| {
+            let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+            base64::engine::general_purpose::STANDARD.decode(body).unwrap()
+        };
+        let key = pem(include_str!("fixtures/auth/client.key"));
+        let key = ring::signature::RsaKeyPair::from_pkcs8(&key).unwrap();
+        Self { key, certificate: pem(include_str!("fixtures/auth/client.pem")) }
+    }
+
+    fn thumbprint(&self, algorithm: &'static ring::digest::Algorithm) -> String {
+        URL_SAFE_NO_PAD.encode(ring::digest::digest(algorithm, &self.certificate))
+    }
+
+    fn sign(&self, header: &Value, claims: &Value, pss: bool) -> String {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(header), part(claims));
+        let mut signature = vec![0; self.key.public().modulus_len()];
+        let scheme: &dyn ring::signature::RsaEncoding =
+            if pss { &ring::signature::RSA_PSS_SHA256 } else { &ring::signature::RSA_PKCS1_SHA256 };
+        self.key.sign(scheme, &ring::rand::SystemRandom::new(), signed.as_bytes(), &mut signature).unwrap();
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+impl Rig {
+    /// The AADSTS code an assertion is refused with, 0 when it is taken.
+    async fn present(&self, assertion: &str) -> u64 {
+        let form = format!(
+            "{GRANT}&client_id={}&{SCOPE}&client_assertion={assertion}\
+             &client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+            client_id()
+        );
+        let answer = self.post_form(&format!("/{}/oauth2/v2.0/token", self.tenant), &form).await;
+        answer.json()["error_codes"][0].as_u64().unwrap_or(0)
+    }
+}
+
 #[tokio::test]
-async fn a_client_assertion_is_checked_for_time_audience_subject_and_thumbprint() {
-    let thumbprint = "b3J0aG9nb25hbA";
+async fn a_client_assertion_is_checked_for_signature_certificate_times_audience_subject_and_reuse() {
+    let signer = Signer::new();
+    let rig = Rig::with(|c| c.certificates = vec![signer.certificate.clone()]).await;
+    let (sha1, sha256) =
+        (signer.thumbprint(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY), signer.thumbprint(&ring::digest::SHA256));
+    let ps = json!({"alg": "PS256", "typ": "JWT", "x5t#S256": sha256});
+    let rs = json!({"alg": "RS256", "typ": "JWT", "x5t": sha1});
+    let client = client_id();
+    let now = time(NOON).as_second();
+    let aud = format!("https://login.microsoftonline.com/{}/oauth2/v2.0/token", rig.tenant);
+    let good = json!({"iss": client, "sub": client, "aud": aud, "nbf": now, "exp": now + 600, "jti": "0"});
+    let with = |key: &str, value: Value| {
+        let mut changed = good.clone();
+        changed[key] = value;
+        changed
+    };
+    let header = |key: &str, value: Value| {
+        let mut changed = ps.clone();
+        changed[key] = value;
+        changed
+    };
+    let own = format!("{}/{}/oauth2/token", rig.sim.url(), rig.tenant);
+    let mut serial = 0;
+    for (what, header, claims, pss, expected) in [
+        ("as documented", ps.clone(), good.clone(), true, 0),
+        ("the older form", rs.clone(), good.clone(), false, 0),
+        ("its own address, version 1", ps.clone(), with("aud", json!(own)), true, 0),
+        ("another algorithm than signed with", ps.clone(), good.clone(), false, 700027),
+        ("no algorithm", header("alg", json!("none")), good.clone(), true, 700027),
+        ("a certificate that is not registered", header("x5t#S256", json!(sha1)), good.clone(), true, 700027),
+        ("no certificate named", json!({"alg": "PS256", "typ": "JWT"}), good.clone(), true, 700027),
+        ("not called a JWT", header("typ", json!("JOSE")), good.clone(), true, 700027),
+        ("another tenant's address", ps.clone(), with("aud", json!(aud.replace("1111", "2222"))), true, 700027),
+        (
+            "an address that only ends alike",
+            ps.clone(),
+            with("aud", json!(format!("https://evil.example/{}/oauth2/v2.0/token", rig.tenant))),
+            true,
+            700027,
+        ),
+        ("another subject", ps.clone(), with("sub", json!("someone")), true, 700027),
+        ("ended", ps.clone(), with("exp", json!(now)), true, 700024),
+        ("too long", ps.clone(), with("exp", json!(now + 601)), true, 700024),
+        ("of the future", ps.clone(), with("nbf", json!(now + 301)), true, 700024),
+        ("without an id", ps.clone(), with("jti", json!("")), true, 700027),
+    ] {
+        let mut claims = claims;
+        if claims["jti"] != "" {
+            serial += 1;
+            claims["jti"] = json!(serial.to_string());
+        }
+        assert_eq!(rig.present(&signer.sign(&header, &claims, pss)).await, expected, "{what}");
+    }
+    let once = signer.sign(&ps, &with("jti", json!("once")), true);
+    assert_eq!((rig.present(&once).await, rig.present(&once).await), (0, 700027), "never twice");
+    let (signed, signature) = once.rsplit_once('.').unwrap();
+    let altered = format!("{signed}.{}", signature.chars().rev().collect::<String>());
+    assert_eq!(rig.present(&altered).await, 700027);
+}
+
+#[tokio::test]
+async fn an_outside_token_is_held_against_the_federated_credential() {
+    let signer = Signer::new();
     let (issuer, audience, subject) =
         ("https://issuer.example", "api://AzureADTokenExchange", "system:serviceaccount:logs:agent");
     let rig = Rig::with(|c| {
-        c.certificate_thumbprints = vec![thumbprint.to_owned()];
         c.federated = Some(FederatedCredential {
             issuer: issuer.to_owned(),
             audience: audience.to_owned(),
             subject: subject.to_owned(),
+            certificate: Some(signer.certificate.clone()),
         });
     })
     .await;
-    let client = client_id();
     let now = time(NOON).as_second();
-    let aud = format!("https://login.microsoftonline.com/{}/oauth2/v2.0/token", rig.tenant);
-    let own = |aud: &str, exp: i64| json!({"iss": client, "sub": client, "aud": aud, "exp": exp, "nbf": now});
-    let outside = |iss: &str, aud: &str, sub: &str| json!({"iss": iss, "sub": sub, "aud": aud, "exp": now + 60});
-    for (header, claims, expected) in [
-        (json!({"x5t#S256": thumbprint}), own(&aud, now + 600), 0),
-        (json!({"x5t": thumbprint}), own(&aud, now + 600), 0),
-        (json!({"x5t": "other"}), own(&aud, now + 600), 700027),
-        (json!({"alg": "PS256"}), own(&aud, now + 600), 700027),
-        (json!({"x5t": thumbprint}), own("https://login.example/token", now + 600), 700027),
-        (json!({"x5t": thumbprint}), own(&aud, now), 700024),
-        (json!({"kid": "1"}), outside(issuer, audience, subject), 0),
-        (json!({"kid": "1"}), outside("https://other.example", audience, subject), 700211),
-        (json!({"kid": "1"}), outside(issuer, "api://other", subject), 700212),
-        (json!({"kid": "1"}), outside(issuer, audience, "other"), 700213),
+    let header = json!({"alg": "RS256", "kid": "1"});
+    let token = |iss: &str, aud: Value, sub: &str, exp: i64| json!({"iss": iss, "sub": sub, "aud": aud, "exp": exp});
+    for (claims, expected) in [
+        (token(issuer, json!(audience), subject, now + 60), 0),
+        (token(issuer, json!([audience]), subject, now + 60), 0),
+        (token("https://other.example", json!(audience), subject, now + 60), 700211),
+        (token(issuer, json!("api://other"), subject, now + 60), 700212),
+        (token(issuer, json!(audience), "other", now + 60), 700213),
+        (token(issuer, json!(audience), subject, now), 700024),
     ] {
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let form = format!(
-            "{GRANT}&client_id={client}&{SCOPE}&client_assertion={}.{}.c2ln\
-             &client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
-            part(&header),
-            part(&claims)
-        );
-        let answer = rig.post_form(&format!("/{}/oauth2/v2.0/token", rig.tenant), &form).await;
-        let code = answer.json()["error_codes"][0].as_u64().unwrap_or(0);
-        assert_eq!(code, expected, "{header} {claims}");
+        assert_eq!(rig.present(&signer.sign(&header, &claims, false)).await, expected, "{claims}");
     }
+    let forged = signer.sign(&header, &token(issuer, json!(audience), subject, now + 60), true);
+    assert_eq!(rig.present(&forged).await, 700027, "not signed by the issuer's key");
+}
+
+#[tokio::test]
+async fn the_end_points_of_managed_identity_refuse_what_the_real_ones_refuse() {
+    let rig = Rig::with(|c| {
+        c.machine_identity = Some(MachineIdentity {
+            tenant: c.tenants[0].clone(),
+            system_assigned: false,
+            user_assigned: vec!["user-1".to_owned()],
+            app_service_header: "h".to_owned(),
+            arc_challenge: None,
+        });
+    })
+    .await;
+    let imds =
+        "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://manage.office.com&client_id=user-1";
+    let app = "/msi/token?api-version=2019-08-01&resource=https://manage.office.com&client_id=user-1";
+    for (target, headers, expected) in [
+        (imds, "Metadata: true\r\n", 200),
+        (imds, "", 400),
+        (imds, "Metadata: true\r\nX-Forwarded-For: 10.0.0.1\r\n", 400),
+        (&imds.replace("user-1", "user-2"), "Metadata: true\r\n", 400),
+        (&imds.replace("&client_id=user-1", ""), "Metadata: true\r\n", 400),
+        (&imds.replace("2018-02-01", "2017-01-01"), "Metadata: true\r\n", 400),
+        (app, "X-IDENTITY-HEADER: h\r\n", 200),
+        (app, "X-IDENTITY-HEADER: other\r\n", 401),
+        (app, "", 401),
+    ] {
+        let answer = exchange(&rig.sim, "GET", target, headers, "").await.unwrap();
+        assert_eq!(answer.status, expected, "{target} {headers} {}", answer.text());
+        assert_eq!(answer.json()["expires_on"].is_string(), expected == 200);
+    }
+    rig.sim.configure(|c| {
+        c.machine_identity.as_mut().unwrap().arc_challenge = Some(("/tokens/a.key".into(), "key".to_owned()));
+    });
+    let arc = imds.replace("2018-02-01", "2020-06-01");
+    let asked = exchange(&rig.sim, "GET", &arc, "Metadata: true\r\n", "").await.unwrap();
+    assert_eq!((asked.status, asked.header("www-authenticate")), (401, Some("Basic realm=/tokens/a.key")));
+    let met = exchange(&rig.sim, "GET", &arc, "Metadata: true\r\nAuthorization: Basic key\r\n", "").await.unwrap();
+    assert_eq!(met.status, 200);
 }
 
 #[tokio::test]

@@ -105,6 +105,24 @@ impl ApiError {
         self.0.auth.as_ref()
     }
 
+    /// The cause in a few words: no tenant, and nothing of the answer but its code.
+    pub fn summary(&self) -> String {
+        let details = &*self.0;
+        if let Some(auth) = &details.auth {
+            return auth.summary();
+        }
+        let mut text = details.says.clone();
+        if let Some(content_type) = details.content_type {
+            text.push_str(&format!(", `{content_type}`"));
+        }
+        match (&details.code, details.status) {
+            (Some(code), _) => text.push_str(&format!(" ({code})")),
+            (None, Some(status)) => text.push_str(&format!(" (status {status})")),
+            _ => {}
+        }
+        text
+    }
+
     fn text(&self) -> String {
         let details = &*self.0;
         if let Some(auth) = &details.auth {

@@ -12,8 +12,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use reqwest::header::{CONTENT_ENCODING, HeaderMap};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
 use url::{Host, Url};
@@ -33,9 +33,11 @@ pub(super) struct HttpSettings<'a> {
     pub connect_timeout: Duration,
     pub ca_pem: Option<&'a [u8]>,
     pub proxy_url: Option<&'a Url>,
+    pub no_proxy: Option<&'a str>,
+    pub proxy_client_pem: Option<&'a [u8]>,
 }
 
-/// A client for calls to `target`. Loopback hosts are reached without a proxy.
+/// A client for calls to `target`. Loopback and link-local hosts are reached without a proxy.
 ///
 /// It has no timeout but the one for connecting: the library's own read timeout runs on while the caller, held back
 /// by its host, does not ask for the next bytes. See [`Body`].
@@ -48,20 +50,51 @@ pub(super) fn client(settings: &HttpSettings<'_>, target: &Url) -> Result<reqwes
         .connect_timeout(settings.connect_timeout)
         .http2_initial_stream_window_size(H2_STREAM_WINDOW)
         .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .tls_backend_preconfigured(tls(settings.ca_pem, target)?);
-    if is_loopback(target) {
+        .tls_backend_preconfigured(tls_with(settings.ca_pem, target, settings.proxy_url, settings.proxy_client_pem)?);
+    let excepted = || match settings.no_proxy {
+        Some(hosts) => reqwest::NoProxy::from_string(hosts),
+        None => reqwest::NoProxy::from_env(),
+    };
+    // The library's `*` stands for names only, not for addresses.
+    let excepts_all = settings.no_proxy.is_some_and(|hosts| hosts.split(',').any(|host| host.trim() == "*"));
+    if is_loopback(target) || is_link_local(target) || excepts_all {
         builder = builder.no_proxy();
     } else if let Some(proxy) = settings.proxy_url {
-        let proxy = reqwest::Proxy::all(proxy.clone())
-            .map_err(|_| "`proxy_url` is not usable".to_owned())?
-            .no_proxy(reqwest::NoProxy::from_env());
-        builder = builder.proxy(proxy);
+        let proxy = reqwest::Proxy::all(proxy.clone()).map_err(|_| "`proxy_url` is not usable".to_owned())?;
+        builder = builder.proxy(proxy.no_proxy(excepted()));
+    } else if settings.no_proxy.is_some()
+        && let Some(proxy) = proxy_of_environment(target)
+    {
+        // The library would read its exceptions from the environment, too.
+        let proxy = reqwest::Proxy::all(proxy).map_err(|_| "the proxy of the environment is not usable".to_owned())?;
+        builder = builder.proxy(proxy.no_proxy(excepted()));
     }
     builder.build().map_err(|error| error_chain(&error.without_url()))
 }
 
+/// The proxy that the environment names for `target`.
+fn proxy_of_environment(target: &Url) -> Option<String> {
+    let names = match target.scheme() {
+        "https" => ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
+        _ => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
+    };
+    names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
 pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
-    let mut roots = if target.scheme() == "https" { native_roots() } else { Arc::new(rustls::RootCertStore::empty()) };
+    tls_with(ca_pem, target, None, None)
+}
+
+/// One set of rules for the proxy's TLS and the target's. `client_pem` is shown to whoever asks for a certificate: the
+/// proxy it is meant for. Microsoft's hosts do not ask.
+fn tls_with(
+    ca_pem: Option<&[u8]>,
+    target: &Url,
+    proxy: Option<&Url>,
+    client_pem: Option<&[u8]>,
+) -> Result<rustls::ClientConfig, String> {
+    let is_tls = target.scheme() == "https" || proxy.is_some_and(|proxy| proxy.scheme() == "https");
+    let mut roots = if is_tls { native_roots() } else { Arc::new(rustls::RootCertStore::empty()) };
     if let Some(pem) = ca_pem {
         let own = CertificateDer::pem_slice_iter(pem)
             .collect::<Result<Vec<_>, _>>()
@@ -74,15 +107,26 @@ pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientC
             roots.add(certificate).map_err(|error| format!("a certificate of the CA file is not usable: {error}"))?;
         }
     }
-    if target.scheme() == "https" && roots.is_empty() {
+    if is_tls && roots.is_empty() {
         return Err("this machine has no trusted root certificates".into());
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match client_pem {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+            let chain = chain.map_err(|error| format!("`proxy_certificate_file` is not PEM: {error}"))?;
+            let key = PrivateKeyDer::from_pem_slice(pem);
+            let key = key.map_err(|error| format!("the proxy certificate's key is not PEM: {error}"))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| format!("`proxy_certificate_file` cannot be used: {error}"))?
+        }
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -110,6 +154,15 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
         None => false,
+    }
+}
+
+/// Whether a URL names the machine next door by address: Azure's metadata service has 169.254.169.254.
+fn is_link_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_link_local(),
+        Some(Host::Ipv6(ip)) => ip.is_unicast_link_local(),
+        _ => false,
     }
 }
 
@@ -218,4 +271,21 @@ fn encoding(headers: &HeaderMap) -> String {
         .filter(|value| !value.is_empty())
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_next_door_are_reached_directly() {
+        for (url, direct) in [
+            ("http://169.254.169.254/metadata", true),
+            ("http://[fe80::1]/", true),
+            ("https://manage.office.com/", false),
+            ("http://10.0.0.1/", false),
+        ] {
+            assert_eq!(is_link_local(&Url::parse(url).unwrap()), direct, "{url}");
+        }
+    }
 }

@@ -55,6 +55,11 @@ impl Links {
         }
     }
 
+    /// The API's host, for messages.
+    pub fn host(&self) -> &str {
+        self.api_url.host_str().unwrap_or_default()
+    }
+
     /// A URL of the feed: `path` below its root, `query` already encoded, the publisher added.
     pub fn feed(&self, path: &str, query: &str) -> Url {
         let mut url = self.api_url.clone();

@@ -26,6 +26,8 @@ use crate::auth::{self, Token, TokenSettings, TokenSource};
 use crate::clock::Clock;
 use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window};
 
+pub use crate::auth::certificate::CertificateFiles;
+pub use crate::auth::identity::{ARC_KEY_DIR, ManagedIdentity};
 pub use crate::auth::{AuthError, Credential, SecretText, TokenEndpoint, TokenFacts};
 pub use codes::{Action, Endpoint};
 pub use error::{ApiError, ErrorKind};
@@ -71,7 +73,8 @@ pub fn vendor_codes(slug: &str) -> Vec<String> {
 }
 
 const SETTINGS_HINT: &str = "check the CA file, `proxy_url` and the certificates this machine trusts";
-const UNREACHABLE_HINT: &str = "check DNS, firewall, proxy and the TLS certificates this machine trusts";
+const UNREACHABLE_HINT: &str = "`curl -I https://manage.office.com` must answer from this machine: check firewall, proxy \
+                                (`proxy_url`) and certificates (`ca_file`)";
 const TOO_LARGE_HINT: &str = "report it with this message";
 const BODY_HINT: &str =
     "none needed unless it lasts: it is asked for again; look for a proxy that cuts or alters answers";
@@ -97,6 +100,10 @@ pub struct ApiSettings {
     pub client_id: String,
     /// The app's proof.
     pub credential: Credential,
+    /// `aud` of an assertion, when it is not the address of the token end point.
+    pub assertion_audience: Option<String>,
+    /// When the client secret ends, by the operator's word.
+    pub secret_expires: Option<Timestamp>,
     /// Sent with every call, so that the quota is the tenant's own. A GUID.
     pub publisher_identifier: String,
     /// The tenant's allowance, of which at most 98 % is used in any 60 seconds; 0 is no limit.
@@ -109,6 +116,10 @@ pub struct ApiSettings {
     pub ca_pem: Option<Vec<u8>>,
     /// Used instead of the proxy the environment names. May hold credentials.
     pub proxy_url: Option<Url>,
+    /// Hosts reached without the proxy, in the form of `NO_PROXY`; `None` leaves it to that variable.
+    pub no_proxy: Option<String>,
+    /// A client certificate with its key, PEM, for a proxy that asks for one.
+    pub proxy_client_pem: Option<Vec<u8>>,
 }
 
 impl fmt::Debug for ApiSettings {
@@ -227,6 +238,8 @@ impl ApiClient {
             connect_timeout: settings.connect_timeout,
             ca_pem: settings.ca_pem.as_deref(),
             proxy_url: settings.proxy_url.as_ref(),
+            no_proxy: settings.no_proxy.as_deref(),
+            proxy_client_pem: settings.proxy_client_pem.as_deref(),
         };
         let client = |endpoint, target: &Url| {
             http::client(&http_settings, target).map_err(|why| {
@@ -248,7 +261,10 @@ impl ApiClient {
         };
         // Two clients, because the two hosts may differ in whether a proxy is used.
         let api_http = client(Endpoint::ListSubscriptions, &settings.api_url)?;
-        let token_http = client(Endpoint::Token, &settings.authority_url)?;
+        let token_http = match &settings.credential {
+            Credential::ManagedIdentity(identity) => client(Endpoint::Token, &identity.url)?,
+            _ => client(Endpoint::Token, &settings.authority_url)?,
+        };
         let token_settings = TokenSettings {
             tenant: settings.tenant.clone(),
             authority_url: settings.authority_url,
@@ -256,6 +272,8 @@ impl ApiClient {
             endpoint: settings.token_endpoint,
             client_id: settings.client_id,
             credential: settings.credential,
+            assertion_audience: settings.assertion_audience,
+            secret_expires: settings.secret_expires,
             timeout: settings.connect_timeout.saturating_add(settings.read_timeout),
         };
         Ok(ApiClient {
@@ -446,10 +464,10 @@ impl Inner {
             request = request.header(CONTENT_LENGTH, "0");
         }
         let patience = self.connect_timeout.saturating_add(self.read_timeout);
-        let why = match tokio::time::timeout(patience, request.send()).await {
+        let (known, why) = match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => return self.judge_response(call, response, token, slot).await,
-            Ok(Err(error)) => auth::error_chain(&error.without_url()),
-            Err(_) => format!("nothing came for {} s", patience.as_secs()),
+            Ok(Err(error)) => (auth::network::network_cause(&error), auth::error_chain(&error.without_url())),
+            Err(_) => (None, format!("nothing came for {} s", patience.as_secs())),
         };
         self.count_request(call, "error");
         let why = auth::redact(&why, &[token.secret()]);
@@ -458,9 +476,12 @@ impl Inner {
             ErrorKind::Unreachable,
             Fault {
                 action: Action::Retry { not_before: None },
-                slug: "api-unreachable",
-                says: format!("no answer: {}", auth::excerpt(&why)),
-                hint: UNREACHABLE_HINT.into(),
+                slug: known.map_or("api-unreachable", |cause| cause.slug),
+                says: match known {
+                    Some(cause) => format!("{}: `{}`", cause.says, auth::excerpt(&why)),
+                    None => format!("no answer from `{}`: {}", self.links.host(), auth::excerpt(&why)),
+                },
+                hint: known.map_or(UNREACHABLE_HINT, |cause| cause.hint).into(),
             },
         ))
     }

@@ -1,8 +1,12 @@
-//! `m365-audit check`: tests the connection of each source, one line per step.
+//! `m365-audit check`: a doctor for each source. First what is wrong, each with its cause, its remedy and its page; then
+//! every step.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
 
 use super::Failure;
 use super::exit::Exit;
@@ -10,7 +14,12 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::host::StateStore;
 use crate::hosts::embedded::store::SqliteStore;
-use crate::source::{FaultKind, M365Audit, check};
+use crate::hosts::embedded::writable::check_writable;
+use crate::model::{Actionable, error_page};
+use crate::source::{CheckFault, CheckStep, FaultKind, M365Audit, check};
+
+/// Sources looked at at the same time: one that does not answer must not hold up a hundred others.
+const AT_ONCE: usize = 8;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -21,6 +30,27 @@ pub struct CheckArgs {
     /// Also start and stop Audit.General, if it is off: what becomes available for the next 15 minutes is then lost
     #[arg(long)]
     pub probe: bool,
+    /// One JSON object on standard output, for machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was found of one source, or of this machine.
+struct Report {
+    /// The source's name; `None` for what concerns all.
+    source: Option<String>,
+    tenant: Option<String>,
+    steps: Vec<CheckStep>,
+}
+
+impl Report {
+    fn faults(&self) -> impl Iterator<Item = (&CheckStep, &CheckFault)> {
+        self.steps.iter().filter_map(|step| Some((step, step.result.as_ref().err()?)))
+    }
+
+    fn name(&self) -> &str {
+        self.source.as_deref().unwrap_or("this machine")
+    }
 }
 
 /// Tests every source and prints what it finds.
@@ -28,38 +58,121 @@ pub struct CheckArgs {
 /// # Errors
 /// What kept the test from being made at all. Faults found are printed and decide the exit code.
 pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
-    let mut worst = Exit::Done;
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) if args.json => {
+            let problems = error.problems.iter().map(|problem| {
+                json!({"key": problem.key, "line": problem.line, "cause": problem.to_string(), "remedy": problem.hint})
+            });
+            let found = json!({
+                "exit": Exit::Config as u8, "slug": error.slug(), "page": error_page(error.slug()),
+                "problems": problems.collect::<Vec<_>>(), "sources": [],
+            });
+            writeln!(out, "{found:#}").map_err(Failure::io)?;
+            return Ok(Exit::Config);
+        }
+        Err(error) => return Err(error.into()),
+    };
     let store: Option<Arc<dyn StateStore>> = match args.probe {
         true => Some(Arc::new(SqliteStore::open(&config.data_dir)?)),
         false => None,
     };
     if args.probe {
-        writeln!(
-            out,
+        eprintln!(
             "--probe starts and stops Audit.General where it is off; Microsoft then refuses another start for 15 minutes, and \
              what becomes available until then can never be read. Without --probe nothing is changed."
-        )
-        .map_err(Failure::io)?;
+        );
     }
-    for (name, source) in &config.sources {
-        writeln!(out, "source {name}, tenant {}", source.tenant_id).map_err(Failure::io)?;
-        let audit = M365Audit::new(name.as_str(), source.clone(), SystemClock::new());
-        for step in check::check(&audit, store.clone()).await {
-            match step.result {
-                Ok(found) => writeln!(out, "  ok    {}: {found}", step.what),
-                Err(fault) => {
-                    worst = worst.max(Exit::from(fault.kind));
-                    let mark = if fault.kind == FaultKind::Notice { "note" } else { "FAIL" };
-                    writeln!(
-                        out,
-                        "  {mark}  {}: {}: {}\n        remedy: {}",
-                        step.what, fault.slug, fault.cause, fault.remedy
-                    )
+    let sources = config.sources.iter().map(|(name, source)| {
+        let (name, source, store) = (name.clone(), source.clone(), store.clone());
+        async move {
+            let tenant = Some(source.tenant_id.to_string());
+            let audit = M365Audit::new(name.as_str(), source, SystemClock::new());
+            Report { source: Some(name), tenant, steps: check::check(&audit, store).await }
+        }
+    });
+    let mut reports: Vec<Report> = futures_util::stream::iter(sources).buffered(AT_ONCE).collect().await;
+    reports.insert(0, Report { source: None, tenant: None, steps: vec![state_directory(&config)] });
+
+    let faults = reports.iter().flat_map(Report::faults);
+    let worst = faults.map(|(_, fault)| Exit::from(fault.kind)).max().unwrap_or(Exit::Done);
+    if args.json { write_json(&reports, worst, out) } else { write_text(&reports, out) }.map_err(Failure::io)?;
+    Ok(worst)
+}
+
+fn state_directory(config: &Config) -> CheckStep {
+    let result = check_writable(&config.data_dir).map_err(|error| CheckFault {
+        slug: error.slug().into(),
+        summary: error.to_string(),
+        cause: error.to_string(),
+        remedy: format!(
+            "`chown -R m365-audit: {}` (or whichever user it runs as), on a file system that can be written; run `check` as that user",
+            config.data_dir.display()
+        ),
+        kind: FaultKind::State,
+    });
+    CheckStep { what: "state directory".into(), result }
+}
+
+/// First every fault, failures before notices, three lines each; then the steps.
+fn write_text(reports: &[Report], out: &mut dyn Write) -> io::Result<()> {
+    let mut healthy = true;
+    for failures in [true, false] {
+        for report in reports {
+            let mut told: Vec<&str> = Vec::new();
+            for (step, fault) in report.faults().filter(|(_, fault)| (fault.kind != FaultKind::Notice) == failures) {
+                // The same cause at several steps is one cause; the steps are named below.
+                let same: Vec<&str> =
+                    report.faults().filter(|(_, f)| f.slug == fault.slug).map(|(step, _)| &*step.what).collect();
+                if told.contains(&&*fault.slug) {
+                    continue;
                 }
+                told.push(&fault.slug);
+                healthy = false;
+                let mark = if failures { "FAIL" } else { "note" };
+                let at = if same.len() > 1 { same.join(", ") } else { step.what.clone() };
+                writeln!(out, "{mark}  {}: {}: {}", report.name(), fault.slug, fault.summary)?;
+                writeln!(out, "      mend: {}", fault.remedy)?;
+                writeln!(out, "      page: {} (found at: {at})", error_page(&fault.slug))?;
             }
-            .map_err(Failure::io)?;
         }
     }
-    Ok(worst)
+    if healthy {
+        writeln!(out, "ok    everything is in order")?;
+    }
+    for report in reports {
+        match (&report.source, &report.tenant) {
+            (Some(name), Some(tenant)) => writeln!(out, "\nsource {name}, tenant {tenant}")?,
+            _ => writeln!(out, "\nthis machine")?,
+        }
+        for step in &report.steps {
+            match &step.result {
+                Ok(found) => writeln!(out, "  ok    {}: {found}", step.what)?,
+                Err(fault) => {
+                    let mark = if fault.kind == FaultKind::Notice { "note" } else { "FAIL" };
+                    writeln!(out, "  {mark}  {}: {}: {}", step.what, fault.slug, fault.cause)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_json(reports: &[Report], worst: Exit, out: &mut dyn Write) -> io::Result<()> {
+    let step = |step: &CheckStep| match &step.result {
+        Ok(found) => json!({"step": step.what, "status": "ok", "found": found}),
+        Err(fault) => json!({
+            "step": step.what, "status": if fault.kind == FaultKind::Notice { "note" } else { "fail" },
+            "slug": fault.slug, "summary": fault.summary, "cause": fault.cause, "remedy": fault.remedy,
+            "page": error_page(&fault.slug),
+        }),
+    };
+    let steps = |report: &Report| report.steps.iter().map(step).collect::<Vec<Value>>();
+    let machine: Vec<Value> = reports.iter().filter(|report| report.source.is_none()).flat_map(steps).collect();
+    let sources = reports.iter().filter_map(|report| {
+        let source = report.source.as_ref()?;
+        Some(json!({"source": source, "tenant": report.tenant, "steps": steps(report)}))
+    });
+    let found = json!({"exit": worst as u8, "machine": machine, "sources": sources.collect::<Vec<_>>()});
+    writeln!(out, "{found:#}")
 }

@@ -64,7 +64,7 @@ impl From<&SourceError> for Exit {
         match error {
             SourceError::State { .. } => Exit::State,
             SourceError::Api { source } => fault_kind(source).into(),
-            SourceError::Rules { .. } => Exit::Config,
+            SourceError::Rules { .. } | SourceError::File { .. } => Exit::Config,
             SourceError::Internal(_) => Exit::Internal,
         }
     }

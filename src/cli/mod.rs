@@ -4,11 +4,13 @@ pub mod check;
 pub mod demo;
 pub mod exit;
 pub mod explain;
+pub mod health;
 pub mod logging;
 pub mod normalize;
 pub mod plugin;
 pub mod run;
 pub mod schema;
+mod service;
 pub mod simulate;
 pub mod state;
 pub mod validate;
@@ -28,7 +30,7 @@ use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
 use crate::hosts::net::NetSinkError;
-use crate::model::Actionable;
+use crate::model::{Actionable, error_page};
 
 const AFTER_HELP: &str = "\
 Data goes to standard output, everything else to standard error.
@@ -49,6 +51,8 @@ enum Command {
     Run(run::RunArgs),
     /// Test the connection of each source, with cause and remedy for each fault; changes nothing without --probe
     Check(check::CheckArgs),
+    /// Ask a running process how its sources fare; exit code 0 when none has failed
+    Health(health::HealthArgs),
     /// Check a configuration file, telling all problems at once
     Validate(validate::Args),
     /// Show the source at work on a simulated tenant: no account, no network
@@ -95,6 +99,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             run::run(args).await
         }
         Command::Check(args) => check::check_all(args, &mut out).await,
+        Command::Health(args) => health::health(args, &mut out).await,
         Command::Validate(args) => {
             validate::validate(&args, &mut out, &mut std::io::stderr()).map_err(|error| match error {
                 validate::ValidateError::Config(error) => error.into(),
@@ -160,7 +165,8 @@ pub struct Failure {
 impl Failure {
     /// An error with a slug and a remedy.
     pub fn of(error: &dyn Actionable, exit: Exit) -> Self {
-        Self { message: format!("{}: {error}\n  hint: {}", error.slug(), error.hint()), exit }
+        let page = error_page(error.slug());
+        Self { message: format!("{}: {error}\n  hint: {}\n  page: {page}", error.slug(), error.hint()), exit }
     }
 
     /// A bug of ours.

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
+use super::service::Service;
 use super::{Failure, logging};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SinkConfig, SourceConfig};
@@ -58,6 +59,7 @@ struct Process {
     tasks: JoinSet<Ended>,
     once: bool,
     worst: Exit,
+    service: Service,
 }
 
 /// Runs until a signal, a closed pipe, or (`--once`) the end of the pass.
@@ -93,6 +95,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         tasks: JoinSet::new(),
         once: args.once,
         worst: Exit::Done,
+        service: Service::find(),
     };
     for (name, source) in process.config.sources.clone() {
         process.start(name, source);
@@ -111,8 +114,11 @@ impl Process {
         let mut stdin_end = std::pin::pin!(async move {
             if stop_on_stdin_eof { wait_for_stdin_end().await } else { std::future::pending().await }
         });
+        self.service.ready(&self.standing());
+        let mut beats = self.service.beat().map(tokio::time::interval);
         loop {
             tokio::select! {
+                () = beat(&mut beats) => self.service.alive(),
                 ended = self.tasks.join_next() => match ended {
                     Some(Ok((name, result))) => self.ended(&name, result),
                     Some(Err(error)) => {
@@ -122,7 +128,11 @@ impl Process {
                     None => break,
                 },
                 what = signals.next() => match what {
-                    Asked::Reload => self.reload().await,
+                    Asked::Reload => {
+                        self.service.reloading();
+                        self.reload().await;
+                        self.service.ready(&self.standing());
+                    }
                     Asked::Stop => break,
                     Asked::Quit => return Ok(Exit::Done),
                 },
@@ -136,6 +146,7 @@ impl Process {
                 }
             }
         }
+        self.service.stopping();
         let finished = tokio::time::timeout(STOP_LIMIT, async {
             for running in self.sources.values() {
                 running.stop.cancel();
@@ -154,6 +165,11 @@ impl Process {
             _ = signals.next_stop() => tracing::warn!("stopped at once: what the sinks did not confirm is fetched again at the next start"),
         }
         Ok(self.worst)
+    }
+
+    /// One line for `systemctl status`.
+    fn standing(&self) -> String {
+        format!("{} sources into {} sinks", self.config.sources.len(), self.config.sinks.len())
     }
 
     fn start(&mut self, name: String, config: SourceConfig) {
@@ -214,6 +230,7 @@ impl Process {
         while !waiting.is_empty() {
             let Some(ended) = self.tasks.join_next().await else { break };
             if let Ok((name, result)) = ended {
+                self.service.alive();
                 waiting.retain(|w| *w != name);
                 self.ended(&name, result);
             }
@@ -225,6 +242,8 @@ impl Process {
             }
         }
         for (name, entry) in &new.sinks {
+            // A sink may take its whole grace to end: each one is a turn of the loop to the watchdog.
+            self.service.alive();
             let known = self.config.sinks.get(name);
             match known {
                 Some(known) if known.sink == entry.sink => self.host.set_inputs(name, entry.inputs.clone()),
@@ -238,6 +257,7 @@ impl Process {
             }
         }
         for name in self.config.sinks.keys().filter(|name| !new.sinks.contains_key(*name)) {
+            self.service.alive();
             self.host.remove_sink(name, SINK_GRACE).await;
         }
         for (name, source) in &new.sources {
@@ -285,6 +305,16 @@ async fn serve_metrics(
     let stopped = stop.clone().cancelled_owned();
     let report = host.report();
     Ok(Some(tokio::spawn(server.serve(handle, report, SystemClock::new(), stopped))))
+}
+
+/// The next beat for the watchdog; never when nobody watches.
+async fn beat(beats: &mut Option<tokio::time::Interval>) {
+    match beats {
+        Some(beats) => {
+            beats.tick().await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 enum Asked {

@@ -266,7 +266,9 @@ impl TextFault {
 fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
     let format = schema["format"].as_str();
     let pasted_id = format == Some("uuid") || schema["x-pasted-id"] == true;
-    if (pasted_id || matches!(format, Some("uri" | "password" | "hostname"))) && text.trim().len() != text.len() {
+    if (pasted_id || matches!(format, Some("uri" | "password" | "hostname" | "date")))
+        && text.trim().len() != text.len()
+    {
         *text = text.trim().to_owned();
     }
     if pasted_id && text.contains(char::is_whitespace) {
@@ -284,6 +286,7 @@ fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
         Some("uuid") => is_guid(text),
         Some("uri") => return check_url(text, schema["x-origin"] == true),
         Some("socket-address") => text.parse::<SocketAddr>().is_ok(),
+        Some("date") => text.parse::<jiff::civil::Date>().is_ok(),
         Some("hostname") => {
             text.contains('.')
                 && text.split('.').all(|label| {

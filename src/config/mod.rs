@@ -6,6 +6,7 @@
 //! what concerns several keys is compared (`read`). Nothing here opens a connection or writes a file.
 
 mod check;
+mod credentials;
 mod problem;
 mod read;
 mod record;
@@ -34,6 +35,7 @@ pub use record_schema::record_schema;
 pub use schema::{config_schema, pretty, source_schema};
 pub(crate) use schema::{keys_of, schema_of, sink_schema, source_keys};
 pub use secret::{MASK, Secret};
+pub(crate) use secret::{secret_header, wiped_bytes};
 pub use severity::{RulesError, SeverityConfig};
 #[cfg(feature = "embedded")]
 pub(crate) use sinks::{Credentials, host_and_port};
@@ -44,7 +46,7 @@ pub use sinks::{
 pub(crate) use sinks::{SINK_KINDS, SinkKind};
 #[cfg(feature = "embedded")]
 pub(crate) use source::read_secret_file;
-pub use source::{Cloud, Guid, SOURCE_TYPE, SourceConfig, TokenEndpoint};
+pub use source::{AssertionAlgorithm, AuthMethod, Cloud, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]

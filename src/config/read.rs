@@ -11,9 +11,10 @@ use toml::{Spanned, Table, Value};
 use url::{Host, Url};
 
 use super::check::{Findings, join, nearest, one_of, typed_from_text};
+use super::credentials::check_credentials;
 use super::problem::{ConfigError, Fault, Problem};
 use super::schema::{schema_of, sink_schema, source_schema};
-use super::source::{SOURCE_TYPE, SourceConfig, read_secret_file};
+use super::source::{SOURCE_TYPE, SourceConfig};
 use super::{Config, RulesError, SINK_KINDS, SeverityConfig, SinkConfig, SinkEntry};
 use crate::model::{ContentType, is_guid};
 
@@ -146,7 +147,7 @@ impl SourceConfig {
         let mut warn = |key: &str, expected: &str, hint: &str| {
             warnings.push(Problem::new(join(&path, key), Fault::Invalid, expected).hint(hint));
         };
-        if !is_guid(&self.client_id) {
+        if self.client_id.as_deref().is_some_and(|id| !is_guid(id)) {
             warn("client_id", "a GUID", "Entra admin centre > App registrations > Application (client) ID");
         }
         // The portal shows a secret's id beside its value, and the id can still be copied when the value cannot.
@@ -343,9 +344,11 @@ fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&s
 fn read_source(findings: &mut Findings, mut table: Table, path: &str) -> Option<SourceConfig> {
     take_type(findings, &mut table, path, &[SOURCE_TYPE]);
     findings.check_table(&source_schema(), &mut table, path);
-    check_secret(findings, &table, path);
+    check_credentials(findings, &table, path);
     check_transport(findings, &table, path);
-    check_ca_file(findings, &table, path);
+    for key in ["ca_file", "proxy_certificate_file", "proxy_key_file"] {
+        check_file(findings, &table, path, key);
+    }
     check_mask(findings, &table, path);
     check_rules(findings, &table, path);
     deserialize(findings, Value::Table(table), path, Value::try_into)
@@ -364,36 +367,10 @@ fn read_sink(findings: &mut Findings, mut table: Table, path: &str) -> Option<Si
     Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, sink })
 }
 
-/// Exactly one of `client_secret` and `client_secret_file`, and the file readable.
-fn check_secret(findings: &mut Findings, table: &Table, path: &str) {
-    match (table.contains_key("client_secret"), table.get("client_secret_file")) {
-        (false, None) => {
-            let expected = "`client_secret` or `client_secret_file`";
-            let hint = "Entra admin centre > App registrations > Certificates & secrets; write \
-                        `client_secret = \"${M365_CLIENT_SECRET}\"` and keep the value in the environment";
-            findings.note(Problem::new(join(path, "client_secret"), Fault::Missing, expected).hint(hint));
-        }
-        (true, Some(_)) => {
-            let expected = "only one of `client_secret` and `client_secret_file`";
-            findings.note(Problem::new(join(path, "client_secret_file"), Fault::Invalid, expected));
-        }
-        (false, Some(file)) => {
-            let path = join(path, "client_secret_file");
-            if let Some(file) = file.as_str().filter(|file| !file.is_empty() && findings.clean(&path))
-                && let Err(error) = read_secret_file(Path::new(file))
-            {
-                let expected = format!("a file that can be read: {error}");
-                let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
-                findings.note(Problem::new(path, Fault::Invalid, expected).value(shown));
-            }
-        }
-        (true, None) => {}
-    }
-}
-
-fn check_ca_file(findings: &mut Findings, table: &Table, path: &str) {
-    let path = join(path, "ca_file");
-    let Some(file) = table.get("ca_file").and_then(Value::as_str).filter(|f| !f.is_empty()) else { return };
+/// Whether the file a key names can be opened.
+pub(super) fn check_file(findings: &mut Findings, table: &Table, path: &str, key: &str) {
+    let path = join(path, key);
+    let Some(file) = table.get(key).and_then(Value::as_str).filter(|f| !f.is_empty()) else { return };
     if findings.clean(&path)
         && let Err(error) = fs::File::open(PathBuf::from(file))
     {
@@ -456,7 +433,12 @@ fn check_transport(findings: &mut Findings, table: &Table, path: &str) {
     if table.get("allow_plain_http").and_then(Value::as_bool) == Some(true) {
         return;
     }
-    for (key, what) in [("api_url", "the bearer token"), ("authority_url", "the client secret")] {
+    let keys = [
+        ("api_url", "the bearer token"),
+        ("authority_url", "the client secret"),
+        ("managed_identity_url", "the bearer token"),
+    ];
+    for (key, what) in keys {
         let path = join(path, key);
         let Some(value) = table.get(key).filter(|_| findings.clean(&path)) else { continue };
         let Some(url) = value.as_str().and_then(|text| Url::parse(text).ok()) else { continue };
@@ -474,7 +456,8 @@ fn is_exposed(url: &Url) -> bool {
     url.scheme() == "http"
         && match url.host() {
             Some(Host::Domain(name)) => name != "localhost" && !name.ends_with(".localhost"),
-            Some(Host::Ipv4(address)) => !address.is_loopback(),
+            // Link-local addresses lead to what hosts this machine: Azure's metadata service has one.
+            Some(Host::Ipv4(address)) => !address.is_loopback() && !address.is_link_local(),
             Some(Host::Ipv6(address)) => !address.is_loopback(),
             None => true,
         }
@@ -831,6 +814,54 @@ format = "xml"
                 `sinks.a.inputs` is `[]`, expected a list of the sources to receive (line 5)
             "#]],
         );
+    }
+
+    #[test]
+    fn one_way_to_sign_in_is_chosen_and_never_guessed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "x").unwrap();
+        let file = path.display();
+        let text = |lines: &str| source_with(lines).replace("client_secret = \"${SECRET}\"\n", "");
+        let told = |text: &str| {
+            let problems = Config::parse(text, &env).unwrap_err().problems;
+            let told = problems.iter().map(|p| format!("{p}").replace(&*file.to_string(), "FILE"));
+            told.collect::<Vec<_>>().join("\n").replace("sources.contoso.", "")
+        };
+        for (lines, method) in [
+            (format!("auth = \"certificate\"\ncertificate_file = '{file}'\nkey_passphrase = \"${{SECRET}}\""), "certificate"),
+            (format!("auth = \"federated_token\"\nfederated_token_file = '{file}'"), "federated_token"),
+            ("auth = \"managed_identity\"".to_owned(), "managed_identity"),
+            ("auth = \"managed_identity\"\nmanaged_identity_host = \"azure_arc\"\nmanaged_identity_url = \"http://localhost:40342/x\"".to_owned(), "managed_identity"),
+        ] {
+            assert_eq!(good(&text(&lines)).sources["contoso"].auth.as_str(), method);
+        }
+        let without_app = text("auth = \"managed_identity\"").replace("client_id =", "# client_id =");
+        assert_eq!(good(&without_app).sources["contoso"].client_id, None);
+
+        let guess = text(&format!("certificate_file = '{file}'"));
+        expect!["`auth` is missing, expected `auth = \"certificate\"` (for `certificate_file`)"]
+            .assert_eq(&told(&guess));
+        let both = source_with(&format!("certificate_file = '{file}'"));
+        expect!["`certificate_file`: expected no key of `auth = \"certificate\"` beside `client_secret`"]
+            .assert_eq(&told(&both));
+        let other = source_with(&format!("auth = \"federated_token\"\nfederated_token_file = '{file}'"));
+        expect!["`client_secret`: expected no key of `auth = \"client_secret\"` beside `auth = \"federated_token\"`"]
+            .assert_eq(&told(&other));
+        expect![[r#"
+            `certificate_file` is missing, expected the client certificate's file
+            `key_passphrase_file`: expected only one of `key_passphrase` and `key_passphrase_file`"#]]
+        .assert_eq(&told(&text(&format!(
+            "auth = \"certificate\"\nkey_passphrase = \"x\"\nkey_passphrase_file = '{file}'"
+        ))));
+        expect!["`managed_identity_url` is missing, expected the end point's address\n`managed_identity_header` is missing, expected what the end point wants to see"]
+            .assert_eq(&told(&text("auth = \"managed_identity\"\nmanaged_identity_host = \"app_service\"")));
+        expect!["`managed_identity_url` is `http://10.0.0.1/x`, expected `https`, or a host of this machine: the bearer token would cross the network in the clear"]
+            .assert_eq(&told(&text("auth = \"managed_identity\"\nmanaged_identity_url = \"http://10.0.0.1/x\"")));
+        expect!["`federated_token_file` is `/nowhere`, expected a file that can be read: No such file or directory (os error 2)"]
+            .assert_eq(&told(&text("auth = \"federated_token\"\nfederated_token_file = \"/nowhere\"")));
+        expect!["`client_secret_expires` is `soon`, expected a date such as `2027-01-31`"]
+            .assert_eq(&told(&source_with("client_secret_expires = \"soon\"")));
     }
 
     #[test]

@@ -15,9 +15,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_with::{DeserializeAs, DisplayFromStr, SerializeAs, serde_as};
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::{Format, OcsfVersion, RawForm, Secret, SeverityConfig};
-use crate::model::{ContentType, NotAGuid, TenantId, is_guid};
+use crate::model::{ContentType, NotAGuid, TenantId, Timestamp, is_guid};
 
 /// The word in `type` of a source, and this source's name to every host.
 pub const SOURCE_TYPE: &str = "m365_audit";
@@ -28,7 +29,6 @@ const RETENTION_SECS: u64 = 7 * 24 * 60 * 60;
 /// One tenant's audit log: which tenant, how to sign in, what to read and how fast.
 #[serde_as]
 #[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("oneOf" = [{ "required": ["client_secret"] }, { "required": ["client_secret_file"] }]))]
 pub struct SourceConfig {
     /// The tenant's directory id. A domain name is not accepted: the API takes only the GUID.
     #[serde_as(as = "DisplayFromStr")]
@@ -40,15 +40,23 @@ pub struct SourceConfig {
     pub tenant_id: TenantId,
 
     /// The application (client) id of the app registration that was granted `ActivityFeed.Read`.
+    /// With `auth = "managed_identity"`: the client id of a user-assigned identity, or nothing for the system-assigned one.
+    #[serde(default)]
     #[schemars(
+        with = "String",
         length(min = 1),
         extend("x-pasted-id" = true, "x-expected" = "the application's client id, a GUID", "x-hint" = "Entra admin centre > App registrations > Application (client) ID"),
         example = &"c0ffee00-1111-4222-8333-444455556666"
     )]
-    pub client_id: String,
+    pub client_id: Option<String>,
+
+    /// How to sign in. Exactly this way is tried; nothing is guessed and nothing is fallen back to.
+    #[serde(default)]
+    #[schemars(example = &"certificate")]
+    pub auth: AuthMethod,
 
     /// The application's client secret: its value, not its id. Write `${NAME}` and keep the value in the
-    /// environment, or use `client_secret_file`; exactly one of the two is needed.
+    /// environment, or use `client_secret_file`; `auth = "client_secret"` needs exactly one of the two.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1),
         extend("format" = "password", "writeOnly" = true), example = &"${M365_CLIENT_SECRET}")]
@@ -58,6 +66,72 @@ pub struct SourceConfig {
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/client_secret")]
     pub client_secret_file: Option<PathBuf>,
+
+    /// When the client secret ends, as Entra showed it when the secret was made. Nothing else tells: with it, a log
+    /// line a day, `check` and `m365_audit_credential_expiry_timestamp_seconds` warn from 30 days before.
+    #[serde_as(as = "Option<DisplayFromStr>")]
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "date", "x-expected" = "a date such as `2027-01-31`"), example = &"2027-01-31")]
+    pub client_secret_expires: Option<jiff::civil::Date>,
+
+    /// The client certificate of `auth = "certificate"`: PEM (alone, or with its key), or PFX (PKCS#12). An RSA key of
+    /// 2048 to 4096 bits. It is read again for each sign-in, so a file that is replaced is used by itself, and its end
+    /// is told from 30 days before.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/client.pem")]
+    pub certificate_file: Option<PathBuf>,
+
+    /// The PEM file of the certificate's key, when it is not in `certificate_file`.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/client.key")]
+    pub key_file: Option<PathBuf>,
+
+    /// What opens an encrypted key or a PFX.
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "password", "writeOnly" = true), example = &"${M365_KEY_PASSPHRASE}")]
+    pub key_passphrase: Option<Secret>,
+
+    /// A file that holds it, alone.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/key_passphrase")]
+    pub key_passphrase_file: Option<PathBuf>,
+
+    /// How the certificate's key signs.
+    #[serde(default)]
+    #[schemars(example = &"rs256")]
+    pub assertion_algorithm: AssertionAlgorithm,
+
+    /// The audience of the certificate's assertion. Default: the address of the token end point that is asked. Needed
+    /// where `authority_url` is a proxy in front of Microsoft's.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1), example = &"https://login.microsoftonline.com/7f3c0a1e-5b1d-4a54-9a0e-2f0d6c1b8e55/oauth2/v2.0/token")]
+    pub assertion_audience: Option<String>,
+
+    /// The token of an outside issuer for `auth = "federated_token"` (workload identity federation). Whoever issues it
+    /// replaces the file; it is read again for each sign-in. Kubernetes with Azure Workload Identity puts its path into
+    /// the environment: write `${AZURE_FEDERATED_TOKEN_FILE}`, and `${AZURE_CLIENT_ID}`, `${AZURE_TENANT_ID}` likewise.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"${AZURE_FEDERATED_TOKEN_FILE}")]
+    pub federated_token_file: Option<PathBuf>,
+
+    /// Where the tokens of `auth = "managed_identity"` come from. The protocol is tested against the simulated tenant,
+    /// not on Azure.
+    #[serde(default)]
+    #[schemars(example = &"app_service")]
+    pub managed_identity_host: IdentityHost,
+
+    /// The end point's address. `imds` has one of its own; the others are given in the environment: write
+    /// `${IDENTITY_ENDPOINT}`.
+    #[serde_as(as = "Option<DisplayFromStr>")]
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "uri"), example = &"${IDENTITY_ENDPOINT}")]
+    pub managed_identity_url: Option<Url>,
+
+    /// What `app_service` wants to see in `X-IDENTITY-HEADER`: write `${IDENTITY_HEADER}`.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1),
+        extend("format" = "password", "writeOnly" = true), example = &"${IDENTITY_HEADER}")]
+    pub managed_identity_header: Option<Secret>,
 
     /// The content types to read. `DLP.All` needs the permission `ActivityFeed.ReadDlp` beside `ActivityFeed.Read`;
     /// without it that one type is parked and the others go on.
@@ -200,6 +274,23 @@ pub struct SourceConfig {
     #[serde(default)]
     #[schemars(with = "String", extend("format" = "uri"), example = &"http://proxy.example.com:3128")]
     pub proxy_url: Option<Url>,
+
+    /// Hosts reached without the proxy: names, domains (with all below them), addresses, networks, or `*`. Default:
+    /// `NO_PROXY` of the environment. This machine and Azure's metadata service are always reached directly.
+    #[serde(default)]
+    #[schemars(schema_with = "no_proxy_schema")]
+    pub no_proxy: Option<Vec<String>>,
+
+    /// A client certificate (PEM) for an `https` proxy that asks for one. It would be shown to any other server that
+    /// asks; Microsoft's do not.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/proxy-client.pem")]
+    pub proxy_certificate_file: Option<PathBuf>,
+
+    /// The PEM file of its key, not encrypted, when it is not in `proxy_certificate_file`.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/proxy-client.key")]
+    pub proxy_key_file: Option<PathBuf>,
 }
 
 fn default_content_types() -> Vec<ContentType> {
@@ -265,6 +356,14 @@ fn content_types_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
+fn no_proxy_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array",
+        "items": { "type": "string", "minLength": 1 },
+        "examples": [["internal.example.com", "10.0.0.0/8"]],
+    })
+}
+
 fn internal_domains_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "array",
@@ -314,6 +413,12 @@ impl SourceConfig {
         self.audience.as_deref().unwrap_or_else(|| self.cloud.audience())
     }
 
+    /// The end of the client secret's last day.
+    pub fn secret_expires(&self) -> Option<Timestamp> {
+        let end = self.client_secret_expires?.tomorrow().ok()?;
+        format!("{end}T00:00:00Z").parse().ok()
+    }
+
     /// `PublisherIdentifier` of every call.
     pub fn publisher(&self) -> &str {
         self.publisher_identifier.as_ref().map_or(self.tenant_id.as_str(), Guid::as_str)
@@ -335,7 +440,15 @@ impl SourceConfig {
             (None, None) => Err(io::Error::new(io::ErrorKind::NotFound, "no client secret is configured")),
         }
     }
+
+    /// The address of the managed identity's end point: the one written down, else IMDS's own.
+    pub fn managed_identity_url(&self) -> &str {
+        self.managed_identity_url.as_ref().map_or(IMDS_URL, Url::as_str)
+    }
 }
+
+/// From "How to use managed identities for Azure resources on an Azure VM to acquire an access token".
+const IMDS_URL: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
 
 /// The largest secret file read; Entra's secrets have some forty characters.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -343,7 +456,8 @@ const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Reads a file that holds a secret alone.
 pub(crate) fn read_secret_file(path: &Path) -> io::Result<Secret> {
     use io::Read;
-    let mut text = String::new();
+    // Room enough that it never moves: what moves leaves a copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(SECRET_FILE_BYTES_MAX as usize + 1));
     let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)? as u64;
     if read == SECRET_FILE_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large to hold a secret alone"));
@@ -403,6 +517,58 @@ impl Cloud {
     pub const fn audience(&self) -> &'static str {
         self.api_url()
     }
+}
+
+/// A way to sign in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthMethod {
+    /// `client_secret` or `client_secret_file`.
+    #[default]
+    ClientSecret,
+    /// `certificate_file`: a client certificate registered with the application; no secret is ever sent.
+    Certificate,
+    /// `federated_token_file`: a token of an outside issuer that a federated credential of the application accepts.
+    FederatedToken,
+    /// The identity Azure gave this machine. Its service principal needs the application role `ActivityFeed.Read`, which
+    /// only a script can grant.
+    ManagedIdentity,
+}
+
+impl AuthMethod {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientSecret => "client_secret",
+            Self::Certificate => "certificate",
+            Self::FederatedToken => "federated_token",
+            Self::ManagedIdentity => "managed_identity",
+        }
+    }
+}
+
+/// How a client certificate's key signs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AssertionAlgorithm {
+    /// RSA-PSS, the certificate named by its SHA-256 (`x5t#S256`): what Microsoft asks for today.
+    #[default]
+    Ps256,
+    /// RSA PKCS#1, the certificate named by its SHA-1 (`x5t`), for authorities that know nothing newer.
+    Rs256,
+}
+
+/// A form of the managed identity's end point.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IdentityHost {
+    /// The instance metadata service of virtual machines, scale sets and AKS nodes, at 169.254.169.254.
+    #[default]
+    Imds,
+    /// App Service, Functions and Container Apps.
+    AppService,
+    /// Machines joined with Azure Arc. The user must be in the group `himds`.
+    AzureArc,
 }
 
 /// A version of the authority's token endpoint.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use super::{Document, NOTICE};
 use crate::api::{known_errors, vendor_codes};
+use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::cli::normalize::NormalizeError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::host::StateError;
@@ -80,10 +81,10 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
         slug,
         what: what.to_owned(),
         remedy: remedy.to_owned(),
-        origin: if slug.starts_with("auth-") {
-            "signing in (`src/auth.rs`)"
-        } else {
-            "a call of the feed (`src/api/`)"
+        origin: match slug {
+            _ if slug.starts_with("auth-") => "signing in (`src/auth/`)",
+            _ if slug.starts_with("api-") => "a call of the feed (`src/api/`)",
+            _ => "signing in, or a call of the feed: the network between (`src/auth/network.rs`)",
         },
     });
     let mut pages: BTreeMap<&'static str, Vec<Entry>> = BTreeMap::new();
@@ -177,6 +178,12 @@ fn made() -> Vec<Entry> {
     for source in state_errors {
         entries.push(entry(&SourceError::State { tenant: tenant.clone(), source }, origin));
     }
+    let error = SourceError::File {
+        key: "ca_file",
+        path: PathBuf::from("/etc/ssl/certs/corporate-ca.pem"),
+        why: "Permission denied (os error 13)".to_owned(),
+    };
+    entries.push(entry(&error, origin));
     entries.push(entry(&SourceError::Internal("what was found".to_owned()), origin));
     entries
 }
@@ -192,6 +199,7 @@ fn written(&(slug, what, remedy, origin): &Written) -> Entry {
     Entry { slug, what: what.to_owned(), remedy: remedy.to_owned(), origin }
 }
 
+const HEALTH: &str = "`m365-audit health` (`src/cli/health.rs`)";
 const CHECK: &str = "`m365-audit check` (`src/source/check.rs`)";
 const LOOP: &str = "a running source: log and health (`src/source/tenant.rs`)";
 
@@ -205,15 +213,24 @@ const WRITTEN: &[Written] = &[
         "the Fluent Bit input (`src/hosts/fluent_bit/instance.rs`)",
     ),
     (
+        "fluent-bit-append-refused",
+        "Fluent Bit did not take a buffer of the input; nothing is lost, it is sent again until it is taken",
+        "Fluent Bit's own lines beside this one say why: mostly the disk of `storage.path` is full",
+        "the Fluent Bit input (`src/hosts/fluent_bit/settle.rs`)",
+    ),
+    (
         "fluent-bit-no-threads",
         "the Fluent Bit input cannot start its threads",
         "check the limit of processes of the user Fluent Bit runs as",
         "the Fluent Bit input (`src/hosts/fluent_bit/instance.rs`)",
     ),
+    (EXPIRES_SLUG, "the client certificate, or the client secret by `client_secret_expires`, ends within 30 days or has ended", EXPIRES_HINT, "signing in: log (`src/auth/mod.rs`), and `m365-audit check`"),
+    ("health-unreachable", "nothing answers at the metrics listener's address", "check that `m365-audit run` is running and that `[metrics] listen` is the address that was asked", HEALTH),
     ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
     ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),
-    ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
-    ("subscription-absent", "the subscription to a content type was not started yet", "`m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start", CHECK),
+    ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
+    ("audit-maybe-off", "content types are subscribed, and not one event was listed in 7 days: unified auditing is most likely off in the tenant", "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day", CHECK),
+    ("subscription-absent", "the subscription to a content type was not started yet", "`m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where auditing is off a start fails, which `check --probe` tells", CHECK),
     ("subscription-disabled", "the subscription to a content type was started once and is disabled now", "`m365-audit run` starts it again; what became available while it was off is gone", CHECK),
     ("start-too-recent", "`check --probe` did not start the subscription: Microsoft allows a start every 15 minutes", "try again when the time named is over", CHECK),
     ("state-not-read", "the state could not be read", "check the permissions of `data_dir`; a running source tries again by itself", "a source, `check --probe` and `m365-audit state`"),
@@ -234,7 +251,7 @@ const WRITTEN: &[Written] = &[
 /// What an operator may want to know beyond the remedy.
 fn more(slug: &str) -> Option<&'static str> {
     Some(match slug {
-        "api-audit-off" => {
+        "api-audit-off" | "audit-maybe-off" => {
             "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` shows the setting; ask it of Exchange \
              Online PowerShell, since Security & Compliance PowerShell always answers `False`."
         }

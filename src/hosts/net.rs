@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use url::Url;
+use zeroize::Zeroizing;
 
 use crate::api::http::{is_loopback, tls};
 use crate::auth::{SecretText, error_chain, excerpt, redact};
-use crate::config::{Credentials, Secret, read_secret_file};
+use crate::config::{Credentials, Secret, read_secret_file, secret_header};
 use crate::model::Actionable;
 
 /// How long to wait for a connection.
@@ -169,29 +170,28 @@ impl Identity {
         let mut presented = Presented { headers: HeaderMap::new(), secrets: Vec::new() };
         for (name, value) in &self.headers {
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("`{name}` is no header's name"))?;
-            presented.put(key, value.expose())?;
-            presented.secrets.push(value.expose().into());
+            presented.put(key, &[value.expose()])?;
+            presented.secrets.push(value.clone());
         }
         if let Some(username) = &self.username {
             let password = self.password.read()?;
             let password = password.as_ref().map_or("", Secret::expose);
-            let encoded = STANDARD.encode(format!("{username}:{password}"));
-            presented.put(AUTHORIZATION, &format!("Basic {encoded}"))?;
+            let encoded = STANDARD.encode(Zeroizing::new(format!("{username}:{password}")));
+            presented.put(AUTHORIZATION, &["Basic ", &encoded])?;
             presented.secrets.extend([SecretText::from(encoded), SecretText::from(password)]);
         }
         if let Some(token) = self.token.read()? {
-            presented.put(AUTHORIZATION, &format!("Bearer {}", token.expose()))?;
-            presented.secrets.push(token.expose().into());
+            presented.put(AUTHORIZATION, &["Bearer ", token.expose()])?;
+            presented.secrets.push(token);
         }
         Ok(presented)
     }
 }
 
 impl Presented {
-    fn put(&mut self, name: HeaderName, value: &str) -> Result<(), String> {
-        let mut value = HeaderValue::from_str(value)
+    fn put(&mut self, name: HeaderName, parts: &[&str]) -> Result<(), String> {
+        let value = secret_header(parts)
             .map_err(|_| format!("the value for the header `{name}` has characters that cannot be sent"))?;
-        value.set_sensitive(true);
         self.headers.insert(name, value);
         Ok(())
     }

@@ -18,6 +18,8 @@ const ATTEMPTS_MAX: usize = 1_000_000;
 pub enum CallKind {
     /// A token endpoint, either version.
     Token,
+    /// A managed identity's end point on the machine itself.
+    Identity,
     /// `GET /subscriptions/list`
     List,
     /// `POST /subscriptions/start`

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::faults::{CallKind, Fault};
+use super::identity::{self, IdentityHeaders};
 use super::tenant::{BlobBody, Position, State};
 use super::token::{self, Tokens};
 use super::{ListingSpan, NextPage, SimConfig, StartFailure, SubscriptionState};
@@ -33,6 +34,9 @@ pub(super) struct Call {
     pub languages: Vec<String>,
     /// The decoded form of a token request.
     pub form: Vec<(String, String)>,
+    /// App Service's end point of managed identity, not the machine's.
+    pub app_service: bool,
+    pub identity: IdentityHeaders,
 }
 
 impl Call {
@@ -52,7 +56,15 @@ impl Call {
             bearer: None,
             languages: Vec::new(),
             form: Vec::new(),
+            app_service: false,
+            identity: IdentityHeaders::default(),
         };
+        if let ["metadata", "identity", "oauth2", "token"] | ["msi", "token"] = segments.as_slice() {
+            call.kind = CallKind::Identity;
+            call.app_service = segments.len() == 2;
+            call.method_ok = method == "GET";
+            return call;
+        }
         let (kind, tenant, expected) = match segments.as_slice() {
             [tenant, "oauth2", "token"] => (CallKind::Token, tenant, "POST"),
             [tenant, "oauth2", "v2.0", "token"] => {
@@ -151,7 +163,10 @@ pub(super) fn answer(
         return Reply::json(405, &json!({"Message": "The requested resource does not support this http method."}));
     }
     if call.kind == CallKind::Token {
-        return token::answer(tokens, &state.config, &call.tenant_text, call.v2, &call.form, now);
+        return token::answer(tokens, &state.config, own_url, call, now);
+    }
+    if call.kind == CallKind::Identity {
+        return identity::answer(tokens, &state.config, call, now);
     }
     match authorize(state, tokens, call, own_url, now, monotonic) {
         Err(refusal) => *refusal,

@@ -6,15 +6,17 @@
 //! every event it ever published, which [`Truth::compare`] holds against what a client delivered.
 //!
 //! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records),
-//! `token` and `feed` (what is answered), `faults` (what goes wrong), `server` (sockets and bytes).
+//! `token` (with `assertion` and `identity`) and `feed` (what is answered), `faults` (what goes wrong), `server` (sockets and bytes).
 //!
-//! Not simulated: webhooks, TLS, and the verification of an assertion's signature. Blobs and the ledger are kept for
+//! Not simulated: webhooks and TLS. Blobs and the ledger are kept for
 //! as long as the simulator runs, also when they have expired.
 //! All randomness comes from [`SimConfig::seed`]; all time from the clock given to [`Sim::start`].
 
+mod assertion;
 mod events;
 mod faults;
 mod feed;
+mod identity;
 mod server;
 mod tenant;
 mod token;
@@ -33,9 +35,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use assertion::FederatedCredential;
 pub use events::Irregularity;
 pub use faults::{CallKind, Fault, FaultPlan, Faults, Rate, Script};
-pub use token::{FederatedCredential, aadsts_codes};
+pub use identity::MachineIdentity;
+pub use token::aadsts_codes;
 pub use truth::{Comparison, Delivered, Truth, TruthEvent, TruthHuge};
 
 use crate::clock::Clock;
@@ -55,10 +59,12 @@ pub struct SimConfig {
     pub client_id: String,
     /// Its secret.
     pub client_secret: String,
-    /// `x5t` or `x5t#S256` values of its certificates; empty accepts any thumbprint.
-    pub certificate_thumbprints: Vec<String>,
+    /// Its certificates, DER. An assertion must name one of them and be signed by its key.
+    pub certificates: Vec<Vec<u8>>,
     /// Its federated credential, if it has one.
     pub federated: Option<FederatedCredential>,
+    /// The identity of the machine, if it has one: what IMDS, App Service and Azure Arc give tokens for.
+    pub machine_identity: Option<MachineIdentity>,
     /// An AADSTS code every token request is refused with.
     pub token_error: Option<u32>,
     /// Life of a token, seconds. Default 4,500: Microsoft's mean.
@@ -113,8 +119,9 @@ impl Default for SimConfig {
             domains: Vec::new(),
             client_id: "aaaaaaaa-0000-4000-8000-00000000c11e".to_owned(),
             client_secret: "simulated~secret&with+odd%characters".to_owned(),
-            certificate_thumbprints: Vec::new(),
+            certificates: Vec::new(),
             federated: None,
+            machine_identity: None,
             token_error: None,
             token_lifetime_secs: 4_500,
             roles: vec!["ActivityFeed.Read".to_owned(), "ActivityFeed.ReadDlp".to_owned()],

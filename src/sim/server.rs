@@ -203,6 +203,10 @@ async fn read_call(request: Request<Incoming>) -> (Call, bool, bool) {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim().to_owned()),
         _ => None,
     };
+    call.identity.metadata = text(header::HeaderName::from_static("metadata")).eq_ignore_ascii_case("true");
+    call.identity.forwarded = parts.headers.contains_key("x-forwarded-for");
+    call.identity.app_service = text(header::HeaderName::from_static("x-identity-header")).to_owned();
+    call.identity.authorization = text(header::AUTHORIZATION).to_owned();
     let languages = text(header::ACCEPT_LANGUAGE).split(',').map(|one| one.trim().to_owned());
     call.languages = languages.filter(|one| !one.is_empty()).collect();
     let accepts_gzip = text(header::ACCEPT_ENCODING).split(',').any(|one| one.trim().starts_with("gzip"));
@@ -250,7 +254,7 @@ fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, h
     };
     let mut log = shared.log();
     *log.counters.requests.entry(call.kind).or_default() += 1;
-    if !had_publisher && call.kind != CallKind::Token {
+    if !had_publisher && !matches!(call.kind, CallKind::Token | CallKind::Identity) {
         *log.counters.without_publisher.entry(call.kind).or_default() += 1;
     }
     *log.counters.statuses.entry(status).or_default() += 1;

@@ -2,17 +2,17 @@
 //! AADSTS errors they refuse with.
 //!
 //! Follows Microsoft's "Microsoft identity platform and OAuth 2.0 client credentials flow", "certificate
-//! credentials" and "error codes" pages. The signature of a client assertion is **not** verified: its claims and
-//! its thumbprint header are.
+//! credentials" and "error codes" pages. What is asked of an assertion is in [`super::assertion`].
 
 use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::SimConfig;
-use super::feed::Reply;
+use super::assertion::{self, Seen};
+use super::feed::{Call, Reply};
 use crate::model::{TenantId, Timestamp, is_guid};
 
 /// Audiences the feed's hosts accept: Microsoft's five clouds.
@@ -114,16 +114,8 @@ pub fn aadsts_codes() -> impl Iterator<Item = u32> {
     CODES.into_iter().map(|(code, ..)| code)
 }
 
-/// A federated credential (workload identity): the only outside token the application accepts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FederatedCredential {
-    /// `iss` the outside token must carry (otherwise AADSTS700211).
-    pub issuer: String,
-    /// `aud` it must carry (otherwise AADSTS700212); `api://AzureADTokenExchange` in the public cloud.
-    pub audience: String,
-    /// `sub` it must carry (otherwise AADSTS700213).
-    pub subject: String,
-}
+/// The `appidacr` claim of a token for a secret.
+const BY_SECRET: &str = "1";
 
 /// What a token that was issued stands for.
 #[derive(Clone)]
@@ -138,6 +130,7 @@ pub(super) struct IssuedToken {
 #[derive(Default)]
 pub(super) struct Tokens {
     issued: HashMap<String, IssuedToken>,
+    assertions: Seen,
     serial: u64,
 }
 
@@ -154,7 +147,15 @@ impl Tokens {
         (for_us && issued.expires > now).then_some(issued)
     }
 
-    fn issue(&mut self, config: &SimConfig, tenant: &TenantId, audience: &str, now: Timestamp) -> String {
+    /// A new token; `proof` is its `appidacr`.
+    pub fn issue(
+        &mut self,
+        config: &SimConfig,
+        tenant: &TenantId,
+        audience: &str,
+        proof: &str,
+        now: Timestamp,
+    ) -> String {
         self.serial += 1;
         self.issued.retain(|_, token| token.expires > now);
         let lifetime = i64::try_from(config.token_lifetime_secs).unwrap_or(i64::MAX);
@@ -163,7 +164,7 @@ impl Tokens {
             "aud": audience, "iss": format!("https://sts.windows.net/{tenant}/"),
             "iat": now.as_second(), "nbf": now.as_second(), "exp": expires.as_second(), "ver": "1.0",
             "tid": tenant.as_str(), "roles": config.roles, "oid": "5d3c8a0e-0000-4000-8000-000000000001",
-            "sub": "5d3c8a0e-0000-4000-8000-000000000001", "appid": config.client_id, "appidacr": "1",
+            "sub": "5d3c8a0e-0000-4000-8000-000000000001", "appid": config.client_id, "appidacr": proof,
             "uti": format!("sim-{}", self.serial),
         });
         let header = URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"RS256","kid":"simulated"}"#);
@@ -178,21 +179,14 @@ impl Tokens {
     }
 }
 
-/// Answers a token request; `form` is the decoded body.
-pub(super) fn answer(
-    tokens: &mut Tokens,
-    config: &SimConfig,
-    tenant_text: &str,
-    v2: bool,
-    form: &[(String, String)],
-    now: Timestamp,
-) -> Reply {
-    match grant(config, tenant_text, v2, form, now) {
-        Err(code) => refuse(code, config, tenant_text, now),
-        Ok((tenant, audience)) => {
-            let token = tokens.issue(config, &tenant, &audience, now);
+/// Answers a token request that came to `own_url`.
+pub(super) fn answer(tokens: &mut Tokens, config: &SimConfig, own_url: &str, call: &Call, now: Timestamp) -> Reply {
+    match grant(&mut tokens.assertions, config, own_url, call, now) {
+        Err(code) => refuse(code, config, &call.tenant_text, now),
+        Ok((tenant, audience, proof)) => {
+            let token = tokens.issue(config, &tenant, &audience, proof, now);
             let lifetime = config.token_lifetime_secs;
-            let body = if v2 {
+            let body = if call.v2 {
                 json!({"token_type": "Bearer", "expires_in": lifetime, "ext_expires_in": lifetime, "access_token": token})
             } else {
                 let seconds = now.as_second();
@@ -229,13 +223,14 @@ pub(super) fn refuse(code: u32, config: &SimConfig, tenant: &str, now: Timestamp
 
 /// Checks a request in the order the platform does: tenant, application, grant, credential, resource.
 fn grant(
+    seen: &mut Seen,
     config: &SimConfig,
-    tenant_text: &str,
-    v2: bool,
-    form: &[(String, String)],
+    own_url: &str,
+    call: &Call,
     now: Timestamp,
-) -> Result<(TenantId, String), u32> {
-    let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+) -> Result<(TenantId, String, &'static str), u32> {
+    let tenant_text = call.tenant_text.as_str();
+    let field = |name: &str| call.form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     let tenant = find_tenant(config, tenant_text)?;
     if let Some(code) = config.token_error {
         return Err(code);
@@ -249,22 +244,24 @@ fn grant(
     if client_id.is_some_and(|id| !id.eq_ignore_ascii_case(&config.client_id)) {
         return Err(700016);
     }
-    match (field("client_secret"), field("client_assertion")) {
+    let proof = match (field("client_secret"), field("client_assertion")) {
         (Some(secret), None) => {
             client_id.ok_or(900144u32)?;
             if secret != config.client_secret {
                 return Err(7000215);
             }
+            BY_SECRET
         }
         (None, Some(assertion)) => {
             if field("client_assertion_type") != Some("urn:ietf:params:oauth:client-assertion-type:jwt-bearer") {
                 return Err(7000216);
             }
-            check_assertion(config, tenant_text, assertion, now)?;
+            assertion::check(seen, config, (own_url, tenant_text), assertion, now)?;
+            assertion::BY_ASSERTION
         }
         _ => return Err(7000216),
-    }
-    let audience = if v2 {
+    };
+    let audience = if call.v2 {
         let scope = field("scope").ok_or(900144u32)?;
         if !scope.contains("://") {
             return Err(if scope.contains("%3A") || scope.contains("%2F") { 1002012 } else { 70011 });
@@ -273,7 +270,7 @@ fn grant(
     } else {
         field("resource").ok_or(900144u32)?
     };
-    Ok((tenant, audience.to_owned()))
+    Ok((tenant, audience.to_owned(), proof))
 }
 
 fn find_tenant(config: &SimConfig, text: &str) -> Result<TenantId, u32> {
@@ -285,41 +282,4 @@ fn find_tenant(config: &SimConfig, text: &str) -> Result<TenantId, u32> {
     }
     let domain = config.domains.iter().find(|(domain, _)| domain.eq_ignore_ascii_case(text));
     domain.map(|(_, tenant)| tenant.clone()).ok_or(90002)
-}
-
-/// Checks the claims of a client assertion: one signed by the application's own certificate (`iss` is the client
-/// id, a thumbprint header of either kind), or an outside token under the federated credential.
-fn check_assertion(config: &SimConfig, tenant: &str, assertion: &str, now: Timestamp) -> Result<(), u32> {
-    let mut parts = assertion.split('.');
-    let header = decode_part(parts.next()).ok_or(700027u32)?;
-    let claims = decode_part(parts.next()).ok_or(700027u32)?;
-    if parts.next().is_none_or(str::is_empty) {
-        return Err(700027);
-    }
-    let claim = |name: &str| claims.get(name).and_then(Value::as_str).unwrap_or_default();
-    let expires = claims.get("exp").and_then(Value::as_i64).ok_or(700024u32)?;
-    let not_before = claims.get("nbf").and_then(Value::as_i64).unwrap_or(i64::MIN);
-    if expires <= now.as_second() || not_before > now.as_second() {
-        return Err(700024);
-    }
-    if claim("iss") != config.client_id {
-        let Some(federated) = &config.federated else { return Err(700211) };
-        return match () {
-            () if claim("iss") != federated.issuer => Err(700211),
-            () if claim("aud") != federated.audience => Err(700212),
-            () if claim("sub") != federated.subject => Err(700213),
-            () => Ok(()),
-        };
-    }
-    let thumbprint = header.get("x5t#S256").or_else(|| header.get("x5t")).and_then(Value::as_str);
-    let known = thumbprint.is_some_and(|given| {
-        config.certificate_thumbprints.is_empty() || config.certificate_thumbprints.iter().any(|t| t == given)
-    });
-    let audience = claim("aud");
-    let for_tenant = audience.contains(&format!("/{tenant}/oauth2/")) && audience.ends_with("/token");
-    if known && claim("sub") == config.client_id && for_tenant { Ok(()) } else { Err(700027) }
-}
-
-fn decode_part(part: Option<&str>) -> Option<Value> {
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part?).ok()?).ok()
 }

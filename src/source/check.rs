@@ -1,6 +1,6 @@
-//! The connection test: token, roles, reachability, clock, subscriptions.
+//! The connection test, as a doctor: credential, token, roles, reachability, clock, subscriptions, content.
 //!
-//! By default it only reads, so it may be run at any time beside a running collector. The probe is the form that
+//! Each fault has its cause in a few words and one thing to do about it. By default it only reads, so it may be run at any time beside a running collector. The probe is the form that
 //! starts and stops `Audit.General`: stopping a subscription makes what becomes available meanwhile unreadable for
 //! good, so it does so only when the subscription was not on before, and remembers the start for the 15-minute rule.
 
@@ -9,11 +9,13 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 
 use super::subscription::START_INTERVAL;
-use super::{CheckFault, CheckStep, FaultKind, M365Audit, ServerTime, SourceError, fault_kind};
+use super::{CheckFault, CheckStep, FaultKind, M365Audit, ServerTime, SourceError, certificate_files, fault_kind};
 use crate::api::{Action, ApiClient, ApiError, Started, TokenFacts};
+use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG, EXPIRY_WARNING};
 use crate::checkpoint::format::{self, Keys, TenantState};
+use crate::config::AuthMethod;
 use crate::host::{Expected, Op, StateStore};
-use crate::model::{Actionable, ContentType};
+use crate::model::{Actionable, ContentType, Timestamp, Window};
 
 /// More than this between the clocks is worth a word.
 const SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
@@ -37,6 +39,7 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
     };
     let config = source.config();
     let wants_dlp = config.content_types.contains(&ContentType::Dlp);
+    credential(source, &mut steps);
 
     let facts = match api.token_roles().await {
         Ok(facts) => facts,
@@ -46,7 +49,19 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
             return steps;
         }
     };
-    steps.push(passed("sign in", format!("token for app `{}` from {}", config.client_id, config.authority_origin())));
+    steps.push(passed(
+        "sign in",
+        match config.auth {
+            AuthMethod::ManagedIdentity => {
+                format!("token of this machine's identity from {}", config.managed_identity_url())
+            }
+            _ => format!(
+                "token for app `{}` from {}",
+                config.client_id.as_deref().unwrap_or_default(),
+                config.authority_origin()
+            ),
+        },
+    ));
     clock("clock of the authority", api.authority_skew(), &mut steps);
     let read_missing = roles(&facts, wants_dlp, &mut steps);
 
@@ -80,15 +95,100 @@ pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Ve
                 what,
                 "subscription-absent",
                 "not started yet".into(),
-                "`m365-audit run` starts it; first events take up to 60 minutes, 12 hours after a very first start"
+                "`m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where \
+                 auditing is off a start fails, which `check --probe` tells"
                     .into(),
             ),
         });
     }
+    let on: Vec<ContentType> = config.content_types.iter().copied().filter(|wanted| is_on(*wanted)).collect();
+    content(&api, &server, on, &mut steps).await;
     if let Some(store) = probe {
         steps.push(start_and_stop(source, &api, &server, store, is_on(ContentType::General)).await);
     }
     steps
+}
+
+/// What the credential says of itself before anybody is asked: whether it can be used, and when it ends.
+fn credential(source: &M365Audit, steps: &mut Vec<CheckStep>) {
+    let config = source.config();
+    let (what, end, found) = match certificate_files(config) {
+        Some(files) => match files.facts() {
+            // The exchange tells, with this very text.
+            Err(_) => return,
+            Ok(facts) => (
+                "client certificate",
+                facts.not_after,
+                format!("{}, thumbprint {}, valid until {}", facts.subject, facts.thumbprint, facts.not_after),
+            ),
+        },
+        None => match config.secret_expires().filter(|_| config.auth == AuthMethod::ClientSecret) {
+            Some(end) => ("client secret", end, format!("valid until {end}, by `client_secret_expires`")),
+            None => return,
+        },
+    };
+    let left = end.duration_since(source.clock().now());
+    let text = match left.is_negative() {
+        true => format!("the {what} has ended on {end}"),
+        false => format!("the {what} ends on {end}, in {} days", left.as_hours() / 24),
+    };
+    steps.push(if left > EXPIRY_WARNING {
+        passed(what, found)
+    } else {
+        notice(what, EXPIRES_SLUG, text, EXPIRES_HINT.into())
+    });
+}
+
+/// The windows of a listing that together reach back as far as Microsoft lists, newest first.
+fn week(now: Timestamp) -> impl Iterator<Item = Window> {
+    let back = move |hours: i64| now.checked_sub(SignedDuration::from_hours(hours)).unwrap_or(now);
+    // Eight of 21 hours are seven days; the last begins a little later, because the clock goes on meanwhile.
+    (0..8).map(move |n| {
+        let start = back((n + 1) * 21);
+        let start = if n == 7 { start.checked_add(SignedDuration::from_mins(10)).unwrap_or(start) } else { start };
+        Window { start, end: back(n * 21) }
+    })
+}
+
+/// Whether anything was ever listed of what is subscribed: when not, auditing is most likely off, which no call tells
+/// but a start. Ends at the first content found; fetches none.
+async fn content(api: &ApiClient, server: &ServerTime, mut on: Vec<ContentType>, steps: &mut Vec<CheckStep>) {
+    let what = "content of the last 7 days";
+    for window in week(server.for_requests()) {
+        let mut unread = Vec::new();
+        for &content_type in &on {
+            match api.list_content(content_type, window, None).await {
+                Ok(page) if page.blobs.is_empty() && page.next.is_none() && page.skipped.is_empty() => {}
+                Ok(_) => {
+                    let found = format!("`{content_type}` has some between {} and {}", window.start, window.end);
+                    steps.push(passed(what, found));
+                    return;
+                }
+                // Without its permission this one type is parked, which was told.
+                Err(_) if content_type == ContentType::Dlp => unread.push(content_type),
+                Err(error) => {
+                    steps.push(api_fault(what, &error));
+                    return;
+                }
+            }
+        }
+        on.retain(|content_type| !unread.contains(content_type));
+        if on.is_empty() {
+            return;
+        }
+    }
+    if on.is_empty() {
+        return;
+    }
+    steps.push(notice(
+        what,
+        "audit-maybe-off",
+        "subscribed, and not one event in 7 days: unified auditing is most likely off in the tenant (or was turned on today)"
+            .into(),
+        "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; \
+         `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day"
+            .into(),
+    ));
 }
 
 /// Whether `ActivityFeed.Read` is missing for certain.
@@ -109,6 +209,12 @@ fn roles(facts: &TokenFacts, wants_dlp: bool, steps: &mut Vec<CheckStep>) -> boo
             what: what.into(),
             result: Err(CheckFault {
                 slug: "api-permission-missing".into(),
+                summary: match facts.roles.is_empty() {
+                    true => "the token holds no application permission: only delegated ones were added, or admin consent \
+                             is missing"
+                        .into(),
+                    false => format!("the application permission `{ROLE_READ}` is missing"),
+                },
                 cause: format!("`{ROLE_READ}` is not in the token; it has {found}"),
                 remedy: "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > \
                          Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission"
@@ -142,7 +248,8 @@ fn clock(what: &str, skew: Option<SignedDuration>, steps: &mut Vec<CheckStep>) {
                 (seconds.unsigned_abs() + 30) / 60,
                 if seconds > 0 { "behind" } else { "ahead of" }
             ),
-            "set the clock (NTP); listings follow Microsoft's clock and are right all the same, log times are not"
+            "set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log \
+             times are not"
                 .into(),
         )
     } else {
@@ -232,6 +339,7 @@ async fn load_state(store: &dyn StateStore, key: &str) -> Result<(TenantState, E
         what: "state".into(),
         result: Err(CheckFault {
             slug: "state-not-read".into(),
+            summary: why.clone(),
             cause: why,
             remedy: "check permissions of `data_dir`".into(),
             kind: FaultKind::State,
@@ -252,13 +360,14 @@ fn passed(what: impl Into<String>, found: String) -> CheckStep {
 }
 
 fn notice(what: impl Into<String>, slug: &str, cause: String, remedy: String) -> CheckStep {
-    let fault = CheckFault { slug: slug.into(), cause, remedy, kind: FaultKind::Notice };
+    let fault = CheckFault { slug: slug.into(), summary: cause.clone(), cause, remedy, kind: FaultKind::Notice };
     CheckStep { what: what.into(), result: Err(fault) }
 }
 
 fn api_fault(what: impl Into<String>, error: &ApiError) -> CheckStep {
     let fault = CheckFault {
         slug: error.slug().into(),
+        summary: error.summary(),
         cause: error.to_string(),
         remedy: error.hint(),
         kind: fault_kind(error),
@@ -267,6 +376,7 @@ fn api_fault(what: impl Into<String>, error: &ApiError) -> CheckStep {
 }
 
 fn fault(what: &str, error: &SourceError, kind: FaultKind) -> CheckStep {
-    let fault = CheckFault { slug: error.slug().into(), cause: error.to_string(), remedy: error.hint(), kind };
+    let (slug, cause) = (error.slug().into(), error.to_string());
+    let fault = CheckFault { slug, summary: cause.clone(), cause, remedy: error.hint(), kind };
     CheckStep { what: what.into(), result: Err(fault) }
 }

@@ -21,11 +21,13 @@ use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::api::{Action, ApiClient, ApiError, ApiSettings, ErrorKind, ServerDate};
+use crate::api::{
+    ARC_KEY_DIR, Action, ApiClient, ApiError, ApiSettings, CertificateFiles, ErrorKind, ManagedIdentity, ServerDate,
+};
 use crate::auth::{Credential, TokenEndpoint};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::clock::Clock;
-use crate::config::{self, Problem, SourceConfig};
+use crate::config::{self, AuthMethod, Problem, SourceConfig};
 use crate::host::{Host, StateError};
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::normalise::{Mask, Normaliser, Settings};
@@ -70,7 +72,9 @@ pub struct CheckStep {
 pub struct CheckFault {
     /// Names the cause; also the page under `docs/errors/`.
     pub slug: String,
-    /// The cause.
+    /// The cause in a few words.
+    pub summary: String,
+    /// The cause with all that is known of it.
     pub cause: String,
     /// The remedy.
     pub remedy: String,
@@ -124,6 +128,16 @@ pub enum SourceError {
         /// What went wrong.
         source: Box<ApiError>,
     },
+    /// A file that the configuration names and that could be read when it was checked.
+    #[error("`{key}`: `{}` cannot be read: {why}", path.display())]
+    File {
+        /// The key that names it.
+        key: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        why: String,
+    },
     /// The rules, which were fit to use when the configuration was read.
     #[error("the rules of source `{name}` cannot be used: {source}")]
     Rules {
@@ -144,6 +158,7 @@ impl Actionable for SourceError {
             Self::State { source: StateError::Corrupt { .. }, .. } => "state-corrupt",
             Self::State { source: StateError::Unavailable(_), .. } => "state-not-written",
             Self::Api { source } => source.slug(),
+            Self::File { .. } => "file-unreadable",
             Self::Rules { source, .. } => source.slug(),
             Self::Internal(_) => "internal",
         }
@@ -159,6 +174,9 @@ impl Actionable for SourceError {
             }
             Self::State { source: StateError::Unavailable(_), .. } => "check space and permissions of `data_dir`".into(),
             Self::Api { source } => source.hint(),
+            Self::File { .. } => {
+                "check that it exists and that this user may read it (`namei -l FILE`), then restart or send SIGHUP".into()
+            }
             Self::Rules { source, .. } => source.hint(),
             Self::Internal(_) => "this is a bug: please report it with the log".into(),
         }
@@ -352,17 +370,17 @@ pub fn fault_kind(error: &ApiError) -> FaultKind {
 
 fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
     let url = |text: &str| Url::parse(text).map_err(|e| SourceError::Internal(format!("`{text}`: {e}")));
-    let credential = match (&config.client_secret, &config.client_secret_file) {
-        (Some(secret), _) => Credential::Secret(secret.expose().to_owned().into()),
-        (None, Some(path)) => Credential::SecretFile(path.clone()),
-        (None, None) => return Err(SourceError::Internal("no credential is configured".into())),
+    let read = |key: &'static str, path: &std::path::Path| {
+        std::fs::read(path).map_err(|error| SourceError::File { key, path: path.to_owned(), why: error.to_string() })
     };
-    let ca_pem = match &config.ca_file {
-        Some(path) => Some(
-            std::fs::read(path)
-                .map_err(|e| SourceError::Internal(format!("`ca_file` `{}` cannot be read: {e}", path.display())))?,
-        ),
-        None => None,
+    let ca_pem = config.ca_file.as_deref().map(|path| read("ca_file", path)).transpose()?;
+    let proxy_client_pem = match (&config.proxy_certificate_file, &config.proxy_key_file) {
+        (None, _) => None,
+        (Some(certificate), None) => Some(read("proxy_certificate_file", certificate)?),
+        (Some(certificate), Some(key)) => {
+            let certificate = read("proxy_certificate_file", certificate)?;
+            Some([certificate, b"\n".to_vec(), read("proxy_key_file", key)?].concat())
+        }
     };
     Ok(ApiSettings {
         tenant: config.tenant_id.clone(),
@@ -374,13 +392,60 @@ fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
             config::TokenEndpoint::V2 => TokenEndpoint::V2,
             config::TokenEndpoint::V1 => TokenEndpoint::V1,
         },
-        client_id: config.client_id.clone(),
-        credential,
+        client_id: config.client_id.clone().unwrap_or_default(),
+        credential: credential(config)?,
+        assertion_audience: config.assertion_audience.clone(),
+        secret_expires: config.secret_expires().filter(|_| config.auth == AuthMethod::ClientSecret),
         publisher_identifier: config.publisher().to_owned(),
         max_requests_per_minute: config.max_requests_per_minute,
         connect_timeout: Duration::from_secs(config.connect_timeout_secs),
         read_timeout: Duration::from_secs(config.request_timeout_secs),
         ca_pem,
         proxy_url: config.proxy_url.clone(),
+        no_proxy: config.no_proxy.as_ref().map(|hosts| hosts.join(",")),
+        proxy_client_pem,
+    })
+}
+
+/// The one credential the configuration chose.
+fn credential(config: &SourceConfig) -> Result<Credential, SourceError> {
+    let missing = |key: &str| SourceError::Internal(format!("`{key}` is not configured"));
+    Ok(match config.auth {
+        AuthMethod::ClientSecret => match (&config.client_secret, &config.client_secret_file) {
+            (Some(secret), _) => Credential::Secret(secret.clone()),
+            (None, Some(path)) => Credential::SecretFile(path.clone()),
+            (None, None) => return Err(missing("client_secret")),
+        },
+        AuthMethod::Certificate => {
+            Credential::Certificate(Box::new(certificate_files(config).ok_or_else(|| missing("certificate_file"))?))
+        }
+        AuthMethod::FederatedToken => {
+            let path = config.federated_token_file.clone().ok_or_else(|| missing("federated_token_file"))?;
+            Credential::FederatedToken(path)
+        }
+        AuthMethod::ManagedIdentity => {
+            let url = config.managed_identity_url();
+            Credential::ManagedIdentity(Box::new(ManagedIdentity {
+                host: config.managed_identity_host,
+                url: Url::parse(url).map_err(|error| SourceError::Internal(format!("`{url}`: {error}")))?,
+                header: config.managed_identity_header.clone(),
+                client_id: config.client_id.clone(),
+                arc_key_dir: ARC_KEY_DIR.into(),
+            }))
+        }
+    })
+}
+
+/// The client certificate's files, when that is how to sign in.
+fn certificate_files(config: &SourceConfig) -> Option<CertificateFiles> {
+    if config.auth != AuthMethod::Certificate {
+        return None;
+    }
+    Some(CertificateFiles {
+        certificate_file: config.certificate_file.clone()?,
+        key_file: config.key_file.clone(),
+        key_passphrase: config.key_passphrase.clone(),
+        key_passphrase_file: config.key_passphrase_file.clone(),
+        algorithm: config.assertion_algorithm,
     })
 }

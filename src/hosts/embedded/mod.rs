@@ -14,6 +14,7 @@ pub mod memory;
 pub mod metrics_server;
 pub mod sink;
 pub mod store;
+pub mod writable;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

@@ -66,7 +66,11 @@ pub struct HostApi {
     table: *const ApiTable,
     instance: *mut c_void,
     name: String,
+    append: Option<Append>,
 }
+
+/// `flb_input_log_append`: 0, or -1 when the host did not take the bytes. The same from 2.0 to 5.1.
+type Append = unsafe extern "C" fn(*mut c_void, *const c_char, usize, *const c_void, usize) -> c_int;
 
 // SAFETY: the table and the instance outlive this value (they live until the instance's exit is over, when it is
 // dropped), neither is written through these pointers, and the calls that must stay on host threads are made in
@@ -87,7 +91,10 @@ impl HostApi {
         if plugin.api.is_null() || plugin.instance.is_null() {
             return None;
         }
-        let mut api = Self { table: plugin.api, instance: plugin.instance, name: String::new() };
+        let append = symbol(c"flb_input_log_append");
+        // SAFETY: the signature in `flb_input_log.h` since 2.0.
+        let append = append.map(|function| unsafe { std::mem::transmute::<*mut c_void, Append>(function) });
+        let mut api = Self { table: plugin.api, instance: plugin.instance, name: String::new(), append };
         api.name = api.instance_name();
         Some(api)
     }
@@ -121,6 +128,20 @@ impl HostApi {
             // SAFETY: a printf-like function, given its format and the one string it asks for.
             unsafe { print(level, std::ptr::null(), 0, c"%s".as_ptr(), line.as_ptr()) };
         }
+    }
+
+    /// Whether the executable exports its append function.
+    pub fn can_append(&self) -> bool {
+        self.append.is_some()
+    }
+
+    /// Appends whole entries under the input's tag, as the host itself does with what a collect call returns: to be
+    /// called where it does, inside a collect call. `false`: the host did not take them.
+    pub fn append(&self, entries: &[u8]) -> bool {
+        let Some(append) = self.append else { return false };
+        // SAFETY: the host's function with the host's instance, on the thread the host would call it on; no tag, as
+        // in its own call; the bytes are copied before it returns.
+        unsafe { append(self.instance, std::ptr::null(), 0, entries.as_ptr().cast(), entries.len()) == 0 }
     }
 
     /// The host's own metrics of this instance, where the executable exports what it takes to write them.

@@ -153,11 +153,11 @@ pub fn stop() -> bool {
 
 impl Instance {
     fn start(api: HostApi, lines: Lines) -> Result<Arc<Self>, (InitError, HostApi)> {
-        let settings = match Settings::read(&|key| api.property(key)) {
+        let mode = if api::thread_name() == PIPELINE_THREAD { Mode::OnPipeline } else { Mode::OnOwnThread };
+        let settings = match Settings::read(&|key| api.property(key), mode) {
             Ok(settings) => settings,
             Err(problems) => return Err((InitError::Configuration(problems), api)),
         };
-        let mode = if api::thread_name() == PIPELINE_THREAD { Mode::OnPipeline } else { Mode::OnOwnThread };
         let metrics = api.metrics();
         greet(&settings, mode, metrics.is_some());
         api::keep_loaded();
@@ -187,10 +187,17 @@ impl Instance {
         }))
     }
 
-    /// Collect: the next buffer, and what there is to say meanwhile.
+    /// Collect: what there is to say, and one tick's records: appended, or as a buffer to be lent where the host does
+    /// not export its append function.
     pub fn collect(&self) -> Option<Buffer> {
         self.tell();
-        self.lines.while_in(|| self.handover.collect())
+        self.lines.while_in(|| {
+            if !self.api.can_append() {
+                return self.handover.collect();
+            }
+            self.handover.append(&|entries| self.api.append(entries));
+            None
+        })
     }
 
     /// Cleanup. `false`: the address is of no buffer lent.
@@ -253,6 +260,9 @@ impl Instance {
         // The metrics belong to the host, which frees them after this call.
         self.tell();
         *lock(&self.metrics) = None;
+        if in_time {
+            recorder().clear();
+        }
     }
 }
 

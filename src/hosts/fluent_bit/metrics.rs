@@ -1,8 +1,9 @@
 //! The plugin's metrics: counted on its own threads, shown by Fluent Bit or by our listener.
 //!
 //! A library must not take the process's recorder, so each thread of the plugin's runtime is given this one as its
-//! own. It lives as long as the process: a reload goes on counting. What it holds is read as [`Sample`]s once a
-//! second on a host thread; beside that everything goes to a Prometheus recorder once the listener was asked for.
+//! own. It lives as long as the process, what it counted as long as the instance: after a reload the counters begin
+//! again, as the host's own do. What it holds is read as [`Sample`]s once a second on a host thread; beside that
+//! everything goes to a Prometheus recorder once the listener was asked for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +77,11 @@ impl PluginRecorder {
                 }
             })
             .collect()
+    }
+
+    /// Forgets all series: nothing counts any more.
+    pub fn clear(&self) {
+        *self.series.lock().unwrap_or_else(PoisonError::into_inner) = HashMap::new();
     }
 
     /// `None`: not one of ours.
@@ -174,6 +180,8 @@ mod tests {
         let seen: Vec<(&str, String, f64)> =
             samples.iter().map(|s| (s.metric.name, s.label_values.join(" "), s.value)).collect();
         assert_eq!(seen, [(EVENTS_TOTAL, "t DLP.All".to_owned(), 6.0), (LAG_SECONDS, "t DLP.All".to_owned(), 1.5)]);
+        recorder.clear();
+        assert!(recorder.samples().is_empty());
         let page = page.render();
         assert!(page.contains("m365_audit_events_total") && page.contains("} 3"), "{page}");
     }

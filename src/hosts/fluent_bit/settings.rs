@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::settle::Mode;
 use crate::config::{Config, Problem, SOURCE_TYPE, SourceConfig, config_schema, source_keys, typed_from_text};
 
-/// The default of `bytes_per_tick_max`.
-pub const BYTES_PER_TICK_DEFAULT: usize = 8 << 20;
+/// The default of `bytes_per_tick_max`: ticks come once a second, so that this is also the bytes a second. Measured in
+/// `benches/README.md`.
+pub const BYTES_PER_TICK_DEFAULT: usize = 32 << 20;
 /// Its bounds: a record's worth, and what an append can take in well under a second.
 const BYTES_PER_TICK_MIN: usize = 64 << 10;
 const BYTES_PER_TICK_LIMIT: usize = 256 << 20;
@@ -50,7 +52,7 @@ impl Settings {
     ///
     /// # Errors
     /// Everything that is wrong, a line each.
-    pub fn read(property: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<String>> {
+    pub fn read(property: &dyn Fn(&str) -> Option<String>, mode: Mode) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let written: Vec<(&str, String)> =
             source_keys().iter().filter_map(|key| Some((*key, property(key)?))).collect();
@@ -93,7 +95,12 @@ impl Settings {
                 }
             }
             None => match source(&written) {
-                Ok(source) => {
+                Ok(mut source) => {
+                    if written.iter().all(|(key, _)| *key != "in_flight_bytes_max") {
+                        // Full ticks, one behind the other, must not wait for each other to be settled.
+                        let full = bytes_per_tick_max.saturating_mul(mode.ticks_in_flight()) as u64;
+                        source.in_flight_bytes_max = source.in_flight_bytes_max.max(full);
+                    }
                     warnings.extend(source.warnings(SOURCE_TYPE).iter().map(shown_problem));
                     BTreeMap::from([(SOURCE_TYPE.to_owned(), source)])
                 }
@@ -204,9 +211,10 @@ mod tests {
     const TENANT: &str = "00000000-1111-2222-3333-444444444444";
 
     fn read(properties: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
-        Settings::read(&|key| {
+        let get = |key: &str| {
             properties.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, value)| (*value).to_owned())
-        })
+        };
+        Settings::read(&get, Mode::OnPipeline)
     }
 
     fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
@@ -236,6 +244,19 @@ mod tests {
         assert_eq!((source.content_types.len(), source.poll_interval_secs, source.drop_routine), (2, 60, false));
         assert_eq!((settings.bytes_per_tick_max, settings.data_dir), (4 << 20, "/var/lib/m365-audit".into()));
         assert_eq!(settings.warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_may_be_in_flight_follows_the_ticks_unless_it_is_written() {
+        let in_flight = |mode, more: &[(&str, &str)]| {
+            let properties = with(more);
+            let get = |key: &str| properties.iter().find(|(k, _)| *k == key).map(|(_, value)| (*value).to_owned());
+            Settings::read(&get, mode).unwrap().sources[SOURCE_TYPE].in_flight_bytes_max >> 20
+        };
+        assert_eq!(in_flight(Mode::OnPipeline, &[]), 32);
+        assert_eq!(in_flight(Mode::OnOwnThread, &[]), 96);
+        assert_eq!(in_flight(Mode::OnOwnThread, &[("bytes_per_tick_max", "1M")]), 32);
+        assert_eq!(in_flight(Mode::OnOwnThread, &[("in_flight_bytes_max", "8M")]), 8);
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! What waits for the host, what the host has in its hands, and when a batch counts as delivered.
 //!
-//! Encoded batches wait in a queue bounded in bytes. A collect call takes as many as one tick may carry, joined into
-//! one buffer. Fluent Bit never says that it delivered; what its calls let us infer depends on where it runs us:
-//! - **Not threaded** ([`Mode::OnPipeline`]): the append has been done when it asks us to clean up. With filesystem
-//!   storage the records are then in a chunk file. Settled at cleanup.
-//! - **Threaded** ([`Mode::OnOwnThread`], the host's default): at cleanup the records are in a ring in memory, which
+//! Encoded batches wait in a queue bounded in bytes, in pieces of about a chunk. A collect call gives as many as one
+//! tick may carry, in one of two ways:
+//! - [`Handover::append`]: through the host's own append function, piece by piece. The host would call the same
+//!   function with what we return, but drops its answer: a full disk or a missing chunk would cost the records and
+//!   nobody would know. What it refuses is sent again.
+//! - [`Handover::collect`] and [`Handover::cleanup`]: one joined buffer lent until cleanup, as the interface means it;
+//!   for a host that does not export the function.
+//!
+//! Fluent Bit never says that it delivered; what its calls let us infer depends on where it runs us:
+//! - **Not threaded** ([`Mode::OnPipeline`]): an append is done when it returns, or when cleanup is asked for. With
+//!   filesystem storage the records are then in a chunk file. Settled there.
+//! - **Threaded** ([`Mode::OnOwnThread`], the host's default): then the records are in a ring in memory, which
 //!   the engine empties every 250 ms. Settled at the second later collect call (they come every second) with no pause
 //!   in between; a pause starts the count again, since a paused engine does not empty the ring.
 //!
@@ -22,6 +29,11 @@ use crate::host::{Delivery, DeliveryTicket, TicketAnswer};
 
 /// Bytes waiting for the host or lent to it; beyond it `deliver` waits. One tick's worth if that is more.
 pub const QUEUE_BYTES_MAX: usize = 32 << 20;
+/// A piece of the queue is closed at this size, as Fluent Bit closes a chunk (`FLB_INPUT_CHUNK_FS_MAX_SIZE`).
+const PIECE_BYTES: usize = 2_000_000;
+/// The host's appends of one tick: beyond it the rest waits for the next. At a second, ticks merge, and a shutdown
+/// finds the thread busy. Reached only by a host that is busy with filters or a slow disk.
+const APPENDS_TIME_MAX: Duration = Duration::from_millis(500);
 /// Later collect calls that settle a buffer when threaded.
 const LATER_COLLECTS: u8 = 2;
 /// A threaded host whose ring is full tries ten times, a tenth of a second apart, then drops the buffer and tells
@@ -35,6 +47,16 @@ pub enum Mode {
     OnPipeline,
     /// `threaded: on`, the default: on a thread of the input's own, with a ring to the engine.
     OnOwnThread,
+}
+
+impl Mode {
+    /// Ticks whose bytes are unsettled at a time when every tick is full.
+    pub const fn ticks_in_flight(self) -> usize {
+        match self {
+            Self::OnPipeline => 1,
+            Self::OnOwnThread => 1 + LATER_COLLECTS as usize,
+        }
+    }
 }
 
 /// Room for one batch in the queue; given back when the host has done with the bytes.
@@ -56,20 +78,23 @@ pub struct Handover {
 
 #[derive(Debug, Default)]
 struct Inner {
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Piece>,
     /// The buffer between collect and cleanup.
     lent: Option<Lent>,
     /// Threaded only: cleaned up, not settled yet.
     unsettled: Vec<Unsettled>,
     paused: bool,
     closed: bool,
+    /// The host's last append was refused.
+    refusing: bool,
 }
 
+/// Batches behind each other, not more than a piece if there are several.
 #[derive(Debug)]
-struct Waiting {
+struct Piece {
     bytes: Vec<u8>,
-    answer: TicketAnswer,
-    room: Room,
+    answers: Vec<TicketAnswer>,
+    room: Vec<Room>,
 }
 
 #[derive(Debug)]
@@ -122,28 +147,88 @@ impl Handover {
             return DeliveryTicket::resolved(Delivery::Delivered);
         }
         let (answer, ticket) = DeliveryTicket::new();
+        let piece_bytes_max = PIECE_BYTES.min(self.tick_bytes_max);
         let mut inner = self.lock();
-        if !inner.closed {
-            inner.waiting.push_back(Waiting { bytes, answer, room });
+        if inner.closed {
+            return ticket;
+        }
+        // Joined here, so that the host's thread need not.
+        match inner.waiting.back_mut().filter(|piece| piece.bytes.len() + bytes.len() <= piece_bytes_max) {
+            Some(piece) => {
+                piece.bytes.extend_from_slice(&bytes);
+                piece.answers.push(answer);
+                piece.room.push(room);
+            }
+            None => inner.waiting.push_back(Piece { bytes, answers: vec![answer], room: vec![room] }),
         }
         ticket
     }
 
+    /// Gives one tick's worth to the host's own append, which says whether it took a piece. Called inside a collect
+    /// call; no lock is held while the host runs, since it may pause us from inside.
+    pub fn append(&self, take: &dyn Fn(&[u8]) -> bool) {
+        let Some(settled) = self.begin_collect() else { return };
+        deliver(settled);
+        let start = self.clock.monotonic();
+        let mut left = self.tick_bytes_max;
+        while let Some(piece) = self.next(left) {
+            left = left.saturating_sub(piece.bytes.len());
+            let took = take(&piece.bytes);
+            self.note_answer(took);
+            if !took {
+                // Dropped unanswered, which refuses it.
+                break;
+            }
+            let Piece { answers, .. } = piece;
+            let mut inner = self.lock();
+            match self.mode {
+                _ if inner.closed => break,
+                Mode::OnPipeline => {
+                    drop(inner);
+                    deliver(answers);
+                }
+                Mode::OnOwnThread => inner.unsettled.push(Unsettled { answers, later_collects: 0 }),
+            }
+            if self.clock.monotonic().saturating_sub(start) >= APPENDS_TIME_MAX {
+                break;
+            }
+        }
+    }
+
+    /// Says so when the host begins or ends to refuse.
+    fn note_answer(&self, took: bool) {
+        let before = std::mem::replace(&mut self.lock().refusing, !took);
+        if !took && !before {
+            tracing::warn!(
+                "fluent-bit-append-refused: Fluent Bit did not take a buffer; nothing is lost, it is sent again until it is taken \
+                 (hint: Fluent Bit's own lines beside this one say why; mostly the disk of `storage.path` is full)"
+            );
+        } else if took && before {
+            tracing::info!("Fluent Bit takes buffers again");
+        }
+    }
+
+    /// Notes a collect call and takes what it settles. `None`: the host gets nothing.
+    fn begin_collect(&self) -> Option<Vec<TicketAnswer>> {
+        let mut inner = self.lock();
+        // The host can go on collecting from an instance it has paused, and drops what it gets.
+        if inner.closed || inner.paused {
+            return None;
+        }
+        // Never cleaned up: never appended.
+        inner.lent = None;
+        Some(inner.count_collect())
+    }
+
     /// The next buffer for the host, if there is one and the host may have it. Never waits for the queue to fill.
     pub fn collect(&self) -> Option<Buffer> {
-        let settled;
-        let taken = {
-            let mut inner = self.lock();
-            // The host can go on collecting from an instance it has paused, and drops what it gets.
-            if inner.closed || inner.paused {
-                return None;
-            }
-            // Never cleaned up: never appended.
-            inner.lent = None;
-            settled = inner.count_collect();
-            inner.take(self.tick_bytes_max)
-        };
-        deliver(settled);
+        deliver(self.begin_collect()?);
+        let mut taken = Vec::new();
+        let mut left = self.tick_bytes_max;
+        while let Some(piece) = self.next(left) {
+            left = left.saturating_sub(piece.bytes.len());
+            taken.push(piece);
+        }
         let lent = join(taken, self.clock.monotonic())?;
         let buffer = Buffer { data: lent.bytes.as_ptr(), len: lent.bytes.len() };
         self.lock().lent = Some(lent);
@@ -206,6 +291,15 @@ impl Handover {
         drop((waiting, unsettled));
     }
 
+    /// The next piece, if it fits into what is `left` of a tick; a tick's first whatever its size.
+    fn next(&self, left: usize) -> Option<Piece> {
+        let mut inner = self.lock();
+        if inner.closed || inner.paused || left == 0 {
+            return None;
+        }
+        inner.waiting.pop_front_if(|piece| piece.bytes.len() <= left || left == self.tick_bytes_max)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -222,33 +316,17 @@ impl Inner {
             .flat_map(|unsettled| unsettled.answers)
             .collect()
     }
-
-    /// The longest run of batches within `bytes_max`; the first whatever its size.
-    fn take(&mut self, bytes_max: usize) -> Vec<Waiting> {
-        let mut total = 0usize;
-        let fits = self.waiting.iter().take_while(|waiting| {
-            total = total.saturating_add(waiting.bytes.len());
-            total <= bytes_max
-        });
-        let count = fits.count().max(1).min(self.waiting.len());
-        self.waiting.drain(..count).collect()
-    }
 }
 
-fn join(taken: Vec<Waiting>, since: Duration) -> Option<Lent> {
-    let total: usize = taken.iter().map(|waiting| waiting.bytes.len()).sum();
-    let mut answers = Vec::with_capacity(taken.len());
-    let mut rooms = Vec::with_capacity(taken.len());
+fn join(taken: Vec<Piece>, since: Duration) -> Option<Lent> {
+    let total: usize = taken.iter().map(|piece| piece.bytes.len()).sum();
     let mut taken = taken.into_iter();
-    let first = taken.next()?;
-    let mut bytes = first.bytes;
+    let Piece { mut bytes, mut answers, room: mut rooms } = taken.next()?;
     bytes.reserve_exact(total - bytes.len());
-    answers.push(first.answer);
-    rooms.push(first.room);
-    for waiting in taken {
-        bytes.extend_from_slice(&waiting.bytes);
-        answers.push(waiting.answer);
-        rooms.push(waiting.room);
+    for piece in taken {
+        bytes.extend_from_slice(&piece.bytes);
+        answers.extend(piece.answers);
+        rooms.extend(piece.room);
     }
     Some(Lent { bytes, answers, _room: rooms, since })
 }
@@ -383,6 +461,65 @@ mod tests {
         let _tickets = [b"ab".as_slice(), b"cd", b"ef", b"too large", b"g"].map(|bytes| rig.put(bytes));
         let sizes: Vec<usize> = (0..5).map(|_| rig.collect_and_clean()).collect();
         assert_eq!(sizes, [4, 2, 9, 1, 0]);
+    }
+
+    /// One collect call of a host that appends itself; what it took, piece by piece.
+    fn append(rig: &Rig, takes: impl Fn(usize) -> bool) -> Vec<usize> {
+        let taken = std::cell::RefCell::new(Vec::new());
+        rig.handover.append(&|bytes| {
+            let mut taken = taken.borrow_mut();
+            let takes = takes(taken.len());
+            taken.push(bytes.len());
+            takes
+        });
+        taken.into_inner()
+    }
+
+    #[test]
+    fn on_the_pipeline_what_is_appended_is_delivered_and_what_is_not_is_refused() {
+        let rig = rig(Mode::OnPipeline, 2 * PIECE_BYTES);
+        let mut tickets = [1, 2, 3].map(|_| rig.put(&vec![0; PIECE_BYTES]));
+        assert_eq!(append(&rig, |piece| piece == 0), [PIECE_BYTES, PIECE_BYTES]);
+        assert_eq!(answer(&mut tickets[0]), Some(Delivery::Delivered));
+        assert!(matches!(answer(&mut tickets[1]), Some(Delivery::Refused(_))));
+        assert_eq!(answer(&mut tickets[2]), None, "waits for the next tick");
+        assert_eq!(append(&rig, |_| true), [PIECE_BYTES]);
+        assert_eq!(answer(&mut tickets[2]), Some(Delivery::Delivered));
+    }
+
+    #[test]
+    fn on_its_own_thread_what_is_appended_is_delivered_at_the_second_later_collect() {
+        let rig = rig(Mode::OnOwnThread, 100);
+        let mut ticket = rig.put(b"abc");
+        assert_eq!(append(&rig, |_| true), [3]);
+        assert!(append(&rig, |_| true).is_empty());
+        assert_eq!(answer(&mut ticket), None);
+        append(&rig, |_| true);
+        assert_eq!(answer(&mut ticket), Some(Delivery::Delivered));
+    }
+
+    #[test]
+    fn small_batches_share_a_piece_and_a_tick_ends_at_its_limit_a_pause_or_the_end_of_its_time() {
+        let rig = rig(Mode::OnPipeline, 2 * PIECE_BYTES);
+        let quarters = || -> Vec<DeliveryTicket> { (0..16).map(|_| rig.put(&vec![0; PIECE_BYTES / 4])).collect() };
+        let mut tickets = quarters();
+        assert_eq!(append(&rig, |_| true), [PIECE_BYTES; 2]);
+        assert_eq!(tickets.iter_mut().filter_map(answer).count(), 8);
+        let pause = |_| {
+            rig.handover.pause();
+            true
+        };
+        assert_eq!(append(&rig, pause), [PIECE_BYTES]);
+        assert!(append(&rig, |_| true).is_empty(), "paused");
+        rig.handover.resume();
+        let _more = quarters();
+        let slow = |_| {
+            rig.clock.advance(APPENDS_TIME_MAX);
+            true
+        };
+        assert_eq!(append(&rig, slow), [PIECE_BYTES]);
+        rig.handover.close();
+        assert!(append(&rig, |_| true).is_empty());
     }
 
     #[test]

@@ -4,9 +4,17 @@
 //! Follows Microsoft's "OAuth 2.0 client credentials flow" (v2) and "Get started with Office 365 Management APIs"
 //! (v1), and "Microsoft Entra authentication and authorization error codes" for AADSTS codes. It knows nothing of the
 //! feed's calls; who calls says when a token was refused.
+//!
+//! [`certificate`] signs the assertion of a client certificate, [`identity`] asks a managed identity's end point,
+//! [`network`] tells why there was no answer at all. There is no chain of credentials to fall through: the
+//! configuration names one, and that one works or fails.
+
+pub mod certificate;
+pub mod identity;
+pub(crate) mod network;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,14 +22,21 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::SignedDuration;
-use reqwest::header::{ACCEPT, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use url::Url;
+use zeroize::Zeroizing;
+
+use certificate::{CertificateFiles, Claims, RawFiles};
+use identity::ManagedIdentity;
+use network::network_cause;
 
 use crate::clock::Clock;
-use crate::model::{Actionable, TenantId, Timestamp};
+pub use crate::config::Secret as SecretText;
+use crate::config::{IdentityHost, secret_header, wiped_bytes};
+use crate::model::{Actionable, TenantId, Timestamp, is_guid};
 
 /// Most bytes read of an answer of the authority, and of a secret file; both are a few kilobytes in practice.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -45,35 +60,6 @@ pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
 /// Shortest text taken for a secret in what is shown; real ones have 40 characters and more.
 const REDACTED_BYTES_MIN: usize = 4;
 
-/// A text that must not be seen: `Debug` shows nothing of it and it has no `Display`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretText(String);
-
-impl SecretText {
-    /// The text itself, for the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for SecretText {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl From<&str> for SecretText {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
 /// How the app proves who it is.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -83,6 +69,13 @@ pub enum Credential {
     /// A file that holds it. Read again for every exchange, so that it can be rotated; line breaks at its end are
     /// cut off.
     SecretFile(PathBuf),
+    /// A certificate, whose key signs an assertion for every exchange. The files are read again for each.
+    Certificate(Box<CertificateFiles>),
+    /// A file that holds a token of an outside issuer (workload identity federation). Its owner replaces it, so it is
+    /// read again for every exchange.
+    FederatedToken(PathBuf),
+    /// The identity that Azure gave the machine: no authority is asked but a local end point.
+    ManagedIdentity(Box<ManagedIdentity>),
 }
 
 /// Which of the two token endpoints is asked.
@@ -110,6 +103,10 @@ pub struct TokenSettings {
     pub client_id: String,
     /// The app's proof.
     pub credential: Credential,
+    /// `aud` of an assertion, when it is not the address of the token end point that is asked.
+    pub assertion_audience: Option<String>,
+    /// When the client secret ends, as the operator wrote it down: Entra tells nobody.
+    pub secret_expires: Option<Timestamp>,
     /// Longest wait for a whole answer.
     pub timeout: Duration,
 }
@@ -137,13 +134,7 @@ impl Token {
 
     /// What the token says of itself, for display. The token is opaque to a client: nothing may depend on this.
     pub fn facts(&self) -> TokenFacts {
-        let payload = self.text.expose().split('.').nth(1).unwrap_or_default();
-        let claims: Option<Value> = URL_SAFE_NO_PAD
-            .decode(payload.trim_end_matches('='))
-            .ok()
-            .and_then(|json| serde_json::from_slice(&json).ok())
-            .filter(Value::is_object);
-        let Some(claims) = claims else {
+        let Some(claims) = claims_of(self.text.expose()) else {
             return TokenFacts { readable: false, roles: Vec::new(), tenant: None, audience: None, expires: None };
         };
         let text = |name: &str| claims.get(name).and_then(Value::as_str).map(str::to_owned);
@@ -182,6 +173,12 @@ pub struct TokenFacts {
     pub expires: Option<Timestamp>,
 }
 
+/// Slug of the warning that a certificate or secret ends soon.
+pub const EXPIRES_SLUG: &str = "auth-credential-expires";
+/// And what to do about it.
+pub const EXPIRES_HINT: &str = "Entra admin centre > App registrations > your app > Certificates & secrets: add a new one \
+                                beside the old, then replace the file or the value; files are read again by themselves";
+
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot get a token for tenant `{tenant}` from `{authority}`: {}", self.cause_text())]
@@ -193,6 +190,7 @@ pub struct AuthError {
     hint: &'static str,
     code: Option<u32>,
     status: Option<u16>,
+    /// Further words: ours, or another's in backticks.
     detail: Option<String>,
     passing: bool,
     not_before: Option<Duration>,
@@ -220,6 +218,16 @@ impl AuthError {
         self.not_before
     }
 
+    /// The cause in a few words: no tenant, and nothing of the answer but its code.
+    pub fn summary(&self) -> String {
+        match (self.code, self.status, &self.detail) {
+            (Some(code), ..) => format!("{} (AADSTS{code})", self.says),
+            (None, Some(status), _) => format!("{} (status {status} from `{}`)", self.says, self.authority),
+            (None, None, Some(detail)) => format!("{} (`{}`): {detail}", self.says, self.authority),
+            (None, None, None) => self.says.to_owned(),
+        }
+    }
+
     /// The cause alone, without tenant and authority.
     fn cause_text(&self) -> String {
         let mut text = self.says.to_owned();
@@ -229,7 +237,7 @@ impl AuthError {
             (None, None) => {}
         }
         if let Some(detail) = &self.detail {
-            text.push_str(&format!(": `{detail}`"));
+            text.push_str(&format!(": {detail}"));
         }
         text
     }
@@ -268,8 +276,17 @@ const NO_SERVICE_PRINCIPAL: Cause = cause(
     &[500011],
     "auth-api-not-in-tenant",
     "the tenant has no service principal for the API",
-    "add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the \
-     app and grant admin consent; also check `cloud`",
+    "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application \
+     permissions > ActivityFeed.Read, then Grant admin consent; or `az ad sp create --id \
+     c5393580-f805-4401-95e8-94b7a6ef2fc2`; also check `cloud`",
+);
+
+const SECRET_ID: Cause = cause(
+    &[],
+    "auth-secret-id-pasted",
+    "the client secret's id was given in place of its value",
+    "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: copy the column Value, \
+     shown only once, not Secret ID",
 );
 
 /// AADSTS codes with a cause of their own; others are refusals, or passing by their status.
@@ -278,27 +295,37 @@ const CAUSES: &[Cause] = &[
         &[7000215],
         "auth-secret-wrong",
         "the client secret is wrong",
-        "check `client_secret`: often the secret's id (a GUID) was pasted instead of its value, which is shown once",
+        "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value, shown \
+         only once, into `client_secret`; the secret's id (a GUID) is something else",
     ),
     cause(
         &[7000222],
         "auth-secret-expired",
         "the client secret has expired",
-        "make a new secret for the app in Entra and set it; a `client_secret_file` is read again by itself",
+        "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value into \
+         `client_secret`; a `client_secret_file` is read again by itself",
     ),
     cause(
         &[700016],
         "auth-app-not-in-tenant",
         "the app is not in this tenant",
-        "check `client_id`, `tenant_id` and `cloud`; an app of another tenant needs admin consent in this one",
+        "compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` \
+         with Overview > Tenant ID; an app of another tenant needs an admin of this one to open \
+         https://login.microsoftonline.com/TENANT/adminconsent?client_id=APP",
     ),
     cause(
         &[700027],
         "auth-certificate-refused",
         "the signature of the assertion was refused",
-        "upload the certificate to the app registration, and check that key and certificate belong together",
+        "Entra admin centre > App registrations > your app > Certificates & secrets > Certificates > Upload certificate: its \
+         thumbprint must be the one presented",
     ),
-    passing(&[700024], "auth-assertion-time", "the assertion is outside its time range", "check this machine's clock"),
+    passing(
+        &[700024],
+        "auth-assertion-time",
+        "the assertion is outside its time range",
+        "set this machine's clock: `timedatectl set-ntp true`",
+    ),
     cause(
         &[700211, 700212, 700213],
         "auth-federation-mismatch",
@@ -316,13 +343,14 @@ const CAUSES: &[Cause] = &[
         &[7000112],
         "auth-app-disabled",
         "the app is disabled in the tenant",
-        "enable sign-in for the enterprise application in Entra",
+        "Entra admin centre > Enterprise applications > the app > Properties > Enabled for users to sign-in: Yes",
     ),
     cause(
         &[90002],
         "auth-tenant-not-found",
         "the authority does not know the tenant",
-        "check `tenant_id` and `cloud`; a tenant of a government or China cloud is unknown elsewhere",
+        "compare `tenant_id` with Entra admin centre > Overview > Tenant ID; a tenant of a government or China cloud is \
+         unknown elsewhere: set `cloud`",
     ),
     cause(
         &[900023],
@@ -353,7 +381,7 @@ const CAUSES: &[Cause] = &[
         &[65001],
         "auth-consent-missing",
         "nobody has consented to the app in this tenant",
-        "grant admin consent for the app's permissions",
+        "Entra admin centre > App registrations > your app > API permissions > Grant admin consent",
     ),
     cause(
         &[70011, 1002012],
@@ -366,7 +394,8 @@ const CAUSES: &[Cause] = &[
         &[53003, 530003, 530034, 53011],
         "auth-conditional-access",
         "a Conditional Access policy refused this machine",
-        "allow this machine's outgoing address for the app in the workload identity policies",
+        "Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app \
+         (workload identities)",
     ),
     passing(
         &[90006, 90012, 90024, 90033, 90055, 90090],
@@ -387,7 +416,8 @@ const UNREACHABLE: Cause = passing(
     &[],
     "auth-unreachable",
     "the authority cannot be reached",
-    "check DNS, firewall, proxy and the TLS certificates this machine trusts",
+    "`curl -I https://login.microsoftonline.com` must answer from this machine: check firewall, proxy (`proxy_url`) and \
+     certificates (`ca_file`)",
 );
 const UNREADABLE: Cause = passing(
     &[],
@@ -414,6 +444,40 @@ const SECRET_FILE: Cause = cause(
     "check that `client_secret_file` exists, is readable for this process and holds the secret's value alone",
 );
 
+const CERTIFICATE: Cause = cause(
+    &[],
+    "auth-certificate-unusable",
+    "the client certificate cannot be used",
+    "check `certificate_file`, `key_file` and `key_passphrase`: PEM or PFX, the certificate and its own RSA key; \
+     `openssl x509 -noout -subject -enddate -in FILE` shows a PEM",
+);
+const FEDERATED_FILE: Cause = cause(
+    &[],
+    "auth-federated-token-unreadable",
+    "the federated token file cannot be used",
+    "check that `federated_token_file` is the file its issuer writes (Kubernetes with Azure Workload Identity: \
+     `${AZURE_FEDERATED_TOKEN_FILE}`) and that this user may read it",
+);
+const IDENTITY_UNREACHABLE: Cause = passing(
+    &[],
+    "auth-identity-unreachable",
+    "the managed identity's end point cannot be reached",
+    "managed identities exist on Azure's machines and App Service, and on machines joined with Azure Arc; elsewhere \
+     choose another `auth`. Check `managed_identity_host` and `managed_identity_url`",
+);
+const IDENTITY_REFUSED: Cause = cause(
+    &[],
+    "auth-identity-refused",
+    "the managed identity's end point gives no token",
+    "check that an identity is assigned to this machine (Azure portal > the machine > Security > Identity) and that \
+     `client_id` is that of a user-assigned one, or absent",
+);
+
+/// How long ahead the end of a certificate or secret is told.
+pub const EXPIRY_WARNING: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How often it is told again.
+const EXPIRY_WARNING_EVERY: Duration = Duration::from_secs(24 * 3600);
+
 /// Keeps one token and renews it. All calls of a tenant share one source.
 #[derive(Debug)]
 pub struct TokenSource {
@@ -435,6 +499,35 @@ struct State {
     failure: Option<Failure>,
     slow: ExponentialBackoff,
     passing: ExponentialBackoff,
+    /// When the credential's coming end was last told.
+    expiry_warned: Option<Duration>,
+}
+
+/// What is presented to the authority, before it is put into a request.
+enum Proof {
+    Secret(SecretText),
+    Certificate(Arc<RawFiles>),
+    Federated(SecretText),
+    Identity,
+}
+
+impl Proof {
+    /// To see that it has been replaced.
+    fn fingerprint(&self) -> blake3::Hash {
+        match self {
+            Self::Secret(text) | Self::Federated(text) => blake3::hash(text.expose().as_bytes()),
+            Self::Certificate(raw) => raw.fingerprint(),
+            Self::Identity => blake3::hash(b""),
+        }
+    }
+}
+
+/// A request for a token, and what must not be shown of it.
+struct Prepared {
+    request: reqwest::RequestBuilder,
+    secret: Option<SecretText>,
+    /// What an operator compares with the app registration when the proof is refused.
+    presented: Option<String>,
 }
 
 /// A refusal that is not asked for again before its time.
@@ -458,6 +551,9 @@ impl TokenSource {
         token_url.set_path(&format!("{root}/{}/{path}", settings.tenant));
         token_url.set_query(None);
         token_url.set_fragment(None);
+        if let Credential::ManagedIdentity(identity) = &settings.credential {
+            token_url = identity.url.clone();
+        }
         Self {
             settings,
             token_url,
@@ -471,6 +567,7 @@ impl TokenSource {
                 failure: None,
                 slow: delays(SLOW_RETRY, false),
                 passing: delays(PASSING_RETRY, true),
+                expiry_warned: None,
             }),
         }
     }
@@ -521,15 +618,15 @@ impl TokenSource {
             Some((token, true)) => Some(token),
             None => None,
         };
-        let secret = match self.secret().await {
-            Ok(secret) => secret,
+        let proof = match self.proof().await {
+            Ok(proof) => proof,
             Err(error) => return held.ok_or(error),
         };
-        let fingerprint = blake3::hash(secret.expose().as_bytes());
+        let fingerprint = proof.fingerprint();
         if let Some(error) = self.remembered(fingerprint) {
             return held.ok_or(error);
         }
-        match self.exchange(&secret).await {
+        match self.exchange(&proof).await {
             Ok((text, header, life)) => Ok(self.keep(text, header, life)),
             Err((error, asked)) => {
                 let error = self.remember(error, asked, fingerprint);
@@ -598,14 +695,34 @@ impl TokenSource {
         error
     }
 
-    async fn secret(&self) -> Result<SecretText, AuthError> {
-        let path = match &self.settings.credential {
-            Credential::Secret(secret) => return Ok(secret.clone()),
-            Credential::SecretFile(path) => path,
-        };
-        let unusable = |why: String| self.error(&SECRET_FILE, None, None, Some(format!("{}: {why}", path.display())));
+    async fn proof(&self) -> Result<Proof, AuthError> {
+        match &self.settings.credential {
+            Credential::Secret(secret) => Ok(Proof::Secret(secret.clone())),
+            Credential::SecretFile(path) => self.read_text(path, &SECRET_FILE).await.map(Proof::Secret),
+            Credential::FederatedToken(path) => {
+                let token = self.read_text(path, &FEDERATED_FILE).await?;
+                Ok(Proof::Federated(SecretText::from(token.expose().trim())))
+            }
+            Credential::Certificate(files) => {
+                let files = files.clone();
+                let read = tokio::task::spawn_blocking(move || files.read()).await;
+                let read = read.unwrap_or_else(|error| Err(error.to_string()));
+                read.map(|raw| Proof::Certificate(Arc::new(raw))).map_err(|why| self.unusable(&CERTIFICATE, &why))
+            }
+            Credential::ManagedIdentity(_) => Ok(Proof::Identity),
+        }
+    }
+
+    /// What is wrong on this machine, before anybody was asked.
+    fn unusable(&self, cause: &Cause, why: &str) -> AuthError {
+        self.error(cause, None, None, Some(why.to_owned()))
+    }
+
+    async fn read_text(&self, path: &Path, cause: &Cause) -> Result<SecretText, AuthError> {
+        let unusable = |why: String| self.error(cause, None, None, Some(format!("`{}`: {why}", path.display())));
         let file = tokio::fs::File::open(path).await.map_err(|error| unusable(error.to_string()))?;
-        let mut bytes = Vec::new();
+        // Room enough that it never moves: what moves leaves a copy behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(ANSWER_BYTES_MAX + 2));
         tokio::io::AsyncReadExt::read_to_end(
             &mut tokio::io::AsyncReadExt::take(file, ANSWER_BYTES_MAX as u64 + 1),
             &mut bytes,
@@ -615,67 +732,209 @@ impl TokenSource {
         if bytes.len() > ANSWER_BYTES_MAX {
             return Err(unusable("too large for a secret".into()));
         }
-        let text = String::from_utf8(bytes).map_err(|_| unusable("not UTF-8".into()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| unusable("not UTF-8".into()))?;
         let text = text.trim_end_matches(['\r', '\n']);
         if text.is_empty() {
             return Err(unusable("empty".into()));
         }
-        Ok(SecretText(text.to_owned()))
+        Ok(SecretText::from(text))
     }
 
-    /// One request to the authority. An error carries the wait the authority asked for.
+    /// The authority's time, by its last answer; this machine's before the first.
+    fn authority_now(&self) -> Timestamp {
+        let now = self.clock.now();
+        self.lock().skew.and_then(|skew| now.checked_add(skew).ok()).unwrap_or(now)
+    }
+
+    /// Asks for a token. An error carries the wait the authority asked for.
     async fn exchange(
         &self,
-        secret: &SecretText,
+        proof: &Proof,
     ) -> Result<(SecretText, HeaderValue, Duration), (AuthError, Option<Duration>)> {
+        match self.exchange_once(proof).await {
+            // Outside its time range: the refusal has told the authority's time, and the next assertion follows it.
+            Err((error, None)) if error.code == Some(700024) && matches!(proof, Proof::Certificate(_)) => {
+                self.exchange_once(proof).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn exchange_once(
+        &self,
+        proof: &Proof,
+    ) -> Result<(SecretText, HeaderValue, Duration), (AuthError, Option<Duration>)> {
+        let Prepared { request, secret, presented } = self.prepare(proof).await.map_err(|error| (error, None))?;
+        let secrets: Vec<&SecretText> = secret.iter().collect();
+        let mut response = self.send(request.try_clone(), &secrets).await.map_err(|error| (error, None))?;
+        if let Credential::ManagedIdentity(identity) = &self.settings.credential
+            && identity.host == IdentityHost::AzureArc
+            && response.status().as_u16() == 401
+        {
+            let met = identity.meet_challenge(response.headers(), request);
+            let request = met.map_err(|why| (self.unusable(&IDENTITY_REFUSED, &why), None))?;
+            response = self.send(Some(request), &secrets).await.map_err(|error| (error, None))?;
+        }
+        let status = response.status().as_u16();
+        let asked = response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value, self.clock.now()));
+        let body = match read_bounded(response).await {
+            Ok(body) => body,
+            Err(error) => {
+                let why = quoted(&error_chain(&error.without_url()));
+                return Err((self.error(self.unreachable(), None, Some(status), Some(why)), asked));
+            }
+        };
+        if status == 200
+            && let Ok(answer) = serde_json::from_slice::<TokenAnswer>(&body)
+            && let Ok(header) = secret_header(&["Bearer ", answer.access_token.expose()])
+            && !answer.access_token.expose().is_empty()
+        {
+            let life = life(answer.expires_in.as_ref(), answer.expires_on.as_ref(), self.clock.now());
+            if let (Some(end), Proof::Secret(_)) = (self.settings.secret_expires, proof) {
+                self.note_expiry("the client secret", end);
+            }
+            return Ok((answer.access_token, header, life));
+        }
+        let (mut cause, code, words) = judge(status, &body);
+        if let (Some(7_000_215), Proof::Secret(secret)) = (code, proof)
+            && is_guid(secret.expose().trim())
+        {
+            cause = &SECRET_ID;
+        }
+        if matches!(proof, Proof::Identity) && (cause.slug == REFUSED.slug || cause.slug == INTERCEPTED.slug) {
+            cause = &IDENTITY_REFUSED;
+        }
+        let mut detail = words.map(|words| quoted(&redact(&words, &secrets)));
+        if let (Some(presented), Some(detail)) = (presented, &mut detail)
+            && ["auth-certificate-refused", "auth-federation-mismatch"].contains(&cause.slug)
+        {
+            detail.push_str(&format!("; presented: {presented}"));
+        }
+        Err((self.error(cause, code, Some(status), detail), asked))
+    }
+
+    /// The request that presents `proof`.
+    async fn prepare(&self, proof: &Proof) -> Result<Prepared, AuthError> {
+        const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
         let audience = self.settings.audience.trim_end_matches('/');
         let scope = format!("{audience}/.default");
         let api = match self.settings.endpoint {
             TokenEndpoint::V1 => ("resource", audience),
             TokenEndpoint::V2 => ("scope", scope.as_str()),
         };
-        let form = [
-            ("grant_type", "client_credentials"),
-            ("client_id", self.settings.client_id.as_str()),
-            ("client_secret", secret.expose()),
-            api,
-        ];
+        let mut form = vec![("grant_type", "client_credentials"), ("client_id", &*self.settings.client_id)];
+        let (secret, presented) = match proof {
+            Proof::Secret(secret) => (secret.clone(), None),
+            Proof::Certificate(raw) => {
+                let (assertion, presented) = self.assertion(raw.clone()).await?;
+                (assertion, Some(presented))
+            }
+            Proof::Federated(token) => (token.clone(), Some(presented_by(token))),
+            Proof::Identity => {
+                let Credential::ManagedIdentity(identity) = &self.settings.credential else {
+                    return Err(self.unusable(&IDENTITY_REFUSED, "not configured"));
+                };
+                let request = identity.request(&self.http, audience).timeout(self.settings.timeout);
+                return Ok(Prepared { request, secret: identity.header.clone(), presented: None });
+            }
+        };
+        match proof {
+            Proof::Secret(_) => form.push(("client_secret", secret.expose())),
+            _ => form.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", secret.expose())]),
+        }
+        form.push(api);
         let request = self
             .http
             .post(self.token_url.clone())
             .timeout(self.settings.timeout)
             .header(ACCEPT, "application/json")
-            .form(&form);
-        let response = match request.send().await {
-            Ok(response) => response,
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(wiped_bytes(form_text(&form)));
+        Ok(Prepared { request, secret: Some(secret), presented })
+    }
+
+    /// A signed assertion, and what to show of its certificate.
+    async fn assertion(&self, raw: Arc<RawFiles>) -> Result<(SecretText, String), AuthError> {
+        let Credential::Certificate(files) = &self.settings.credential else {
+            return Err(self.unusable(&CERTIFICATE, "not configured"));
+        };
+        let (files, now) = (files.clone(), self.authority_now());
+        let client_id = self.settings.client_id.clone();
+        let audience = self.settings.assertion_audience.clone().unwrap_or_else(|| self.token_url.to_string());
+        // Opening an encrypted key is slow on purpose, and a signature takes a millisecond or two.
+        let signed = tokio::task::spawn_blocking(move || {
+            let certificate = files.parse(&raw)?;
+            let claims = Claims { client_id: &client_id, audience: &audience, now };
+            Ok::<_, String>((certificate.assertion(files.algorithm, &claims)?, certificate.facts))
+        });
+        let (assertion, facts) = signed
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()))
+            .map_err(|why| self.unusable(&CERTIFICATE, &why))?;
+        self.note_expiry("the client certificate", facts.not_after);
+        Ok((assertion, format!("{}, thumbprint {}, valid until {}", facts.subject, facts.thumbprint, facts.not_after)))
+    }
+
+    /// Takes note of when the credential ends, and says so in time, once a day.
+    fn note_expiry(&self, what: &str, end: Timestamp) {
+        #[expect(clippy::cast_precision_loss, reason = "seconds of a date")]
+        let seconds = end.as_second() as f64;
+        metrics::gauge!(crate::metrics::CREDENTIAL_EXPIRY_TIMESTAMP_SECONDS, "tenant" => self.settings.tenant.to_string())
+            .set(seconds);
+        let left = end.duration_since(self.authority_now());
+        if left > EXPIRY_WARNING {
+            return;
+        }
+        let now = self.clock.monotonic();
+        {
+            let mut state = self.lock();
+            if state.expiry_warned.is_some_and(|last| now < last + EXPIRY_WARNING_EVERY) {
+                return;
+            }
+            state.expiry_warned = Some(now);
+        }
+        let tenant = &self.settings.tenant;
+        if left.is_negative() {
+            tracing::warn!(%tenant, "{EXPIRES_SLUG}: {what} has ended on {end} (hint: {EXPIRES_HINT})");
+        } else {
+            let days = left.as_hours() / 24;
+            tracing::warn!(%tenant, "{EXPIRES_SLUG}: {what} ends on {end}, in {days} days (hint: {EXPIRES_HINT})");
+        }
+    }
+
+    const fn unreachable(&self) -> &'static Cause {
+        if matches!(self.settings.credential, Credential::ManagedIdentity(_)) {
+            &IDENTITY_UNREACHABLE
+        } else {
+            &UNREACHABLE
+        }
+    }
+
+    async fn send(
+        &self,
+        request: Option<reqwest::RequestBuilder>,
+        secrets: &[&SecretText],
+    ) -> Result<reqwest::Response, AuthError> {
+        let Some(request) = request else {
+            return Err(self.unusable(self.unreachable(), "the request cannot be sent"));
+        };
+        match request.send().await {
+            Ok(response) => {
+                self.count(response.status().as_str());
+                self.note_date(response.headers());
+                Ok(response)
+            }
             Err(error) => {
                 self.count("error");
-                let why = redact(&error_chain(&error.without_url()), &[secret]);
-                return Err((self.error(&UNREACHABLE, None, None, Some(excerpt(&why))), None));
+                let known = network_cause(&error);
+                let why = quoted(&redact(&error_chain(&error.without_url()), secrets));
+                let mut failed = self.error(self.unreachable(), None, None, Some(why));
+                if let Some(known) = known {
+                    (failed.slug, failed.says, failed.hint) = (known.slug, known.says, known.hint);
+                }
+                Err(failed)
             }
-        };
-        let status = response.status().as_u16();
-        self.count(response.status().as_str());
-        self.note_date(response.headers());
-        let asked = response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value, self.clock.now()));
-        let body = match read_bounded(response).await {
-            Ok(body) => body,
-            Err(error) => {
-                let why = excerpt(&error_chain(&error.without_url()));
-                return Err((self.error(&UNREACHABLE, None, Some(status), Some(why)), asked));
-            }
-        };
-        if status == 200
-            && let Ok(answer) = serde_json::from_slice::<TokenAnswer>(&body)
-            && let Ok(mut header) = HeaderValue::from_str(&format!("Bearer {}", answer.access_token))
-            && !answer.access_token.is_empty()
-        {
-            header.set_sensitive(true);
-            return Ok((SecretText(answer.access_token), header, life(answer.expires_in.as_ref())));
         }
-        let (cause, code, words) = judge(status, &body);
-        let detail = words.map(|words| excerpt(&redact(&words, &[secret])));
-        Err((self.error(cause, code, Some(status), detail), asked))
     }
 
     fn error(&self, cause: &Cause, code: Option<u32>, status: Option<u16>, detail: Option<String>) -> AuthError {
@@ -711,9 +970,12 @@ impl TokenSource {
 /// The members of a token answer we read; v1 sends numbers as strings.
 #[derive(Deserialize)]
 struct TokenAnswer {
-    access_token: String,
+    access_token: SecretText,
     #[serde(default)]
     expires_in: Option<Value>,
+    /// App Service gives this alone.
+    #[serde(default)]
+    expires_on: Option<Value>,
 }
 
 /// The members of a refusal we read.
@@ -756,14 +1018,45 @@ fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, Option<Strin
 
 /// Slug, cause and remedy of every error of this module.
 pub(crate) fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    const OTHERS: [&Cause; 7] =
-        [&REFUSED, &UNAVAILABLE, &UNREACHABLE, &UNREADABLE, &REDIRECTED, &INTERCEPTED, &SECRET_FILE];
-    CAUSES.iter().chain(OTHERS).map(|cause| (cause.slug, cause.says, cause.hint))
+    const OTHERS: [&Cause; 12] = [
+        &SECRET_ID,
+        &REFUSED,
+        &UNAVAILABLE,
+        &UNREACHABLE,
+        &UNREADABLE,
+        &REDIRECTED,
+        &INTERCEPTED,
+        &SECRET_FILE,
+        &CERTIFICATE,
+        &FEDERATED_FILE,
+        &IDENTITY_UNREACHABLE,
+        &IDENTITY_REFUSED,
+    ];
+    let network = network::CAUSES.iter().map(|cause| (cause.slug, cause.says, cause.hint));
+    CAUSES.iter().chain(OTHERS).map(|cause| (cause.slug, cause.says, cause.hint)).chain(network)
 }
 
 /// AADSTS numbers behind a slug.
 pub(crate) fn codes_of(slug: &str) -> impl Iterator<Item = u32> {
     CAUSES.iter().filter(move |cause| cause.slug == slug).flat_map(|cause| cause.codes.iter().copied())
+}
+
+/// What an outside token says of itself, for whoever compares it with the federated credential.
+fn presented_by(token: &SecretText) -> String {
+    let Some(claims) = claims_of(token.expose()) else { return "a token that is no JWT".to_owned() };
+    let claim = |name: &str| match claims.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => "none".to_owned(),
+    };
+    excerpt(&format!("issuer {}, audience {}, subject {}", claim("iss"), claim("aud"), claim("sub")))
+}
+
+/// The claims of a JWT, unverified.
+fn claims_of(token: &str) -> Option<Value> {
+    let payload = token.split('.').nth(1).unwrap_or_default();
+    let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
+    serde_json::from_slice(&json).ok().filter(Value::is_object)
 }
 
 fn code_number(value: &Value) -> Option<u32> {
@@ -781,13 +1074,15 @@ fn code_in(text: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-fn life(expires_in: Option<&Value>) -> Duration {
-    let seconds = match expires_in {
+fn life(expires_in: Option<&Value>, expires_on: Option<&Value>, now: Timestamp) -> Duration {
+    let number = |value: Option<&Value>| match value {
         Some(Value::Number(number)) => number.as_f64(),
         Some(Value::String(text)) => text.trim().parse::<f64>().ok(),
         _ => None,
     };
-    match seconds {
+    #[expect(clippy::cast_precision_loss, reason = "seconds of a date")]
+    let left = |end: f64| end - now.as_second() as f64;
+    match number(expires_in).or_else(|| number(expires_on).map(left)) {
         Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(LIFE_MAX).min(LIFE_MAX),
         // A token that lives no second would be asked for on every call; a 401 will tell if it is dead.
         Some(_) => Duration::from_secs(1),
@@ -817,9 +1112,16 @@ pub(crate) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<D
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default().min(RETRY_AFTER_MAX))
 }
 
+/// A form as the body of a request. The room is taken at once: a text that grows leaves copies behind.
+fn form_text(form: &[(&str, &str)]) -> String {
+    // A byte is at most three in a form; a pair has two signs beside.
+    let room = form.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
+    url::form_urlencoded::Serializer::new(String::with_capacity(room)).extend_pairs(form).finish()
+}
+
 /// At most [`ANSWER_BYTES_MAX`] of a body; what is beyond is left unread.
-async fn read_bounded(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
+async fn read_bounded(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, reqwest::Error> {
+    let mut body = Zeroizing::new(Vec::with_capacity(ANSWER_BYTES_MAX));
     while let Some(chunk) = response.chunk().await? {
         let room = ANSWER_BYTES_MAX - body.len();
         body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
@@ -847,6 +1149,11 @@ pub(crate) fn redact(text: &str, secrets: &[&SecretText]) -> String {
         }
     }
     text
+}
+
+/// The words of another, marked as such.
+fn quoted(text: &str) -> String {
+    format!("`{}`", excerpt(text))
 }
 
 /// One line of at most [`EXCERPT_CHARS_MAX`] characters.
@@ -937,10 +1244,12 @@ mod tests {
 
     #[test]
     fn the_life_of_a_token_is_read_as_number_and_as_string() {
-        let seconds = |json: &str| life(Some(&serde_json::from_str(json).unwrap())).as_secs();
+        let now = Timestamp::from_second(1_000).unwrap();
+        let seconds = |json: &str| life(Some(&serde_json::from_str(json).unwrap()), None, now).as_secs();
         let got = ["4102", "\"3599\"", "0", "-5", "1e300", "null", "\"soon\""].map(seconds);
         assert_eq!(got, [4102, 3599, 1, 1, 24 * 3600, 3600, 3600]);
-        assert_eq!(life(None), LIFE_DEFAULT);
+        assert_eq!(life(None, None, now), LIFE_DEFAULT);
+        assert_eq!(life(None, Some(&Value::from("4600")), now).as_secs(), 3600, "App Service names the end alone");
     }
 
     #[test]

@@ -1,0 +1,68 @@
+//! What a service manager is told: ready, reloading, stopping, and that the loop of `run` still turns.
+//!
+//! The protocol is sd_notify(3). Without `NOTIFY_SOCKET` nothing is sent. A process that is not the service's main one
+//! keeps silent too: an agent that runs us as a child would otherwise seem to stop when we do.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// The watchdog is fed this many times in its period, so that one late turn of the loop kills nobody.
+const BEATS_PER_PERIOD: u32 = 4;
+
+/// The service manager's ear, if there is one.
+#[derive(Debug)]
+pub(super) struct Service {
+    listens: bool,
+    beat: Option<Duration>,
+}
+
+impl Service {
+    /// Looks at the environment for who listens.
+    pub(super) fn find() -> Self {
+        // Set by systemd for the main process, and inherited by whatever that starts.
+        let main = std::env::var("SYSTEMD_EXEC_PID").ok().and_then(|pid| pid.parse::<u32>().ok());
+        let listens = std::env::var_os("NOTIFY_SOCKET").is_some() && main.is_none_or(|main| main == std::process::id());
+        let beat = sd_notify::watchdog_enabled().filter(|_| listens).map(|period| period / BEATS_PER_PERIOD);
+        Self { listens, beat }
+    }
+
+    /// How often [`Service::alive`] is to be called.
+    pub(super) fn beat(&self) -> Option<Duration> {
+        self.beat
+    }
+
+    /// Everything is started, or a reload is over.
+    pub(super) fn ready(&self, status: &str) {
+        self.tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+
+    /// The configuration is being read again.
+    pub(super) fn reloading(&self) {
+        // `Type=notify-reload` waits for the time of the reload; `Type=notify` does not read it.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
+            Err(_) => self.tell(&[NotifyState::Reloading]),
+        }
+    }
+
+    /// Sources and sinks are being stopped.
+    pub(super) fn stopping(&self) {
+        self.tell(&[NotifyState::Stopping]);
+    }
+
+    /// The loop has turned.
+    pub(super) fn alive(&self) {
+        if self.beat.is_some() {
+            self.tell(&[NotifyState::Watchdog]);
+        }
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        if self.listens
+            && let Err(error) = sd_notify::notify(states)
+        {
+            tracing::warn!("the service manager cannot be told `{}`: {error}", states[0]);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Which keys of a source belong to which way of signing in, and what each way needs. One way is chosen, by `auth` or,
+//! without it, the client secret; a key of another way beside it is a problem and never a fallback.
+
+use std::path::Path;
+
+use serde_json::Value as Schema;
+use toml::{Table, Value};
+
+use super::check::{Findings, join};
+use super::problem::{Fault, Problem};
+use super::read::check_file;
+use super::source::{AuthMethod, read_secret_file};
+
+/// A way of signing in and the keys that are its own.
+struct Way {
+    method: AuthMethod,
+    keys: &'static [&'static str],
+}
+
+const WAYS: [Way; 4] = [
+    Way { method: AuthMethod::ClientSecret, keys: &["client_secret", "client_secret_file", "client_secret_expires"] },
+    Way {
+        method: AuthMethod::Certificate,
+        keys: &[
+            "certificate_file",
+            "key_file",
+            "key_passphrase",
+            "key_passphrase_file",
+            "assertion_algorithm",
+            "assertion_audience",
+        ],
+    },
+    Way { method: AuthMethod::FederatedToken, keys: &["federated_token_file"] },
+    Way {
+        method: AuthMethod::ManagedIdentity,
+        keys: &["managed_identity_host", "managed_identity_url", "managed_identity_header"],
+    },
+];
+
+/// One way, all it needs, nothing of another.
+pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &str) {
+    let auth = join(path, "auth");
+    let written = table.get("auth").and_then(Value::as_str);
+    let Some(chosen) = WAYS.iter().find(|way| way.method.as_str() == written.unwrap_or("client_secret")) else {
+        return; // What is no way at all was told already.
+    };
+    let named = |way: &Way| way.keys.iter().copied().find(|key| table.contains_key(*key));
+    let others: Vec<(&Way, &str)> =
+        WAYS.iter().filter(|way| way.method != chosen.method).filter_map(|way| Some((way, named(way)?))).collect();
+    if written.is_none() && named(chosen).is_none() && !others.is_empty() {
+        check_client_id(findings, table, path, others.first().map(|(way, _)| way.method));
+        let expected = others.iter().map(|(way, key)| format!("`auth = \"{}\"` (for `{key}`)", way.method.as_str()));
+        let expected = expected.collect::<Vec<_>>().join(" or ");
+        findings.note(Problem::new(auth, Fault::Missing, expected).hint("how to sign in is never guessed"));
+        return;
+    }
+    check_client_id(findings, table, path, Some(chosen.method));
+    for (way, key) in others {
+        let expected = format!(
+            "no key of `auth = \"{}\"` beside {}",
+            way.method.as_str(),
+            match named(chosen).filter(|_| written.is_none()) {
+                Some(own) => format!("`{own}`"),
+                None => format!("`auth = \"{}\"`", chosen.method.as_str()),
+            }
+        );
+        let hint = format!("to sign in that way set `auth = \"{}\"` and leave the other keys out", way.method.as_str());
+        findings.note(Problem::new(join(path, key), Fault::Invalid, expected).hint(hint));
+    }
+    match chosen.method {
+        AuthMethod::ClientSecret => check_secret(findings, table, path),
+        AuthMethod::Certificate => check_certificate(findings, table, path),
+        AuthMethod::FederatedToken => {
+            let hint = "Kubernetes with Azure Workload Identity: \
+                        `federated_token_file = \"${AZURE_FEDERATED_TOKEN_FILE}\"`";
+            need(findings, table, path, "federated_token_file", "the file that the token's issuer writes", hint);
+            check_file(findings, table, path, "federated_token_file");
+        }
+        AuthMethod::ManagedIdentity => check_identity(findings, table, path),
+    }
+}
+
+fn need(findings: &mut Findings, table: &Table, path: &str, key: &str, expected: &str, hint: &str) {
+    if !table.contains_key(key) {
+        findings.note(Problem::new(join(path, key), Fault::Missing, expected).hint(hint));
+    }
+}
+
+fn check_client_id(findings: &mut Findings, table: &Table, path: &str, method: Option<AuthMethod>) {
+    if method != Some(AuthMethod::ManagedIdentity) {
+        let hint = "Entra admin centre > App registrations > Application (client) ID";
+        need(findings, table, path, "client_id", "the application's client id, a GUID", hint);
+    }
+}
+
+/// Exactly one of `client_secret` and `client_secret_file`, and the file readable.
+fn check_secret(findings: &mut Findings, table: &Table, path: &str) {
+    match (table.contains_key("client_secret"), table.get("client_secret_file")) {
+        (false, None) => {
+            let expected = "`client_secret` or `client_secret_file`";
+            let hint = "Entra admin centre > App registrations > Certificates & secrets; write \
+                        `client_secret = \"${M365_CLIENT_SECRET}\"` and keep the value in the environment";
+            findings.note(Problem::new(join(path, "client_secret"), Fault::Missing, expected).hint(hint));
+        }
+        (true, Some(_)) => only_one(findings, path, "client_secret", "client_secret_file"),
+        (false, Some(file)) => {
+            let path = join(path, "client_secret_file");
+            if let Some(file) = file.as_str().filter(|file| !file.is_empty() && findings.clean(&path))
+                && let Err(error) = read_secret_file(Path::new(file))
+            {
+                let expected = format!("a file that can be read: {error}");
+                let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
+                findings.note(Problem::new(path, Fault::Invalid, expected).value(shown));
+            }
+        }
+        (true, None) => {}
+    }
+}
+
+fn only_one(findings: &mut Findings, path: &str, first: &str, second: &str) {
+    let expected = format!("only one of `{first}` and `{second}`");
+    findings.note(Problem::new(join(path, second), Fault::Invalid, expected));
+}
+
+fn check_certificate(findings: &mut Findings, table: &Table, path: &str) {
+    let hint = "PEM or PFX; its certificate is uploaded at Entra admin centre > App registrations > Certificates & secrets \
+                > Certificates";
+    need(findings, table, path, "certificate_file", "the client certificate's file", hint);
+    if table.contains_key("key_passphrase") && table.contains_key("key_passphrase_file") {
+        only_one(findings, path, "key_passphrase", "key_passphrase_file");
+    }
+    for key in ["certificate_file", "key_file", "key_passphrase_file"] {
+        check_file(findings, table, path, key);
+    }
+}
+
+fn check_identity(findings: &mut Findings, table: &Table, path: &str) {
+    let host = table.get("managed_identity_host").and_then(Value::as_str).unwrap_or("imds");
+    if matches!(host, "app_service" | "azure_arc") {
+        let hint = "`managed_identity_url = \"${IDENTITY_ENDPOINT}\"`";
+        need(findings, table, path, "managed_identity_url", "the end point's address", hint);
+    }
+    if host == "app_service" {
+        let hint = "`managed_identity_header = \"${IDENTITY_HEADER}\"`";
+        need(findings, table, path, "managed_identity_header", "what the end point wants to see", hint);
+    }
+}

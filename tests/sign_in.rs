@@ -1,0 +1,356 @@
+//! Every way to sign in, the real client against the simulated tenant: what it sends is verified there, signatures
+//! included.
+#![cfg(feature = "sim")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use m365_audit::api::{
+    ApiClient, ApiError, ApiSettings, CertificateFiles, Credential, ManagedIdentity, SecretText, TokenEndpoint,
+};
+use m365_audit::clock::TestClock;
+use m365_audit::config::{AssertionAlgorithm, IdentityHost};
+use m365_audit::model::{Actionable as _, Timestamp};
+use m365_audit::sim::{CallKind, FederatedCredential, MachineIdentity, Sim, SimConfig};
+use rcgen::{CertificateParams, KeyPair};
+use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
+use serde_json::json;
+use tempfile::TempDir;
+use url::Url;
+
+const NOON: &str = "2026-05-08T12:00:00Z";
+const PASSPHRASE: &str = "fixture-passphrase";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/auth").join(name)
+}
+
+fn der(pem: &str) -> Vec<u8> {
+    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    base64::engine::general_purpose::STANDARD.decode(body).unwrap()
+}
+
+/// A simulated tenant that knows the test certificate, and a place for files.
+struct Bench {
+    sim: Sim,
+    clock: TestClock,
+    dir: TempDir,
+}
+
+impl Bench {
+    async fn new(change: impl FnOnce(&mut SimConfig)) -> Self {
+        let clock = TestClock::at(NOON.parse().unwrap());
+        let mut config = SimConfig {
+            certificates: vec![der(&fs::read_to_string(fixture("client.pem")).unwrap())],
+            token_lifetime_secs: 3600,
+            ..SimConfig::default()
+        };
+        change(&mut config);
+        let sim = Sim::start(config, Arc::new(clock.clone())).await.unwrap();
+        Self { sim, clock, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn settings(&self, credential: Credential) -> ApiSettings {
+        let config = SimConfig::default();
+        let url = Url::parse(&self.sim.url()).unwrap();
+        ApiSettings {
+            tenant: config.tenants[0].clone(),
+            api_url: url.clone(),
+            cloud_api_url: Url::parse("https://manage.office.com").unwrap(),
+            authority_url: url,
+            audience: "https://manage.office.com".into(),
+            token_endpoint: TokenEndpoint::V2,
+            client_id: config.client_id,
+            credential,
+            assertion_audience: None,
+            secret_expires: None,
+            publisher_identifier: config.tenants[0].to_string(),
+            max_requests_per_minute: 0,
+            connect_timeout: Duration::from_secs(20),
+            read_timeout: Duration::from_secs(20),
+            ca_pem: None,
+            proxy_url: None,
+            no_proxy: None,
+            proxy_client_pem: None,
+        }
+    }
+
+    fn client(&self, credential: Credential) -> ApiClient {
+        ApiClient::new(self.settings(credential), Arc::new(self.clock.clone())).unwrap()
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn exchanges(&self, kind: CallKind) -> usize {
+        self.sim.requests().iter().filter(|request| request.kind == kind).count()
+    }
+
+    /// The token is asked for with `credential`, and the feed takes it.
+    async fn signs_in(&self, credential: Credential) -> Result<(), ApiError> {
+        self.client(credential).list_subscriptions().await.map(drop)
+    }
+}
+
+fn files(certificate_file: PathBuf) -> CertificateFiles {
+    CertificateFiles {
+        certificate_file,
+        key_file: None,
+        key_passphrase: None,
+        key_passphrase_file: None,
+        algorithm: AssertionAlgorithm::Ps256,
+    }
+}
+
+fn certificate(files: CertificateFiles) -> Credential {
+    Credential::Certificate(Box::new(files))
+}
+
+/// Another certificate for the test key.
+fn other_certificate() -> (String, Vec<u8>) {
+    let key = KeyPair::from_pem(&fs::read_to_string(fixture("client.key")).unwrap()).unwrap();
+    let certificate = CertificateParams::new(vec!["other.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+    (certificate.pem(), certificate.der().to_vec())
+}
+
+#[tokio::test]
+async fn a_client_certificate_signs_in_from_every_form_of_file_and_with_both_algorithms() {
+    let bench = Bench::new(|_| {}).await;
+    let (pem, key) = (fs::read(fixture("client.pem")).unwrap(), fs::read(fixture("client.key")).unwrap());
+    let both = bench.file("both.pem", [key.clone(), pem.clone()].concat());
+    let passphrase_file = bench.file("passphrase", format!("{PASSPHRASE}\n"));
+    let passphrase = Some(SecretText::from(PASSPHRASE));
+    for (what, files) in [
+        ("one PEM", files(both.clone())),
+        ("two PEMs", CertificateFiles { key_file: Some(fixture("client.key")), ..files(fixture("client.pem")) }),
+        (
+            "an encrypted key",
+            CertificateFiles {
+                key_file: Some(fixture("client.encrypted.key")),
+                key_passphrase: passphrase.clone(),
+                ..files(fixture("client.pem"))
+            },
+        ),
+        ("PFX", CertificateFiles { key_passphrase: passphrase.clone(), ..files(fixture("client.pfx")) }),
+        ("an old PFX", CertificateFiles { key_passphrase: passphrase, ..files(fixture("client.legacy.pfx")) }),
+        (
+            "the passphrase in a file",
+            CertificateFiles { key_passphrase_file: Some(passphrase_file), ..files(fixture("client.pfx")) },
+        ),
+        ("RS256", CertificateFiles { algorithm: AssertionAlgorithm::Rs256, ..files(both) }),
+    ] {
+        bench.signs_in(certificate(files)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+    assert_eq!(bench.exchanges(CallKind::Token), 7, "each with one exchange");
+}
+
+#[tokio::test]
+async fn the_first_version_of_the_end_point_takes_a_certificate_too() {
+    let bench = Bench::new(|_| {}).await;
+    let key_file = Some(fixture("client.key"));
+    let credential = certificate(CertificateFiles { key_file, ..files(fixture("client.pem")) });
+    let settings = ApiSettings { token_endpoint: TokenEndpoint::V1, ..bench.settings(credential) };
+    let client = ApiClient::new(settings, Arc::new(bench.clock.clone())).unwrap();
+    client.list_subscriptions().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clock_that_is_an_hour_off_signs_in_by_the_authoritys_time() {
+    for offset in [3600, -3600] {
+        let bench = Bench::new(|config| config.clock_offset_secs = offset).await;
+        let key_file = Some(fixture("client.key"));
+        let client = bench.client(certificate(CertificateFiles { key_file, ..files(fixture("client.pem")) }));
+        client.list_subscriptions().await.unwrap();
+        assert_eq!(bench.exchanges(CallKind::Token), 2, "refused once (AADSTS700024), then by the right time");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_registered_is_refused_and_its_successor_in_the_file_is_used_at_once() {
+    let bench = Bench::new(|_| {}).await;
+    let (other, other_der) = other_certificate();
+    let file = bench.file("client.pem", &other);
+    let client = bench.client(certificate(CertificateFiles { key_file: Some(fixture("client.key")), ..files(file) }));
+    let error = client.list_subscriptions().await.unwrap_err();
+    assert_eq!(error.slug(), "auth-certificate-refused");
+    let sha1 = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, &other_der);
+    let thumbprint: String = sha1.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
+    assert!(error.to_string().contains(&thumbprint), "{error}");
+    assert_eq!(client.list_subscriptions().await.unwrap_err().slug(), "auth-certificate-refused");
+    assert_eq!(bench.exchanges(CallKind::Token), 1, "the same certificate is not tried again at once");
+
+    bench.file("client.pem", fs::read(fixture("client.pem")).unwrap());
+    client.list_subscriptions().await.unwrap();
+    assert_eq!(bench.exchanges(CallKind::Token), 2);
+
+    // And back, while the old token serves: the new one is asked for with what the file holds then.
+    bench.sim.configure(|config| config.certificates = vec![other_der]);
+    bench.file("client.pem", &other);
+    bench.clock.advance(Duration::from_secs(3601));
+    client.list_subscriptions().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_is_told_before_anybody_is_asked() {
+    let bench = Bench::new(|_| {}).await;
+    let elliptic = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["elliptic.example".to_owned()]).unwrap();
+    let elliptic_pem = params.self_signed(&elliptic).unwrap().pem();
+    let elliptic_key = bench.file("elliptic.key", elliptic.serialize_pem());
+    let elliptic_certificate = bench.file("elliptic.pem", elliptic_pem);
+    let with_key = |certificate: PathBuf, key: PathBuf| CertificateFiles { key_file: Some(key), ..files(certificate) };
+    let wrong = Some(SecretText::from("wrong-passphrase"));
+    for (files, words) in [
+        (files("/nowhere/client.pem".into()), "cannot be read"),
+        (files(bench.file("empty", "")), "is empty"),
+        (files(bench.file("noise", "noise")), "neither PEM nor a PFX"),
+        (files(fixture("client.pem")), "holds no private key"),
+        (files(fixture("client.key")), "holds no certificate"),
+        (with_key(elliptic_certificate, fixture("client.key")), "does not belong to the certificate"),
+        (with_key(fixture("client.pem"), elliptic_key), "not RSA"),
+        (with_key(fixture("client.pem"), fixture("client.encrypted.key")), "set `key_passphrase`"),
+        (
+            CertificateFiles {
+                key_passphrase: wrong.clone(),
+                ..with_key(fixture("client.pem"), fixture("client.encrypted.key"))
+            },
+            "is `key_passphrase` right?",
+        ),
+        (CertificateFiles { key_passphrase: wrong, ..files(fixture("client.pfx")) }, "`key_passphrase` right?"),
+        (with_key(fixture("client.pfx"), fixture("client.key")), "leave out `key_file`"),
+    ] {
+        let error = bench.signs_in(certificate(files)).await.unwrap_err();
+        assert_eq!(error.slug(), "auth-certificate-unusable", "{error}");
+        assert!(error.to_string().contains(words), "{words}: {error}");
+        assert!(!format!("{error} {error:?}").contains("wrong-passphrase"), "{error:?}");
+    }
+    assert_eq!(bench.exchanges(CallKind::Token), 0);
+}
+
+/// A token of an outside issuer that ends at `end`.
+fn outside_token(subject: &str, end: Timestamp) -> String {
+    let key = RsaKeyPair::from_pkcs8(&der(&fs::read_to_string(fixture("client.key")).unwrap())).unwrap();
+    let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let claims = json!({
+        "iss": "https://issuer.example", "aud": "api://AzureADTokenExchange", "sub": subject, "exp": end.as_second(),
+    });
+    let signed = format!("{}.{}", part(json!({"alg": "RS256"})), part(claims));
+    let mut signature = vec![0; key.public().modulus_len()];
+    key.sign(&RSA_PKCS1_SHA256, &ring::rand::SystemRandom::new(), signed.as_bytes(), &mut signature).unwrap();
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[tokio::test]
+async fn a_federated_token_is_read_again_for_each_exchange_and_its_claims_are_shown_when_they_do_not_match() {
+    let bench = Bench::new(|config| {
+        config.federated = Some(FederatedCredential {
+            issuer: "https://issuer.example".to_owned(),
+            audience: "api://AzureADTokenExchange".to_owned(),
+            subject: "system:serviceaccount:logs:agent".to_owned(),
+            certificate: config.certificates.first().cloned(),
+        });
+    })
+    .await;
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let path = bench.dir.path().join("token");
+    let client = bench.client(Credential::FederatedToken(path.clone()));
+    assert_eq!(client.list_subscriptions().await.unwrap_err().slug(), "auth-federated-token-unreadable");
+
+    let wrong = outside_token("system:serviceaccount:default:agent", at("2026-05-08T13:00:00Z"));
+    fs::write(&path, &wrong).unwrap();
+    let error = client.list_subscriptions().await.unwrap_err();
+    assert_eq!(error.slug(), "auth-federation-mismatch");
+    let presented = "issuer https://issuer.example, audience api://AzureADTokenExchange, \
+                     subject system:serviceaccount:default:agent";
+    assert!(error.to_string().contains(presented), "{error}");
+    assert!(!format!("{error} {error:?}").contains(&wrong[wrong.len() - 40..]), "{error:?}");
+
+    // A new token is tried at once, and each exchange takes what the file holds then.
+    let right = |end: &str| format!("{}\n", outside_token("system:serviceaccount:logs:agent", at(end)));
+    fs::write(&path, right("2026-05-08T12:10:00Z")).unwrap();
+    client.list_subscriptions().await.unwrap();
+    bench.clock.advance(Duration::from_secs(3601));
+    fs::write(&path, right("2026-05-08T14:00:00Z")).unwrap();
+    client.list_subscriptions().await.unwrap();
+    bench.clock.advance(Duration::from_secs(3 * 3600));
+    assert!(client.list_subscriptions().await.is_err(), "the outside token has ended");
+}
+
+#[tokio::test]
+async fn a_managed_identity_signs_in_in_its_three_forms() {
+    let bench = Bench::new(|_| {}).await;
+    let dir = bench.dir.path().join("tokens");
+    fs::create_dir(&dir).unwrap();
+    let machine = MachineIdentity {
+        tenant: SimConfig::default().tenants[0].clone(),
+        system_assigned: true,
+        user_assigned: vec!["aaaaaaaa-0000-4000-8000-0000000000e1".to_owned()],
+        app_service_header: "app~service&header".to_owned(),
+        arc_challenge: None,
+    };
+    bench.sim.configure(|config| config.machine_identity = Some(machine.clone()));
+    let metadata = Url::parse(&format!("{}/metadata/identity/oauth2/token", bench.sim.url())).unwrap();
+    let identity = ManagedIdentity {
+        host: IdentityHost::Imds,
+        url: metadata,
+        header: None,
+        client_id: None,
+        arc_key_dir: dir.clone(),
+    };
+    let credential = |identity: ManagedIdentity| Credential::ManagedIdentity(Box::new(identity));
+
+    bench.signs_in(credential(identity.clone())).await.unwrap();
+    let user = |id: &str| ManagedIdentity { client_id: Some(id.to_owned()), ..identity.clone() };
+    bench.signs_in(credential(user("aaaaaaaa-0000-4000-8000-0000000000e1"))).await.unwrap();
+    let error = bench.signs_in(credential(user("aaaaaaaa-0000-4000-8000-0000000000e9"))).await.unwrap_err();
+    assert_eq!(error.slug(), "auth-identity-refused", "{error}");
+    assert!(error.to_string().contains("Identity not found"), "{error}");
+
+    let app_service = |header: &str| ManagedIdentity {
+        host: IdentityHost::AppService,
+        url: Url::parse(&format!("{}/msi/token", bench.sim.url())).unwrap(),
+        header: Some(SecretText::from(header)),
+        ..identity.clone()
+    };
+    let client = bench.client(credential(app_service("app~service&header")));
+    client.list_subscriptions().await.unwrap();
+    let before = bench.exchanges(CallKind::Identity);
+    bench.clock.advance(Duration::from_secs(1800));
+    client.list_subscriptions().await.unwrap();
+    assert_eq!(bench.exchanges(CallKind::Identity), before, "`expires_on` alone says how long the token lives");
+    let error = bench.signs_in(credential(app_service("another-header"))).await.unwrap_err();
+    assert_eq!(error.slug(), "auth-identity-refused", "{error}");
+    assert!(!format!("{error} {error:?}").contains("another-header"), "{error:?}");
+
+    let challenge = |path: &Path| {
+        bench.sim.configure(|config| {
+            let arc_challenge = Some((path.to_owned(), "arc-secret".to_owned()));
+            config.machine_identity = Some(MachineIdentity { arc_challenge, ..machine.clone() });
+        });
+    };
+    let arc = ManagedIdentity { host: IdentityHost::AzureArc, ..identity.clone() };
+    let key = dir.join("a.key");
+    fs::write(&key, "arc-secret").unwrap();
+    challenge(&key);
+    bench.signs_in(credential(arc.clone())).await.unwrap();
+    // A challenge that names another file of this machine is not met, whatever that file holds.
+    let outside = bench.file("outside.key", "arc-secret");
+    for path in [outside, dir.join("../outside.key"), dir.join("a.txt"), dir.join("missing.key")] {
+        challenge(&path);
+        let error = bench.signs_in(credential(arc.clone())).await.unwrap_err();
+        assert_eq!(error.slug(), "auth-identity-refused", "{error}");
+        assert!(!error.to_string().contains("arc-secret"), "{error}");
+    }
+
+    let nobody = Url::parse("http://127.0.0.1:9/metadata/identity/oauth2/token").unwrap();
+    let error = bench.signs_in(credential(ManagedIdentity { url: nobody, ..identity })).await.unwrap_err();
+    assert_eq!(error.slug(), "auth-identity-unreachable", "{error}");
+    assert_eq!(bench.exchanges(CallKind::Token), 0, "no authority is asked");
+}
