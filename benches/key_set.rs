@@ -1,18 +1,43 @@
 //! Cost of asking a set of a million keys, and of staging.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, Probe, contains_all, maintain};
-use m365_audit::host::StateStore;
+use m365_audit::host::{Op, Revision, StateError, StateStore};
 use m365_audit::model::Timestamp;
 
 fn main() {
     divan::main();
 }
 
-#[path = "memory_store/mod.rs"]
-mod memory_store;
-use memory_store::{Memory, block_on};
+#[derive(Default)]
+struct Memory(Mutex<BTreeMap<String, Bytes>>);
+
+#[async_trait]
+impl StateStore for Memory {
+    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+        Ok(self.0.lock().unwrap().get(key).map(|v| (v.clone(), Revision(1))))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
+        let map = self.0.lock().unwrap();
+        Ok(map.keys().filter(|k| k.starts_with(prefix)).map(|k| (k.clone(), Revision(1))).collect())
+    }
+
+    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
+        let mut map = self.0.lock().unwrap();
+        for op in ops {
+            match op {
+                Op::Put { key, value, .. } => drop(map.insert(key, value)),
+                Op::Delete { key, .. } => drop(map.remove(&key)),
+            }
+        }
+        Ok(Revision(1))
+    }
+}
 
 /// Keys of events that happened up to an hour before the ten a second that are delivered.
 fn keys(from: u32, count: u32) -> Vec<Key> {
@@ -22,6 +47,10 @@ fn keys(from: u32, count: u32) -> Vec<Key> {
 
 fn time(secs: i64) -> Timestamp {
     Timestamp::from_second(secs).unwrap_or_default()
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
 fn filled(count: u32) -> (Memory, Mutex<KeySet>) {

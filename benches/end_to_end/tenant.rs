@@ -245,7 +245,7 @@ impl Shared {
             let time = |name| format!("{}Z", param(name).unwrap_or_default().replace("%3A", ":")).parse().ok();
             let (start, end): (Timestamp, Timestamp) = (time("startTime")?, time("endTime")?);
             let skip: usize = param("nextPage").and_then(|n| n.parse().ok()).unwrap_or(0);
-            let all = self.list(content_type as u64, start, end);
+            let all = self.list(tenant, content_type as u64, start, end);
             let page: Vec<&String> = all.iter().skip(skip).take(self.feed.page).collect();
             let more = skip + page.len() < all.len();
             let link = more.then(|| {
@@ -310,7 +310,7 @@ impl Shared {
         Timestamp::from_millisecond(ms).expect("a time")
     }
 
-    fn list(&self, content_type: u64, start: Timestamp, end: Timestamp) -> Vec<String> {
+    fn list(&self, tenant: &str, content_type: u64, start: Timestamp, end: Timestamp) -> Vec<String> {
         let fresh = if content_type == 3 { self.fresh_now() } else { 0 };
         let history = (0..self.feed.blobs).filter(|blob| blob % 4 == content_type);
         let mut found = Vec::new();
@@ -333,7 +333,7 @@ impl Shared {
             let id = format!("bench${blob}$audit${content_type}");
             let expires = Timestamp::from_second(created.as_second() + 7 * 86_400).expect("a time");
             found.push(format!(
-                r#"{{"contentUri":"{}/api/v1.0/t/activity/feed/audit/{id}","contentId":"{id}","contentType":"{name}","contentCreated":"{created:.3}","contentExpiration":"{expires:.3}"}}"#,
+                r#"{{"contentUri":"{}/api/v1.0/{tenant}/activity/feed/audit/{id}","contentId":"{id}","contentType":"{name}","contentCreated":"{created:.3}","contentExpiration":"{expires:.3}"}}"#,
                 self.origin
             ));
         }

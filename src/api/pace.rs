@@ -303,7 +303,10 @@ mod tests {
             counts.borrow_mut()[minute].0 += answered;
             counts.borrow_mut()[minute].1 += refused;
             clock.sleep(Duration::from_millis(300)).await;
-            if free { pace.succeeded(slot) } else { drop(pace.throttled(slot, None)) }
+            match free {
+                true => pace.succeeded(slot),
+                false => _ = pace.throttled(slot, None),
+            }
         };
         let mut calls: futures_util::stream::FuturesUnordered<_> = (0..callers).map(|_| call()).collect();
         while clock.monotonic() < Duration::from_secs(minutes * 60) {

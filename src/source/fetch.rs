@@ -28,6 +28,8 @@ use crate::severity::Severity;
 
 /// A batch is handed over when it has grown to this.
 pub const BATCH_BYTES: usize = 256 * 1024;
+/// Room for a batch: what it is handed over at and most records that may be its last.
+const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
 /// Records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
 /// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
@@ -250,7 +252,7 @@ impl<'a> Run<'a> {
             context,
             job,
             salvage: job.salvage(),
-            builder: BatchBuilder::with_room(BATCH_BYTES + BATCH_BYTES / 16),
+            builder: BatchBuilder::with_room(BATCH_ROOM),
             reserved: None,
             waited: Duration::ZERO,
             open: context.events.open_batch(),
@@ -501,19 +503,20 @@ impl<'a> Run<'a> {
     /// way. Whoever waits here holds no room, so that those who do can end.
     async fn reserve(&mut self) {
         if self.reserved.is_none() {
-            self.reserved = self.context.budget.take(BATCH_BYTES).await;
+            self.reserved = self.context.budget.take(BATCH_ROOM).await;
         }
     }
 
     async fn close_batch(&mut self) -> (Batch, OpenBatch, Option<OwnedSemaphorePermit>) {
         let bytes = self.builder.bytes();
         let mut permit = self.reserved.take();
-        if bytes > BATCH_BYTES + BATCH_BYTES / 8 {
-            // Given back first: to wait for more while holding some could be to wait for each other.
-            drop(permit.take());
-            permit = self.context.budget.take(bytes).await;
-        } else if let Some(held) = &mut permit {
-            drop(held.split(held.num_permits().saturating_sub(bytes)));
+        match &mut permit {
+            Some(held) if bytes <= held.num_permits() => drop(held.split(held.num_permits() - bytes)),
+            _ => {
+                // Given back first: to wait for more while holding some could be to wait for each other.
+                drop(permit);
+                permit = self.context.budget.take(bytes).await;
+            }
         }
         let batch =
             self.builder.finish(self.context.source.clone(), self.context.tenant.clone(), self.job.blob.content_type);
