@@ -3,6 +3,8 @@
 //! Nothing is written here; `tests/generated.rs` compares and writes.
 
 #[cfg(feature = "cli")]
+mod book;
+#[cfg(feature = "cli")]
 pub mod errors;
 
 use std::fmt::Write as _;
@@ -38,7 +40,7 @@ pub fn all() -> Vec<Document> {
         document("plugin.toml", plugin()),
     ];
     #[cfg(feature = "cli")]
-    let documents = documents.into_iter().chain(errors::documents()).collect();
+    let documents = documents.into_iter().chain(errors::documents()).chain([book::summary()]).collect();
     documents
 }
 

@@ -3,6 +3,7 @@
 //! No I/O, no clock, and nothing of how Microsoft or a host spells these things on the wire. Facts about the
 //! Management Activity API follow Microsoft's "Office 365 Management Activity API reference".
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,6 +17,18 @@ pub trait Actionable: std::error::Error {
     fn slug(&self) -> &'static str;
     /// What to do about it, one line.
     fn hint(&self) -> String;
+}
+
+/// A text as it may be shown to a person: in one line, and without what a terminal obeys (control characters) or what
+/// turns the direction of writing and so shows one name as another.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let odd = |c: char| c.is_control() || turns(c);
+    if !text.contains(odd) {
+        return Cow::Borrowed(text);
+    }
+    let parts = text.split('\n').map(|part| part.trim().replace(odd, "\u{fffd}"));
+    Cow::Owned(parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; "))
 }
 
 /// Where the page of an error stands, from the root of the repository and of the package's documents.
@@ -192,6 +205,12 @@ pub struct EventIdentity<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shown_is_one_line_that_commands_nothing() {
+        assert!(matches!(plain("häuser `x` 日本"), Cow::Borrowed(_)));
+        assert_eq!(plain("a\u{1b}[2J\u{9b}31m\r\n  b\n\n\tc\u{202e}d"), "a\u{fffd}[2J\u{fffd}31m; b; c\u{fffd}d");
+    }
 
     #[test]
     fn a_tenant_id_is_a_guid_in_lower_case() {

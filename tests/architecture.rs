@@ -98,3 +98,22 @@ fn every_test_the_map_names_is_there() {
     }
     assert!(count >= 5, "the table of invariants was not found");
 }
+
+/// `unsafe_code` is denied in Cargo.toml; where it is allowed, and why, is written in one place.
+#[test]
+fn unsafe_code_stands_only_at_the_edge_of_the_plugin() {
+    let manifest = include_str!("../Cargo.toml");
+    assert!(manifest.contains("[lints.rust]\nunsafe_code = \"deny\"\n"));
+    let mut exceptions = Vec::new();
+    for module in modules() {
+        for file in files_of(&module) {
+            let text = fs::read_to_string(&file).unwrap();
+            for line in text.lines().filter(|line| line.contains("unsafe_code")) {
+                assert!(line.contains("expect(unsafe_code, reason = "), "{}: {line}", file.display());
+                exceptions.push(file.clone());
+            }
+        }
+    }
+    assert!(exceptions.iter().all(|file| file.ends_with("hosts/fluent_bit/mod.rs")), "{exceptions:?}");
+    assert_eq!(exceptions.len(), 2, "the host's tables and the exported functions");
+}

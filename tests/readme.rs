@@ -99,7 +99,7 @@ async fn a_pass_into_a_file_delivers_every_event_and_a_second_adds_nothing() {
 fn every_file_and_every_test_it_names_is_there() {
     for link in README.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
         assert!(
-            link.starts_with("http") || root().join(link).exists(),
+            link.starts_with("http") || root().join(link.split('#').next().unwrap()).exists(),
             "README.md links to {link}, which is not there"
         );
     }
@@ -108,10 +108,14 @@ fn every_file_and_every_test_it_names_is_there() {
     let mut count = 0;
     for row in rows {
         let shown_by = row.rsplit(" | ").next().unwrap();
-        let mut names = shown_by.split('`').skip(1).step_by(2);
-        let file = names.next().unwrap();
-        let text = fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-        for name in names {
+        let (mut file, mut text) = ("", String::new());
+        for name in shown_by.split('`').skip(1).step_by(2) {
+            // A row may name tests of several files, each after its file.
+            if name.ends_with(".rs") {
+                file = name;
+                text = fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+                continue;
+            }
             assert!(text.contains(&format!("fn {name}(")), "{file} has no test `{name}`");
             count += 1;
         }

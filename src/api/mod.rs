@@ -13,6 +13,7 @@ mod pace;
 mod wire;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -175,6 +176,13 @@ pub struct ContentPage {
 #[derive(Clone)]
 pub struct ApiClient {
     inner: Arc<Inner>,
+    share: Option<Arc<Share>>,
+}
+
+/// A part of the allowance, for work that leaves room for the rest.
+struct Share {
+    pace: Pace,
+    sent: AtomicU64,
 }
 
 struct Inner {
@@ -277,6 +285,7 @@ impl ApiClient {
             timeout: settings.connect_timeout.saturating_add(settings.read_timeout),
         };
         Ok(ApiClient {
+            share: None,
             inner: Arc::new(Inner {
                 links: Links::new(
                     &settings.api_url,
@@ -296,6 +305,26 @@ impl ApiClient {
                 link_warned: Mutex::new(None),
             }),
         })
+    }
+
+    /// The same feed, with its listings and blobs limited to `max_requests_per_minute` of its own (0: no limit) beside
+    /// the limit they share with all calls.
+    pub fn with_share(&self, max_requests_per_minute: u32) -> ApiClient {
+        let pace = Pace::new(max_requests_per_minute, self.inner.clock.clone());
+        let share = Share { pace, sent: AtomicU64::new(0) };
+        ApiClient { inner: self.inner.clone(), share: Some(Arc::new(share)) }
+    }
+
+    /// Listings and blobs asked for within a share; 0 without one.
+    pub fn sent_within_share(&self) -> u64 {
+        self.share.as_ref().map_or(0, |share| share.sent.load(Ordering::Relaxed))
+    }
+
+    async fn turn(&self) {
+        if let Some(share) = &self.share {
+            share.pace.ready().await;
+            share.sent.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// The subscriptions of this app in the tenant; empty when none was ever started.
@@ -350,6 +379,7 @@ impl ApiClient {
                 Resolved::Foreign { .. } => return Err(inner.off_origin(call, link.as_str(), Action::RestartWindow)),
             },
         };
+        self.turn().await;
         let mut answer = inner.send(call, Method::GET, url).await?;
         let next = next_page(&answer.headers);
         let body = inner.read_whole(call, &mut answer).await?;
@@ -377,6 +407,7 @@ impl ApiClient {
                 (instead.ok_or(refusal)?, true)
             }
         };
+        self.turn().await;
         let answer = self.inner.send(call, Method::GET, url).await?;
         Ok(BlobBody { inner: self.inner.clone(), call, body: answer.body, link_refused })
     }

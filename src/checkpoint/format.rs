@@ -23,6 +23,7 @@ pub const KINDS: &[&str] = &[
     "owner",
     "tenant",
     "events/{d,p}/<number>",
+    "backfill/<source>",
     "<content type>/position",
     "<content type>/blobs/{d,p}/<number>",
     "<content type>/tracked/<blob>",
@@ -54,6 +55,11 @@ impl Keys {
     /// What is remembered of the tenant as a whole: [`TenantState`].
     pub fn tenant(&self) -> String {
         format!("{}/tenant", self.tenant)
+    }
+
+    /// A source's back-fill that is not done: [`StoredBackfill`].
+    pub fn backfill(&self, source: &str) -> String {
+        format!("{}/backfill/{source}", self.tenant)
     }
 
     /// Prefix of the delivered events' keys.
@@ -108,7 +114,7 @@ macro_rules! stored {
     )*};
 }
 
-stored!(TenantState, Position, TrackedBlob, AsideRecord, Owner);
+stored!(TenantState, Position, TrackedBlob, AsideRecord, StoredBackfill, Owner);
 
 /// The bytes of a stored value.
 pub fn encode<T: Stored>(value: &T) -> Bytes {
@@ -270,6 +276,25 @@ pub struct AsideRecord {
     pub record: String,
 }
 
+/// A back-fill that is not done, so that it goes on where it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredBackfill {
+    /// Format version.
+    pub format: u32,
+    /// Where its range begins.
+    pub from: Timestamp,
+    /// Where its range ends (exclusive).
+    pub to: Timestamp,
+    /// Whether what was delivered already is delivered again.
+    pub again: bool,
+    /// Drawn at its start: tells its repeats from those of another back-fill.
+    pub salt: String,
+    /// When it was begun.
+    pub started: Timestamp,
+    /// What is still to be read, by content type: intervals that are disjoint, in no order.
+    pub remaining: BTreeMap<String, Vec<(Timestamp, Timestamp)>>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,6 +322,8 @@ mod tests {
         assert_eq!(TrackedBlob::of(&blob.clone().into_blob(ContentType::Exchange)), blob);
         let stored = include_str!("../../tests/fixtures/state/tenant.v1.json");
         assert_eq!(decode::<TenantState>("t", stored.as_bytes()).unwrap().starts.len(), 1);
+        let stored = include_str!("../../tests/fixtures/state/backfill.v1.json");
+        assert_eq!(decode::<StoredBackfill>("b", stored.as_bytes()).unwrap().remaining.len(), 1);
         let stored = include_str!("../../tests/fixtures/state/aside.v1.json");
         assert_eq!(decode::<AsideRecord>("a", stored.as_bytes()).unwrap().severity, "high");
     }

@@ -98,6 +98,12 @@ impl Key {
         Self::new(0, b"anonymous", &[content_id.as_bytes(), raw, &occurrence.to_be_bytes()])
     }
 
+    /// The key of an event that is delivered once more, to be told from its first delivery and from other repeats by
+    /// `salt`.
+    pub fn of_repeat(self, salt: &str) -> Key {
+        Self::new(self.secs(), b"repeat", &[salt.as_bytes(), &self.0.to_be_bytes()])
+    }
+
     /// The whole key as a number.
     pub fn as_u128(self) -> u128 {
         self.0

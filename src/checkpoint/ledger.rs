@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::claims::EventIndex;
-use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, TenantState, TrackedBlob};
+use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBackfill, TenantState, TrackedBlob};
 use super::key_set::{self, Key, KeySet, Kind, Retention, Token};
 use crate::clock::Clock;
 use crate::host::{Expected, Op, StateError, StateStore};
@@ -47,6 +47,8 @@ pub struct Change {
     pub positions: BTreeMap<ContentType, Position>,
     /// New state of the tenant as a whole.
     pub tenant: Option<TenantState>,
+    /// A source's back-fill as it stands now; `None` when it is done.
+    pub backfill: Option<(Arc<str>, Option<StoredBackfill>)>,
     /// Forget keys that are past their time, by Microsoft's clock.
     pub expire_at: Option<Timestamp>,
 }
@@ -260,6 +262,13 @@ impl Ledger {
                 tail.push(Op::Delete {
                     key: self.keys.tracked_blob(*content_type, key.as_u128()),
                     expected: Expected::Any,
+                });
+            }
+            if let Some((source, backfill)) = &change.backfill {
+                let key = self.keys.backfill(source);
+                tail.push(match backfill {
+                    Some(backfill) => self.put(key, format::encode(backfill), Expected::Any),
+                    None => Op::Delete { key, expected: Expected::Any },
                 });
             }
             positions.extend(change.positions.iter().map(|(c, p)| (*c, p)));

@@ -1,7 +1,7 @@
 //! The ledger: what is delivered, what is settled, how far each stream has come, and the one writer of it all.
 //!
 //! Reading order: [`mod@format`] (what is stored), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on disk),
-//! [`claims`] (events delivered and on their way), [`ledger`] (the writer).
+//! [`claims`] (events delivered and on their way), [`ledger`] (the writer), [`moving`] (positions moved by hand).
 //!
 //! Invariants, used by name in documents, assertions and tests:
 //! - **CK-1** `complete_until` never passes a window with an unread page or an unanswered blob.
@@ -14,4 +14,5 @@ pub mod claims;
 pub mod format;
 pub mod key_set;
 pub mod ledger;
+pub mod moving;
 pub mod server_clock;

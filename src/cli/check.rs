@@ -2,7 +2,7 @@
 //! every step.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -51,6 +51,14 @@ impl Report {
     fn name(&self) -> &str {
         self.source.as_deref().unwrap_or("this machine")
     }
+}
+
+/// Tests every source of this file, changing nothing.
+///
+/// # Errors
+/// As [`check_all`].
+pub async fn check_file(config: &Path, out: &mut dyn Write) -> Result<Exit, Failure> {
+    check_all(CheckArgs { config: config.to_owned(), probe: false, json: false }, out).await
 }
 
 /// Tests every source and prints what it finds.

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::checkpoint::moving::MoveError;
+use crate::source::backfill::BackfillError;
 use crate::source::listing::LeftKind;
 use crate::source::{FaultKind, SourceError, fault_kind};
 
@@ -56,6 +58,47 @@ impl From<FaultKind> for Exit {
             FaultKind::Authentication => Exit::Authentication,
             FaultKind::State => Exit::State,
         }
+    }
+}
+
+impl From<&BackfillError> for Exit {
+    fn from(error: &BackfillError) -> Exit {
+        match error {
+            BackfillError::Range { .. }
+            | BackfillError::TooOld { .. }
+            | BackfillError::TypeNotRead(_)
+            | BackfillError::Unfinished { .. }
+            | BackfillError::Nothing => Exit::Usage,
+            BackfillError::Busy | BackfillError::SourceEnded => Exit::Left,
+            BackfillError::Source(error) => error.into(),
+        }
+    }
+}
+
+impl From<&MoveError> for Exit {
+    fn from(error: &MoveError) -> Exit {
+        match error {
+            MoveError::PassesOver { .. } | MoveError::TooOld { .. } | MoveError::Future { .. } => Exit::Usage,
+            MoveError::State(_) => Exit::State,
+        }
+    }
+}
+
+impl Exit {
+    /// The exit code of this number; a bug for a number that is none.
+    pub fn of_number(number: u8) -> Exit {
+        const ALL: [Exit; 9] = [
+            Exit::Done,
+            Exit::Usage,
+            Exit::Network,
+            Exit::Internal,
+            Exit::State,
+            Exit::Left,
+            Exit::Permission,
+            Exit::Authentication,
+            Exit::Config,
+        ];
+        ALL.into_iter().find(|exit| *exit as u8 == number).unwrap_or(Exit::Internal)
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::normalize::{self, MeaningArgs, NormalizeArgs, NormalizeError};
 use crate::clock::Clock;
 use crate::config::{Format, OcsfVersion, RawForm};
+use crate::model::plain;
 use crate::normalise::{BAD_BLOB, Event, Explanation, Mask, Normaliser, Settings};
 use crate::severity::words::about;
 
@@ -110,7 +111,7 @@ impl<O: Write> Write for Explainer<O> {
 }
 
 fn describe(number: u64, explanation: &Explanation<'_>) -> String {
-    let mut text = format!("{number}. {}\n", printable(&explanation.title));
+    let mut text = format!("{number}. {}\n", plain(&explanation.title));
     let Explanation { assessment, values, dlp, .. } = explanation;
     // Writing into a string does not fail.
     let _ = match assessment.drop {
@@ -124,7 +125,7 @@ fn describe(number: u64, explanation: &Explanation<'_>) -> String {
         let rule = found.rule();
         let _ = write!(text, "   - {} {}: {}", rule.id, found.verdict.as_str(), found.reason);
         if !values.is_empty() {
-            let _ = write!(text, " ({})", printable(&values.join(", ")));
+            let _ = write!(text, " ({})", plain(&values.join(", ")));
         }
         text.push('\n');
         let about = about(rule);
@@ -148,11 +149,6 @@ fn describe(number: u64, explanation: &Explanation<'_>) -> String {
     }
     text.push('\n');
     text
-}
-
-/// Without control characters, which would forge lines of a terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -183,7 +179,7 @@ mod tests {
                  because the operation is New-InboxRule or Set-InboxRule, and the inbox rule's Name says nothing
                  see T1564.008 · https://learn.microsoft.com/defender-xdr/alert-grading-playbook-inbox-manipulation-rules
 
-            2. FileAccessed by bob@contoso.com on https://x/y 
+            2. FileAccessed by bob@contoso.com on https://x/y
                dropped by SP-12 where `drop_routine` is on; else info
                - SP-12 drop: routine volume; kept when the record itself is flagged by data loss prevention
                  because the operation is FileAccessed

@@ -1,14 +1,29 @@
 //! Logs to stderr, as text or JSON lines. Standard output belongs to data.
+//!
+//! Texts of others reach the log: what an origin answered, ids it gave. A line break or an escape sequence in one would
+//! begin a line of its own or command the terminal, so every value is written without control characters.
 
+use std::fmt::{self, Debug, Write as _};
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::config::{LogConfig, LogFormat};
+use crate::hosts::embedded::status::{Line, Recent};
+use crate::model::{Timestamp, plain};
 
-/// Installs the process's log. A second call changes nothing.
-pub fn install(config: &LogConfig) {
+/// Installs the process's log and returns the last of its lines that say something is wrong. A second call changes
+/// nothing, and its lines stay empty.
+pub fn install(config: &LogConfig) -> Recent {
+    let recent = Recent::default();
+    let keeper = Keeper(recent.clone()).with_filter(LevelFilter::WARN);
     // The configured level is for our own lines; libraries below us speak up only when something is wrong.
     let filter = std::env::var("M365_AUDIT_LOG")
         .ok()
@@ -16,18 +31,110 @@ pub fn install(config: &LogConfig) {
         .unwrap_or_else(|| EnvFilter::new(format!("warn,m365_audit={}", config.level)));
     let stderr = std::io::stderr;
     let _ = match config.format {
+        // JSON has escapes of its own for what could break a line.
         LogFormat::Json => tracing_subscriber::registry()
-            .with(filter)
-            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr).with_target(false))
-            .try_init(),
-        LogFormat::Text => tracing_subscriber::registry()
-            .with(filter)
+            .with(keeper)
             .with(
                 tracing_subscriber::fmt::layer()
+                    .json()
+                    .flatten_event(true)
                     .with_writer(stderr)
                     .with_target(false)
-                    .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()),
+                    .with_filter(filter),
+            )
+            .try_init(),
+        LogFormat::Text => tracing_subscriber::registry()
+            .with(keeper)
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .fmt_fields(PlainFields)
+                    .with_writer(stderr)
+                    .with_target(false)
+                    .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+                    .with_filter(filter),
             )
             .try_init(),
     };
+    recent
+}
+
+/// Keeps what `status` shows, whatever level the log has.
+struct Keeper(Recent);
+
+impl<S: Subscriber> Layer<S> for Keeper {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        if !metadata.target().starts_with("m365_audit") {
+            return;
+        }
+        let mut words = Words::default();
+        event.record(&mut words);
+        let level = if *metadata.level() == Level::ERROR { "error" } else { "warn" };
+        let text = format!("{}{}", words.message, words.fields);
+        self.0.push(Line { time: Timestamp::now(), level: level.into(), text });
+    }
+}
+
+#[derive(Default)]
+struct Words {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Words {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let _ = if field.name() == "message" {
+            write!(self.message, "{value:?}")
+        } else {
+            write!(self.fields, " {}={value:?}", field.name())
+        };
+    }
+}
+
+/// The message, then `name=value` for each field, all of it plain.
+struct PlainFields;
+
+impl<'w> FormatFields<'w> for PlainFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut visit = PlainVisit { writer, begun: false, result: Ok(()) };
+        fields.record(&mut visit);
+        visit.result
+    }
+}
+
+struct PlainVisit<'w> {
+    writer: Writer<'w>,
+    begun: bool,
+    result: fmt::Result,
+}
+
+impl PlainVisit<'_> {
+    fn write(&mut self, field: &Field, value: &str) {
+        if self.result.is_err() {
+            return;
+        }
+        // What a library's log macro says of its own source file.
+        if field.name().starts_with("log.") {
+            return;
+        }
+        let between = if std::mem::replace(&mut self.begun, true) { " " } else { "" };
+        self.result = match field.name() {
+            "message" => write!(self.writer, "{between}{}", plain(value)),
+            name => write!(self.writer, "{between}{name}={}", plain(value)),
+        };
+    }
+}
+
+impl Visit for PlainVisit<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.write(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.write(field, value);
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! The commands of `m365-audit`, one file each. Data goes to standard output, everything else to standard error.
 
+pub mod backfill;
 pub mod check;
+pub mod completions;
 pub mod demo;
 pub mod exit;
 pub mod explain;
 pub mod health;
+pub mod init;
 pub mod logging;
 pub mod normalize;
 pub mod plugin;
@@ -13,6 +16,7 @@ pub mod schema;
 mod service;
 pub mod simulate;
 pub mod state;
+pub mod status;
 pub mod validate;
 
 use std::ffi::OsString;
@@ -20,12 +24,13 @@ use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use exit::Exit;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ConfigError, LogConfig};
+use crate::hosts::embedded::control::{ControlError, Refusal};
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
@@ -63,12 +68,27 @@ enum Command {
     Normalize(normalize::NormalizeArgs),
     /// Show, move or export what is remembered between runs
     State(state::StateArgs),
+    /// Show how the running process fares, live or once
+    Status(status::StatusArgs),
+    /// Write a first configuration: asks what it needs to know, or takes it as options
+    Init(init::InitArgs),
+    /// Read a range again: inside the running process, or alone when none runs
+    Backfill(backfill::BackfillArgs),
     /// Tell for each event of a file which rules matched and why
     Explain(explain::ExplainArgs),
     /// Print a JSON Schema
     Schema(schema::Args),
     /// Print the manifest
     Plugin(plugin::Args),
+    /// Print the completions of a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(completions::ManArgs),
+}
+
+/// The command line as it is, for documents made from it.
+pub fn command_line() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
@@ -128,6 +148,24 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             let clock: Arc<dyn Clock> = SystemClock::new();
             let done = tokio::task::spawn_blocking(move || explain::run(&args, &clock)).await;
             done.map_err(Failure::internal)?.map(|()| Exit::Done).map_err(|error| Failure::of(&error, error.exit()))
+        }
+        Command::Backfill(args) => {
+            drop(out);
+            backfill::backfill(args, &mut std::io::stdout()).await
+        }
+        Command::Status(args) => {
+            drop(out);
+            status::status(args, &mut std::io::stdout()).await
+        }
+        Command::Init(args) => {
+            drop(out);
+            init::init(args).await
+        }
+        Command::Completions(args) => {
+            completions::completions(command_line(), &args, &mut out).map(|()| Exit::Done).map_err(Failure::io)
+        }
+        Command::Man(args) => {
+            completions::man(command_line(), &args, &mut out).map(|()| Exit::Done).map_err(Failure::io)
         }
         Command::State(args) => state::state(args, &mut std::io::stdout()).await,
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
@@ -190,6 +228,19 @@ impl From<ConfigError> for Failure {
     /// Its text has the slug, every problem and every hint already.
     fn from(error: ConfigError) -> Self {
         Self { message: error.to_string(), exit: Exit::Config }
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        Self::of(&error, Exit::State)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let Refusal { slug, what, hint, exit } = refusal;
+        Self { message: format!("{slug}: {what}\n  hint: {hint}"), exit: Exit::of_number(exit) }
     }
 }
 

@@ -8,21 +8,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
 use super::service::Service;
-use super::{Failure, logging};
+use super::{Failure, logging, state};
+use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SinkConfig, SourceConfig};
+use crate::host::Host;
+use crate::hosts::embedded::control::{Backend, ControlServer, Entry, MoveAsked, Refusal, Registry};
 use crate::hosts::embedded::metrics_server::{MetricsServer, install_recorder};
+use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::Actionable;
-use crate::source::{M365Audit, Report, Source, SourceError};
+use crate::source::{M365Audit, Report, Source, SourceError, backfill};
 
 /// A sink being replaced or ended gets this long to write what it has.
 const SINK_GRACE: Duration = Duration::from_secs(8);
@@ -48,6 +54,7 @@ type Ended = (String, Result<Report, SourceError>);
 struct Running {
     config: SourceConfig,
     stop: CancellationToken,
+    ended: bool,
 }
 
 struct Process {
@@ -59,6 +66,8 @@ struct Process {
     tasks: JoinSet<Ended>,
     once: bool,
     worst: Exit,
+    registry: Registry,
+    moves: mpsc::Receiver<MoveAsked>,
     service: Service,
 }
 
@@ -68,7 +77,7 @@ struct Process {
 /// What kept it from starting; what happens afterwards decides the exit code.
 pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.config)?;
-    logging::install(&config.log);
+    let recent = logging::install(&config.log);
     for warning in config.warnings() {
         tracing::warn!("{warning}{}", warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default());
     }
@@ -80,7 +89,19 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     }
     let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
     let stop = CancellationToken::new();
-    let metrics = serve_metrics(&config, &host, &stop).await?;
+    let recorder = install_recorder().map_err(|e| Failure::internal(e.to_string()))?;
+    let metrics = serve_metrics(&config, &recorder, &host, &stop).await?;
+    let registry = Registry::default();
+    let (move_asked, moves) = mpsc::channel(1);
+    let monitor = Arc::new(Monitor::new(recorder, host.report(), recent, clock.clone()));
+    let backend = Backend {
+        registry: registry.clone(),
+        monitor: monitor.clone(),
+        moves: move_asked,
+        exit_of: |error| Exit::from(error) as u8,
+        clock: clock.clone(),
+    };
+    let control = serve_control(&config, backend, monitor, &stop);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), sources = config.sources.len(), sinks = config.sinks.len(),
         data_dir = %config.data_dir.display(), once = args.once, "started"
@@ -95,6 +116,8 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         tasks: JoinSet::new(),
         once: args.once,
         worst: Exit::Done,
+        registry,
+        moves,
         service: Service::find(),
     };
     for (name, source) in process.config.sources.clone() {
@@ -102,8 +125,8 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     }
     let exit = process.until_end(args.stop_on_stdin_eof).await?;
     stop.cancel();
-    if let Some(metrics) = metrics {
-        let _ = tokio::time::timeout(Duration::from_secs(1), metrics).await;
+    for listener in metrics.into_iter().chain([control]) {
+        let _ = tokio::time::timeout(Duration::from_secs(1), listener).await;
     }
     Ok(exit)
 }
@@ -136,6 +159,7 @@ impl Process {
                     Asked::Stop => break,
                     Asked::Quit => return Ok(Exit::Done),
                 },
+                Some(asked) = self.moves.recv() => self.moved(asked).await,
                 closed = self.host.closed() => {
                     tracing::info!(sink = %closed.name, "the reader has gone ({}), stopping", closed.why);
                     break;
@@ -174,14 +198,23 @@ impl Process {
 
     fn start(&mut self, name: String, config: SourceConfig) {
         let stop = CancellationToken::new();
-        let source = M365Audit::new(name.as_str(), config.clone(), self.clock.clone());
+        let (counter, desk) = backfill::desk();
+        let source = M365Audit::new(name.as_str(), config.clone(), self.clock.clone()).with_desk(desk);
+        let entry = Entry {
+            tenant: config.tenant_id.clone(),
+            content_types: config.content_types.clone(),
+            max_requests_per_minute: config.max_requests_per_minute,
+            counter,
+            backfill: None,
+        };
+        self.registry.put(&name, entry);
         let source: Box<dyn Source> = Box::new(if self.once { source.once() } else { source });
         tracing::info!(
             source = %name, tenant = %config.tenant_id, content_types = ?config.content_types, poll_interval_secs = config.poll_interval_secs,
             backfill_secs = config.backfill_secs, "source started"
         );
         let running = source.run(self.host.clone(), stop.clone());
-        self.sources.insert(name.clone(), Running { config, stop });
+        self.sources.insert(name.clone(), Running { config, stop, ended: false });
         self.tasks.spawn(async move { (name, running.await) });
     }
 
@@ -199,7 +232,58 @@ impl Process {
             }
         };
         self.worst = self.worst.max(exit);
+        if let Some(running) = self.sources.get_mut(name) {
+            running.ended = true;
+        }
         tracing::info!(source = %name, "source ended");
+    }
+
+    /// Stops these sources and waits until they have ended.
+    async fn stop_sources(&mut self, names: &[String]) {
+        // One that ended by itself has nothing left to wait for.
+        let mut waiting: Vec<&String> =
+            names.iter().filter(|name| self.sources.get(*name).is_some_and(|running| !running.ended)).collect();
+        for name in &waiting {
+            if let Some(running) = self.sources.get(*name) {
+                running.stop.cancel();
+            }
+        }
+        while !waiting.is_empty() {
+            let Some(ended) = self.tasks.join_next().await else { break };
+            if let Ok((name, result)) = ended {
+                self.service.alive();
+                waiting.retain(|w| **w != name);
+                self.ended(&name, result);
+            }
+        }
+    }
+
+    /// Moves positions of a source. Nobody may write the tenant's state meanwhile, so its sources pause.
+    async fn moved(&mut self, asked: MoveAsked) {
+        let MoveAsked { source, content_types, from, yes, answer } = asked;
+        let Some(tenant) = self.sources.get(&source).map(|running| running.config.tenant_id.clone()) else { return };
+        let paused: Vec<String> = self
+            .sources
+            .iter()
+            .filter(|(_, running)| running.config.tenant_id == tenant)
+            .map(|(name, _)| name.clone())
+            .collect();
+        self.stop_sources(&paused).await;
+        let wanted = Move { tenant, content_types, to: from, may_pass_over: yes };
+        let result = moving::apply(&self.host.state(), &wanted, self.clock.now()).await;
+        match &result {
+            Ok(moved) => tracing::info!(%source, "positions moved by hand: {}", state::told(moved).join("; ")),
+            Err(error) => tracing::warn!(%source, "positions not moved: {error}"),
+        }
+        for name in paused {
+            if let Some(running) = self.sources.remove(&name) {
+                self.start(name, running.config);
+            }
+        }
+        let _ = answer.send(match result {
+            Ok(moved) => Ok(state::told(&moved)),
+            Err(error) => Err(Refusal::of(&error, Exit::from(&error) as u8)),
+        });
     }
 
     /// Applies the configuration file as it is now; one with problems changes nothing.
@@ -221,22 +305,10 @@ impl Process {
             .filter(|(name, running)| new.sources.get(*name) != Some(&running.config))
             .map(|(name, _)| name.clone())
             .collect();
-        for name in &changed {
-            if let Some(running) = self.sources.get(name) {
-                running.stop.cancel();
-            }
-        }
-        let mut waiting = changed.clone();
-        while !waiting.is_empty() {
-            let Some(ended) = self.tasks.join_next().await else { break };
-            if let Ok((name, result)) = ended {
-                self.service.alive();
-                waiting.retain(|w| *w != name);
-                self.ended(&name, result);
-            }
-        }
+        self.stop_sources(&changed).await;
         for name in &changed {
             self.sources.remove(name);
+            self.registry.remove(name);
             if !new.sources.contains_key(name) {
                 self.host.forget_source(name);
             }
@@ -270,7 +342,7 @@ impl Process {
     }
 }
 
-fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure> {
+pub(super) fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure> {
     let entry = config.sinks.get(name).ok_or_else(|| Failure::internal(format!("no sink `{name}`")))?;
     let sink: Box<dyn crate::hosts::embedded::sink::Sink> = match &entry.sink {
         SinkConfig::Stdout(_) => Box::new(stdout::StdoutSink::open().map_err(Failure::io)?.into_sink()),
@@ -292,19 +364,52 @@ fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure> {
     Ok(SinkSpec { name: name.to_owned(), inputs: entry.inputs.clone(), sink })
 }
 
+/// Listens on the control socket and looks at the metrics now and then, until `stop`. A socket that cannot be made
+/// keeps nothing from running.
+fn serve_control(
+    config: &Config,
+    backend: Backend,
+    monitor: Arc<Monitor>,
+    stop: &CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    let server = ControlServer::bind(&config.data_dir);
+    if let Err(error) = &server {
+        tracing::warn!("{}: {error} (hint: {})", error.slug(), error.hint());
+    }
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let clock = backend.clock.clone();
+        let look = async {
+            loop {
+                clock.sleep(SAMPLE_EVERY).await;
+                monitor.sample();
+            }
+        };
+        let serve = async {
+            match server {
+                Ok(server) => server.serve(backend, stop.clone()).await,
+                Err(_) => stop.cancelled().await,
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = look => {}
+        }
+    })
+}
+
 async fn serve_metrics(
     config: &Config,
+    recorder: &PrometheusHandle,
     host: &Arc<EmbeddedHost>,
     stop: &CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
     let Some(metrics) = &config.metrics else { return Ok(None) };
-    let handle = install_recorder().map_err(|e| Failure::internal(e.to_string()))?;
-    crate::metrics::describe();
     let server = MetricsServer::bind(&metrics.listen.to_string()).await?;
     tracing::info!(listen = %metrics.listen, "metrics at /metrics, health at /health");
     let stopped = stop.clone().cancelled_owned();
     let report = host.report();
-    Ok(Some(tokio::spawn(server.serve(handle, report, SystemClock::new(), stopped))))
+    Ok(Some(tokio::spawn(server.serve(recorder.clone(), report, SystemClock::new(), stopped))))
 }
 
 /// The next beat for the watchdog; never when nobody watches.

@@ -1,8 +1,8 @@
 //! `m365-audit state`: what is remembered, and changing it on purpose.
 //!
-//! `show` and `export` read beside a running process; `set` needs the process stopped, because the state has one
-//! writer. Moving a position back forgets the marks of what is to be read again; moving it forward passes events over,
-//! so it asks for `--yes` and the next run delivers a gap record that says so.
+//! `show` and `export` read beside a running process. `set` asks that process, because the state has one writer, and
+//! writes itself when none runs. Moving a position back forgets the marks of what is to be read again; moving it forward
+//! passes events over, so it asks for `--yes`, and a gap record says so.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,12 +13,15 @@ use serde::Serialize;
 
 use super::Failure;
 use super::exit::Exit;
-use crate::checkpoint::format::{self, AsideRecord, Keys, Position, TrackedBlob};
-use crate::checkpoint::key_set::{self, KeySet, Kind};
+use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
+use crate::checkpoint::moving::{self, Move, Moved};
+use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
-use crate::host::{Expected, Op, Revision, StateError, StateStore};
+use crate::host::{Revision, StateError, StateStore};
+use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{ContentType, Timestamp};
+use crate::source::backfill;
 
 /// Arguments of `state`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +41,8 @@ enum StateCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Move positions: everything made available from a time on is read (again), what lies before is not
+    /// Move positions, beside a running process too: what became available from a time on is read (again), what lies
+    /// before is not
     Set {
         /// The configuration file
         #[arg(short, long, value_name = "FILE")]
@@ -49,8 +53,8 @@ enum StateCommand {
         /// Only this content type; all of the source's otherwise
         #[arg(long, value_name = "TYPE")]
         content_type: Vec<ContentType>,
-        /// Where to go on from, RFC 3339 (2026-05-01T00:00:00Z)
-        #[arg(long, value_name = "TIME")]
+        /// Where to go on from: RFC 3339 (2026-05-01T00:00:00Z), a date, or an age (3d, 12h, 90m)
+        #[arg(long, value_name = "TIME", value_parser = super::backfill::time)]
         from: Timestamp,
         /// Pass events over, when the position moves forward
         #[arg(long)]
@@ -75,6 +79,8 @@ struct StreamShown {
     last_listing: Option<Timestamp>,
     tracked: Vec<TrackedShown>,
     set_aside: Vec<AsideShown>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backfill: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -107,8 +113,11 @@ pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit
                 let known = config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
                 return Err(usage(format!("no source is named `{source}`; there are: {known}")));
             };
+            if let Some(other) = content_type.iter().find(|t| !found.content_types.contains(t)) {
+                return Err(usage(format!("source `{source}` does not read `{other}`")));
+            }
             let types = if content_type.is_empty() { found.content_types.clone() } else { content_type };
-            set(&config, found, &types, from, yes, out).await
+            set(&config, &source, found, &types, from, yes, out).await
         }
     }
 }
@@ -129,7 +138,9 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
     let mut shown = Vec::new();
     for (name, source) in &config.sources {
         let keys = Keys::of(&source.tenant_id);
+        let unfinished = load::<StoredBackfill>(&store, &keys.backfill(name)).await?.map(|(stored, _)| stored);
         for &content_type in &source.content_types {
+            let unfinished = unfinished.as_ref().filter(|b| b.remaining.contains_key(content_type.as_str()));
             let Some((position, _)) = load::<Position>(&store, &keys.position(content_type)).await? else { continue };
             let tracked = load_all::<TrackedBlob>(&store, &keys.tracked(content_type)).await?;
             let aside = load_all::<AsideRecord>(&store, &keys.aside(content_type)).await?;
@@ -155,6 +166,7 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
                         bytes: a.record.len(),
                     })
                     .collect(),
+                backfill: unfinished.map(backfill::describe),
             });
         }
     }
@@ -185,6 +197,9 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
             writeln!(out, "    {}  created {}  expires {}", blob.content_id, blob.created, blob.expires)?;
         }
     }
+    if let Some(backfill) = &stream.backfill {
+        writeln!(out, "  back-fill       {backfill} (`m365-audit backfill --resume` goes on with it)")?;
+    }
     if !stream.set_aside.is_empty() {
         writeln!(out, "  set aside       {} (written out by `state export`)", stream.set_aside.len())?;
         for record in &stream.set_aside {
@@ -213,59 +228,43 @@ async fn export(config: &Config, out: &mut (dyn Write + Send)) -> Result<Exit, F
 
 async fn set(
     config: &Config,
+    name: &str,
     source: &SourceConfig,
     types: &[ContentType],
     from: Timestamp,
     yes: bool,
     out: &mut (dyn Write + Send),
 ) -> Result<Exit, Failure> {
-    let store: Arc<dyn StateStore> = Arc::new(SqliteStore::open(&config.data_dir)?);
-    let keys = Keys::of(&source.tenant_id);
-    let mut ops = Vec::new();
-    let mut said = Vec::new();
-    let mut goes_back = false;
-    for &content_type in types {
-        let key = keys.position(content_type);
-        let (mut position, expected) = match load::<Position>(&*store, &key).await? {
-            Some((position, revision)) => (position, Expected::At(revision)),
-            None => (Position::first(from), Expected::Absent),
-        };
-        let before = position.complete_until.unwrap_or(position.origin);
-        if from > before {
-            if !yes {
-                return Err(usage(format!(
-                    "`{content_type}` stands at {before}; moving it forward to {from} passes over what lies between. \
-                     Add --yes to do so; the next run then delivers a gap record for it"
-                )));
+    let lines = match Client::connect(&config.data_dir).await? {
+        Some(mut client) => {
+            let content_types = types.iter().map(|t| t.as_str().to_owned()).collect();
+            client.ask(What::Move { source: name.to_owned(), content_types, from, yes }).await?;
+            match client.next().await? {
+                Say::Moved(lines) => lines,
+                Say::Refused(refusal) => return Err(refusal.into()),
+                other => return Err(Failure::internal(format!("an answer to another question: {other:?}"))),
             }
-            position.passed_over = Some((before, from));
-        } else {
-            goes_back = true;
-            let set = KeySet::load(&*store, &keys.blobs(content_type), Kind::Blobs).await.map_err(broken)?;
-            let set = std::sync::Mutex::new(set);
-            ops.extend(key_set::forget_from(&set, &*store, from).await.map_err(broken)?.ops);
         }
-        position.origin = position.origin.min(from);
-        position.complete_until = Some(from);
-        position.listed_until = Some(from);
-        position.day_listed = None;
-        position.week_listed = None;
-        said.push(format!("{content_type}: {before} -> {from}"));
-        ops.push(Op::Put { key, value: format::encode(&position), expected });
-    }
-    if goes_back {
-        // What is read again is delivered again: the keys of events from there on are forgotten, too. An event may be
-        // older than its blob, so all keys are.
-        let set = KeySet::load(&*store, &keys.events(), Kind::Events).await.map_err(broken)?;
-        let set = std::sync::Mutex::new(set);
-        let staged = key_set::forget_from(&set, &*store, Timestamp::UNIX_EPOCH).await.map_err(broken)?;
-        ops.extend(staged.ops);
-    }
-    store.commit(ops).await.map_err(broken)?;
-    for line in said {
+        None => {
+            let store: Arc<dyn StateStore> = Arc::new(SqliteStore::open(&config.data_dir)?);
+            let wanted =
+                Move { tenant: source.tenant_id.clone(), content_types: types.to_vec(), to: from, may_pass_over: yes };
+            let now = SystemClock::new().now();
+            let moved =
+                moving::apply(&store, &wanted, now).await.map_err(|error| Failure::of(&error, Exit::from(&error)))?;
+            told(&moved)
+        }
+    };
+    for line in lines {
         writeln!(out, "{line}").map_err(Failure::io)?;
     }
     Ok(Exit::Done)
+}
+
+/// What is printed of positions that were moved.
+pub(super) fn told(moved: &[Moved]) -> Vec<String> {
+    let before = |moved: &Moved| moved.before.map_or("never ran".to_owned(), |t| t.to_string());
+    moved.iter().map(|m| format!("{}: {} -> {}", m.content_type, before(m), m.after)).collect()
 }
 
 async fn load<T: format::Stored>(store: &dyn StateStore, key: &str) -> Result<Option<(T, Revision)>, Failure> {

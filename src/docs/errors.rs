@@ -8,18 +8,23 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+use jiff::SignedDuration;
+
 use super::{Document, NOTICE};
 use crate::api::{known_errors, vendor_codes};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
+use crate::checkpoint::moving::MoveError;
 use crate::cli::normalize::NormalizeError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::host::StateError;
+use crate::hosts::embedded::control::ControlError;
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
 use crate::hosts::file::FileSinkError;
 use crate::hosts::net::NetSinkError;
-use crate::model::{Actionable, TenantId};
+use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::SourceError;
+use crate::source::backfill::BackfillError;
 
 /// One occasion on which a slug is shown.
 struct Entry {
@@ -39,7 +44,7 @@ pub(super) fn documents() -> Vec<Document> {
     let mut index = format!(
         "{NOTICE}\n\n# Errors\n\n\
          An error begins with its slug, here the name of its page, and ends with a hint. The metric \
-         `m365_audit_errors_total` counts by slug. docs/operating.md lists the exit codes.\n\n\
+         `m365_audit_errors_total` counts by slug. [Operating](../operating.md) lists the exit codes.\n\n\
          | slug | what it says |\n| --- | --- |\n"
     );
     for (slug, entries) in &pages {
@@ -138,6 +143,35 @@ fn made() -> Vec<Entry> {
     let error = MetricsError::Listen { listen, source: io::ErrorKind::AddrInUse.into() };
     entries.push(entry(&error, "the listener of `[metrics]` (`src/hosts/embedded/metrics_server.rs`)"));
 
+    let socket = || PathBuf::from("/var/lib/m365-audit/control.sock");
+    let errors = [
+        ControlError::Listen { path: socket(), source: denied() },
+        ControlError::Denied { path: socket(), source: denied() },
+        ControlError::Broken { why: "it closed the connection".to_owned() },
+        ControlError::Version { theirs: 2 },
+    ];
+    let origin = "the control socket (`src/hosts/embedded/control.rs`)";
+    entries.extend(errors.iter().map(|error| entry(error, origin)));
+
+    let time = |hours: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(493_656 + hours);
+    let errors = [
+        BackfillError::Range { from: time(24), to: time(0) },
+        BackfillError::TooOld { from: time(0), oldest: time(24) },
+        BackfillError::TypeNotRead("DLP.All".to_owned()),
+        BackfillError::Unfinished { from: time(0), to: time(24) },
+        BackfillError::Nothing,
+        BackfillError::Busy,
+        BackfillError::SourceEnded,
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "`m365-audit backfill` (`src/source/backfill.rs`)")));
+
+    let errors = [
+        MoveError::PassesOver { content_type: ContentType::Exchange, before: time(0), to: time(24) },
+        MoveError::TooOld { to: time(0), oldest: time(24) },
+        MoveError::Future { to: time(24), now: time(0) },
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "`m365-audit state set` (`src/checkpoint/moving.rs`)")));
+
     let pointer = crate::normalise::Mask::new(true, &["no-pointer".to_owned()]).err();
     entries.extend(
         pointer.map(NormalizeError::Mask).iter().map(|error| {
@@ -226,6 +260,11 @@ const WRITTEN: &[Written] = &[
     ),
     (EXPIRES_SLUG, "the client certificate, or the client secret by `client_secret_expires`, ends within 30 days or has ended", EXPIRES_HINT, "signing in: log (`src/auth/mod.rs`), and `m365-audit check`"),
     ("health-unreachable", "nothing answers at the metrics listener's address", "check that `m365-audit run` is running and that `[metrics] listen` is the address that was asked", HEALTH),
+    ("source-unknown", "no source of that name, or for that tenant, is in the configuration or in the running process", "give one of those it names, or reload the process (SIGHUP) when the configuration has it", "`m365-audit backfill` and `state set`"),
+    ("backfill-not-begun", "the running source does not begin the back-fill: it has not signed in, or its state cannot be read", "`m365-audit status` shows what is wrong with it; `m365-audit check` tests the connection", "the control socket (`src/hosts/embedded/control.rs`)"),
+    ("not-running", "no process answers on the control socket of `data_dir`", "start it (`systemctl start m365-audit`, or `m365-audit run`) and look at its log; `m365-audit state show` tells how far it had come", "`m365-audit status` (`src/cli/status.rs`)"),
+    ("init-exists", "the file to be written is there already; nothing was changed", "choose another name with --output, or move it away", "`m365-audit init` (`src/cli/init.rs`)"),
+    ("init-not-written", "a file cannot be written", "choose a directory you may write to with --output", "`m365-audit init` (`src/cli/init.rs`)"),
     ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
     ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),
     ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log times are not", CHECK),

@@ -7,12 +7,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::backfill::Progress;
 use super::deliver::{Aside, Courier};
 use crate::api::{ApiClient, ApiError};
 use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
@@ -62,6 +64,8 @@ pub struct FetchContext {
     pub clock: Arc<dyn Clock>,
     /// No new body is read once this is cancelled.
     pub stop: CancellationToken,
+    /// Set when a back-fill asks: then blobs are not marked, which is the loop's to do.
+    pub backfill: Option<Backfilling>,
 }
 
 /// The bound on bytes handed to the host and not yet confirmed (CK-5).
@@ -116,6 +120,16 @@ impl Job {
     /// A blob seen for the first time.
     pub fn new(blob: BlobRef, key: Key, track_first: bool) -> Self {
         Self { blob, key, track_first, tracked: track_first, failures: 0, damaged: None, last_chance: false }
+    }
+
+    /// Counts a fetch that failed and, when it was damaged, whether it is the damage known.
+    pub fn note_failure(&mut self, damaged: Option<blake3::Hash>) {
+        self.failures += 1;
+        self.damaged = match (damaged, self.damaged) {
+            (Some(hash), Some((known, count))) if hash == known => Some((hash, count + 1)),
+            (Some(hash), _) => Some((hash, 1)),
+            (None, known) => known,
+        };
     }
 
     fn salvage(&self) -> Salvage {
@@ -209,6 +223,15 @@ impl FetchContext {
     }
 }
 
+/// How a back-fill reads.
+#[derive(Clone)]
+pub struct Backfilling {
+    /// Counts what is read and delivered.
+    pub progress: Arc<Progress>,
+    /// Deliver again what was delivered, once for this salt.
+    pub again: Option<Arc<str>>,
+}
+
 /// One attempt at one blob.
 struct Run<'a> {
     context: &'a FetchContext,
@@ -227,6 +250,8 @@ struct Run<'a> {
     /// How often each id-less event occurred in this blob.
     anonymous: HashMap<u128, u64>,
     damage: Option<String>,
+    /// Keys the newest claim took.
+    claimed: u32,
     /// Neighbouring bytes that are no event, until there are enough for a record.
     scrap: Option<Scrap>,
     tally: Tally,
@@ -241,6 +266,7 @@ struct Scrap {
 #[derive(Default)]
 struct Tally {
     bytes: u64,
+    records: u64,
     duplicates: u64,
     dropped: Vec<(Arc<str>, u64)>,
     bad: u64,
@@ -260,6 +286,7 @@ impl<'a> Run<'a> {
             dependencies: Vec::new(),
             anonymous: HashMap::new(),
             damage: None,
+            claimed: 0,
             scrap: None,
             tally: Tally::default(),
         }
@@ -286,6 +313,9 @@ impl<'a> Run<'a> {
             self.waited += clock.monotonic().saturating_sub(asked);
             let Some(chunk) = chunk else { break };
             self.tally.bytes += chunk.len() as u64;
+            if let Some(backfill) = &self.context.backfill {
+                backfill.progress.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
             if let Some(hasher) = &mut hasher {
                 hasher.update(&chunk);
             }
@@ -392,7 +422,7 @@ impl<'a> Run<'a> {
                 key
             }
         };
-        match self.open.claim(key, &*self.context.store).await.map_err(unclaimed)? {
+        match self.claim(key).await? {
             Standing::Claimed => {}
             Standing::Delivered | Standing::InThisBatch => {
                 self.tally.duplicates += 1;
@@ -418,13 +448,40 @@ impl<'a> Run<'a> {
             }
         });
         if let Some(rule) = dropped {
-            self.open.unclaim_last();
+            for _ in 0..self.claimed {
+                self.open.unclaim_last();
+            }
             match self.tally.dropped.iter_mut().find(|(known, _)| *known == rule) {
                 Some((_, count)) => *count += 1,
                 None => self.tally.dropped.push((rule, 1)),
             }
+        } else {
+            self.tally.records += 1;
         }
         Ok(())
+    }
+
+    /// Claims an event for the batch being collected.
+    async fn claim(&mut self, key: Key) -> Result<Standing, Outcome> {
+        let store = &*self.context.store;
+        let again = self.context.backfill.as_ref().and_then(|backfill| backfill.again.as_deref());
+        let Some(salt) = again else {
+            self.claimed = 1;
+            return self.open.claim(key, store).await.map_err(unclaimed);
+        };
+        // Two keys: this repeat, and the event itself for the case that it was never delivered before.
+        let standing = self.open.claim(key.of_repeat(salt), store).await.map_err(unclaimed)?;
+        if let Standing::Claimed = standing {
+            match self.open.claim(key, store).await {
+                Ok(first) => self.claimed = if matches!(first, Standing::Claimed) { 2 } else { 1 },
+                Err(error) => {
+                    // The event is in no batch: its repeat may not become permanent with this one.
+                    self.open.unclaim_last();
+                    return Err(unclaimed(error));
+                }
+            }
+        }
+        Ok(standing)
     }
 
     /// Bytes that are no event: shipped when the blob is being salvaged, else the fetch will count as failed.
@@ -463,7 +520,7 @@ impl<'a> Run<'a> {
             let occurrence = self.anonymous.entry(short_hash(piece)).or_default();
             let key = Key::of_anonymous(&self.job.blob.id, piece, *occurrence);
             *occurrence += 1;
-            match self.open.claim(key, &*self.context.store).await.map_err(unclaimed)? {
+            match self.claim(key).await? {
                 Standing::Claimed => {}
                 _ => continue,
             }
@@ -544,7 +601,7 @@ impl<'a> Run<'a> {
         debug_assert!(self.builder.is_empty() && self.deliveries.is_empty(), "CK-3: a record is not confirmed");
         let blob = &self.job.blob;
         let mut change = Change {
-            settled: vec![(blob.content_type, self.job.key)],
+            settled: if self.context.backfill.is_none() { vec![(blob.content_type, self.job.key)] } else { Vec::new() },
             untracked: if self.job.tracked { vec![(blob.content_type, self.job.key)] } else { Vec::new() },
             ..Change::default()
         };
@@ -585,6 +642,10 @@ impl<'a> Run<'a> {
         };
         add(metrics::RECEIVED_BYTES_TOTAL, self.tally.bytes);
         add(metrics::BAD_RECORDS_TOTAL, self.tally.bad);
+        if let Some(backfill) = &self.context.backfill {
+            backfill.progress.events.fetch_add(self.tally.records + self.tally.bad, Ordering::Relaxed);
+            backfill.progress.duplicates.fetch_add(self.tally.duplicates, Ordering::Relaxed);
+        }
         if self.tally.duplicates > 0 {
             ::metrics::counter!(metrics::DUPLICATES_TOTAL, "tenant" => tenant.clone(), "content_type" => content_type, "level" => "event").increment(self.tally.duplicates);
         }

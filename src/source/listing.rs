@@ -594,9 +594,9 @@ impl Lister {
         let kind = if optional { LeftKind::Optional } else { left_kind(error) };
         match error.action() {
             Action::ParkType => {
-                self.board.report(self.place(), Level::Degraded, error.to_string(), &error.hint());
+                self.board.report(self.place(), Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
             }
-            _ => self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint()),
+            _ => self.board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint()),
         }
         self.settings.once.then(|| Left { why: self.told(error), kind })
     }
@@ -660,7 +660,12 @@ impl Lister {
                         failures += 1;
                         let why = self.told(&error);
                         if failures >= 3 {
-                            self.board.report(self.place(), Level::Degraded, error.to_string(), &error.hint());
+                            self.board.report(
+                                self.place(),
+                                Level::Degraded,
+                                format!("{}: {error}", error.slug()),
+                                &error.hint(),
+                            );
                         }
                         let kind = left_kind(&error);
                         (self.settings.once && failures >= ONCE_ATTEMPTS_MAX).then_some(Left { why, kind })

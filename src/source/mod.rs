@@ -4,6 +4,7 @@
 //! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`subscription`] keeps the feed on,
 //! [`health`] says how it fares. None of them knows a host by name or Microsoft's wire format.
 
+pub mod backfill;
 pub mod check;
 pub mod deliver;
 pub mod fetch;
@@ -31,6 +32,7 @@ use crate::config::{self, AuthMethod, Problem, SourceConfig};
 use crate::host::{Host, StateError};
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::normalise::{Mask, Normaliser, Settings};
+use backfill::{BackfillError, Desk};
 use listing::{Left, LeftKind};
 
 /// The name of the source's type in a configuration.
@@ -242,6 +244,7 @@ pub struct M365Audit {
     config: SourceConfig,
     clock: Arc<dyn Clock>,
     once: bool,
+    desk: Option<Desk>,
 }
 
 impl fmt::Debug for M365Audit {
@@ -253,7 +256,21 @@ impl fmt::Debug for M365Audit {
 impl M365Audit {
     /// A source that runs on until it is stopped.
     pub fn new(name: impl Into<Arc<str>>, config: SourceConfig, clock: Arc<dyn Clock>) -> Self {
-        Self { name: name.into(), config, clock, once: false }
+        Self { name: name.into(), config, clock, once: false, desk: None }
+    }
+
+    /// The same source, with a desk at which back-fills are asked for while it runs.
+    pub fn with_desk(self, desk: Desk) -> Self {
+        Self { desk: Some(desk), ..self }
+    }
+
+    /// Runs one back-fill without the loop: for when no process runs the source.
+    ///
+    /// # Errors
+    /// When the range cannot be read, the state cannot be used, or Microsoft cannot be asked.
+    pub async fn backfill(self, host: Arc<dyn Host>, asked: backfill::Asked) -> Result<backfill::Ended, BackfillError> {
+        let parts = self.parts(host)?;
+        backfill::alone(parts, asked).await
     }
 
     /// The same source for a single pass from its origin.
@@ -316,6 +333,12 @@ impl Source for M365Audit {
     }
 
     async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
+        tenant::run((*self).parts(host)?, shutdown).await
+    }
+}
+
+impl M365Audit {
+    fn parts(self, host: Arc<dyn Host>) -> Result<tenant::TenantParts, SourceError> {
         let server = ServerTime::new(self.clock.clone());
         let api = self.client(&server)?;
         let config = &self.config;
@@ -331,7 +354,7 @@ impl Source for M365Audit {
             mask: mask.map_err(|error| SourceError::Internal(format!("`mask`: {error}")))?,
         });
         let seconds = |n: u64| SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX));
-        let parts = tenant::TenantParts {
+        Ok(tenant::TenantParts {
             source: self.name.clone(),
             tenant: config.tenant_id.clone(),
             content_types: config.content_types.clone(),
@@ -347,8 +370,8 @@ impl Source for M365Audit {
             event_keys_max: config.event_keys_max,
             max_requests_per_minute: config.max_requests_per_minute,
             once: self.once,
-        };
-        tenant::run(parts, shutdown).await
+            desk: self.desk,
+        })
     }
 }
 

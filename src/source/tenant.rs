@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::backfill::{self, Desk};
 use super::deliver::Courier;
 use super::fetch::{Budget, FetchContext, Job, Outcome, deliver_notice};
 use super::health::{Board, Level, Place};
@@ -102,6 +103,8 @@ pub struct TenantParts {
     pub max_requests_per_minute: u32,
     /// One pass from `origin`, then end.
     pub once: bool,
+    /// Where back-fills are asked for while it runs.
+    pub desk: Option<Desk>,
 }
 
 struct Stream {
@@ -214,7 +217,7 @@ impl Downloads {
 ///
 /// # Errors
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
-pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
+pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     let Some(opened) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
     board.publish();
@@ -225,22 +228,13 @@ pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, 
         let Some(enabled) = subscriptions_on(&parts, &board, &stop).await? else { return Ok(Report::default()) };
         let subscriptions =
             Subscriptions::new(parts.api.clone(), parts.server.clone(), parts.clock.clone(), handle.clone(), tenant);
-        let courier = Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() };
-        let context = FetchContext {
-            source: parts.source.clone(),
-            tenant: parts.tenant.clone(),
-            api: parts.api.clone(),
-            normaliser: parts.normaliser.clone(),
-            events,
-            ledger: handle.clone(),
-            store: parts.host.state(),
-            courier,
-            budget: Budget::new(parts.in_flight_bytes_max),
-            clock: parts.clock.clone(),
-            stop: stop.child_token(),
-        };
+        let context = fetch_context(&parts, &board, handle.clone(), events, &stop);
+        let backfills = backfill::serve(parts.desk.take(), backfill::Reader::new(&parts, &context));
         let tenant_loop = Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop);
-        tenant_loop.run(&mut writer, enabled, tracked, aside).await
+        tokio::select! {
+            report = tenant_loop.run(&mut writer, enabled, tracked, aside) => report,
+            () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
+        }
     }
     .await;
     // Every handle is gone by now: the writer ends when it has written what it was given.
@@ -251,8 +245,32 @@ pub async fn run(parts: TenantParts, stop: CancellationToken) -> Result<Report, 
     result
 }
 
+/// What fetches of this tenant need.
+pub(super) fn fetch_context(
+    parts: &TenantParts,
+    board: &Board,
+    ledger: LedgerHandle,
+    events: EventIndex,
+    stop: &CancellationToken,
+) -> FetchContext {
+    FetchContext {
+        source: parts.source.clone(),
+        tenant: parts.tenant.clone(),
+        api: parts.api.clone(),
+        normaliser: parts.normaliser.clone(),
+        events,
+        ledger,
+        store: parts.host.state(),
+        courier: Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() },
+        budget: Budget::new(parts.in_flight_bytes_max),
+        clock: parts.clock.clone(),
+        stop: stop.child_token(),
+        backfill: None,
+    }
+}
+
 /// Opens the state; while the store cannot be reached, tries again (`None`: stopped).
-async fn open_ledger(
+pub(super) async fn open_ledger(
     parts: &TenantParts,
     board: &Board,
     stop: &CancellationToken,
@@ -325,9 +343,9 @@ async fn subscriptions_on(
         failures += 1;
         let slow = matches!(error.action(), Action::SlowRetryTenant | Action::ParkType);
         if slow {
-            board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+            board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
         } else if failures >= 3 {
-            board.report(Place::Tenant, Level::Degraded, error.to_string(), &error.hint());
+            board.report(Place::Tenant, Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
         }
         if parts.once && (slow || failures >= ONCE_ATTEMPTS_MAX) {
             return Err(SourceError::Api { source: Box::new(error) });
@@ -857,12 +875,7 @@ impl Loop {
                 return;
             }
         }
-        job.failures += 1;
-        job.damaged = match (damaged, job.damaged) {
-            (Some(hash), Some((known, count))) if hash == known => Some((hash, count + 1)),
-            (Some(hash), _) => Some((hash, 1)),
-            (None, known) => known,
-        };
+        job.note_failure(damaged);
         self.count(metrics::BLOBS_TOTAL, content_type, "state", "failed");
         let kind = error.as_ref().map_or("blob-unreadable", |e| e.slug());
         ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.parts.tenant.to_string(), "kind" => kind)
@@ -877,7 +890,7 @@ impl Loop {
             self.failure_line_at = now + FAILURE_LINE_EVERY;
         }
         if let (Some(error), Some(Action::SlowRetryTenant)) = (&error, &action) {
-            self.board.report(Place::Tenant, Level::Failed, error.to_string(), &error.hint());
+            self.board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
         }
         let Some(stream) = self.streams.get_mut(&content_type) else { return };
         let Some(unsettled) = stream.unsettled.get_mut(&job.key) else { return };
@@ -1073,7 +1086,7 @@ impl Loop {
                 window.start, window.end
             ),
             GapReason::PositionMoved => format!(
-                "the position of `{content_type}` was moved by hand from {} to {}; what was made available between is not read",
+                "the position of `{content_type}` was moved by hand from {} to {}; what was made available between, and what is listed late of the time before, is not read",
                 window.start, window.end
             ),
             GapReason::BlobExpired => String::new(),

@@ -11,7 +11,7 @@ use m365_audit::host::{Health, StateError};
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::sim::{CallKind, Comparison, GenerateSpec, NewBlob, RequestLog, Sim, SimConfig, SubscriptionState};
-use m365_audit::source::{M365Audit, Report, Source, SourceError};
+use m365_audit::source::{M365Audit, Report, Source, SourceError, backfill};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -202,6 +202,12 @@ impl World {
     /// Starts the source to run on.
     pub fn start(&self) -> Running {
         self.spawn(self.source())
+    }
+
+    /// Starts the source to run on, with the counter at which back-fills are asked for.
+    pub fn start_with_desk(&self) -> (Running, backfill::Counter) {
+        let (counter, desk) = backfill::desk();
+        (self.spawn(self.source().with_desk(desk)), counter)
     }
 
     /// Starts the source for a single pass.

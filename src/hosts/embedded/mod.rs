@@ -10,9 +10,11 @@
 //! that feed them alone. A sink that is being replaced keeps its place meanwhile and refuses, so that nothing is
 //! confirmed without it.
 
+pub mod control;
 pub mod memory;
 pub mod metrics_server;
 pub mod sink;
+pub mod status;
 pub mod store;
 pub mod writable;
 

@@ -323,7 +323,15 @@ fn absolute(data_dir: &Path) -> Result<PathBuf, StoreError> {
 }
 
 fn create_data_dir(data_dir: &Path) -> Result<(), StoreError> {
-    if data_dir.is_dir() {
+    if let Ok(metadata) = fs::metadata(data_dir)
+        && metadata.is_dir()
+    {
+        if metadata.permissions().mode() & 0o002 != 0 {
+            tracing::warn!(
+                data_dir = %data_dir.display(),
+                "everybody on this machine may write to `data_dir` and can make the state unusable: take the right away"
+            );
+        }
         return Ok(());
     }
     if let Some(parent) = data_dir.parent() {
@@ -349,6 +357,8 @@ fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        // A link somebody laid here would have us write to another file.
+        .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(|e| io_error(&path, &e))?;
     match file.try_lock() {
@@ -438,7 +448,8 @@ fn tighten(path: &Path) {
 /// Says whether the file is one this build may write to, through a connection that cannot.
 fn inspect(path: &Path) -> Result<(), StoreError> {
     let corrupt = |why: String| StoreError::Corrupt { path: path.to_owned(), why };
-    let metadata = fs::metadata(path).map_err(|e| io_error(path, &e))?;
+    // Not what a link leads to: SQLite would write there.
+    let metadata = fs::symlink_metadata(path).map_err(|e| io_error(path, &e))?;
     if !metadata.is_file() {
         return Err(corrupt("it is not a regular file".into()));
     }
@@ -526,7 +537,11 @@ fn verify(connection: &Connection) -> rusqlite::Result<Option<String>> {
 }
 
 fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    // SQLite then refuses a link anywhere in the path; the folder may be one (systemd makes it so), the file not.
+    let dir = path.parent().and_then(|dir| dir.canonicalize().ok());
+    let real = dir.and_then(|dir| path.file_name().map(|name| dir.join(name)));
+    let access = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(real.as_deref().unwrap_or(path), access)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update_and_check(None, "mmap_size", 0, |_| Ok(())).optional()?;

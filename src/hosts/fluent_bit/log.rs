@@ -14,6 +14,8 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 
+use crate::model::plain;
+
 /// Lines kept for the host; beyond it new ones are counted and dropped.
 const LINES_MAX: usize = 1_000;
 /// Bytes of one line; the host cuts at about 4 KiB, its prefix included.
@@ -155,12 +157,7 @@ impl Visit for Text {
 
 /// What others wrote into a value must not look like a line of its own, nor reach a terminal as a command.
 fn one_line(text: String) -> String {
-    let mut line: String = text
-        .split('\n')
-        .map(|part| part.trim().replace(|c: char| c.is_control(), "\u{fffd}"))
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ");
+    let mut line = plain(&text).into_owned();
     if line.len() > LINE_BYTES_MAX {
         line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
         line.push('…');

@@ -1,0 +1,593 @@
+//! `m365-audit init`: the first configuration, asked for or given as options, and the commands that create the
+//! application in the tenant.
+//!
+//! Owns the questions, the commands shown and the text of the file; whether the file is right is `config`'s to say and
+//! whether the tenant is, `check`'s. Nothing that exists is overwritten, and no secret appears in an argument, on the
+//! screen or in a file that others may read.
+
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::exit::Exit;
+use super::{Failure, check};
+use crate::config::{Cloud, Config};
+use crate::model::is_guid;
+
+/// Office 365 Management APIs, in every tenant.
+pub const RESOURCE: &str = "c5393580-f805-4401-95e8-94b7a6ef2fc2";
+/// Its application role `ActivityFeed.Read`.
+pub const ROLE_READ: &str = "594c1fb6-4f81-4475-ae41-0c394909246c";
+/// Its application role `ActivityFeed.ReadDlp`.
+pub const ROLE_READ_DLP: &str = "4807a72c-ad38-4250-94c9-4eabfe26cd55";
+
+/// The variable used when no secret is given.
+const SECRET_VARIABLE: &str = "M365_CLIENT_SECRET";
+/// The file beside the configuration that a secret is written to.
+const SECRET_FILE: &str = "client_secret";
+/// A question is asked this often before giving up.
+const ATTEMPTS_MAX: usize = 5;
+
+/// Arguments of `init`.
+#[derive(Debug, clap::Args)]
+pub struct InitArgs {
+    /// Where to write the configuration; what exists is never overwritten
+    #[arg(short, long, value_name = "FILE", default_value = "agent.toml")]
+    output: PathBuf,
+    /// The tenant's id, a GUID
+    #[arg(long, value_name = "GUID")]
+    tenant_id: Option<String>,
+    /// The application's (client) id, a GUID
+    #[arg(long, value_name = "GUID")]
+    client_id: Option<String>,
+    /// A file that holds the client secret
+    #[arg(long, value_name = "FILE", conflicts_with = "client_secret_env")]
+    client_secret_file: Option<PathBuf>,
+    /// The environment variable that holds the client secret
+    #[arg(long, value_name = "NAME")]
+    client_secret_env: Option<String>,
+    /// Microsoft's cloud: enterprise, gcc, gcc_high, dod or china
+    #[arg(long, value_name = "CLOUD", default_value = "enterprise", value_parser = cloud)]
+    cloud: Cloud,
+    /// Leave out DLP.All, which needs the permission ActivityFeed.ReadDlp besides
+    #[arg(long)]
+    no_dlp: bool,
+    /// Where state is kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/m365-audit")]
+    data_dir: PathBuf,
+    /// The file that records are appended to
+    #[arg(long, value_name = "FILE", default_value = "/var/log/m365-audit/audit.ndjson")]
+    records: PathBuf,
+    /// Only print the commands that create the application and grant its permissions
+    #[arg(long, value_name = "TOOL")]
+    print: Option<Tool>,
+    /// Ask nothing: what is missing is an error
+    #[arg(long)]
+    no_input: bool,
+    /// Do not test the connection afterwards
+    #[arg(long)]
+    no_check: bool,
+}
+
+/// What creates the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tool {
+    /// The Azure CLI
+    Az,
+    /// PowerShell with the Microsoft Graph module
+    Powershell,
+}
+
+fn cloud(text: &str) -> Result<Cloud, String> {
+    let name = |cloud: &Cloud| serde_json::to_value(cloud).ok().and_then(|v| v.as_str().map(str::to_owned));
+    let found = Cloud::ALL.into_iter().find(|cloud| name(cloud).as_deref() == Some(text));
+    found.ok_or_else(|| {
+        let known = Cloud::ALL.iter().filter_map(name).collect::<Vec<_>>().join(", ");
+        format!("expected one of {known}")
+    })
+}
+
+/// What was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answers {
+    tenant_id: String,
+    client_id: String,
+    secret: SecretPlace,
+    cloud: Cloud,
+    dlp: bool,
+    data_dir: PathBuf,
+    records: PathBuf,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum SecretPlace {
+    Variable(String),
+    File(PathBuf),
+    /// To be written to this file.
+    NewFile(PathBuf, String),
+}
+
+impl std::fmt::Debug for SecretPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Variable(name) => write!(f, "Variable({name})"),
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::NewFile(path, _) => write!(f, "NewFile({}, ***)", path.display()),
+        }
+    }
+}
+
+/// Asks, writes, checks.
+///
+/// # Errors
+/// An answer that is missing or cannot be used, a file that is there already, a directory that cannot be written.
+pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
+    if let Some(tool) = args.print {
+        let text = commands(tool, args.tenant_id.as_deref().unwrap_or("TENANT_ID"), args.cloud, !args.no_dlp);
+        io::stdout().write_all(text.as_bytes()).map_err(Failure::io)?;
+        return Ok(Exit::Done);
+    }
+    if args.output.exists() {
+        return Err(exists(&args.output));
+    }
+    let answers = if args.no_input {
+        given(&args)?
+    } else {
+        let mut terminal = Questions::new();
+        asked(&args, &mut terminal)?
+    };
+    let text = render(&answers);
+    // What is written must be readable; a variable that is not set yet is no fault of the file.
+    Config::parse(&text, &|name| std::env::var(name).ok().or_else(|| Some(format!("set {name}"))))?;
+    if let SecretPlace::NewFile(path, secret) = &answers.secret {
+        write_new(path, format!("{secret}\n").as_bytes(), 0o600)?;
+        eprintln!("wrote {} (only you can read it)", path.display());
+    }
+    write_new(&args.output, text.as_bytes(), 0o644)?;
+    eprintln!("wrote {}", args.output.display());
+    let output = args.output.display();
+    if let SecretPlace::Variable(name) = &answers.secret
+        && std::env::var_os(name).is_none()
+    {
+        eprintln!(
+            "next: put the client secret into the environment variable {name}, then\n  m365-audit check -c {output}\n  m365-audit run -c {output}"
+        );
+        return Ok(Exit::Done);
+    }
+    if args.no_check {
+        eprintln!("next:\n  m365-audit check -c {output}\n  m365-audit run -c {output}");
+        return Ok(Exit::Done);
+    }
+    let checked = check::check_file(&args.output, &mut io::stdout()).await?;
+    if checked == Exit::Done {
+        eprintln!("next:\n  m365-audit run -c {output}");
+    } else {
+        eprintln!("mend what the lines above name, then run `m365-audit check -c {output}` again");
+    }
+    Ok(checked)
+}
+
+fn exists(path: &Path) -> Failure {
+    Failure {
+        message: format!(
+            "init-exists: `{}` is there already; nothing was changed\n  hint: choose another name with --output, or move it away",
+            path.display()
+        ),
+        exit: Exit::Config,
+    }
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => exists(path),
+        _ => Failure {
+            message: format!(
+                "init-not-written: `{}` cannot be written: {error}\n  hint: choose a directory you may write to with --output",
+                path.display()
+            ),
+            exit: Exit::Config,
+        },
+    };
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)
+}
+
+fn usage(message: impl Into<String>) -> Failure {
+    Failure { message: format!("usage: {}", message.into()), exit: Exit::Usage }
+}
+
+fn guid(text: &str, what: &str, wheres: &str) -> Result<String, String> {
+    let text = text.trim();
+    if is_guid(text) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    let domain = if text.contains('.') { " (a domain is not enough)" } else { "" };
+    Err(format!("{what} is a GUID such as 00000000-0000-0000-0000-000000000000{domain}; {wheres}"))
+}
+
+const TENANT_IS_AT: &str = "Entra admin centre > Overview > Tenant ID";
+const CLIENT_IS_AT: &str = "Entra admin centre > App registrations > your app > Application (client) ID";
+
+/// All from the options.
+fn given(args: &InitArgs) -> Result<Answers, Failure> {
+    let need = |value: &Option<String>, option: &str, wheres| {
+        let value = value.as_deref().ok_or_else(|| usage(format!("--no-input needs {option}")))?;
+        guid(value, option, wheres).map_err(usage)
+    };
+    let secret = match (&args.client_secret_file, &args.client_secret_env) {
+        (Some(path), _) => SecretPlace::File(path.clone()),
+        (None, name) => SecretPlace::Variable(variable(name.as_deref().unwrap_or(SECRET_VARIABLE)).map_err(usage)?),
+    };
+    Ok(Answers {
+        tenant_id: need(&args.tenant_id, "--tenant-id", TENANT_IS_AT)?,
+        client_id: need(&args.client_id, "--client-id", CLIENT_IS_AT)?,
+        secret,
+        cloud: args.cloud,
+        dlp: !args.no_dlp,
+        data_dir: args.data_dir.clone(),
+        records: args.records.clone(),
+    })
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !name.is_empty() && name.chars().all(good) && !name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("`{name}` is no name of an environment variable"))
+}
+
+/// Where answers come from: a terminal or lines of standard input.
+trait Dialogue {
+    /// Shows something.
+    fn say(&mut self, text: &str);
+    /// Asks for a line; `None` at the end of input.
+    fn line(&mut self, question: &str) -> io::Result<Option<String>>;
+    /// Asks for a line that is not shown.
+    fn hidden(&mut self, question: &str) -> io::Result<Option<String>>;
+}
+
+struct Questions {
+    lines: io::StdinLock<'static>,
+}
+
+impl Questions {
+    fn new() -> Self {
+        Self { lines: io::stdin().lock() }
+    }
+}
+
+impl Dialogue for Questions {
+    fn say(&mut self, text: &str) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    fn line(&mut self, question: &str) -> io::Result<Option<String>> {
+        write!(io::stderr(), "{question} ")?;
+        io::stderr().flush()?;
+        let mut line = String::new();
+        if self.lines.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        if !io::stdin().is_terminal() {
+            writeln!(io::stderr())?;
+        }
+        Ok(Some(line.trim().to_owned()))
+    }
+
+    fn hidden(&mut self, question: &str) -> io::Result<Option<String>> {
+        if !io::stdin().is_terminal() {
+            return self.line(question);
+        }
+        rpassword::prompt_password(format!("{question} ")).map(|text| Some(text.trim().to_owned()))
+    }
+}
+
+/// What the options leave open is asked for.
+fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failure> {
+    let tenant_id = match &args.tenant_id {
+        Some(text) => guid(text, "--tenant-id", TENANT_IS_AT).map_err(usage)?,
+        None => until_right(dialogue, &format!("Tenant ID ({TENANT_IS_AT}):"), |text| {
+            guid(text, "a tenant's id", TENANT_IS_AT)
+        })?,
+    };
+    let dlp = !args.no_dlp
+        && (args.client_id.is_some()
+            || yes(dialogue, "Read data loss prevention events too (permission ActivityFeed.ReadDlp)? [Y/n]", true)?);
+    let client_id = match &args.client_id {
+        Some(text) => guid(text, "--client-id", CLIENT_IS_AT).map_err(usage)?,
+        None => {
+            if !yes(dialogue, "Is there an application in the tenant for this already? [y/N]", false)? {
+                let tool =
+                    until_right(dialogue, "Show the commands that create it for `az` or `powershell`? [az]", |text| {
+                        match text.to_ascii_lowercase().as_str() {
+                            "" | "az" => Ok(Tool::Az),
+                            "powershell" | "pwsh" => Ok(Tool::Powershell),
+                            _ => Err("answer az or powershell".into()),
+                        }
+                    })?;
+                dialogue.say("");
+                dialogue.say(&commands(tool, &tenant_id, args.cloud, dlp));
+            }
+            until_right(dialogue, &format!("Client ID ({CLIENT_IS_AT}):"), |text| {
+                guid(text, "an application's id", CLIENT_IS_AT)
+            })?
+        }
+    };
+    let secret = match (&args.client_secret_file, &args.client_secret_env) {
+        (Some(path), _) => SecretPlace::File(path.clone()),
+        (None, Some(name)) => SecretPlace::Variable(variable(name).map_err(usage)?),
+        (None, None) => ask_secret(args, dialogue)?,
+    };
+    Ok(Answers {
+        tenant_id,
+        client_id,
+        secret,
+        cloud: args.cloud,
+        dlp,
+        data_dir: args.data_dir.clone(),
+        records: args.records.clone(),
+    })
+}
+
+fn ask_secret(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<SecretPlace, Failure> {
+    let beside = args.output.parent().unwrap_or(Path::new("")).join(SECRET_FILE);
+    let file = std::path::absolute(&beside).map_err(Failure::io)?;
+    if file.exists() {
+        return Err(exists(&file));
+    }
+    let question = format!(
+        "Client secret, its value and not its id (written to {}, readable by you alone; empty to take it from the environment variable {SECRET_VARIABLE}):",
+        file.display()
+    );
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(secret) = dialogue.hidden(&question).map_err(Failure::io)? else { break };
+        if secret.is_empty() {
+            return Ok(SecretPlace::Variable(SECRET_VARIABLE.into()));
+        }
+        if !is_guid(&secret) {
+            return Ok(SecretPlace::NewFile(file, secret));
+        }
+        dialogue.say("that is the id of a secret; its value is shown once, when the secret is created");
+    }
+    Err(ended())
+}
+
+fn ended() -> Failure {
+    usage("the input ended before all was answered; nothing was written. --no-input takes everything from options")
+}
+
+fn until_right<T>(
+    dialogue: &mut dyn Dialogue,
+    question: &str,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, Failure> {
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(text) = dialogue.line(question).map_err(Failure::io)? else { break };
+        match read(&text) {
+            Ok(value) => return Ok(value),
+            Err(why) => dialogue.say(&why),
+        }
+    }
+    Err(ended())
+}
+
+fn yes(dialogue: &mut dyn Dialogue, question: &str, default: bool) -> Result<bool, Failure> {
+    until_right(dialogue, question, |text| match text.to_ascii_lowercase().as_str() {
+        "" => Ok(default),
+        "y" | "yes" => Ok(true),
+        "n" | "no" => Ok(false),
+        _ => Err("answer y or n".into()),
+    })
+}
+
+/// The commands that create the application, give it the permissions and make a secret.
+fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool) -> String {
+    match tool {
+        Tool::Az => {
+            let set_cloud = match cloud {
+                Cloud::GccHigh | Cloud::Dod => "az cloud set --name AzureUSGovernment\n",
+                Cloud::China => "az cloud set --name AzureChinaCloud\n",
+                _ => "",
+            };
+            let dlp = if dlp { format!(" {ROLE_READ_DLP}=Role") } else { String::new() };
+            format!(
+                "# Azure CLI, as an administrator who may grant consent\n\
+                 {set_cloud}az login --tenant {tenant} --allow-no-subscriptions\n\
+                 az ad sp show --id {RESOURCE} --output none || az ad sp create --id {RESOURCE} --output none\n\
+                 APP_ID=$(az ad app create --display-name m365-audit --sign-in-audience AzureADMyOrg --query appId --output tsv)\n\
+                 az ad sp create --id \"$APP_ID\" --output none\n\
+                 az ad app permission add --id \"$APP_ID\" --api {RESOURCE} --api-permissions {ROLE_READ}=Role{dlp}\n\
+                 sleep 30   # the new application must be known everywhere before consent\n\
+                 az ad app permission admin-consent --id \"$APP_ID\"\n\
+                 echo \"client id: $APP_ID\"\n\
+                 az ad app credential reset --id \"$APP_ID\" --append --display-name m365-audit --years 1 --query password --output tsv\n"
+            )
+        }
+        Tool::Powershell => {
+            let environment = match cloud {
+                Cloud::GccHigh => " -Environment USGov",
+                Cloud::Dod => " -Environment USGovDoD",
+                Cloud::China => " -Environment China",
+                _ => "",
+            };
+            let roles = if dlp { format!("'{ROLE_READ}', '{ROLE_READ_DLP}'") } else { format!("'{ROLE_READ}'") };
+            format!(
+                "# PowerShell with the modules Microsoft.Graph.Authentication and Microsoft.Graph.Applications\n\
+                 Connect-MgGraph -TenantId {tenant} -Scopes Application.ReadWrite.All, AppRoleAssignment.ReadWrite.All{environment}\n\
+                 $roles = @({roles})\n\
+                 $access = @{{ ResourceAppId = '{RESOURCE}'; ResourceAccess = @($roles | ForEach-Object {{ @{{ Id = $_; Type = 'Role' }} }}) }}\n\
+                 $app = New-MgApplication -DisplayName 'm365-audit' -SignInAudience AzureADMyOrg -RequiredResourceAccess @($access)\n\
+                 $sp = New-MgServicePrincipal -AppId $app.AppId\n\
+                 $api = Get-MgServicePrincipal -Filter \"appId eq '{RESOURCE}'\"\n\
+                 if (-not $api) {{ $api = New-MgServicePrincipal -AppId '{RESOURCE}' }}\n\
+                 foreach ($role in $roles) {{ New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $api.Id -AppRoleId $role }}\n\
+                 $secret = Add-MgApplicationPassword -ApplicationId $app.Id -PasswordCredential @{{ DisplayName = 'm365-audit'; EndDateTime = (Get-Date).AddYears(1) }}\n\
+                 \"client id: $($app.AppId)\"\n\
+                 $secret.SecretText\n"
+            )
+        }
+    }
+}
+
+/// The file, with a word on each choice.
+fn render(answers: &Answers) -> String {
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let path = |path: &Path| quoted(&path.display().to_string());
+    let secret = match &answers.secret {
+        SecretPlace::Variable(name) => format!("client_secret = \"${{{name}}}\"   # from the environment"),
+        SecretPlace::File(file) | SecretPlace::NewFile(file, _) => {
+            format!("client_secret_file = {}   # read again when it changes", path(file))
+        }
+    };
+    let cloud = match answers.cloud {
+        Cloud::Enterprise => "# cloud = \"enterprise\"                 # gcc, gcc_high, dod, china".to_owned(),
+        cloud => {
+            let name = serde_json::to_value(cloud).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+            format!("cloud = \"{name}\"")
+        }
+    };
+    let types = if answers.dlp {
+        "# content_types: all five; DLP.All needs the permission ActivityFeed.ReadDlp".to_owned()
+    } else {
+        "content_types = [\"Audit.AzureActiveDirectory\", \"Audit.Exchange\", \"Audit.SharePoint\", \"Audit.General\"]"
+            .to_owned()
+    };
+    let routine = if answers.dlp {
+        "# drop_routine = true                  # leave out routine reads such as FileAccessed, and count them"
+    } else {
+        "drop_routine = false                   # true leaves out routine reads; without DLP.All, flagged ones too"
+    };
+    format!(
+        "# Written by `m365-audit init`. Every key: docs/configuration.md or `m365-audit schema config`.\n\
+         # `m365-audit check -c FILE` tests the connection, `m365-audit run -c FILE` runs it.\n\n\
+         # Positions and what was delivered. Keep it: without it the last day is delivered again.\n\
+         data_dir = {data_dir}\n\n\
+         [sources.m365]\n\
+         type = \"m365_audit\"\n\
+         tenant_id = \"{tenant}\"\n\
+         client_id = \"{client}\"\n\
+         {secret}\n\
+         {cloud}\n\
+         {types}\n\
+         # backfill_secs = 86400                # how far back the first run goes; Microsoft keeps 604800\n\
+         {routine}\n\
+         # format = \"native\"                    # ecs, ocsf, raw\n\n\
+         # A record counts as delivered when it is synced to this file; any agent can tail it.\n\
+         [sinks.file]\n\
+         type = \"file\"\n\
+         path = {records}\n\
+         inputs = [\"m365\"]\n\n\
+         # Prometheus text at /metrics, health at /health.\n\
+         [metrics]\n\
+         listen = \"127.0.0.1:9598\"\n",
+        data_dir = path(&answers.data_dir),
+        tenant = answers.tenant_id,
+        client = answers.client_id,
+        records = path(&answers.records),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use clap::Parser;
+
+    const TENANT: &str = "11111111-2222-3333-4444-555555555555";
+    const CLIENT: &str = "aaaaaaaa-0000-4000-8000-00000000c11e";
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: InitArgs,
+    }
+
+    fn args(options: &[&str]) -> InitArgs {
+        Line::parse_from(std::iter::once("init").chain(options.iter().copied())).args
+    }
+
+    #[derive(Default)]
+    struct Script {
+        answers: VecDeque<&'static str>,
+        said: String,
+    }
+
+    impl Dialogue for Script {
+        fn say(&mut self, text: &str) {
+            self.said.push_str(text);
+            self.said.push('\n');
+        }
+
+        fn line(&mut self, question: &str) -> io::Result<Option<String>> {
+            self.say(question);
+            Ok(self.answers.pop_front().map(str::to_owned))
+        }
+
+        fn hidden(&mut self, question: &str) -> io::Result<Option<String>> {
+            self.line(question)
+        }
+    }
+
+    fn script(answers: &[&'static str]) -> Script {
+        Script { answers: answers.iter().copied().collect(), said: String::new() }
+    }
+
+    #[test]
+    fn wrong_answers_are_explained_and_asked_again() {
+        let mut dialogue = script(&["contoso.onmicrosoft.com", TENANT, "y", "maybe", "n", "", CLIENT, CLIENT, ""]);
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("agent.toml");
+        let answers = asked(&args(&["-o", output.to_str().unwrap()]), &mut dialogue).unwrap();
+        assert_eq!(answers.tenant_id, TENANT);
+        assert_eq!(answers.secret, SecretPlace::Variable(SECRET_VARIABLE.into()), "the id of a secret is not taken");
+        assert!(dialogue.said.contains("a domain is not enough"), "{}", dialogue.said);
+        assert!(dialogue.said.contains("answer y or n"), "{}", dialogue.said);
+        assert!(dialogue.said.contains("that is the id of a secret"), "{}", dialogue.said);
+        assert!(dialogue.said.contains(&format!("--api-permissions {ROLE_READ}=Role {ROLE_READ_DLP}=Role")));
+    }
+
+    #[test]
+    fn input_that_ends_writes_nothing() {
+        let error = asked(&args(&[]), &mut script(&[TENANT, "y"])).unwrap_err();
+        assert_eq!(error.exit, Exit::Usage);
+        assert!(error.message.contains("nothing was written"), "{}", error.message);
+    }
+
+    #[test]
+    fn what_is_written_is_valid_and_raises_no_warning() {
+        for (options, dlp) in [(&["--no-dlp"][..], false), (&["--cloud", "gcc_high"], true), (&[], true)] {
+            let mut all = vec!["--no-input", "--tenant-id", TENANT, "--client-id", CLIENT];
+            all.extend(options);
+            let answers = given(&args(&all)).unwrap();
+            assert_eq!(answers.dlp, dlp);
+            let text = render(&answers);
+            let config = Config::parse(&text, &|name| (name == SECRET_VARIABLE).then(|| "x".repeat(40)));
+            assert_eq!(config.unwrap().warnings(), [], "{text}");
+        }
+    }
+
+    #[test]
+    fn the_commands_name_the_application_permissions_of_the_api_and_consent() {
+        for tool in [Tool::Az, Tool::Powershell] {
+            let text = commands(tool, TENANT, Cloud::Enterprise, true);
+            for part in [TENANT, RESOURCE, ROLE_READ, ROLE_READ_DLP, "Role"] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+            assert!(!commands(tool, TENANT, Cloud::Enterprise, false).contains(ROLE_READ_DLP));
+        }
+        assert!(commands(Tool::Az, TENANT, Cloud::Dod, true).contains("AzureUSGovernment"));
+        assert!(commands(Tool::Powershell, TENANT, Cloud::China, true).contains("-Environment China"));
+    }
+
+    #[test]
+    fn a_secret_is_not_in_debug() {
+        let place = SecretPlace::NewFile("x".into(), "the-secret".into());
+        assert!(!format!("{place:?}").contains("the-secret"));
+    }
+}

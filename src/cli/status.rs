@@ -1,0 +1,477 @@
+//! `m365-audit status`: how the running process fares, live or once.
+//!
+//! Owns what is shown; the process is asked through its control socket. One page of lines serves the live view, which
+//! colours and scrolls it, and `--once`, which prints it.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Paragraph, Wrap};
+use ratatui::{DefaultTerminal, Frame};
+
+use super::backfill::span;
+use super::exit::Exit;
+use super::{Failure, run};
+use crate::config::Config;
+use crate::hosts::embedded::control::{Client, Say, What};
+use crate::hosts::embedded::status::{Sink, Source, Status, Stream};
+use crate::model::Timestamp;
+
+/// A process that does not answer within this time is stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Keys are looked for this often.
+const KEYS_EVERY: Duration = Duration::from_millis(100);
+/// An unsettled blob this near its expiry is marked.
+const EXPIRY_ALARM_SECS: f64 = 86_400.0;
+/// Lines of the log shown.
+const RECENT_SHOWN: usize = 8;
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// Print once and end, as it does when standard output is no terminal
+    #[arg(long)]
+    once: bool,
+    /// As JSON, once
+    #[arg(long)]
+    json: bool,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    every: u64,
+}
+
+/// Shows how the process fares.
+///
+/// # Errors
+/// None runs, or it cannot be asked.
+pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    let config = Config::load(&args.config)?;
+    if args.json || args.once || !std::io::stdout().is_terminal() {
+        let status = ask(&config.data_dir).await?.ok_or_else(|| none_runs(&config.data_dir, &args.config))?;
+        if args.json {
+            let text = serde_json::to_string_pretty(&status).map_err(Failure::internal)?;
+            writeln!(out, "{text}").map_err(Failure::io)?;
+        } else {
+            for line in page(&status) {
+                writeln!(out, "{}", plain(&line).trim_end()).map_err(Failure::io)?;
+            }
+        }
+        return Ok(Exit::Done);
+    }
+    // Before the screen is taken, so that a first failure is told like any other.
+    let first = ask(&config.data_dir).await?.ok_or_else(|| none_runs(&config.data_dir, &args.config))?;
+    let mut terminal = ratatui::try_init().map_err(Failure::io)?;
+    let shown = live(&mut terminal, &config.data_dir, first, Duration::from_secs(args.every)).await;
+    ratatui::restore();
+    shown.map(|()| Exit::Done)
+}
+
+fn none_runs(data_dir: &Path, config: &Path) -> Failure {
+    let (data_dir, config) = (data_dir.display(), config.display());
+    Failure {
+        message: format!(
+            "not-running: no process answers on `{data_dir}`\n  hint: start it (`systemctl start m365-audit`, or `m365-audit run -c {config}`) and look at its log; \
+             `m365-audit state show -c {config}` tells how far it had come"
+        ),
+        exit: Exit::Network,
+    }
+}
+
+async fn ask(data_dir: &Path) -> Result<Option<Status>, Failure> {
+    let asked = async {
+        let Some(mut client) = Client::connect(data_dir).await? else { return Ok(None) };
+        client.ask(What::Status {}).await?;
+        match client.next().await? {
+            Say::Status(status) => Ok(Some(*status)),
+            Say::Refused(refusal) => Err(refusal.into()),
+            other => Err(Failure::internal(format!("an answer to another question: {other:?}"))),
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| {
+        let what = format!("control-broken: the running process did not answer within {} s", PATIENCE.as_secs());
+        Err(Failure { message: format!("{what}\n  hint: look at its log"), exit: Exit::State })
+    })
+}
+
+/// What the live view holds.
+struct View {
+    status: Status,
+    /// Why the status is an old one.
+    trouble: Option<String>,
+    scroll: u16,
+}
+
+async fn live(terminal: &mut DefaultTerminal, data_dir: &Path, first: Status, every: Duration) -> Result<(), Failure> {
+    let mut signals = run::Signals::new()?;
+    let mut view = View { status: first, trouble: None, scroll: 0 };
+    loop {
+        let mut waited = Duration::ZERO;
+        while waited < every {
+            terminal.draw(|frame| draw(frame, &mut view)).map_err(Failure::io)?;
+            // Keys are read by a system call that blocks.
+            let key = tokio::task::block_in_place(|| -> std::io::Result<Option<Event>> {
+                if event::poll(KEYS_EVERY)? { event::read().map(Some) } else { Ok(None) }
+            });
+            match key.map_err(Failure::io)? {
+                Some(event) if !on_event(&mut view, &event) => return Ok(()),
+                Some(_) => {}
+                None => waited += KEYS_EVERY,
+            }
+            if signals.next_stop().now_or_never().is_some() {
+                return Ok(());
+            }
+        }
+        match ask(data_dir).await {
+            Ok(Some(status)) => (view.status, view.trouble) = (status, None),
+            Ok(None) => view.trouble = Some("the process has ended; waiting for another".into()),
+            Err(failure) => view.trouble = Some(failure.message.lines().next().unwrap_or_default().to_owned()),
+        }
+    }
+}
+
+/// Whether to go on.
+fn on_event(view: &mut View, event: &Event) -> bool {
+    let Event::Key(key) = event else { return true };
+    if key.kind == KeyEventKind::Release {
+        return true;
+    }
+    match key.code {
+        KeyCode::Char('q') | KeyCode::Esc => return false,
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
+        KeyCode::Up | KeyCode::Char('k') => view.scroll = view.scroll.saturating_sub(1),
+        KeyCode::Down | KeyCode::Char('j') => view.scroll = view.scroll.saturating_add(1),
+        KeyCode::PageUp => view.scroll = view.scroll.saturating_sub(10),
+        KeyCode::PageDown => view.scroll = view.scroll.saturating_add(10),
+        KeyCode::Home => view.scroll = 0,
+        _ => {}
+    }
+    true
+}
+
+fn draw(frame: &mut Frame<'_>, view: &mut View) {
+    let [body, foot] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
+    let lines = page(&view.status);
+    // A line may take several rows where it is wrapped, between words: one more than its length would need.
+    let width = usize::from(body.width.max(1));
+    let rows_of = |line: &Line<'_>| if line.width() <= width { 1 } else { line.width().div_ceil(width) + 1 };
+    let rows: usize = lines.iter().map(rows_of).sum();
+    let most = u16::try_from(rows.saturating_sub(usize::from(body.height))).unwrap_or(u16::MAX);
+    view.scroll = view.scroll.min(most);
+    let text = Paragraph::new(lines).wrap(Wrap { trim: false }).scroll((view.scroll, 0));
+    frame.render_widget(text, body);
+    let foot_line = match &view.trouble {
+        Some(trouble) => Line::styled(trouble.clone(), Style::new().fg(Color::Black).bg(Color::Yellow)),
+        None if most > 0 => {
+            Line::styled("q quit, arrows and page keys scroll", Style::new().add_modifier(Modifier::DIM))
+        }
+        None => Line::styled("q quit", Style::new().add_modifier(Modifier::DIM)),
+    };
+    frame.render_widget(Paragraph::new(foot_line), foot);
+}
+
+fn plain(line: &Line<'_>) -> String {
+    line.spans.iter().map(|span| span.content.as_ref()).collect()
+}
+
+/// The whole page. Sources in trouble come first: one among a hundred is seen at once.
+fn page(status: &Status) -> Vec<Line<'static>> {
+    let process = &status.process;
+    let up = process.now.duration_since(process.started).as_secs_f64();
+    let mut lines = vec![Line::from(vec![
+        Span::styled(format!("m365-audit {}", process.version), Style::new().add_modifier(Modifier::BOLD)),
+        Span::raw(format!("  pid {}  up {}  ", process.pid, span(up))),
+        state(&status.state),
+        Span::raw(format!("  {}", second(process.now))),
+    ])];
+    let mut sources: Vec<&Source> = status.sources.iter().collect();
+    sources.sort_by_key(|source| match source.state.as_str() {
+        "failed" => 0,
+        "degraded" => 1,
+        "starting" => 2,
+        _ => 3,
+    });
+    for source in sources {
+        lines.push(Line::default());
+        lines.extend(source_lines(source, process.now));
+    }
+    if !status.sinks.is_empty() {
+        lines.push(Line::default());
+        lines.extend(status.sinks.iter().flat_map(|sink| sink_lines(sink, process.now)));
+    }
+    if !status.recent.is_empty() {
+        lines.push(Line::default());
+        lines.push(Line::styled("warnings and errors, newest first", Style::new().add_modifier(Modifier::BOLD)));
+    }
+    for line in status.recent.iter().rev().take(RECENT_SHOWN) {
+        let colour = if line.level == "error" { Color::Red } else { Color::Yellow };
+        lines.push(Line::from(vec![
+            Span::raw(format!("  {} ", second(line.time))),
+            Span::styled(format!("{:<5} ", line.level), Style::new().fg(colour)),
+            Span::raw(one_line(&line.text)),
+        ]));
+    }
+    lines
+}
+
+fn source_lines(source: &Source, now: Timestamp) -> Vec<Line<'static>> {
+    let since = source.since.map(|since| format!(" for {}", span(now.duration_since(since).as_secs_f64())));
+    let mut lines = vec![Line::from(vec![
+        Span::styled(format!("{}  ", source.name), Style::new().add_modifier(Modifier::BOLD)),
+        Span::raw(format!("{}  ", source.tenant)),
+        state(&source.state),
+        Span::raw(since.unwrap_or_default()),
+    ])];
+    if let Some(reason) = &source.reason {
+        lines.push(Line::styled(format!("  {}", one_line(reason)), colour_of(&source.state)));
+    }
+    let head = format!(
+        "  {:<28}{:>11}{:>13}{:>9}{:>12}{:>12}{:>10}{:>10}{:>12}",
+        "content type", "lag", "complete", "pending", "oldest", "expires", "events/s", "kB/s", "events"
+    );
+    lines.push(Line::styled(head, Style::new().add_modifier(Modifier::DIM)));
+    lines.extend(source.streams.iter().flat_map(|stream| stream_lines(stream, now)));
+    let requests = match source.requests_per_minute_max {
+        0 => format!("{:.0} requests a minute, no limit", source.requests_per_minute),
+        max => format!("{:.0} of {max} requests a minute", source.requests_per_minute),
+    };
+    let mut words = vec![requests];
+    words.push(match (source.throttled_per_minute.round() as u64, source.throttled) {
+        (0, 0) => "never throttled".into(),
+        (0, all) => format!("throttled {all} times since the start, not now"),
+        (now, all) => format!("throttled {now} times in the last minute, {all} since the start"),
+    });
+    if let Some(skew) = source.clock_skew_secs.filter(|skew| skew.abs() >= 60.0) {
+        let side = if skew > 0.0 { "ahead of" } else { "behind" };
+        words.push(format!("Microsoft's clock is {} {side} this machine's", span(skew.abs())));
+    }
+    words.push(format!("{:.1} MB in flight", source.in_flight_bytes as f64 / 1e6));
+    if source.set_aside > 0 {
+        words.push(format!("{} records set aside (`m365-audit state show`)", source.set_aside));
+    }
+    lines.push(Line::from(format!("  {}", words.join(", "))));
+    if let Some(backfill) = &source.backfill {
+        let percent = backfill.read_secs * 100 / backfill.span_secs.max(1);
+        lines.push(Line::styled(
+            format!("  back-fill: {percent} %, {} blobs, {} events", backfill.blobs, backfill.events),
+            Style::new().fg(Color::Cyan),
+        ));
+    }
+    lines
+}
+
+fn stream_lines(stream: &Stream, now: Timestamp) -> Vec<Line<'static>> {
+    let secs = |secs: Option<f64>| secs.map_or("-".to_owned(), span);
+    let complete = stream.complete_until.map(|t| now.duration_since(t).as_secs_f64());
+    let expires = secs(stream.expiry_secs);
+    let near = stream.expiry_secs.is_some_and(|secs| secs < EXPIRY_ALARM_SECS);
+    let mut lines = vec![Line::from(vec![
+        Span::raw(format!(
+            "  {:<28}{:>11}{:>13}{:>9}{:>12}",
+            stream.content_type,
+            secs(stream.lag_secs),
+            complete.map_or("-".to_owned(), |secs| format!("{} ago", span(secs))),
+            stream.pending,
+            secs(stream.oldest_age_secs)
+        )),
+        Span::styled(format!("{expires:>12}"), if near { Style::new().fg(Color::Red) } else { Style::new() }),
+        Span::raw(format!("{:>10.1}{:>10.1}{:>12}", stream.events_per_sec, stream.bytes_per_sec / 1e3, stream.events)),
+    ])];
+    if stream.gaps > 0 || stream.lost > 0 {
+        let text = format!(
+            "    {} gaps declared, {} blobs lost since the start: see the m365_audit.gap records",
+            stream.gaps, stream.lost
+        );
+        lines.push(Line::styled(text, Style::new().fg(Color::Red)));
+    }
+    lines
+}
+
+fn sink_lines(sink: &Sink, now: Timestamp) -> Vec<Line<'static>> {
+    let mut lines = vec![Line::from(vec![
+        Span::styled(format!("sink {}  ", sink.name), Style::new().add_modifier(Modifier::BOLD)),
+        state(&sink.state),
+        Span::raw(format!(
+            " for {}, {:.1} records/s, {} records, {} failed writes",
+            span(now.duration_since(sink.since).as_secs_f64()),
+            sink.records_per_sec,
+            sink.records,
+            sink.retries
+        )),
+    ])];
+    if let Some(reason) = &sink.reason {
+        lines.push(Line::styled(format!("  {}", one_line(reason)), colour_of(&sink.state)));
+    }
+    lines
+}
+
+fn state(word: &str) -> Span<'static> {
+    Span::styled(word.to_owned(), colour_of(word).add_modifier(Modifier::BOLD))
+}
+
+fn colour_of(word: &str) -> Style {
+    Style::new().fg(match word {
+        "healthy" => Color::Green,
+        "degraded" | "starting" => Color::Yellow,
+        "failed" => Color::Red,
+        _ => Color::Reset,
+    })
+}
+
+/// Text of errors on one line, without what a terminal would act on.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn second(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hosts::embedded::status::{Line as LogLine, Process};
+    use crate::source::backfill::Snapshot;
+    use expect_test::expect;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::crossterm::event::KeyEvent;
+
+    fn t(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn source(name: &str, state: &str, reason: Option<&str>) -> Source {
+        Source {
+            name: name.into(),
+            tenant: "11111111-2222-3333-4444-555555555555".into(),
+            state: state.into(),
+            reason: reason.map(str::to_owned),
+            since: Some(t("2026-05-03T09:00:00Z")),
+            requests_per_minute: 120.4,
+            requests_per_minute_max: 2000,
+            throttled_per_minute: 0.0,
+            throttled: 3,
+            clock_skew_secs: Some(0.4),
+            in_flight_bytes: 1_250_000,
+            set_aside: 0,
+            streams: vec![Stream {
+                content_type: "Audit.Exchange".into(),
+                complete_until: Some(t("2026-05-03T09:54:00Z")),
+                lag_secs: Some(420.0),
+                pending: 2,
+                oldest_age_secs: Some(7300.0),
+                expiry_secs: Some(5400.0),
+                events: 12_345,
+                events_per_sec: 3.25,
+                bytes_per_sec: 4096.0,
+                ..Stream::default()
+            }],
+            backfill: None,
+        }
+    }
+
+    fn example() -> Status {
+        let mut contoso = source("contoso", "healthy", None);
+        contoso.backfill =
+            Some(Snapshot { span_secs: 200, read_secs: 50, blobs: 7, events: 90, ..Snapshot::default() });
+        Status {
+            process: Process {
+                pid: 4242,
+                version: "0.1.0".into(),
+                started: t("2026-05-03T07:00:00Z"),
+                now: t("2026-05-03T10:00:00Z"),
+            },
+            state: "failed".into(),
+            sources: vec![
+                contoso,
+                source("fabrikam", "failed", Some("auth-secret-expired: cannot get a token (hint: make a new secret)")),
+            ],
+            sinks: vec![Sink {
+                name: "file".into(),
+                state: "healthy".into(),
+                reason: None,
+                since: t("2026-05-03T07:00:00Z"),
+                records_per_sec: 3.2,
+                records: 12_345,
+                retries: 0,
+            }],
+            recent: vec![LogLine {
+                time: t("2026-05-03T09:59:00Z"),
+                level: "error".into(),
+                text: "auth-secret-expired: cannot get a token\u{1b}[2J".into(),
+            }],
+        }
+    }
+
+    fn screen(view: &mut View, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, view)).unwrap();
+        let buffer = terminal.backend().buffer().clone();
+        let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
+        (0..height).map(row).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_page_shows_every_stream_and_the_source_in_trouble_first() {
+        let mut view = View { status: example(), trouble: None, scroll: 0 };
+        expect![[r#"
+            m365-audit 0.1.0  pid 4242  up 3 h 0 min  failed  2026-05-03 10:00:00Z
+
+            fabrikam  11111111-2222-3333-4444-555555555555  failed for 60 min
+              auth-secret-expired: cannot get a token (hint: make a new secret)
+              content type                        lag     complete  pending      oldest     expires  events/s      kB/s      events
+              Audit.Exchange                    7 min    6 min ago        2   2 h 1 min      90 min       3.2       4.1       12345
+              120 of 2000 requests a minute, throttled 3 times since the start, not now, 1.2 MB in flight
+
+            contoso  11111111-2222-3333-4444-555555555555  healthy for 60 min
+              content type                        lag     complete  pending      oldest     expires  events/s      kB/s      events
+              Audit.Exchange                    7 min    6 min ago        2   2 h 1 min      90 min       3.2       4.1       12345
+              120 of 2000 requests a minute, throttled 3 times since the start, not now, 1.2 MB in flight
+              back-fill: 25 %, 7 blobs, 90 events
+
+            sink file  healthy for 3 h 0 min, 3.2 records/s, 12345 records, 0 failed writes
+
+            warnings and errors, newest first
+              2026-05-03 09:59:00Z error auth-secret-expired: cannot get a token [2J
+
+            q quit"#]].assert_eq(&screen(&mut view, 120, 20));
+    }
+
+    #[test]
+    fn a_small_terminal_scrolls_to_the_end_and_no_further() {
+        let mut view = View { status: example(), trouble: None, scroll: 0 };
+        let press = |code| Event::Key(KeyEvent::new(code, KeyModifiers::NONE));
+        for _ in 0..20 {
+            assert!(on_event(&mut view, &press(KeyCode::PageDown)));
+        }
+        let shown = screen(&mut view, 120, 6);
+        assert!(shown.contains("auth-secret-expired: cannot get a token"), "{shown}");
+        assert!(view.scroll < 20, "{}", view.scroll);
+        assert!(on_event(&mut view, &press(KeyCode::Home)));
+        assert!(screen(&mut view, 120, 6).starts_with("m365-audit 0.1.0  pid 4242"));
+        assert!(!on_event(&mut view, &press(KeyCode::Char('q'))));
+        assert!(!on_event(&mut view, &Event::Key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL))));
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_said_below_what_was_last_known() {
+        let mut view = View { status: example(), trouble: Some("the process has ended".into()), scroll: 0 };
+        let shown = screen(&mut view, 120, 20);
+        assert!(shown.lines().last().unwrap().starts_with("the process has ended"), "{shown}");
+        assert!(shown.contains("contoso"), "{shown}");
+    }
+
+    #[test]
+    fn nothing_an_error_says_reaches_the_terminal_as_a_command() {
+        assert!(page(&example()).iter().all(|line| !plain(line).chars().any(char::is_control)));
+    }
+}

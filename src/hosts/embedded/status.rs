@@ -1,0 +1,423 @@
+//! How a process fares, in one value: what `status` shows. Read from the metrics the process records, the health its
+//! sources report and the last lines of its log that said something was wrong; nothing is measured twice.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::control::Registry;
+use super::{HealthReport, Standing};
+use crate::clock::Clock;
+use crate::host::Health;
+use crate::metrics;
+use crate::model::Timestamp;
+use crate::source::backfill::Snapshot;
+
+/// Counters are looked at this often.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+/// Rates are over this many samples: a minute.
+const SAMPLES: usize = 13;
+/// Log lines kept.
+const LINES_MAX: usize = 50;
+/// Characters of a log line kept.
+const LINE_CHARS_MAX: usize = 2000;
+
+/// The whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The process.
+    pub process: Process,
+    /// The worst of the sources and sinks.
+    pub state: String,
+    /// The sources.
+    pub sources: Vec<Source>,
+    /// The sinks.
+    pub sinks: Vec<Sink>,
+    /// What was wrong lately, newest last.
+    pub recent: Vec<Line>,
+}
+
+/// The process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// When it was started.
+    pub started: Timestamp,
+    /// Its time.
+    pub now: Timestamp,
+}
+
+/// One source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// Its tenant.
+    pub tenant: String,
+    /// `healthy`, `degraded`, `failed`, or `starting` before it said.
+    pub state: String,
+    /// Why, with the remedy.
+    pub reason: Option<String>,
+    /// Since when.
+    pub since: Option<Timestamp>,
+    /// Requests in the last minute.
+    pub requests_per_minute: f64,
+    /// How many it may make; 0 is no limit.
+    pub requests_per_minute_max: u32,
+    /// Throttled answers in the last minute.
+    pub throttled_per_minute: f64,
+    /// And since the start.
+    pub throttled: u64,
+    /// Microsoft's clock minus this machine's.
+    pub clock_skew_secs: Option<f64>,
+    /// Bytes fetched and not confirmed.
+    pub in_flight_bytes: u64,
+    /// Records the host rejected.
+    pub set_aside: u64,
+    /// Its streams.
+    pub streams: Vec<Stream>,
+    /// The back-fill that runs.
+    pub backfill: Option<Snapshot>,
+}
+
+/// One stream.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stream {
+    /// Its content type.
+    pub content_type: String,
+    /// Everything made available before is settled.
+    pub complete_until: Option<Timestamp>,
+    /// Now minus the newest delivered blob's time.
+    pub lag_secs: Option<f64>,
+    /// Seconds since a listing named something new.
+    pub quiet_secs: Option<f64>,
+    /// Blobs not settled.
+    pub pending: u64,
+    /// Age of the oldest of them.
+    pub oldest_age_secs: Option<f64>,
+    /// Seconds until the first of them is gone.
+    pub expiry_secs: Option<f64>,
+    /// Events delivered since the start.
+    pub events: u64,
+    /// And over the last minute.
+    pub events_per_sec: f64,
+    /// Bytes received over the last minute.
+    pub bytes_per_sec: f64,
+    /// Gaps declared since the start.
+    pub gaps: u64,
+    /// Blobs lost since the start.
+    pub lost: u64,
+}
+
+/// One sink.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sink {
+    /// Its name.
+    pub name: String,
+    /// `healthy`, `degraded` or `failed`.
+    pub state: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+    /// Records confirmed over the last minute.
+    pub records_per_sec: f64,
+    /// Records confirmed since the start.
+    pub records: u64,
+    /// Failed writes since the start.
+    pub retries: u64,
+}
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// When.
+    pub time: Timestamp,
+    /// `warn` or `error`.
+    pub level: String,
+    /// What it said.
+    pub text: String,
+}
+
+/// The last lines of the log that said something was wrong. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Recent(Arc<Mutex<VecDeque<Line>>>);
+
+impl Recent {
+    /// Takes a line.
+    pub fn push(&self, mut line: Line) {
+        if let Some((end, _)) = line.text.char_indices().nth(LINE_CHARS_MAX) {
+            line.text.truncate(end);
+        }
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Said again: the newest counts.
+        lines.retain(|known| known.text != line.text);
+        if lines.len() >= LINES_MAX {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+
+    /// The lines, newest last.
+    pub fn lines(&self) -> Vec<Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// The samples of one look at the metrics: name and the labels that count, summed over the others.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Sample(HashMap<(String, String, String), f64>);
+
+impl Sample {
+    /// Reads Prometheus text as our own recorder writes it.
+    fn parse(text: &str) -> Self {
+        let mut sample = Sample::default();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((series, value)) = line.rsplit_once(' ') else { continue };
+            let Ok(value) = value.parse::<f64>() else { continue };
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let label = |wanted: &str| {
+                let at = labels.find(&format!("{wanted}=\"")).filter(|at| *at == 0 || labels[..*at].ends_with(','))?;
+                labels.get(at + wanted.len() + 2..)?.split('"').next().map(str::to_owned)
+            };
+            let owner = label("tenant").or_else(|| label("sink")).unwrap_or_default();
+            let part = label("content_type").or_else(|| label("state")).unwrap_or_default();
+            *sample.0.entry((name.to_owned(), owner.clone(), part)).or_default() += value;
+            if name == metrics::BLOBS_TOTAL
+                && let (Some(content_type), Some("lost")) = (label("content_type"), label("state").as_deref())
+            {
+                *sample.0.entry((LOST.to_owned(), owner, content_type)).or_default() += value;
+            }
+        }
+        sample
+    }
+
+    fn get(&self, name: &str, owner: &str, part: &str) -> Option<f64> {
+        self.0.get(&(name.to_owned(), owner.to_owned(), part.to_owned())).copied()
+    }
+
+    /// Summed over the parts.
+    fn sum(&self, name: &str, owner: &str) -> f64 {
+        self.0.iter().filter(|((n, o, _), _)| n == name && o == owner).map(|(_, value)| value).sum()
+    }
+}
+
+/// Blobs in state `lost`, by content type.
+const LOST: &str = "lost";
+
+/// Looks at the process's metrics and keeps a minute of them.
+pub struct Monitor {
+    recorder: PrometheusHandle,
+    report: watch::Receiver<HealthReport>,
+    recent: Recent,
+    clock: Arc<dyn Clock>,
+    started: Timestamp,
+    samples: Mutex<VecDeque<(Duration, Sample)>>,
+}
+
+impl Monitor {
+    /// A monitor that has seen nothing yet.
+    pub fn new(
+        recorder: PrometheusHandle,
+        report: watch::Receiver<HealthReport>,
+        recent: Recent,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let started = clock.now();
+        let monitor = Self { recorder, report, recent, clock, started, samples: Mutex::default() };
+        monitor.sample();
+        monitor
+    }
+
+    /// Looks once; called every [`SAMPLE_EVERY`].
+    pub fn sample(&self) {
+        self.recorder.run_upkeep();
+        let sample = Sample::parse(&self.recorder.render());
+        let mut samples = self.lock();
+        if samples.len() >= SAMPLES {
+            samples.pop_front();
+        }
+        samples.push_back((self.clock.monotonic(), sample));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Duration, Sample)>> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How everything fares now.
+    pub fn status(&self, registry: &Registry) -> Status {
+        let now = Sample::parse(&self.recorder.render());
+        let (since, before) = self.lock().front().cloned().unwrap_or_default();
+        let seconds = self.clock.monotonic().saturating_sub(since).as_secs_f64();
+        let view = View { now: &now, before: &before, seconds };
+        let report = self.report.borrow().clone();
+        let sources: Vec<Source> = registry
+            .entries()
+            .into_iter()
+            .map(|(name, entry)| {
+                let tenant = entry.tenant.to_string();
+                let streams = entry.content_types.iter().map(|t| view.stream(&tenant, t.as_str())).collect();
+                let standing = report.sources.get(&name);
+                let (state, reason) = standing.map_or(("starting", None), words);
+                Source {
+                    state: state.into(),
+                    reason,
+                    since: standing.map(|s| s.since),
+                    requests_per_minute: view.rate_of_sum(metrics::REQUESTS_TOTAL, &tenant) * 60.0,
+                    requests_per_minute_max: entry.max_requests_per_minute,
+                    throttled_per_minute: view.rate_of_sum(metrics::THROTTLED_TOTAL, &tenant) * 60.0,
+                    throttled: now.sum(metrics::THROTTLED_TOTAL, &tenant) as u64,
+                    clock_skew_secs: now.get(metrics::CLOCK_SKEW_SECONDS, &tenant, ""),
+                    in_flight_bytes: now.sum(metrics::IN_FLIGHT_BYTES, &tenant) as u64,
+                    set_aside: now.sum(metrics::SET_ASIDE_RECORDS, &tenant) as u64,
+                    streams,
+                    backfill: entry.backfill.map(|progress| progress.snapshot()),
+                    name,
+                    tenant,
+                }
+            })
+            .collect();
+        let sinks: Vec<Sink> = report
+            .sinks
+            .iter()
+            .map(|(name, standing)| {
+                let (state, reason) = words(standing);
+                Sink {
+                    name: name.clone(),
+                    state: state.into(),
+                    reason,
+                    since: standing.since,
+                    records_per_sec: view.rate_of_sum(metrics::SINK_RECORDS_TOTAL, name),
+                    records: now.sum(metrics::SINK_RECORDS_TOTAL, name) as u64,
+                    retries: now.sum(metrics::SINK_RETRIES_TOTAL, name) as u64,
+                }
+            })
+            .collect();
+        let states = || sources.iter().map(|s| &s.state).chain(sinks.iter().map(|s| &s.state));
+        let state = if sources.iter().any(|s| s.state == "failed") {
+            "failed"
+        } else if states().any(|s| s == "degraded" || s == "failed") {
+            "degraded"
+        } else {
+            "healthy"
+        };
+        Status {
+            process: Process {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                started: self.started,
+                now: self.clock.now(),
+            },
+            state: state.into(),
+            sources,
+            sinks,
+            recent: self.recent.lines(),
+        }
+    }
+}
+
+fn words(standing: &Standing) -> (&'static str, Option<String>) {
+    match &standing.health {
+        Health::Healthy => ("healthy", None),
+        Health::Degraded { why, .. } => ("degraded", Some(why.clone())),
+        Health::Failed { why } => ("failed", Some(why.clone())),
+    }
+}
+
+/// Two looks at the metrics.
+struct View<'a> {
+    now: &'a Sample,
+    before: &'a Sample,
+    seconds: f64,
+}
+
+impl View<'_> {
+    fn per_second(&self, now: f64, before: f64) -> f64 {
+        // A counter that went back belongs to another life of its source.
+        if self.seconds < 0.5 { 0.0 } else { (now - before).max(0.0) / self.seconds }
+    }
+
+    fn rate_of_sum(&self, name: &str, owner: &str) -> f64 {
+        self.per_second(self.now.sum(name, owner), self.before.sum(name, owner))
+    }
+
+    fn rate(&self, name: &str, owner: &str, part: &str) -> f64 {
+        let of = |sample: &Sample| sample.get(name, owner, part).unwrap_or_default();
+        self.per_second(of(self.now), of(self.before))
+    }
+
+    fn stream(&self, tenant: &str, content_type: &str) -> Stream {
+        let get = |name| self.now.get(name, tenant, content_type);
+        let count = |name| get(name).unwrap_or_default() as u64;
+        let pending = count(metrics::BLOBS_PENDING);
+        // The gauges of the oldest blob keep their last value when none is left.
+        let of_pending = |name| get(name).filter(|_| pending > 0);
+        let complete =
+            get(metrics::CHECKPOINT_TIMESTAMP_SECONDS).and_then(|secs| Timestamp::from_second(secs as i64).ok());
+        Stream {
+            content_type: content_type.into(),
+            complete_until: complete,
+            lag_secs: get(metrics::LAG_SECONDS),
+            quiet_secs: get(metrics::SECONDS_SINCE_CONTENT),
+            pending,
+            oldest_age_secs: of_pending(metrics::OLDEST_BLOB_AGE_SECONDS),
+            expiry_secs: of_pending(metrics::OLDEST_BLOB_EXPIRY_SECONDS),
+            events: count(metrics::EVENTS_TOTAL),
+            events_per_sec: self.rate(metrics::EVENTS_TOTAL, tenant, content_type),
+            bytes_per_sec: self.rate(metrics::RECEIVED_BYTES_TOTAL, tenant, content_type),
+            gaps: count(metrics::GAPS_TOTAL),
+            lost: count(LOST),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+# TYPE m365_audit_events_total counter
+m365_audit_events_total{tenant=\"t1\",content_type=\"Audit.Exchange\"} 120
+m365_audit_blobs_total{tenant=\"t1\",content_type=\"Audit.Exchange\",state=\"listed\"} 9
+m365_audit_blobs_total{tenant=\"t1\",content_type=\"Audit.Exchange\",state=\"lost\"} 2
+m365_audit_blobs_pending{tenant=\"t1\",content_type=\"Audit.Exchange\"} 0
+m365_audit_oldest_unsettled_blob_expiry_seconds{tenant=\"t1\",content_type=\"Audit.Exchange\"} 300
+m365_audit_requests_total{tenant=\"t1\",endpoint=\"list_content\",status=\"200\"} 3
+m365_audit_requests_total{tenant=\"t1\",endpoint=\"fetch_blob\",status=\"200\"} 7
+m365_audit_checkpoint_timestamp_seconds{tenant=\"t1\",content_type=\"Audit.Exchange\"} 1.777e9
+m365_audit_sink_records_total{sink=\"out\"} 60
+";
+
+    #[test]
+    fn a_stream_is_read_from_the_metrics_text() {
+        let now = Sample::parse(TEXT);
+        let before = Sample::parse("m365_audit_events_total{tenant=\"t1\",content_type=\"Audit.Exchange\"} 60\n");
+        let view = View { now: &now, before: &before, seconds: 30.0 };
+        let stream = view.stream("t1", "Audit.Exchange");
+        assert_eq!((stream.events, stream.events_per_sec, stream.lost), (120, 2.0, 2));
+        assert_eq!(stream.expiry_secs, None, "nothing is pending");
+        assert_eq!(stream.complete_until, Timestamp::from_second(1_777_000_000).ok());
+        assert_eq!(view.rate_of_sum(metrics::REQUESTS_TOTAL, "t1"), 10.0 / 30.0);
+        assert_eq!(now.sum(metrics::SINK_RECORDS_TOTAL, "out"), 60.0);
+        assert_eq!(view.stream("t2", "Audit.Exchange").events, 0);
+    }
+
+    #[test]
+    fn a_line_said_again_is_kept_once_and_the_oldest_go() {
+        let recent = Recent::default();
+        let line = |n: usize| Line { time: Timestamp::UNIX_EPOCH, level: "warn".into(), text: format!("line {n}") };
+        for n in 0..60 {
+            recent.push(line(n % 55));
+        }
+        let lines = recent.lines();
+        assert_eq!(lines.len(), LINES_MAX);
+        assert_eq!(lines.last().unwrap().text, "line 4");
+    }
+}

@@ -1,0 +1,917 @@
+//! A range read again beside the loop, or alone: what became available between two times, through or around duplicate
+//! removal.
+//!
+//! A back-fill moves no position, marks no blob and starts no subscription: the checkpoint is the loop's. It shares
+//! the loop's keys of delivered events and its claims, so neither delivers what the other has on its way; its calls
+//! wait for a share of the quota before they wait for their turn. Its own position is the list of intervals still to
+//! be read, written when all blobs of one are settled, so a back-fill that is killed goes on where it was.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::fetch::{Backfilling, FetchContext, Job, Outcome};
+use super::health::Board;
+use super::listing::backoff;
+use super::tenant::{TenantParts, fetch_context, open_ledger};
+use super::{ServerTime, SourceError};
+use crate::api::{Action, ApiError};
+use crate::checkpoint::format::{self, FORMAT, Keys, StoredBackfill};
+use crate::checkpoint::key_set::Key;
+use crate::checkpoint::ledger::{Change, Opened};
+use crate::checkpoint::server_clock::ServerClock;
+use crate::host::StateError;
+use crate::model::{Actionable, BlobRef, ContentType, Timestamp, Window};
+use crate::plan;
+
+/// Blobs under way at once: enough to use half the quota at a second's latency.
+const BLOBS_AT_ONCE: usize = 16;
+/// A listing or blob that failed this often is left for the next attempt.
+const ATTEMPTS_MAX: u32 = 10;
+const DELAY_MIN: Duration = Duration::from_millis(500);
+const DELAY_MAX: Duration = Duration::from_secs(20);
+/// Pages followed in one window before it is listed in halves.
+const PAGES_MAX: u32 = 1000;
+/// A range is cut into about so many windows for each content type: each is a step of its position.
+const STEPS: i32 = 24;
+const STEP_MIN: SignedDuration = SignedDuration::from_mins(15);
+const STEP_MAX: SignedDuration = SignedDuration::from_hours(4);
+/// A range that begins at most this long before what is listable begins there: `--from` a week ago is meant so.
+const EARLY_MAX: SignedDuration = SignedDuration::from_mins(10);
+/// Its position is written at most this often.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// A stop waits this long for what is in flight.
+const STOP_GRACE: Duration = Duration::from_secs(8);
+/// Reasons kept of what was left.
+const REASONS_MAX: usize = 20;
+/// Questions waiting at a desk.
+const QUEUED_MAX: usize = 4;
+
+/// What to read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// A range. One that is the same as an unfinished one goes on.
+    Range {
+        /// Made available from here on.
+        from: Timestamp,
+        /// Until here (exclusive); Microsoft's now when absent.
+        to: Option<Timestamp>,
+        /// Only these content types; all of the source's when empty.
+        content_types: Vec<String>,
+        /// Deliver again what was delivered already.
+        again: bool,
+    },
+    /// Go on with the one that is not done.
+    Resume,
+    /// Give up the one that is not done.
+    Discard,
+}
+
+/// How far a back-fill has come; shared with those who fetch.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Blobs listed.
+    pub found: AtomicU64,
+    /// Blobs settled.
+    pub blobs: AtomicU64,
+    /// Events delivered.
+    pub events: AtomicU64,
+    /// Events that were delivered before.
+    pub duplicates: AtomicU64,
+    /// Bytes received.
+    pub bytes: AtomicU64,
+    /// Listings and blobs asked for.
+    pub requests: AtomicU64,
+    span_secs: AtomicU64,
+    read_secs: AtomicU64,
+    quota: AtomicU64,
+}
+
+/// [`Progress`] at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Blobs listed.
+    pub found: u64,
+    /// Blobs settled.
+    pub blobs: u64,
+    /// Events delivered.
+    pub events: u64,
+    /// Events that were delivered before and not sent again.
+    pub duplicates: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Listings and blobs asked for.
+    pub requests: u64,
+    /// Summed length of the intervals to read, over the content types.
+    pub span_secs: u64,
+    /// Of that, read.
+    pub read_secs: u64,
+    /// Requests a minute it may make; 0 is no limit.
+    pub requests_per_minute_max: u64,
+}
+
+impl Progress {
+    /// The numbers now.
+    pub fn snapshot(&self) -> Snapshot {
+        let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Snapshot {
+            found: of(&self.found),
+            blobs: of(&self.blobs),
+            events: of(&self.events),
+            duplicates: of(&self.duplicates),
+            bytes: of(&self.bytes),
+            requests: of(&self.requests),
+            span_secs: of(&self.span_secs),
+            read_secs: of(&self.read_secs),
+            requests_per_minute_max: of(&self.quota),
+        }
+    }
+}
+
+/// How a back-fill ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The numbers at the end.
+    pub progress: Snapshot,
+    /// It was stopped before its end; the same command goes on.
+    pub interrupted: bool,
+    /// What could not be read now, with reasons; the same command tries it again.
+    pub left: Vec<String>,
+    /// Content types and intervals that Microsoft stopped listing before they could be read.
+    pub gone: Vec<String>,
+}
+
+/// Why a back-fill does not begin, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BackfillError {
+    /// Nothing lies in the range.
+    #[error("nothing lies between `{from}` and `{to}`: the range must begin before it ends, and before now")]
+    Range {
+        /// Its beginning.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+    },
+    /// Microsoft lists nothing that old.
+    #[error(
+        "cannot read from `{from}` on: Microsoft keeps seven days, the oldest content still listed is of `{oldest}`"
+    )]
+    TooOld {
+        /// Asked for.
+        from: Timestamp,
+        /// What is still there.
+        oldest: Timestamp,
+    },
+    /// The source does not read this content type.
+    #[error("the source does not read `{0}`")]
+    TypeNotRead(String),
+    /// Another range is not done.
+    #[error("the back-fill from `{from}` to `{to}` is not done")]
+    Unfinished {
+        /// Its beginning.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+    },
+    /// There is none to go on with.
+    #[error("there is no unfinished back-fill")]
+    Nothing,
+    /// One is running.
+    #[error("a back-fill of this source is running")]
+    Busy,
+    /// The source ended meanwhile.
+    #[error("the source has ended")]
+    SourceEnded,
+    /// The state, or signing in.
+    #[error("{0}")]
+    Source(#[from] SourceError),
+}
+
+impl Actionable for BackfillError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::Range { .. } => "backfill-range",
+            Self::TooOld { .. } => "backfill-too-old",
+            Self::TypeNotRead(_) => "backfill-type-not-read",
+            Self::Unfinished { .. } => "backfill-unfinished",
+            Self::Nothing => "backfill-none",
+            Self::Busy => "backfill-busy",
+            Self::SourceEnded => "backfill-source-ended",
+            Self::Source(error) => error.slug(),
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Range { .. } => {
+                "give --from and --to in UTC, as in 2026-05-01T00:00:00Z, or as ages: --from 3d --to 12h".into()
+            }
+            Self::TooOld { oldest, .. } => format!(
+                "use --from {oldest} or later; what is older can only be exported from Purview's audit search and turned into records with `m365-audit normalize`"
+            ),
+            Self::TypeNotRead(_) => "add it to `content_types` of the source, or leave --content-type out".into(),
+            Self::Unfinished { .. } => {
+                "go on with it by --resume, or give it up by --discard, then ask for the other range".into()
+            }
+            Self::Nothing => "give a range with --from".into(),
+            Self::Busy => "wait until it is done, or stop it where it was started; `m365-audit status` shows it".into(),
+            Self::SourceEnded => "run the same command again: it goes on where it was".into(),
+            Self::Source(error) => error.hint(),
+        }
+    }
+}
+
+impl From<StateError> for Stop {
+    fn from(error: StateError) -> Self {
+        Self::State(error)
+    }
+}
+
+/// One question at a desk.
+pub struct Asked {
+    /// What to read.
+    pub ask: Ask,
+    /// Told the numbers once it begins.
+    pub begun: oneshot::Sender<Arc<Progress>>,
+    /// Stops it.
+    pub stop: CancellationToken,
+    /// Told how it ended.
+    pub answer: oneshot::Sender<Result<Ended, BackfillError>>,
+}
+
+/// Where a running source takes questions.
+pub struct Desk(mpsc::Receiver<Asked>);
+
+/// Where questions are handed in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Counter(mpsc::Sender<Asked>);
+
+impl Counter {
+    /// Hands a question in.
+    ///
+    /// # Errors
+    /// The source has ended, or questions queue up.
+    pub fn hand_in(&self, asked: Asked) -> Result<(), BackfillError> {
+        self.0.try_send(asked).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => BackfillError::Busy,
+            mpsc::error::TrySendError::Closed(_) => BackfillError::SourceEnded,
+        })
+    }
+}
+
+/// A desk and its counter.
+pub fn desk() -> (Counter, Desk) {
+    let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+    (Counter(sender), Desk(receiver))
+}
+
+/// What a back-fill reads with: the machinery of one tenant.
+#[derive(Clone)]
+pub struct Reader {
+    context: FetchContext,
+    content_types: Vec<ContentType>,
+    server: ServerTime,
+    max_requests_per_minute: u32,
+}
+
+impl Reader {
+    /// A reader on at most half the quota.
+    pub fn new(parts: &TenantParts, context: &FetchContext) -> Self {
+        let max = parts.max_requests_per_minute;
+        // Half of one is one: it shares the whole quota then, which is kept all the same. 0 is no limit.
+        let half = if max == 0 { 0 } else { (max / 2).max(1) };
+        Self {
+            context: FetchContext { api: context.api.with_share(half), ..context.clone() },
+            content_types: parts.content_types.clone(),
+            server: parts.server.clone(),
+            max_requests_per_minute: half,
+        }
+    }
+
+    async fn unfinished(&self) -> Result<Option<StoredBackfill>, BackfillError> {
+        let key = Keys::of(&self.context.tenant).backfill(&self.context.source);
+        let state = |source| SourceError::State { tenant: self.context.tenant.clone(), source };
+        let stored = self.context.store.load(&key).await.map_err(state)?;
+        Ok(stored.map(|(bytes, _)| format::decode(&key, &bytes)).transpose().map_err(state)?)
+    }
+
+    async fn save(&self, backfill: Option<StoredBackfill>) -> Result<(), StateError> {
+        let change = Change { backfill: Some((self.context.source.clone(), backfill)), ..Change::default() };
+        self.context.ledger.commit(change).await
+    }
+
+    /// What is to be read, stored.
+    async fn begin(&self, ask: Ask) -> Result<StoredBackfill, BackfillError> {
+        let unfinished = self.unfinished().await?;
+        let Ask::Range { from, to, content_types, again } = ask else {
+            return unfinished.ok_or(BackfillError::Nothing);
+        };
+        let types = self.chosen(&content_types)?;
+        if let Some(known) = unfinished {
+            let same_types = known.remaining.keys().all(|t| types.iter().any(|c| c.as_str() == t));
+            let same_end = to.is_none_or(|to| to == known.to);
+            if known.from == from && same_end && known.again == again && same_types {
+                return Ok(known);
+            }
+            return Err(BackfillError::Unfinished { from: known.from, to: known.to });
+        }
+        let now = self.server.for_requests();
+        let (begins, ends) = range(from, to, now)?;
+        let remaining = types.iter().map(|t| (t.as_str().to_owned(), vec![(begins, ends)])).collect();
+        let salt = format!("{:016x}", fastrand::u64(..));
+        let started = self.context.clock.now();
+        // What was asked for, not what is listable now: the same command is to be recognised.
+        let stored = StoredBackfill { format: FORMAT, from, to: to.unwrap_or(ends), again, salt, started, remaining };
+        let state = |source| SourceError::State { tenant: self.context.tenant.clone(), source };
+        self.save(Some(stored.clone())).await.map_err(state)?;
+        Ok(stored)
+    }
+
+    fn chosen(&self, names: &[String]) -> Result<Vec<ContentType>, BackfillError> {
+        if names.is_empty() {
+            return Ok(self.content_types.clone());
+        }
+        let known = |name: &String| self.content_types.iter().copied().find(|t| t.as_str() == name);
+        names.iter().map(|name| known(name).ok_or_else(|| BackfillError::TypeNotRead(name.clone()))).collect()
+    }
+
+    async fn run(&self, asked: Asked) {
+        let Asked { ask, begun, stop, answer } = asked;
+        let result = async {
+            if ask == Ask::Discard {
+                self.unfinished().await?.ok_or(BackfillError::Nothing)?;
+                let state = |source| SourceError::State { tenant: self.context.tenant.clone(), source };
+                self.save(None).await.map_err(state)?;
+                return Ok(Ended::default());
+            }
+            let stored = self.begin(ask).await?;
+            let progress = Arc::new(Progress::default());
+            let _ = begun.send(progress.clone());
+            Work::new(self, stored, progress).run(&stop).await
+        }
+        .await;
+        if let Ok(ended) = &result {
+            tracing::info!(
+                source = %self.context.source, tenant = %self.context.tenant, blobs = ended.progress.blobs, events = ended.progress.events,
+                left = ended.left.len(), interrupted = ended.interrupted, "back-fill ended"
+            );
+        }
+        let _ = answer.send(result);
+    }
+}
+
+/// The range to read at `now`.
+fn range(from: Timestamp, to: Option<Timestamp>, now: Timestamp) -> Result<(Timestamp, Timestamp), BackfillError> {
+    let end = plan::floor_to_second(to.map_or(now, |to| to.min(now)));
+    let start = plan::floor_to_second(from);
+    let oldest = plan::floor_to_second(plan::earliest_listable(now)) + SignedDuration::from_secs(1);
+    if start >= end {
+        return Err(BackfillError::Range { from, to: to.unwrap_or(now) });
+    }
+    if start < oldest && oldest.duration_since(start) > EARLY_MAX {
+        return Err(BackfillError::TooOld { from, oldest });
+    }
+    let start = start.max(oldest);
+    if start >= end {
+        return Err(BackfillError::TooOld { from, oldest });
+    }
+    Ok((start, end))
+}
+
+/// Answers questions one after another for as long as it is polled; never ends.
+pub async fn serve(desk: Option<Desk>, reader: Reader) {
+    let Some(Desk(mut asks)) = desk else { return std::future::pending().await };
+    while let Some(asked) = asks.recv().await {
+        let mut work = std::pin::pin!(reader.run(asked));
+        loop {
+            tokio::select! {
+                () = &mut work => break,
+                Some(other) = asks.recv() => {
+                    let _ = other.answer.send(Err(BackfillError::Busy));
+                }
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// One back-fill without the loop, in a process of its own.
+///
+/// # Errors
+/// As [`Reader::run`] gives them, and when the state cannot be opened or Microsoft cannot be asked.
+pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillError> {
+    let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+    // Like a single pass: what is wrong is said, not waited for.
+    let parts = TenantParts { once: true, ..parts };
+    let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else { return Err(BackfillError::SourceEnded) };
+    let Opened { ledger, handle, tenant, events, .. } = opened;
+    parts.server.reset(ServerClock::not_before(tenant.server_time));
+    let writer = tokio::spawn(ledger.run());
+    let (answer, mut answered) = oneshot::channel();
+    {
+        if asked.ask != Ask::Discard {
+            // Signs in, and tells Microsoft's time.
+            parts.api.list_subscriptions().await.map_err(|error| SourceError::Api { source: Box::new(error) })?;
+        }
+        let context = fetch_context(&parts, &board, handle, events, &CancellationToken::new());
+        let reader = Reader::new(&parts, &context);
+        drop(context);
+        reader.run(Asked { answer, ..asked }).await;
+    }
+    // Every handle is gone: the writer ends when it has written what it was given.
+    match writer.await {
+        Ok(Err(source)) => return Err(SourceError::State { tenant: parts.tenant, source }.into()),
+        Ok(Ok(())) => {}
+        Err(error) => return Err(SourceError::Internal(error.to_string()).into()),
+    }
+    answered.try_recv().unwrap_or(Err(BackfillError::SourceEnded))
+}
+
+/// Why the work ends before its end.
+enum Stop {
+    Asked,
+    State(StateError),
+}
+
+/// A window under way.
+struct Step {
+    content_type: ContentType,
+    window: Window,
+    /// Blobs of it not settled.
+    open: usize,
+    /// Its last page was read.
+    listed: bool,
+    /// Something of it was left.
+    failed: bool,
+}
+
+struct Settled {
+    step: u64,
+    result: Result<(), Failed>,
+}
+
+enum Failed {
+    Stopped,
+    State(StateError),
+    Left(String),
+}
+
+struct Work<'a> {
+    reader: &'a Reader,
+    context: FetchContext,
+    stop: CancellationToken,
+    stored: StoredBackfill,
+    progress: Arc<Progress>,
+    queue: VecDeque<(ContentType, Window)>,
+    steps: HashMap<u64, Step>,
+    next_step: u64,
+    /// What is not read yet, by content type.
+    remaining: BTreeMap<ContentType, Vec<Window>>,
+    tasks: JoinSet<Settled>,
+    dirty: bool,
+    saved_at: Duration,
+    left: Vec<String>,
+    gone: Vec<String>,
+    /// Content types that cannot be listed now.
+    closed: HashSet<ContentType>,
+}
+
+impl<'a> Work<'a> {
+    fn new(reader: &'a Reader, stored: StoredBackfill, progress: Arc<Progress>) -> Self {
+        let again: Option<Arc<str>> = stored.again.then(|| stored.salt.as_str().into());
+        // Stopped with the source, or by whoever asked.
+        let token = reader.context.stop.child_token();
+        let context = FetchContext {
+            stop: token.clone(),
+            backfill: Some(Backfilling { progress: progress.clone(), again }),
+            ..reader.context.clone()
+        };
+        let step = stored.to.duration_since(stored.from) / STEPS;
+        let step = SignedDuration::from_secs(step.as_secs()).clamp(STEP_MIN, STEP_MAX);
+        let mut queue = Vec::new();
+        let mut remaining: BTreeMap<ContentType, Vec<Window>> = BTreeMap::new();
+        let mut span = 0;
+        for (name, intervals) in &stored.remaining {
+            // A type that is configured no more stays in the state and is said at the end.
+            let Ok(content_type) = name.parse::<ContentType>() else { continue };
+            for (start, end) in intervals {
+                let mut upper = *end;
+                while upper > *start {
+                    let lower = upper.checked_sub(step).unwrap_or(*start).max(*start);
+                    let window = Window { start: lower, end: upper };
+                    span += seconds(window);
+                    queue.push((content_type, window));
+                    remaining.entry(content_type).or_default().push(window);
+                    upper = lower;
+                }
+            }
+        }
+        // Newest first, DLP before the others at each step, as in a first pass.
+        queue.sort_by_key(|(content_type, window)| (std::cmp::Reverse(window.end), *content_type != ContentType::Dlp));
+        progress.span_secs.store(span, Ordering::Relaxed);
+        progress.quota.store(u64::from(reader.max_requests_per_minute), Ordering::Relaxed);
+        Self {
+            reader,
+            stop: token,
+            context,
+            stored,
+            progress,
+            queue: queue.into(),
+            steps: HashMap::new(),
+            next_step: 0,
+            remaining,
+            tasks: JoinSet::new(),
+            dirty: false,
+            saved_at: Duration::ZERO,
+            left: Vec::new(),
+            gone: Vec::new(),
+            closed: HashSet::new(),
+        }
+    }
+
+    async fn run(mut self, asked: &CancellationToken) -> Result<Ended, BackfillError> {
+        let worked = tokio::select! {
+            worked = self.work() => worked,
+            () = asked.cancelled() => Err(Stop::Asked),
+        };
+        self.stop.cancel();
+        let interrupted = match worked {
+            Ok(()) => false,
+            Err(Stop::Asked) => true,
+            Err(Stop::State(error)) => return Err(self.state(error)),
+        };
+        // What is under way ends by itself, settled or stopped, unless the host does not answer.
+        let grace = self.context.clock.sleep(STOP_GRACE);
+        tokio::pin!(grace);
+        loop {
+            tokio::select! {
+                done = self.tasks.join_next() => match done {
+                    None => break,
+                    Some(Ok(done)) => if let Err(Stop::State(error)) = self.on_settled(done) {
+                        return Err(self.state(error));
+                    },
+                    Some(Err(_)) => {}
+                },
+                () = &mut grace => break,
+            }
+        }
+        let done = self.remaining.values().all(Vec::is_empty);
+        let position = (!done).then(|| self.position());
+        self.reader.save(position).await.map_err(|error| self.state(error))?;
+        self.note_requests();
+        Ok(Ended {
+            progress: self.progress.snapshot(),
+            interrupted: interrupted && !done,
+            left: self.left,
+            gone: self.gone,
+        })
+    }
+
+    fn state(&self, source: StateError) -> BackfillError {
+        SourceError::State { tenant: self.context.tenant.clone(), source }.into()
+    }
+
+    async fn work(&mut self) -> Result<(), Stop> {
+        while let Some((content_type, window)) = self.queue.pop_front() {
+            if self.closed.contains(&content_type) {
+                continue;
+            }
+            self.list(content_type, window).await?;
+            self.save_if_due().await?;
+        }
+        while !self.tasks.is_empty() {
+            self.one_settled().await?;
+            self.save_if_due().await?;
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self, content_type: ContentType, whole: Window) -> Result<(), Stop> {
+        let id = self.next_step;
+        self.next_step += 1;
+        self.steps.insert(id, Step { content_type, window: whole, open: 0, listed: false, failed: false });
+        let mut window = whole;
+        let mut page = None;
+        let mut pages = 0;
+        let mut visited = HashSet::new();
+        let mut failures = 0;
+        loop {
+            self.room().await?;
+            let listed = tokio::select! {
+                listed = self.context.api.list_content(content_type, window, page.as_ref()) => listed,
+                () = self.stop.cancelled() => return Err(Stop::Asked),
+            };
+            self.note_requests();
+            let why = match listed {
+                Ok(listed) => {
+                    for blob in listed.blobs {
+                        self.fetch(id, blob).await?;
+                    }
+                    pages += 1;
+                    match listed.next {
+                        None if listed.skipped.is_empty() => break,
+                        None => "the listing holds an item that cannot be read".to_owned(),
+                        Some(next) if pages < PAGES_MAX && visited.insert(next.as_str().to_owned()) => {
+                            page = Some(next);
+                            failures = 0;
+                            continue;
+                        }
+                        Some(_) if pages >= PAGES_MAX && plan::halves(window).is_some() => {
+                            // Too many pages for one listing: in halves, as windows of their own.
+                            for half in plan::halves(whole).into_iter().flatten() {
+                                self.queue.push_front((content_type, half));
+                                self.remaining.entry(content_type).or_default().push(half);
+                            }
+                            self.remaining.entry(content_type).or_default().retain(|known| *known != whole);
+                            self.steps.remove(&id);
+                            return Ok(());
+                        }
+                        Some(_) => "the listing's next page is one it has shown already".to_owned(),
+                    }
+                }
+                Err(error) => match self.refused(content_type, &mut window, &error) {
+                    Refused::Again => error.to_string(),
+                    Refused::Wait => {
+                        self.pause(Duration::from_millis(100)).await?;
+                        continue;
+                    }
+                    Refused::Gone => break,
+                    Refused::Closed => {
+                        self.give_up(id, format!("{}: {error} (hint: {})", error.slug(), error.hint()));
+                        self.closed.insert(content_type);
+                        return Ok(());
+                    }
+                },
+            };
+            failures += 1;
+            if failures >= ATTEMPTS_MAX {
+                self.give_up(
+                    id,
+                    format!("cannot list `{content_type}` from {} to {}: {why}", window.start, window.end),
+                );
+                return Ok(());
+            }
+            (page, pages) = (None, 0);
+            visited.clear();
+            self.pause(backoff(failures, DELAY_MIN, DELAY_MAX)).await?;
+        }
+        if let Some(step) = self.steps.get_mut(&id) {
+            step.listed = true;
+        }
+        self.complete(id);
+        Ok(())
+    }
+
+    /// What an error of a listing means for its window.
+    fn refused(&mut self, content_type: ContentType, window: &mut Window, error: &ApiError) -> Refused {
+        match error.action() {
+            // The client pauses the whole tenant.
+            Action::Throttled { .. } => Refused::Wait,
+            Action::RecomputeWindow => {
+                let oldest = plan::floor_to_second(plan::earliest_listable(self.reader.server.for_requests()));
+                if window.start >= oldest {
+                    return Refused::Again;
+                }
+                let gone = Window { start: window.start, end: oldest.min(window.end) };
+                self.gone.push(format!("{content_type} from {} to {}", gone.start, gone.end));
+                window.start = gone.end;
+                if window.start >= window.end { Refused::Gone } else { Refused::Again }
+            }
+            Action::ParkType | Action::SlowRetryTenant | Action::StartSubscription => Refused::Closed,
+            _ => Refused::Again,
+        }
+    }
+
+    async fn fetch(&mut self, step: u64, blob: BlobRef) -> Result<(), Stop> {
+        self.room().await?;
+        self.progress.found.fetch_add(1, Ordering::Relaxed);
+        if let Some(step) = self.steps.get_mut(&step) {
+            step.open += 1;
+        }
+        let context = self.context.clone();
+        self.tasks.spawn(async move { Settled { step, result: settle(context, blob).await } });
+        Ok(())
+    }
+
+    /// Waits until another blob may be fetched.
+    async fn room(&mut self) -> Result<(), Stop> {
+        while self.tasks.len() >= BLOBS_AT_ONCE {
+            self.one_settled().await?;
+        }
+        if self.stop.is_cancelled() { Err(Stop::Asked) } else { Ok(()) }
+    }
+
+    async fn one_settled(&mut self) -> Result<(), Stop> {
+        let done = tokio::select! {
+            done = self.tasks.join_next() => done,
+            () = self.stop.cancelled() => return Err(Stop::Asked),
+        };
+        match done {
+            Some(Ok(done)) => self.on_settled(done),
+            // A task that panicked is a bug: its window stays to be read.
+            Some(Err(error)) => {
+                self.note_left(format!("internal: {error}"));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn on_settled(&mut self, done: Settled) -> Result<(), Stop> {
+        self.note_requests();
+        let failed = match done.result {
+            Ok(()) => {
+                self.progress.blobs.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            Err(Failed::State(error)) => return Err(Stop::State(error)),
+            Err(Failed::Stopped) => Some(None),
+            Err(Failed::Left(why)) => Some(Some(why)),
+        };
+        if let Some(step) = self.steps.get_mut(&done.step) {
+            step.open = step.open.saturating_sub(1);
+            step.failed |= failed.is_some();
+        }
+        if let Some(Some(why)) = failed {
+            self.note_left(why);
+        }
+        self.complete(done.step);
+        Ok(())
+    }
+
+    /// Takes a window out of what remains once all of it is read and settled.
+    fn complete(&mut self, id: u64) {
+        let Some(step) = self.steps.get(&id).filter(|step| step.listed && step.open == 0) else { return };
+        if !step.failed {
+            self.progress.read_secs.fetch_add(seconds(step.window), Ordering::Relaxed);
+            if let Some(windows) = self.remaining.get_mut(&step.content_type) {
+                windows.retain(|known| *known != step.window);
+            }
+            self.dirty = true;
+        }
+        self.steps.remove(&id);
+    }
+
+    fn give_up(&mut self, id: u64, why: String) {
+        if let Some(step) = self.steps.get_mut(&id) {
+            step.failed = true;
+            step.listed = true;
+        }
+        self.note_left(why);
+        self.complete(id);
+    }
+
+    fn note_left(&mut self, why: String) {
+        tracing::warn!(source = %self.context.source, tenant = %self.context.tenant, "left by the back-fill: {why}");
+        match self.left.len() {
+            n if n < REASONS_MAX => self.left.push(why),
+            REASONS_MAX => self.left.push("and more of the same".into()),
+            _ => {}
+        }
+    }
+
+    fn note_requests(&self) {
+        self.progress.requests.store(self.context.api.sent_within_share(), Ordering::Relaxed);
+    }
+
+    async fn pause(&mut self, pause: Duration) -> Result<(), Stop> {
+        tokio::select! {
+            () = self.context.clock.sleep(pause) => Ok(()),
+            () = self.stop.cancelled() => Err(Stop::Asked),
+        }
+    }
+
+    async fn save_if_due(&mut self) -> Result<(), Stop> {
+        let now = self.context.clock.monotonic();
+        if self.dirty && now >= self.saved_at + SAVE_EVERY {
+            self.dirty = false;
+            self.saved_at = now;
+            self.reader.save(Some(self.position())).await?;
+        }
+        Ok(())
+    }
+
+    /// What is stored: the intervals that remain, neighbours joined.
+    fn position(&self) -> StoredBackfill {
+        let mut stored = self.stored.clone();
+        for (content_type, windows) in &self.remaining {
+            stored.remaining.insert(content_type.as_str().to_owned(), joined(windows));
+        }
+        stored.remaining.retain(|_, intervals| !intervals.is_empty());
+        stored
+    }
+}
+
+enum Refused {
+    Again,
+    Wait,
+    Gone,
+    Closed,
+}
+
+fn seconds(window: Window) -> u64 {
+    window.end.duration_since(window.start).as_secs().unsigned_abs()
+}
+
+fn joined(windows: &[Window]) -> Vec<(Timestamp, Timestamp)> {
+    let mut windows = windows.to_vec();
+    windows.sort_by_key(|w| w.start);
+    let mut out: Vec<(Timestamp, Timestamp)> = Vec::new();
+    for window in windows {
+        match out.last_mut() {
+            Some(last) if last.1 >= window.start => last.1 = last.1.max(window.end),
+            _ => out.push((window.start, window.end)),
+        }
+    }
+    out
+}
+
+/// One blob, tried until it is settled or left.
+async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), Failed> {
+    let key = Key::of_blob(&blob.id, blob.created);
+    let mut job = Job::new(blob, key, false);
+    loop {
+        let pause = match context.settle(job.clone(), Box::new(|_| ())).await {
+            Outcome::Settled => return Ok(()),
+            Outcome::Stopped => return Err(Failed::Stopped),
+            Outcome::State(error) => return Err(Failed::State(error)),
+            Outcome::Superseded => Duration::from_millis(10),
+            Outcome::Failed { error: Some(error), .. } if matches!(error.action(), Action::Throttled { .. }) => {
+                Duration::from_millis(100)
+            }
+            Outcome::Failed { why, damaged, .. } => {
+                job.note_failure(damaged);
+                if job.failures >= ATTEMPTS_MAX {
+                    return Err(Failed::Left(format!("blob `{}` of `{}`: {why}", job.blob.id, job.blob.content_type)));
+                }
+                backoff(job.failures, DELAY_MIN, DELAY_MAX)
+            }
+        };
+        tokio::select! {
+            () = context.clock.sleep(pause) => {}
+            () = context.stop.cancelled() => return Err(Failed::Stopped),
+        }
+    }
+}
+
+/// What a tenant's unfinished back-fill says, for those who show the state.
+pub fn describe(stored: &StoredBackfill) -> String {
+    let span: i64 = stored.remaining.values().flatten().map(|(start, end)| end.duration_since(*start).as_secs()).sum();
+    format!(
+        "from {} to {}{}, {} h of content types' time left",
+        stored.from,
+        stored.to,
+        if stored.again { ", again" } else { "" },
+        span / 3600
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_range_must_have_a_length_and_lie_in_what_is_listed() {
+        let now = t("2026-05-10T12:00:00Z");
+        let begins = |from: &str, to: Option<&str>| range(t(from), to.map(t), now).map_err(|e| e.slug());
+        assert_eq!(begins("2026-05-09T00:00:00Z", None), Ok((t("2026-05-09T00:00:00Z"), now)));
+        assert_eq!(begins("2026-05-09T00:00:00Z", Some("2026-06-01T00:00:00Z")), Ok((t("2026-05-09T00:00:00Z"), now)));
+        assert_eq!(begins("2026-05-09T00:00:00Z", Some("2026-05-08T00:00:00Z")), Err("backfill-range"));
+        assert_eq!(begins("2026-05-11T00:00:00Z", None), Err("backfill-range"));
+        assert_eq!(begins("2026-05-01T00:00:00Z", None), Err("backfill-too-old"));
+        // A week ago, to the minute: begins where Microsoft's listing does.
+        assert_eq!(begins("2026-05-03T12:00:00Z", None), Ok((t("2026-05-03T12:05:01Z"), now)));
+        assert_eq!(begins("2026-05-03T12:00:00Z", Some("2026-05-03T12:01:00Z")), Err("backfill-too-old"));
+        let error = range(t("2026-05-01T00:00:00Z"), None, now).unwrap_err();
+        assert!(error.to_string().contains("2026-05-03T12:05:01Z"), "{error}");
+    }
+
+    #[test]
+    fn neighbouring_intervals_are_stored_as_one() {
+        let w = |a: &str, b: &str| Window { start: t(a), end: t(b) };
+        let windows = [
+            w("2026-05-02T00:00:00Z", "2026-05-02T04:00:00Z"),
+            w("2026-05-01T20:00:00Z", "2026-05-02T00:00:00Z"),
+            w("2026-05-01T00:00:00Z", "2026-05-01T04:00:00Z"),
+        ];
+        assert_eq!(
+            joined(&windows),
+            [
+                (t("2026-05-01T00:00:00Z"), t("2026-05-01T04:00:00Z")),
+                (t("2026-05-01T20:00:00Z"), t("2026-05-02T04:00:00Z"))
+            ]
+        );
+    }
+}
