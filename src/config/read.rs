@@ -104,6 +104,19 @@ impl SourceConfig {
         }
     }
 
+    /// Reads one source from a tree that a host has read already, its variables replaced: a `$` is a dollar, a null is
+    /// an absent key.
+    ///
+    /// # Errors
+    /// All problems.
+    pub fn parse_json(
+        name: &str,
+        tree: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<SourceConfig, Vec<Problem>> {
+        let table = tree.into_iter().filter_map(|(key, value)| Some((key, from_json(value)?))).collect();
+        Self::parse_table(name, table, &|_| None)
+    }
+
     /// Reads one source from properties that are all text, as Fluent Bit has them: keys in any case, lists separated
     /// by commas, numbers with units (`5m`, `32M`), switches as `on` and `off`.
     ///
@@ -367,6 +380,26 @@ fn read_sink(findings: &mut Findings, mut table: Table, path: &str) -> Option<Si
     Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, sink })
 }
 
+/// The same value as TOML has it, for [`SourceConfig::parse_table`], which replaces variables: hence two dollars for
+/// one.
+fn from_json(value: serde_json::Value) -> Option<Value> {
+    use serde_json::Value as Json;
+    Some(match value {
+        Json::Null => return None,
+        Json::Bool(value) => Value::Boolean(value),
+        Json::Number(number) => match number.as_i64() {
+            Some(number) => Value::Integer(number),
+            // A number beyond that is out of every key's range, and is told so.
+            None => Value::Float(number.as_f64().unwrap_or(f64::INFINITY)),
+        },
+        Json::String(text) => Value::String(text.replace('$', "$$")),
+        Json::Array(items) => Value::Array(items.into_iter().filter_map(from_json).collect()),
+        Json::Object(map) => {
+            Value::Table(map.into_iter().filter_map(|(key, value)| Some((key, from_json(value)?))).collect())
+        }
+    })
+}
+
 /// Whether the file a key names can be opened.
 pub(super) fn check_file(findings: &mut Findings, table: &Table, path: &str, key: &str) {
     let path = join(path, key);
@@ -565,6 +598,23 @@ mod tests {
 
     fn good(text: &str) -> Config {
         Config::parse(text, &env).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn a_hosts_tree_is_read_with_its_dollars_as_they_are() {
+        let tree = |more: serde_json::Value| {
+            let mut tree = serde_json::json!({
+                "tenant_id": TENANT, "client_id": TENANT, "client_secret": "pa$$w${o}rd", "proxy_url": null,
+                "poll_interval_secs": 60, "severity": { "rules": [{ "id": "SP-12", "disable": true }] },
+            });
+            tree.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            SourceConfig::parse_json("c", tree.as_object().unwrap().clone())
+        };
+        let config = tree(serde_json::json!({})).unwrap();
+        assert_eq!(config.client_secret.unwrap().expose(), "pa$$w${o}rd");
+        assert_eq!((config.poll_interval_secs, config.severity.rules.len()), (60, 1));
+        let problems = tree(serde_json::json!({ "poll_intervall": 1, "backfill_secs": u64::MAX })).unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
     }
 
     /// In place of a snapshot, where only the absence of secrets matters.

@@ -60,6 +60,7 @@ struct Settings {
     tag: String,
     gzip: bool,
     require_ack: bool,
+    keep_timestamp: bool,
     ack_timeout: Duration,
     frame_bytes_max: usize,
     records_max: usize,
@@ -93,6 +94,7 @@ impl FluentForwardSink {
             tag: config.tag.clone(),
             gzip: config.compression == ForwardCompression::Gzip,
             require_ack: config.require_ack,
+            keep_timestamp: config.keep_timestamp,
             ack_timeout: Duration::from_secs(config.ack_timeout_secs),
             frame_bytes_max: config.frame_bytes_max,
             records_max: config.batch_records_max,
@@ -222,7 +224,12 @@ fn frame(settings: &Settings, item: &Item, encoder: &mut Encoder) -> Result<Byte
     for record in item.parts.iter().flat_map(Part::records) {
         write_array(&mut entries, 2);
         write_event_time(&mut entries, record.time);
-        encoder.object(record.json, &mut entries).map_err(|error| error.to_string())?;
+        let encoded = if settings.keep_timestamp {
+            encoder.object(record.json, &mut entries)
+        } else {
+            encoder.object_of(record.time, record.json, &mut entries)
+        };
+        encoded.map_err(|error| error.to_string())?;
     }
     let bytes = entries.len() + settings.tag.len() + FRAME_OVERHEAD_BYTES;
     if bytes > settings.frame_bytes_max {

@@ -13,7 +13,11 @@ pub(crate) struct Encoder {
     open: Vec<Open>,
     entries: Vec<Entry>,
     by_hash: Vec<(u64, usize)>,
+    time_elsewhere: Option<Timestamp>,
 }
+
+/// The member of a record that says what the time of its entry says, too.
+const TIME_KEY: &str = "timestamp";
 
 /// An object or array whose end has not come.
 #[derive(Debug, Clone, Copy)]
@@ -41,12 +45,30 @@ impl Encoder {
     /// # Errors
     /// `json` is not one JSON object in UTF-8, or has 4 GiB or more.
     pub(crate) fn object(&mut self, json: &[u8], out: &mut Vec<u8>) -> Result<(), NotAnObject> {
-        if u32::try_from(json.len()).is_err() {
-            return Err(NotAnObject);
-        }
         let start = out.len();
         self.open.clear();
         self.entries.clear();
+        self.time_elsewhere = None;
+        self.record(json, start, out)
+    }
+
+    /// As [`Encoder::object`], but leaves out the member `timestamp` when it says exactly `time`, which the caller has
+    /// written as an EventTime.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn object_of(&mut self, time: Timestamp, json: &[u8], out: &mut Vec<u8>) -> Result<(), NotAnObject> {
+        let start = out.len();
+        self.open.clear();
+        self.entries.clear();
+        self.time_elsewhere = Some(time).filter(|time| is_event_time(*time));
+        self.record(json, start, out)
+    }
+
+    fn record(&mut self, json: &[u8], start: usize, out: &mut Vec<u8>) -> Result<(), NotAnObject> {
+        if u32::try_from(json.len()).is_err() {
+            return Err(NotAnObject);
+        }
         let walked = walk(json, &mut Writer { encoder: self, out });
         if walked.is_err() {
             out.truncate(start);
@@ -77,7 +99,7 @@ impl Writer<'_> {
 
     fn end(&mut self) {
         let Some(open) = self.encoder.open.pop() else { return };
-        let count = if open.is_map { self.drop_repeated(&open) } else { open.count };
+        let count = if open.is_map { self.drop_members(&open) } else { open.count };
         let (short, long) = if open.is_map { (0x80, 0xDE) } else { (0x90, 0xDC) };
         let mut header = Vec::with_capacity(5);
         write_length(&mut header, count, short, 15, long);
@@ -93,15 +115,17 @@ impl Writer<'_> {
         self.encoder.entries.truncate(open.entries);
     }
 
-    /// Removes all but the last of the members of one name; says how many are left.
-    fn drop_repeated(&mut self, open: &Open) -> usize {
-        let Encoder { entries, by_hash, .. } = &mut *self.encoder;
+    /// Removes all but the last of the members of one name, and the record's own time if it stands elsewhere; says how
+    /// many are left.
+    fn drop_members(&mut self, open: &Open) -> usize {
+        let Encoder { entries, by_hash, open: outer, time_elsewhere } = &mut *self.encoder;
         let entries = entries.get(open.entries..).unwrap_or_default();
         by_hash.clear();
         by_hash.extend(entries.iter().enumerate().map(|(i, entry)| (entry.hash, i)));
         by_hash.sort_unstable();
         let suspicious = by_hash.iter().zip(by_hash.iter().skip(1)).any(|(a, b)| a.0 == b.0);
-        if !suspicious {
+        let time = time_elsewhere.filter(|_| outer.is_empty());
+        if !suspicious && time.is_none() {
             return entries.len();
         }
         let out = &mut *self.out;
@@ -116,6 +140,20 @@ impl Writer<'_> {
             }
         }
         let end = out.len();
+        if let Some(time) = time {
+            for (i, entry) in entries.iter().enumerate() {
+                let next = entries.get(i + 1).map_or(end, |next| next.start);
+                let text = |bytes: Option<&[u8]>| match bytes.and_then(|bytes| read_value(bytes).ok()) {
+                    Some((Value::Bytes(text), _)) => String::from_utf8(text).ok(),
+                    _ => None,
+                };
+                let is_time = text(out.get(entry.start..entry.key_end)).is_some_and(|key| key == TIME_KEY)
+                    && text(out.get(entry.key_end..next)).and_then(|at| at.parse().ok()) == Some(time);
+                if let Some(keep) = keep.get_mut(i).filter(|_| is_time) {
+                    *keep = false;
+                }
+            }
+        }
         let mut to = open.head + 1;
         let mut left = 0;
         for (i, entry) in entries.iter().enumerate() {
@@ -278,12 +316,20 @@ fn write_negative(out: &mut Vec<u8>, n: i64) {
 /// (<https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1>). Times it cannot hold (before 1970,
 /// after 2106) become its nearest.
 pub(crate) fn write_event_time(out: &mut Vec<u8>, time: Timestamp) {
-    let nanos = time.as_nanosecond().clamp(0, (i128::from(u32::MAX) + 1) * 1_000_000_000 - 1);
+    let nanos = time.as_nanosecond().clamp(0, EVENT_TIME_END - 1);
     let seconds = u32::try_from(nanos / 1_000_000_000).unwrap_or(u32::MAX);
     let nanos = u32::try_from(nanos % 1_000_000_000).unwrap_or_default();
     out.extend_from_slice(&[0xD7, 0x00]);
     out.extend_from_slice(&seconds.to_be_bytes());
     out.extend_from_slice(&nanos.to_be_bytes());
+}
+
+/// The first nanosecond after 1970 that an EventTime cannot hold.
+const EVENT_TIME_END: i128 = (u32::MAX as i128 + 1) * 1_000_000_000;
+
+/// Whether an EventTime says exactly this time.
+fn is_event_time(time: Timestamp) -> bool {
+    (0..EVENT_TIME_END).contains(&time.as_nanosecond())
 }
 
 /// A value as a receiver sends it.
@@ -423,6 +469,32 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::Value as Json;
+
+    #[test]
+    fn a_records_time_is_left_out_only_when_the_entry_says_the_same() {
+        let time: Timestamp = "2026-05-01T10:00:00.000000001Z".parse().unwrap();
+        for (record, left) in [
+            (
+                r#"{"a":1,"timestamp":"2026-05-01T10:00:00.000000001Z","b":{"timestamp":"2026-05-01T10:00:00.000000001Z"}}"#,
+                r#"{"a":1,"b":{"timestamp":"2026-05-01T10:00:00.000000001Z"}}"#,
+            ),
+            (r#"{"timestamp":"2026-05-01T12:00:00.000000001+02:00"}"#, "{}"),
+            (r#"{"timestamp":"2026-05-01T10:00:00Z"}"#, r#"{"timestamp":"2026-05-01T10:00:00Z"}"#),
+            (r#"{"timestamp":{"timestamp":1}}"#, r#"{"timestamp":{"timestamp":1}}"#),
+            (
+                r#"{"timestamp":"","timestamp":"2026-05-01T10:00:00.000000001Z","timestamp":"x"}"#,
+                r#"{"timestamp":"x"}"#,
+            ),
+        ] {
+            let mut out = Vec::new();
+            Encoder::default().object_of(time, record.as_bytes(), &mut out).unwrap();
+            assert_eq!(out, encoded(left), "{record}");
+        }
+        let early: Timestamp = "1969-05-01T10:00:00Z".parse().unwrap();
+        let (record, mut out) = (r#"{"timestamp":"1969-05-01T10:00:00Z"}"#, Vec::new());
+        Encoder::default().object_of(early, record.as_bytes(), &mut out).unwrap();
+        assert_eq!(out, encoded(record));
+    }
 
     fn encoded(json: &str) -> Vec<u8> {
         let mut out = b"before".to_vec();

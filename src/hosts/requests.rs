@@ -251,21 +251,26 @@ impl<E: Exchange> Requests<E> {
     }
 
     /// As [`crate::hosts::embedded::sink::Sink::write`]. A request of several batches that is rejected is sent again
-    /// as one for each.
+    /// as one for each; these, and single records, go alone: a receiver that hands on what it gets of several requests
+    /// in one (Vector) rejects all of them for one record.
     pub(crate) async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
         let mut todo = self.outbox.open(batches, self.bytes_max, self.records_max);
         let mut done = Vec::with_capacity(todo.len());
         // The first that has to wait: no further one is begun then.
         let trouble: Mutex<Option<Answer>> = Mutex::new(None);
+        let mut at_once = self.in_flight_max;
         while !todo.is_empty() {
+            let together = at_once > 1 && todo.len() > 1;
             let sent: Vec<Item> = stream::iter(std::mem::take(&mut todo))
                 .map(|item| self.send(item, &trouble))
-                .buffer_unordered(self.in_flight_max)
+                .buffer_unordered(at_once)
                 .collect()
                 .await;
+            at_once = 1;
             for item in sent {
                 match (&item.answer, item.parts.len()) {
                     (Answer::Never(_), 2..) => todo.extend(item.split().unwrap_or_default()),
+                    (Answer::Never(_), _) if together && item.records() == 1 => todo.push(Item::new(item.parts)),
                     _ => done.push(item),
                 }
             }
@@ -393,6 +398,19 @@ pub(crate) mod tests {
             [Written::Delivered, Written::Rejected("x".into()), Written::Delivered]
         );
         assert_eq!(sent(&script), ["1 x 3", "1", "x", "3"]);
+    }
+
+    #[tokio::test]
+    async fn a_record_rejected_beside_others_is_tried_alone_before_it_is_believed() {
+        let answer = |text: &str, n| if text == "x" || n < 2 { Answer::Never("x".into()) } else { Answer::Taken };
+        let (script, mut requests) = requests(answer, 1);
+        requests.in_flight_max = 2;
+        let group = [batch(&["1"]), batch(&["x"]), batch(&["3"])];
+        assert_eq!(
+            requests.write(&group).await,
+            [Written::Delivered, Written::Rejected("x".into()), Written::Delivered]
+        );
+        assert_eq!(sent(&script).len(), 5);
     }
 
     #[test]

@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backfill::Progress;
 use super::deliver::{Aside, Courier};
+use super::tasks::Tasks;
 use crate::api::{ApiClient, ApiError};
 use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
 use crate::checkpoint::key_set::Key;
@@ -244,7 +244,7 @@ struct Run<'a> {
     /// Time spent waiting for the network: what more downloads at once could hide.
     waited: Duration,
     /// Batches handed over while the body still arrives.
-    deliveries: JoinSet<Result<(), Outcome>>,
+    deliveries: Tasks<Result<(), Outcome>>,
     /// Batches of other blobs that carry events of this one.
     dependencies: Vec<Dependency>,
     /// How often each id-less event occurred in this blob.
@@ -282,7 +282,7 @@ impl<'a> Run<'a> {
             reserved: None,
             waited: Duration::ZERO,
             open: context.events.open_batch(),
-            deliveries: JoinSet::new(),
+            deliveries: Tasks::new(),
             dependencies: Vec::new(),
             anonymous: HashMap::new(),
             damage: None,

@@ -11,6 +11,7 @@ pub mod fetch;
 pub mod health;
 pub mod listing;
 pub mod subscription;
+mod tasks;
 pub mod tenant;
 
 use std::fmt;

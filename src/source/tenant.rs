@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backfill::{self, Desk};
@@ -22,6 +21,7 @@ use super::fetch::{Budget, FetchContext, Job, Outcome, deliver_notice};
 use super::health::{Board, Level, Place};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
 use super::subscription::Subscriptions;
+use super::tasks::Tasks;
 use super::{Report, ServerTime, SourceError};
 use crate::api::{Action, ApiClient};
 use crate::checkpoint::claims::EventIndex;
@@ -223,7 +223,7 @@ pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Repo
     board.publish();
     let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
-    let mut writer = tokio::spawn(ledger.run());
+    let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
         let Some(enabled) = subscriptions_on(&parts, &board, &stop).await? else { return Ok(Report::default()) };
         let subscriptions =
@@ -372,8 +372,8 @@ struct Loop {
     ready: BinaryHeap<Ready>,
     retry: BTreeMap<(Duration, u64), Job>,
     retries: u64,
-    tasks: JoinSet<Done>,
-    listers: JoinSet<()>,
+    tasks: Tasks<Done>,
+    listers: Tasks<()>,
     downloads: Arc<Downloads>,
     found: mpsc::Receiver<Found>,
     finder: mpsc::Sender<Found>,
@@ -445,8 +445,8 @@ impl Loop {
             ready: BinaryHeap::new(),
             retry: BTreeMap::new(),
             retries: 0,
-            tasks: JoinSet::new(),
-            listers: JoinSet::new(),
+            tasks: Tasks::new(),
+            listers: Tasks::new(),
             downloads: Arc::default(),
             found,
             finder,

@@ -23,7 +23,7 @@ pub fn program(variable: &str, name: &str) -> Option<PathBuf> {
     dirs.map(|dir| dir.join(name)).find(|file| Path::is_file(file))
 }
 
-fn example(name: &str) -> String {
+pub fn example(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)).unwrap()
 }
 
@@ -121,6 +121,10 @@ impl Setting {
 
     /// What the agent has written so far, once nothing is missing or it takes too long.
     async fn outcome(&self) -> Comparison {
+        self.outcome_within(PATIENCE).await
+    }
+
+    async fn outcome_within(&self, patience: Duration) -> Comparison {
         let begun = Instant::now();
         loop {
             let text = fs::read_to_string(self.path("out.ndjson")).unwrap_or_default();
@@ -128,7 +132,7 @@ impl Setting {
             let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
             let records = lines.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:.200}")));
             let found = compare(&self.sim, records.collect());
-            if found.lost.is_empty() || begun.elapsed() > Duration::from_secs(30) {
+            if found.lost.is_empty() || begun.elapsed() > patience {
                 return found;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -136,14 +140,35 @@ impl Setting {
     }
 }
 
+/// How long an agent may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// syslog-ng lists a directory and watches it only then (`directory_monitor_start`): a file that comes in between is not
+/// seen before the next start. Seen here in 2 of 50 runs on a machine with ten times the load it can bear.
+#[derive(Clone, Copy, PartialEq)]
+enum Notices {
+    EveryFile,
+    SomeAtTheNextStart,
+}
+
 /// Through rotation, a restart of the agent and its kill -9 while lines are written.
-async fn follow_the_file(setting: &Setting, mut agent: Agent) {
+async fn follow_the_file(setting: &Setting, mut agent: Agent, notices: Notices) {
+    let all_there = async |agent: &mut Agent| {
+        if notices == Notices::SomeAtTheNextStart {
+            let found = setting.outcome_within(Duration::from_secs(20)).await;
+            if !found.lost.is_empty() {
+                agent.terminate();
+                agent.start_again();
+            }
+        }
+        assert_nothing_lost(&setting.outcome().await);
+    };
     let sink =
         format!("type = \"file\"\npath = \"{}\"\nrotate_bytes = 1000000", setting.path("audit.ndjson").display());
     let config = setting.configure(&sink);
     setting.publish();
     setting.pass(&config).await;
-    assert_nothing_lost(&setting.outcome().await);
+    all_there(&mut agent).await;
     agent.terminate();
     setting.publish();
     agent.start_again();
@@ -154,7 +179,7 @@ async fn follow_the_file(setting: &Setting, mut agent: Agent) {
         agent.kill();
         agent.start_again();
     });
-    assert_nothing_lost(&setting.outcome().await);
+    all_there(&mut agent).await;
     let renamed = fs::read_dir(setting.dir.path()).unwrap().flatten();
     let renamed = renamed.filter(|f| f.file_name().to_string_lossy().starts_with("audit.ndjson.")).count();
     assert!(renamed > 0, "the file was never renamed");
@@ -181,7 +206,7 @@ async fn rsyslog_reads_the_file_sink_without_loss() {
         command.arg("-n").arg("-f").arg(&file).arg("-i").arg(&pid);
         command
     });
-    follow_the_file(&setting, agent).await;
+    follow_the_file(&setting, agent, Notices::EveryFile).await;
 }
 
 fn syslog_ng(setting: &Setting, config: String) -> Option<Agent> {
@@ -210,7 +235,7 @@ async fn syslog_ng_reads_the_file_sink_without_loss() {
         .replace("/var/log/m365-out.ndjson", &setting.path("out.ndjson").display().to_string())
         .replace("/var/log/m365/", &format!("{}/", setting.dir.path().display()));
     let Some(agent) = syslog_ng(&setting, config) else { return };
-    follow_the_file(&setting, agent).await;
+    follow_the_file(&setting, agent, Notices::SomeAtTheNextStart).await;
 }
 
 #[tokio::test]
@@ -236,7 +261,10 @@ fn the_examples_of_the_routes_are_valid() {
         for file in fs::read_dir(dir.path()).unwrap().flatten() {
             let path = file.path();
             let text = fs::read_to_string(&path).unwrap_or_default();
-            if path.extension().is_some_and(|e| e == "toml") && text.contains("type = \"m365_audit\"\ntenant_id") {
+            if path.extension().is_some_and(|e| e == "toml")
+                && text.contains("type = \"m365_audit\"\ntenant_id")
+                && text.contains("[sinks.")
+            {
                 let config = Config::parse(&text, &|_| Some("a secret's value".to_owned()));
                 let config = config.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 assert_eq!(config.warnings(), [], "{}", path.display());

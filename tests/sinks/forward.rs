@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::kill::{Verdicts, kill_after_refusals};
 use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, pass_at, sink};
 
 const KEY: &str = "a shared key";
@@ -279,6 +280,16 @@ async fn a_receiver_that_refuses_for_minutes_gets_everything_afterwards() {
     let (port, serving) = receiver.listen(0).await;
     let comparison = pass_at(&table(&[port], ""), 12, 40, &receiver.received, clock).await;
     assert!(comparison.is_clean(), "{comparison}");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn the_checkpoint_is_never_ahead_of_the_acknowledgement() {
+    let verdicts = Verdicts::default();
+    let judge = verdicts.clone();
+    let receiver = Receiver::new(move |_| if judge.refuse() { Mood::EmptyMap } else { Mood::Ack });
+    let (port, serving) = receiver.listen(0).await;
+    kill_after_refusals(&table(&[port], ""), &verdicts, &receiver.received).await;
     serving.abort();
 }
 

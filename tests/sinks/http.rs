@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::kill::{Verdicts, kill_after_refusals};
 use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, pass_at, sink};
 
 /// What the receiver does with a request, by its number and its records.
@@ -126,6 +127,16 @@ async fn a_receiver_that_refuses_for_minutes_gets_everything_afterwards() {
     let (port, serving) = receiver.listen().await;
     let comparison = pass_at(&table(port, ""), 12, 40, &receiver.received, clock).await;
     assert!(comparison.is_clean(), "{comparison}");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn the_checkpoint_is_never_ahead_of_the_answer() {
+    let verdicts = Verdicts::default();
+    let judge = verdicts.clone();
+    let receiver = Receiver::new(move |_, _| judge.refuse().then(|| StatusCode::SERVICE_UNAVAILABLE.into_response()));
+    let (port, serving) = receiver.listen().await;
+    kill_after_refusals(&table(port, ""), &verdicts, &receiver.received).await;
     serving.abort();
 }
 

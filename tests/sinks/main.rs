@@ -4,5 +4,7 @@
 mod agents;
 mod forward;
 mod http;
+mod kill;
 mod otlp;
 mod truth;
+mod vector;

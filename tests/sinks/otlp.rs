@@ -25,6 +25,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
+use crate::kill::{Verdicts, kill_after_refusals};
 use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, sink};
 
 /// How a receiver answers its n-th request.
@@ -175,6 +176,18 @@ async fn both_transports_carry_the_truth() {
             assert!(comparison.is_clean(), "{protocol} {compression}: {comparison}");
             serving.abort();
         }
+    }
+}
+
+#[tokio::test]
+async fn the_checkpoint_is_never_ahead_of_the_answer() {
+    for protocol in ["grpc", "http"] {
+        let verdicts = Verdicts::default();
+        let judge = verdicts.clone();
+        let receiver = Receiver::new(move |_| if judge.refuse() { Mood::Fail(Code::Unavailable) } else { Mood::Take });
+        let (port, serving) = if protocol == "grpc" { receiver.grpc(0).await } else { receiver.http().await };
+        kill_after_refusals(&table(protocol, port, ""), &verdicts, &receiver.received).await;
+        serving.abort();
     }
 }
 

@@ -25,6 +25,12 @@ pub struct FluentForwardConfig {
     #[schemars(length(min = 1), example = &"m365.contoso")]
     pub tag: String,
 
+    /// Keep a record's own `timestamp`, a text, although the time of its entry says the same. Vector's `fluent` source
+    /// has one place for both and takes the text: with `false` it gets the time as a time. Nothing else is left out.
+    #[serde(default = "default_keep_timestamp")]
+    #[schemars(example = false)]
+    pub keep_timestamp: bool,
+
     /// How entries are compressed.
     #[serde(default)]
     #[schemars(example = &"gzip")]
@@ -179,6 +185,10 @@ fn servers_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 fn default_tag() -> String {
     "m365.audit".to_owned()
+}
+
+const fn default_keep_timestamp() -> bool {
+    true
 }
 
 const fn default_require_ack() -> bool {
