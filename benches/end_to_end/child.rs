@@ -26,19 +26,18 @@ pub fn run(command: &mut Command) -> Cost {
     let started = Instant::now();
     let mut child = command.spawn().expect("it starts");
     let mut cost = Cost::default();
-    loop {
-        cost.peak_mib = cost.peak_mib.max(memory_mib(child.id(), "VmHWM:"));
-        // A process that has ended stays, with its times, until it is waited for.
-        if let Some((state, cpu)) = stat(child.id()) {
-            cost.cpu = cpu;
-            if state == 'Z' {
-                cost.wall = started.elapsed().as_secs_f64();
-                cost.ok = child.wait().is_ok_and(|status| status.success());
-                return cost;
-            }
+    // A process that has ended stays, with its times, until it is waited for.
+    while let Some((state, cpu)) = stat(child.id()) {
+        cost.cpu = cpu;
+        if state == 'Z' {
+            break;
         }
+        cost.peak_mib = cost.peak_mib.max(memory_mib(child.id(), "VmHWM:"));
         std::thread::sleep(Duration::from_millis(2));
     }
+    cost.wall = started.elapsed().as_secs_f64();
+    cost.ok = child.wait().is_ok_and(|status| status.success());
+    cost
 }
 
 /// A value of `/proc/<pid>/status`, in MiB.
