@@ -235,9 +235,24 @@ operations = ["Set-User", "Get-*"]
 record_types = [1]
 when = [{ actor = "service" }]
 unless = [{ parameter = ["Identity"], like = ["*ceo*"] }]
+replaces = ["ED-09"]                        # what another rule is about, too, is not left out
 severity = "drop"
 reason = "upkeep by Microsoft's services"
+
+[[sources.contoso.severity.rules]]          # more than one severity
+id = "OURS-2"
+operations = ["Add member to group"]
+when = [{ modified = ["Group.DisplayName"], like = ["*payroll*"] }]
+severity = "high"
+cases = [{ when = [{ actor = "service" }], severity = "low", reason = "synchronisation put somebody into the payroll group" }]
+reason = "somebody was put into the payroll group"
+show = [{ field = ["ObjectId"] }]           # values that stand behind the reason
+technique = "T1098"
 ```
+
+A rule that has a slip is refused when the configuration is read; the message names the rule, what is wrong with it, the
+file and the line. `m365-audit validate -c agent.toml` tells all slips at once, and `m365-audit explain --rules rules.toml
+events.ndjson` shows what your rules make of events you have.
 
 | key | meaning |
 | --- | --- |
@@ -276,9 +291,10 @@ any run of characters and case does not count.
 | `is = "set"`, `"blank"` | holds something other than blank and `$null`; holds nothing |
 | `is = "true"`, `"false"` | is true, is false |
 | `is = "external"`, `"internal"`, `"undecided"` | names somebody outside; only people inside; somebody who can be shown neither |
-| `is = "hidden_folder"`, `"odd_name"` | is a folder nobody reads; is empty, punctuation, or three characters at most |
+| `is = "hidden_folder"`, `"odd_name"` | is a folder nobody reads, in any of some twenty languages; is empty, punctuation, or three characters at most |
+| `is = "actor"` | is who acted (`UserId`) |
 | `like = ["*@x.example"]` | has one of these forms |
-| `at_least = 1`, `at_most = 9` | begins with such a number |
+| `at_least = 1`, `at_most = 9` | begins with such a number; `10 KB` is 10,240 |
 | `change = "emptied"`, `"grown"`, `"any"`; `old = ["…"]` | of `modified`: how it changed, what it was |
 | `not = true` | turns the answer round |
 "#;
@@ -312,6 +328,48 @@ fn record_rows(page: &mut String, prefix: &str, schema: &Value, keys: &[&str]) {
         if let Some(inner) = field["properties"].as_object() {
             let inner: Vec<&str> = inner.keys().map(String::as_str).collect();
             record_rows(page, &format!("{prefix}{key}."), field, &inner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::normalise::{Event, Normaliser, Settings};
+    use crate::severity::Rules;
+
+    #[test]
+    fn the_rules_on_the_page_do_what_the_page_says() {
+        let example = RULE_FORM.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let example: toml::Table = example.parse().unwrap();
+        let rules = example["sources"]["contoso"]["severity"]["rules"].as_array().unwrap();
+        let rules: Vec<toml::Table> = rules.iter().map(|rule| rule.as_table().unwrap().clone()).collect();
+        let rules = std::sync::Arc::new(Rules::with(false, &[], &rules).unwrap());
+        let normaliser = Normaliser::new(Settings { rules, ..Settings::default() });
+        let cmdlet = |operation: &str, identity: &str| {
+            format!(
+                r#"{{"Id":"a","RecordType":1,"Operation":"{operation}","UserType":3,"Parameters":[{{"Name":"Identity","Value":"{identity}"}},{{"Name":"ForwardTo","Value":"x@example.net"}},{{"Name":"Name","Value":"mail"}}]}}"#
+            )
+        };
+        let joined = |user_type: u8| {
+            format!(
+                r#"{{"Id":"a","RecordType":8,"Operation":"Add member to group.","UserId":"b@contoso.com","UserType":{user_type},"ObjectId":"joe@contoso.com","ModifiedProperties":[{{"Name":"Group.DisplayName","OldValue":"","NewValue":"EU Payroll"}}]}}"#
+            )
+        };
+        for (event, expected) in [
+            (cmdlet("New-InboxRule", "x"), "critical EX-01"),
+            (r#"{"Id":"a","RecordType":6,"Operation":"FileAccessed"}"#.to_owned(), "info "),
+            (cmdlet("Set-User", "joe"), "drop OURS-1"),
+            (cmdlet("Get-Mailbox", "joe"), "drop OURS-1"),
+            (cmdlet("Get-Mailbox", "the CEO"), "info ED-09"),
+            (joined(0), "high OURS-2"),
+            (joined(4), "low OURS-2"),
+        ] {
+            let event = Event::parse(event.as_bytes()).unwrap();
+            let told = normaliser.explain(&event);
+            let ids: Vec<&str> = told.assessment.matches.iter().map(|found| found.rule().id.as_str()).collect();
+            let verdict = told.assessment.drop.map_or(told.assessment.severity().as_str(), |_| "drop");
+            assert_eq!(format!("{verdict} {}", ids.join("+")), expected, "{}", event.text());
         }
     }
 }

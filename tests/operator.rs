@@ -453,3 +453,98 @@ async fn a_position_set_forward_asks_first_passes_over_and_leaves_a_gap_record()
     place.run_badly(&["state", "set", "--source", "tenant", "--from", "9d"], 64, "state-set-too-old").await;
     place.run_badly(&["state", "set", "--source", "x", "--from", "1d"], 64, "no source is named").await;
 }
+
+/// Runs a command that needs no configuration, with these lines on standard input.
+fn answer(dir: &std::path::Path, args: &[&str], input: &str) -> Output {
+    use std::io::Write as _;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+    command.args(args).current_dir(dir).env("NO_PROXY", "*").env_remove("M365_CLIENT_SECRET");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+const TENANT: &str = "11111111-2222-3333-4444-555555555555";
+const CLIENT: &str = "aaaaaaaa-0000-4000-8000-00000000c11e";
+
+/// A person who has no application yet: the commands are shown, the file written, the secret kept to its owner, and
+/// nothing is overwritten.
+#[test]
+fn init_asks_and_writes_a_valid_file_and_keeps_the_secret_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = format!("contoso.com\n{TENANT}\ny\nn\naz\n{CLIENT}\nthe-secret's~value\n");
+    let output = answer(dir.path(), &["init", "--no-check"], &input);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("a domain is not enough") && said.contains("az ad app permission add"), "{said}");
+    assert!(!said.contains("the-secret's~value"), "{said}");
+    let file = fs::read_to_string(dir.path().join("agent.toml")).unwrap();
+    assert!(!file.contains("the-secret's~value"), "{file}");
+    let secret = dir.path().join("client_secret");
+    assert_eq!(fs::read_to_string(&secret).unwrap().trim(), "the-secret's~value");
+    assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(answer(dir.path(), &["validate", "-c", "agent.toml"], "").status.success());
+
+    let again = answer(dir.path(), &["init", "--no-check"], &input);
+    assert_eq!(again.status.code(), Some(78), "{}", text(&again));
+    assert!(text(&again).contains("init-exists"), "{}", text(&again));
+    assert_eq!(fs::read_to_string(dir.path().join("agent.toml")).unwrap(), file, "nothing is overwritten");
+
+    // An input that ends writes nothing.
+    let half = answer(dir.path(), &["init", "-o", "other.toml"], &format!("{TENANT}\ny\n"));
+    assert_eq!(half.status.code(), Some(64), "{}", text(&half));
+    assert!(!dir.path().join("other.toml").exists());
+}
+
+/// Without questions, and `check` at the end decides the exit code.
+#[test]
+fn init_takes_all_from_options_and_runs_check() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = answer(dir.path(), &["init", "--no-input"], "");
+    assert_eq!(missing.status.code(), Some(64), "{}", text(&missing));
+    assert!(text(&missing).contains("--tenant-id"), "{}", text(&missing));
+    fs::write(dir.path().join("secret"), "value of a secret\n").unwrap();
+    let data = dir.path().join("data");
+    let options =
+        ["init", "--no-input", "--tenant-id", TENANT, "--client-id", CLIENT, "--client-secret-file", "secret"];
+    let options: Vec<&str> = options.into_iter().chain(["--data-dir", data.to_str().unwrap()]).collect();
+    // Nobody answers here: the file is written, and check says that Microsoft cannot be reached.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+    command.args(&options).current_dir(dir.path()).stdin(Stdio::null());
+    command.env("HTTPS_PROXY", "http://127.0.0.1:9").env_remove("NO_PROXY").env_remove("no_proxy");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", text(&output));
+    assert!(text(&output).contains("wrote agent.toml"), "{}", text(&output));
+    let shown = answer(dir.path(), &["init", "--print", "powershell", "--tenant-id", TENANT], "");
+    assert!(shown.status.success() && text(&shown).contains("New-MgServicePrincipalAppRoleAssignment"));
+}
+
+/// Made from the commands as they are: every command is in the pages and in each shell's completions.
+#[test]
+fn completions_and_manual_pages_name_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let commands = ["run", "check", "validate", "state", "status", "backfill", "init", "normalize", "demo", "man"];
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let output = answer(dir.path(), &["completions", shell], "");
+        let said = text(&output);
+        assert!(output.status.success() && commands.iter().all(|name| said.contains(name)), "{shell}: {said}");
+    }
+    let page = text(&answer(dir.path(), &["man"], ""));
+    assert!(page.contains(".TH m365") && page.contains("backfill"), "{page}");
+    assert!(answer(dir.path(), &["man", "--dir", "pages"], "").status.success());
+    for name in commands {
+        let page = dir.path().join(format!("pages/m365-audit-{name}.1"));
+        assert!(fs::read_to_string(&page).unwrap_or_default().contains(".SH SYNOPSIS"), "{}", page.display());
+    }
+    assert!(dir.path().join("pages/m365-audit-state-set.1").exists());
+    // What a shell makes of it, where there is one.
+    if let Ok(output) =
+        Command::new("bash").arg("-n").arg("/dev/stdin").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()
+    {
+        use std::io::Write as _;
+        let mut bash = output;
+        let completions = answer(dir.path(), &["completions", "bash"], "").stdout;
+        bash.stdin.take().unwrap().write_all(&completions).unwrap();
+        assert!(bash.wait().unwrap().success(), "bash does not read its completions");
+    }
+}

@@ -84,7 +84,32 @@ fn fixture_events_become_the_expected_records() {
 /// Every event there is to try a format on: fixtures, and the corpus where it is there.
 fn all_events() -> Vec<String> {
     let fixtures = all_fixture_events().into_iter().map(|(event, _)| event);
-    fixtures.chain(corpus().unwrap_or_default().into_iter().map(|row| row.event)).collect()
+    let cases = cases().into_iter().map(|case| case["event"].to_string());
+    fixtures.chain(cases).chain(corpus().unwrap_or_default().into_iter().map(|row| row.event)).collect()
+}
+
+/// Events in the shapes that an intruder, a cmdlet, a client or an export gives them, and what they are worth.
+fn cases() -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/severity/cases.ndjson");
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn each_case_gets_the_severity_and_the_rules_of_its_row() {
+    let mut wrong = Vec::new();
+    let cases = cases();
+    for case in &cases {
+        let event = case["event"].to_string();
+        let keep = Settings { drop_routine: false, ..settings(RawForm::None) };
+        let record: Value = serde_json::from_str(&render(keep, &event, ContentType::General).unwrap()).unwrap();
+        let rules = record.get("severity_rule").cloned().unwrap_or_else(|| Value::Array(Vec::new()));
+        let severity = assessed(&Rules::built_in(), &event);
+        if case["severity"] != *severity || case["rules"] != rules {
+            wrong.push(format!("{severity} {rules}, expected {} {}: {event}", case["severity"], case["rules"]));
+        }
+    }
+    assert!(wrong.is_empty() && cases.len() > 200, "{}", wrong.join("\n"));
 }
 
 fn in_format(format: Format, ocsf_version: OcsfVersion, event: &str) -> Value {
@@ -153,6 +178,9 @@ fn every_ocsf_record_is_valid_against_the_published_schema() {
             let (class_uid, activity) =
                 (record["class_uid"].as_i64().unwrap(), record["activity_id"].as_i64().unwrap());
             assert_eq!(record["type_uid"], class_uid * 100 + activity);
+            assert_eq!(record["category_uid"], class_uid / 1000);
+            let caption = class["attributes"]["activity_id"]["e"][activity.to_string()].as_str().unwrap();
+            assert_eq!(record["type_name"], format!("{}: {caption}", class["caption"].as_str().unwrap()));
             hold(&schema, class, &record, &profiles, &class_uid.to_string(), &mut faults);
         }
         faults.sort();
@@ -169,6 +197,11 @@ fn hold(schema: &Value, definition: &Value, object: &Value, profiles: &[Value], 
         if attribute["r"] == "required" && in_force(attribute) && object[name].is_null() {
             faults.push(format!("{path}.{name} is required"));
         }
+    }
+    if let Some(one_of) = definition["constraints"]["just_one"].as_array()
+        && one_of.iter().filter(|name| !object[name.as_str().unwrap()].is_null()).count() != 1
+    {
+        faults.push(format!("{path} needs just one of {one_of:?}"));
     }
     if let Some(one_of) = definition["constraints"]["at_least_one"].as_array()
         && !one_of.iter().any(|name| !object[name.as_str().unwrap()].is_null())
@@ -201,11 +234,32 @@ fn hold(schema: &Value, definition: &Value, object: &Value, profiles: &[Value], 
                 faults.push(format!("{path} is {}: {value}", attribute["t"]));
                 continue;
             }
-            // The enumeration of observables is spread over the dictionary; the others stand at their attribute.
-            if let Some(words) = attribute["e"].as_object().filter(|words| words.len() > 2)
-                && !words.contains_key(&value.to_string())
+            if let Some(words) = attribute["e"].as_object() {
+                let caption = words.get(&value.to_string());
+                if caption.is_none() {
+                    faults.push(format!("{path} is {value}"));
+                }
+                // The caption beside a number is the schema's; only beside 99 it is the source's.
+                if let Some(sibling) = name.strip_suffix("_id")
+                    && value != 99
+                    && !object[sibling].is_null()
+                    && Some(&object[sibling]) != caption
+                {
+                    faults.push(format!("{path} is {value} and {sibling} {}", object[sibling]));
+                }
+            }
+            // In milliseconds, from 2001 to 2286; 1970 where the event has no time.
+            if attribute["f"] == "timestamp_t"
+                && value != 0
+                && !value.as_i64().is_some_and(|time| (1_000_000_000_000..10_000_000_000_000).contains(&time))
             {
-                faults.push(format!("{path} is {value}"));
+                faults.push(format!("{path} is no time in milliseconds: {value}"));
+            }
+            if attribute["f"] == "uuid_t" && value.as_str().is_none_or(|text| text.len() != 36) {
+                faults.push(format!("{path} is no UUID: {value}"));
+            }
+            if value == "" || value.as_array().is_some_and(Vec::is_empty) {
+                faults.push(format!("{path} is empty"));
             }
             let text = value.as_str().unwrap_or_default();
             if attribute["f"] == "ip_t" && text.parse::<std::net::IpAddr>().is_err() {

@@ -173,6 +173,8 @@ impl Runner {
         let (settle, mut waiting) = mpsc::unbounded_channel::<Outstanding>();
         let work = self.work(out, settle, stop);
         let mut outstanding = FuturesUnordered::new();
+        // Held until the end: Vector takes its drop for the end of this source.
+        let mut _token = None;
         tokio::pin!(shutdown, work);
         // One task: the library's work, Vector's answers and its wish to end.
         loop {
@@ -181,7 +183,10 @@ impl Runner {
                 () = &mut work => return Ok(()),
                 Some(batch) = waiting.recv() => outstanding.push(batch.settled()),
                 Some(()) = outstanding.next() => {}
-                _ = &mut shutdown, if !stopped.is_cancelled() => stopped.cancel(),
+                token = &mut shutdown, if !stopped.is_cancelled() => {
+                    _token = Some(token);
+                    stopped.cancel();
+                }
             }
         }
     }

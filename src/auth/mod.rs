@@ -6,7 +6,7 @@
 //! feed's calls; who calls says when a token was refused.
 //!
 //! [`certificate`] signs the assertion of a client certificate, [`identity`] asks a managed identity's end point,
-//! [`network`] tells why there was no answer at all. There is no chain of credentials to fall through: the
+//! `network` tells why there was no answer at all. There is no chain of credentials to fall through: the
 //! configuration names one, and that one works or fails.
 
 pub mod certificate;

@@ -138,13 +138,22 @@ pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
         asked(&args, &mut terminal)?
     };
     let text = render(&answers);
-    // What is written must be readable; a variable that is not set yet is no fault of the file.
-    Config::parse(&text, &|name| std::env::var(name).ok().or_else(|| Some(format!("set {name}"))))?;
+    // First the secret: the configuration is held against the file it names.
     if let SecretPlace::NewFile(path, secret) = &answers.secret {
         write_new(path, format!("{secret}\n").as_bytes(), 0o600)?;
-        eprintln!("wrote {} (only you can read it)", path.display());
     }
-    write_new(&args.output, text.as_bytes(), 0o644)?;
+    // What is written must be readable; a variable that is not set yet is no fault of the file.
+    let variable = |name: &str| std::env::var(name).ok().or_else(|| Some(format!("set {name}")));
+    let written = Config::parse(&text, &variable)
+        .map_err(Failure::from)
+        .and_then(|_| write_new(&args.output, text.as_bytes(), 0o644));
+    if let SecretPlace::NewFile(path, _) = &answers.secret {
+        match &written {
+            Ok(()) => eprintln!("wrote {} (only you can read it)", path.display()),
+            Err(_) => drop(fs::remove_file(path)),
+        }
+    }
+    written?;
     eprintln!("wrote {}", args.output.display());
     let output = args.output.display();
     if let SecretPlace::Variable(name) = &answers.secret
@@ -219,7 +228,7 @@ fn given(args: &InitArgs) -> Result<Answers, Failure> {
         guid(value, option, wheres).map_err(usage)
     };
     let secret = match (&args.client_secret_file, &args.client_secret_env) {
-        (Some(path), _) => SecretPlace::File(path.clone()),
+        (Some(path), _) => SecretPlace::File(std::path::absolute(path).map_err(Failure::io)?),
         (None, name) => SecretPlace::Variable(variable(name.as_deref().unwrap_or(SECRET_VARIABLE)).map_err(usage)?),
     };
     Ok(Answers {
@@ -319,7 +328,7 @@ fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failur
         }
     };
     let secret = match (&args.client_secret_file, &args.client_secret_env) {
-        (Some(path), _) => SecretPlace::File(path.clone()),
+        (Some(path), _) => SecretPlace::File(std::path::absolute(path).map_err(Failure::io)?),
         (None, Some(name)) => SecretPlace::Variable(variable(name).map_err(usage)?),
         (None, None) => ask_secret(args, dialogue)?,
     };

@@ -17,6 +17,7 @@ mod service;
 pub mod simulate;
 pub mod state;
 pub mod status;
+mod utf16;
 pub mod validate;
 
 use std::ffi::OsString;

@@ -1,7 +1,7 @@
 //! `m365-audit normalize`: raw audit events from a file or a pipe, records on stdout.
 //!
 //! Reads what people have of the feed: newline-delimited JSON, JSON arrays (blobs as fetched, one or many), and the
-//! CSV export of Purview's audit search. One event in, one record out, in order, streaming; bytes that are no event
+//! CSV export of Purview's audit search, in UTF-8 or UTF-16. One event in, one record out, in order, streaming; bytes that are no event
 //! come out as `m365_audit.bad_blob` records, so that nothing is lost on the way. Knows no tenant and no network.
 
 use std::fs::File;
@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::exit::Exit;
+use super::utf16;
 use crate::clock::Clock;
 use crate::config::{Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
 use crate::model::{Actionable, TenantId};
@@ -157,13 +158,23 @@ impl NormalizeError {
 /// The file cannot be opened or read, or standard output cannot be written. A reader that closed the pipe is no error.
 pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Summary, NormalizeError> {
     let out = BufWriter::with_capacity(READ_BYTES, io::stdout().lock());
-    let err = io::stderr();
-    if args.file.as_os_str() == "-" {
-        return normalize(args, io::stdin().lock(), out, err, clock.as_ref());
+    let summary = if args.file.as_os_str() == "-" {
+        normalize(args, io::stdin().lock(), out, io::stderr(), clock.as_ref())?
+    } else {
+        let open = |source| NormalizeError::Open { path: args.file.clone(), source };
+        let file = File::open(&args.file).map_err(open)?;
+        normalize(args, file, out, io::stderr(), clock.as_ref())?
+    };
+    if summary.bad > 0 {
+        // Nobody may be reading standard error; the records say the same.
+        let _ = writeln!(
+            io::stderr(),
+            "{} events became records; what was no event came out as {} `m365_audit.bad_blob` records, in its place",
+            summary.records,
+            summary.bad
+        );
     }
-    let open = |source| NormalizeError::Open { path: args.file.clone(), source };
-    let file = File::open(&args.file).map_err(open)?;
-    normalize(args, file, out, err, clock.as_ref())
+    Ok(summary)
 }
 
 /// Makes records of what `input` holds; the form is told by how it begins.
@@ -233,8 +244,28 @@ impl<O: Write, E: Write> Records<'_, O, E> {
         while !ended && beginning.len() < HEADER_BYTES_MAX && header_end(&beginning).is_none() {
             ended = !input.read_more(&mut beginning)?;
         }
+        if let Some(order) = utf16::order(&beginning) {
+            // As PowerShell and Excel write text: made UTF-8, then read from the beginning.
+            let mut decoded = utf16::Decoder::new(order, beginning.chain(input.reader));
+            return self.read_all(&mut decoded as &mut dyn Read);
+        }
         let begin = if beginning.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
         beginning.drain(..begin);
+        // `Export-Csv` of Windows PowerShell writes the type of what it exports before the header.
+        if beginning.trim_ascii_start().starts_with(b"#TYPE ") {
+            let header = |beginning: &[u8]| {
+                let first = header_end(beginning)?;
+                Some((first, first + header_end(beginning.get(first..)?)?))
+            };
+            while !ended && beginning.len() < HEADER_BYTES_MAX && header(&beginning).is_none() {
+                ended = !input.read_more(&mut beginning)?;
+            }
+            let first = header_end(&beginning).unwrap_or(beginning.len());
+            let second = header(&beginning).map_or(beginning.len(), |(_, second)| second);
+            if beginning.get(first..second).and_then(csv_delimiter).is_some() {
+                beginning.drain(..first);
+            }
+        }
         let header_end = header_end(&beginning).unwrap_or(beginning.len());
         match beginning.get(..header_end).and_then(csv_delimiter) {
             Some(delimiter) => self.read_csv(delimiter, beginning.chain(input.reader)),
@@ -666,6 +697,17 @@ mod tests {
         ] {
             assert_eq!(ids(input.as_bytes()), "a b", "{input}");
         }
+        let export =
+            format!("#TYPE Selected.System\r\n\"Identity\",\"AuditData\"\r\n1,{}\r\n2,{}\r\n", quoted(A), quoted(B));
+        assert_eq!(ids(export.as_bytes()), "a b");
+        let wide = |text: &str| -> Vec<u8> {
+            std::iter::once(0xfeff).chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect()
+        };
+        assert_eq!(ids(&wide(&export)), "a b");
+        assert_eq!(ids(&wide(&format!("[{A},\n{B}]"))), "a b");
+        // Before anything else it is a line like any other.
+        assert_eq!(ids(format!("#TYPE x\n{A}").as_bytes()), "bad a");
+        assert_eq!(ids(b"#TYPE "), "bad");
         assert_eq!(ids(b""), "");
         assert_eq!(ids(b" []\n[ ] "), "");
     }

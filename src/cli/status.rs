@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const KEYS_EVERY: Duration = Duration::from_millis(100);
 /// An unsettled blob this near its expiry is marked.
 const EXPIRY_ALARM_SECS: f64 = 86_400.0;
+/// Columns that the whole table needs; narrower ones show the half that matters more.
+const WIDE: usize = 119;
 /// Lines of the log shown.
 const RECENT_SHOWN: usize = 8;
 
@@ -61,7 +63,7 @@ pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Ex
             let text = serde_json::to_string_pretty(&status).map_err(Failure::internal)?;
             writeln!(out, "{text}").map_err(Failure::io)?;
         } else {
-            for line in page(&status) {
+            for line in page(&status, usize::MAX) {
                 writeln!(out, "{}", plain(&line).trim_end()).map_err(Failure::io)?;
             }
         }
@@ -159,7 +161,7 @@ fn on_event(view: &mut View, event: &Event) -> bool {
 
 fn draw(frame: &mut Frame<'_>, view: &mut View) {
     let [body, foot] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
-    let lines = page(&view.status);
+    let lines = page(&view.status, usize::from(body.width));
     // A line may take several rows where it is wrapped, between words: one more than its length would need.
     let width = usize::from(body.width.max(1));
     let rows_of = |line: &Line<'_>| if line.width() <= width { 1 } else { line.width().div_ceil(width) + 1 };
@@ -182,8 +184,9 @@ fn plain(line: &Line<'_>) -> String {
     line.spans.iter().map(|span| span.content.as_ref()).collect()
 }
 
-/// The whole page. Sources in trouble come first: one among a hundred is seen at once.
-fn page(status: &Status) -> Vec<Line<'static>> {
+/// The whole page for so many columns. Sources in trouble come first: one among a hundred is seen at once.
+fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
+    let narrow = width < WIDE;
     let process = &status.process;
     let up = process.now.duration_since(process.started).as_secs_f64();
     let mut lines = vec![Line::from(vec![
@@ -201,7 +204,7 @@ fn page(status: &Status) -> Vec<Line<'static>> {
     });
     for source in sources {
         lines.push(Line::default());
-        lines.extend(source_lines(source, process.now));
+        lines.extend(source_lines(source, process.now, narrow));
     }
     if !status.sinks.is_empty() {
         lines.push(Line::default());
@@ -222,7 +225,7 @@ fn page(status: &Status) -> Vec<Line<'static>> {
     lines
 }
 
-fn source_lines(source: &Source, now: Timestamp) -> Vec<Line<'static>> {
+fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'static>> {
     let since = source.since.map(|since| format!(" for {}", span(now.duration_since(since).as_secs_f64())));
     let mut lines = vec![Line::from(vec![
         Span::styled(format!("{}  ", source.name), Style::new().add_modifier(Modifier::BOLD)),
@@ -233,12 +236,14 @@ fn source_lines(source: &Source, now: Timestamp) -> Vec<Line<'static>> {
     if let Some(reason) = &source.reason {
         lines.push(Line::styled(format!("  {}", one_line(reason)), colour_of(&source.state)));
     }
-    let head = format!(
-        "  {:<28}{:>11}{:>13}{:>9}{:>12}{:>12}{:>10}{:>10}{:>12}",
-        "content type", "lag", "complete", "pending", "oldest", "expires", "events/s", "kB/s", "events"
-    );
+    let mut head = format!("  {:<28}{:>11}{:>13}{:>9}", "content type", "lag", "complete", "pending");
+    head.push_str(&if narrow {
+        format!("{:>12}", "expires")
+    } else {
+        format!("{:>12}{:>12}{:>10}{:>10}{:>12}", "oldest", "expires", "events/s", "kB/s", "events")
+    });
     lines.push(Line::styled(head, Style::new().add_modifier(Modifier::DIM)));
-    lines.extend(source.streams.iter().flat_map(|stream| stream_lines(stream, now)));
+    lines.extend(source.streams.iter().flat_map(|stream| stream_lines(stream, now, narrow)));
     let requests = match source.requests_per_minute_max {
         0 => format!("{:.0} requests a minute, no limit", source.requests_per_minute),
         max => format!("{:.0} of {max} requests a minute", source.requests_per_minute),
@@ -268,22 +273,26 @@ fn source_lines(source: &Source, now: Timestamp) -> Vec<Line<'static>> {
     lines
 }
 
-fn stream_lines(stream: &Stream, now: Timestamp) -> Vec<Line<'static>> {
+fn stream_lines(stream: &Stream, now: Timestamp, narrow: bool) -> Vec<Line<'static>> {
     let secs = |secs: Option<f64>| secs.map_or("-".to_owned(), span);
     let complete = stream.complete_until.map(|t| now.duration_since(t).as_secs_f64());
     let expires = secs(stream.expiry_secs);
     let near = stream.expiry_secs.is_some_and(|secs| secs < EXPIRY_ALARM_SECS);
     let mut lines = vec![Line::from(vec![
         Span::raw(format!(
-            "  {:<28}{:>11}{:>13}{:>9}{:>12}",
+            "  {:<28}{:>11}{:>13}{:>9}{}",
             stream.content_type,
             secs(stream.lag_secs),
             complete.map_or("-".to_owned(), |secs| format!("{} ago", span(secs))),
             stream.pending,
-            secs(stream.oldest_age_secs)
+            if narrow { String::new() } else { format!("{:>12}", secs(stream.oldest_age_secs)) }
         )),
         Span::styled(format!("{expires:>12}"), if near { Style::new().fg(Color::Red) } else { Style::new() }),
-        Span::raw(format!("{:>10.1}{:>10.1}{:>12}", stream.events_per_sec, stream.bytes_per_sec / 1e3, stream.events)),
+        Span::raw(if narrow {
+            String::new()
+        } else {
+            format!("{:>10.1}{:>10.1}{:>12}", stream.events_per_sec, stream.bytes_per_sec / 1e3, stream.events)
+        }),
     ])];
     if stream.gaps > 0 || stream.lost > 0 {
         let text = format!(
@@ -463,6 +472,14 @@ mod tests {
     }
 
     #[test]
+    fn a_narrow_terminal_shows_the_lag_and_the_expiry_on_one_line() {
+        let mut view = View { status: example(), trouble: None, scroll: 0 };
+        let shown = screen(&mut view, 80, 20);
+        let row = shown.lines().find(|line| line.contains("Audit.Exchange")).unwrap();
+        assert_eq!(row, "  Audit.Exchange                    7 min    6 min ago        2      90 min");
+    }
+
+    #[test]
     fn a_process_that_is_gone_is_said_below_what_was_last_known() {
         let mut view = View { status: example(), trouble: Some("the process has ended".into()), scroll: 0 };
         let shown = screen(&mut view, 120, 20);
@@ -472,6 +489,6 @@ mod tests {
 
     #[test]
     fn nothing_an_error_says_reaches_the_terminal_as_a_command() {
-        assert!(page(&example()).iter().all(|line| !plain(line).chars().any(char::is_control)));
+        assert!(page(&example(), 120).iter().all(|line| !plain(line).chars().any(char::is_control)));
     }
 }

@@ -29,6 +29,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Reference", "", 0),
     ("Configuration", "configuration.md", 0),
     ("Record", "record.md", 0),
+    ("ECS and OCSF", "formats.md", 0),
     ("Severity rules", "rules.md", 0),
     ("Metrics", "metrics.md", 0),
     ("Errors", ERRORS, 0),

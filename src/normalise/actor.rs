@@ -33,7 +33,8 @@ impl<'a> Actor<'a> {
         }
     }
 
-    fn from_id(id: Cow<'a, str>, kind: Option<Cow<'static, str>>) -> Actor<'a> {
+    /// Somebody by their id alone.
+    pub fn from_id(id: Cow<'a, str>, kind: Option<Cow<'static, str>>) -> Actor<'a> {
         let email = email(&id);
         let name = email.as_ref().and_then(|email| Some(Cow::Owned(email.split_once('@')?.0.to_owned())));
         Actor { email, name, kind, id: Some(id) }

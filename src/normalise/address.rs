@@ -26,6 +26,47 @@ pub fn parse(text: &str) -> Option<Address> {
     text.contains([',', ';']).then(|| text.split([',', ';']).find_map(parse_one)).flatten()
 }
 
+/// All addresses in a text, as [`parse`] reads them.
+pub fn parse_all(text: &str) -> Vec<Address> {
+    match parse_one(text) {
+        Some(address) => vec![address],
+        None => text.split([',', ';']).filter_map(parse_one).collect(),
+    }
+}
+
+/// The name of a machine where a text has one and no address that parses (`localhost`, `host.example.com:443`,
+/// `HOST (15.20.4065.022)`), and the port written with it.
+pub fn host(text: &str) -> Option<(&str, Option<u16>)> {
+    let text = unquoted(text.trim()).trim();
+    let (inside, after) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => (text, ""),
+    };
+    let inside = inside.trim();
+    if let Some(open) = inside.strip_suffix(')') {
+        let (name, _) = open.rsplit_once('(')?;
+        let name = name.trim();
+        return is_host(name).then_some((name, after.strip_prefix(':').and_then(port)));
+    }
+    let (name, digits) = match inside.split_once(':') {
+        Some((name, digits)) => (name, Some(digits)),
+        None => (inside, after.strip_prefix(':')),
+    };
+    // A word alone is as often none (`Unknown`): a name has a dot, or is that of the machine itself.
+    let qualified = name.contains('.') || name.eq_ignore_ascii_case("localhost");
+    (qualified && is_host(name)).then_some((name, digits.and_then(port)))
+}
+
+/// Whether a text has the form of a host's name: labels of letters, digits, `-` and `_`, the last not a number.
+fn is_host(name: &str) -> bool {
+    const BYTES_MAX: usize = 253;
+    let label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let last = name.rsplit('.').next().unwrap_or_default();
+    name.len() <= BYTES_MAX && name.split('.').all(label) && last.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
 fn parse_one(text: &str) -> Option<Address> {
     let text = unquoted(text.trim()).trim();
     if let Some(ip) = ip(text) {
@@ -166,7 +207,37 @@ mod tests {
         prop::collection::vec(part, 0..5).prop_map(|parts| parts.concat())
     }
 
+    #[test]
+    fn a_machines_name_is_told_from_addresses_and_from_words() {
+        for (text, expected) in [
+            ("localhost", Some(("localhost", None))),
+            ("localhost:12345", Some(("localhost", Some(12345)))),
+            ("[localhost]:12345", Some(("localhost", Some(12345)))),
+            ("cool.client.local", Some(("cool.client.local", None))),
+            ("[cool.client.local]:12345", Some(("cool.client.local", Some(12345)))),
+            ("cool.client.local:99999", Some(("cool.client.local", None))),
+            ("HOST (15.20.4065.022)", Some(("HOST", None))),
+            ("[HOST (203.0.113.7)]", Some(("HOST", None))),
+            ("Unknown", None),
+            ("Not Available", None),
+            ("null", None),
+            ("203.000.113.007", None),
+            ("0xCB.0.113.7", None),
+            ("2001:db8::5", None),
+            ("a b.example", None),
+            ("", None),
+            ("[", None),
+        ] {
+            assert_eq!(host(text), expected, "{text}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_text_panics_as_a_host(text in r"[\[\]():. a-z0-9]{0,20}|.*") {
+            host(&text);
+        }
+
         #[test]
         fn what_comes_out_is_an_address_that_reads_back_the_same(text in shaped()) {
             if let Some(address) = parse(&text) {

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use super::actor::Actor;
 use super::category::Category;
 use super::event::Member;
 use super::outcome::Outcome;
@@ -25,6 +26,10 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
     let target = parts.target();
     let file = parts.file();
     let mail = parts.mail();
+    let person = match parts.person_of_alert() {
+        Some(id) => Cow::Owned(Actor::from_id(id, None)),
+        None => Cow::Borrowed(&parts.actor),
+    };
     let rules = if parts.is_dlp() { parts.dlp_rules() } else { Vec::new() };
     let event_time = time::parse(parts.event.creation_time());
     Writer::object(out, |w| {
@@ -55,7 +60,7 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
                 .or_else(|| parts.text(Member::OrganizationId).map(|id| id.to_lowercase()));
             w.nested("account", |w| w.maybe("id", tenant));
         });
-        push_user(parts, &target, w);
+        push_user(parts, &person, &target, w);
         w.nested("group", |w| {
             let of_directory = target.kind.as_deref() == Some("Group");
             let name = parts.text(Member::TeamName).or_else(|| parts.text(Member::GroupName));
@@ -64,9 +69,10 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
         });
         push_client(parts, w);
         w.nested("process", |w| w.maybe("name", parts.text(Member::ClientProcessName)));
+        w.nested("server", |w| w.maybe("address", parts.text(Member::OriginatingServer)));
         w.nested("service", |w| {
-            let agent = parts.text(Member::UserId).filter(|_| parts.is_dlp());
-            w.maybe("name", agent.filter(|agent| parts.actor.id.as_ref() != Some(agent)));
+            let agent = parts.text(Member::UserId).filter(|_| parts.is_dlp() || parts.is_type(&[40]));
+            w.maybe("name", agent.filter(|agent| person.id.as_ref() != Some(agent)));
         });
         w.nested("file", |w| {
             w.maybe("name", file.name.as_deref());
@@ -155,8 +161,8 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
         w.nested("related", |w| {
             w.texts("ip", parts.addresses());
             let names = [
-                parts.actor.email.as_deref(),
-                parts.actor.name.as_deref(),
+                person.email.as_deref(),
+                person.name.as_deref(),
                 target.principal.as_deref(),
                 target
                     .principal
@@ -167,6 +173,7 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
             ];
             let mut related: Vec<Cow<'_, str>> = names.into_iter().flatten().map(Cow::Borrowed).collect();
             related.extend(parts.text(Member::MailboxOwnerUPN));
+            related.extend(parts.people_of_alert().into_iter().map(Cow::Owned));
             json::elements(parts.event.get(Member::Members).unwrap_or_default(), |member| {
                 related.extend(inner(member, "UPN"));
             });
@@ -280,12 +287,14 @@ pub(crate) fn correlation<'a>(parts: &Parts<'_, 'a>) -> Option<Cow<'a, str>> {
         .or_else(|| parts.inner(Member::AppAccessContext, "CorrelationId"))
 }
 
-fn push_user(parts: &Parts<'_, '_>, target: &super::parts::Target<'_>, w: &mut Writer<'_>) {
+fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &super::parts::Target<'_>, w: &mut Writer<'_>) {
     w.nested("user", |w| {
-        let actor = &parts.actor;
         w.maybe("id", actor.id.as_deref());
         let split = actor.id.as_deref().filter(|id| is_address(id)).and_then(|id| id.split_once('@'));
-        w.maybe("name", split.map(|(name, _)| name).or(actor.name.as_deref()));
+        // Whoever is no address is called by the id: services, applications, names of old systems.
+        const NOBODY: [&str; 3] = ["Not Available", "Unknown", "NOT-FOUND"];
+        let id = actor.id.as_deref().filter(|id| !NOBODY.iter().any(|nobody| id.trim().eq_ignore_ascii_case(nobody)));
+        w.maybe("name", split.map(|(name, _)| name).or(actor.name.as_deref()).or(id));
         w.maybe("domain", split.map(|(_, domain)| domain));
         w.maybe("email", actor.email.as_deref());
         w.maybe("full_name", parts.text(Member::LogonUserDisplayName));
@@ -329,6 +338,16 @@ fn push_client(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
             });
         }
         w.nested("network", |w| w.text("type", if address.ip.is_ipv4() { "ipv4" } else { "ipv6" }));
+    } else if let Some((text, name, port)) = parts.source_host() {
+        for side in ["client", "source"] {
+            w.nested(side, |w| {
+                w.text("address", &text);
+                w.text("domain", &name);
+                if let Some(port) = port {
+                    w.number("port", i64::from(port));
+                }
+            });
+        }
     }
     w.nested("user_agent", |w| w.maybe("original", parts.facts.agent()));
 }

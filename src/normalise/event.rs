@@ -37,7 +37,7 @@ known_members! {
     AlertEntityId, AlertType, AlertDisplayName, AlertLinks, EntityType, EndpointMetaData, InvestigationId,
     InvestigationName, AddOnName, AddOnGuid, SendAsUserSmtp, SendOnBehalfOfUserSmtp, AttachmentData, Comments,
     InternetMessageId, NetworkMessageId, P1Sender, P2Sender, Subject, SearchQueryText,
-    PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
+    Data, SenderIp, OriginatingServer, PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
 }
 
 /// How many known names may share a bucket of [`INDEX`]; raising it costs a comparison per unknown key.

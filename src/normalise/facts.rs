@@ -13,6 +13,8 @@ use crate::severity::pattern::Names;
 use crate::severity::recipient::Domains;
 use crate::severity::{Facts, Modification, is_true};
 
+/// In the `UserId` of a guest.
+const GUEST_MARK: &[u8] = b"#EXT#";
 /// `UserType` of a guest.
 const GUEST: i64 = 10;
 
@@ -163,13 +165,21 @@ impl Facts for EventFacts<'_, '_> {
         self.source_address().map(|address| address.ip)
     }
 
+    fn is_actor(&self, text: &str) -> bool {
+        let same = |id: Cow<'_, str>| id.trim().eq_ignore_ascii_case(text.trim());
+        self.event.text_of(Member::UserId).is_some_and(same)
+    }
+
     fn actor_is(&self, kind: ActorKind) -> bool {
         let user = self.event.text_of(Member::UserId).unwrap_or_default();
         let user_type = self.user_type();
         let external = || self.event.find("ExternalAccess").and_then(json::scalar).is_some_and(|text| is_true(&text));
         let service = || matches!(user_type, Some(3 | 4)) || begins(&user, &SERVICES) || external();
         let application = || matches!(user_type, Some(5 | 6)) || begins(&user, &APPLICATIONS);
-        let guest = || user.to_ascii_uppercase().contains("#EXT#") || begins(&user, &["urn:spo:guest#"]);
+        let guest = || {
+            let marked = user.as_bytes().windows(GUEST_MARK.len()).any(|part| part.eq_ignore_ascii_case(GUEST_MARK));
+            marked || begins(&user, &["urn:spo:guest#"])
+        };
         let anonymous = || begins(&user, &ANONYMOUS);
         match kind {
             ActorKind::Service => service(),
@@ -198,7 +208,7 @@ impl Facts for EventFacts<'_, '_> {
         }
         if let Some(organization) = self.event.text_of(Member::OrganizationName) {
             own.add(&organization);
-            if let Some(name) = organization.strip_suffix(".onmicrosoft.com") {
+            if let Some(name) = organization.trim().to_ascii_lowercase().strip_suffix(".onmicrosoft.com") {
                 own.add(&format!("{name}.mail.onmicrosoft.com"));
             }
         }

@@ -29,24 +29,44 @@ pub(crate) fn any(event: &Event<'_>, test: Test<'_>) -> bool {
     if event.operation().trim().eq_ignore_ascii_case("UpdateInboxRules") {
         return event.get(Member::OperationProperties).is_some_and(|token| any_of_client(token, test));
     }
-    let mut named = false;
+    let (mut named, mut identity) = (false, None);
     let found = event.get(Member::Parameters).is_some_and(|token| {
         parameters::any(token, &mut |name, value| {
             named |= name.eq_ignore_ascii_case("Name");
+            if name.eq_ignore_ascii_case("Identity") {
+                identity = Some(value.to_owned());
+            }
             test(name, value)
         })
     });
     if found || named {
         return found;
     }
-    // `joey\Financial Reporting`: without the parameter the name is what follows the last backslash.
-    event
-        .text_of(Member::ObjectId)
-        .and_then(|object| object.rsplit_once('\\').map(|(_, name)| name.to_owned()))
-        .is_some_and(|name| test("Name", &name))
+    // `joey\Financial Reporting`: without the parameter the name is what follows the last backslash. `Set-InboxRule`
+    // has the same in `Identity`, where it can be the rule's number.
+    let after_backslash = |text: &str| text.rsplit_once('\\').map(|(_, name)| name.to_owned());
+    let object = event.text_of(Member::ObjectId);
+    let name = object.as_deref().and_then(after_backslash).or_else(|| identity.as_deref().and_then(after_backslash));
+    name.is_some_and(|name| test("Name", &name))
 }
 
+/// What stands in for recipients where a rule passes mail on and the record does not say to whom.
+const NOT_NAMED: &str = "a recipient that the record does not name";
+
 fn any_of_client(token: &str, test: Test<'_>) -> bool {
+    // Shape B says in one member that mail is passed on and in another to whom.
+    let (mut passed_on, mut recipients) = (None, false);
+    let found = any_part_of_client(token, &mut passed_on, &mut |name, value| {
+        recipients |= PASSES_ON.contains(&name);
+        test(name, value)
+    });
+    found || passed_on.filter(|_| !recipients).is_some_and(|name| test(name, NOT_NAMED))
+}
+
+/// Parameters that pass mail on.
+const PASSES_ON: [&str; 3] = ["ForwardTo", "RedirectTo", "ForwardAsAttachmentTo"];
+
+fn any_part_of_client(token: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
     parameters::any(token, &mut |name, value| {
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
         if is("RuleName") || is("Name") {
@@ -56,11 +76,11 @@ fn any_of_client(token: &str, test: Test<'_>) -> bool {
         } else if is("RuleState") {
             value.to_ascii_lowercase().contains("exitafterexecution") && test("StopProcessingRules", "True")
         } else if is("RuleActions") {
-            any_of_outlook(value, test)
+            any_of_outlook(value, passed_on, test)
         } else if is("Actions") {
-            any_of_words(value, test)
+            any_of_words(value, passed_on, test)
         } else if is("ServerRule") {
-            any_of_server_rule(value, test)
+            any_of_server_rule(value, passed_on, test)
         } else if is("RuleCondition") || is("Conditions") {
             test("SubjectOrBodyContainsWords", value)
         } else {
@@ -70,9 +90,9 @@ fn any_of_client(token: &str, test: Test<'_>) -> bool {
 }
 
 /// `[{"ActionType":"Forward","Recipients":["a@b.c"],"ForwardFlags":"None"}]`
-fn any_of_outlook(text: &str, test: Test<'_>) -> bool {
+fn any_of_outlook(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
     let (mut found, mut parsed) = (false, false);
-    json::elements(text.trim(), |action| {
+    let mut take = |action: &str| {
         let Some(kind) = json::get(action, "ActionType").and_then(json::scalar) else { return };
         parsed = true;
         if found {
@@ -86,12 +106,20 @@ fn any_of_outlook(text: &str, test: Test<'_>) -> bool {
             name = "RedirectTo";
         }
         found = match name {
-            "ForwardTo" | "RedirectTo" | "ForwardAsAttachmentTo" => any_recipient(action, name, test),
+            name if PASSES_ON.contains(&name) => {
+                *passed_on = Some(name);
+                any_recipient(action, name, test)
+            }
             "MoveToFolder" | "CopyToFolder" => test(name, &folder(action)),
             _ => test(name, "True"),
         };
-    });
-    found || (!parsed && any_of_words(text, test))
+    };
+    // A list that is no text is handed over element by element.
+    match text.trim() {
+        one if one.starts_with('{') => take(one),
+        list => json::elements(list, take),
+    }
+    found || (!parsed && any_of_words(text, passed_on, test))
 }
 
 fn action_name(kind: &str) -> Option<&'static str> {
@@ -107,7 +135,12 @@ fn folder(action: &str) -> String {
 /// `Recipients`: a list of texts, or of objects with `Values` of `Value`.
 fn any_recipient(action: &str, name: &str, test: Test<'_>) -> bool {
     let mut found = false;
-    json::elements(json::get(action, "Recipients").unwrap_or_default(), |recipient| {
+    let recipients = json::get(action, "Recipients").unwrap_or_default();
+    // One recipient may stand without a list around it.
+    if !recipients.starts_with('[') {
+        return json::scalar(recipients).is_some_and(|text| !text.trim().is_empty() && test(name, &text));
+    }
+    json::elements(recipients, |recipient| {
         if found {
             return;
         }
@@ -124,7 +157,7 @@ fn any_recipient(action: &str, name: &str, test: Test<'_>) -> bool {
 }
 
 /// The rule as the server keeps it: actions named by class, recipients below each.
-fn any_of_server_rule(text: &str, test: Test<'_>) -> bool {
+fn any_of_server_rule(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
     let (mut found, mut parsed) = (false, false);
     json::elements(json::get(text.trim(), "Actions").unwrap_or_default(), |action| {
         parsed = true;
@@ -135,8 +168,16 @@ fn any_of_server_rule(text: &str, test: Test<'_>) -> bool {
                 name = json::scalar(value).filter(|text| text.contains("Action")).and_then(|text| action_name(&text));
             }
         });
-        let name = name.unwrap_or("ForwardTo");
-        found = found || any_recipient(action, name, test);
+        found = found
+            || match name {
+                None => any_recipient(action, "ForwardTo", test),
+                Some(name) if PASSES_ON.contains(&name) => {
+                    *passed_on = Some(name);
+                    any_recipient(action, name, test)
+                }
+                Some(name @ ("MoveToFolder" | "CopyToFolder")) => test(name, &folder(action)),
+                Some(name) => test(name, "True"),
+            };
     });
     found || (!parsed && any_address(text, "ForwardTo", test))
 }
@@ -145,7 +186,7 @@ fn any_of_server_rule(text: &str, test: Test<'_>) -> bool {
 const CLASS_BYTES_MAX: usize = 256;
 
 /// Text naming classes: `ForwardToRecipientsAction, MarkAsReadAction`.
-fn any_of_words(text: &str, test: Test<'_>) -> bool {
+fn any_of_words(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
     let lower = text.to_ascii_lowercase();
     // A word that was found is taken out, so that `PermanentDelete` is not also `Delete`.
     let mut rest = lower;
@@ -156,7 +197,10 @@ fn any_of_words(text: &str, test: Test<'_>) -> bool {
         }
         rest = rest.replace(&word, " ");
         let found = match *name {
-            "ForwardTo" | "RedirectTo" | "ForwardAsAttachmentTo" => any_address(text, name, test),
+            name if PASSES_ON.contains(&name) => {
+                *passed_on = Some(name);
+                any_address(text, name, test)
+            }
             "MoveToFolder" | "CopyToFolder" => test(name, ""),
             _ => test(name, "True"),
         };

@@ -134,7 +134,8 @@ pub(crate) fn push(
         w.number("activity_id", activity);
         w.text("activity_name", caption);
         w.number("type_uid", class as i64 * 100 + activity);
-        w.text("type_name", [class.name(), ": ", caption].concat());
+        // The schema's own caption, for 99 too: what the operation is called stands in `activity_name`.
+        w.text("type_name", [class.name(), ": ", class.activity(activity).unwrap_or("Other")].concat());
         w.number("time", at.as_millisecond());
         w.number("severity_id", severity_of(severity).0);
         w.text("severity", severity_of(severity).1);
@@ -145,7 +146,7 @@ pub(crate) fn push(
         if newest {
             push_control(parts, class, severity, w);
         }
-        push_observables(parts, w);
+        push_observables(parts, newest, w);
         let masked = original.is_some_and(|(_, masked)| masked);
         push_unmapped(parts, origin, masked, w);
         if let Some((original, _)) = original {
@@ -591,7 +592,8 @@ fn push_control(parts: &Parts<'_, '_>, class: Class, severity: Severity, w: &mut
     });
 }
 
-fn push_observables(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+/// What an analyst searches for. Types of the schema that version 1.1 does not have are left out there.
+fn push_observables(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.objects("observables", |list| {
         let mut add = |name: &str, type_id: i64, caption: &str, value: &str| {
             list.push(|w| {
@@ -610,23 +612,41 @@ fn push_observables(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
         if let Some(email) = parts.actor.email.as_deref() {
             add("actor.user.email_addr", 5, "Email Address", email);
         }
-        if let Some(name) = parts.file().name.as_deref() {
+        let file = parts.file();
+        if let Some(name) = file.name.as_deref() {
             add("file.name", 7, "File Name", name);
         }
-        if let Some(agent) = parts.facts.agent() {
+        if let Some(url) = file.url.as_deref() {
+            add("file.path", 6, "URL String", url);
+        }
+        if let Some(hash) = file.sha256.as_deref() {
+            add("file.hashes", 8, "Hash", &hash.to_lowercase());
+        }
+        if let Some(agent) = parts.facts.agent().filter(|_| newest) {
             add("http_request.user_agent", 16, "HTTP User-Agent", agent);
         }
-        // Whom mail is forwarded to is what an analyst looks for.
-        for found in &parts.assessment.matches {
-            if matches!(found.rule().id.as_str(), "EX-01" | "EX-02u" | "EX-07" | "EX-12" | "EX-13" | "EX-24") {
-                for address in found.shown(parts.facts).iter().map(|text| text.trim_start_matches("smtp:")) {
-                    if is_address(address) {
-                        add("unmapped.recipients", 5, "Email Address", address);
-                    }
-                }
-            }
+        for address in forwarded_to(parts) {
+            add("unmapped.recipients", 5, "Email Address", &address);
         }
     });
+}
+
+/// Whom mail is forwarded to, by the rules that matched.
+fn forwarded_to(parts: &Parts<'_, '_>) -> Vec<String> {
+    const FORWARDING: [&str; 8] = ["EX-01", "EX-02", "EX-02u", "EX-07", "EX-07u", "EX-12", "EX-13", "EX-24"];
+    let mut addresses: Vec<String> = Vec::new();
+    for found in parts.assessment.matches.iter().filter(|found| FORWARDING.contains(&found.rule().id.as_str())) {
+        for text in found.shown(parts.facts) {
+            let address = match text.split_at_checked("smtp:".len()) {
+                Some((prefix, rest)) if prefix.eq_ignore_ascii_case("smtp:") => rest.trim(),
+                _ => text.as_str(),
+            };
+            if is_address(address) && !addresses.iter().any(|known| known == address) {
+                addresses.push(address.to_owned());
+            }
+        }
+    }
+    addresses
 }
 
 fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &mut Writer<'_>) {
@@ -636,6 +656,7 @@ fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &m
         w.maybe("record_type_name", parts.record_type.and_then(record_types::info).map(|info| info.name));
         w.text("category", parts.category.as_str());
         w.maybe("content_id", origin.content_id);
+        w.texts("recipients", forwarded_to(parts));
         if masked {
             w.flag("raw_masked", true);
         }
@@ -695,7 +716,10 @@ fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Target<'_>) ->
     }
     match parts.record_type {
         Some(9 | 15) => (Class::Authentication, if has(&["logout", "loggedout", "logoff"]) { 2 } else { 1 }),
-        Some(8) => classify_directory(operation, newest, target),
+        Some(8) => match classify_directory(operation, newest, target) {
+            (Class::AccountChange, OTHER) => (Class::AccountChange, factor_activity(parts)),
+            other => other,
+        },
         Some(6 | 14) => (Class::FileHosting, file_activity(operation)),
         Some(4 | 36 | 37 | 54 | 55 | 56 | 102) => (Class::WebResources, web_activity(operation)),
         Some(28 | 40 | 41 | 47 | 64 | 78 | 98 | 113) => {
@@ -754,6 +778,18 @@ fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Target<'_>) ->
         Some(24 | 31 | 38) if has(&["export"]) => (Class::WebResources, 7),
         _ if parts.category == Category::Identity && begins(&["userlog"]) => (Class::Authentication, 1),
         _ => (Class::ApiActivity, api_activity(operation)),
+    }
+}
+
+/// An update of a user that gives or takes a second factor, as the rules of the catalogue read it.
+fn factor_activity(parts: &Parts<'_, '_>) -> i64 {
+    let matched = |ids: &[&str]| parts.assessment.matches.iter().any(|found| ids.contains(&found.rule().id.as_str()));
+    if matched(&["ID-21", "ID-22"]) {
+        11
+    } else if matched(&["ID-23"]) {
+        10
+    } else {
+        OTHER
     }
 }
 

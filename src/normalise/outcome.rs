@@ -49,9 +49,9 @@ pub(crate) fn of(event: &Event<'_>, folded_operation: &str, record_type: Option<
         return files.then_some(Outcome::Success);
     };
     let is = |words: &[&str]| words.iter().any(|word| status.trim().eq_ignore_ascii_case(word));
-    Some(if is(&["success", "succeeded", "true", "partiallysucceeded", "1"]) {
+    Some(if is(&["success", "succeeded", "true", "partiallysucceeded", "1", "successful", "completed", "ok"]) {
         Outcome::Success
-    } else if is(&["failure", "failed", "false"]) {
+    } else if is(&["failure", "failed", "false", "fail", "error", "denied"]) {
         Outcome::Failure
     } else {
         Outcome::Unknown
@@ -97,6 +97,8 @@ mod tests {
             (r#"{"RecordType":1,"ResultStatus":"True"}"#, Some(Success)),
             (r#"{"RecordType":1,"ResultStatus":"False"}"#, Some(Failure)),
             (r#"{"RecordType":2,"ResultStatus":"PartiallySucceeded"}"#, Some(Success)),
+            (r#"{"RecordType":155,"ResultStatus":"Successful"}"#, Some(Success)),
+            (r#"{"RecordType":1,"ResultStatus":false}"#, Some(Failure)),
             (r#"{"RecordType":20,"ResultStatus":"InProgress"}"#, Some(Unknown)),
             (r#"{"RecordType":188,"ResultStatus":1}"#, Some(Success)),
             (r#"{"RecordType":188,"ResultStatus":3}"#, Some(Unknown)),

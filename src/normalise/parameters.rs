@@ -36,11 +36,11 @@ pub(crate) struct Pairs<'a> {
 
 impl Modification for Modified<'_> {
     fn before(&self) -> &str {
-        &self.texts().0
+        self.old_text.get_or_init(|| text_or_json(self.old))
     }
 
     fn now(&self) -> &str {
-        &self.texts().1
+        self.new_text.get_or_init(|| text_or_json(self.new))
     }
 
     fn is_same(&self) -> bool {
@@ -175,6 +175,8 @@ impl<'a> OpenPair<'a> {
         let (name, value) = (self.name.take(), self.value.take());
         match (name.and_then(json::scalar), value) {
             (Some(name), Some(value)) => entries.push((name, PairValue::Token(value))),
+            // `Value` may be missing.
+            (Some(name), None) if self.others.is_empty() => entries.push((name, PairValue::Token("\"\""))),
             _ => {
                 let others = self.others.drain(..).map(|(key, value)| (json::unescape(key), PairValue::Token(value)));
                 entries.extend(others);
@@ -195,24 +197,22 @@ pub(crate) struct Modified<'a> {
     pub old: &'a str,
     /// The token of the value now.
     pub new: &'a str,
-    /// Both as texts, once a rule asked: values run to kilobytes of escapes.
-    texts: OnceCell<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Each as text, once a rule asked: values run to kilobytes of escapes.
+    old_text: OnceCell<Cow<'a, str>>,
+    new_text: OnceCell<Cow<'a, str>>,
 }
 
 impl<'a> Modified<'a> {
     fn named(name: Cow<'a, str>) -> Modified<'a> {
-        Modified { name, old: "", new: "", texts: OnceCell::new() }
-    }
-
-    /// The values before and now as texts: a container's is its JSON, nothing where absent or `null`.
-    fn texts(&self) -> &(Cow<'a, str>, Cow<'a, str>) {
-        self.texts.get_or_init(|| (text_or_json(self.old), text_or_json(self.new)))
+        Modified { name, old: "", new: "", old_text: OnceCell::new(), new_text: OnceCell::new() }
     }
 }
 
 /// The entries of `ModifiedProperties`. One that is a plain string is a name alone.
 pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
-    let mut entries: Vec<Modified<'_>> = Vec::new();
+    // Most lists have fewer; growing by doubling would copy three times.
+    const USUAL: usize = 8;
+    let mut entries: Vec<Modified<'_>> = Vec::with_capacity(USUAL);
     let mut names = Vec::new();
     let mut open = None;
     json::objects(
@@ -249,34 +249,40 @@ fn any_in_json(token: &str, test: Test<'_>) -> bool {
     let mut stopped = false;
     if token.starts_with('[') {
         json::elements(token, |element| {
-            stopped = stopped || any_in_object(element, test);
+            stopped = stopped || any_in_object(element, true, test);
         });
     } else {
-        stopped = any_in_object(token, test);
+        stopped = any_in_object(token, false, test);
     }
     stopped
 }
 
-/// A pair `{Name, Value}`, in Teams `{Key, Value}`.
-fn pair(token: &str) -> Option<(Cow<'_, str>, &str)> {
-    let (mut name, mut value) = (None, None);
+/// A pair `{Name, Value}`, in Teams `{Key, Value}`. In a list a name alone is a pair, too: its value may be missing.
+fn pair(token: &str, in_list: bool) -> Option<(Cow<'_, str>, &str)> {
+    let (mut name, mut value, mut others) = (None, None, false);
     json::members(token, |key, token| {
         if key.eq_ignore_ascii_case("Name") || key.eq_ignore_ascii_case("Key") {
             name = Some(token);
         } else if key.eq_ignore_ascii_case("Value") {
             value = Some(token);
+        } else {
+            others = true;
         }
     });
+    let value = value.or(if in_list && !others { Some("null") } else { None });
     Some((name.and_then(json::scalar)?, value?))
 }
 
 /// A pair, or an object whose keys are the names.
-fn any_in_object(token: &str, test: Test<'_>) -> bool {
-    match pair(token) {
+fn any_in_object(token: &str, in_list: bool, test: Test<'_>) -> bool {
+    match pair(token, in_list) {
         Some((name, value)) => any_value(&name, value, test),
         None => {
             let mut stopped = false;
-            json::members(token, |key, value| stopped = stopped || any_value(&key, value, test));
+            // As keys, all parameters may be there and those that were not given `null`.
+            json::members(token, |key, value| {
+                stopped = stopped || (value != "null" && any_value(&key, value, test));
+            });
             stopped
         }
     }
@@ -284,14 +290,23 @@ fn any_in_object(token: &str, test: Test<'_>) -> bool {
 
 fn any_value(name: &str, token: &str, test: Test<'_>) -> bool {
     if token.starts_with('[') {
-        let mut stopped = false;
+        let (mut stopped, mut empty) = (false, true);
         json::elements(token, |element| {
-            stopped = stopped || json::scalar(element).is_some_and(|value| test(name, &value));
+            empty = false;
+            stopped = stopped
+                || match json::scalar(element) {
+                    Some(value) => test(name, &value),
+                    None => element.starts_with('{') && test(name, element),
+                };
         });
-        return stopped;
+        return if empty { test(name, "") } else { stopped };
     }
     if token.starts_with('{') {
         return test(name, token);
+    }
+    // Given, and holding nothing.
+    if token == "null" {
+        return test(name, "");
     }
     json::scalar(token).is_some_and(|value| test(name, &value))
 }
@@ -394,9 +409,11 @@ mod tests {
         for (token, expected) in [
             (
                 r#"[{"Name":"A","Value":"1"},{"value":true,"name":"B"},{"Name":"C"}]"#,
-                pairs(&[("A", "1"), ("B", "true"), ("Name", "C")]),
+                pairs(&[("A", "1"), ("B", "true"), ("C", "")]),
             ),
             (r#"[{"Name":"A","Value":["x","y",null]}, null, "s", 1]"#, pairs(&[("A", "x"), ("A", "y")])),
+            (r#"[{"Name":"A","Value":null},{"Name":"B","Value":[]}]"#, pairs(&[("A", ""), ("B", "")])),
+            (r#"{"Name":"C"}"#, pairs(&[("Name", "C")])),
             (
                 r#"{"ForwardTo":"a@b.c","DeleteMessage":true,"N":null}"#,
                 pairs(&[("ForwardTo", "a@b.c"), ("DeleteMessage", "true")]),

@@ -130,14 +130,77 @@ impl<'d, 'a> Parts<'d, 'a> {
         target
     }
 
-    /// Every address of the record.
-    pub fn addresses(&self) -> impl Iterator<Item = String> {
-        const MEMBERS: [Member; 5] =
-            [Member::ClientIPAddress, Member::ClientIP, Member::ActorIpAddress, Member::ActorIP, Member::UserIp];
-        MEMBERS
-            .iter()
-            .filter_map(|member| super::address::parse(&self.text(*member)?))
-            .map(|found| found.ip.to_string())
+    /// Whom an alert is about, where the record names a service as its user: the user who is its entity, else who
+    /// did what it is about, else who received the message.
+    pub fn person_of_alert(&self) -> Option<Cow<'a, str>> {
+        if !self.is_type(&[40]) || self.actor.email.is_some() {
+            return None;
+        }
+        let mut entity = None;
+        if self.text(Member::EntityType).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("User")) {
+            entity = self.text(Member::AlertEntityId);
+        }
+        // A display name says less than an address does.
+        if entity.as_deref().is_some_and(is_address) {
+            return entity;
+        }
+        let Some(data) = self.alert_data() else { return entity };
+        // Several are joined; the first stands for them, and `related.user` has all.
+        let person = ["f3u", "suid", "trc"].iter().find_map(|name| {
+            let text = inner(&data, name)?;
+            let first = text.split([',', ';']).next().map(str::trim).filter(|first| is_address(first))?;
+            Some(Cow::Owned(first.to_owned()))
+        });
+        person.or(entity)
+    }
+
+    /// What an alert says of its cause: JSON in a string, in newer records an object.
+    fn alert_data(&self) -> Option<Cow<'a, str>> {
+        let token = self.event.get(Member::Data)?;
+        match json::scalar(token) {
+            Some(text) => text.trim_start().starts_with('{').then_some(text),
+            None => token.starts_with('{').then_some(Cow::Borrowed(token)),
+        }
+    }
+
+    /// The addresses of people in what an alert says of its cause.
+    pub fn people_of_alert(&self) -> Vec<String> {
+        let Some(data) = self.alert_data().filter(|_| self.is_type(&[40])) else { return Vec::new() };
+        let texts = ["f3u", "suid", "trc", "tsd"].iter().filter_map(|name| inner(&data, name));
+        let mut people = Vec::new();
+        for text in texts {
+            people.extend(text.split([',', ';']).map(str::trim).filter(|one| is_address(one)).map(str::to_owned));
+        }
+        people
+    }
+
+    /// Every address of the record, also those that are not the actor's: of the server that sent a message, of what an
+    /// alert is about, among the extended properties.
+    pub fn addresses(&self) -> Vec<String> {
+        const OTHERS: [Member; 1] = [Member::SenderIp];
+        let members = super::ADDRESS_MEMBERS.iter().chain(&OTHERS);
+        let mut found: Vec<String> = members
+            .filter_map(|member| self.text(*member))
+            .flat_map(|text| super::address::parse_all(&text))
+            .map(|address| address.ip.to_string())
+            .collect();
+        if let Some(data) = self.alert_data() {
+            found.extend(inner(&data, "sip").and_then(|text| super::address::parse(&text)).map(|at| at.ip.to_string()));
+        }
+        self.facts.extended().any(&|_| true, &mut |value| {
+            // Most values are words and JSON texts; only one that is an address and nothing else is meant.
+            found.extend(value.trim().parse::<std::net::IpAddr>().ok().map(|ip| ip.to_string()));
+            false
+        });
+        found
+    }
+
+    /// The machine that the actor used, by its name, where no address is known: the raw text, the name, the port.
+    pub fn source_host(&self) -> Option<(Cow<'a, str>, String, Option<u16>)> {
+        super::ADDRESS_MEMBERS.iter().filter_map(|member| self.text(*member)).find_map(|text| {
+            let (name, port) = super::address::host(&text).map(|(name, port)| (name.to_owned(), port))?;
+            Some((text, name, port))
+        })
     }
 
     /// The raw text of the address that won.
@@ -191,6 +254,24 @@ impl<'d, 'a> Parts<'d, 'a> {
                     to: list(json::get(mail, "To")),
                     cc: list(json::get(mail, "CC")),
                     bcc: list(json::get(mail, "BCC")),
+                    ..Mail::default()
+                }
+            }
+            Some(40) => {
+                let Some(data) = self.alert_data() else { return Mail::default() };
+                let part = |name: &str| inner(&data, name).map(|text| Cow::Owned(text.into_owned()));
+                let to = part("trc").map(|text: Cow<'_, str>| {
+                    text.split([',', ';'])
+                        .map(str::trim)
+                        .filter(|to| !to.is_empty())
+                        .map(|to| Cow::Owned(to.to_owned()))
+                        .collect()
+                });
+                Mail {
+                    id: part("imsgid"),
+                    subject: part("ms"),
+                    from: part("tsd"),
+                    to: to.unwrap_or_default(),
                     ..Mail::default()
                 }
             }

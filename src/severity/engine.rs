@@ -41,7 +41,7 @@
 //! | `any = [{ … }, { … }]`, `all = […]` | one of these, all of these |
 //!
 //! and one test, where the subject has a value: `is` (see [`Test`]), `like = ["*@x.example"]` (patterns),
-//! `at_least`, `at_most` (a leading number is read), for `modified` also `change` (see [`Change`]) and `old = ["…"]`
+//! `at_least`, `at_most` (a leading number is read, with a unit such as KB in bytes), for `modified` also `change` (see [`Change`]) and `old = ["…"]`
 //! (patterns of the value before). Without a test the subject only has to be there. `not = true` turns the answer round.
 //!
 //! An operation that no rule names costs one hash look-up.
@@ -49,8 +49,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use foldhash::fast::FixedState;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::operation::fold;
 use super::pattern::{Names, Pattern};
@@ -285,6 +287,8 @@ pub enum Test {
     HiddenFolder,
     /// A name that is empty, only punctuation, or at most three characters.
     OddName,
+    /// Who acted: the same as `UserId`.
+    Actor,
 }
 
 /// How a modified property changed; values are JSON in text, a list in most cases.
@@ -322,7 +326,8 @@ pub struct Compiled {
     pub rule: Rule,
     when: Vec<Check>,
     unless: Vec<Check>,
-    cases: Vec<(Vec<Check>, Verdict, Option<String>)>,
+    /// The conditions of each case.
+    cases: Vec<Vec<Check>>,
     show: Vec<Check>,
     /// Indexes of the rules whose place this one takes.
     replaces: Vec<usize>,
@@ -486,10 +491,11 @@ fn overlay_one(rules: &mut Vec<toml::Table>, change: &toml::Table) -> Result<(),
 #[derive(Debug, Default, Clone)]
 pub struct RuleSet {
     rules: Vec<Compiled>,
-    by_operation: HashMap<String, Vec<usize>>,
+    by_operation: HashMap<String, Vec<usize>, FixedState>,
     /// By the first byte of the beginning.
     by_beginning: Vec<Vec<(String, usize)>>,
-    by_record_type: HashMap<i64, Vec<usize>>,
+    /// In the order of the types.
+    by_record_type: Vec<(i64, Vec<usize>)>,
 }
 
 impl RuleSet {
@@ -535,7 +541,10 @@ impl RuleSet {
         }
         if rule.operations.is_empty() {
             for record_type in &rule.record_types {
-                self.by_record_type.entry(*record_type).or_default().push(index);
+                match self.by_record_type.binary_search_by_key(record_type, |(record_type, _)| *record_type) {
+                    Ok(at) => self.by_record_type.get_mut(at).into_iter().for_each(|(_, rules)| rules.push(index)),
+                    Err(at) => self.by_record_type.insert(at, (*record_type, vec![index])),
+                }
             }
         }
         if let Some(compiled) = self.rules.get_mut(index) {
@@ -559,12 +568,10 @@ impl RuleSet {
         let begun = self.by_beginning.get(usize::from(first)).map_or(&[][..], Vec::as_slice);
         let named = self.by_operation.get(operation).map_or(&[][..], Vec::as_slice);
         let record_type = facts.record_type();
-        let typed = match record_type {
-            Some(record_type) if !self.by_record_type.is_empty() => {
-                self.by_record_type.get(&record_type).map_or(&[][..], Vec::as_slice)
-            }
-            _ => &[],
-        };
+        let typed = record_type
+            .and_then(|wanted| self.by_record_type.binary_search_by_key(&wanted, |(record_type, _)| *record_type).ok())
+            .and_then(|at| self.by_record_type.get(at))
+            .map_or(&[][..], |(_, rules)| rules.as_slice());
         if begun.is_empty() && named.is_empty() && typed.is_empty() {
             return (Vec::new(), Vec::new());
         }
@@ -573,8 +580,8 @@ impl RuleSet {
             let begun = begun.iter().filter(|(beginning, _)| operation.starts_with(beginning.as_str()));
             named.iter().copied().chain(begun.map(|(_, index)| *index))
         };
-        let mut found: Vec<usize> = Vec::new();
-        let mut collect = |found: &mut Vec<usize>, index: usize, fallback: bool| {
+        let mut found = Found::new();
+        let mut collect = |found: &mut Found, index: usize, fallback: bool| {
             if let Some(compiled) = self.rules.get(index)
                 && compiled.rule.fallback == fallback
                 && !found.contains(&index)
@@ -592,23 +599,29 @@ impl RuleSet {
         }
         found.sort_unstable();
         let mut replaced = Vec::new();
-        let taken: Vec<usize> =
-            found.iter().filter_map(|index| self.rules.get(*index)).flat_map(|rule| &rule.replaces).copied().collect();
-        found.retain(|index| {
-            let stays = !taken.contains(index);
-            if !stays && let Some(compiled) = self.rules.get(*index) {
-                replaced.push(&compiled.rule);
-            }
-            stays
-        });
-        let found = found.into_iter().filter_map(|index| self.rules.get(index));
-        let found = found.map(|compiled| {
-            let (verdict, reason) = compiled.verdict(&mut context);
-            Match { compiled, verdict, lowered: false, reason }
-        });
-        (found.collect(), replaced)
+        if found.len() > 1 {
+            let rules = found.iter().filter_map(|index| self.rules.get(*index));
+            let taken: Found = rules.flat_map(|rule| &rule.replaces).copied().collect();
+            found.retain(|index| {
+                let stays = !taken.contains(index);
+                if !stays && let Some(compiled) = self.rules.get(*index) {
+                    replaced.push(&compiled.rule);
+                }
+                stays
+            });
+        }
+        let mut matches = Vec::with_capacity(found.len());
+        for compiled in found.iter().filter_map(|index| self.rules.get(*index)) {
+            let (verdict, case) = compiled.verdict(&mut context);
+            let reason = case.and_then(|case| case.reason.as_deref()).unwrap_or(&compiled.rule.reason);
+            matches.push(Match { compiled, verdict, lowered: false, reason, case });
+        }
+        (matches, replaced)
     }
 }
+
+/// Indexes of rules; more than a few of one event's match hardly ever.
+type Found = SmallVec<[usize; 8]>;
 
 /// Values shown of one rule, and characters of one of them.
 const SHOWN_VALUES_MAX: usize = 5;
@@ -622,10 +635,11 @@ impl Compiled {
             && !self.unless.iter().any(|check| check.holds(context))
     }
 
-    fn verdict(&self, context: &mut Context<'_, impl Facts>) -> (Verdict, &str) {
-        for (when, verdict, reason) in &self.cases {
+    /// What the rule makes of an event that it matches, and the case that decided.
+    fn verdict(&self, context: &mut Context<'_, impl Facts>) -> (Verdict, Option<&Case>) {
+        for (when, case) in self.cases.iter().zip(&self.rule.cases) {
             if when.iter().all(|check| check.holds(context)) {
-                return (*verdict, reason.as_deref().unwrap_or(&self.rule.reason));
+                return (case.verdict, Some(case));
             }
         }
         let mut word = None;
@@ -642,7 +656,7 @@ impl Compiled {
         if self.rule.steps_below > 0 {
             verdict = verdict.max(Verdict::Low);
         }
-        (verdict, &self.rule.reason)
+        (verdict, None)
     }
 
     /// Whether the rule's reason shows values at all.
@@ -652,17 +666,41 @@ impl Compiled {
 
     /// The values that the rule's reason shows, a bounded number of bounded texts.
     pub(super) fn shown(&self, facts: &impl Facts, more_folders: &[String]) -> Vec<String> {
-        let mut values: Vec<String> = Vec::new();
+        let mut text = String::new();
+        let ends = self.push_shown(facts, more_folders, &mut text);
+        let starts = std::iter::once(0).chain(ends.iter().map(|end| end + SHOWN_BETWEEN.len()));
+        starts.zip(&ends).filter_map(|(start, end)| text.get(start..*end)).map(str::to_owned).collect()
+    }
+
+    /// Appends them, joined by [`SHOWN_BETWEEN`]; where each ends, counted from where the first begins.
+    pub(super) fn push_shown(&self, facts: &impl Facts, more_folders: &[String], text: &mut String) -> Ends {
+        let begin = text.len();
+        let mut ends = Ends::new();
         let mut own = None;
         let outside = |check: &&Check| matches!(check.test, ValueTest::Is(Test::External)) && !check.not;
         let checks = self.when.iter().filter(outside).chain(&self.show);
         for check in checks {
             let mut keep = |value: &str| {
-                let value = on_one_line(value);
-                if !value.is_empty() && !values.contains(&value) {
-                    values.push(value);
+                let before = text.len();
+                if !ends.is_empty() {
+                    text.push_str(SHOWN_BETWEEN);
                 }
-                values.len() >= SHOWN_VALUES_MAX
+                let start = text.len() - begin;
+                push_on_one_line(value, text);
+                let shown = text.get(begin..).unwrap_or_default();
+                let value = shown.get(start..).unwrap_or_default();
+                let mut known_from = 0;
+                let known = ends.iter().any(|end| {
+                    let known = shown.get(known_from..*end) == Some(value);
+                    known_from = end + SHOWN_BETWEEN.len();
+                    known
+                });
+                if known || value.is_empty() {
+                    text.truncate(before);
+                } else {
+                    ends.push(shown.len());
+                }
+                ends.len() >= SHOWN_VALUES_MAX
             };
             let external = matches!(check.test, ValueTest::Is(Test::External));
             let mut context = Context { facts, own: None, more_folders };
@@ -674,19 +712,29 @@ impl Compiled {
                 false => keep(value),
             });
         }
-        values
+        ends
     }
 }
 
-/// The beginning of a value with every run of white space made one blank; of `["a"]`, which is how one value of a
+/// Where values end in a text.
+type Ends = SmallVec<[usize; SHOWN_VALUES_MAX]>;
+/// What stands between values shown.
+const SHOWN_BETWEEN: &str = ", ";
+
+/// Appends the beginning of a value with every run of white space made one blank; of `["a"]`, which is how one value of a
 /// modified property is written, what is inside.
-fn on_one_line(value: &str) -> String {
+fn push_on_one_line(value: &str, line: &mut String) {
     let value = value.trim();
     let value = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value).trim();
     let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
-    let mut line = String::new();
+    // Most are one word.
+    if value.len() <= SHOWN_CHARS_MAX && value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        line.push_str(value);
+        return;
+    }
     let mut chars = 0;
-    for c in value.chars() {
+    let begin = line.len();
+    for c in value.trim_start().chars() {
         if chars >= SHOWN_CHARS_MAX {
             break;
         }
@@ -699,8 +747,8 @@ fn on_one_line(value: &str) -> String {
         }
         chars += 1;
     }
-    line.truncate(line.trim_end().len());
-    line
+    let end = line.get(begin..).unwrap_or_default().trim_end().len();
+    line.truncate(begin + end);
 }
 
 struct Context<'f, F> {
@@ -745,6 +793,7 @@ impl Check {
                             _ => Recipient::Unknown,
                         })
                 }
+                ValueTest::Is(Test::Actor) => self.subject.values(context, &mut |value| facts.is_actor(value)),
                 _ => {
                     let more_folders = context.more_folders;
                     self.subject.values(context, &mut |value| self.test.holds(value, more_folders))
@@ -798,8 +847,8 @@ impl ValueTest {
             Self::Is(Test::False) => is_false(value),
             Self::Is(Test::HiddenFolder) => mail::is_hidden_folder(value, more_folders),
             Self::Is(Test::OddName) => mail::is_odd_name(value),
-            // Decided over all values together.
-            Self::Is(Test::External | Test::Internal | Test::Undecided) => false,
+            // Decided over all values together, or by the event.
+            Self::Is(Test::External | Test::Internal | Test::Undecided | Test::Actor) => false,
             Self::Like(patterns) => Pattern::any(patterns, value),
             Self::Between(low, high) => leading_number(value).is_some_and(|number| (*low..=*high).contains(&number)),
             // Asked of the entry, not of a value.
@@ -822,17 +871,24 @@ fn changed(entry: &dyn Modification, change: Option<Change>) -> bool {
 
 fn is_set(value: &str) -> bool {
     let value = value.trim().trim_matches(['"', '\'']).trim();
-    !value.is_empty() && !value.eq_ignore_ascii_case("$null")
+    !value.is_empty() && !["$null", "null", "<null>"].iter().any(|nothing| value.eq_ignore_ascii_case(nothing))
 }
 
-/// The number a text begins with: `1000`, `1.0`, `1 B (1 bytes)`.
+/// Units that a size is written in, and their bytes.
+const UNITS: [(&str, f64); 4] = [("KB", 1024.0), ("MB", 1_048_576.0), ("GB", 1_073_741_824.0), ("TB", 1.1e12)];
+
+/// The number a text begins with: `1000`, `1.0`, `1 B (1 bytes)`; of `10 KB` and its like the bytes.
 fn leading_number(text: &str) -> Option<f64> {
     let text = text.trim();
     if let Ok(number) = text.parse() {
         return Some(number);
     }
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    text.get(..end)?.parse().ok()
+    let (number, unit) = text.split_at_checked(end)?;
+    let number: f64 = number.parse().ok()?;
+    let unit = unit.trim_start().split([' ', '(']).next().unwrap_or_default();
+    let bytes = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map_or(1.0, |(_, bytes)| *bytes);
+    Some(number * bytes)
 }
 
 fn compile(table: &toml::Table) -> Result<Compiled, RuleError> {
@@ -852,7 +908,7 @@ fn compile(table: &toml::Table) -> Result<Compiled, RuleError> {
     };
     let mut cases = Vec::new();
     for case in &rule.cases {
-        cases.push((all(&case.when)?, case.verdict, case.reason.clone()));
+        cases.push(all(&case.when)?);
     }
     let (when, unless, show) = (all(&rule.when)?, all(&rule.unless)?, all(&rule.show)?);
     Ok(Compiled { when, unless, cases, show, replaces: Vec::new(), rule })
@@ -946,4 +1002,31 @@ fn value_test(c: &Condition, subject: &Subject) -> Result<ValueTest, String> {
 
 fn patterns(texts: &[String]) -> Vec<Pattern> {
     texts.iter().map(|text| Pattern::new(text)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_read_with_its_unit() {
+        for (text, expected) in [
+            ("1000", Some(1000.0)),
+            (" 1.5 ", Some(1.5)),
+            ("1 B (1 bytes)", Some(1.0)),
+            ("10 KB (10,240 bytes)", Some(10_240.0)),
+            ("1mb", Some(1_048_576.0)),
+            ("7 items", Some(7.0)),
+            ("KB", None),
+            ("", None),
+        ] {
+            assert_eq!(leading_number(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_in_several_ways() {
+        assert!(["", " ", "\"\"", "$null", "$NULL", "null", "<null>"].iter().all(|value| !is_set(value)));
+        assert!(["a", "0", "[]", "false"].iter().all(|value| is_set(value)));
+    }
 }

@@ -87,6 +87,8 @@ pub trait Facts {
     fn user_agent(&self) -> Option<Cow<'_, str>>;
     /// The actor's address.
     fn address(&self) -> Option<IpAddr>;
+    /// Whether a text names the actor.
+    fn is_actor(&self, text: &str) -> bool;
     /// Whether the actor is of a kind.
     fn actor_is(&self, kind: ActorKind) -> bool;
     /// Whether the record says that the operation failed.
@@ -107,6 +109,8 @@ pub struct Match<'r> {
     pub lowered: bool,
     /// Why: the rule's reason, or that of the case that holds.
     pub reason: &'r str,
+    /// The case that decided, where one did.
+    pub case: Option<&'r engine::Case>,
 }
 
 impl<'r> Match<'r> {
@@ -213,25 +217,39 @@ impl Rules {
         {
             return Some(Cow::Borrowed(only.reason));
         }
-        let mut matches: Vec<&Match<'_>> = assessment.matches.iter().collect();
-        matches.sort_by_key(|found| std::cmp::Reverse(found.verdict));
-        let mut text = String::new();
-        for found in matches {
+        if assessment.matches.is_empty() {
+            return None;
+        }
+        // Most reasons with their values are shorter.
+        const USUAL: usize = 192;
+        let mut text = String::with_capacity(USUAL);
+        let mut push = |found: &Match<'_>| {
             if !text.is_empty() {
                 text.push_str("; ");
             }
             text.push_str(found.reason);
-            let values = found.compiled.shown(facts, &self.hidden_folders);
-            if !values.is_empty() {
+            if found.compiled.shows() {
+                let before = text.len();
                 text.push_str(" (");
-                text.push_str(&values.join(", "));
-                text.push(')');
+                let values = found.compiled.push_shown(facts, &self.hidden_folders, &mut text);
+                match values.is_empty() {
+                    true => text.truncate(before),
+                    false => text.push(')'),
+                }
             }
             if found.lowered {
                 text.push_str(", but the operation failed");
             }
+        };
+        match assessment.matches.as_slice() {
+            [only] => push(only),
+            several => {
+                let mut matches: Vec<&Match<'_>> = several.iter().collect();
+                matches.sort_by_key(|found| std::cmp::Reverse(found.verdict));
+                matches.into_iter().for_each(push);
+            }
         }
-        (!text.is_empty()).then_some(Cow::Owned(text))
+        Some(Cow::Owned(text))
     }
 }
 
@@ -326,6 +344,9 @@ mod tests {
         }
         fn address(&self) -> Option<IpAddr> {
             "203.0.113.7".parse().ok()
+        }
+        fn is_actor(&self, _: &str) -> bool {
+            false
         }
         fn actor_is(&self, kind: ActorKind) -> bool {
             kind == if self.service { ActorKind::Service } else { ActorKind::Person }

@@ -88,6 +88,7 @@ fn tested(test: Test) -> &'static str {
         Test::Undecided => "names somebody who can be shown neither inside nor outside",
         Test::HiddenFolder => "is a folder nobody reads",
         Test::OddName => "says nothing",
+        Test::Actor => "is who acted",
     }
 }
 

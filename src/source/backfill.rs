@@ -45,6 +45,8 @@ const STEP_MIN: SignedDuration = SignedDuration::from_mins(15);
 const STEP_MAX: SignedDuration = SignedDuration::from_hours(4);
 /// A range that begins at most this long before what is listable begins there: `--from` a week ago is meant so.
 const EARLY_MAX: SignedDuration = SignedDuration::from_mins(10);
+/// A request this near to what is too old would be that on arrival.
+const CLOSE_MARGIN: SignedDuration = SignedDuration::from_secs(30);
 /// Its position is written at most this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A stop waits this long for what is in flight.
@@ -406,7 +408,7 @@ pub async fn serve(desk: Option<Desk>, reader: Reader) {
 /// One back-fill without the loop, in a process of its own.
 ///
 /// # Errors
-/// As [`Reader::run`] gives them, and when the state cannot be opened or Microsoft cannot be asked.
+/// As at a desk, and when the state cannot be opened or Microsoft cannot be asked.
 pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     // Like a single pass: what is wrong is said, not waited for.
@@ -514,8 +516,8 @@ impl<'a> Work<'a> {
                 }
             }
         }
-        // Newest first, DLP before the others at each step, as in a first pass.
-        queue.sort_by_key(|(content_type, window)| (std::cmp::Reverse(window.end), *content_type != ContentType::Dlp));
+        // Oldest first: that is what Microsoft removes next. DLP before the others at each step, as in a first pass.
+        queue.sort_by_key(|(content_type, window)| (window.start, *content_type != ContentType::Dlp));
         progress.span_secs.store(span, Ordering::Relaxed);
         progress.quota.store(u64::from(reader.max_requests_per_minute), Ordering::Relaxed);
         Self {
@@ -599,6 +601,12 @@ impl<'a> Work<'a> {
         self.next_step += 1;
         self.steps.insert(id, Step { content_type, window: whole, open: 0, listed: false, failed: false });
         let mut window = whole;
+        // Within the margin the server decides; what is past it is not worth a request.
+        let oldest = self.reader.server.for_requests() - (plan::LISTABLE_SPAN - CLOSE_MARGIN);
+        if self.clip(content_type, &mut window, oldest) {
+            self.listed(id);
+            return Ok(());
+        }
         let mut page = None;
         let mut pages = 0;
         let mut visited = HashSet::new();
@@ -663,11 +671,26 @@ impl<'a> Work<'a> {
             visited.clear();
             self.pause(backoff(failures, DELAY_MIN, DELAY_MAX)).await?;
         }
+        self.listed(id);
+        Ok(())
+    }
+
+    fn listed(&mut self, id: u64) {
         if let Some(step) = self.steps.get_mut(&id) {
             step.listed = true;
         }
         self.complete(id);
-        Ok(())
+    }
+
+    /// Cuts off what Microsoft does not list any more, and says so; whether nothing is left.
+    fn clip(&mut self, content_type: ContentType, window: &mut Window, oldest: Timestamp) -> bool {
+        let oldest = plan::floor_to_second(oldest);
+        if window.start < oldest {
+            let end = oldest.min(window.end);
+            self.gone.push(format!("{content_type} from {} to {end}", window.start));
+            window.start = end;
+        }
+        window.start >= window.end
     }
 
     /// What an error of a listing means for its window.
@@ -676,14 +699,8 @@ impl<'a> Work<'a> {
             // The client pauses the whole tenant.
             Action::Throttled { .. } => Refused::Wait,
             Action::RecomputeWindow => {
-                let oldest = plan::floor_to_second(plan::earliest_listable(self.reader.server.for_requests()));
-                if window.start >= oldest {
-                    return Refused::Again;
-                }
-                let gone = Window { start: window.start, end: oldest.min(window.end) };
-                self.gone.push(format!("{content_type} from {} to {}", gone.start, gone.end));
-                window.start = gone.end;
-                if window.start >= window.end { Refused::Gone } else { Refused::Again }
+                let oldest = plan::earliest_listable(self.reader.server.for_requests());
+                if self.clip(content_type, window, oldest) { Refused::Gone } else { Refused::Again }
             }
             Action::ParkType | Action::SlowRetryTenant | Action::StartSubscription => Refused::Closed,
             _ => Refused::Again,

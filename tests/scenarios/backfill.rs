@@ -144,6 +144,31 @@ async fn a_stopped_backfill_goes_on_and_a_second_one_is_turned_away() {
     assert!(w.complete_until(EXCHANGE) > Some(w.ago(mins(20))));
 }
 
+/// Left for days: what Microsoft lists no more by then is named, and the rest is read.
+#[tokio::test]
+async fn a_backfill_resumed_too_late_names_what_is_gone() {
+    let mut w = World::new().await;
+    w.set("backfill_secs", 3600).set("max_requests_per_minute", 60);
+    let old = w.add_aged(2, hours(6 * 24));
+    w.add_aged(2, hours(2 * 24));
+    let (running, counter) = w.start_with_desk();
+    w.pass(mins(2)).await;
+    let mut backfill = ask(&counter, range(&w, 6 * 24 + 2, false));
+    w.until("it has begun", || backfill.begun.try_recv().is_ok()).await;
+    backfill.stop.cancel();
+    assert!(backfill.ended(&w).await.unwrap().interrupted);
+    w.stop(running).await;
+    w.clock.advance(hours(48));
+    let (running, counter) = w.start_with_desk();
+    w.pass(mins(2)).await;
+    let ended = ask(&counter, Ask::Resume).ended(&w).await.unwrap();
+    assert!(!ended.gone.is_empty() && ended.left.is_empty(), "{ended:?}");
+    assert_eq!((w.fetches(&old), ended.progress.events), (0, 2), "{ended:?}");
+    assert!(matches!(ask(&counter, Ask::Resume).ended(&w).await, Err(BackfillError::Nothing)), "it is done");
+    w.stop(running).await;
+    w.assert_manners();
+}
+
 /// Throttled and in bad weather: slower, and nothing is lost.
 #[tokio::test]
 async fn a_backfill_in_bad_weather_loses_nothing() {
