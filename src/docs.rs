@@ -83,6 +83,19 @@ fn configuration() -> String {
         let name = name.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
         let _ = writeln!(page, "| `{name}` | {} | {} |", cloud.api_url(), cloud.authority_url());
     }
+    let tenants = &config_schema()["properties"]["sources"]["additionalProperties"]["properties"]["tenants"];
+    let entry = &tenants["items"];
+    let _ = write!(
+        page,
+        "\n## `[[sources.<name>.tenants]]`\n\n{}\n\n{}\n\n\
+         ```toml\n[sources.customers]\ntype = \"m365_audit\"\nclient_id = \"00000000-0000-0000-0000-000000000000\"\n\
+         client_secret = \"${{M365_CLIENT_SECRET}}\"\n\n[[sources.customers.tenants]]\nname = \"fabrikam\"\n\
+         tenant_id = \"11111111-1111-1111-1111-111111111111\"\n\n[[sources.customers.tenants]]\nname = \"adatum\"\n\
+         tenant_id = \"22222222-2222-2222-2222-222222222222\"\ncloud = \"gcc_high\"\npoll_interval_secs = 60\n```\n",
+        tenants["description"].as_str().unwrap_or_default(),
+        entry["description"].as_str().unwrap_or_default(),
+    );
+    self::entry(&mut page, "name", &entry["properties"]["name"], None);
     let schema = source_schema()["properties"]["severity"].clone();
     let keys = keys_of::<crate::config::SeverityConfig>();
     section(&mut page, "`[sources.<name>.severity]`", schema["description"].as_str(), &schema, keys);

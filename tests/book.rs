@@ -151,6 +151,12 @@ impl Desk {
             std::iter::once(bin.to_owned()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
         );
         let mut shell = Command::new("sh");
+        // The days of the examples lie in the past of whoever reads them; the feed knows seven.
+        let day = |ago: i64| {
+            let then = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * ago);
+            then.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+        };
+        let command = command.replace("2026-05-01T00:00:00Z", &day(2)).replace("2026-05-02T00:00:00Z", &day(1));
         shell.arg("-c").arg(command.replace("/etc/m365-audit/", "./").replace("/etc/m365-audit", "."));
         shell.current_dir(self.dir.path()).env("PATH", path.unwrap()).env("NO_PROXY", "*").stdin(Stdio::null());
         shell.env_remove("NOTIFY_SOCKET");

@@ -259,7 +259,12 @@ async fn texts_of_the_origin_cannot_write_on_the_terminal_or_forge_a_line() {
         let refusal =
             serde_json::json!({"error": {"code": format!("AF50000{ESCAPES}"), "message": ESCAPES}}).to_string();
         if path.contains("/subscriptions/list") {
-            (ok(""), ENABLED.as_bytes().to_vec())
+            let odd = format!("Audit.{ESCAPES}");
+            let list = serde_json::json!([
+                {"contentType": "Audit.General", "status": "enabled", "webhook": null},
+                {"contentType": odd, "status": odd, "webhook": {"status": odd, "address": odd, "authId": odd}},
+            ]);
+            (ok(""), list.to_string().into_bytes())
         } else if path.contains("/subscriptions/content") {
             (ok(""), listing(origin, &[&format!("ten{ESCAPES}"), "ok"]))
         } else if path.ends_with("/audit/2") {
@@ -278,8 +283,17 @@ async fn texts_of_the_origin_cannot_write_on_the_terminal_or_forge_a_line() {
         })
         .await;
     let log = running.stop();
-    assert_plain("the log", &log);
-    assert!(!log.lines().any(|line| line.starts_with("FORGED")), "a line was forged: {log}");
+    let config = dir.path().join("agent.toml");
+    let config = config.to_str().unwrap().to_owned();
+    let ask = |args: &[&str]| program().args(args).args(["-c", &config]).output().unwrap();
+    for (what, shown) in [("the log", log)].into_iter().chain([["check"].as_slice(), &["state", "show"]].map(|args| {
+        let output = ask(args);
+        (args[0], text(&output.stdout) + &text(&output.stderr))
+    })) {
+        assert!(!shown.is_empty());
+        assert_plain(what, &shown);
+        assert!(!shown.lines().any(|line| line.starts_with("FORGED")), "{what} has a forged line: {shown}");
+    }
 }
 
 #[track_caller]
@@ -493,6 +507,15 @@ async fn state_records_log_and_metrics_hold_neither_secret_nor_token() {
     let command_line = fs::read(format!("/proc/{}/cmdline", running.child.id())).unwrap();
     running.stop();
 
+    let records = fs::read_to_string(dir.path().join("out.ndjson")).unwrap();
+    let ids: Vec<String> = records
+        .lines()
+        .filter_map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["event_id"].as_str().map(str::to_owned)
+        })
+        .filter(|id| id.len() >= 16)
+        .collect();
+    assert!(!ids.is_empty(), "no record has an id");
     let mut read = vec![
         ("the metrics".to_owned(), page),
         ("the command line".to_owned(), command_line),
@@ -514,5 +537,9 @@ async fn state_records_log_and_metrics_hold_neither_secret_nor_token() {
         assert!(!holds(bytes, "eyJ"), "{place} holds a token");
         let bearer = text(bytes).to_ascii_lowercase().replace("bearer ***", "");
         assert!(!bearer.contains("authorization: bearer "), "{place} holds an Authorization header");
+        if Path::new(place).starts_with(dir.path().join("data")) {
+            let kept = ids.iter().find(|id| bytes.windows(id.len()).any(|seen| seen == id.as_bytes()));
+            assert_eq!(kept, None, "{place} holds an event that was delivered");
+        }
     }
 }

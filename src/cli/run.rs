@@ -54,6 +54,7 @@ type Ended = (String, Result<Report, SourceError>);
 struct Running {
     config: SourceConfig,
     stop: CancellationToken,
+    /// Whether it has ended by itself; a reload starts it again.
     ended: bool,
 }
 
@@ -76,9 +77,9 @@ struct Process {
 /// # Errors
 /// What kept it from starting; what happens afterwards decides the exit code.
 pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
+    let (config, files) = Config::load_to_run(&args.config)?;
     let recent = logging::install(&config.log);
-    for warning in config.warnings() {
+    for warning in files.into_iter().chain(config.warnings()) {
         tracing::warn!("{warning}{}", warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default());
     }
     let clock: Arc<dyn Clock> = SystemClock::new();
@@ -288,8 +289,13 @@ impl Process {
 
     /// Applies the configuration file as it is now; one with problems changes nothing.
     async fn reload(&mut self) {
-        let new = match Config::load(&self.path) {
-            Ok(new) => new,
+        let new = match Config::load_to_run(&self.path) {
+            Ok((new, files)) => {
+                for file in files {
+                    tracing::warn!("{file}");
+                }
+                new
+            }
             Err(error) => {
                 tracing::error!("not reloaded, the running configuration stays: {error}");
                 return;
@@ -302,7 +308,7 @@ impl Process {
         let changed: Vec<String> = self
             .sources
             .iter()
-            .filter(|(name, running)| new.sources.get(*name) != Some(&running.config))
+            .filter(|(name, running)| running.ended || new.sources.get(*name) != Some(&running.config))
             .map(|(name, _)| name.clone())
             .collect();
         self.stop_sources(&changed).await;

@@ -34,6 +34,22 @@ impl Findings {
         expand(table, path, env, &mut self.written, &mut self.problems);
     }
 
+    /// What was written at keys of `from` was written for the same keys at `to`, too.
+    pub fn inherit(&mut self, from: &str, to: &str, keys: &[String]) {
+        let mut copies = Vec::new();
+        for key in keys {
+            let at = join(from, key);
+            for (path, text) in &self.written {
+                if let Some(below) = path.strip_prefix(&at)
+                    && (below.is_empty() || below.starts_with(['.', '[']))
+                {
+                    copies.push((format!("{}{below}", join(to, key)), text.clone()));
+                }
+            }
+        }
+        self.written.extend(copies);
+    }
+
     pub fn note(&mut self, problem: Problem) {
         self.problems.push(problem);
     }

@@ -3,12 +3,11 @@
 
 use std::path::Path;
 
-use serde_json::Value as Schema;
 use toml::{Table, Value};
 
 use super::check::{Findings, join};
 use super::problem::{Fault, Problem};
-use super::read::check_file;
+use super::read::{check_file, unreadable};
 use super::source::{AuthMethod, read_secret_file};
 
 /// A way of signing in and the keys that are its own.
@@ -36,6 +35,11 @@ const WAYS: [Way; 4] = [
         keys: &["managed_identity_host", "managed_identity_url", "managed_identity_header"],
     },
 ];
+
+/// Whether a key says how to sign in.
+pub(super) fn is_credential(key: &str) -> bool {
+    key == "auth" || WAYS.iter().any(|way| way.keys.contains(&key))
+}
 
 /// One way, all it needs, nothing of another.
 pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &str) {
@@ -108,9 +112,7 @@ fn check_secret(findings: &mut Findings, table: &Table, path: &str) {
             if let Some(file) = file.as_str().filter(|file| !file.is_empty() && findings.clean(&path))
                 && let Err(error) = read_secret_file(Path::new(file))
             {
-                let expected = format!("a file that can be read: {error}");
-                let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
-                findings.note(Problem::new(path, Fault::Invalid, expected).value(shown));
+                unreadable(findings, path, file, &error);
             }
         }
         (true, None) => {}

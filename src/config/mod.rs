@@ -16,6 +16,7 @@ mod secret;
 mod severity;
 mod sinks;
 mod source;
+mod tenants;
 mod variables;
 
 use std::collections::BTreeMap;

@@ -17,6 +17,8 @@ pub enum Fault {
     Unknown,
     /// The value cannot be used.
     Invalid,
+    /// The file it names cannot be read now. For one tenant of many no reason to keep the others from running.
+    File,
     /// Nothing reads this source.
     Unread,
     /// The text is not TOML.
@@ -65,8 +67,8 @@ impl fmt::Display for Problem {
         match (self.fault, &self.value) {
             (Fault::Missing, _) => write!(f, "`{key}` is missing, expected {expected}"),
             (Fault::Unknown, _) => write!(f, "`{key}` is not a known key, expected {expected}"),
-            (Fault::Invalid, Some(value)) => write!(f, "`{key}` is `{value}`, expected {expected}"),
-            (Fault::Invalid, None) => write!(f, "`{key}`: expected {expected}"),
+            (Fault::Invalid | Fault::File, Some(value)) => write!(f, "`{key}` is `{value}`, expected {expected}"),
+            (Fault::Invalid | Fault::File, None) => write!(f, "`{key}`: expected {expected}"),
             (Fault::Unread, _) => write!(f, "`{key}` is read by no sink, expected {expected}"),
             (Fault::Unreadable, _) => write!(f, "cannot read the file: {expected}"),
             (Fault::Syntax, _) => write!(f, "not TOML: {expected}"),

@@ -15,6 +15,7 @@ use super::credentials::check_credentials;
 use super::problem::{ConfigError, Fault, Problem};
 use super::schema::{schema_of, sink_schema, source_schema};
 use super::source::{SOURCE_TYPE, SourceConfig};
+use super::tenants::{self, SourceTable, is_name};
 use super::{Config, RulesError, SINK_KINDS, SeverityConfig, SinkConfig, SinkEntry};
 use crate::model::{ContentType, is_guid};
 
@@ -28,20 +29,38 @@ impl Config {
     }
 
     /// As [`Config::load`], for a host that has outputs of its own: `[sinks.*]` may be absent and is not looked at;
-    /// [`Config::sinks`] is empty.
+    /// [`Config::sinks`] is empty. Files are treated as by [`Config::load_to_run`].
     ///
     /// # Errors
     /// All problems of the file but those of its sinks, or the one that it cannot be read.
-    pub fn load_for_host(path: &Path) -> Result<Config, ConfigError> {
-        Self::load_with(path, Outputs::OfTheHost)
+    pub fn load_for_host(path: &Path) -> Result<(Config, Vec<Problem>), ConfigError> {
+        Self::load_leniently(path, Outputs::OfTheHost)
+    }
+
+    /// As [`Config::load`], but a file that one of several sources names and that cannot be read is told beside the
+    /// configuration: that source waits for it, and the others are not its business.
+    ///
+    /// # Errors
+    /// All problems, when there are others, or no source is without.
+    pub fn load_to_run(path: &Path) -> Result<(Config, Vec<Problem>), ConfigError> {
+        Self::load_leniently(path, Outputs::Own)
+    }
+
+    fn load_leniently(path: &Path, outputs: Outputs) -> Result<(Config, Vec<Problem>), ConfigError> {
+        let text = Self::read(path)?;
+        Self::parse_leniently(&text, &|name| std::env::var(name).ok(), outputs).map_err(|error| error.at(path))
     }
 
     fn load_with(path: &Path, outputs: Outputs) -> Result<Config, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|error| {
+        let text = Self::read(path)?;
+        Self::parse_with(&text, &|name| std::env::var(name).ok(), outputs).map_err(|error| error.at(path))
+    }
+
+    fn read(path: &Path) -> Result<String, ConfigError> {
+        fs::read_to_string(path).map_err(|error| {
             let problem = Problem::new("", Fault::Unreadable, error.to_string());
             ConfigError { path: Some(path.to_owned()), problems: vec![problem] }
-        })?;
-        Self::parse_with(&text, &|name| std::env::var(name).ok(), outputs).map_err(|error| error.at(path))
+        })
     }
 
     /// Reads a text; `env` looks up the variables it names.
@@ -53,6 +72,18 @@ impl Config {
     }
 
     fn parse_with(text: &str, env: &dyn Fn(&str) -> Option<String>, outputs: Outputs) -> Result<Config, ConfigError> {
+        match Self::parse_leniently(text, env, outputs)? {
+            (config, problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(ConfigError { path: None, problems }),
+        }
+    }
+
+    /// The configuration and, when that is all that is wrong and not with every source, the files that cannot be read.
+    fn parse_leniently(
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+        outputs: Outputs,
+    ) -> Result<(Config, Vec<Problem>), ConfigError> {
         let (mut root, lines) = match parse_toml(text) {
             Ok(parsed) => parsed,
             Err(problems) => return Err(ConfigError { path: None, problems }),
@@ -64,15 +95,15 @@ impl Config {
         findings.expand(&mut root, "", env);
         let config = read_root(&mut findings, root, outputs);
         let mut problems = findings.problems;
+        for problem in &mut problems {
+            problem.line = line_of(&lines, problem);
+        }
+        problems.sort_by_key(|p| p.line.unwrap_or(usize::MAX));
         match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => {
-                for problem in &mut problems {
-                    problem.line = line_of(&lines, problem);
-                }
-                problems.sort_by_key(|p| p.line.unwrap_or(usize::MAX));
-                Err(ConfigError { path: None, problems })
+            Some((config, healthy)) if problems.is_empty() || (healthy && only_files(&problems)) => {
+                Ok((config, problems))
             }
+            _ => Err(ConfigError { path: None, problems }),
         }
     }
 
@@ -247,36 +278,71 @@ enum Outputs {
     OfTheHost,
 }
 
-fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Option<Config> {
+fn only_files(problems: &[Problem]) -> bool {
+    problems.iter().all(|problem| problem.fault == Fault::File)
+}
+
+/// The configuration, as far as it can be read, and whether there is a source that nothing is wrong with.
+fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Option<(Config, bool)> {
     let mut schema = schema_of::<Config>().to_value();
     if let (Outputs::OfTheHost, Some(required)) = (outputs, schema["required"].as_array_mut()) {
         required.retain(|key| key != "sinks");
     }
     findings.check_table(&schema, &mut root, "");
-    let source_tables = take_tables(findings, &mut root, "sources");
+    let mut source_tables: Vec<SourceTable> = Vec::new();
+    for (name, table) in take_tables(findings, &mut root, "sources") {
+        source_tables.extend(tenants::expand(findings, name, table));
+    }
     let sink_tables = take_tables(findings, &mut root, "sinks");
     compare_tenants(findings, &source_tables);
     connect(findings, &source_tables, &sink_tables);
 
     let mut sources = BTreeMap::new();
-    for (name, table) in source_tables {
-        if let Some(source) = read_source(findings, table, &join("sources", &name)) {
-            sources.insert(name, source);
+    let mut groups: Vec<(String, String)> = Vec::new();
+    let mut healthy = false;
+    for source in source_tables {
+        let before = findings.problems.len();
+        let read = read_source(findings, source.table.clone(), &source.path);
+        // What is wrong with a template is wrong once.
+        let mut found: Vec<Problem> = findings.problems.drain(before..).collect();
+        found.iter_mut().for_each(|problem| source.place(problem));
+        healthy |= found.is_empty();
+        found.retain(|problem| !findings.problems.contains(problem));
+        findings.problems.extend(found);
+        if let Some(read) = read {
+            groups.push((source.group, source.name.clone()));
+            sources.insert(source.name, read);
         }
     }
     let mut sinks = BTreeMap::new();
     for (name, table) in sink_tables {
-        if let Some(sink) = read_sink(findings, table, &join("sinks", &name)) {
+        if let Some(mut sink) = read_sink(findings, table, &join("sinks", &name)) {
+            sink.inputs = inputs_of(&sink.inputs, &groups);
             sinks.insert(name, sink);
         }
     }
-    Some(Config {
+    let config = Config {
         data_dir: read_key(findings, &mut root, "data_dir", super::default_data_dir)?,
         sources,
         sinks,
         metrics: read_key(findings, &mut root, "metrics", || None)?,
         log: read_key(findings, &mut root, "log", Default::default)?,
-    })
+    };
+    Some((config, healthy))
+}
+
+/// The sources a sink's `inputs` name: a template's name stands for all its tenants.
+fn inputs_of(inputs: &[String], groups: &[(String, String)]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for input in inputs {
+        let meant = groups.iter().filter(|(group, name)| input == group || input == name).map(|(_, name)| name);
+        for name in meant {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+    }
+    names
 }
 
 /// The tables `[<section>.<name>]`, with names fit for metrics and state.
@@ -285,7 +351,7 @@ fn take_tables(findings: &mut Findings, root: &mut Table, section: &str) -> Vec<
     let mut tables = Vec::new();
     for (name, value) in section_table {
         let path = join(section, &name);
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')) {
+        if !is_name(&name) {
             findings.note(Problem::new(&path, Fault::Invalid, "a name of letters, digits, `_` and `-`").value(&name));
         }
         match value {
@@ -320,7 +386,9 @@ fn deserialize<T, V>(
     path: &str,
     read: impl FnOnce(V) -> Result<T, toml::de::Error>,
 ) -> Option<T> {
-    if !findings.clean(path) {
+    // A file that cannot be read now does not keep what names it from being read.
+    let below = |p: &&Problem| p.key.strip_prefix(path).is_some_and(|b| b.is_empty() || b.starts_with(['.', '[']));
+    if findings.problems.iter().filter(below).any(|problem| problem.fault != Fault::File) {
         return None;
     }
     match read(value) {
@@ -407,10 +475,15 @@ pub(super) fn check_file(findings: &mut Findings, table: &Table, path: &str, key
     if findings.clean(&path)
         && let Err(error) = fs::File::open(PathBuf::from(file))
     {
-        let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
-        let expected = format!("a file that can be read: {error}");
-        findings.note(Problem::new(path, Fault::Invalid, expected).value(shown));
+        unreadable(findings, path, file, &error);
     }
+}
+
+/// Notes that a file cannot be read now.
+pub(super) fn unreadable(findings: &mut Findings, path: String, file: &str, error: &std::io::Error) {
+    let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
+    let expected = format!("a file that can be read: {error}");
+    findings.note(Problem::new(path, Fault::File, expected).value(shown));
 }
 
 fn check_mask(findings: &mut Findings, table: &Table, path: &str) {
@@ -497,22 +570,24 @@ fn is_exposed(url: &Url) -> bool {
 }
 
 /// No two sources may read the same content type of the same tenant: they would share one position.
-fn compare_tenants(findings: &mut Findings, sources: &[(String, Table)]) {
-    for (index, (name, table)) in sources.iter().enumerate() {
-        let Some(tenant) = tenant_of(table) else { continue };
-        for (earlier_name, earlier) in sources.iter().take(index) {
-            if tenant_of(earlier).as_ref() != Some(&tenant) {
-                continue;
-            }
-            let theirs = content_types_of(earlier);
-            let shared: Vec<&str> = content_types_of(table).into_iter().filter(|t| theirs.contains(t)).collect();
+fn compare_tenants(findings: &mut Findings, sources: &[SourceTable]) {
+    let mut by_tenant: HashMap<String, Vec<&SourceTable>> = HashMap::new();
+    for source in sources {
+        let Some(tenant) = tenant_of(&source.table) else { continue };
+        let same = by_tenant.entry(tenant).or_default();
+        for earlier in same.iter() {
+            let theirs = content_types_of(&earlier.table);
+            let ours = content_types_of(&source.table);
+            let shared: Vec<&str> = ours.into_iter().filter(|t| theirs.contains(t)).collect();
             if !shared.is_empty() {
                 let list = shared.iter().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ");
-                let expected = format!("content types that `sources.{earlier_name}` does not read of the same tenant");
-                let problem = Problem::new(join(&join("sources", name), "content_types"), Fault::Invalid, expected);
+                let expected =
+                    format!("content types that `sources.{}` does not read of the same tenant", earlier.name);
+                let problem = Problem::new(join(&source.path, "content_types"), Fault::Invalid, expected);
                 findings.note(problem.hint(format!("both read {list}; to feed two sinks, name one source in both")));
             }
         }
+        same.push(source);
     }
 }
 
@@ -535,8 +610,15 @@ fn content_types_of(table: &Table) -> Vec<&str> {
 }
 
 /// Every input names a source, and every source is somebody's input.
-fn connect(findings: &mut Findings, sources: &[(String, Table)], sinks: &[(String, Table)]) {
-    let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
+fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, Table)]) {
+    let mut names: Vec<&str> = Vec::new();
+    for source in sources {
+        for name in [source.group.as_str(), source.name.as_str()] {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
     let mut read: Vec<&str> = Vec::new();
     for (sink, table) in sinks {
         let inputs = table.get("inputs").and_then(Value::as_array).into_iter().flatten();
@@ -556,9 +638,11 @@ fn connect(findings: &mut Findings, sources: &[(String, Table)], sinks: &[(Strin
     if sinks.is_empty() {
         return; // The missing section is reported already.
     }
-    for name in names.into_iter().filter(|name| !read.contains(name)) {
-        let expected = format!("a sink with `{name}` in its `inputs`");
-        findings.note(Problem::new(join("sources", name), Fault::Unread, expected));
+    for source in sources {
+        if !read.contains(&source.group.as_str()) && !read.contains(&source.name.as_str()) {
+            let expected = format!("a sink with `{}` in its `inputs`", source.name);
+            findings.note(Problem::new(&source.path, Fault::Unread, expected));
+        }
     }
 }
 
@@ -864,6 +948,99 @@ format = "xml"
                 `sinks.a.inputs` is `[]`, expected a list of the sources to receive (line 5)
             "#]],
         );
+    }
+
+    #[test]
+    fn a_template_becomes_a_source_for_each_of_its_tenants() {
+        let other = TENANT.replace("4444", "5555");
+        let text = format!(
+            "[sources.customers]\ntype = \"m365_audit\"\nclient_id = \"{TENANT}\"\nclient_secret = \"${{SECRET}}\"\n\
+             poll_interval_secs = \"${{POLL}}\"\n\
+             [[sources.customers.tenants]]\nname = \"fabrikam\"\ntenant_id = \"{TENANT}\"\n\
+             [[sources.customers.tenants]]\ntenant_id = \"{other}\"\nauth = \"managed_identity\"\npoll_interval_secs = 30\n\
+             [sources.own]\ntype = \"m365_audit\"\ntenant_id = \"99999999-1111-2222-3333-444444444444\"\n\
+             client_id = \"{TENANT}\"\nclient_secret = \"x\"\n\
+             [sinks.all]\ntype = \"stdout\"\ninputs = [\"customers\", \"customers.fabrikam\", \"own\"]\n\
+             [sinks.one]\ntype = \"stdout\"\ninputs = [\"customers.fabrikam\"]\n"
+        );
+        let config = good(&text);
+        let second = format!("customers.{other}");
+        assert_eq!(config.sources.keys().collect::<Vec<_>>(), [&second, "customers.fabrikam", "own"]);
+        let (one, two) = (&config.sources["customers.fabrikam"], &config.sources[&second]);
+        assert_eq!((one.poll_interval_secs, two.poll_interval_secs), (60, 30));
+        assert_eq!(one.client_secret.as_ref().map(|s| s.expose()), Some("s3cr3t~value"));
+        assert_eq!((two.auth.as_str(), &two.client_secret), ("managed_identity", &None));
+        assert_eq!(config.sinks["all"].inputs, ["customers.fabrikam", &*second, "own"]);
+        assert_eq!(config.sinks["one"].inputs, ["customers.fabrikam"]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_template_is_told_once_and_what_is_wrong_with_a_tenant_at_the_tenant() {
+        let tenants = |lines: &str| {
+            format!(
+                "[sources.customers]\ntype = \"m365_audit\"\n{lines}\n[sinks.out]\ntype = \"stdout\"\ninputs = [\"customers\"]\n"
+            )
+        };
+        let entry = |lines: &str| format!("[[sources.customers.tenants]]\n{lines}\n");
+        check(
+            &tenants(&format!(
+                "pol_interval_secs = 5\nclient_id = \"x\"\nclient_secret = \"${{NOT_SET}}\"\n{}{}{}",
+                entry(&format!("tenant_id = \"{TENANT}\"\nname = \"a\"")),
+                entry("tenant_id = \"contoso.com\"\ncloud = \"${SECRET}\"\nname = \"b\""),
+                entry("name = \"a\""),
+            )),
+            expect![[r#"
+                config-invalid: `sources.customers.pol_interval_secs` is not a known key, expected a key that docs/configuration.md lists (line 3)
+                  hint: nearest known key: `poll_interval_secs`; 4 more problems below
+                `sources.customers.client_secret`: expected the environment variable `NOT_SET` to be set (line 5)
+                `sources.customers.tenants[1].tenant_id` is `contoso.com`, expected a GUID (line 10)
+                  hint: Entra admin centre > Overview > Tenant ID
+                `sources.customers.tenants[1].cloud` is `${SECRET}`, expected one of `enterprise`, `gcc`, `gcc_high`, `dod`, `china` (line 11)
+                `sources.customers.tenants[2].name` is `a`, expected a name that no other tenant of this source has (line 14)
+            "#]],
+        );
+        check(
+            &tenants(&entry("name = \"no name\"")),
+            expect![[r#"
+            config-invalid: `sources.customers.tenants[0].name` is `no name`, expected a name of letters, digits, `_` and `-` (line 4)
+        "#]],
+        );
+        check(
+            &tenants("tenants = []\ntenant_id = \"x\""),
+            expect![[r#"
+            config-invalid: `sources.customers.tenants` is missing, expected at least one table `[[sources.customers.tenants]]` (line 3)
+              hint: 1 more problem below
+            `sources.customers.tenant_id`: expected no `tenant_id` beside `tenants`: each of them has its own (line 4)
+        "#]],
+        );
+        let twice = entry(&format!("tenant_id = \"{TENANT}\"\nname = \"a\""))
+            + &entry(&format!("tenant_id = \"{TENANT}\"\nname = \"b\""));
+        check(
+            &tenants(&format!("client_id = \"x\"\nclient_secret = \"x\"\n{twice}")),
+            expect![[r#"
+            config-invalid: `sources.customers.tenants[1].content_types`: expected content types that `sources.customers.a` does not read of the same tenant (line 8)
+              hint: both read `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All`; to feed two sinks, name one source in both
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_holds_up_its_own_source_only() {
+        let source = |name: &str, tenant: &str, secret: &str| {
+            format!(
+                "[sources.{name}]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{TENANT}\"\n{secret}\n"
+            )
+        };
+        let sinks = "[sinks.out]\ntype = \"stdout\"\ninputs = [\"a\", \"b\"]\n";
+        let broken = source("a", TENANT, "client_secret_file = \"/nowhere/secret\"");
+        let whole = source("b", &TENANT.replace("4444", "5555"), "client_secret = \"x\"");
+        let two = format!("{broken}{whole}{sinks}");
+        let (config, files) = Config::parse_leniently(&two, &env, Outputs::Own).unwrap();
+        assert_eq!((config.sources.len(), files.len(), files[0].key.as_str()), (2, 1, "sources.a.client_secret_file"));
+        assert!(Config::parse(&two, &env).is_err(), "`validate` and `check` say it");
+        let alone = format!("{broken}{}", sinks.replace(", \"b\"", ""));
+        assert!(Config::parse_leniently(&alone, &env, Outputs::Own).is_err(), "there is nothing to run");
+        assert!(Config::parse_leniently(&format!("{two}[metrics]\n"), &env, Outputs::Own).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema};
 use serde::de::{Deserialize, Deserializer, Visitor};
 use serde_json::{Value, json};
 
+use super::tenants::file_source_schema;
 use super::{Config, SINK_KINDS, SOURCE_TYPE, SinkKind, SourceConfig};
 
 /// A schema as text: indented, with a line break at the end.
@@ -18,7 +19,7 @@ pub fn pretty(schema: &Value) -> String {
 /// The JSON Schema of the whole file: what `m365-audit schema config` prints.
 pub fn config_schema() -> Value {
     let mut root = schema_of::<Config>().to_value();
-    let mut source = source_schema();
+    let mut source = file_source_schema();
     with_type(&mut source, SOURCE_TYPE);
     // Draft 2020-12 resolves relative to the root; everything is inlined, so no `$defs` are needed.
     root["properties"]["sources"]["additionalProperties"] = source;

@@ -30,11 +30,14 @@ use crate::auth::{Credential, TokenEndpoint};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::clock::Clock;
 use crate::config::{self, AuthMethod, Problem, SourceConfig};
-use crate::host::{Host, StateError};
+use crate::host::{Health, Host, StateError};
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::normalise::{Mask, Normaliser, Settings};
 use backfill::{BackfillError, Desk};
 use listing::{Left, LeftKind};
+
+/// How often a file that cannot be read is looked for.
+const FILE_RETRY: Duration = Duration::from_secs(30);
 
 /// The name of the source's type in a configuration.
 pub const TYPE_NAME: &str = "m365_audit";
@@ -178,7 +181,7 @@ impl Actionable for SourceError {
             Self::State { source: StateError::Unavailable(_), .. } => "check space and permissions of `data_dir`".into(),
             Self::Api { source } => source.hint(),
             Self::File { .. } => {
-                "check that it exists and that this user may read it (`namei -l FILE`), then restart or send SIGHUP".into()
+                "check that it exists and that this user may read it (`namei -l FILE`); a running source looks again by itself".into()
             }
             Self::Rules { source, .. } => source.hint(),
             Self::Internal(_) => "this is a bug: please report it with the log".into(),
@@ -270,7 +273,9 @@ impl M365Audit {
     /// # Errors
     /// When the range cannot be read, the state cannot be used, or Microsoft cannot be asked.
     pub async fn backfill(self, host: Arc<dyn Host>, asked: backfill::Asked) -> Result<backfill::Ended, BackfillError> {
-        let parts = self.parts(host)?;
+        let server = ServerTime::new(self.clock.clone());
+        let api = self.client(&server)?;
+        let parts = self.parts(api, server, host)?;
         backfill::alone(parts, asked).await
     }
 
@@ -286,8 +291,46 @@ impl M365Audit {
     pub fn client(&self, server: &ServerTime) -> Result<ApiClient, SourceError> {
         let settings = api_settings(&self.config)?;
         let observer = server.clone();
-        ApiClient::with_date_observer(settings, self.clock.clone(), Arc::new(move |date| observer.observe(date)))
+        let tenant = self.config.tenant_id.clone();
+        let observe = move |date| {
+            // What is doubted of a date is logged without knowing whose it is.
+            tracing::warn_span!("observe", %tenant).in_scope(|| observer.observe(date));
+        };
+        ApiClient::with_date_observer(settings, self.clock.clone(), Arc::new(observe))
             .map_err(|source| SourceError::Api { source: Box::new(source) })
+    }
+
+    /// The client, waiting for a file it needs (a CA file on a volume that is not there yet) as long as it takes; a single
+    /// pass does not wait. `None` at `shutdown`.
+    async fn client_when_possible(
+        &self,
+        server: &ServerTime,
+        host: &dyn Host,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<ApiClient>, SourceError> {
+        let mut told = None;
+        loop {
+            let error = match self.client(server) {
+                Ok(api) => {
+                    if told.is_some() {
+                        host.health(&self.name, Health::Healthy);
+                    }
+                    return Ok(Some(api));
+                }
+                Err(error @ SourceError::File { .. }) if !self.once => error,
+                Err(error) => return Err(error),
+            };
+            let why = format!("{}: {error} (hint: {})", error.slug(), error.hint());
+            if told.as_ref() != Some(&why) {
+                tracing::error!(source = %self.name, tenant = %self.config.tenant_id, "{why}");
+                host.health(&self.name, Health::Failed { why: why.clone() });
+                told = Some(why);
+            }
+            tokio::select! {
+                () = self.clock.sleep(FILE_RETRY) => {}
+                () = shutdown.cancelled() => return Ok(None),
+            }
+        }
     }
 
     /// The configuration.
@@ -334,14 +377,21 @@ impl Source for M365Audit {
     }
 
     async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
-        tenant::run((*self).parts(host)?, shutdown).await
+        let server = ServerTime::new(self.clock.clone());
+        let Some(api) = self.client_when_possible(&server, &*host, &shutdown).await? else {
+            return Ok(Report::default());
+        };
+        tenant::run((*self).parts(api, server, host)?, shutdown).await
     }
 }
 
 impl M365Audit {
-    fn parts(self, host: Arc<dyn Host>) -> Result<tenant::TenantParts, SourceError> {
-        let server = ServerTime::new(self.clock.clone());
-        let api = self.client(&server)?;
+    fn parts(
+        self,
+        api: ApiClient,
+        server: ServerTime,
+        host: Arc<dyn Host>,
+    ) -> Result<tenant::TenantParts, SourceError> {
         let config = &self.config;
         let rules = config.severity.load().map_err(|source| SourceError::Rules { name: self.name.clone(), source })?;
         let mask = Mask::new(config.mask_detected_values, &config.mask);

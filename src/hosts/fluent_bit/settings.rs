@@ -80,7 +80,8 @@ impl Settings {
                     problems.push(format!("`{key}`: {why} (hint: write it into {path})"));
                 }
                 match Config::load_for_host(Path::new(&path)) {
-                    Ok(config) => {
+                    Ok((config, files)) => {
+                        warnings.extend(files.iter().map(shown_problem));
                         warnings.extend(config.warnings().iter().map(shown_problem));
                         metrics_listen = metrics_listen.or(config.metrics.map(|metrics| metrics.listen));
                         data_dir = data_dir.or(Some(config.data_dir));

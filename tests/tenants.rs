@@ -1,0 +1,189 @@
+//! Many tenants in one process, the real binary: what is broken at one is not felt by the others, and tenants come and
+//! go by SIGHUP.
+#![cfg(all(unix, feature = "cli"))]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use m365_audit::clock::SystemClock;
+use m365_audit::model::{ContentType, TenantId};
+use m365_audit::sim::{CallKind, Fault, FaultPlan, NewBlob, Script, Sim, SimConfig, SubscriptionState};
+
+const TENANTS: usize = 101;
+/// For a slow machine; nothing waits for it where all is well.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+fn tenant(number: usize) -> TenantId {
+    format!("00000000-0000-4000-8000-{number:012}").parse().unwrap()
+}
+
+struct Bench {
+    sim: Sim,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let tenants: Vec<TenantId> = (0..TENANTS).map(tenant).collect();
+        let sim = Sim::start(SimConfig { tenants, ..SimConfig::default() }, SystemClock::new()).await.unwrap();
+        let hour_ago = sim.now().checked_sub(jiff::SignedDuration::from_hours(1)).unwrap();
+        for number in 0..TENANTS {
+            sim.set_subscription(&tenant(number), ContentType::General, SubscriptionState::Enabled);
+            let event = |n: usize| {
+                format!(
+                    r#"{{"Id":"{number}-{n}","CreationTime":"{hour_ago}","Operation":"Test","RecordType":1,"Workload":"X"}}"#
+                )
+            };
+            sim.add_blob(&tenant(number), ContentType::General, NewBlob::at(hour_ago).with_events((0..3).map(event)));
+        }
+        Self { sim, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The configuration with these tenants; `more` are lines of one tenant's own.
+    fn configure(&self, numbers: impl Iterator<Item = usize>, more: &dyn Fn(usize) -> String) {
+        let config = SimConfig::default();
+        let mut text = format!(
+            "data_dir = '{}'\n[sources.customers]\ntype = \"m365_audit\"\nclient_id = \"{}\"\nclient_secret = \"{}\"\n\
+             api_url = \"{url}\"\nauthority_url = \"{url}\"\ncontent_types = [\"Audit.General\"]\ndrop_routine = false\n",
+            self.at("data").display(),
+            config.client_id,
+            config.client_secret,
+            url = self.sim.url(),
+        );
+        for number in numbers {
+            text +=
+                &format!("[[sources.customers.tenants]]\nname = \"t{number}\"\ntenant_id = \"{}\"\n", tenant(number));
+            text += &more(number);
+        }
+        text += &format!(
+            "[sinks.file]\ntype = \"file\"\npath = '{}'\ninputs = [\"customers\"]\n",
+            self.at("out").display()
+        );
+        text += "[metrics]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"info\"\n";
+        fs::write(self.at("agent.toml"), text).unwrap();
+    }
+
+    fn start(&self) -> Child {
+        let log = fs::File::create(self.at("log")).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_m365-audit"))
+            .args(["run", "-c"])
+            .arg(self.at("agent.toml"))
+            .env_remove("M365_AUDIT_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.at("log")).unwrap()
+    }
+
+    /// Numbers of the tenants all of whose events are in the file, once.
+    fn delivered(&self) -> BTreeSet<usize> {
+        let text = fs::read_to_string(self.at("out")).unwrap_or_default();
+        let count = |number: usize, n: usize| text.matches(&format!("\"event_id\":\"{number}-{n}\"")).count();
+        (0..TENANTS).filter(|number| (0..3).all(|n| count(*number, n) == 1)).collect()
+    }
+
+    fn tokens(&self, number: usize) -> usize {
+        let requests = self.sim.requests().into_iter();
+        requests.filter(|r| r.kind == CallKind::Token && r.tenant == tenant(number).as_str()).count()
+    }
+
+    async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < PATIENCE, "{what}: {:?}\n{}", self.delivered(), self.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broken_tenants_among_a_hundred_are_not_felt_by_the_others_and_tenants_come_and_go_by_sighup() {
+    let bench = Bench::new().await;
+    // One with a wrong secret, one whose API never answers, one whose secret's file is not there, one whose CA file is
+    // not there, one that gets nothing but server errors.
+    let (wrong, silent, fileless, ca_less, failing) = (13, 27, 55, 60, 71);
+    let all =
+        |kind, number, fault: Fault| Script { tenant: Some(tenant(number)), ..Script::next(kind, u32::MAX, fault) };
+    bench.sim.set_faults(FaultPlan {
+        scripts: vec![
+            all(CallKind::List, silent, Fault::Slow(Duration::from_secs(86_400))),
+            all(CallKind::List, failing, Fault::InternalError),
+            all(CallKind::Content, failing, Fault::InternalError),
+        ],
+        ..FaultPlan::default()
+    });
+    let (secret, ca) = (bench.at("secret"), bench.at("ca.pem"));
+    let broken = |number: usize| match number {
+        _ if number == wrong => "client_secret = \"not~the-secret\"\n".to_owned(),
+        _ if number == fileless => format!("client_secret_file = '{}'\n", secret.display()),
+        _ if number == ca_less => format!("ca_file = '{}'\n", ca.display()),
+        _ => String::new(),
+    };
+    bench.configure(0..100, &broken);
+    let mut child = bench.start();
+    let sick = [wrong, silent, fileless, ca_less, failing];
+    let healthy: BTreeSet<usize> = (0..100).filter(|number| !sick.contains(number)).collect();
+    bench.until("the healthy ones", || bench.delivered() == healthy).await;
+    bench
+        .until("the broken ones are told", || {
+            let log = bench.log();
+            let told = |number: usize, slug: &str| {
+                let tenant = tenant(number);
+                log.lines().any(|line| line.contains(slug) && line.contains(tenant.as_str()))
+            };
+            told(wrong, "auth-secret-wrong")
+                && told(fileless, "auth-secret-file-unreadable")
+                && told(ca_less, "file-unreadable")
+        })
+        .await;
+
+    // One is mended in the configuration, one is removed, one is new.
+    let (removed, added) = (2, 100);
+    let mended = |number: usize| if number == wrong { String::new() } else { broken(number) };
+    bench.configure((0..=added).filter(|number| *number != removed), &mended);
+    let asked = bench.tokens(removed);
+    signal(&child, "-HUP");
+    let mut expected = healthy.clone();
+    expected.extend([wrong, added]);
+    bench.until("the mended and the new one", || expected.is_subset(&bench.delivered())).await;
+    let log = bench.log();
+    let about = |name: &str, what: &str| {
+        let named = |line: &&str| line.contains(what) && line.split(['=', ' ', '"']).any(|word| word == name);
+        log.lines().filter(named).count()
+    };
+    assert_eq!((about("customers.t2", "source ended"), bench.tokens(removed)), (1, asked), "{log}");
+    for number in healthy.iter().filter(|number| **number != removed) {
+        let name = format!("customers.t{number}");
+        assert_eq!(
+            (about(&name, "source started"), about(&name, "source ended")),
+            (1, 0),
+            "{name} was disturbed\n{log}"
+        );
+        assert_eq!(bench.tokens(*number), 1, "{name} signed in once");
+    }
+    signal(&child, "-TERM");
+    let mut status = None;
+    bench
+        .until("the end", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+    assert!(bench.delivered().is_superset(&expected), "nothing came twice");
+}
