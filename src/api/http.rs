@@ -81,6 +81,7 @@ fn proxy_of_environment(target: &Url) -> Option<String> {
     names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
+#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
 pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
     tls_with(ca_pem, target, None, None)
 }
