@@ -114,13 +114,24 @@ impl Batch {
 pub struct BatchBuilder {
     ndjson: Vec<u8>,
     spans: Vec<Span>,
+    /// Room made for a batch before its first record.
+    room: usize,
 }
 
 impl BatchBuilder {
+    /// A builder of batches that mostly end a little under `bytes`: growing there by doubling would copy each batch
+    /// about twice.
+    pub fn with_room(bytes: usize) -> Self {
+        Self { room: bytes, ..Self::default() }
+    }
+
     /// Appends what `write` puts into the buffer as one record. When `write` returns `None` nothing is added,
     /// whatever it wrote.
     pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<(Timestamp, Severity)>) -> bool {
         let start = self.ndjson.len();
+        if start == 0 {
+            self.ndjson.reserve_exact(self.room);
+        }
         match write(&mut self.ndjson) {
             Some((time, severity)) => {
                 let end = self.ndjson.len();
@@ -152,7 +163,7 @@ impl BatchBuilder {
 
     /// Takes what was collected as a batch and leaves the builder empty.
     pub fn finish(&mut self, source: Arc<str>, tenant: TenantId, content_type: ContentType) -> Batch {
-        // A buffer that grew by doubling may be half empty, and stays in memory until the host confirms.
+        // A buffer may be mostly empty, and stays in memory until the host confirms.
         if self.ndjson.capacity() > self.ndjson.len() + self.ndjson.len() / 8 {
             self.ndjson.shrink_to_fit();
         }

@@ -10,6 +10,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
@@ -676,6 +677,30 @@ fn a_second_instance_is_refused_with_the_reason_and_the_first_goes_on() {
         first.tick_until_all(&service);
         service.assert_exact(&first.records);
         first.stop();
+    });
+}
+
+#[test]
+fn a_host_without_metrics_leaves_them_to_our_listener() {
+    on_host_thread(Threading::Off, |library| {
+        let service = Service::new(1);
+        service.publish(5, 10);
+        let dir = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let properties = with_data_dir(&service, dir.path(), &[("metrics_listen", &address)]);
+        let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+        agent.start();
+        agent.tick_until_all(&service);
+        let page = |path: &str| {
+            let mut stream = std::net::TcpStream::connect(&address).ok()?;
+            write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
+            let mut page = String::new();
+            stream.read_to_string(&mut page).ok().map(|_| page)
+        };
+        agent.tick_until("metrics", |_| page("/metrics").is_some_and(|p| p.contains("m365_audit_events_total{")));
+        assert!(page("/health").is_some_and(|p| p.starts_with("HTTP/1.") && p.contains("m365_audit")));
+        agent.stop();
+        assert!(page("/metrics").is_none(), "the listener outlives the exit");
     });
 }
 

@@ -4,7 +4,7 @@
 //! the HTTP library, so that a cut transfer and damaged gzip can be told apart and chunks are of a useful size.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_compression::tokio::bufread::GzipDecoder;
@@ -81,6 +81,7 @@ fn proxy_of_environment(target: &Url) -> Option<String> {
     names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
+#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
 pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
     tls_with(ca_pem, target, None, None)
 }
@@ -94,12 +95,7 @@ fn tls_with(
     client_pem: Option<&[u8]>,
 ) -> Result<rustls::ClientConfig, String> {
     let is_tls = target.scheme() == "https" || proxy.is_some_and(|proxy| proxy.scheme() == "https");
-    let mut roots = rustls::RootCertStore::empty();
-    if is_tls {
-        // Single certificates that cannot be read are common in system stores and no reason to stop.
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-    }
+    let mut roots = if is_tls { native_roots() } else { Arc::new(rustls::RootCertStore::empty()) };
     if let Some(pem) = ca_pem {
         let own = CertificateDer::pem_slice_iter(pem)
             .collect::<Result<Vec<_>, _>>()
@@ -107,6 +103,7 @@ fn tls_with(
         if own.is_empty() {
             return Err("the CA file holds no certificate".into());
         }
+        let roots = Arc::make_mut(&mut roots);
         for certificate in own {
             roots.add(certificate).map_err(|error| format!("a certificate of the CA file is not usable: {error}"))?;
         }
@@ -133,6 +130,22 @@ fn tls_with(
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// The certificates this machine trusts, read anew when no client holds them: a process with a thousand tenants must not
+/// read and hold them a thousand times.
+fn native_roots() -> Arc<rustls::RootCertStore> {
+    static IN_USE: Mutex<Weak<rustls::RootCertStore>> = Mutex::new(Weak::new());
+    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(roots) = in_use.upgrade() {
+        return roots;
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    // Single certificates that cannot be read are common in system stores and no reason to stop.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let roots = Arc::new(roots);
+    *in_use = Arc::downgrade(&roots);
+    roots
 }
 
 /// Whether a URL names this machine.

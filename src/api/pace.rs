@@ -1,16 +1,17 @@
 //! How fast a tenant is asked: a limiter over every call, and a pause shared by all calls while Microsoft throttles.
 //!
 //! The quota is per tenant and publisher, 2,000 requests a minute as a start (Microsoft's "Office 365 Management
-//! Activity API reference", API throttling). It knows nothing of calls and answers: it is told.
+//! Activity API reference", API throttling), and what is really granted may be less than what is configured. So calls
+//! go out one by one after a pause, never all that waited, and a second pause soon after the first halves the pace,
+//! which comes back by a quarter a minute. It knows nothing of calls and answers: it is told.
+//!
+//! The limiter is our own, as one whose rate changes while it runs could not be found: a generic cell rate algorithm,
+//! which is one time and one comparison.
 
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use tokio::sync::Semaphore;
 
 use crate::auth::RETRY_AFTER_MAX;
@@ -24,37 +25,33 @@ const BURST_MAX: u64 = 10;
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest pause we choose ourselves.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-
-/// Our clock, as the limiter wants it.
-#[derive(Debug, Clone)]
-struct LimiterClock(Arc<dyn Clock>);
-
-impl governor::clock::Clock for LimiterClock {
-    type Instant = Duration;
-
-    fn now(&self) -> Duration {
-        self.0.monotonic()
-    }
-}
-
-type Limiter = RateLimiter<NotKeyed, InMemoryState, LimiterClock, NoOpMiddleware<Duration>>;
+/// Throttled again within this long after a pause: the quota is less than we think. Microsoft counts by the minute.
+const SOON: Duration = Duration::from_secs(60);
+/// The slowest pace we choose ourselves: a call in two seconds.
+const PERIOD_MAX: Duration = Duration::from_secs(2);
 
 /// One tenant's pace.
 #[derive(Debug)]
 pub(super) struct Pace {
     clock: Arc<dyn Clock>,
-    limiter: Option<Limiter>,
+    quota: Option<Quota>,
     /// Callers wait for the limiter one behind the other, so that none is overtaken for ever.
     turnstile: Semaphore,
-    pause: Mutex<Pause>,
+    state: Mutex<State>,
 }
 
 #[derive(Debug)]
-struct Pause {
+struct State {
     /// Counts pauses, so that the answers of one burst lengthen the pause once and not once each.
     epoch: u64,
     until: Duration,
     delays: ExponentialBackoff,
+    /// When the next call is due at an even pace.
+    due: Duration,
+    /// The time between two calls: the quota's, or longer while Microsoft grants less.
+    period: Duration,
+    /// When the pace was changed last.
+    changed_at: Duration,
 }
 
 /// Leave to send one request; says during which pause epoch it was given.
@@ -66,44 +63,32 @@ pub(super) struct Slot {
 impl Pace {
     /// `max_requests_per_minute` 0 is no limit.
     pub fn new(max_requests_per_minute: u32, clock: Arc<dyn Clock>) -> Self {
-        Self {
-            limiter: quota(max_requests_per_minute)
-                .map(|quota| RateLimiter::direct_with_clock(quota, LimiterClock(clock.clone()))),
-            turnstile: Semaphore::new(1),
-            pause: Mutex::new(Pause { epoch: 0, until: Duration::ZERO, delays: pause_delays() }),
-            clock,
-        }
+        let quota = Quota::of(max_requests_per_minute);
+        let state = State {
+            epoch: 0,
+            until: Duration::ZERO,
+            delays: pause_delays(),
+            due: Duration::ZERO,
+            period: quota.map_or(Duration::ZERO, |quota| quota.period),
+            changed_at: Duration::ZERO,
+        };
+        Self { quota, turnstile: Semaphore::new(1), state: Mutex::new(state), clock }
     }
 
     /// Waits until a request may go.
     pub async fn ready(&self) -> Slot {
-        let Some(limiter) = &self.limiter else {
-            return self.after_pause().await;
+        // Without a limit nobody waits but for a pause. The semaphore is never closed; were it, order is lost and
+        // nothing else.
+        let _turn = match self.quota {
+            Some(_) => Some(self.turnstile.acquire().await),
+            None => None,
         };
-        // The semaphore is never closed; were it, order is lost and nothing else.
-        let _turn = self.turnstile.acquire().await;
         loop {
-            self.after_pause().await;
-            match limiter.check() {
-                Ok(()) => return Slot { epoch: self.lock().epoch },
-                Err(not_until) => {
-                    self.clock.sleep(not_until.wait_time_from(self.clock.monotonic())).await;
-                }
-            }
-        }
-    }
-
-    async fn after_pause(&self) -> Slot {
-        loop {
-            let (until, epoch) = {
-                let pause = self.lock();
-                (pause.until, pause.epoch)
+            let wait = match self.lock().admit(self.clock.monotonic(), self.quota) {
+                Ok(slot) => return slot,
+                Err(wait) => wait,
             };
-            let now = self.clock.monotonic();
-            if now >= until {
-                return Slot { epoch };
-            }
-            self.clock.sleep(until - now).await;
+            self.clock.sleep(wait).await;
         }
     }
 
@@ -111,27 +96,60 @@ impl Pace {
     pub fn throttled(&self, slot: Slot, asked: Option<Duration>) -> Duration {
         let now = self.clock.monotonic();
         let asked = asked.filter(|wait| !wait.is_zero()).map(|wait| wait.min(RETRY_AFTER_MAX));
-        let mut pause = self.lock();
-        if slot.epoch == pause.epoch {
-            let delay = pause.delays.next().unwrap_or(PAUSE_MAX).min(PAUSE_MAX);
-            pause.epoch += 1;
-            pause.until = now + asked.unwrap_or(delay);
+        let mut state = self.lock();
+        if slot.epoch == state.epoch {
+            let delay = state.delays.next().unwrap_or(PAUSE_MAX).min(PAUSE_MAX);
+            if self.quota.is_some() && state.epoch > 0 && now < state.until.saturating_add(SOON) {
+                state.period = (state.period * 2).min(PERIOD_MAX.max(state.period));
+            }
+            state.epoch += 1;
+            state.until = now + asked.unwrap_or(delay);
+            state.changed_at = state.until;
         } else if let Some(asked) = asked {
-            pause.until = pause.until.max(now + asked);
+            state.until = state.until.max(now + asked);
+            state.changed_at = state.until;
         }
-        pause.until.saturating_sub(now)
+        state.until.saturating_sub(now)
     }
 
     /// The request of `slot` was answered well: the next pause begins short again.
     pub fn succeeded(&self, slot: Slot) {
-        let mut pause = self.lock();
-        if slot.epoch == pause.epoch && pause.epoch > 0 {
-            pause.delays = pause_delays();
+        let mut state = self.lock();
+        if slot.epoch == state.epoch && state.epoch > 0 {
+            state.delays = pause_delays();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Pause> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Lets one call through, or says how long to wait.
+    fn admit(&mut self, now: Duration, quota: Option<Quota>) -> Result<Slot, Duration> {
+        if now < self.until {
+            return Err(self.until - now);
+        }
+        if let Some(quota) = quota {
+            self.recover(now, quota);
+            // After a pause nothing may burst: those who waited go one by one.
+            let burst = if now < self.until.saturating_add(SOON) && self.epoch > 0 { 0 } else { quota.burst - 1 };
+            let earliest = self.due.saturating_sub(self.period * burst);
+            if now < earliest {
+                return Err(earliest - now);
+            }
+            self.due = self.due.max(now) + self.period;
+        }
+        Ok(Slot { epoch: self.epoch })
+    }
+
+    /// A minute without a throttled answer: a quarter faster, up to the quota.
+    fn recover(&mut self, now: Duration, quota: Quota) {
+        while self.period > quota.period && now >= self.changed_at.saturating_add(SOON) {
+            self.period = (self.period * 4 / 5).max(quota.period);
+            self.changed_at += SOON;
+        }
     }
 }
 
@@ -145,19 +163,29 @@ fn pause_delays() -> ExponentialBackoff {
         .build()
 }
 
-/// A quota of which any 60 seconds hold at most [`SHARE_PERCENT`] of the allowance: what may burst, plus what is
-/// replenished in 60 seconds. An allowance of 1 cannot be shared and is used whole.
-fn quota(max_requests_per_minute: u32) -> Option<Quota> {
-    if max_requests_per_minute == 0 {
-        return None;
+/// What any 60 seconds may hold: at most [`SHARE_PERCENT`] of the allowance, as what may burst plus what is replenished
+/// in 60 seconds.
+#[derive(Debug, Clone, Copy)]
+struct Quota {
+    /// Between two calls.
+    period: Duration,
+    /// Calls at once after a quiet time, at least 1.
+    burst: u32,
+}
+
+impl Quota {
+    /// `None` for no limit. An allowance of 1 cannot be shared and is used whole.
+    fn of(max_requests_per_minute: u32) -> Option<Quota> {
+        if max_requests_per_minute == 0 {
+            return None;
+        }
+        let share = (u64::from(max_requests_per_minute) * SHARE_PERCENT / 100).max(1);
+        let burst = (share / 20).clamp(1, BURST_MAX);
+        let per_minute = (share - burst).max(1);
+        // Rounded up, so that rounding never lets one more through.
+        let period = Duration::from_nanos(60_000_000_000_u64.div_ceil(per_minute));
+        Some(Quota { period, burst: u32::try_from(burst).unwrap_or(1) })
     }
-    let share = (u64::from(max_requests_per_minute) * SHARE_PERCENT / 100).max(1);
-    let burst = (share / 20).clamp(1, BURST_MAX);
-    let per_minute = (share - burst).max(1);
-    // Rounded up, so that rounding never lets one more through.
-    let period = Duration::from_nanos(60_000_000_000_u64.div_ceil(per_minute));
-    let burst = u32::try_from(burst).ok().and_then(NonZeroU32::new)?;
-    Some(Quota::with_period(period)?.allow_burst(burst))
 }
 
 #[cfg(test)]
@@ -244,5 +272,89 @@ mod tests {
             let slot = pace.ready().now_or_never().unwrap();
             assert_eq!(pace.throttled(slot, Some(Duration::from_secs(asked))), Duration::from_secs(got));
         }
+    }
+
+    /// `callers` callers who each wait 300 ms for an answer, against a service that really grants `granted` requests in
+    /// any 60 seconds. Answers and refusals, per minute.
+    fn against_a_quota_of(granted: usize, max: u32, callers: usize, minutes: u64) -> Vec<(usize, usize)> {
+        use std::cell::RefCell;
+        use std::collections::VecDeque;
+
+        let clock = clock();
+        let pace = Pace::new(max, Arc::new(clock.clone()));
+        let recent = RefCell::new(VecDeque::new());
+        let counts = RefCell::new(vec![(0, 0); minutes as usize + 1]);
+        let call = async || loop {
+            let slot = pace.ready().await;
+            let now = clock.monotonic();
+            let free = {
+                let mut recent = recent.borrow_mut();
+                while recent.front().is_some_and(|at| now - *at >= Duration::from_secs(60)) {
+                    recent.pop_front();
+                }
+                let free = recent.len() < granted;
+                if free {
+                    recent.push_back(now);
+                }
+                free
+            };
+            let minute = (now.as_secs() / 60).min(minutes) as usize;
+            let (answered, refused) = if free { (1, 0) } else { (0, 1) };
+            counts.borrow_mut()[minute].0 += answered;
+            counts.borrow_mut()[minute].1 += refused;
+            clock.sleep(Duration::from_millis(300)).await;
+            match free {
+                true => pace.succeeded(slot),
+                false => _ = pace.throttled(slot, None),
+            }
+        };
+        let mut calls: futures_util::stream::FuturesUnordered<_> = (0..callers).map(|_| call()).collect();
+        while clock.monotonic() < Duration::from_secs(minutes * 60) {
+            assert!(futures_util::StreamExt::next(&mut calls).now_or_never().is_none());
+            clock.advance_to_next_sleeper();
+        }
+        drop(calls);
+        counts.into_inner()
+    }
+
+    #[test]
+    fn a_quota_a_fiftieth_of_the_configured_one_is_found_with_few_refusals() {
+        let counts = against_a_quota_of(40, 2000, 32, 60);
+        let (answered, refused) = counts[..10].iter().fold((0, 0), |sum, (a, r)| (sum.0 + a, sum.1 + r));
+        assert!(answered >= 200 && refused <= 100, "{answered} answered, {refused} refused while finding the pace");
+        let (answered, refused) = counts[10..60].iter().fold((0, 0), |sum, (a, r)| (sum.0 + a, sum.1 + r));
+        assert!(answered >= 50 * 40 * 7 / 10, "{answered} answered in 50 minutes");
+        assert!(refused * 20 <= answered, "{refused} refused, {answered} answered");
+    }
+
+    #[test]
+    fn with_the_quota_as_configured_97_percent_of_it_are_used_and_nothing_is_refused() {
+        let counts = against_a_quota_of(2000, 2000, 32, 30);
+        for (minute, (answered, refused)) in counts[..30].iter().enumerate() {
+            assert!(*answered >= 1940 && *refused == 0, "minute {minute}: {answered} answered, {refused} refused");
+        }
+    }
+
+    #[test]
+    fn one_throttled_answer_pauses_and_leaves_the_pace() {
+        let clock = clock();
+        let pace = Pace::new(2000, Arc::new(clock.clone()));
+        let quick = pace.lock().period;
+        let throttle = || {
+            let slot = loop {
+                match pace.ready().now_or_never() {
+                    Some(slot) => break slot,
+                    None => clock.advance(Duration::from_millis(10)),
+                }
+            };
+            clock.advance(pace.throttled(slot, None));
+            pace.lock().period
+        };
+        assert_eq!(throttle(), quick);
+        assert_eq!(throttle(), quick * 2, "again at once");
+        clock.advance(Duration::from_secs(600));
+        assert!(pace.ready().now_or_never().is_some());
+        assert_eq!(pace.lock().period, quick, "it came back");
+        assert_eq!(throttle(), quick, "long after");
     }
 }

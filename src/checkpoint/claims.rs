@@ -20,9 +20,18 @@ use crate::host::{StateError, StateStore};
 #[derive(Clone)]
 pub struct EventIndex {
     keys: Arc<Mutex<KeySet>>,
-    claims: Arc<Mutex<HashMap<Key, watch::Receiver<bool>>>>,
+    claims: Arc<Mutex<Claims>>,
     /// Told whenever a staged change took effect or was given up.
     settled: Arc<Notify>,
+}
+
+/// The keys claimed, each with the number of its batch: by number, because a claim is made and freed for every event.
+#[derive(Default)]
+struct Claims {
+    /// Keys are hashes of what an event says: no hostile event can aim at a place in this table.
+    keys: HashMap<Key, u64, foldhash::fast::RandomState>,
+    batches: HashMap<u64, watch::Receiver<bool>, foldhash::fast::RandomState>,
+    next: u64,
 }
 
 /// What is known of an event at the moment it was asked about.
@@ -57,6 +66,8 @@ impl Dependency {
 pub struct OpenBatch {
     index: EventIndex,
     done: watch::Sender<bool>,
+    /// Its number among the claims; `None` until it claims something.
+    number: Option<u64>,
     keys: Vec<Key>,
 }
 
@@ -68,7 +79,7 @@ impl EventIndex {
 
     /// Begins a batch that claims nothing yet.
     pub fn open_batch(&self) -> OpenBatch {
-        OpenBatch { index: self.clone(), done: watch::Sender::new(false), keys: Vec::new() }
+        OpenBatch { index: self.clone(), done: watch::Sender::new(false), number: None, keys: Vec::new() }
     }
 
     /// Whether `key` is permanent.
@@ -131,7 +142,7 @@ impl EventIndex {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_claims(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<bool>>> {
+    fn lock_claims(&self) -> MutexGuard<'_, Claims> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -162,12 +173,20 @@ impl OpenBatch {
             Probe::Maybe(page) => return Glance::OnPage(page),
             Probe::Absent => {}
         }
-        let mut claims = self.index.lock_claims();
-        let standing = match claims.get(&key) {
-            Some(claim) if claim.same_channel(&self.done.subscribe()) => Standing::InThisBatch,
-            Some(claim) => Standing::InFlight(Dependency(claim.clone())),
+        let mut guard = self.index.lock_claims();
+        let claims = &mut *guard;
+        let holder = claims.keys.get(&key).copied();
+        let standing = match holder.and_then(|number| Some((number, claims.batches.get(&number)?))) {
+            Some((number, _)) if Some(number) == self.number => Standing::InThisBatch,
+            Some((_, batch)) => Standing::InFlight(Dependency(batch.clone())),
             None => {
-                claims.insert(key, self.done.subscribe());
+                debug_assert!(holder.is_none(), "a claim outlived its batch");
+                let number = *self.number.get_or_insert_with(|| {
+                    claims.next += 1;
+                    claims.batches.insert(claims.next, self.done.subscribe());
+                    claims.next
+                });
+                claims.keys.insert(key, number);
                 self.keys.push(key);
                 Standing::Claimed
             }
@@ -178,7 +197,7 @@ impl OpenBatch {
     /// Frees the newest claim, for an event that turned out not to be shipped.
     pub fn unclaim_last(&mut self) {
         if let Some(key) = self.keys.pop() {
-            self.index.lock_claims().remove(&key);
+            self.index.lock_claims().keys.remove(&key);
         }
     }
 
@@ -196,7 +215,10 @@ impl OpenBatch {
     fn release(&mut self) {
         let mut claims = self.index.lock_claims();
         for key in self.keys.drain(..) {
-            claims.remove(&key);
+            claims.keys.remove(&key);
+        }
+        if let Some(number) = self.number.take() {
+            claims.batches.remove(&number);
         }
     }
 }

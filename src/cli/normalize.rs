@@ -75,7 +75,7 @@ impl MeaningArgs {
     pub fn rules(&self) -> Result<Arc<Rules>, RulesError> {
         let config =
             SeverityConfig { refine: self.refine, rules_file: self.rules.clone(), ..SeverityConfig::default() };
-        config.load().map(Arc::new)
+        config.load()
     }
 }
 

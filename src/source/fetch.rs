@@ -33,6 +33,8 @@ use crate::severity::Severity;
 
 /// A batch is handed over when it has grown to this.
 pub const BATCH_BYTES: usize = 256 * 1024;
+/// Room for a batch: what it is handed over at and most records that may be its last.
+const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
 /// Records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
 /// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
@@ -177,7 +179,7 @@ pub enum Outcome {
     State(StateError),
 }
 
-/// Told once the body was read (or could not be), with the time it took: the next download may start.
+/// Told once the body was read (or could not be), with the time spent waiting for bytes: the next download may start.
 pub type OnBody = Box<dyn FnOnce(Duration) + Send>;
 
 impl FetchContext {
@@ -193,9 +195,8 @@ impl FetchContext {
             self.commit(Change { tracked: vec![job.blob.clone()], ..Change::default() }).await?;
         }
         let mut run = Run::new(self, &job);
-        let started = self.clock.monotonic();
         let read = run.read_body().await;
-        on_body(self.clock.monotonic().saturating_sub(started));
+        on_body(run.waited);
         match read {
             Ok(()) => run.settle().await,
             Err(outcome) => {
@@ -264,12 +265,16 @@ struct Run<'a> {
     job: &'a Job,
     salvage: Salvage,
     builder: BatchBuilder,
+    /// The room the batch being built has in the budget.
+    reserved: Option<OwnedSemaphorePermit>,
     open: OpenBatch,
     /// Routine reads to be put on hold, and their bytes.
     held: Vec<HeldRecord>,
     held_bytes: usize,
     /// Matches of data loss prevention among the events collected.
     matches: Vec<Match>,
+    /// Time spent waiting for the network: what more downloads at once could hide.
+    waited: Duration,
     /// Batches handed over while the body still arrives.
     deliveries: Tasks<Result<(), Outcome>>,
     /// Batches of other blobs that carry events of this one.
@@ -305,7 +310,9 @@ impl<'a> Run<'a> {
             context,
             job,
             salvage: job.salvage(),
-            builder: BatchBuilder::default(),
+            builder: BatchBuilder::with_room(BATCH_ROOM),
+            reserved: None,
+            waited: Duration::ZERO,
             open: context.events.open_batch(),
             held: Vec::new(),
             held_bytes: 0,
@@ -323,6 +330,8 @@ impl<'a> Run<'a> {
     /// Reads the body to its end. `Ok` means that all of it is events (or was salvaged).
     async fn read_body(&mut self) -> Result<(), Outcome> {
         let stop = self.context.stop.clone();
+        let clock = self.context.clock.clone();
+        let mut asked = clock.monotonic();
         let mut body = tokio::select! {
             body = self.context.api.fetch_blob(&self.job.blob) => body.map_err(failed)?,
             () = stop.cancelled() => return Err(Outcome::Stopped),
@@ -336,6 +345,7 @@ impl<'a> Run<'a> {
                 chunk = body.chunk() => chunk.map_err(failed)?,
                 () = stop.cancelled() => return Err(Outcome::Stopped),
             };
+            self.waited += clock.monotonic().saturating_sub(asked);
             let Some(chunk) = chunk else { break };
             self.tally.bytes += chunk.len() as u64;
             if let Some(backfill) = &self.context.backfill {
@@ -355,6 +365,7 @@ impl<'a> Run<'a> {
             while let Some(piece) = splitter.next() {
                 self.take(piece).await?;
             }
+            asked = clock.monotonic();
         }
         let ending = splitter.finish();
         while let Some(piece) = splitter.next() {
@@ -464,6 +475,7 @@ impl<'a> Run<'a> {
         if self.context.hold.is_dropping() {
             self.matches.extend(match_of(event).filter(|found| !found.links.is_empty()));
         }
+        self.reserve().await;
         let blob = context_of(&self.context.tenant, &self.job.blob);
         let normaliser = &self.context.normaliser;
         let mut dropped = None;
@@ -515,6 +527,10 @@ impl<'a> Run<'a> {
                 None => self.tally.dropped.push((rule, 1)),
             }
             return Ok(());
+        }
+        // Who waits for room on disk holds none in memory, which what makes room may need.
+        if self.held.is_empty() {
+            self.reserved = None;
         }
         if self.held.is_empty() && !hold.room(&self.context.stop).await {
             self.unclaim();
@@ -596,6 +612,7 @@ impl<'a> Run<'a> {
                 Standing::Claimed => {}
                 _ => continue,
             }
+            self.reserve().await;
             let blob = context_of(&self.context.tenant, &self.job.blob);
             let now = self.context.clock.now();
             self.tally.bad += 1;
@@ -624,6 +641,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Room in the budget before the first record of a batch: what is being built is in memory as much as what is under
+    /// way. Whoever waits here holds no room, so that those who do can end.
+    async fn reserve(&mut self) {
+        if self.reserved.is_none() {
+            self.reserved = self.context.budget.take(BATCH_ROOM).await;
+        }
+    }
+
     /// Takes what was collected so far; `None` when that is nothing.
     async fn close_batch(&mut self) -> Result<Option<Closed>, Outcome> {
         let staged = self.context.hold.stage(&self.job.blob, &mut self.held, &mut self.matches).await;
@@ -632,7 +657,16 @@ impl<'a> Run<'a> {
         if self.builder.is_empty() && staged.is_empty() {
             return Ok(None);
         }
-        let permit = self.context.budget.take(self.builder.bytes()).await;
+        let bytes = self.builder.bytes();
+        let mut permit = self.reserved.take();
+        match &mut permit {
+            Some(held) if bytes <= held.num_permits() => drop(held.split(held.num_permits() - bytes)),
+            _ => {
+                // Given back first: to wait for more while holding some could be to wait for each other.
+                drop(permit);
+                permit = self.context.budget.take(bytes).await;
+            }
+        }
         let batch =
             self.builder.finish(self.context.source.clone(), self.context.tenant.clone(), self.job.blob.content_type);
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
@@ -652,6 +686,8 @@ impl<'a> Run<'a> {
             Some(closed) => Some(closed.deliver(self.context).await),
             None => None,
         };
+        // From here on others are waited for, and they may wait for room.
+        self.reserved = None;
         self.join().await?;
         debug_assert!(self.builder.is_empty() && self.deliveries.is_empty(), "CK-3: a record is not confirmed");
         let blob = &self.job.blob;

@@ -281,6 +281,7 @@ impl Lister {
     async fn run_on(&mut self) -> Step {
         let mut queues = Queues::default();
         let mut next_poll = self.clock.monotonic();
+        let mut first = true;
         let mut fresh_from: Option<Timestamp> = None;
         loop {
             let now = self.clock.monotonic();
@@ -294,8 +295,11 @@ impl Lister {
                         () = self.stop.cancelled() => return Err(Ending),
                     }
                 }
-                // A twentieth of jitter either way, so that tenants and types drift apart.
-                next_poll = now + self.settings.poll_interval.mul_f64(0.95 + 0.1 * fastrand::f64());
+                // The second poll comes at any time up to an interval after the first, so that tenants and types that
+                // began together do not ask together; then a twentieth of jitter either way keeps them apart.
+                let jitter = if first { fastrand::f64() } else { 0.95 + 0.1 * fastrand::f64() };
+                next_poll = now + self.settings.poll_interval.mul_f64(jitter);
+                first = false;
             }
             let room = self.guidance.borrow_and_update().room;
             if let Some(cursor) = take_ready(&mut queues.fresh, now) {

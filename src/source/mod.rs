@@ -402,7 +402,7 @@ impl M365Audit {
             ocsf_version: config.ocsf_version,
             drop_routine: config.drop_routine,
             internal_domains: config.internal_domains.clone(),
-            rules: Arc::new(rules),
+            rules,
             mask: mask.map_err(|error| SourceError::Internal(format!("`mask`: {error}")))?,
         });
         let seconds = |n: u64| SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX));

@@ -67,6 +67,43 @@ pub struct HostApi {
     instance: *mut c_void,
     name: String,
     append: Option<Append>,
+    scheduler: Option<Scheduler>,
+}
+
+/// `flb_sched_ctx_get`: the calling thread's scheduler, or null.
+type GetScheduler = unsafe extern "C" fn() -> *mut c_void;
+/// `flb_sched_timer_cb_create`: 0 done.
+type CreateTimer = unsafe extern "C" fn(
+    *mut c_void,
+    c_int,
+    c_int,
+    extern "C" fn(*mut c_void, *mut c_void),
+    *mut c_void,
+    *mut *mut c_void,
+) -> c_int;
+
+/// The engine's timers of the calling thread.
+#[derive(Debug, Clone, Copy)]
+struct Scheduler {
+    get: GetScheduler,
+    create: CreateTimer,
+}
+
+/// `FLB_SCHED_TIMER_CB_ONESHOT`, from 2.0 to 5.1.
+const ONE_SHOT: c_int = 3;
+
+impl Scheduler {
+    fn find() -> Option<Self> {
+        let (get, create) = (symbol(c"flb_sched_ctx_get")?, symbol(c"flb_sched_timer_cb_create")?);
+        // SAFETY: the signatures in `flb_scheduler.h`, the same from 2.0 to 5.1.
+        let (get, create) = unsafe {
+            (
+                std::mem::transmute::<*mut c_void, GetScheduler>(get),
+                std::mem::transmute::<*mut c_void, CreateTimer>(create),
+            )
+        };
+        Some(Self { get, create })
+    }
 }
 
 /// `flb_input_log_append`: 0, or -1 when the host did not take the bytes. The same from 2.0 to 5.1.
@@ -94,7 +131,8 @@ impl HostApi {
         let append = symbol(c"flb_input_log_append");
         // SAFETY: the signature in `flb_input_log.h` since 2.0.
         let append = append.map(|function| unsafe { std::mem::transmute::<*mut c_void, Append>(function) });
-        let mut api = Self { table: plugin.api, instance: plugin.instance, name: String::new(), append };
+        let (table, instance, scheduler) = (plugin.api, plugin.instance, Scheduler::find());
+        let mut api = Self { table, instance, name: String::new(), append, scheduler };
         api.name = api.instance_name();
         Some(api)
     }
@@ -142,6 +180,19 @@ impl HostApi {
         // SAFETY: the host's function with the host's instance, on the thread the host would call it on; no tag, as
         // in its own call; the bytes are copied before it returns.
         unsafe { append(self.instance, std::ptr::null(), 0, entries.as_ptr().cast(), entries.len()) == 0 }
+    }
+
+    /// Has the engine call `again` on this thread after `milliseconds`, once. `false`: it does not. The call may come
+    /// after the instance's exit, and never after the thread's event loop has ended.
+    pub fn call_again(&self, milliseconds: c_int, again: extern "C" fn(*mut c_void, *mut c_void)) -> bool {
+        let Some(Scheduler { get, create }) = self.scheduler else { return false };
+        // SAFETY: the host's function; it reads a pointer of the thread.
+        let scheduler = unsafe { get() };
+        let null = std::ptr::null_mut;
+        // SAFETY: the host's functions, with the calling thread's own scheduler; `again` takes no data, and its code
+        // stays: see `keep_loaded`.
+        !scheduler.is_null()
+            && unsafe { create(scheduler, ONE_SHOT, milliseconds, again, null(), std::ptr::null_mut()) } == 0
     }
 
     /// The host's own metrics of this instance, where the executable exports what it takes to write them.

@@ -105,7 +105,7 @@ pub unsafe extern "C" fn FLBPluginInputCallback(data: *mut *mut c_void, size: *m
     if data.is_null() || size.is_null() {
         return FAILED;
     }
-    let lent = with_live("FLBPluginInputCallback", None, Instance::collect);
+    let lent = with_live("FLBPluginInputCallback", None, |instance| instance.collect(between_ticks));
     let (address, len) = lent.map_or((std::ptr::null_mut(), 0), |b| (b.data.cast_mut().cast::<c_void>(), b.len));
     // SAFETY: not null, and writable, says the caller.
     unsafe {
@@ -113,6 +113,12 @@ pub unsafe extern "C" fn FLBPluginInputCallback(data: *mut *mut c_void, size: *m
         *size = len;
     }
     OK
+}
+
+/// Between ticks, by a timer of the engine that the collect call has asked for, on the same thread. Not exported. Both
+/// arguments are the host's and not looked at.
+extern "C" fn between_ticks(_config: *mut c_void, _data: *mut c_void) {
+    with_live("between_ticks", (), |instance| instance.between_ticks(between_ticks));
 }
 
 /// Right after the append, hosts from 4.1. As [`FLBPluginInputCleanupCallback`]; the context is not looked at.

@@ -4,6 +4,7 @@
 //! opened, a network that is down, a token that is refused) is tried again for ever and never fails a start: a failing
 //! Init ends the whole agent, even at a reload.
 
+use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,7 @@ use super::host::FluentBitHost;
 use super::log::Lines;
 use super::metrics::{record_this_thread, recorder};
 use super::settings::Settings;
-use super::settle::{Buffer, Handover, Mode};
+use super::settle::{Buffer, Call, Handover, Mode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::SourceConfig;
 use crate::host::{Health, Host, StateError};
@@ -31,6 +32,8 @@ use crate::hosts::embedded::store::SqliteStore;
 use crate::model::Actionable;
 use crate::source::{M365Audit, Source, SourceError};
 
+/// While records flow the host is asked to call again after so long: ticks alone, one a second, would set the pace.
+const BETWEEN_TICKS_MS: c_int = 20;
 /// Threads of the plugin's runtime.
 const WORKER_THREADS: usize = 2;
 /// The engine's own thread; an input that is not threaded is called on it.
@@ -90,7 +93,12 @@ pub struct Instance {
     running: Mutex<Option<Running>>,
     metrics: Mutex<Option<HostMetrics>>,
     panicked: AtomicBool,
+    /// A call between ticks is to come.
+    asked_again: AtomicBool,
 }
+
+/// What the host is asked to call between ticks.
+pub type Between = extern "C" fn(*mut c_void, *mut c_void);
 
 struct Running {
     runtime: Runtime,
@@ -184,20 +192,33 @@ impl Instance {
             running: Mutex::new(Some(Running { runtime, ended })),
             metrics: Mutex::new(metrics),
             panicked: AtomicBool::new(false),
+            asked_again: AtomicBool::new(false),
         }))
     }
 
-    /// Collect: what there is to say, and one tick's records: appended, or as a buffer to be lent where the host does
-    /// not export its append function.
-    pub fn collect(&self) -> Option<Buffer> {
+    /// Collect: what there is to say, and records: appended, or as a buffer to be lent where the host does not export
+    /// its append function. `between` is what the host calls before the next tick while records flow.
+    pub fn collect(&self, between: Between) -> Option<Buffer> {
         self.tell();
-        self.lines.while_in(|| {
-            if !self.api.can_append() {
-                return self.handover.collect();
-            }
-            self.handover.append(&|entries| self.api.append(entries));
-            None
-        })
+        if !self.api.can_append() {
+            return self.lines.while_in(|| self.handover.collect());
+        }
+        self.append(Call::Tick, between);
+        None
+    }
+
+    /// The call that [`Instance::collect`] has asked for.
+    pub fn between_ticks(&self, between: Between) {
+        self.asked_again.store(false, Ordering::Relaxed);
+        self.append(Call::Between, between);
+    }
+
+    fn append(&self, call: Call, between: Between) {
+        let took = self.lines.while_in(|| self.handover.append(call, &|entries| self.api.append(entries)));
+        if took && !self.asked_again.swap(true, Ordering::Relaxed) {
+            let asked = self.api.call_again(BETWEEN_TICKS_MS, between);
+            self.asked_again.store(asked, Ordering::Relaxed);
+        }
     }
 
     /// Cleanup. `false`: the address is of no buffer lent.

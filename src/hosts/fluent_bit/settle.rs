@@ -2,7 +2,7 @@
 //!
 //! Encoded batches wait in a queue bounded in bytes, in pieces of about a chunk. A collect call gives as many as one
 //! tick may carry, in one of two ways:
-//! - [`Handover::append`]: through the host's own append function, piece by piece. The host would call the same
+//! - [`Handover::append`], in the tick and again soon while records flow: through the host's own append function, piece by piece. The host would call the same
 //!   function with what we return, but drops its answer: a full disk or a missing chunk would cost the records and
 //!   nobody would know. What it refuses is sent again.
 //! - [`Handover::collect`] and [`Handover::cleanup`]: one joined buffer lent until cleanup, as the interface means it;
@@ -27,13 +27,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::clock::Clock;
 use crate::host::{Delivery, DeliveryTicket, TicketAnswer};
 
-/// Bytes waiting for the host or lent to it; beyond it `deliver` waits. One tick's worth if that is more.
+/// Bytes waiting for the host or lent to it; beyond it `deliver` waits.
 pub const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// A piece of the queue is closed at this size, as Fluent Bit closes a chunk (`FLB_INPUT_CHUNK_FS_MAX_SIZE`).
 const PIECE_BYTES: usize = 2_000_000;
-/// The host's appends of one tick: beyond it the rest waits for the next. At a second, ticks merge, and a shutdown
-/// finds the thread busy. Reached only by a host that is busy with filters or a slow disk.
-const APPENDS_TIME_MAX: Duration = Duration::from_millis(500);
+/// One call of the host appends no more than this, and no longer: the engine's thread has outputs to flush, too.
+const CALL_BYTES_MAX: usize = 8 << 20;
+const CALL_TIME_MAX: Duration = Duration::from_millis(40);
 /// Later collect calls that settle a buffer when threaded.
 const LATER_COLLECTS: u8 = 2;
 /// A threaded host whose ring is full tries ten times, a tenth of a second apart, then drops the buffer and tells
@@ -59,6 +59,15 @@ impl Mode {
     }
 }
 
+/// Which call of the host it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// The collect call that comes once a second.
+    Tick,
+    /// One in between, which we asked for. It settles nothing and has what its tick has left.
+    Between,
+}
+
 /// Room for one batch in the queue; given back when the host has done with the bytes.
 #[derive(Debug)]
 pub struct Room {
@@ -71,7 +80,6 @@ pub struct Handover {
     mode: Mode,
     tick_bytes_max: usize,
     room: Arc<Semaphore>,
-    room_bytes: u32,
     clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
 }
@@ -87,6 +95,8 @@ struct Inner {
     closed: bool,
     /// The host's last append was refused.
     refusing: bool,
+    /// What is left of the running tick's bytes.
+    tick_left: usize,
 }
 
 /// Batches behind each other, not more than a piece if there are several.
@@ -124,20 +134,12 @@ pub struct Buffer {
 impl Handover {
     /// An empty queue.
     pub fn new(mode: Mode, tick_bytes_max: usize, clock: Arc<dyn Clock>) -> Self {
-        let room_bytes = u32::try_from(QUEUE_BYTES_MAX.max(tick_bytes_max)).unwrap_or(u32::MAX);
-        Self {
-            mode,
-            tick_bytes_max,
-            room: Arc::new(Semaphore::new(room_bytes as usize)),
-            room_bytes,
-            clock,
-            inner: Mutex::default(),
-        }
+        Self { mode, tick_bytes_max, room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), clock, inner: Mutex::default() }
     }
 
     /// Waits until `bytes` more may be queued. More than the whole queue waits for all of it. `None` once closed.
     pub async fn room(&self, bytes: usize) -> Option<Room> {
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.room_bytes);
+        let permits = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
         self.room.clone().acquire_many_owned(permits).await.ok().map(|_permit| Room { _permit })
     }
 
@@ -164,35 +166,38 @@ impl Handover {
         ticket
     }
 
-    /// Gives one tick's worth to the host's own append, which says whether it took a piece. Called inside a collect
-    /// call; no lock is held while the host runs, since it may pause us from inside.
-    pub fn append(&self, take: &dyn Fn(&[u8]) -> bool) {
-        let Some(settled) = self.begin_collect() else { return };
-        deliver(settled);
+    /// Gives records to the host's own append, which says whether it took a piece. No lock is held while the host
+    /// runs, since it may pause us from inside. Whether it took any, so that more may be asked for soon.
+    pub fn append(&self, call: Call, take: &dyn Fn(&[u8]) -> bool) -> bool {
+        if call == Call::Tick {
+            let Some(settled) = self.begin_collect() else { return false };
+            deliver(settled);
+        }
         let start = self.clock.monotonic();
-        let mut left = self.tick_bytes_max;
-        while let Some(piece) = self.next(left) {
-            left = left.saturating_sub(piece.bytes.len());
+        let mut given = 0;
+        while let Some(piece) = self.next() {
             let took = take(&piece.bytes);
             self.note_answer(took);
             if !took {
                 // Dropped unanswered, which refuses it.
-                break;
+                return false;
             }
-            let Piece { answers, .. } = piece;
+            let Piece { bytes, answers, .. } = piece;
+            given += bytes.len();
             let mut inner = self.lock();
             match self.mode {
-                _ if inner.closed => break,
+                _ if inner.closed => return false,
                 Mode::OnPipeline => {
                     drop(inner);
                     deliver(answers);
                 }
                 Mode::OnOwnThread => inner.unsettled.push(Unsettled { answers, later_collects: 0 }),
             }
-            if self.clock.monotonic().saturating_sub(start) >= APPENDS_TIME_MAX {
+            if given >= CALL_BYTES_MAX || self.clock.monotonic().saturating_sub(start) >= CALL_TIME_MAX {
                 break;
             }
         }
+        given > 0
     }
 
     /// Says so when the host begins or ends to refuse.
@@ -217,18 +222,14 @@ impl Handover {
         }
         // Never cleaned up: never appended.
         inner.lent = None;
+        inner.tick_left = self.tick_bytes_max;
         Some(inner.count_collect())
     }
 
     /// The next buffer for the host, if there is one and the host may have it. Never waits for the queue to fill.
     pub fn collect(&self) -> Option<Buffer> {
         deliver(self.begin_collect()?);
-        let mut taken = Vec::new();
-        let mut left = self.tick_bytes_max;
-        while let Some(piece) = self.next(left) {
-            left = left.saturating_sub(piece.bytes.len());
-            taken.push(piece);
-        }
+        let taken = std::iter::from_fn(|| self.next()).collect();
         let lent = join(taken, self.clock.monotonic())?;
         let buffer = Buffer { data: lent.bytes.as_ptr(), len: lent.bytes.len() };
         self.lock().lent = Some(lent);
@@ -291,13 +292,16 @@ impl Handover {
         drop((waiting, unsettled));
     }
 
-    /// The next piece, if it fits into what is `left` of a tick; a tick's first whatever its size.
-    fn next(&self, left: usize) -> Option<Piece> {
+    /// The next piece, if it fits into what is left of the tick; a tick's first whatever its size.
+    fn next(&self) -> Option<Piece> {
         let mut inner = self.lock();
+        let (left, untouched) = (inner.tick_left, inner.tick_left == self.tick_bytes_max);
         if inner.closed || inner.paused || left == 0 {
             return None;
         }
-        inner.waiting.pop_front_if(|piece| piece.bytes.len() <= left || left == self.tick_bytes_max)
+        let piece = inner.waiting.pop_front_if(|piece| piece.bytes.len() <= left || untouched)?;
+        inner.tick_left = left.saturating_sub(piece.bytes.len());
+        Some(piece)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -466,7 +470,7 @@ mod tests {
     /// One collect call of a host that appends itself; what it took, piece by piece.
     fn append(rig: &Rig, takes: impl Fn(usize) -> bool) -> Vec<usize> {
         let taken = std::cell::RefCell::new(Vec::new());
-        rig.handover.append(&|bytes| {
+        rig.handover.append(Call::Tick, &|bytes| {
             let mut taken = taken.borrow_mut();
             let takes = takes(taken.len());
             taken.push(bytes.len());
@@ -499,6 +503,27 @@ mod tests {
     }
 
     #[test]
+    fn calls_between_ticks_have_what_the_tick_left_and_settle_nothing() {
+        let rig = rig(Mode::OnOwnThread, 8);
+        let mut first = rig.put(b"abcd");
+        let between = || rig.handover.append(Call::Between, &|_| true);
+        assert!(!between(), "before the first tick");
+        assert_eq!(append(&rig, |_| true), [4]);
+        let _second = rig.put(b"efgh");
+        assert!(between());
+        let mut third = rig.put(b"ijkl");
+        assert!(!between(), "the tick is used up");
+        assert_eq!(answer(&mut first), None);
+        assert_eq!(append(&rig, |_| true), [4]);
+        append(&rig, |_| true);
+        assert_eq!(answer(&mut first), Some(Delivery::Delivered));
+        assert_eq!(answer(&mut third), None);
+        rig.handover.pause();
+        let _fourth = rig.put(b"m");
+        assert!(!between(), "paused");
+    }
+
+    #[test]
     fn small_batches_share_a_piece_and_a_tick_ends_at_its_limit_a_pause_or_the_end_of_its_time() {
         let rig = rig(Mode::OnPipeline, 2 * PIECE_BYTES);
         let quarters = || -> Vec<DeliveryTicket> { (0..16).map(|_| rig.put(&vec![0; PIECE_BYTES / 4])).collect() };
@@ -514,7 +539,7 @@ mod tests {
         rig.handover.resume();
         let _more = quarters();
         let slow = |_| {
-            rig.clock.advance(APPENDS_TIME_MAX);
+            rig.clock.advance(CALL_TIME_MAX);
             true
         };
         assert_eq!(append(&rig, slow), [PIECE_BYTES]);
