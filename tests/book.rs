@@ -137,7 +137,11 @@ impl Desk {
         );
         fs::write(dir.path().join("agent.toml"), config).unwrap();
         fs::write(dir.path().join("client_secret"), &service.client_secret).unwrap();
-        fs::write(dir.path().join("events.ndjson"), include_str!("../src/sim/events/azuread.ndjson")).unwrap();
+        let events = include_str!("../src/sim/events/azuread.ndjson");
+        fs::write(dir.path().join("events.ndjson"), events).unwrap();
+        fs::write(dir.path().join("blob.json"), format!("[{}]", events.trim_end().replace('\n', ","))).unwrap();
+        let rows = events.lines().map(|event| format!("\"{}\"\n", event.replace('"', "\"\"")));
+        fs::write(dir.path().join("export.csv"), format!("AuditData\n{}", rows.collect::<String>())).unwrap();
         let desk = Self { dir, running: Vec::new() };
         // Most of the book speaks of a collector that has run before.
         let output = desk.run("m365-audit run --once -c agent.toml");

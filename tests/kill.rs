@@ -235,3 +235,41 @@ async fn a_huge_blob_takes_no_more_memory_than_a_small_one() {
     assert!(out >= bytes, "all of it was delivered");
     sim.stop().await;
 }
+
+/// An agent that was killed starts its child anew: the old one must not wait for the next event to notice, for it holds
+/// the state.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_standard_output_that_goes_ends_the_program_though_there_is_nothing_to_write() {
+    let config = SimConfig::default();
+    let sim = tenant(config.clone()).await;
+    let place = Place::new(&sim, &config);
+    let path = place.dir.path().join("agent.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let file = format!("type = \"file\"\npath = {:?}\n", place.out().display().to_string());
+    let text = text.replace(&file, "type = \"stdout\"\n").replace("level = \"warn\"", "level = \"info\"");
+    fs::write(&path, text).unwrap();
+    let log = fs::File::options().create(true).append(true).open(place.dir.path().join("log")).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_m365-audit"))
+        .args(["run", "-c"])
+        .arg(&path)
+        .env("SECRET", &config.client_secret)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !place.log().contains("source started") {
+        assert!(begun.elapsed() < RUN_TIME_MAX, "it does not start: {}", place.log());
+        assert!(child.try_wait().unwrap().is_none(), "it ended though its output is read: {}", place.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(child.stdout.take());
+    let status = ended(&mut child, RUN_TIME_MAX).await;
+    if status.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", place.log());
+    sim.stop().await;
+}

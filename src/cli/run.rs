@@ -138,6 +138,7 @@ impl Process {
         let mut stdin_end = std::pin::pin!(async move {
             if stop_on_stdin_eof { wait_for_stdin_end().await } else { std::future::pending().await }
         });
+        let mut reader_gone = std::pin::pin!(stdout::reader_gone());
         self.service.ready(&self.standing());
         let mut beats = self.service.beat().map(tokio::time::interval);
         loop {
@@ -165,6 +166,10 @@ impl Process {
                     tracing::info!(sink = %closed.name, "the reader has gone ({}), stopping", closed.why);
                     break;
                 }
+                () = &mut reader_gone, if self.writes_stdout() => {
+                    tracing::info!("nobody reads standard output any more, stopping");
+                    break;
+                }
                 () = &mut stdin_end => {
                     tracing::info!("standard input has ended, stopping");
                     break;
@@ -190,6 +195,10 @@ impl Process {
             _ = signals.next_stop() => tracing::warn!("stopped at once: what the sinks did not confirm is fetched again at the next start"),
         }
         Ok(self.worst)
+    }
+
+    fn writes_stdout(&self) -> bool {
+        self.config.sinks.values().any(|entry| matches!(entry.sink, SinkConfig::Stdout(_)))
     }
 
     /// One line for `systemctl status`.

@@ -9,6 +9,9 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
+
 use crate::host::Batch;
 use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};
 
@@ -32,6 +35,17 @@ impl StdoutSink<File> {
     /// much of a failed write is out.
     pub fn open() -> io::Result<Self> {
         Ok(Self::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+    }
+}
+
+/// Resolves when standard output is a pipe that nobody reads any more, also while there is nothing to write: an agent
+/// that was killed and starts this program anew must not find the old one holding the state. Never for a file.
+pub async fn reader_gone() {
+    // Unchecked, because checking makes the pipe non-blocking, and the sink's writes are to block.
+    let watched = io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked);
+    match watched {
+        Ok(watched) if watched.ready(Interest::ERROR).await.is_ok_and(|seen| seen.is_error()) => {}
+        _ => std::future::pending().await,
     }
 }
 

@@ -182,7 +182,8 @@ async fn a_page_link_that_aged_starts_the_window_again() {
     for n in 0..9 {
         w.add_aged(1, mins(30 + n));
     }
-    w.sim.faults().next(CallKind::NextPage, 8, Fault::InternalError);
+    // Enough for two windows: the second poll may come while the first one's is still tried.
+    w.sim.faults().next(CallKind::NextPage, 16, Fault::InternalError);
     w.run_for(hours(1)).await;
     assert!(w.requests(CallKind::NextPage).iter().any(|r| r.status == 400), "the link had aged");
     w.assert_clean();
