@@ -17,7 +17,7 @@ use crate::model::{ContentType, Timestamp};
 use crate::normalise::dlp_link::{Flag, Link};
 use crate::severity::Severity;
 
-/// Zstandard's fastest ordinary level: a page of reads shrinks to a tenth, higher levels take more time than they save.
+/// Zstandard's fastest ordinary level: what is held is read again once or never.
 const LEVEL: i32 = 1;
 /// No page of ours is larger than this before compression; a frame that says so is damage.
 const PAGE_BYTES_MAX: usize = 1 << 30;

@@ -205,7 +205,7 @@ pub struct SourceConfig {
     pub dlp_flag_secs: u64,
 
     /// Flagged files, addresses and messages remembered (a file takes two). Beyond this number those flagged longest ago
-    /// are forgotten, and a warning says so. Each takes some 40 bytes of memory.
+    /// are forgotten, and a warning says so.
     #[serde(default = "default_dlp_flags_max")]
     #[schemars(range(min = 1000, max = 10_000_000), example = 1000000)]
     pub dlp_flags_max: u64,

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::settle::{Mode, QUEUE_BYTES_MAX};
 use crate::config::{Config, Problem, SOURCE_TYPE, SourceConfig, config_schema, source_keys, typed_from_text};
 
-/// The default of `bytes_per_tick_max`: more than Fluent Bit takes in a second. `benches/fluent_bit.rs` measures the
+/// The default of `bytes_per_tick_max`: more than a catch-up reaches. `benches/fluent_bit.rs` measures the
 /// curve over it.
 pub const BYTES_PER_TICK_DEFAULT: usize = 256 << 20;
 /// Its bounds: a record's worth, and what no Fluent Bit comes near.
