@@ -32,7 +32,9 @@ use crate::hosts::embedded::store::SqliteStore;
 use crate::model::Actionable;
 use crate::source::{M365Audit, Source, SourceError};
 
-/// While records flow the host is asked to call again after so long: ticks alone, one a second, would set the pace.
+/// While records wait the host is asked to call again: ticks alone, one a second, would set the pace. Up to 5.1.1 its
+/// timers leave fractions of a second out of their first expiration (`_mk_event_timeout_create`), so that the call comes
+/// at once: nothing may be asked for when the queue was found empty, or the engine would do nothing else.
 const BETWEEN_TICKS_MS: c_int = 20;
 /// Threads of the plugin's runtime.
 const WORKER_THREADS: usize = 2;
