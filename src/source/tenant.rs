@@ -122,8 +122,8 @@ struct Stream {
     new_content_at: Duration,
     newest: Option<Timestamp>,
     ended: Option<Option<Left>>,
-    /// Cannot be listed for want of a permission.
-    parked: bool,
+    /// Since when it cannot be listed for want of a permission.
+    parked: Option<Duration>,
 }
 
 struct Unsettled {
@@ -446,7 +446,7 @@ impl Loop {
                 new_content_at: now,
                 newest: None,
                 ended: None,
-                parked: false,
+                parked: None,
             };
             streams.insert(content_type, stream);
         }
@@ -656,13 +656,18 @@ impl Loop {
     /// Tells the hold how far matches are known, and starts a turn of it when it has something to do.
     fn tend_hold(&mut self) {
         let now = self.parts.server.trusted();
+        let at = self.parts.clock.monotonic();
+        let hold = self.parts.hold.hold.unsigned_abs();
         let waited: Vec<_> = [ContentType::Dlp, ContentType::General]
             .iter()
             .filter_map(|content_type| self.streams.get(content_type))
             .map(|stream| hold::Waited {
                 from: stream.position.origin,
                 until: stream.position.complete_until,
-                parked: stream.parked,
+                parked: stream.parked.is_some_and(|since| {
+                    // A type that was read before may be refused for a moment: what waits for it is not dropped for that.
+                    stream.position.complete_until.is_none() || self.parts.once || since + hold <= at
+                }),
             })
             .collect();
         self.context.hold.set_horizon(hold::horizon(&waited, now));
@@ -743,7 +748,7 @@ impl Loop {
                 let read = read.map(|(window, now)| Window { end: window.end.min(now), ..window });
                 let read = read.filter(|window| window.start < window.end);
                 if let Some(stream) = self.streams.get_mut(&content_type) {
-                    stream.parked = false;
+                    stream.parked = None;
                 }
                 if let (Some(window), Some(stream)) = (read, self.streams.get_mut(&content_type)) {
                     stream.note_read(window);
@@ -792,7 +797,8 @@ impl Loop {
             }
             Found::Parked { content_type } => {
                 let Some(stream) = self.streams.get_mut(&content_type) else { return };
-                let was = std::mem::replace(&mut stream.parked, true);
+                let was = stream.parked.is_some();
+                stream.parked.get_or_insert_with(|| self.parts.clock.monotonic());
                 if !was && content_type == ContentType::Dlp && self.parts.hold.dropping {
                     self.say_blind("its permission is missing");
                 }

@@ -328,6 +328,12 @@ async fn a_parked_dlp_type_is_not_waited_for() {
     w.leap(hours(4), mins(5)).await;
     assert_eq!(w.watch.held(), 1, "a type that only fails is waited for");
     w.sim.faults().clear();
+    w.sim.set_roles(["ActivityFeed.Read"]);
+    w.sim.revoke_tokens();
+    w.pass(mins(20)).await;
+    assert_eq!(w.watch.held(), 1, "a type that worked and is refused for a moment is waited for");
+    w.sim.set_roles(["ActivityFeed.Read", "ActivityFeed.ReadDlp"]);
+    w.sim.revoke_tokens();
     w.pass(mins(20)).await;
     w.stop(running).await;
     w.assert_nothing_held();
