@@ -33,6 +33,9 @@ const SECONDS_MAX: i64 = u32::MAX as i64 - 2;
 /// Members above which repeated keys are found by a table and not by comparing each with each.
 const PAIRWISE_KEYS_MAX: usize = 32;
 
+/// Keys of the open objects of nearly every record, reserved at once.
+const KEYS_USUAL: usize = 64;
+
 /// A header that is filled in when the container's size is known: MessagePack's 16-bit forms.
 const MAP_16: u8 = 0xde;
 const ARRAY_16: u8 = 0xdc;
@@ -62,7 +65,8 @@ pub fn entry(out: &mut Vec<u8>, time: Timestamp, json: &[u8]) -> Result<(), NotA
 
 fn write_entry(out: &mut Vec<u8>, time: Timestamp, json: &[u8]) -> Result<(), NotAnObject> {
     let text = std::str::from_utf8(json).map_err(|e| NotAnObject { at: e.valid_up_to() })?;
-    let mut transcoder = Transcoder { text, at: 0, out, open: Vec::new(), keys: Vec::new() };
+    let (open, keys) = (Vec::with_capacity(DEPTH_MAX), Vec::with_capacity(KEYS_USUAL));
+    let mut transcoder = Transcoder { text, at: 0, out, open, keys };
     let written = transcoder.entry(time);
     let at = transcoder.at;
     written.ok_or(NotAnObject { at })
@@ -249,9 +253,10 @@ impl<'a> Transcoder<'a, '_> {
             return None;
         }
         let start = self.at + 1;
-        let end = string_end(self.text.as_bytes(), start)?;
+        let (end, escaped) = string_end(self.text.as_bytes(), start)?;
         self.at = end + 1;
-        self.text.get(start..end).map(unescape)
+        let inside = self.text.get(start..end)?;
+        Some(if escaped { unescape(inside) } else { Cow::Borrowed(inside) })
     }
 
     /// The smallest integer form that holds it, a double for fractions and exponents, and the digits as text for
@@ -295,7 +300,7 @@ impl<'a> Transcoder<'a, '_> {
             match self.peek()? {
                 b'{' | b'[' => depth += 1,
                 b'}' | b']' => depth -= 1,
-                b'"' => self.at = string_end(bytes, self.at + 1)?,
+                b'"' => self.at = string_end(bytes, self.at + 1)?.0,
                 _ => {}
             }
             self.at += 1;
@@ -315,13 +320,15 @@ impl<'a> Transcoder<'a, '_> {
     }
 }
 
-/// The index of the quote that ends the string whose inside begins at `at`.
-fn string_end(bytes: &[u8], mut at: usize) -> Option<usize> {
+/// The index of the quote that ends the string whose inside begins at `at`, and whether there is an escape in it.
+fn string_end(bytes: &[u8], mut at: usize) -> Option<(usize, bool)> {
+    let mut escaped = false;
     loop {
         at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
         if bytes.get(at) == Some(&b'"') {
-            return Some(at);
+            return Some((at, escaped));
         }
+        escaped = true;
         at += 2;
     }
 }
