@@ -127,7 +127,7 @@ fn host_appends(test: &str) -> bool {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("libhost.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fluent_bit_support/append.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fluent_bit_support/host.c");
     let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&path).arg(source).output();
     if !made.is_ok_and(|output| output.status.success()) {
         println!("skipped: no C compiler `cc`");
@@ -135,8 +135,95 @@ fn host_appends(test: &str) -> bool {
     }
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
     unsafe { **library.get::<*mut Append>(b"append_for_test").unwrap() = append };
-    std::mem::forget(library);
+    *EXPORTS.lock().unwrap() = Some(library);
     true
+}
+
+/// What [`host_appends`] exports, for as long as the process lives.
+static EXPORTS: Mutex<Option<Library>> = Mutex::new(None);
+
+/// The event loop of a host's engine, as far as the plugin uses it.
+#[derive(Default)]
+struct Engine {
+    timers: Vec<OnTimer>,
+    collector: Option<(OnReadable, c_int)>,
+    started: bool,
+}
+
+type OnTimer = unsafe extern "C" fn(*mut c_void, *mut c_void);
+type OnReadable = unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_void) -> c_int;
+
+static ENGINE: Mutex<Engine> = Mutex::new(Engine { timers: Vec::new(), collector: None, started: false });
+const SCHEDULER: *mut c_void = 0x5c4ed as *mut c_void;
+const CONFIG: *mut c_void = 0xc0f19 as *mut c_void;
+const COLLECTOR: c_int = 7;
+
+unsafe extern "C" fn create_timer(
+    scheduler: *mut c_void,
+    kind: c_int,
+    milliseconds: c_int,
+    callback: OnTimer,
+    data: *mut c_void,
+    timer: *mut *mut c_void,
+) -> c_int {
+    let one_shot = 3;
+    assert!(kind == one_shot && milliseconds > 0 && scheduler == SCHEDULER && data.is_null() && timer.is_null());
+    ENGINE.lock().unwrap().timers.push(callback);
+    0
+}
+
+unsafe extern "C" fn set_collector(
+    instance: *mut c_void,
+    callback: OnReadable,
+    descriptor: c_int,
+    config: *mut c_void,
+) -> c_int {
+    assert!(!instance.is_null() && config == CONFIG);
+    let before = ENGINE.lock().unwrap().collector.replace((callback, descriptor));
+    assert!(before.is_none(), "a second collector");
+    COLLECTOR
+}
+
+unsafe extern "C" fn start_collector(collector: c_int, instance: *mut c_void) -> c_int {
+    assert!(!instance.is_null() && collector == COLLECTOR);
+    ENGINE.lock().unwrap().started = true;
+    0
+}
+
+impl Engine {
+    /// A new one, in a process where [`host_appends`].
+    fn start() {
+        let exports = EXPORTS.lock().unwrap();
+        let export = |name: &str, value: usize| unsafe {
+            **exports.as_ref().unwrap().get::<*mut usize>(name.as_bytes()).unwrap() = value;
+        };
+        *ENGINE.lock().unwrap() = Self::default();
+        export("scheduler_for_test", SCHEDULER as usize);
+        export("create_timer_for_test", create_timer as *const () as usize);
+        export("set_collector_for_test", set_collector as *const () as usize);
+        export("start_collector_for_test", start_collector as *const () as usize);
+    }
+
+    /// Runs what its timers call; how many.
+    fn run_timers() -> usize {
+        let timers = std::mem::take(&mut ENGINE.lock().unwrap().timers);
+        timers.iter().for_each(|callback| unsafe { callback(CONFIG, std::ptr::null_mut()) });
+        timers.len()
+    }
+
+    /// Calls the collector if there is something to read. Whether there was.
+    fn run_collector() -> bool {
+        let engine = ENGINE.lock().unwrap();
+        let (true, Some((callback, fd))) = (engine.started, engine.collector) else { return false };
+        drop(engine);
+        let mut watched = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        if unsafe { libc::poll(&raw mut watched, 1, 0) } == 0 {
+            return false;
+        }
+        assert_eq!(watched.revents, libc::POLLIN);
+        assert_eq!(unsafe { callback(std::ptr::null_mut(), CONFIG, std::ptr::null_mut()) }, 0);
+        true
+    }
 }
 
 /// `struct flb_plugin_proxy_def` as 5.1.1 has it, and as the memory of a host before 5.0 ends after `description`.
@@ -587,6 +674,56 @@ fn a_pause_from_inside_an_append_ends_the_tick_and_loses_and_repeats_nothing() {
             service.assert_exact(&agent.records);
             agent.stop();
             assert!(!taken_log().iter().any(|(_, line)| line.contains("fluent-bit-append-refused")));
+        });
+    }
+}
+
+#[test]
+fn a_host_with_an_engine_takes_records_as_soon_as_they_wait_and_not_only_in_its_ticks() {
+    if !host_appends("a_host_with_an_engine_takes_records_as_soon_as_they_wait_and_not_only_in_its_ticks") {
+        return;
+    }
+    for threading in [Threading::Off, Threading::On] {
+        on_host_thread(threading, move |library| {
+            *host() = AppendingHost::new();
+            Engine::start();
+            let service = Service::new(1);
+            service.publish(40, 25);
+            let dir = tempfile::tempdir().unwrap();
+            let mut agent = Agent::new(library, Callbacks::HostAppends, &with_data_dir(&service, dir.path(), &[]));
+            agent.start();
+            assert_eq!(Engine::run_timers(), 1, "asked in PreRun");
+            let without_a_tick = |records: &mut Vec<Value>| {
+                support::wait_until("every event without a tick", || {
+                    let called = Engine::run_collector();
+                    let appended = std::mem::take(&mut host().appended);
+                    assert!(called || appended.is_empty());
+                    records.extend(appended);
+                    service.has_all(records)
+                });
+            };
+            without_a_tick(&mut agent.records);
+            service.assert_exact(&agent.records);
+
+            // What is in a threaded host's hands is settled by ticks.
+            let listed = service.sim.activity();
+            agent.tick_until("more polls", |_| service.sim.activity() > listed + 20);
+            agent.call("FLBPluginInputPause");
+            while Engine::run_collector() {}
+            service.publish_now(4, 25);
+            support::wait_until("call in a pause", Engine::run_collector);
+            assert!(host().appended.is_empty(), "appended to a paused host");
+            agent.call("FLBPluginInputResume");
+            agent.tick_until_all(&service);
+            service.publish_now(4, 25);
+            without_a_tick(&mut agent.records);
+            service.assert_nothing_lost(&agent.records);
+            assert_eq!(Engine::run_timers(), 0, "asked twice");
+
+            agent.stop();
+            Engine::run_collector();
+            assert!(!Engine::run_collector(), "it rings for ever");
+            assert!(host().appended.is_empty(), "appended after the exit");
         });
     }
 }

@@ -184,8 +184,8 @@ fn every_event_reaches_the_file_once_with_metrics_in_the_hosts_own_page() {
     let service = Service::new(1);
     service.publish(40, 50);
     let port = free_port();
-    for setup in [Setup { http_port: Some(port), ..Setup::safe() }, Setup { http_port: Some(port), ..Setup::default() }]
-    {
+    for setup in [Setup::safe(), Setup::default()] {
+        let setup = Setup { http_port: Some(port), ..setup.with("log_level", "debug") };
         let Some(mut agent) = Agent::new(&service.properties(), &setup) else { return };
         agent.start();
         agent.wait_until_all(&service);
@@ -199,6 +199,7 @@ fn every_event_reaches_the_file_once_with_metrics_in_the_hosts_own_page() {
         service.assert_exact(&agent.records());
         let log = agent.log();
         assert!(!log.contains(&service.config.client_secret) && log.contains("\"client_secret\":\"***\""), "{log}");
+        assert!(log.contains("take records as soon as they wait listens=true"), "{log}");
     }
 }
 

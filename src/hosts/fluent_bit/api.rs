@@ -7,6 +7,11 @@
 //! from others the host's log misses its file, and its metrics are not locked.
 
 use std::ffi::{CStr, CString, c_char, c_double, c_int, c_void};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+use std::task::Wake;
 
 use super::metrics::Sample;
 use crate::metrics::Kind;
@@ -67,42 +72,101 @@ pub struct HostApi {
     instance: *mut c_void,
     name: String,
     append: Option<Append>,
-    scheduler: Option<Scheduler>,
+    engine: Option<Engine>,
 }
 
 /// `flb_sched_ctx_get`: the calling thread's scheduler, or null.
 type GetScheduler = unsafe extern "C" fn() -> *mut c_void;
 /// `flb_sched_timer_cb_create`: 0 done.
-type CreateTimer = unsafe extern "C" fn(
-    *mut c_void,
-    c_int,
-    c_int,
-    extern "C" fn(*mut c_void, *mut c_void),
-    *mut c_void,
-    *mut *mut c_void,
-) -> c_int;
+type CreateTimer = unsafe extern "C" fn(*mut c_void, c_int, c_int, OnTimer, *mut c_void, *mut *mut c_void) -> c_int;
+/// `flb_input_set_collector_event`: the collector's number, or -1.
+type SetCollector = unsafe extern "C" fn(*mut c_void, OnReadable, c_int, *mut c_void) -> c_int;
+/// `flb_input_collector_start`: 0 done.
+type StartCollector = unsafe extern "C" fn(c_int, *mut c_void) -> c_int;
 
-/// The engine's timers of the calling thread.
+/// What a timer of the engine calls: with its configuration, and with the data of the timer's maker.
+pub type OnTimer = extern "C" fn(Config, *mut c_void);
+/// What a collector calls: with the input, the engine's configuration, and the plugin's context.
+pub type OnReadable = extern "C" fn(*mut c_void, Config, *mut c_void) -> c_int;
+
+/// `struct flb_config`, the running engine. Only the engine gives one, and only to be given back to it.
+#[repr(transparent)]
 #[derive(Debug, Clone, Copy)]
-struct Scheduler {
-    get: GetScheduler,
-    create: CreateTimer,
+pub struct Config(*mut c_void);
+
+/// The functions by which the engine's own inputs are called when there is something to read; the same from 2.0 to
+/// 5.1.
+#[derive(Debug, Clone, Copy)]
+struct Engine {
+    scheduler: GetScheduler,
+    create_timer: CreateTimer,
+    set_collector: SetCollector,
+    start_collector: StartCollector,
 }
 
 /// `FLB_SCHED_TIMER_CB_ONESHOT`, from 2.0 to 5.1.
 const ONE_SHOT: c_int = 3;
 
-impl Scheduler {
+impl Engine {
     fn find() -> Option<Self> {
-        let (get, create) = (symbol(c"flb_sched_ctx_get")?, symbol(c"flb_sched_timer_cb_create")?);
-        // SAFETY: the signatures in `flb_scheduler.h`, the same from 2.0 to 5.1.
-        let (get, create) = unsafe {
-            (
-                std::mem::transmute::<*mut c_void, GetScheduler>(get),
-                std::mem::transmute::<*mut c_void, CreateTimer>(create),
-            )
-        };
-        Some(Self { get, create })
+        // SAFETY: the signatures in `flb_scheduler.h` and `flb_input.h`.
+        unsafe {
+            Some(Self {
+                scheduler: std::mem::transmute::<*mut c_void, GetScheduler>(symbol(c"flb_sched_ctx_get")?),
+                create_timer: std::mem::transmute::<*mut c_void, CreateTimer>(symbol(c"flb_sched_timer_cb_create")?),
+                set_collector: std::mem::transmute::<*mut c_void, SetCollector>(symbol(
+                    c"flb_input_set_collector_event",
+                )?),
+                start_collector: std::mem::transmute::<*mut c_void, StartCollector>(symbol(
+                    c"flb_input_collector_start",
+                )?),
+            })
+        }
+    }
+}
+
+/// What the engine watches to call us at once. Never closed, so that its number is no other's while an engine that is
+/// ending, before a reload, may still watch it; there is one live instance at a time.
+#[derive(Debug)]
+pub struct Bell(File);
+
+impl Bell {
+    /// The one of this process.
+    pub fn of_process() -> io::Result<Arc<Self>> {
+        static BELL: OnceLock<Arc<Bell>> = OnceLock::new();
+        if let Some(bell) = BELL.get() {
+            return Ok(bell.clone());
+        }
+        // SAFETY: makes a descriptor, or says -1.
+        let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if descriptor == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made, and nobody else's.
+        let bell = Self(File::from(unsafe { OwnedFd::from_raw_fd(descriptor) }));
+        Ok(BELL.get_or_init(|| Arc::new(bell)).clone())
+    }
+
+    /// Rings it, from any thread, until [`Bell::hush`].
+    pub fn ring(&self) {
+        // It fails when it has rung 2^64 - 2 times unheard.
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Ends its ringing.
+    pub fn hush(&self) {
+        // It fails when it does not ring.
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring();
     }
 }
 
@@ -131,8 +195,8 @@ impl HostApi {
         let append = symbol(c"flb_input_log_append");
         // SAFETY: the signature in `flb_input_log.h` since 2.0.
         let append = append.map(|function| unsafe { std::mem::transmute::<*mut c_void, Append>(function) });
-        let (table, instance, scheduler) = (plugin.api, plugin.instance, Scheduler::find());
-        let mut api = Self { table, instance, name: String::new(), append, scheduler };
+        let (table, instance, engine) = (plugin.api, plugin.instance, Engine::find());
+        let mut api = Self { table, instance, name: String::new(), append, engine };
         api.name = api.instance_name();
         Some(api)
     }
@@ -182,17 +246,28 @@ impl HostApi {
         unsafe { append(self.instance, std::ptr::null(), 0, entries.as_ptr().cast(), entries.len()) == 0 }
     }
 
-    /// Has the engine call `again` on this thread after `milliseconds`, once. `false`: it does not. The call may come
-    /// after the instance's exit, and never after the thread's event loop has ended.
-    pub fn call_again(&self, milliseconds: c_int, again: extern "C" fn(*mut c_void, *mut c_void)) -> bool {
-        let Some(Scheduler { get, create }) = self.scheduler else { return false };
+    /// Has the engine call `then` on this thread, once and soon: with what it takes to be called more often. `false`: it
+    /// does not. The call may come after the instance's exit, and never after the thread's event loop has ended.
+    pub fn ask_for_config(&self, then: OnTimer) -> bool {
+        let Some(Engine { scheduler, create_timer, .. }) = self.engine else { return false };
         // SAFETY: the host's function; it reads a pointer of the thread.
-        let scheduler = unsafe { get() };
+        let scheduler = unsafe { scheduler() };
         let null = std::ptr::null_mut;
-        // SAFETY: the host's functions, with the calling thread's own scheduler; `again` takes no data, and its code
+        // SAFETY: the host's functions, with the calling thread's own scheduler; `then` takes no data, and its code
         // stays: see `keep_loaded`.
-        !scheduler.is_null()
-            && unsafe { create(scheduler, ONE_SHOT, milliseconds, again, null(), std::ptr::null_mut()) } == 0
+        !scheduler.is_null() && unsafe { create_timer(scheduler, ONE_SHOT, 1, then, null(), std::ptr::null_mut()) } == 0
+    }
+
+    /// Has the engine call `then` on this thread while `bell` rings, as long as the instance lives. `false`: it does
+    /// not.
+    pub fn call_when_rung(&self, config: Config, bell: &Bell, then: OnReadable) -> bool {
+        let Some(Engine { set_collector, start_collector, .. }) = self.engine else { return false };
+        // SAFETY: the host's functions with the host's instance, its own configuration, on the thread whose loop it
+        // will be; the descriptor stays open, and the code of `then` stays: see `keep_loaded`.
+        unsafe {
+            let collector = set_collector(self.instance, then, bell.0.as_raw_fd(), config.0);
+            collector != -1 && start_collector(collector, self.instance) == 0
+        }
     }
 
     /// The host's own metrics of this instance, where the executable exports what it takes to write them.

@@ -7,7 +7,7 @@
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::api::{HostApi, Plugin, PluginDef};
+use super::api::{Bell, Config, HostApi, Plugin, PluginDef};
 use super::instance::{self, Instance};
 
 /// `FLBPluginInit`: the instance runs.
@@ -74,9 +74,10 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *const Plugin) -> c_int {
     })
 }
 
-/// Once, after the collectors were started. Nothing is left to do.
+/// Once, after Init, on the thread of the collect calls: has the engine call us when records wait.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginInputPreRun(_hot_reload_enabled: c_int) -> c_int {
+    with_live("FLBPluginInputPreRun", (), |instance| instance.ask_to_be_called(engine_runs));
     OK
 }
 
@@ -105,7 +106,10 @@ pub unsafe extern "C" fn FLBPluginInputCallback(data: *mut *mut c_void, size: *m
     if data.is_null() || size.is_null() {
         return FAILED;
     }
-    let lent = with_live("FLBPluginInputCallback", None, |instance| instance.collect(between_ticks));
+    let lent = with_live("FLBPluginInputCallback", None, |instance| {
+        instance.ask_to_be_called(engine_runs);
+        instance.collect()
+    });
     let (address, len) = lent.map_or((std::ptr::null_mut(), 0), |b| (b.data.cast_mut().cast::<c_void>(), b.len));
     // SAFETY: not null, and writable, says the caller.
     unsafe {
@@ -115,10 +119,24 @@ pub unsafe extern "C" fn FLBPluginInputCallback(data: *mut *mut c_void, size: *m
     OK
 }
 
-/// Between ticks, by a timer of the engine that the collect call has asked for, on the same thread. Not exported. Both
-/// arguments are the host's and not looked at.
-extern "C" fn between_ticks(_config: *mut c_void, _data: *mut c_void) {
-    with_live("between_ticks", (), |instance| instance.between_ticks(between_ticks));
+/// Once, by a timer of the engine that PreRun or a collect call has asked for, on the same thread. Not exported.
+extern "C" fn engine_runs(config: Config, _data: *mut c_void) {
+    with_live("engine_runs", (), |instance| instance.listen(config, records_wait));
+}
+
+/// Whenever records wait, by the engine, on the same thread. Not exported. The arguments are the host's and not looked
+/// at.
+extern "C" fn records_wait(_instance: *mut c_void, _config: Config, _context: *mut c_void) -> c_int {
+    guarded("records_wait", OK, || {
+        // First of all, and with no instance, too: the engine would call for ever. What is put from here on rings again.
+        if let Ok(bell) = Bell::of_process() {
+            bell.hush();
+        }
+        if let Some(instance) = instance::live() {
+            instance.records_wait();
+        }
+        OK
+    })
 }
 
 /// Right after the append, hosts from 4.1. As [`FLBPluginInputCleanupCallback`]; the context is not looked at.

@@ -4,11 +4,11 @@
 //! opened, a network that is down, a token that is refused) is tried again for ever and never fails a start: a failing
 //! Init ends the whole agent, even at a reload.
 
-use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, HostApi, HostMetrics};
+use super::api::{self, Bell, Config, HostApi, HostMetrics, OnReadable, OnTimer};
 use super::host::FluentBitHost;
 use super::log::Lines;
 use super::metrics::{record_this_thread, recorder};
@@ -32,10 +32,6 @@ use crate::hosts::embedded::store::SqliteStore;
 use crate::model::Actionable;
 use crate::source::{M365Audit, Source, SourceError};
 
-/// While records wait the host is asked to call again: ticks alone, one a second, would set the pace. Up to 5.1.1 its
-/// timers leave fractions of a second out of their first expiration (`_mk_event_timeout_create`), so that the call comes
-/// at once: nothing may be asked for when the queue was found empty, or the engine would do nothing else.
-const BETWEEN_TICKS_MS: c_int = 20;
 /// Threads of the plugin's runtime.
 const WORKER_THREADS: usize = 2;
 /// The engine's own thread; an input that is not threaded is called on it.
@@ -95,12 +91,11 @@ pub struct Instance {
     running: Mutex<Option<Running>>,
     metrics: Mutex<Option<HostMetrics>>,
     panicked: AtomicBool,
-    /// A call between ticks is to come.
-    asked_again: AtomicBool,
+    /// Rung when records wait; none when the system gave no descriptor, and then ticks set the pace.
+    bell: Option<Arc<Bell>>,
+    /// The engine was asked to call us when the bell rings.
+    asked: AtomicBool,
 }
-
-/// What the host is asked to call between ticks.
-pub type Between = extern "C" fn(*mut c_void, *mut c_void);
 
 struct Running {
     runtime: Runtime,
@@ -177,7 +172,9 @@ impl Instance {
             Err(error) => return Err((InitError::Threads(error), api)),
         };
         let clock: Arc<dyn Clock> = SystemClock::new();
-        let handover = Arc::new(Handover::new(mode, settings.bytes_per_tick_max, clock.clone()));
+        let bell = Bell::of_process().ok();
+        let waker = bell.clone().map_or_else(|| Waker::noop().clone(), Waker::from);
+        let handover = Arc::new(Handover::new(mode, settings.bytes_per_tick_max, waker, clock.clone()));
         let stop = CancellationToken::new();
         let (end, ended) = mpsc::channel();
         let crew = Crew { settings, handover: handover.clone(), clock, stop: stop.clone() };
@@ -194,33 +191,43 @@ impl Instance {
             running: Mutex::new(Some(Running { runtime, ended })),
             metrics: Mutex::new(metrics),
             panicked: AtomicBool::new(false),
-            asked_again: AtomicBool::new(false),
+            bell,
+            asked: AtomicBool::new(false),
         }))
     }
 
+    /// PreRun, and each tick until it is done: has the engine say what it takes to be called when records wait. Once a
+    /// second, as it does by itself, would set the pace.
+    pub fn ask_to_be_called(&self, then: OnTimer) {
+        if self.bell.is_some() && self.api.can_append() && !self.asked.load(Ordering::Relaxed) {
+            self.asked.store(self.api.ask_for_config(then), Ordering::Relaxed);
+        }
+    }
+
+    /// What [`Instance::ask_to_be_called`] has asked for.
+    pub fn listen(&self, config: Config, then: OnReadable) {
+        let listens = self.bell.as_ref().is_some_and(|bell| self.api.call_when_rung(config, bell, then));
+        self.lines.while_in(|| tracing::debug!(listens, "asked Fluent Bit to take records as soon as they wait"));
+    }
+
     /// Collect: what there is to say, and records: appended, or as a buffer to be lent where the host does not export
-    /// its append function. `between` is what the host calls before the next tick while records flow.
-    pub fn collect(&self, between: Between) -> Option<Buffer> {
+    /// its append function.
+    pub fn collect(&self) -> Option<Buffer> {
         self.tell();
         if !self.api.can_append() {
             return self.lines.while_in(|| self.handover.collect());
         }
-        self.append(Call::Tick, between);
+        self.append(Call::Tick);
         None
     }
 
-    /// The call that [`Instance::collect`] has asked for.
-    pub fn between_ticks(&self, between: Between) {
-        self.asked_again.store(false, Ordering::Relaxed);
-        self.append(Call::Between, between);
+    /// Records wait, says the bell.
+    pub fn records_wait(&self) {
+        self.append(Call::Between);
     }
 
-    fn append(&self, call: Call, between: Between) {
-        let took = self.lines.while_in(|| self.handover.append(call, &|entries| self.api.append(entries)));
-        if took && !self.asked_again.swap(true, Ordering::Relaxed) {
-            let asked = self.api.call_again(BETWEEN_TICKS_MS, between);
-            self.asked_again.store(asked, Ordering::Relaxed);
-        }
+    fn append(&self, call: Call) {
+        self.lines.while_in(|| self.handover.append(call, &|entries| self.api.append(entries)));
     }
 
     /// Cleanup. `false`: the address is of no buffer lent.

@@ -34,7 +34,12 @@ pub struct Line {
 #[derive(Clone)]
 pub struct Lines {
     shared: Arc<Shared>,
+    /// Made once: making one visits every place in the program that can write a line.
+    dispatch: Dispatch,
 }
+
+/// Writes into them.
+struct Writer(Arc<Shared>);
 
 struct Shared {
     most: LevelFilter,
@@ -55,62 +60,60 @@ impl Lines {
             5.. => LevelFilter::TRACE,
         };
         let (dropped, spans) = (AtomicU64::new(0), AtomicU64::new(1));
-        Self { shared: Arc::new(Shared { most, kept: Mutex::default(), dropped, spans }) }
+        let shared = Arc::new(Shared { most, kept: Mutex::default(), dropped, spans });
+        Self { dispatch: Dispatch::new(Writer(shared.clone())), shared }
     }
 
     /// Makes this the calling thread's subscriber for as long as the thread lives.
     pub fn write_from_this_thread(&self) {
         // The guard would end it; it holds nothing but the subscriber before, of which there is none.
-        std::mem::forget(tracing::dispatcher::set_default(&self.dispatch()));
+        std::mem::forget(tracing::dispatcher::set_default(&self.dispatch));
     }
 
     /// Runs `work` with its lines going here.
     pub fn while_in<T>(&self, work: impl FnOnce() -> T) -> T {
-        tracing::dispatcher::with_default(&self.dispatch(), work)
+        tracing::dispatcher::with_default(&self.dispatch, work)
     }
 
     /// Takes what is to be printed.
     pub fn take(&self) -> Vec<Line> {
-        let mut lines: Vec<Line> = self.lock().drain(..).collect();
+        let mut lines: Vec<Line> = self.shared.lock().drain(..).collect();
         let dropped = self.shared.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             lines.push(Line { level: 2, text: format!("{dropped} more lines were not kept") });
         }
         lines
     }
+}
 
-    /// A dispatch of its own each time: it holds no more than a reference to the lines.
-    fn dispatch(&self) -> Dispatch {
-        Dispatch::new(self.clone())
-    }
-
+impl Shared {
     fn keep(&self, line: Line) {
         let mut kept = self.lock();
         if kept.len() < LINES_MAX {
             kept.push_back(line);
         } else {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Line>> {
-        self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Subscriber for Lines {
+impl Subscriber for Writer {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Of the libraries below us only what is wrong: their debug lines may hold headers.
         let ours = metadata.target().starts_with("m365_audit");
-        *metadata.level() <= self.shared.most && (ours || *metadata.level() <= Level::WARN)
+        *metadata.level() <= self.0.most && (ours || *metadata.level() <= Level::WARN)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.shared.most)
+        Some(self.0.most)
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(self.shared.spans.fetch_add(1, Ordering::Relaxed).max(1))
+        Id::from_u64(self.0.spans.fetch_add(1, Ordering::Relaxed).max(1))
     }
 
     fn record(&self, _: &Id, _: &Record<'_>) {}
@@ -127,7 +130,7 @@ impl Subscriber for Lines {
             Level::DEBUG => 4,
             Level::TRACE => 5,
         };
-        self.keep(Line { level, text: one_line(text.message + &text.fields) });
+        self.0.keep(Line { level, text: one_line(text.message + &text.fields) });
     }
 
     fn enter(&self, _: &Id) {}

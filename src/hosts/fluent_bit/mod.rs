@@ -1,7 +1,8 @@
 //! Fluent Bit: this library as a dynamic input, `-i m365_audit`.
 //!
-//! The host calls us once a second and takes what we lend it; it never says that it delivered. [`settle`] says at
-//! which of its calls it has taken the bytes, which is when a ticket is answered.
+//! The host calls us once a second, and as soon as records wait where it exports what its own inputs use for that; it
+//! never says that it delivered. [`settle`] says at which of its calls it has taken the bytes, which is when a ticket is
+//! answered.
 //!
 //! In reading order: [`ffi`] is what the host calls; [`instance`] is what runs while it does; [`settings`] is what the
 //! operator wrote; [`host`] is this agent as the source sees it; [`settle`] and [`encode`] are the way of a batch;

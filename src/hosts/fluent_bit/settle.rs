@@ -2,9 +2,9 @@
 //!
 //! Encoded batches wait in a queue bounded in bytes, in pieces of about a chunk. A collect call gives as many as one
 //! tick may carry, in one of two ways:
-//! - [`Handover::append`], in the tick and again soon while records flow: through the host's own append function, piece by piece. The host would call the same
-//!   function with what we return, but drops its answer: a full disk or a missing chunk would cost the records and
-//!   nobody would know. What it refuses is sent again.
+//! - [`Handover::append`], in the tick and, woken by [`Handover::put`], as soon as records wait: through the host's own
+//!   append function, piece by piece. The host would call the same function with what we return, but drops its answer:
+//!   a full disk or a missing chunk would cost the records and nobody would know. What it refuses is sent again.
 //! - [`Handover::collect`] and [`Handover::cleanup`]: one joined buffer lent until cleanup, as the interface means it;
 //!   for a host that does not export the function.
 //!
@@ -20,6 +20,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -64,7 +65,7 @@ impl Mode {
 pub enum Call {
     /// The collect call that comes once a second.
     Tick,
-    /// One in between, which we asked for. It settles nothing and has what its tick has left.
+    /// One in between, since records wait. It settles nothing and has what its tick has left.
     Between,
 }
 
@@ -80,6 +81,8 @@ pub struct Handover {
     mode: Mode,
     tick_bytes_max: usize,
     room: Arc<Semaphore>,
+    /// Has the host call [`Handover::append`] soon.
+    waker: Waker,
     clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
 }
@@ -132,9 +135,12 @@ pub struct Buffer {
 }
 
 impl Handover {
-    /// An empty queue.
-    pub fn new(mode: Mode, tick_bytes_max: usize, clock: Arc<dyn Clock>) -> Self {
-        Self { mode, tick_bytes_max, room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), clock, inner: Mutex::default() }
+    /// An empty queue. `waker` is woken when the host should call again before the next tick.
+    pub fn new(mode: Mode, tick_bytes_max: usize, waker: Waker, clock: Arc<dyn Clock>) -> Self {
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
+        // The time before the first tick is one, too.
+        let inner = Mutex::new(Inner { tick_left: tick_bytes_max, ..Inner::default() });
+        Self { mode, tick_bytes_max, room, waker, clock, inner }
     }
 
     /// Waits until `bytes` more may be queued. More than the whole queue waits for all of it. `None` once closed.
@@ -154,6 +160,8 @@ impl Handover {
         if inner.closed {
             return ticket;
         }
+        // Else it has been woken, or waits for a tick.
+        let wake = inner.waiting.is_empty();
         // Joined here, so that the host's thread need not.
         match inner.waiting.back_mut().filter(|piece| piece.bytes.len() + bytes.len() <= piece_bytes_max) {
             Some(piece) => {
@@ -163,14 +171,18 @@ impl Handover {
             }
             None => inner.waiting.push_back(Piece { bytes, answers: vec![answer], room: vec![room] }),
         }
+        drop(inner);
+        if wake {
+            self.waker.wake_by_ref();
+        }
         ticket
     }
 
     /// Gives records to the host's own append, which says whether it took a piece. No lock is held while the host
-    /// runs, since it may pause us from inside. Whether it took any, so that more may be asked for soon.
-    pub fn append(&self, call: Call, take: &dyn Fn(&[u8]) -> bool) -> bool {
+    /// runs, since it may pause us from inside. Asks to be called again when it leaves what it could have given.
+    pub fn append(&self, call: Call, take: &dyn Fn(&[u8]) -> bool) {
         if call == Call::Tick {
-            let Some(settled) = self.begin_collect() else { return false };
+            let Some(settled) = self.begin_collect() else { return };
             deliver(settled);
         }
         let start = self.clock.monotonic();
@@ -179,25 +191,38 @@ impl Handover {
             let took = take(&piece.bytes);
             self.note_answer(took);
             if !took {
-                // Dropped unanswered, which refuses it.
-                return false;
+                // Dropped unanswered, which refuses it. The next try is the next tick's: it comes back at once.
+                self.lock().tick_left = 0;
+                return;
             }
             let Piece { bytes, answers, .. } = piece;
             given += bytes.len();
-            let mut inner = self.lock();
-            match self.mode {
-                _ if inner.closed => return false,
-                Mode::OnPipeline => {
-                    drop(inner);
-                    deliver(answers);
-                }
-                Mode::OnOwnThread => inner.unsettled.push(Unsettled { answers, later_collects: 0 }),
+            if !self.taken(answers) {
+                return;
             }
             if given >= CALL_BYTES_MAX || self.clock.monotonic().saturating_sub(start) >= CALL_TIME_MAX {
-                break;
+                if self.lock().may_give(self.tick_bytes_max) {
+                    self.waker.wake_by_ref();
+                }
+                return;
             }
         }
-        given > 0
+    }
+
+    /// The host has appended a piece. `false`: after the end, so that it does not count.
+    fn taken(&self, answers: Vec<TicketAnswer>) -> bool {
+        let mut inner = self.lock();
+        if inner.closed {
+            return false;
+        }
+        match self.mode {
+            Mode::OnPipeline => {
+                drop(inner);
+                deliver(answers);
+            }
+            Mode::OnOwnThread => inner.unsettled.push(Unsettled { answers, later_collects: 0 }),
+        }
+        true
     }
 
     /// Says so when the host begins or ends to refuse.
@@ -292,15 +317,14 @@ impl Handover {
         drop((waiting, unsettled));
     }
 
-    /// The next piece, if it fits into what is left of the tick; a tick's first whatever its size.
+    /// The next piece the host may have.
     fn next(&self) -> Option<Piece> {
         let mut inner = self.lock();
-        let (left, untouched) = (inner.tick_left, inner.tick_left == self.tick_bytes_max);
-        if inner.closed || inner.paused || left == 0 {
+        if !inner.may_give(self.tick_bytes_max) {
             return None;
         }
-        let piece = inner.waiting.pop_front_if(|piece| piece.bytes.len() <= left || untouched)?;
-        inner.tick_left = left.saturating_sub(piece.bytes.len());
+        let piece = inner.waiting.pop_front()?;
+        inner.tick_left = inner.tick_left.saturating_sub(piece.bytes.len());
         Some(piece)
     }
 
@@ -310,6 +334,14 @@ impl Handover {
 }
 
 impl Inner {
+    /// Whether there is a piece that the host may have: it fits into what is left of the tick; a tick's first whatever
+    /// its size.
+    fn may_give(&self, tick_bytes_max: usize) -> bool {
+        let Some(piece) = self.waiting.front() else { return false };
+        let fits = piece.bytes.len() <= self.tick_left || self.tick_left == tick_bytes_max;
+        fits && !self.closed && !self.paused && self.tick_left > 0
+    }
+
     /// Notes one collect call and takes what it settles.
     fn count_collect(&mut self) -> Vec<TicketAnswer> {
         for unsettled in &mut self.unsettled {
@@ -343,6 +375,9 @@ fn deliver(answers: Vec<TicketAnswer>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
     use futures_util::FutureExt;
 
     use super::*;
@@ -350,18 +385,36 @@ mod tests {
 
     struct Rig {
         handover: Handover,
+        calls: Arc<Calls>,
         clock: TestClock,
+    }
+
+    /// How often the host was asked to call.
+    #[derive(Default)]
+    struct Calls(AtomicUsize);
+
+    impl Wake for Calls {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn rig(mode: Mode, tick_bytes_max: usize) -> Rig {
         let clock = TestClock::at("2026-05-01T00:00:00Z".parse().unwrap());
-        Rig { handover: Handover::new(mode, tick_bytes_max, Arc::new(clock.clone())), clock }
+        let calls = Arc::new(Calls::default());
+        let waker = Waker::from(calls.clone());
+        Rig { handover: Handover::new(mode, tick_bytes_max, waker, Arc::new(clock.clone())), calls, clock }
     }
 
     impl Rig {
         fn put(&self, bytes: &[u8]) -> DeliveryTicket {
             let room = self.handover.room(bytes.len()).now_or_never().unwrap().unwrap();
             self.handover.put(bytes.to_vec(), room)
+        }
+
+        /// Whether the host was asked to call since the last question.
+        fn asked(&self) -> bool {
+            self.calls.0.swap(0, Ordering::Relaxed) > 0
         }
 
         /// Collects and reports the size, without cleaning up.
@@ -469,8 +522,12 @@ mod tests {
 
     /// One collect call of a host that appends itself; what it took, piece by piece.
     fn append(rig: &Rig, takes: impl Fn(usize) -> bool) -> Vec<usize> {
+        append_in(rig, Call::Tick, takes)
+    }
+
+    fn append_in(rig: &Rig, call: Call, takes: impl Fn(usize) -> bool) -> Vec<usize> {
         let taken = std::cell::RefCell::new(Vec::new());
-        rig.handover.append(Call::Tick, &|bytes| {
+        rig.handover.append(call, &|bytes| {
             let mut taken = taken.borrow_mut();
             let takes = takes(taken.len());
             taken.push(bytes.len());
@@ -506,13 +563,12 @@ mod tests {
     fn calls_between_ticks_have_what_the_tick_left_and_settle_nothing() {
         let rig = rig(Mode::OnOwnThread, 8);
         let mut first = rig.put(b"abcd");
-        let between = || rig.handover.append(Call::Between, &|_| true);
-        assert!(!between(), "before the first tick");
-        assert_eq!(append(&rig, |_| true), [4]);
+        let between = || append_in(&rig, Call::Between, |_| true);
+        assert_eq!(between(), [4], "before the first tick, too");
         let _second = rig.put(b"efgh");
-        assert!(between());
+        assert_eq!(between(), [4]);
         let mut third = rig.put(b"ijkl");
-        assert!(!between(), "the tick is used up");
+        assert!(between().is_empty(), "the tick is used up");
         assert_eq!(answer(&mut first), None);
         assert_eq!(append(&rig, |_| true), [4]);
         append(&rig, |_| true);
@@ -520,7 +576,39 @@ mod tests {
         assert_eq!(answer(&mut third), None);
         rig.handover.pause();
         let _fourth = rig.put(b"m");
-        assert!(!between(), "paused");
+        assert!(between().is_empty(), "paused");
+    }
+
+    #[test]
+    fn the_host_is_asked_to_call_when_records_begin_to_wait_and_when_a_call_leaves_some_it_could_have() {
+        for mode in [Mode::OnPipeline, Mode::OnOwnThread] {
+            let rig = rig(mode, 7 * PIECE_BYTES);
+            let piece = || rig.put(&vec![0; PIECE_BYTES]);
+            let _first = piece();
+            assert!(rig.asked());
+            let _more = [(); 5].map(|()| piece());
+            assert!(!rig.asked(), "it has been asked");
+            assert_eq!(append_in(&rig, Call::Between, |_| true).len(), 5, "what a call may give");
+            assert!(rig.asked(), "one is left");
+            assert_eq!(append_in(&rig, Call::Between, |_| true).len(), 1);
+            assert!(!rig.asked(), "none is left");
+            let _last = [piece(), piece(), piece()];
+            assert!(rig.asked());
+            assert_eq!(append_in(&rig, Call::Between, |_| true).len(), 1);
+            assert!(!rig.asked(), "the rest of them is the next tick's");
+            assert_eq!(append(&rig, |_| true).len(), 2);
+        }
+    }
+
+    #[test]
+    fn what_the_host_refuses_is_tried_again_in_the_next_tick_and_not_before() {
+        let rig = rig(Mode::OnPipeline, 2 * PIECE_BYTES);
+        let _refused = rig.put(b"a");
+        assert_eq!(append_in(&rig, Call::Between, |_| false), [1]);
+        let mut again = rig.put(b"a");
+        assert!(append_in(&rig, Call::Between, |_| true).is_empty());
+        assert_eq!(append(&rig, |_| true), [1]);
+        assert_eq!(answer(&mut again), Some(Delivery::Delivered));
     }
 
     #[test]
