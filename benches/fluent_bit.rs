@@ -7,7 +7,8 @@
 //!
 //! Every input runs as the examples have it (not threaded, filesystem storage) into the `null` output, one after the
 //! other, against one `m365-audit simulate`. Fluent Bit's own counter of the input's records says how fast:
-//! from the start of its process to the last record. MB are of the records as JSON lines.
+//! from the start of its process to the last record. MB are of the records as JSON lines. Medians of three rounds
+//! (`M365_BENCH_ROUNDS`) in which the inputs take turns; the curve is one run each, over the `exec` of those rounds.
 
 #[cfg(target_os = "linux")]
 fn main() {
@@ -137,46 +138,50 @@ mod linux {
 
         fn compare(&self) {
             let records = self.path("records.ndjson");
-            let mut rows: Vec<(String, Outcome)> = Vec::new();
-            let mut add = |name: &str, input: String| {
-                let outcome = self.measure(&input);
-                println!("{}", self.row(name, &outcome, rows.first().map(|(_, first)| first)));
-                rows.push((name.to_owned(), outcome));
-            };
-            println!("\n| input | events/s | MB/s | of `exec` | CPU s per million events | ours of it | memory MiB |");
-            println!("| --- | --- | --- | --- | --- | --- | --- |");
             let stdout = self.agent_toml("stdout.toml", "type = \"stdout\"");
             let run = format!("{} run --once -c {}", self.program.display(), stdout.display());
-            add("`exec` of `m365-audit run`", exec(&run));
-            add("`exec` of `cat`", exec(&format!("cat {}", records.display())));
-            add(
-                "`tail`",
-                format!(
-                    "name: tail\n      path: {}\n      read_from_head: on\n      parser: json\n      \
-                     buffer_chunk_size: 1M\n      buffer_max_size: 8M",
-                    records.display()
-                ),
+            let tail = format!(
+                "name: tail\n      path: {}\n      read_from_head: on\n      parser: json\n      \
+                 buffer_chunk_size: 1M\n      buffer_max_size: 8M",
+                records.display()
             );
-            for mib in [1, 4, 16, 64, 256] {
-                add(&format!("plugin, `bytes_per_tick_max: {mib}M`"), self.plugin(mib, "off"));
+            let inputs = [
+                ("`exec` of `m365-audit run`", exec(&run)),
+                ("`exec` of `cat`", exec(&format!("cat {}", records.display()))),
+                ("`tail`", tail),
+                ("plugin, `threaded: off`", self.plugin(256, "off")),
+                ("plugin, `threaded: on`", self.plugin(256, "on")),
+            ];
+            let rounds: Vec<Vec<Outcome>> =
+                (0..rounds()).map(|_| inputs.iter().map(|(_, input)| self.measure(input)).collect()).collect();
+            println!("\n| input | events/s | MB/s | of `exec` | CPU s per million events | of it ours | memory MiB |");
+            println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+            for (n, (name, _)) in inputs.iter().enumerate() {
+                let ratio = median(rounds.iter().map(|r| r[n].events_per_sec / r[0].events_per_sec));
+                self.print_row(name, ratio, &rounds.iter().map(|round| &round[n]).collect::<Vec<_>>());
             }
-            add("plugin, 256M, `threaded: on`", self.plugin(256, "on"));
+            let exec = median(rounds.iter().map(|round| round[0].events_per_sec));
+            for mib in [1, 4, 16, 64, 256] {
+                let outcome = self.measure(&self.plugin(mib, "off"));
+                let name = format!("plugin, `bytes_per_tick_max: {mib}M`");
+                self.print_row(&name, outcome.events_per_sec / exec, &[&outcome]);
+            }
         }
 
-        fn row(&self, name: &str, outcome: &Outcome, first: Option<&Outcome>) -> String {
-            let Outcome { events_per_sec, cpu_ours, cpu_all, events, memory_mib } = outcome;
-            let megabytes = events_per_sec * self.bytes / self.lines / 1e6;
-            let ratio = events_per_sec / first.unwrap_or(outcome).events_per_sec;
-            let per_million = cpu_all / events * 1e6;
-            let share = cpu_ours / cpu_all * 100.0;
-            format!(
-                "| {name} | {events_per_sec:.0} | {megabytes:.1} | {ratio:.2} | {per_million:.1} | {share:.0} % | {memory_mib:.0} |"
-            )
+        fn print_row(&self, name: &str, of_exec: f64, outcomes: &[&Outcome]) {
+            let of = |what: fn(&Outcome) -> f64| median(outcomes.iter().map(|outcome| what(outcome)));
+            let rate = of(|outcome| outcome.events_per_sec);
+            let megabytes = rate * self.bytes / self.lines / 1e6;
+            let per_million = of(|outcome| outcome.cpu_all / outcome.events * 1e6);
+            let ours = of(|outcome| outcome.cpu_ours / outcome.cpu_all * 100.0);
+            let memory = of(|outcome| outcome.memory_mib);
+            println!(
+                "| {name} | {rate:.0} | {megabytes:.1} | {of_exec:.2} | {per_million:.1} | {ours:.0} % | {memory:.0} |"
+            );
         }
 
         fn plugin(&self, mib: usize, threaded: &str) -> String {
             let SimConfig { client_id, client_secret, tenants, .. } = &self.config;
-            let _ = fs::remove_dir_all(self.path("state"));
             let (state, url, tenant) = (self.path("state"), &self.url, &tenants[0]);
             format!(
                 "name: m365_audit\n      data_dir: {}\n      tenant_id: {tenant}\n      client_id: {client_id}\n      \
@@ -190,7 +195,10 @@ mod linux {
         fn measure(&self, input: &str) -> Outcome {
             let at = self.dir.path().display();
             let port = free_port();
-            let _ = fs::remove_dir_all(self.path("storage"));
+            // With the state of the run before there is nothing to read.
+            for left in ["storage", "state", "stdout.toml.state"] {
+                let _ = fs::remove_dir_all(self.path(left));
+            }
             fs::write(self.path("parsers.conf"), "[PARSER]\n    name json\n    format json\n").unwrap();
             let mut text = format!(
                 "service:\n  flush: 1\n  grace: 1\n  log_level: warn\n  http_server: on\n  http_listen: 127.0.0.1\n  \
@@ -278,6 +286,17 @@ mod linux {
 
     fn free_port() -> u16 {
         TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    /// `M365_BENCH_ROUNDS`, or three.
+    fn rounds() -> usize {
+        std::env::var("M365_BENCH_ROUNDS").map_or(3, |text| text.parse().unwrap())
+    }
+
+    fn median(values: impl Iterator<Item = f64>) -> f64 {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
     }
 
     fn exec(command: &str) -> String {
