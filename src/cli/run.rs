@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -22,7 +21,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SinkConfig, SourceConfig};
 use crate::host::Host;
 use crate::hosts::embedded::control::{Backend, ControlServer, Entry, MoveAsked, Refusal, Registry};
-use crate::hosts::embedded::metrics_server::{MetricsServer, install_recorder};
+use crate::hosts::embedded::metrics_server::MetricsServer;
+use crate::hosts::embedded::recorder::{self, Recorded};
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
@@ -90,11 +90,11 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     }
     let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
     let stop = CancellationToken::new();
-    let recorder = install_recorder().map_err(|e| Failure::internal(e.to_string()))?;
-    let metrics = serve_metrics(&config, &recorder, &host, &stop).await?;
+    let recorded = recorder::install().map_err(|e| Failure::internal(e.to_string()))?;
+    let metrics = serve_metrics(&config, &recorded, &host, &stop).await?;
     let registry = Registry::default();
     let (move_asked, moves) = mpsc::channel(1);
-    let monitor = Arc::new(Monitor::new(recorder, host.report(), recent, clock.clone()));
+    let monitor = Arc::new(Monitor::new(recorded, host.report(), recent, clock.clone()));
     let backend = Backend {
         registry: registry.clone(),
         monitor: monitor.clone(),
@@ -415,7 +415,7 @@ fn serve_control(
 
 async fn serve_metrics(
     config: &Config,
-    recorder: &PrometheusHandle,
+    recorded: &Recorded,
     host: &Arc<EmbeddedHost>,
     stop: &CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
@@ -424,7 +424,7 @@ async fn serve_metrics(
     tracing::info!(listen = %metrics.listen, "metrics at /metrics, health at /health");
     let stopped = stop.clone().cancelled_owned();
     let report = host.report();
-    Ok(Some(tokio::spawn(server.serve(recorder.clone(), report, SystemClock::new(), stopped))))
+    Ok(Some(tokio::spawn(server.serve(recorded.prometheus.clone(), report, SystemClock::new(), stopped))))
 }
 
 /// The next beat for the watchdog; never when nobody watches.
