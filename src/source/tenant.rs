@@ -225,18 +225,21 @@ impl Downloads {
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
 pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
-    let Some((opened, hold)) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
+    // What runs once is boxed: a tenant's task lives for months, and a process may have a thousand.
+    let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
+    let Some((opened, hold)) = opened else { return Ok(Report::default()) };
     board.publish();
     let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
-        let Some(enabled) = subscriptions_on(&parts, &board, &stop).await? else { return Ok(Report::default()) };
+        let enabled = Box::pin(subscriptions_on(&parts, &board, &stop)).await?;
+        let Some(enabled) = enabled else { return Ok(Report::default()) };
         let subscriptions =
             Subscriptions::new(parts.api.clone(), parts.server.clone(), parts.clock.clone(), handle.clone(), tenant);
         let context = fetch_context(&parts, &board, handle.clone(), events, hold, &stop);
         let backfills = backfill::serve(parts.desk.take(), backfill::Reader::new(&parts, &context));
-        let tenant_loop = Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop);
+        let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop));
         tokio::select! {
             report = tenant_loop.run(&mut writer, enabled, tracked, aside) => report,
             () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
@@ -380,15 +383,17 @@ struct Loop {
     context: FetchContext,
     subscriptions: Subscriptions,
     ledger: LedgerHandle,
-    streams: BTreeMap<ContentType, Stream>,
+    /// Boxed, since a map has room for eleven from the start.
+    streams: BTreeMap<ContentType, Box<Stream>>,
     ready: BinaryHeap<Ready>,
     retry: BTreeMap<(Duration, u64), Job>,
     retries: u64,
     tasks: Tasks<Done>,
     listers: Tasks<()>,
     downloads: Arc<Downloads>,
-    found: mpsc::Receiver<Found>,
-    finder: mpsc::Sender<Found>,
+    /// Boxed, since a channel has room for 32 from the start.
+    found: mpsc::Receiver<Box<Found>>,
+    finder: mpsc::Sender<Box<Found>>,
     waiting: Vec<(ContentType, bool)>,
     writing_positions: bool,
     /// A turn of the hold is under way; after one that failed, the next waits until then.
@@ -448,7 +453,7 @@ impl Loop {
                 ended: None,
                 parked: None,
             };
-            streams.insert(content_type, stream);
+            streams.insert(content_type, Box::new(stream));
         }
         let (finder, found) = mpsc::channel(64);
         Self {
@@ -482,7 +487,7 @@ impl Loop {
     }
 
     async fn run(
-        mut self,
+        mut self: Box<Self>,
         writer: &mut tokio::task::JoinHandle<Result<(), StateError>>,
         enabled: Vec<ContentType>,
         tracked: Vec<BlobRef>,
@@ -523,7 +528,7 @@ impl Loop {
             let due = self.next_due();
             let now = self.parts.clock.monotonic();
             tokio::select! {
-                found = self.found.recv() => if let Some(found) = found { self.on_found(found) },
+                found = self.found.recv() => if let Some(found) = found { self.on_found(*found) },
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => if let Err(error) = self.on_done(done) { break Err(error) },
                     // A task that panicked is a bug; its blob is unsettled and will be listed again after a restart.
@@ -540,7 +545,7 @@ impl Loop {
                 () = self.stop.cancelled() => break Ok(()),
             }
         };
-        self.wind_up(ended.is_ok()).await;
+        Box::pin(self.wind_up(ended.is_ok())).await;
         ended.map(|()| self.report())
     }
 
@@ -607,7 +612,7 @@ impl Loop {
 
     fn start_lister(&mut self, content_type: ContentType, subscribed: bool) {
         let Some(stream) = self.streams.get(&content_type) else { return };
-        let lister = Lister {
+        let lister = Box::new(Lister {
             tenant: self.parts.tenant.clone(),
             content_type,
             api: self.parts.api.clone(),
@@ -625,7 +630,7 @@ impl Loop {
             found: self.finder.clone(),
             guidance: stream.guidance.subscribe(),
             stop: self.context.stop.clone(),
-        };
+        });
         self.listers.spawn(lister.run(subscribed));
     }
 
@@ -1258,7 +1263,7 @@ impl Loop {
     }
 
     fn gauges(&self, now: Duration) {
-        let tenant = self.parts.tenant.to_string();
+        let tenant = metrics::tenant_label(&self.parts.tenant);
         let server_now = self.parts.server.trusted();
         for (content_type, stream) in &self.streams {
             let set = |name, value: f64| {
