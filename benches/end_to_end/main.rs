@@ -27,7 +27,7 @@ fn main() {
         "baseline" => baseline::run(&args[1], &args[2], args[3].parse().expect("a number")),
         "throughput" => throughput(number(1, 1500), number(2, 200), number(3, 5)),
         "memory" => memory(),
-        "growth" => growth(),
+        "growth" => growth(words.get(1).copied()),
         "tenants" => tenants(number(1, 1000), number(2, 300)),
         "share" => share(number(1, 100)),
         "latency" => latency(number(1, 100)),
@@ -88,13 +88,18 @@ fn lines_of(path: &Path) -> u64 {
 
 /// One pass of our binary over the feed; the output's bytes and the cost. Panics when an event is missing.
 fn pass(server: &Server, feed: &Feed, dir: &Path, source: &str, binary: &str) -> (u64, Cost) {
+    pass_of(1, server, feed, dir, source, binary)
+}
+
+/// As [`pass`], by so many tenants at once, each of which has the whole feed.
+fn pass_of(tenants: u64, server: &Server, feed: &Feed, dir: &Path, source: &str, binary: &str) -> (u64, Cost) {
     let source = format!("{FULL_SPEED}\n{source}");
-    let agent = Agent { server, tenants: 1, source: &source, once: true, binary };
+    let agent = Agent { server, tenants: tenants as usize, source: &source, once: true, binary };
     let cost = run(&mut agent.command(dir));
     let out = dir.join("out.ndjson");
     let lines = lines_of(&out);
     assert!(cost.ok, "{}", std::fs::read_to_string(dir.join("log")).unwrap_or_default());
-    assert_eq!(lines, feed.blobs * feed.events, "events are missing or came twice");
+    assert_eq!(lines, tenants * feed.blobs * feed.events, "events are missing or came twice");
     (bytes_of(&out), cost)
 }
 
@@ -195,15 +200,19 @@ fn memory() {
     }
 }
 
-/// How cost grows with blobs, their size and rules; one line of CSV a run, for the plots.
-fn growth() {
+/// How cost grows with blobs, their size, tenants and rules; one line of CSV a point, for `benches/plots/draw.py`. `only`
+/// names one series.
+fn growth(only: Option<&str>) {
     let scratch = Scratch::new();
     println!("series,x,us_per_event,cpu_us_per_event,peak_mib");
-    let measure = |series: &str, x: u64, feed: &Feed, source: &str| {
+    let measure = |series: &str, x: u64, tenants: u64, feed: &Feed, source: &str| {
+        if only.is_some_and(|only| only != series) {
+            return;
+        }
         let server = Server::start(feed);
         let costs: Vec<Cost> =
-            (0..3).map(|_| pass(&server, feed, &scratch.fresh("run"), source, &binary()).1).collect();
-        let events = (feed.blobs * feed.events) as f64;
+            (0..3).map(|_| pass_of(tenants, &server, feed, &scratch.fresh("run"), source, &binary()).1).collect();
+        let events = (tenants * feed.blobs * feed.events) as f64;
         println!(
             "{series},{x},{:.3},{:.3},{:.1}",
             median(costs.iter().map(|c| c.wall)) * 1e6 / events,
@@ -212,10 +221,13 @@ fn growth() {
         );
     };
     for blobs in [250, 500, 1000, 2000, 4000, 8000] {
-        measure("blobs", blobs, &Feed { blobs, events: 50, ..Feed::default() }, "");
+        measure("blobs", blobs, 1, &Feed { blobs, events: 50, ..Feed::default() }, "");
     }
     for events in [1, 10, 100, 1000, 10_000, 100_000] {
-        measure("events in a blob", events, &Feed { blobs: 100_000 / events, events, ..Feed::default() }, "");
+        measure("events-in-a-blob", events, 1, &Feed { blobs: 100_000 / events, events, ..Feed::default() }, "");
+    }
+    for tenants in [1, 10, 100, 300] {
+        measure("tenants", tenants, tenants, &Feed { blobs: 3000 / tenants, events: 50, ..Feed::default() }, "");
     }
     for rules in [0, 10, 100, 1000] {
         let mut source = String::new();
@@ -224,7 +236,7 @@ fn growth() {
                 "[[sources.t0.severity.rules]]\nid = \"bench-{n}\"\noperations = [\"bench operation {n}\"]\nseverity = \"high\"\n"
             ));
         }
-        measure("operator rules", rules, &Feed { blobs: 500, ..Feed::default() }, &source);
+        measure("operator-rules", rules, 1, &Feed { blobs: 500, ..Feed::default() }, &source);
     }
 }
 

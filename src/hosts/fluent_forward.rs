@@ -37,7 +37,7 @@ use super::requests::{Answer, Item, Outbox, Part};
 use crate::auth::excerpt;
 use crate::clock::Clock;
 use crate::config::{FluentForwardConfig, ForwardCompression, Secret, host_and_port};
-use crate::host::Batch;
+use crate::host::{Batch, Record};
 use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
 
 /// Bytes of a frame beside its entries and its tag: headers, the options, the chunk's id. Generous.
@@ -222,14 +222,7 @@ impl Sink for FluentForwardSink {
 fn frame(settings: &Settings, item: &Item, encoder: &mut Encoder) -> Result<Bytes, String> {
     let mut entries = Vec::with_capacity(item.parts.iter().map(|part| part.ndjson().len()).sum());
     for record in item.parts.iter().flat_map(Part::records) {
-        write_array(&mut entries, 2);
-        write_event_time(&mut entries, record.time);
-        let encoded = if settings.keep_timestamp {
-            encoder.object(record.json, &mut entries)
-        } else {
-            encoder.object_of(record.time, record.json, &mut entries)
-        };
-        encoded.map_err(|error| error.to_string())?;
+        push_entry(&record, settings.keep_timestamp, encoder, &mut entries)?;
     }
     let bytes = entries.len() + settings.tag.len() + FRAME_OVERHEAD_BYTES;
     if bytes > settings.frame_bytes_max {
@@ -258,6 +251,34 @@ fn frame(settings: &Settings, item: &Item, encoder: &mut Encoder) -> Result<Byte
         write_str(&mut out, "gzip");
     }
     Ok(out.into())
+}
+
+/// Appends one entry: `[EventTime, record]`.
+fn push_entry(
+    record: &Record<'_>,
+    keep_timestamp: bool,
+    encoder: &mut Encoder,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    write_array(out, 2);
+    write_event_time(out, record.time);
+    let encoded = if keep_timestamp {
+        encoder.object(record.json, out)
+    } else {
+        encoder.object_of(record.time, record.json, out)
+    };
+    encoded.map_err(|error| error.to_string())
+}
+
+/// The entries of a batch as a frame carries them with the default settings, before compression.
+///
+/// # Errors
+/// A record is no JSON object.
+pub fn encode(batch: &Batch) -> Result<Vec<u8>, String> {
+    let mut entries = Vec::with_capacity(batch.ndjson().len());
+    let mut encoder = Encoder::default();
+    batch.records().try_for_each(|record| push_entry(&record, true, &mut encoder, &mut entries))?;
+    Ok(entries)
 }
 
 /// The id of a frame: 128 bits in Base64, as the specification has it.

@@ -357,6 +357,14 @@ impl Decoder for Raw {
 
 // ------------------------------------------------------------------------------------------ the message
 
+/// The records of a batch as one `ExportLogsServiceRequest` in protobuf: what the sink sends of it, before compression.
+///
+/// # Errors
+/// A record is no JSON object.
+pub fn encode(batch: &Batch, observed: Timestamp) -> Result<Vec<u8>, String> {
+    Ok(request(&[Part::whole(batch)], observed)?.encode_to_vec())
+}
+
 /// All records as one request.
 fn request(parts: &[Part], observed: Timestamp) -> Result<ExportLogsServiceRequest, String> {
     let observed = unix_nanos(observed);

@@ -29,7 +29,8 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    fn whole(batch: &Batch) -> Self {
+    /// All records of a batch.
+    pub(crate) fn whole(batch: &Batch) -> Self {
         Self { batch: batch.clone(), records: 0..batch.len(), bytes: 0..batch.ndjson().len() }
     }
 

@@ -7,16 +7,24 @@ use std::net::IpAddr;
 use super::event::{Event, Member};
 use super::outcome::{self, Outcome};
 use super::parameters::{self, Modified, Pairs};
-use super::{address, category, inbox_rule, json};
+use super::{Normaliser, address, category, inbox_rule, json};
 use crate::severity::engine::ActorKind;
 use crate::severity::pattern::Names;
 use crate::severity::recipient::Domains;
-use crate::severity::{Facts, Modification, is_true};
+use crate::severity::{Assessment, Facts, Modification, is_true, operation};
 
 /// In the `UserId` of a guest.
 const GUEST_MARK: &[u8] = b"#EXT#";
 /// `UserType` of a guest.
 const GUEST: i64 = 10;
+
+impl Normaliser {
+    /// What the rules make of an event, by itself.
+    pub fn assess(&self, event: &Event<'_>) -> Assessment<'_> {
+        let folded = operation::fold(event.operation());
+        self.settings.rules.assess(&folded, &EventFacts::new(event, &folded, &self.settings.internal_domains))
+    }
+}
 
 /// An event and the domains the operator says are the organisation's. What costs a search is looked up once.
 pub(crate) struct EventFacts<'e, 'a> {

@@ -1,0 +1,34 @@
+//! From native records to what agents take other than JSON lines: Fluent Bit's and Forward's MessagePack, OTLP's
+//! protobuf. The bytes counted are those of the records. Compression and the wire are not in it.
+
+mod events;
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use m365_audit::config::Format;
+use m365_audit::hosts::{fluent_bit, fluent_forward, otlp};
+use m365_audit::model::Timestamp;
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = ["fluent bit", "forward", "otlp"])]
+fn encode(bencher: Bencher<'_, '_>, encoder: &str) {
+    let batch = events::batch(Format::Native);
+    let bencher = bencher.counter(ItemsCount::new(batch.len())).counter(BytesCount::new(batch.ndjson().len()));
+    match encoder {
+        "fluent bit" => {
+            let mut out = Vec::new();
+            bencher.bench_local(|| {
+                out.clear();
+                for record in batch.records() {
+                    fluent_bit::encode::entry(&mut out, record.time, record.json).expect("an object");
+                }
+                out.len()
+            });
+        }
+        "forward" => bencher.bench_local(|| fluent_forward::encode(&batch).expect("objects").len()),
+        _ => bencher.bench_local(|| otlp::encode(&batch, Timestamp::UNIX_EPOCH).expect("objects").len()),
+    }
+}
