@@ -114,6 +114,8 @@ struct Stream {
     position: Position,
     /// `position` differs from what was handed to the ledger.
     dirty: bool,
+    /// It differs by time and empty listings alone.
+    drifted: bool,
     settled: EventIndex,
     read: Vec<Window>,
     unsettled: HashMap<Key, Unsettled>,
@@ -443,6 +445,7 @@ impl Loop {
             let stream = Stream {
                 position,
                 dirty,
+                drifted: false,
                 settled,
                 read: Vec::new(),
                 unsettled: HashMap::new(),
@@ -562,7 +565,7 @@ impl Loop {
                         Some(Ok(done)) => if self.on_done(done).is_err() { break },
                         Some(Err(_)) => {}
                         None => {
-                            if self.streams.values().any(|s| s.dirty) {
+                            if self.streams.values().any(|s| s.dirty || s.drifted) {
                                 self.write_positions(true);
                                 continue;
                             }
@@ -700,8 +703,7 @@ impl Loop {
 
     fn next_due(&self) -> Duration {
         let retry = self.retry.keys().next().map(|(due, _)| *due);
-        let positions = (self.streams.values().any(|s| s.dirty) && !self.writing_positions)
-            .then_some(self.positions_at + POSITION_EVERY);
+        let positions = self.positions_due().filter(|_| !self.writing_positions);
         [Some(self.tick_at), retry, positions].into_iter().flatten().min().unwrap_or(self.tick_at)
     }
 
@@ -956,6 +958,10 @@ impl Loop {
             stream.newest = stream.newest.max(created);
         }
         self.advance(content_type);
+        if let Some(stream) = self.streams.get_mut(&content_type) {
+            // What a settled blob moves is written soon.
+            stream.dirty |= stream.drifted;
+        }
         self.guide(content_type);
     }
 
@@ -1080,6 +1086,7 @@ impl Loop {
         let Some(now) = self.parts.server.trusted() else { return };
         let Some(stream) = self.streams.get_mut(&content_type) else { return };
         let position = &mut stream.position;
+        let first = position.complete_until.is_none();
         let bounds = Bounds { origin: position.origin, complete_until: position.complete_until };
         let oldest = stream.unsettled.values().filter(|b| b.holds).map(|b| b.created).min();
         let mut moved = false;
@@ -1100,20 +1107,35 @@ impl Loop {
         if moved {
             let complete = position.complete_until.unwrap_or(position.origin);
             stream.read.retain(|w| w.end > complete);
-            stream.dirty = true;
+            stream.drifted = true;
+            stream.dirty |= first || self.parts.once;
+        }
+    }
+
+    /// When changed positions are to be written; `None` when none has changed. Those that moved by time and empty listings
+    /// alone are written once in an interval, or with the next write: a restart lists so much more, which the overlap
+    /// dwarfs, and a thousand idle tenants do not sync the disk sixty times a second.
+    fn positions_due(&self) -> Option<Duration> {
+        if self.streams.values().any(|s| s.dirty) {
+            Some(self.positions_at + POSITION_EVERY)
+        } else if self.streams.values().any(|s| s.drifted) {
+            Some(self.positions_at + self.parts.poll_interval.max(POSITION_EVERY))
+        } else {
+            None
         }
     }
 
     /// Hands changed positions to the ledger, one write at a time.
     fn write_positions(&mut self, at_once: bool) {
+        let Some(due) = self.positions_due().filter(|_| !self.writing_positions) else { return };
         let now = self.parts.clock.monotonic();
-        if self.writing_positions || (!at_once && !self.parts.once && now < self.positions_at + POSITION_EVERY) {
+        if !at_once && !self.parts.once && now < due {
             return;
         }
         let mut positions = BTreeMap::new();
         for (content_type, stream) in &mut self.streams {
-            if stream.dirty {
-                stream.dirty = false;
+            if stream.dirty || stream.drifted {
+                (stream.dirty, stream.drifted) = (false, false);
                 positions.insert(*content_type, stream.position.clone());
             }
         }
