@@ -4,6 +4,8 @@
 //! source moves its checkpoint only after [`Delivery::Delivered`], so the answer must be true *for good*: what that
 //! means on each host is written beside that host's adapter. This module knows no agent and no API.
 
+mod buffers;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -15,6 +17,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use self::buffers::Buffer;
+pub use self::buffers::Buffers;
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::Severity;
 
@@ -47,6 +51,8 @@ pub struct Batch {
     /// A host's own notes on this batch; they stay with it when it is sent again and go to both halves of a split.
     pub receipts: Receipts,
     ndjson: Bytes,
+    /// The size of the buffer behind `ndjson`.
+    memory_bytes: usize,
     spans: Arc<[Span]>,
 }
 
@@ -93,6 +99,11 @@ impl Batch {
         self.spans.is_empty()
     }
 
+    /// Bytes of memory its records take, until the last copy of it is dropped.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
     /// The batch in two halves, for a host that rejects it as a whole; `None` for a single record.
     pub fn split(&self) -> Option<(Batch, Batch)> {
         if self.spans.len() < 2 {
@@ -112,25 +123,25 @@ impl Batch {
 /// Collects records into a [`Batch`].
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
-    ndjson: Vec<u8>,
+    ndjson: Buffer,
     spans: Vec<Span>,
-    /// Room made for a batch before its first record.
-    room: usize,
+    /// Where buffers come from, and their size.
+    buffers: Option<(Buffers, usize)>,
 }
 
 impl BatchBuilder {
-    /// A builder of batches that mostly end a little under `bytes`: growing there by doubling would copy each batch
-    /// about twice.
-    pub fn with_room(bytes: usize) -> Self {
-        Self { room: bytes, ..Self::default() }
+    /// A builder of batches that mostly end a little under `bytes`, in buffers of `buffers`: growing there by doubling
+    /// would copy each batch about twice.
+    pub fn with_room(buffers: Buffers, bytes: usize) -> Self {
+        Self { buffers: Some((buffers, bytes)), ..Self::default() }
     }
 
     /// Appends what `write` puts into the buffer as one record. When `write` returns `None` nothing is added,
     /// whatever it wrote.
     pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<(Timestamp, Severity)>) -> bool {
         let start = self.ndjson.len();
-        if start == 0 {
-            self.ndjson.reserve_exact(self.room);
+        if let Some((buffers, room)) = self.buffers.as_ref().filter(|_| self.ndjson.capacity() == 0) {
+            self.ndjson = buffers.lend(*room);
         }
         match write(&mut self.ndjson) {
             Some((time, severity)) => {
@@ -163,17 +174,22 @@ impl BatchBuilder {
 
     /// Takes what was collected as a batch and leaves the builder empty.
     pub fn finish(&mut self, source: Arc<str>, tenant: TenantId, content_type: ContentType) -> Batch {
-        // A buffer may be mostly empty, and stays in memory until the host confirms.
-        if self.ndjson.capacity() > self.ndjson.len() + self.ndjson.len() / 8 {
-            self.ndjson.shrink_to_fit();
-        }
+        // A buffer that is mostly empty would stay in memory until the host confirms; it is given back at once.
+        let buffer = std::mem::take(&mut self.ndjson);
+        let (ndjson, memory_bytes) = if buffer.len() < buffer.capacity() / 2 {
+            (Bytes::copy_from_slice(&buffer), buffer.len())
+        } else {
+            let room = buffer.capacity();
+            (Bytes::from_owner(buffer), room)
+        };
         Batch {
             id: next_batch_id(),
             source,
             tenant,
             content_type,
             receipts: Receipts::default(),
-            ndjson: std::mem::take(&mut self.ndjson).into(),
+            ndjson,
+            memory_bytes,
             spans: std::mem::take(&mut self.spans).into(),
         }
     }

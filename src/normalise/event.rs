@@ -71,13 +71,56 @@ const fn bucket(name: &[u8]) -> usize {
     (hash & 0xFF) as usize
 }
 
-fn known(key: &str) -> Option<usize> {
-    let candidates = INDEX.get(bucket(key.as_bytes()))?;
+fn known(key: &[u8]) -> Option<usize> {
+    let candidates = INDEX.get(bucket(key))?;
     candidates
         .iter()
         .take_while(|i| **i != NONE)
         .map(|i| usize::from(*i))
-        .find(|i| NAMES.get(*i).is_some_and(|name| *name == key || name.eq_ignore_ascii_case(key)))
+        .find(|i| NAMES.get(*i).is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(key)))
+}
+
+/// Where the members of one event stand in its bytes. Made once for a blob and filled anew for each of its events.
+#[derive(Clone)]
+pub struct Members {
+    /// From where to where the value token of each known member stands; to 0 when it is absent.
+    values: [(u32, u32); NAMES.len()],
+    breaks: bool,
+}
+
+impl Default for Members {
+    fn default() -> Self {
+        Self { values: [(0, 0); NAMES.len()], breaks: false }
+    }
+}
+
+impl Members {
+    /// Reads the JSON object that begins with the first of `bytes`, whatever follows it: its length. `None` when it is
+    /// not whole or not valid; whether it is UTF-8 is not looked at.
+    pub fn read(&mut self, bytes: &[u8]) -> Option<usize> {
+        self.values = [(0, 0); NAMES.len()];
+        let values = &mut self.values;
+        let layout = json::scan_bytes(bytes, |key, value| {
+            let key = bytes.get(key).unwrap_or_default();
+            let slot = if memchr::memchr(b'\\', key).is_some() {
+                std::str::from_utf8(key).ok().and_then(|key| known(json::unescape(key).as_bytes()))
+            } else {
+                known(key)
+            };
+            if let Some(slot) = slot.and_then(|slot| values.get_mut(slot)) {
+                // What lies beyond 4 GiB makes the whole too long, below.
+                *slot = (value.start as u32, value.end as u32);
+            }
+        })
+        .ok()?;
+        self.breaks = layout.breaks;
+        u32::try_from(layout.end).ok().map(|_| layout.end)
+    }
+
+    fn get<'a>(&self, text: &'a str, slot: usize) -> &'a str {
+        let (start, end) = self.values.get(slot).copied().unwrap_or_default();
+        text.get(start as usize..end as usize).unwrap_or_default()
+    }
 }
 
 /// One audit event, borrowed from its bytes.
@@ -86,9 +129,7 @@ fn known(key: &str) -> Option<usize> {
 #[derive(Clone)]
 pub struct Event<'a> {
     text: &'a str,
-    breaks: bool,
-    /// The value token of each known member; empty when absent.
-    values: [&'a str; NAMES.len()],
+    members: Cow<'a, Members>,
     id: Cow<'a, str>,
     record_type: Cow<'a, str>,
     creation_time: Cow<'a, str>,
@@ -104,24 +145,31 @@ impl<'a> Event<'a> {
     /// # Errors
     /// Only when the bytes are not one valid UTF-8 JSON object.
     pub fn parse(bytes: &'a [u8]) -> Result<Event<'a>, NotAnEvent> {
-        let text = std::str::from_utf8(bytes).map_err(|_| NotAnEvent)?;
         // JSON's white space, not Unicode's.
-        let text = text.trim_matches([' ', '\t', '\r', '\n']);
-        let mut values = [""; NAMES.len()];
-        let layout = json::scan_object(text, |key, value| {
-            let slot = if key.contains('\\') { known(&json::unescape(key)) } else { known(key) };
-            if let Some(slot) = slot.and_then(|slot| values.get_mut(slot)) {
-                *slot = value;
-            }
-        })
-        .map_err(|_| NotAnEvent)?;
-        if layout.end != text.len() {
-            return Err(NotAnEvent);
+        let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        let start = bytes.iter().position(|byte| !is_blank(byte)).ok_or(NotAnEvent)?;
+        let end = bytes.iter().rposition(|byte| !is_blank(byte)).ok_or(NotAnEvent)? + 1;
+        let bytes = bytes.get(start..end).ok_or(NotAnEvent)?;
+        let mut members = Members::default();
+        match members.read(bytes) {
+            Some(length) if length == bytes.len() => Self::new(bytes, Cow::Owned(members)),
+            _ => Err(NotAnEvent),
         }
+    }
+
+    /// The event that [`Members::read`] has read: `bytes` are as many as it said.
+    ///
+    /// # Errors
+    /// When the bytes are not UTF-8.
+    pub fn of(bytes: &'a [u8], members: &'a Members) -> Result<Event<'a>, NotAnEvent> {
+        Self::new(bytes, Cow::Borrowed(members))
+    }
+
+    fn new(bytes: &'a [u8], members: Cow<'a, Members>) -> Result<Event<'a>, NotAnEvent> {
+        let text = std::str::from_utf8(bytes).map_err(|_| NotAnEvent)?;
         let mut event = Event {
             text,
-            breaks: layout.breaks,
-            values,
+            members,
             id: Cow::Borrowed(""),
             record_type: Cow::Borrowed(""),
             creation_time: Cow::Borrowed(""),
@@ -158,7 +206,7 @@ impl<'a> Event<'a> {
 
     /// Appends the event on one line: the bytes as received without CR and LF between tokens.
     pub(crate) fn push_on_one_line(&self, out: &mut Vec<u8>) {
-        if self.breaks {
+        if self.members.breaks {
             json::push_on_one_line(out, self.text);
         } else {
             out.extend_from_slice(self.text.as_bytes());
@@ -167,14 +215,14 @@ impl<'a> Event<'a> {
 
     /// The token of a member; `None` when it is absent or `null`.
     pub(crate) fn get(&self, member: Member) -> Option<&'a str> {
-        self.values.get(member as usize).copied().filter(|token| !token.is_empty() && *token != "null")
+        self.value(member as usize)
     }
 
     /// The token of a member of any name, known or not; `None` when it is absent or `null`. A name that is not known
     /// costs a pass over the event.
     pub(crate) fn find(&self, name: &str) -> Option<&'a str> {
-        match known(name) {
-            Some(slot) => self.values.get(slot).copied().filter(|token| !token.is_empty() && *token != "null"),
+        match known(name.as_bytes()) {
+            Some(slot) => self.value(slot),
             None => json::get(self.text, name),
         }
     }
@@ -197,6 +245,11 @@ impl<'a> Event<'a> {
     /// `Operation` as received; empty when absent.
     pub(crate) fn operation(&self) -> &str {
         &self.operation
+    }
+
+    fn value(&self, slot: usize) -> Option<&'a str> {
+        let token = self.members.get(self.text, slot);
+        (!token.is_empty() && token.as_bytes() != b"null").then_some(token)
     }
 
     fn string_or_number(&self, member: Member) -> Cow<'a, str> {
@@ -248,12 +301,12 @@ mod tests {
     #[test]
     fn every_known_name_is_found_in_any_case() {
         for (i, name) in NAMES.iter().enumerate() {
-            assert_eq!(known(name), Some(i));
-            assert_eq!(known(&name.to_lowercase()), Some(i));
-            assert_eq!(known(&name.to_uppercase()), Some(i));
-            assert_eq!(known(&format!("{name}x")), None);
+            assert_eq!(known(name.as_bytes()), Some(i));
+            assert_eq!(known(name.to_lowercase().as_bytes()), Some(i));
+            assert_eq!(known(name.to_uppercase().as_bytes()), Some(i));
+            assert_eq!(known(format!("{name}x").as_bytes()), None);
         }
-        assert_eq!(known(""), None);
+        assert_eq!(known(b""), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! function taking a token accepts any text and answers `None` or nothing for what is not of the shape asked for.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The bytes are not JSON of the shape asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +26,21 @@ pub(crate) struct Layout {
 /// Scans one object that begins at the start of `text` (after white space) and hands every top-level member to
 /// `member`: the key's token without its quotes, still escaped, and the value's token.
 pub(crate) fn scan_object<'a>(text: &'a str, mut member: impl FnMut(&'a str, &'a str)) -> Result<Layout, Malformed> {
-    let mut scanner = Scanner { bytes: text.as_bytes(), breaks: false };
+    scan_bytes(text.as_bytes(), |key, value| {
+        // Both end at a quote, a bracket or a byte of ASCII, so neither cuts a character.
+        member(text.get(key).unwrap_or_default(), text.get(value).unwrap_or_default());
+    })
+}
+
+/// As [`scan_object`] over bytes that nobody has checked to be UTF-8: `member` is told where key and value stand.
+pub(crate) fn scan_bytes(
+    bytes: &[u8],
+    mut member: impl FnMut(Range<usize>, Range<usize>),
+) -> Result<Layout, Malformed> {
+    let mut scanner = Scanner { bytes, breaks: false };
     let start = scanner.space(0);
     scanner.breaks = false;
-    let end = scanner.object(text, start, &mut member).ok_or(Malformed)?;
+    let end = scanner.object(start, &mut member).ok_or(Malformed)?;
     Ok(Layout { breaks: scanner.breaks, end })
 }
 
@@ -82,7 +94,9 @@ pub(crate) fn objects<'a>(
     at = scanner.space(at + 1);
     for index in 0.. {
         let end = match scanner.bytes.get(at) {
-            Some(b'{') => scanner.object(token, at, &mut |key, value| member(index, key, value)),
+            Some(b'{') => scanner.object(at, &mut |key, value| {
+                member(index, token.get(key).unwrap_or_default(), token.get(value).unwrap_or_default());
+            }),
             _ => scanner.value(at),
         };
         let Some(end) = end else { return };
@@ -262,7 +276,8 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    fn object<'t>(&mut self, text: &'t str, start: usize, member: &mut impl FnMut(&'t str, &'t str)) -> Option<usize> {
+    #[inline]
+    fn object(&mut self, start: usize, member: &mut impl FnMut(Range<usize>, Range<usize>)) -> Option<usize> {
         if self.bytes.get(start) != Some(&b'{') {
             return None;
         }
@@ -272,10 +287,10 @@ impl Scanner<'_> {
         }
         loop {
             let key_end = self.string(at)?;
-            let key = text.get(at + 1..key_end - 1)?;
+            let key = at + 1..key_end - 1;
             at = self.colon(key_end)?;
             let end = self.value(at)?;
-            member(key, text.get(at..end)?);
+            member(key, at..end);
             at = self.space(end);
             match self.bytes.get(at)? {
                 b',' => at = self.space(at + 1),

@@ -23,12 +23,12 @@ use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key_set::Key;
 use crate::checkpoint::ledger::{Change, LedgerHandle, OnDurable};
 use crate::clock::Clock;
-use crate::host::{Batch, BatchBuilder, StateError, StateStore};
+use crate::host::{Batch, BatchBuilder, Buffers, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, TenantId, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
 use crate::normalise::split::{Ending, Piece, Splitter};
-use crate::normalise::{BadPiece, BlobContext, Event, Normaliser, Rendered, render_bad_blob};
+use crate::normalise::{BadPiece, BlobContext, Event, Members, Normaliser, NotAnEvent, Rendered, render_bad_blob};
 use crate::severity::Severity;
 
 /// A batch is handed over when it has grown to this.
@@ -63,6 +63,8 @@ pub struct FetchContext {
     pub courier: Courier,
     /// Bytes in flight.
     pub budget: Budget,
+    /// What batches are written into.
+    pub buffers: Buffers,
     /// Routine reads on hold, and what data loss prevention has flagged.
     pub hold: Hold,
     /// Time.
@@ -93,6 +95,11 @@ impl Budget {
     pub(super) async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
         self.bytes.clone().acquire_many_owned(bytes).await.ok()
+    }
+
+    /// All bytes that may be in flight.
+    pub fn total(&self) -> u64 {
+        u64::from(self.total)
     }
 
     /// Bytes in flight now.
@@ -179,8 +186,17 @@ pub enum Outcome {
     State(StateError),
 }
 
-/// Told once the body was read (or could not be), with the time spent waiting for bytes: the next download may start.
-pub type OnBody = Box<dyn FnOnce(Duration) + Send>;
+/// Told once the body was read (or could not be): the next download may start.
+pub type OnBody = Box<dyn FnOnce(Reading) + Send>;
+
+/// Where the time of a download went.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// Waiting for bytes, which more downloads at once could hide.
+    pub waited: Duration,
+    /// The rest: work on the bytes, and waiting for the host.
+    pub worked: Duration,
+}
 
 impl FetchContext {
     /// Fetches and settles one blob.
@@ -195,8 +211,12 @@ impl FetchContext {
             self.commit(Change { tracked: vec![job.blob.clone()], ..Change::default() }).await?;
         }
         let mut run = Run::new(self, &job);
+        let began = self.clock.monotonic();
         let read = run.read_body().await;
-        on_body(run.waited);
+        let took = self.clock.monotonic().saturating_sub(began);
+        // Lets the connection go back to its pool, where the next download finds it, instead of opening one more.
+        tokio::task::yield_now().await;
+        on_body(Reading { waited: run.waited, worked: took.saturating_sub(run.waited) });
         match read {
             Ok(()) => run.settle().await,
             Err(outcome) => {
@@ -310,7 +330,7 @@ impl<'a> Run<'a> {
             context,
             job,
             salvage: job.salvage(),
-            builder: BatchBuilder::with_room(BATCH_ROOM),
+            builder: BatchBuilder::with_room(context.buffers.clone(), BATCH_ROOM),
             reserved: None,
             waited: Duration::ZERO,
             open: context.events.open_batch(),
@@ -337,6 +357,7 @@ impl<'a> Run<'a> {
             () = stop.cancelled() => return Err(Outcome::Stopped),
         };
         let mut splitter = Splitter::new();
+        let mut members = Box::new(Members::default());
         let mut is_array = None;
         // Only a body that failed before is worth hashing.
         let mut hasher = (self.job.failures > 0 || self.job.last_chance).then(blake3::Hasher::new);
@@ -362,14 +383,14 @@ impl<'a> Run<'a> {
                 self.ship_bad(&chunk, self.tally.bytes - chunk.len() as u64, "the body is not a JSON array").await?;
             }
             splitter.push(chunk);
-            while let Some(piece) = splitter.next() {
-                self.take(piece).await?;
+            while let Some(piece) = splitter.next_read(|bytes| members.read(bytes)) {
+                self.take(piece, &members).await?;
             }
             asked = clock.monotonic();
         }
         let ending = splitter.finish();
         while let Some(piece) = splitter.next() {
-            self.take(piece).await?;
+            self.take(piece, &members).await?;
         }
         let hash = hasher.map(|h| h.finalize());
         self.judge(ending, hash).await
@@ -383,7 +404,7 @@ impl<'a> Run<'a> {
             Ending::Complete => None,
             Ending::Cut { tail } => {
                 if let Some(tail) = tail {
-                    self.take(tail).await?;
+                    self.take(tail, &Members::default()).await?;
                 }
                 Some("the array is not closed".to_owned())
             }
@@ -420,9 +441,10 @@ impl<'a> Run<'a> {
         Err(Outcome::Failed { why, error: None, damaged: if may_salvage { hash } else { None } })
     }
 
-    async fn take(&mut self, piece: Piece) -> Result<(), Outcome> {
+    /// One piece of the body. `members` are those of the element, if it was read.
+    async fn take(&mut self, piece: Piece, members: &Members) -> Result<(), Outcome> {
         match piece {
-            Piece::Element { bytes, offset, .. } => match Event::parse(&bytes) {
+            Piece::Element { bytes, offset, read } => match event_of(&bytes, members, read) {
                 Ok(event) => self.event(&event, &bytes).await?,
                 Err(error) => {
                     // A value that is valid and no object is what Microsoft sent, not damage.
@@ -657,7 +679,9 @@ impl<'a> Run<'a> {
         if self.builder.is_empty() && staged.is_empty() {
             return Ok(None);
         }
-        let bytes = self.builder.bytes();
+        let batch =
+            self.builder.finish(self.context.source.clone(), self.context.tenant.clone(), self.job.blob.content_type);
+        let bytes = batch.memory_bytes();
         let mut permit = self.reserved.take();
         match &mut permit {
             Some(held) if bytes <= held.num_permits() => drop(held.split(held.num_permits() - bytes)),
@@ -667,8 +691,6 @@ impl<'a> Run<'a> {
                 permit = self.context.budget.take(bytes).await;
             }
         }
-        let batch =
-            self.builder.finish(self.context.source.clone(), self.context.tenant.clone(), self.job.blob.content_type);
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
         Ok(Some(Closed { batch, open, staged, permit }))
     }
@@ -739,6 +761,10 @@ impl<'a> Run<'a> {
             ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => tenant.clone(), "content_type" => content_type, "reason" => rule.to_string()).increment(*n);
         }
     }
+}
+
+fn event_of<'a>(bytes: &'a [u8], members: &'a Members, read: bool) -> Result<Event<'a>, NotAnEvent> {
+    if read { Event::of(bytes, members) } else { Event::parse(bytes) }
 }
 
 /// The first byte that counts: neither white space nor a byte order mark.

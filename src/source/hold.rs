@@ -1520,6 +1520,7 @@ mod tests {
             store: host.state(),
             courier: Courier { host: host.clone(), clock: clock.clone(), board },
             budget: Budget::new(1 << 20),
+            buffers: crate::host::Buffers::default(),
             hold: Hold::load(host.state(), settings.clone()).await.unwrap(),
             clock,
             stop: CancellationToken::new(),

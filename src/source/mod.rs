@@ -16,6 +16,7 @@ pub mod listing;
 pub mod subscription;
 mod tasks;
 pub mod tenant;
+mod unsettled;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

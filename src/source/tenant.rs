@@ -6,9 +6,9 @@
 //! slow host, store or listing holds up only itself.
 
 use std::cmp::Ordering as Order;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::backfill::{self, Desk};
 use super::deliver::Courier;
-use super::fetch::{Budget, FetchContext, Job, Outcome, deliver_notice};
+use super::fetch::{Budget, FetchContext, Job, Outcome, Reading, deliver_notice};
 use super::health::{Board, Level, Place};
 use super::hold::{self, Hold, HoldSettings};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
 use super::subscription::Subscriptions;
 use super::tasks::Tasks;
+use super::unsettled::{Blob, Unsettled};
 use super::{Report, ServerTime, SourceError};
 use crate::api::{Action, ApiClient};
 use crate::checkpoint::claims::EventIndex;
@@ -31,7 +32,7 @@ use crate::checkpoint::key_set::{Key, Probe};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings, Opened};
 use crate::checkpoint::server_clock::{JUMP, ServerClock};
 use crate::clock::Clock;
-use crate::host::{Batch, BatchBuilder, Host, StateError};
+use crate::host::{Batch, BatchBuilder, Buffers, Host, StateError};
 use crate::metrics;
 use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window};
 use crate::normalise::{GapNotice, Normaliser, render_gap};
@@ -42,6 +43,8 @@ use crate::severity::Severity;
 const DOWNLOADS_MIN: usize = 4;
 /// Bodies downloaded at once: at most.
 const DOWNLOADS_MAX: usize = 32;
+/// What a download may hold beside its batch: what it works on, and what has arrived meanwhile.
+const DOWNLOAD_BYTES: u64 = 512 * 1024;
 /// Blobs downloaded and not settled yet, with their batches under way.
 const SETTLING_MAX: usize = 512;
 /// Blobs known and not settled; beyond it listers read no more backlog.
@@ -118,7 +121,7 @@ struct Stream {
     drifted: bool,
     settled: EventIndex,
     read: Vec<Window>,
-    unsettled: HashMap<Key, Unsettled>,
+    unsettled: Unsettled,
     guidance: watch::Sender<Guidance>,
     declaring: bool,
     new_content_at: Duration,
@@ -126,18 +129,6 @@ struct Stream {
     ended: Option<Option<Left>>,
     /// Since when it cannot be listed for want of a permission.
     parked: Option<Duration>,
-}
-
-struct Unsettled {
-    created: Timestamp,
-    expires: Timestamp,
-    /// Written to the state on its own: it does not hold `listed_until`.
-    persisted: bool,
-    /// Found above `complete_until`: holds it until settled.
-    holds: bool,
-    failures: u32,
-    /// With `--once`: failed too often, left for the next run.
-    given_up: bool,
 }
 
 struct Ready(Job);
@@ -194,30 +185,69 @@ impl GapReason {
     }
 }
 
-/// Downloads under way, and how long they take.
+/// Downloads under way.
 #[derive(Default)]
 struct Downloads {
     active: AtomicUsize,
-    /// Moving average in microseconds.
-    latency: AtomicU64,
+    times: Mutex<Times>,
     ended: Notify,
 }
 
+/// Where the time of downloads goes, in seconds.
+#[derive(Debug, Default)]
+struct Times {
+    /// Moving averages.
+    waited: f64,
+    worked: f64,
+    /// The shortest wait among the last downloads, and among as many before them.
+    shortest: f64,
+    shortest_before: f64,
+    /// How many the former knows.
+    count: u32,
+}
+
+impl Times {
+    /// How many downloads the shortest wait is taken of.
+    const WINDOW: u32 = 16;
+
+    fn note(&mut self, reading: Reading) {
+        let (waited, worked) = (reading.waited.as_secs_f64(), reading.worked.as_secs_f64());
+        let average = |known: f64, new: f64| if self.count == 0 { new } else { known * 0.875 + new * 0.125 };
+        (self.waited, self.worked) = (average(self.waited, waited), average(self.worked, worked));
+        if self.count.is_multiple_of(Self::WINDOW) {
+            self.shortest_before = if self.count == 0 { waited } else { self.shortest };
+            self.shortest = waited;
+        }
+        self.shortest = self.shortest.min(waited);
+        self.count = self.count.saturating_add(1);
+    }
+
+    /// How many downloads may run: as many as keep the request quota busy at the latency seen (Little's law), with a
+    /// quarter to spare, and no more than keep the processors busy while others wait for bytes. For the latter the
+    /// shortest wait counts: where processors are short, most of the average is waiting for one of them.
+    fn allowed(&self, max_requests_per_minute: u32, processors: usize) -> usize {
+        let shortest = self.shortest.min(self.shortest_before);
+        let busy = processors as f64 * (1.0 + shortest / self.worked.max(1e-6)) + 2.0;
+        let quota = match max_requests_per_minute {
+            0 => f64::INFINITY,
+            n => f64::from(n) / 60.0 * self.waited * 1.25,
+        };
+        // The first downloads also open the connections: they do not tell how long others will wait.
+        let known = DOWNLOADS_MIN + self.count as usize / 4;
+        (busy.min(quota).ceil() as usize).min(known).clamp(DOWNLOADS_MIN, DOWNLOADS_MAX)
+    }
+}
+
 impl Downloads {
-    fn end(&self, took: Duration) {
+    fn end(&self, reading: Reading) {
         self.active.fetch_sub(1, Ordering::Relaxed);
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let known = self.latency.load(Ordering::Relaxed);
-        self.latency.store(if known == 0 { took } else { known / 8 * 7 + took / 8 }, Ordering::Relaxed);
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).note(reading);
         self.ended.notify_one();
     }
 
-    /// How many may run: as many as keep the request quota busy at the latency seen (Little's law), with a quarter to
-    /// spare; without a quota, enough to hide the latency behind 500 blobs a second.
-    fn allowed(&self, max_requests_per_minute: u32) -> usize {
-        let per_second = if max_requests_per_minute == 0 { 500.0 } else { f64::from(max_requests_per_minute) / 60.0 };
-        let seconds = self.latency.load(Ordering::Relaxed) as f64 / 1e6;
-        ((per_second * seconds * 1.25).ceil() as usize).clamp(DOWNLOADS_MIN, DOWNLOADS_MAX)
+    fn allowed(&self, max_requests_per_minute: u32, processors: usize) -> usize {
+        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.allowed(max_requests_per_minute, processors)
     }
 }
 
@@ -275,6 +305,7 @@ pub(super) fn fetch_context(
         store: parts.host.state(),
         courier: Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() },
         budget: Budget::new(parts.in_flight_bytes_max),
+        buffers: Buffers::default(),
         clock: parts.clock.clone(),
         stop: stop.child_token(),
         hold,
@@ -393,6 +424,7 @@ struct Loop {
     tasks: Tasks<Done>,
     listers: Tasks<()>,
     downloads: Arc<Downloads>,
+    processors: usize,
     /// Boxed, since a channel has room for 32 from the start.
     found: mpsc::Receiver<Box<Found>>,
     finder: mpsc::Sender<Box<Found>>,
@@ -448,7 +480,7 @@ impl Loop {
                 drifted: false,
                 settled,
                 read: Vec::new(),
-                unsettled: HashMap::new(),
+                unsettled: Unsettled::default(),
                 guidance,
                 declaring: false,
                 new_content_at: now,
@@ -472,6 +504,7 @@ impl Loop {
             tasks: Tasks::new(),
             listers: Tasks::new(),
             downloads: Arc::default(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
             found,
             finder,
             waiting: Vec::new(),
@@ -589,7 +622,7 @@ impl Loop {
         let mut left: Vec<Left> = Vec::new();
         for (content_type, stream) in &self.streams {
             left.extend(stream.ended.iter().flatten().cloned());
-            let given_up = stream.unsettled.values().filter(|b| b.given_up).count();
+            let given_up = stream.unsettled.given_up();
             if given_up > 0 {
                 left.push(Left {
                     why: format!(
@@ -824,7 +857,7 @@ impl Loop {
     fn on_blob(&mut self, blob: BlobRef) {
         let Some(stream) = self.streams.get_mut(&blob.content_type) else { return };
         let key = Key::of_blob(&blob.id, blob.created);
-        if stream.unsettled.contains_key(&key) {
+        if stream.unsettled.contains(key) {
             return;
         }
         // The lister has asked the disk. Only a blob settled since then is left to find, and its key is still in memory;
@@ -837,7 +870,7 @@ impl Loop {
         let late = stream.position.complete_until.is_some_and(|complete| blob.created < complete);
         stream.unsettled.insert(
             key,
-            Unsettled {
+            Blob {
                 created: blob.created,
                 expires: blob.expires,
                 persisted: false,
@@ -857,7 +890,7 @@ impl Loop {
         let late = stream.position.complete_until.is_some_and(|complete| blob.created < complete);
         stream.unsettled.insert(
             key,
-            Unsettled {
+            Blob {
                 created: blob.created,
                 expires: blob.expires,
                 persisted: true,
@@ -872,8 +905,7 @@ impl Loop {
     }
 
     fn guide(&self, content_type: ContentType) {
-        let unsettled: usize =
-            self.streams.values().map(|s| s.unsettled.values().filter(|b| !b.given_up).count()).sum();
+        let unsettled: usize = self.streams.values().map(|s| s.unsettled.wanted()).sum();
         let room = unsettled < UNSETTLED_MAX;
         for (other, stream) in &self.streams {
             if *other == content_type || stream.guidance.borrow().room != room {
@@ -890,7 +922,8 @@ impl Loop {
     // ---- fetching ----
 
     fn start_fetches(&mut self) {
-        let allowed = self.downloads.allowed(self.parts.max_requests_per_minute);
+        let allowed = self.downloads.allowed(self.parts.max_requests_per_minute, self.processors);
+        let allowed = allowed.min(self.room_for_downloads());
         while self.downloads.active.load(Ordering::Relaxed) < allowed && self.tasks.len() < SETTLING_MAX {
             let Some(Ready(job)) = self.ready.pop() else { return };
             debug_assert!(self.downloads.active.load(Ordering::Relaxed) < DOWNLOADS_MAX, "CK-5: too many downloads");
@@ -899,10 +932,21 @@ impl Loop {
             let guard = DownloadGuard(Some(self.downloads.clone()));
             let context = self.context.clone();
             self.tasks.spawn(async move {
-                let outcome = context.settle(job.clone(), Box::new(move |took| guard.end(took))).await;
+                let outcome = context.settle(job.clone(), Box::new(move |reading| guard.end(reading))).await;
                 Done::Blob { job: Box::new(job), outcome }
             });
         }
+    }
+
+    /// How many downloads fit beside the batches under way. When the host is slower than the network, more of them would
+    /// only hold more; half the budget keeps a host busy until the next batches come.
+    fn room_for_downloads(&self) -> usize {
+        let (used, total) = (self.context.budget.used(), self.context.budget.total());
+        if used > total / 2 {
+            // What is in flight ends by itself; one goes on in case all of it is somebody else's.
+            return 1;
+        }
+        usize::try_from((total - used) / DOWNLOAD_BYTES).unwrap_or(DOWNLOADS_MAX).max(DOWNLOADS_MIN)
     }
 
     fn is_settled(&self, job: &Job) -> bool {
@@ -954,7 +998,7 @@ impl Loop {
 
     fn settled(&mut self, content_type: ContentType, key: Key, created: Option<Timestamp>) {
         if let Some(stream) = self.streams.get_mut(&content_type) {
-            stream.unsettled.remove(&key);
+            stream.unsettled.remove(key);
             stream.newest = stream.newest.max(created);
         }
         self.advance(content_type);
@@ -1001,9 +1045,13 @@ impl Loop {
             self.board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
         }
         let Some(stream) = self.streams.get_mut(&content_type) else { return };
-        let Some(unsettled) = stream.unsettled.get_mut(&job.key) else { return };
-        unsettled.failures = job.failures;
-        unsettled.persisted = job.tracked;
+        let known = stream.unsettled.update(job.key, |blob| {
+            blob.failures = job.failures;
+            blob.persisted = job.tracked;
+        });
+        if !known {
+            return;
+        }
         if let Some(server_now) = self.parts.server.trusted() {
             if server_now >= job.blob.expires {
                 self.lost(job, why);
@@ -1012,7 +1060,7 @@ impl Loop {
             job.last_chance = job.blob.expires.duration_since(server_now) <= LAST_CHANCE;
         }
         if once && (job.failures >= ONCE_ATTEMPTS_MAX || self.throttled > ONCE_THROTTLED_MAX) {
-            unsettled.given_up = true;
+            stream.unsettled.update(job.key, |blob| blob.given_up = true);
             self.guide(content_type);
             return;
         }
@@ -1088,7 +1136,7 @@ impl Loop {
         let position = &mut stream.position;
         let first = position.complete_until.is_none();
         let bounds = Bounds { origin: position.origin, complete_until: position.complete_until };
-        let oldest = stream.unsettled.values().filter(|b| b.holds).map(|b| b.created).min();
+        let oldest = stream.unsettled.oldest_holding();
         let mut moved = false;
         if let Some(complete) = plan::advance(bounds, &stream.read, oldest, now) {
             debug_assert!(position.complete_until.is_none_or(|before| before < complete), "CK-1: never moves back");
@@ -1097,7 +1145,7 @@ impl Loop {
             moved = true;
         }
         let listed_from = position.listed_until.max(position.complete_until).unwrap_or(position.origin);
-        let oldest_untracked = stream.unsettled.values().filter(|b| b.holds && !b.persisted).map(|b| b.created).min();
+        let oldest_untracked = stream.unsettled.oldest_untracked();
         let listed = Bounds { origin: position.origin, complete_until: Some(listed_from) };
         let listed_until = plan::advance(listed, &stream.read, oldest_untracked, now).unwrap_or(listed_from);
         if position.listed_until != Some(listed_until) && listed_until > position.origin {
@@ -1187,7 +1235,7 @@ impl Loop {
             }
             let window = Window { end: begins, ..window };
             // A blob of the interval that is listed and neither settled nor tracked yet will be one of the two soon.
-            if stream.unsettled.values().any(|b| b.holds && b.created < window.end && !b.persisted) {
+            if stream.unsettled.oldest_untracked().is_some_and(|created| created < window.end) {
                 continue;
             }
             self.declare(content_type, window, GapReason::Outage);
@@ -1233,9 +1281,7 @@ impl Loop {
             GapReason::Outage => {
                 // Blobs of the gap that were listed before are tracked on their own and hold nothing any more.
                 let position = &mut stream.position;
-                for blob in stream.unsettled.values_mut().filter(|b| b.created < window.end) {
-                    blob.holds = false;
-                }
+                stream.unsettled.release_before(window.end);
                 position.complete_until = position.complete_until.max(Some(window.end));
                 position.listed_until = position.listed_until.max(Some(window.end));
             }
@@ -1339,7 +1385,7 @@ impl Stream {
 
     /// With `once`: listed to the end and everything settled or given up.
     fn is_finished(&self) -> bool {
-        self.ended.is_some() && !self.declaring && self.unsettled.values().all(|b| b.given_up)
+        self.ended.is_some() && !self.declaring && self.unsettled.wanted() == 0
     }
 }
 
@@ -1347,9 +1393,9 @@ impl Stream {
 struct DownloadGuard(Option<Arc<Downloads>>);
 
 impl DownloadGuard {
-    fn end(mut self, took: Duration) {
+    fn end(mut self, reading: Reading) {
         if let Some(downloads) = self.0.take() {
-            downloads.end(took);
+            downloads.end(reading);
         }
     }
 }
@@ -1403,4 +1449,34 @@ async fn deliver_gap(
         render_gap(&notice, out);
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn downloads_are_as_many_as_quota_and_processors_can_use() {
+        let millis = Duration::from_millis;
+        for (what, readings, quota, expected) in [
+            ("nothing is known", vec![], 2000, 4),
+            ("little is known", vec![(400, 3); 8], 2000, 6),
+            ("Microsoft is far", vec![(400, 3); 120], 2000, 17),
+            ("and no quota bounds it", vec![(400, 3); 120], 0, 32),
+            ("the feed is next door", vec![(1, 2); 40], 0, 5),
+            (
+                "processors are short: most waits are long, some are not",
+                [vec![(40, 2); 15], vec![(1, 2)]].concat().repeat(3),
+                0,
+                5,
+            ),
+            ("the host is slow", vec![(20, 900); 40], 0, 5),
+        ] {
+            let mut times = Times::default();
+            for (waited, worked) in readings {
+                times.note(Reading { waited: millis(waited), worked: millis(worked) });
+            }
+            assert_eq!(times.allowed(quota, 2), expected, "{what}");
+        }
+    }
 }
