@@ -4,6 +4,8 @@
 //! recorder. Labels are bounded: no blob ids, no user names. Names follow the agents' conventions: counters end in
 //! `_total`, units are base units.
 
+use crate::model::TenantId;
+
 /// Counter, gauge or histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -82,6 +84,11 @@ metrics_table! {
     HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed.";
     SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] "Records a sink of the embedded host has confirmed.";
     SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";
+}
+
+/// The label `tenant`: one text for all of a tenant's series.
+pub fn tenant_label(tenant: &TenantId) -> metrics::SharedString {
+    metrics::SharedString::from_shared(tenant.shared())
 }
 
 /// Gives every metric its help text, for recorders that show one.

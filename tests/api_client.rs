@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use m365_audit::api::{
-    Action, ApiClient, ApiError, ApiSettings, Credential, ErrorKind, SecretText, Started, TokenEndpoint,
+    Action, ApiClient, ApiError, ApiSettings, Connections, Credential, ErrorKind, SecretText, Started, TokenEndpoint,
 };
 use m365_audit::clock::{Clock, TestClock};
 use m365_audit::model::{Actionable, BlobRef, ContentType, Window};
@@ -656,7 +656,9 @@ async fn every_answer_of_the_api_tells_microsofts_time() {
     let log = dates.clone();
     let clock = TestClock::at("2020-01-01T00:00:00Z".parse().unwrap());
     let observer = Arc::new(move |date| log.lock().unwrap().push(date));
-    let client = ApiClient::with_date_observer(server.settings(), Arc::new(clock.clone()), observer).unwrap();
+    let clock_of_client = Arc::new(clock.clone());
+    let client =
+        ApiClient::with_date_observer(server.settings(), clock_of_client, observer, &Connections::new()).unwrap();
     assert_eq!(client.last_server_date(), None);
     clock.advance(Duration::from_secs(5));
     assert!(client.list_subscriptions().await.is_err());

@@ -305,9 +305,9 @@ fn tenants(count: u64, seconds: u64) {
         let dir = scratch.fresh("run");
         let agent = Agent { server: &server, tenants, source, once: false, binary: &binary() };
         let mut child = agent.command(&dir).spawn().expect("it starts");
-        // Until every tenant has listed everything once.
-        let until = Instant::now() + Duration::from_secs(120);
-        let expected = tenants as u64 * 6;
+        // Until every tenant has listed a day once: the subscriptions, and two windows of each of five types.
+        let until = Instant::now() + Duration::from_secs(180);
+        let expected = tenants as u64 * 11;
         while server.stats()["requests"].as_u64().expect("a number") < expected && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(200));
         }

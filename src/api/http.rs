@@ -1,4 +1,4 @@
-//! The HTTP client and the bodies it gives: TLS, proxy, timeouts, gzip. No redirect is ever followed.
+//! The HTTP clients and the bodies they give: TLS, proxy, timeouts, gzip. No redirect is ever followed.
 //!
 //! Nothing process-wide is touched: the TLS provider is handed over explicitly. Bodies are decoded here and not by
 //! the HTTP library, so that a cut transfer and damaged gzip can be told apart and chunks are of a useful size.
@@ -27,8 +27,15 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// HTTP/2 flow control: what one stream, and one connection with up to 32 of them, may have under way. Bounds memory.
 const H2_STREAM_WINDOW: u32 = 512 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Connections for small calls kept open for the next ones: a thousand tenants make some 20 calls a second.
+const CALLS_IDLE_MAX: usize = 32;
+/// How long; shorter than the front ends of such services keep theirs (two minutes and more), so that it is seldom they
+/// who close.
+const CALLS_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A tenant's connections for blobs are closed soon after the last one: they are used without a pause or not at all.
+const TRANSFERS_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a client needs to know.
+/// What a way to a host is made from.
 pub(super) struct HttpSettings<'a> {
     pub connect_timeout: Duration,
     pub ca_pem: Option<&'a [u8]>,
@@ -37,39 +44,103 @@ pub(super) struct HttpSettings<'a> {
     pub proxy_client_pem: Option<&'a [u8]>,
 }
 
-/// A client for calls to `target`. Loopback and link-local hosts are reached without a proxy.
+/// How a host is reached: TLS, proxy, and the connections for calls that are small and soon over.
 ///
-/// It has no timeout but the one for connecting: the library's own read timeout runs on while the caller, held back
-/// by its host, does not ask for the next bytes. See [`Body`].
-pub(super) fn client(settings: &HttpSettings<'_>, target: &Url) -> Result<reqwest::Client, String> {
-    let mut builder = reqwest::Client::builder()
+/// One for all tenants that reach the host alike ([`super::Connections`]): a connection holds some 30 KiB and a
+/// handshake costs a millisecond, and a thousand idle tenants have no more than a handful of calls under way. These
+/// calls speak HTTP/1.1, so that each has a connection to itself and none waits for another tenant's.
+pub(super) struct Way {
+    calls: reqwest::Client,
+    tls: rustls::ClientConfig,
+    proxying: Proxying,
+    connect_timeout: Duration,
+}
+
+/// Through which proxy.
+enum Proxying {
+    /// None.
+    Direct,
+    /// What the environment says, by the library's reading.
+    Environment,
+    /// This one.
+    Through(Box<reqwest::Proxy>),
+}
+
+impl Way {
+    /// The way to `target`. Loopback and link-local hosts are reached without a proxy.
+    ///
+    /// Its clients have no timeout but the one for connecting: the library's own read timeout runs on while the caller,
+    /// held back by its host, does not ask for the next bytes. See [`Body`].
+    pub fn new(settings: &HttpSettings<'_>, target: &Url) -> Result<Self, String> {
+        let tls = tls_with(settings.ca_pem, target, settings.proxy_url, settings.proxy_client_pem)?;
+        let proxying = Proxying::of(settings, target)?;
+        let mut calls_tls = tls.clone();
+        calls_tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let calls = builder(calls_tls, &proxying, settings.connect_timeout)
+            .http1_only()
+            .pool_idle_timeout(CALLS_IDLE_TIMEOUT)
+            .pool_max_idle_per_host(CALLS_IDLE_MAX);
+        let calls = calls.build().map_err(|error| error_chain(&error.without_url()))?;
+        Ok(Self { calls, tls, proxying, connect_timeout: settings.connect_timeout })
+    }
+
+    /// For small calls; shares its connections.
+    pub fn calls(&self) -> &reqwest::Client {
+        &self.calls
+    }
+
+    /// A client with connections of its own, for large answers: whoever reads them slowly, because its host is slow,
+    /// must not fill a connection of others.
+    pub fn transfers(&self) -> Result<reqwest::Client, String> {
+        builder(self.tls.clone(), &self.proxying, self.connect_timeout)
+            .pool_idle_timeout(TRANSFERS_IDLE_TIMEOUT)
+            .http2_initial_stream_window_size(H2_STREAM_WINDOW)
+            .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .build()
+            .map_err(|error| error_chain(&error.without_url()))
+    }
+}
+
+fn builder(tls: rustls::ClientConfig, proxying: &Proxying, connect_timeout: Duration) -> reqwest::ClientBuilder {
+    let builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .retry(reqwest::retry::never())
-        .connect_timeout(settings.connect_timeout)
-        .http2_initial_stream_window_size(H2_STREAM_WINDOW)
-        .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .tls_backend_preconfigured(tls_with(settings.ca_pem, target, settings.proxy_url, settings.proxy_client_pem)?);
-    let excepted = || match settings.no_proxy {
-        Some(hosts) => reqwest::NoProxy::from_string(hosts),
-        None => reqwest::NoProxy::from_env(),
-    };
-    // The library's `*` stands for names only, not for addresses.
-    let excepts_all = settings.no_proxy.is_some_and(|hosts| hosts.split(',').any(|host| host.trim() == "*"));
-    if is_loopback(target) || is_link_local(target) || excepts_all {
-        builder = builder.no_proxy();
-    } else if let Some(proxy) = settings.proxy_url {
-        let proxy = reqwest::Proxy::all(proxy.clone()).map_err(|_| "`proxy_url` is not usable".to_owned())?;
-        builder = builder.proxy(proxy.no_proxy(excepted()));
-    } else if settings.no_proxy.is_some()
-        && let Some(proxy) = proxy_of_environment(target)
-    {
-        // The library would read its exceptions from the environment, too.
-        let proxy = reqwest::Proxy::all(proxy).map_err(|_| "the proxy of the environment is not usable".to_owned())?;
-        builder = builder.proxy(proxy.no_proxy(excepted()));
+        .connect_timeout(connect_timeout)
+        .tls_backend_preconfigured(tls);
+    match proxying {
+        Proxying::Direct => builder.no_proxy(),
+        Proxying::Environment => builder,
+        Proxying::Through(proxy) => builder.proxy(reqwest::Proxy::clone(proxy)),
     }
-    builder.build().map_err(|error| error_chain(&error.without_url()))
+}
+
+impl Proxying {
+    fn of(settings: &HttpSettings<'_>, target: &Url) -> Result<Self, String> {
+        let excepted = || match settings.no_proxy {
+            Some(hosts) => reqwest::NoProxy::from_string(hosts),
+            None => reqwest::NoProxy::from_env(),
+        };
+        // The library's `*` stands for names only, not for addresses.
+        let excepts_all = settings.no_proxy.is_some_and(|hosts| hosts.split(',').any(|host| host.trim() == "*"));
+        if is_loopback(target) || is_link_local(target) || excepts_all {
+            return Ok(Self::Direct);
+        }
+        if let Some(proxy) = settings.proxy_url {
+            let proxy = reqwest::Proxy::all(proxy.clone()).map_err(|_| "`proxy_url` is not usable".to_owned())?;
+            return Ok(Self::Through(Box::new(proxy.no_proxy(excepted()))));
+        }
+        if settings.no_proxy.is_some()
+            && let Some(proxy) = proxy_of_environment(target)
+        {
+            // The library would read its exceptions from the environment, too.
+            let proxy =
+                reqwest::Proxy::all(proxy).map_err(|_| "the proxy of the environment is not usable".to_owned())?;
+            return Ok(Self::Through(Box::new(proxy.no_proxy(excepted()))));
+        }
+        Ok(Self::Environment)
+    }
 }
 
 /// The proxy that the environment names for `target`.

@@ -6,6 +6,7 @@
 //! API reference".
 
 mod codes;
+mod connections;
 mod error;
 pub(crate) mod http;
 mod link;
@@ -14,10 +15,11 @@ mod wire;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, RETRY_AFTER};
@@ -31,12 +33,13 @@ pub use crate::auth::certificate::CertificateFiles;
 pub use crate::auth::identity::{ARC_KEY_DIR, ManagedIdentity};
 pub use crate::auth::{AuthError, Credential, SecretText, TokenEndpoint, TokenFacts};
 pub use codes::{Action, Endpoint};
+pub use connections::Connections;
 pub use error::{ApiError, ErrorKind};
 pub use link::PageLink;
 pub use wire::{SkippedItem, Subscription, Webhook};
 
 use error::Details;
-use http::{Body, BodyFault, HttpSettings};
+use http::{Body, BodyFault, HttpSettings, Way};
 use link::{Links, Resolved};
 use pace::{Pace, Slot};
 use wire::ErrorBody;
@@ -188,7 +191,11 @@ struct Share {
 struct Inner {
     tenant: TenantId,
     links: Links,
-    http: reqwest::Client,
+    way: Arc<Way>,
+    /// Made at the first blob.
+    transfers: OnceLock<reqwest::Client>,
+    #[expect(dead_code, reason = "held so that other tenants find it")]
+    authority_way: Arc<Way>,
     connect_timeout: Duration,
     read_timeout: Duration,
     tokens: TokenSource,
@@ -225,22 +232,27 @@ impl ApiClient {
     ///
     /// Errors are of [`ErrorKind::Settings`]: an unusable CA file or proxy, no trusted roots.
     pub fn new(settings: ApiSettings, clock: Arc<dyn Clock>) -> Result<ApiClient, ApiError> {
-        Self::build(settings, clock, None)
+        Self::build(settings, clock, None, &Connections::new())
     }
 
-    /// A client that tells `observer` of the `Date` of every answer of the API.
+    /// A client that tells `observer` of the `Date` of every answer of the API, and shares `connections`.
+    ///
+    /// # Errors
+    /// As [`ApiClient::new`].
     pub fn with_date_observer(
         settings: ApiSettings,
         clock: Arc<dyn Clock>,
         observer: DateObserver,
+        connections: &Connections,
     ) -> Result<ApiClient, ApiError> {
-        Self::build(settings, clock, Some(observer))
+        Self::build(settings, clock, Some(observer), connections)
     }
 
     fn build(
         settings: ApiSettings,
         clock: Arc<dyn Clock>,
         observer: Option<DateObserver>,
+        connections: &Connections,
     ) -> Result<ApiClient, ApiError> {
         let http_settings = HttpSettings {
             connect_timeout: settings.connect_timeout,
@@ -249,8 +261,8 @@ impl ApiClient {
             no_proxy: settings.no_proxy.as_deref(),
             proxy_client_pem: settings.proxy_client_pem.as_deref(),
         };
-        let client = |endpoint, target: &Url| {
-            http::client(&http_settings, target).map_err(|why| {
+        let way = |endpoint, target: &Url| {
+            connections.way(&http_settings, target).map_err(|why| {
                 ApiError::new(Details {
                     tenant: settings.tenant.clone(),
                     endpoint,
@@ -267,11 +279,11 @@ impl ApiClient {
                 })
             })
         };
-        // Two clients, because the two hosts may differ in whether a proxy is used.
-        let api_http = client(Endpoint::ListSubscriptions, &settings.api_url)?;
-        let token_http = match &settings.credential {
-            Credential::ManagedIdentity(identity) => client(Endpoint::Token, &identity.url)?,
-            _ => client(Endpoint::Token, &settings.authority_url)?,
+        // Two ways, because the two hosts may differ in whether a proxy is used.
+        let api_way = way(Endpoint::ListSubscriptions, &settings.api_url)?;
+        let authority_way = match &settings.credential {
+            Credential::ManagedIdentity(identity) => way(Endpoint::Token, &identity.url)?,
+            _ => way(Endpoint::Token, &settings.authority_url)?,
         };
         let token_settings = TokenSettings {
             tenant: settings.tenant.clone(),
@@ -294,10 +306,12 @@ impl ApiClient {
                     &settings.publisher_identifier,
                 ),
                 tenant: settings.tenant,
-                http: api_http,
+                way: api_way,
+                transfers: OnceLock::new(),
                 connect_timeout: settings.connect_timeout,
                 read_timeout: settings.read_timeout,
-                tokens: TokenSource::new(token_settings, token_http, clock.clone()),
+                tokens: TokenSource::new(token_settings, authority_way.calls().clone(), clock.clone()),
+                authority_way,
                 pace: Pace::new(settings.max_requests_per_minute, clock.clone()),
                 clock,
                 server_date: Mutex::new(None),
@@ -459,7 +473,13 @@ impl fmt::Debug for BlobBody {
 
 impl Inner {
     /// Sends one call, once more with a new token if the first was refused, and judges the answer.
-    async fn send(&self, call: Call, method: Method, url: Url) -> Result<Answer, ApiError> {
+    ///
+    /// Boxed, so that what waits for the next call (five streams of each tenant) does not hold the room of one.
+    fn send(&self, call: Call, method: Method, url: Url) -> BoxFuture<'_, Result<Answer, ApiError>> {
+        Box::pin(self.send_unboxed(call, method, url))
+    }
+
+    async fn send_unboxed(&self, call: Call, method: Method, url: Url) -> Result<Answer, ApiError> {
         let mut refused: Option<Token> = None;
         loop {
             let slot = self.pace.ready().await;
@@ -476,6 +496,22 @@ impl Inner {
         }
     }
 
+    /// Blobs go over connections of the tenant's own, everything else over those that tenants share.
+    fn http(&self, call: Call) -> &reqwest::Client {
+        match (call.endpoint, self.transfers.get()) {
+            (Endpoint::FetchBlob, Some(own)) => own,
+            (Endpoint::FetchBlob, None) => match self.way.transfers() {
+                Ok(own) => self.transfers.get_or_init(|| own),
+                // The way was made from the same settings, so this does not happen; a blob is fetched all the same.
+                Err(why) => {
+                    tracing::warn!(tenant = %self.tenant, "no connections of its own: {why}");
+                    self.way.calls()
+                }
+            },
+            _ => self.way.calls(),
+        }
+    }
+
     async fn send_once(
         &self,
         call: Call,
@@ -485,7 +521,7 @@ impl Inner {
         slot: Slot,
     ) -> Result<Answer, ApiError> {
         let mut request = self
-            .http
+            .http(call)
             .request(method.clone(), url)
             .header(AUTHORIZATION, token.header())
             .header(ACCEPT, "application/json")
@@ -730,7 +766,7 @@ impl Inner {
     fn count_request(&self, call: Call, status: &str) {
         metrics::counter!(
             crate::metrics::REQUESTS_TOTAL,
-            "tenant" => self.tenant.to_string(),
+            "tenant" => crate::metrics::tenant_label(&self.tenant),
             "endpoint" => call.endpoint.label(),
             "status" => status.to_owned()
         )

@@ -99,7 +99,8 @@ pub struct Opened {
 /// Where changes are handed in. Cheap to clone.
 #[derive(Clone)]
 pub struct LedgerHandle {
-    changes: mpsc::Sender<Pending>,
+    /// Boxed, since a channel has room for 32 from the start.
+    changes: mpsc::Sender<Box<Pending>>,
 }
 
 struct Pending {
@@ -116,7 +117,7 @@ impl LedgerHandle {
     pub async fn commit(&self, change: Change) -> Result<(), StateError> {
         let (answer, answered) = oneshot::channel();
         let ended = || StateError::Unavailable("the ledger has ended".into());
-        self.changes.send(Pending { change, answer }).await.map_err(|_| ended())?;
+        self.changes.send(Box::new(Pending { change, answer })).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
     }
 }
@@ -133,7 +134,7 @@ pub struct Ledger {
     events: EventIndex,
     blobs: BTreeMap<ContentType, EventIndex>,
     event_keys_max: u64,
-    changes: mpsc::Receiver<Pending>,
+    changes: mpsc::Receiver<Box<Pending>>,
     on_trouble: OnTrouble,
 }
 
@@ -239,7 +240,7 @@ impl Ledger {
     pub async fn run(mut self) -> Result<(), StateError> {
         let mut group = Vec::new();
         while self.changes.recv_many(&mut group, CHANGES_PER_COMMIT_MAX).await > 0 {
-            let result = self.commit_group(&group).await;
+            let result = Box::pin(self.commit_group(&group)).await;
             for mut pending in group.drain(..) {
                 if let Some(work) = pending.change.on_durable.0.take().filter(|_| result.is_ok()) {
                     work();
@@ -251,7 +252,7 @@ impl Ledger {
         Ok(())
     }
 
-    async fn commit_group(&mut self, group: &[Pending]) -> Result<(), StateError> {
+    async fn commit_group(&mut self, group: &[Box<Pending>]) -> Result<(), StateError> {
         let now = self.clock.now();
         let mut held = Vec::new();
         let mut unheld = Vec::new();
@@ -263,7 +264,8 @@ impl Ledger {
         let mut positions: BTreeMap<ContentType, &Position> = BTreeMap::new();
         let mut tenant = None;
         let mut expire_at = None;
-        for Pending { change, .. } in group {
+        for pending in group {
+            let change = &pending.change;
             held.extend_from_slice(&change.held);
             unheld.extend_from_slice(&change.unheld);
             for (content_type, hash, record) in &change.aside {

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -19,15 +18,17 @@ use super::service::Service;
 use super::{Failure, logging, state};
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, SinkConfig, SourceConfig};
+use crate::config::{Config, SinkConfig};
 use crate::host::Host;
 use crate::hosts::embedded::control::{Backend, ControlServer, Entry, MoveAsked, Refusal, Registry};
-use crate::hosts::embedded::metrics_server::{MetricsServer, install_recorder};
+use crate::hosts::embedded::metrics_server::MetricsServer;
+use crate::hosts::embedded::recorder::{self, Recorded};
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
-use crate::model::Actionable;
+use crate::model::{Actionable, TenantId};
+use crate::source::fleet::Fleet;
 use crate::source::{M365Audit, Report, Source, SourceError, backfill};
 
 /// A sink being replaced or ended gets this long to write what it has.
@@ -51,8 +52,9 @@ pub struct RunArgs {
 
 type Ended = (String, Result<Report, SourceError>);
 
+/// A source that was started, by the configuration of [`Process::config`].
 struct Running {
-    config: SourceConfig,
+    tenant: TenantId,
     stop: CancellationToken,
     /// Whether it has ended by itself; a reload starts it again.
     ended: bool,
@@ -65,6 +67,7 @@ struct Process {
     host: Arc<EmbeddedHost>,
     sources: BTreeMap<String, Running>,
     tasks: JoinSet<Ended>,
+    fleet: Fleet,
     once: bool,
     worst: Exit,
     registry: Registry,
@@ -90,11 +93,11 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     }
     let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
     let stop = CancellationToken::new();
-    let recorder = install_recorder().map_err(|e| Failure::internal(e.to_string()))?;
-    let metrics = serve_metrics(&config, &recorder, &host, &stop).await?;
+    let recorded = recorder::install().map_err(|e| Failure::internal(e.to_string()))?;
+    let metrics = serve_metrics(&config, &recorded, &host, &stop).await?;
     let registry = Registry::default();
     let (move_asked, moves) = mpsc::channel(1);
-    let monitor = Arc::new(Monitor::new(recorder, host.report(), recent, clock.clone()));
+    let monitor = Arc::new(Monitor::new(recorded, host.report(), recent, clock.clone()));
     let backend = Backend {
         registry: registry.clone(),
         monitor: monitor.clone(),
@@ -115,14 +118,15 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         host,
         sources: BTreeMap::new(),
         tasks: JoinSet::new(),
+        fleet: Fleet::new(),
         once: args.once,
         worst: Exit::Done,
         registry,
         moves,
         service: Service::find(),
     };
-    for (name, source) in process.config.sources.clone() {
-        process.start(name, source);
+    for name in process.config.sources.keys().cloned().collect::<Vec<_>>() {
+        process.start(name);
     }
     let exit = process.until_end(args.stop_on_stdin_eof).await?;
     stop.cancel();
@@ -206,10 +210,12 @@ impl Process {
         format!("{} sources into {} sinks", self.config.sources.len(), self.config.sinks.len())
     }
 
-    fn start(&mut self, name: String, config: SourceConfig) {
+    /// Starts a source of the configuration.
+    fn start(&mut self, name: String) {
+        let Some(config) = self.config.sources.get(&name).cloned() else { return };
         let stop = CancellationToken::new();
         let (counter, desk) = backfill::desk();
-        let source = M365Audit::new(name.as_str(), config.clone(), self.clock.clone()).with_desk(desk);
+        let tenant = config.tenant_id.clone();
         let entry = Entry {
             tenant: config.tenant_id.clone(),
             content_types: config.content_types.clone(),
@@ -218,13 +224,14 @@ impl Process {
             backfill: None,
         };
         self.registry.put(&name, entry);
-        let source: Box<dyn Source> = Box::new(if self.once { source.once() } else { source });
         tracing::info!(
             source = %name, tenant = %config.tenant_id, content_types = ?config.content_types, poll_interval_secs = config.poll_interval_secs,
             backfill_secs = config.backfill_secs, "source started"
         );
+        let source = M365Audit::new(name.as_str(), config, self.clock.clone()).with_desk(desk).in_fleet(&self.fleet);
+        let source: Box<dyn Source> = Box::new(if self.once { source.once() } else { source });
         let running = source.run(self.host.clone(), stop.clone());
-        self.sources.insert(name.clone(), Running { config, stop, ended: false });
+        self.sources.insert(name.clone(), Running { tenant, stop, ended: false });
         self.tasks.spawn(async move { (name, running.await) });
     }
 
@@ -271,13 +278,9 @@ impl Process {
     /// Moves positions of a source. Nobody may write the tenant's state meanwhile, so its sources pause.
     async fn moved(&mut self, asked: MoveAsked) {
         let MoveAsked { source, content_types, from, yes, answer } = asked;
-        let Some(tenant) = self.sources.get(&source).map(|running| running.config.tenant_id.clone()) else { return };
-        let paused: Vec<String> = self
-            .sources
-            .iter()
-            .filter(|(_, running)| running.config.tenant_id == tenant)
-            .map(|(name, _)| name.clone())
-            .collect();
+        let Some(tenant) = self.sources.get(&source).map(|running| running.tenant.clone()) else { return };
+        let paused: Vec<String> =
+            self.sources.iter().filter(|(_, running)| running.tenant == tenant).map(|(name, _)| name.clone()).collect();
         self.stop_sources(&paused).await;
         let wanted = Move { tenant, content_types, to: from, may_pass_over: yes };
         let result = moving::apply(&self.host.state(), &wanted, self.clock.now()).await;
@@ -286,9 +289,7 @@ impl Process {
             Err(error) => tracing::warn!(%source, "positions not moved: {error}"),
         }
         for name in paused {
-            if let Some(running) = self.sources.remove(&name) {
-                self.start(name, running.config);
-            }
+            self.start(name);
         }
         let _ = answer.send(match result {
             Ok(moved) => Ok(state::told(&moved)),
@@ -317,7 +318,7 @@ impl Process {
         let changed: Vec<String> = self
             .sources
             .iter()
-            .filter(|(name, running)| running.ended || new.sources.get(*name) != Some(&running.config))
+            .filter(|(name, running)| running.ended || new.sources.get(*name) != self.config.sources.get(*name))
             .map(|(name, _)| name.clone())
             .collect();
         self.stop_sources(&changed).await;
@@ -347,12 +348,12 @@ impl Process {
             self.service.alive();
             self.host.remove_sink(name, SINK_GRACE).await;
         }
-        for (name, source) in &new.sources {
-            if !self.sources.contains_key(name) {
-                self.start(name.clone(), source.clone());
+        self.config = Config { data_dir: self.config.data_dir.clone(), ..new };
+        for name in self.config.sources.keys().cloned().collect::<Vec<_>>() {
+            if !self.sources.contains_key(&name) {
+                self.start(name);
             }
         }
-        self.config = Config { data_dir: self.config.data_dir.clone(), ..new };
         tracing::info!(sources = self.config.sources.len(), sinks = self.config.sinks.len(), "reloaded");
     }
 }
@@ -415,7 +416,7 @@ fn serve_control(
 
 async fn serve_metrics(
     config: &Config,
-    recorder: &PrometheusHandle,
+    recorded: &Recorded,
     host: &Arc<EmbeddedHost>,
     stop: &CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
@@ -424,7 +425,7 @@ async fn serve_metrics(
     tracing::info!(listen = %metrics.listen, "metrics at /metrics, health at /health");
     let stopped = stop.clone().cancelled_owned();
     let report = host.report();
-    Ok(Some(tokio::spawn(server.serve(recorder.clone(), report, SystemClock::new(), stopped))))
+    Ok(Some(tokio::spawn(server.serve(recorded.prometheus.clone(), report, SystemClock::new(), stopped))))
 }
 
 /// The next beat for the watchdog; never when nobody watches.

@@ -379,6 +379,8 @@ pub struct Counters {
     pub without_publisher: BTreeMap<CallKind, u64>,
     /// Answers by HTTP status; 0 for a reset.
     pub statuses: BTreeMap<u16, u64>,
+    /// Connections accepted.
+    pub connections: u64,
 }
 
 /// The running simulator. Clones share it; when the last one goes, it stops.

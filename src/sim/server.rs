@@ -111,6 +111,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => {
                 // An accept that fails (out of descriptors, a peer that left) is the peer's trouble.
                 let Ok((socket, _)) = accepted else { tokio::task::yield_now().await; continue };
+                shared.log().counters.connections += 1;
                 connections.spawn(connection(socket, shared.clone()));
             }
         }

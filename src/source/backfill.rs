@@ -250,11 +250,11 @@ pub struct Asked {
 }
 
 /// Where a running source takes questions.
-pub struct Desk(mpsc::Receiver<Asked>);
+pub struct Desk(mpsc::Receiver<Box<Asked>>);
 
 /// Where questions are handed in. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Counter(mpsc::Sender<Asked>);
+pub struct Counter(mpsc::Sender<Box<Asked>>);
 
 impl Counter {
     /// Hands a question in.
@@ -262,7 +262,7 @@ impl Counter {
     /// # Errors
     /// The source has ended, or questions queue up.
     pub fn hand_in(&self, asked: Asked) -> Result<(), BackfillError> {
-        self.0.try_send(asked).map_err(|error| match error {
+        self.0.try_send(Box::new(asked)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => BackfillError::Busy,
             mpsc::error::TrySendError::Closed(_) => BackfillError::SourceEnded,
         })
@@ -392,7 +392,8 @@ fn range(from: Timestamp, to: Option<Timestamp>, now: Timestamp) -> Result<(Time
 pub async fn serve(desk: Option<Desk>, reader: Reader) {
     let Some(Desk(mut asks)) = desk else { return std::future::pending().await };
     while let Some(asked) = asks.recv().await {
-        let mut work = std::pin::pin!(reader.run(asked));
+        // Boxed: every tenant has a desk, and hardly ever a question.
+        let mut work = Box::pin(reader.run(*asked));
         loop {
             tokio::select! {
                 () = &mut work => break,

@@ -282,7 +282,7 @@ impl Hold {
     pub fn tick(&self) {
         let mut state = self.lock();
         state.untidy = true;
-        let tenant = self.0.settings.tenant.to_string();
+        let tenant = metrics::tenant_label(&self.0.settings.tenant);
         ::metrics::gauge!(metrics::HELD_EVENTS, "tenant" => tenant.clone()).set(state.records as f64);
         ::metrics::gauge!(metrics::HELD_BYTES, "tenant" => tenant.clone()).set(state.bytes as f64);
         ::metrics::gauge!(metrics::DLP_FLAGS, "tenant" => tenant).set(state.flags.len() as f64);

@@ -151,7 +151,7 @@ pub struct Lister {
     pub(super) settled: EventIndex,
     pub(super) store: Arc<dyn StateStore>,
     pub(super) settings: ListerSettings,
-    pub(super) found: mpsc::Sender<Found>,
+    pub(super) found: mpsc::Sender<Box<Found>>,
     pub(super) guidance: watch::Receiver<Guidance>,
     pub(super) stop: CancellationToken,
 }
@@ -200,25 +200,41 @@ struct Queues {
     next_pass: u64,
 }
 
+impl Queues {
+    /// Gives the room of windows back that are read: most of the time there are none.
+    fn shrink(&mut self) {
+        for queue in [&mut self.fresh, &mut self.backlog] {
+            if queue.is_empty() {
+                *queue = VecDeque::new();
+            }
+        }
+        if self.passes.is_empty() {
+            self.passes = HashMap::new();
+        }
+    }
+}
+
 /// The loop is gone or the source is stopping: the lister ends.
 struct Ending;
 
 type Step = Result<(), Ending>;
 
 impl Lister {
-    /// Lists until stopped; with `once`, until every window was read or given up.
-    pub async fn run(mut self, subscribed: bool) {
+    /// Lists until stopped; with `once`, until every window was read or given up. Boxed, since a task would hold what it
+    /// is given twice.
+    pub async fn run(mut self: Box<Self>, subscribed: bool) {
         let _ = self.try_run(subscribed).await;
     }
 
     async fn try_run(&mut self, subscribed: bool) -> Step {
         if !subscribed {
             self.tell(Found::Disabled { content_type: self.content_type }).await?;
-            if !self.subscribe().await? {
+            if !Box::pin(self.subscribe()).await? {
                 return Ok(());
             }
         }
-        if self.settings.once { self.run_once().await } else { self.run_on().await }
+        // Boxed, here and below, is what seldom runs, so that a stream that waits for its next poll is small.
+        if self.settings.once { Box::pin(self.run_once()).await } else { self.run_on().await }
     }
 
     fn stream(&self) -> StreamId {
@@ -231,7 +247,7 @@ impl Lister {
 
     async fn tell(&self, found: Found) -> Step {
         tokio::select! {
-            sent = self.found.send(found) => sent.map_err(|_| Ending),
+            sent = self.found.send(Box::new(found)) => sent.map_err(|_| Ending),
             () = self.stop.cancelled() => Err(Ending),
         }
     }
@@ -303,10 +319,11 @@ impl Lister {
             }
             let room = self.guidance.borrow_and_update().room;
             if let Some(cursor) = take_ready(&mut queues.fresh, now) {
-                self.page(cursor, &mut queues, true).await?;
+                Box::pin(self.page(cursor, &mut queues, true)).await?;
             } else if let Some(cursor) = if room { take_ready(&mut queues.backlog, now) } else { None } {
-                self.page(cursor, &mut queues, false).await?;
+                Box::pin(self.page(cursor, &mut queues, false)).await?;
             } else {
+                queues.shrink();
                 let retries = queues.fresh.iter().chain(queues.backlog.iter().filter(|_| room)).map(|c| c.not_before);
                 let due = retries.chain([next_poll]).min().unwrap_or(next_poll);
                 tokio::select! {

@@ -2,12 +2,14 @@
 //!
 //! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop;
 //! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`subscription`] keeps the feed on,
-//! [`health`] says how it fares, [`hold`] keeps routine reads that data loss prevention may flag yet. None of them knows a host by name or Microsoft's wire format.
+//! [`health`] says how it fares, [`hold`] keeps routine reads that data loss prevention may flag yet, [`fleet`] is what
+//! the sources of one process share. None of them knows a host by name or Microsoft's wire format.
 
 pub mod backfill;
 pub mod check;
 pub mod deliver;
 pub mod fetch;
+pub mod fleet;
 pub mod health;
 pub mod hold;
 pub mod listing;
@@ -36,6 +38,7 @@ use crate::host::{Health, Host, StateError};
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::normalise::{Mask, Normaliser, Settings};
 use backfill::{BackfillError, Desk};
+use fleet::Fleet;
 use listing::{Left, LeftKind};
 
 /// How often a file that cannot be read is looked for.
@@ -251,6 +254,7 @@ pub struct M365Audit {
     clock: Arc<dyn Clock>,
     once: bool,
     desk: Option<Desk>,
+    fleet: Fleet,
 }
 
 impl fmt::Debug for M365Audit {
@@ -262,7 +266,13 @@ impl fmt::Debug for M365Audit {
 impl M365Audit {
     /// A source that runs on until it is stopped.
     pub fn new(name: impl Into<Arc<str>>, config: SourceConfig, clock: Arc<dyn Clock>) -> Self {
-        Self { name: name.into(), config, clock, once: false, desk: None }
+        Self { name: name.into(), config, clock, once: false, desk: None, fleet: Fleet::new() }
+    }
+
+    /// The same source as one of many in a process: it shares their connections and begins when its turn comes. A single
+    /// pass does not wait: it ends when the last of them ends.
+    pub fn in_fleet(self, fleet: &Fleet) -> Self {
+        Self { fleet: fleet.clone(), ..self }
     }
 
     /// The same source, with a desk at which back-fills are asked for while it runs.
@@ -298,7 +308,7 @@ impl M365Audit {
             // What is doubted of a date is logged without knowing whose it is.
             tracing::warn_span!("observe", %tenant).in_scope(|| observer.observe(date));
         };
-        ApiClient::with_date_observer(settings, self.clock.clone(), Arc::new(observe))
+        ApiClient::with_date_observer(settings, self.clock.clone(), Arc::new(observe), self.fleet.connections())
             .map_err(|source| SourceError::Api { source: Box::new(source) })
     }
 
@@ -379,15 +389,34 @@ impl Source for M365Audit {
     }
 
     async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
+        if !self.once {
+            let wait = self.fleet.turn(self.clock.monotonic());
+            if !wait.is_zero() {
+                tokio::select! {
+                    () = self.clock.sleep(wait) => {}
+                    () = shutdown.cancelled() => return Ok(Report::default()),
+                }
+            }
+        }
         let server = ServerTime::new(self.clock.clone());
-        let Some(api) = self.client_when_possible(&server, &*host, &shutdown).await? else {
+        let Some(api) = Box::pin(self.client_when_possible(&server, &*host, &shutdown)).await? else {
             return Ok(Report::default());
         };
-        tenant::run((*self).parts(api, server, host)?, shutdown).await
+        tenant::run(self.into_parts(api, server, host)?, shutdown).await
     }
 }
 
 impl M365Audit {
+    /// Gives back the room of the source itself, which the run would hold to its end.
+    fn into_parts(
+        self: Box<Self>,
+        api: ApiClient,
+        server: ServerTime,
+        host: Arc<dyn Host>,
+    ) -> Result<tenant::TenantParts, SourceError> {
+        (*self).parts(api, server, host)
+    }
+
     fn parts(
         self,
         api: ApiClient,

@@ -117,6 +117,8 @@ struct Stream {
     position: Position,
     /// `position` differs from what was handed to the ledger.
     dirty: bool,
+    /// It differs by time and empty listings alone.
+    drifted: bool,
     settled: EventIndex,
     read: Vec<Window>,
     unsettled: Unsettled,
@@ -255,18 +257,21 @@ impl Downloads {
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
 pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
-    let Some((opened, hold)) = open_ledger(&parts, &board, &stop).await? else { return Ok(Report::default()) };
+    // What runs once is boxed: a tenant's task lives for months, and a process may have a thousand.
+    let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
+    let Some((opened, hold)) = opened else { return Ok(Report::default()) };
     board.publish();
     let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
-        let Some(enabled) = subscriptions_on(&parts, &board, &stop).await? else { return Ok(Report::default()) };
+        let enabled = Box::pin(subscriptions_on(&parts, &board, &stop)).await?;
+        let Some(enabled) = enabled else { return Ok(Report::default()) };
         let subscriptions =
             Subscriptions::new(parts.api.clone(), parts.server.clone(), parts.clock.clone(), handle.clone(), tenant);
         let context = fetch_context(&parts, &board, handle.clone(), events, hold, &stop);
         let backfills = backfill::serve(parts.desk.take(), backfill::Reader::new(&parts, &context));
-        let tenant_loop = Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop);
+        let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop));
         tokio::select! {
             report = tenant_loop.run(&mut writer, enabled, tracked, aside) => report,
             () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
@@ -411,7 +416,8 @@ struct Loop {
     context: FetchContext,
     subscriptions: Subscriptions,
     ledger: LedgerHandle,
-    streams: BTreeMap<ContentType, Stream>,
+    /// Boxed, since a map has room for eleven from the start.
+    streams: BTreeMap<ContentType, Box<Stream>>,
     ready: BinaryHeap<Ready>,
     retry: BTreeMap<(Duration, u64), Job>,
     retries: u64,
@@ -419,8 +425,9 @@ struct Loop {
     listers: Tasks<()>,
     downloads: Arc<Downloads>,
     processors: usize,
-    found: mpsc::Receiver<Found>,
-    finder: mpsc::Sender<Found>,
+    /// Boxed, since a channel has room for 32 from the start.
+    found: mpsc::Receiver<Box<Found>>,
+    finder: mpsc::Sender<Box<Found>>,
     waiting: Vec<(ContentType, bool)>,
     writing_positions: bool,
     /// A turn of the hold is under way; after one that failed, the next waits until then.
@@ -470,6 +477,7 @@ impl Loop {
             let stream = Stream {
                 position,
                 dirty,
+                drifted: false,
                 settled,
                 read: Vec::new(),
                 unsettled: Unsettled::default(),
@@ -480,7 +488,7 @@ impl Loop {
                 ended: None,
                 parked: None,
             };
-            streams.insert(content_type, stream);
+            streams.insert(content_type, Box::new(stream));
         }
         let (finder, found) = mpsc::channel(64);
         Self {
@@ -515,7 +523,7 @@ impl Loop {
     }
 
     async fn run(
-        mut self,
+        mut self: Box<Self>,
         writer: &mut tokio::task::JoinHandle<Result<(), StateError>>,
         enabled: Vec<ContentType>,
         tracked: Vec<BlobRef>,
@@ -556,7 +564,7 @@ impl Loop {
             let due = self.next_due();
             let now = self.parts.clock.monotonic();
             tokio::select! {
-                found = self.found.recv() => if let Some(found) = found { self.on_found(found) },
+                found = self.found.recv() => if let Some(found) = found { self.on_found(*found) },
                 Some(done) = self.tasks.join_next() => match done {
                     Ok(done) => if let Err(error) = self.on_done(done) { break Err(error) },
                     // A task that panicked is a bug; its blob is unsettled and will be listed again after a restart.
@@ -573,7 +581,7 @@ impl Loop {
                 () = self.stop.cancelled() => break Ok(()),
             }
         };
-        self.wind_up(ended.is_ok()).await;
+        Box::pin(self.wind_up(ended.is_ok())).await;
         ended.map(|()| self.report())
     }
 
@@ -590,7 +598,7 @@ impl Loop {
                         Some(Ok(done)) => if self.on_done(done).is_err() { break },
                         Some(Err(_)) => {}
                         None => {
-                            if self.streams.values().any(|s| s.dirty) {
+                            if self.streams.values().any(|s| s.dirty || s.drifted) {
                                 self.write_positions(true);
                                 continue;
                             }
@@ -640,7 +648,7 @@ impl Loop {
 
     fn start_lister(&mut self, content_type: ContentType, subscribed: bool) {
         let Some(stream) = self.streams.get(&content_type) else { return };
-        let lister = Lister {
+        let lister = Box::new(Lister {
             tenant: self.parts.tenant.clone(),
             content_type,
             api: self.parts.api.clone(),
@@ -658,7 +666,7 @@ impl Loop {
             found: self.finder.clone(),
             guidance: stream.guidance.subscribe(),
             stop: self.context.stop.clone(),
-        };
+        });
         self.listers.spawn(lister.run(subscribed));
     }
 
@@ -728,8 +736,7 @@ impl Loop {
 
     fn next_due(&self) -> Duration {
         let retry = self.retry.keys().next().map(|(due, _)| *due);
-        let positions = (self.streams.values().any(|s| s.dirty) && !self.writing_positions)
-            .then_some(self.positions_at + POSITION_EVERY);
+        let positions = self.positions_due().filter(|_| !self.writing_positions);
         [Some(self.tick_at), retry, positions].into_iter().flatten().min().unwrap_or(self.tick_at)
     }
 
@@ -995,6 +1002,10 @@ impl Loop {
             stream.newest = stream.newest.max(created);
         }
         self.advance(content_type);
+        if let Some(stream) = self.streams.get_mut(&content_type) {
+            // What a settled blob moves is written soon.
+            stream.dirty |= stream.drifted;
+        }
         self.guide(content_type);
     }
 
@@ -1123,6 +1134,7 @@ impl Loop {
         let Some(now) = self.parts.server.trusted() else { return };
         let Some(stream) = self.streams.get_mut(&content_type) else { return };
         let position = &mut stream.position;
+        let first = position.complete_until.is_none();
         let bounds = Bounds { origin: position.origin, complete_until: position.complete_until };
         let oldest = stream.unsettled.oldest_holding();
         let mut moved = false;
@@ -1143,20 +1155,35 @@ impl Loop {
         if moved {
             let complete = position.complete_until.unwrap_or(position.origin);
             stream.read.retain(|w| w.end > complete);
-            stream.dirty = true;
+            stream.drifted = true;
+            stream.dirty |= first || self.parts.once;
+        }
+    }
+
+    /// When changed positions are to be written; `None` when none has changed. Those that moved by time and empty listings
+    /// alone are written once in an interval, or with the next write: a restart lists so much more, which the overlap
+    /// dwarfs, and a thousand idle tenants do not sync the disk sixty times a second.
+    fn positions_due(&self) -> Option<Duration> {
+        if self.streams.values().any(|s| s.dirty) {
+            Some(self.positions_at + POSITION_EVERY)
+        } else if self.streams.values().any(|s| s.drifted) {
+            Some(self.positions_at + self.parts.poll_interval.max(POSITION_EVERY))
+        } else {
+            None
         }
     }
 
     /// Hands changed positions to the ledger, one write at a time.
     fn write_positions(&mut self, at_once: bool) {
+        let Some(due) = self.positions_due().filter(|_| !self.writing_positions) else { return };
         let now = self.parts.clock.monotonic();
-        if self.writing_positions || (!at_once && !self.parts.once && now < self.positions_at + POSITION_EVERY) {
+        if !at_once && !self.parts.once && now < due {
             return;
         }
         let mut positions = BTreeMap::new();
         for (content_type, stream) in &mut self.streams {
-            if stream.dirty {
-                stream.dirty = false;
+            if stream.dirty || stream.drifted {
+                (stream.dirty, stream.drifted) = (false, false);
                 positions.insert(*content_type, stream.position.clone());
             }
         }
@@ -1304,7 +1331,7 @@ impl Loop {
     }
 
     fn gauges(&self, now: Duration) {
-        let tenant = self.parts.tenant.to_string();
+        let tenant = metrics::tenant_label(&self.parts.tenant);
         let server_now = self.parts.server.trusted();
         for (content_type, stream) in &self.streams {
             let set = |name, value: f64| {

@@ -15,7 +15,7 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -57,13 +57,6 @@ impl Actionable for MetricsError {
             _ => "`[metrics] listen` is an address and a port, as in `127.0.0.1:9598`".into(),
         }
     }
-}
-
-/// Installs the process's metrics recorder and describes every metric to it. For the binary alone: a library must not.
-pub fn install_recorder() -> Result<PrometheusHandle, BuildError> {
-    let handle = PrometheusBuilder::new().install_recorder()?;
-    crate::metrics::describe();
-    Ok(handle)
 }
 
 /// A bound listener, not serving yet: so that a port in use stops the start, not the run.
@@ -191,6 +184,8 @@ impl<'a> Entry<'a> {
 
 #[cfg(test)]
 mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
     use crate::clock::SystemClock;
     use crate::model::Timestamp;

@@ -13,6 +13,7 @@
 pub mod control;
 pub mod memory;
 pub mod metrics_server;
+pub mod recorder;
 pub mod sink;
 pub mod status;
 pub mod store;

@@ -5,11 +5,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::control::Registry;
+use super::recorder::{Counts, Rated, Recorded};
 use super::{HealthReport, Standing};
 use crate::clock::Clock;
 use crate::host::Health;
@@ -171,9 +171,9 @@ impl Recent {
     }
 }
 
-/// The samples of one look at the metrics: name and the labels that count, summed over the others.
+/// One look at the metrics: by tenant or sink, then by name and content type or state, summed over the other labels.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Sample(HashMap<(String, String, String), f64>);
+struct Sample(HashMap<String, HashMap<(String, String), f64>>);
 
 impl Sample {
     /// Reads Prometheus text as our own recorder writes it.
@@ -189,72 +189,83 @@ impl Sample {
             };
             let owner = label("tenant").or_else(|| label("sink")).unwrap_or_default();
             let part = label("content_type").or_else(|| label("state")).unwrap_or_default();
-            *sample.0.entry((name.to_owned(), owner.clone(), part)).or_default() += value;
+            let series = sample.0.entry(owner).or_default();
+            *series.entry((name.to_owned(), part)).or_default() += value;
             if name == metrics::BLOBS_TOTAL
                 && let (Some(content_type), Some("lost")) = (label("content_type"), label("state").as_deref())
             {
-                *sample.0.entry((LOST.to_owned(), owner, content_type)).or_default() += value;
+                *series.entry((LOST.to_owned(), content_type)).or_default() += value;
             }
         }
         sample
     }
 
+    /// What the counters that rates are made of stood at.
+    fn of_counts(rated: &Rated, counts: &Counts) -> Self {
+        let mut sample = Sample::default();
+        for (name, owner, part, count) in rated.named(counts) {
+            *sample.0.entry(owner).or_default().entry((name, part)).or_default() += count as f64;
+        }
+        sample
+    }
+
     fn get(&self, name: &str, owner: &str, part: &str) -> Option<f64> {
-        self.0.get(&(name.to_owned(), owner.to_owned(), part.to_owned())).copied()
+        self.0.get(owner)?.get(&(name.to_owned(), part.to_owned())).copied()
     }
 
     /// Summed over the parts.
     fn sum(&self, name: &str, owner: &str) -> f64 {
-        self.0.iter().filter(|((n, o, _), _)| n == name && o == owner).map(|(_, value)| value).sum()
+        self.0.get(owner).into_iter().flatten().filter(|((n, _), _)| n == name).map(|(_, value)| value).sum()
     }
 }
 
 /// Blobs in state `lost`, by content type.
 const LOST: &str = "lost";
 
-/// Looks at the process's metrics and keeps a minute of them.
+/// Keeps what the counters stood at over the last minute, and reads all metrics when it is asked.
 pub struct Monitor {
-    recorder: PrometheusHandle,
+    recorded: Recorded,
     report: watch::Receiver<HealthReport>,
     recent: Recent,
     clock: Arc<dyn Clock>,
     started: Timestamp,
-    samples: Mutex<VecDeque<(Duration, Sample)>>,
+    samples: Mutex<VecDeque<(Duration, Counts)>>,
 }
 
 impl Monitor {
     /// A monitor that has seen nothing yet.
     pub fn new(
-        recorder: PrometheusHandle,
+        recorded: Recorded,
         report: watch::Receiver<HealthReport>,
         recent: Recent,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let started = clock.now();
-        let monitor = Self { recorder, report, recent, clock, started, samples: Mutex::default() };
+        let monitor = Self { recorded, report, recent, clock, started, samples: Mutex::default() };
         monitor.sample();
         monitor
     }
 
     /// Looks once; called every [`SAMPLE_EVERY`].
     pub fn sample(&self) {
-        self.recorder.run_upkeep();
-        let sample = Sample::parse(&self.recorder.render());
+        self.recorded.prometheus.run_upkeep();
+        let counts = self.recorded.rated.counts();
         let mut samples = self.lock();
         if samples.len() >= SAMPLES {
             samples.pop_front();
         }
-        samples.push_back((self.clock.monotonic(), sample));
+        samples.push_back((self.clock.monotonic(), counts));
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Duration, Sample)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Duration, Counts)>> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How everything fares now.
     pub fn status(&self, registry: &Registry) -> Status {
-        let now = Sample::parse(&self.recorder.render());
+        let now = Sample::parse(&self.recorded.prometheus.render());
         let (since, before) = self.lock().front().cloned().unwrap_or_default();
+        let before = Sample::of_counts(&self.recorded.rated, &before);
         let seconds = self.clock.monotonic().saturating_sub(since).as_secs_f64();
         let view = View { now: &now, before: &before, seconds };
         let report = self.report.borrow().clone();

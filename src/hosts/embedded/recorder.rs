@@ -1,0 +1,215 @@
+//! The process's metrics recorder: Prometheus text for whoever asks, and the counters that rates are made of.
+//!
+//! A rate needs what a counter stood at a minute ago. Keeping that as text, or as a map of every series, would cost a
+//! process with a thousand tenants more memory and more time than all its polls, so the few counters rates are made of
+//! are counted here once more, where they can be read without rendering anything.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Label, Metadata, SharedString, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::metrics as names;
+
+/// What rates are shown of.
+const RATED: [&str; 5] = [
+    names::REQUESTS_TOTAL,
+    names::THROTTLED_TOTAL,
+    names::EVENTS_TOTAL,
+    names::RECEIVED_BYTES_TOTAL,
+    names::SINK_RECORDS_TOTAL,
+];
+
+/// What was recorded. Cheap to clone.
+#[derive(Clone)]
+pub struct Recorded {
+    /// Everything, as text.
+    pub prometheus: PrometheusHandle,
+    /// What rates are made of.
+    pub rated: Rated,
+}
+
+/// The process has a metrics recorder.
+#[derive(Debug, thiserror::Error)]
+#[error("this process has a metrics recorder already")]
+pub struct InstalledAlready;
+
+/// Installs the process's metrics recorder and describes every metric to it. For the binary alone: a library must not.
+///
+/// # Errors
+/// When the process has one already.
+pub fn install() -> Result<Recorded, InstalledAlready> {
+    let prometheus = PrometheusBuilder::new().build_recorder();
+    let recorded = Recorded { prometheus: prometheus.handle(), rated: Rated::default() };
+    let recorder = Recorder { prometheus, rated: recorded.rated.clone() };
+    metrics::set_global_recorder(recorder).map_err(|_| InstalledAlready)?;
+    names::describe();
+    Ok(recorded)
+}
+
+/// The counters that rates are made of, each summed over the labels that do not count: by tenant or sink, and by
+/// content type. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Rated(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    by_owner: HashMap<Box<str>, Vec<Slot>>,
+    slots: usize,
+}
+
+struct Slot {
+    number: usize,
+    name: &'static str,
+    part: Box<str>,
+    count: Arc<AtomicU64>,
+}
+
+/// What every counter stood at, by the number of its slot.
+pub type Counts = Vec<u64>;
+
+impl Rated {
+    /// What the counters stand at.
+    pub fn counts(&self) -> Counts {
+        let table = self.lock();
+        let mut counts = vec![0; table.slots];
+        for slot in table.by_owner.values().flatten() {
+            if let Some(count) = counts.get_mut(slot.number) {
+                *count = slot.count.load(Ordering::Relaxed);
+            }
+        }
+        counts
+    }
+
+    /// Name, tenant or sink, and content type of every counter, with what it stood at in `counts`; 0 if it is younger.
+    pub fn named(&self, counts: &Counts) -> Vec<(String, String, String, u64)> {
+        let table = self.lock();
+        let named = |(owner, slot): (&str, &Slot)| {
+            let count = counts.get(slot.number).copied().unwrap_or(0);
+            (slot.name.to_owned(), owner.to_owned(), slot.part.to_string(), count)
+        };
+        table
+            .by_owner
+            .iter()
+            .flat_map(|(owner, slots)| slots.iter().map(move |slot| (&**owner, slot)))
+            .map(named)
+            .collect()
+    }
+
+    /// The counter a series adds to, if rates are made of it.
+    fn of(&self, key: &Key) -> Option<Arc<AtomicU64>> {
+        let name = RATED.into_iter().find(|name| *name == key.name())?;
+        let label = |name: &str| key.labels().find(|label| label.key() == name).map(Label::value);
+        let owner = label("tenant").or_else(|| label("sink")).unwrap_or_default();
+        let part = label("content_type").unwrap_or_default();
+        let mut guard = self.lock();
+        let table = &mut *guard;
+        let known = table.by_owner.get(owner).into_iter().flatten();
+        if let Some(slot) = { known }.find(|slot| slot.name == name && &*slot.part == part) {
+            return Some(slot.count.clone());
+        }
+        let count = Arc::new(AtomicU64::new(0));
+        let slot = Slot { number: table.slots, name, part: part.into(), count: count.clone() };
+        table.slots += 1;
+        table.by_owner.entry(owner.into()).or_default().push(slot);
+        Some(count)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Recorder {
+    prometheus: PrometheusRecorder,
+    rated: Rated,
+}
+
+/// One counter that is counted twice.
+struct Both {
+    shown: Counter,
+    rated: Arc<AtomicU64>,
+}
+
+impl CounterFn for Both {
+    fn increment(&self, value: u64) {
+        self.shown.increment(value);
+        self.rated.fetch_add(value, Ordering::Relaxed);
+    }
+
+    fn absolute(&self, value: u64) {
+        self.shown.absolute(value);
+        self.rated.fetch_max(value, Ordering::Relaxed);
+    }
+}
+
+impl metrics::Recorder for Recorder {
+    fn describe_counter(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.prometheus.describe_counter(key, unit, description);
+    }
+
+    fn describe_gauge(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.prometheus.describe_gauge(key, unit, description);
+    }
+
+    fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.prometheus.describe_histogram(key, unit, description);
+    }
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        let shown = self.prometheus.register_counter(key, metadata);
+        match self.rated.of(key) {
+            Some(rated) => Counter::from_arc(Arc::new(Both { shown, rated })),
+            None => shown,
+        }
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        self.prometheus.register_gauge(key, metadata)
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        self.prometheus.register_histogram(key, metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rated_counter_is_summed_over_its_other_labels_and_shown_as_it_was_recorded() {
+        let prometheus = PrometheusBuilder::new().build_recorder();
+        let (handle, rated) = (prometheus.handle(), Rated::default());
+        let recorder = Recorder { prometheus, rated: rated.clone() };
+        let requests = |status: &'static str, n| {
+            metrics::counter!(names::REQUESTS_TOTAL, "tenant" => "t1", "endpoint" => "token", "status" => status)
+                .increment(n);
+        };
+        let (before, after) = metrics::with_local_recorder(&recorder, || {
+            requests("200", 2);
+            requests("503", 3);
+            let before = rated.counts();
+            requests("200", 4);
+            metrics::counter!(names::EVENTS_TOTAL, "tenant" => "t1", "content_type" => "DLP.All").increment(7);
+            metrics::counter!(names::GAPS_TOTAL, "tenant" => "t1", "content_type" => "DLP.All").increment(1);
+            (before, rated.counts())
+        });
+        let of = |counts: &Counts| {
+            let mut named = rated.named(counts);
+            named.sort();
+            named
+                .into_iter()
+                .map(|(name, owner, part, count)| (name, format!("{owner} {part}"), count))
+                .collect::<Vec<_>>()
+        };
+        let row = |name: &str, of: &str, count| (name.to_owned(), of.to_owned(), count);
+        assert_eq!(of(&before), [row(names::EVENTS_TOTAL, "t1 DLP.All", 0), row(names::REQUESTS_TOTAL, "t1 ", 5)]);
+        assert_eq!(of(&after), [row(names::EVENTS_TOTAL, "t1 DLP.All", 7), row(names::REQUESTS_TOTAL, "t1 ", 9)]);
+        let text = handle.render();
+        assert!(text.contains("status=\"200\"} 6") && text.contains("status=\"503\"} 3"), "{text}");
+        assert!(text.contains(names::GAPS_TOTAL), "{text}");
+    }
+}
