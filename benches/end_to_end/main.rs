@@ -5,6 +5,7 @@
 
 mod baseline;
 mod child;
+mod routes;
 mod tenant;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ fn main() {
     match words.first().copied().unwrap_or("throughput") {
         "serve" => tenant::serve(&args[1]),
         "baseline" => baseline::run(&args[1], &args[2], args[3].parse().expect("a number")),
+        "receive" => routes::receive(&args[1]),
+        "routes" => routes::routes(number(1, 500), number(2, 200), number(3, 3)),
         "throughput" => throughput(number(1, 1500), number(2, 200), number(3, 5)),
         "memory" => memory(),
         "growth" => growth(words.get(1).copied()),
@@ -33,7 +36,7 @@ fn main() {
         "latency" => latency(number(1, 100)),
         "keys" => keys(number(1, 1_000_000), number(2, 10_000_000)),
         "pace" => pace(number(1, 180), number(2, 2000)),
-        other => panic!("`{other}` is none of throughput, memory, growth, keys, tenants, share, latency, pace"),
+        other => panic!("`{other}` is none of throughput, routes, memory, growth, keys, tenants, share, latency, pace"),
     }
 }
 
