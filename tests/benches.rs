@@ -78,3 +78,12 @@ fn every_piece_has_a_budget() {
     let pieces: Vec<&str> = table.lines().map(|line| line.split('"').nth(1).unwrap()).collect();
     assert_eq!(pieces, budgeted, "run .ci/instructions --write");
 }
+
+#[test]
+fn the_plots_are_of_the_numbers_beside_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match Command::new("python3").arg(root.join("benches/plots/draw.py")).arg("--check").output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => println!("skipped: no python3"),
+    }
+}

@@ -236,7 +236,8 @@ fn growth(only: Option<&str>) {
         let mut source = String::new();
         for n in 0..rules {
             source.push_str(&format!(
-                "[[sources.t0.severity.rules]]\nid = \"bench-{n}\"\noperations = [\"bench operation {n}\"]\nseverity = \"high\"\n"
+                "[[sources.t0.severity.rules]]\nid = \"bench-{n}\"\noperations = [\"bench operation {n}\"]\nseverity = \"high\"\n\
+                 reason = \"to be measured\"\n"
             ));
         }
         measure("operator-rules", rules, 1, &Feed { blobs: 500, ..Feed::default() }, &source);

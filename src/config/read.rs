@@ -508,27 +508,22 @@ fn check_rules(findings: &mut Findings, table: &Table, path: &str) {
     let Ok(mut config) = Value::Table(severity.clone()).try_into::<SeverityConfig>() else { return };
     let hint = "docs/rules.md lists the built-in rules and describes conditions";
     let rules = std::mem::take(&mut config.rules);
-    let mut add = |config: &SeverityConfig, place: &str| match config.load() {
-        Ok(_) => true,
-        Err(RulesError::Inline { source, .. }) => {
-            findings.note(Problem::new(place, Fault::Invalid, format!("a rule: {source}")).hint(hint));
-            false
-        }
-        Err(error) => {
-            let path = join(&path, "rules_file");
-            findings.note(Problem::new(path, Fault::Invalid, format!("a file of rules: {error}")).hint(hint));
-            false
-        }
-    };
-    if !add(&config, "") {
+    if let Err(error) = config.load() {
+        let path = join(&path, "rules_file");
+        findings.note(Problem::new(path, Fault::Invalid, format!("a file of rules: {error}")).hint(hint));
         return;
     }
-    // One by one, so that each problem is told at its own rule and the others are still looked at.
-    for (index, rule) in rules.into_iter().enumerate() {
-        config.rules.push(rule);
-        if !add(&config, &format!("{}[{index}]", join(&path, "rules"))) {
-            config.rules.pop();
+    // All at once while they are sound; a rule that is not is told, taken out, and the others are looked at again.
+    let mut places: Vec<usize> = (0..rules.len()).collect();
+    config.rules = rules;
+    while let Err(error) = config.load() {
+        let RulesError::Inline { index, source } = error else { return };
+        if index >= places.len() {
+            return;
         }
+        config.rules.remove(index);
+        let place = format!("{}[{}]", join(&path, "rules"), places.remove(index));
+        findings.note(Problem::new(place, Fault::Invalid, format!("a rule: {source}")).hint(hint));
     }
 }
 
