@@ -99,14 +99,20 @@ impl Members {
     /// not whole or not valid; whether it is UTF-8 is not looked at.
     pub fn read(&mut self, bytes: &[u8]) -> Option<usize> {
         self.values = [(0, 0); NAMES.len()];
+        self.fill(bytes)
+    }
+
+    /// As [`Members::read`], into members that hold nothing yet.
+    fn fill(&mut self, bytes: &[u8]) -> Option<usize> {
         let values = &mut self.values;
         let layout = json::scan_bytes(bytes, |key, value| {
             let key = bytes.get(key).unwrap_or_default();
-            let slot = if memchr::memchr(b'\\', key).is_some() {
-                std::str::from_utf8(key).ok().and_then(|key| known(json::unescape(key).as_bytes()))
-            } else {
-                known(key)
+            // No name has a backslash, so a key that is found as it stands needs no look for one.
+            let unescaped = || {
+                let key = std::str::from_utf8(key).ok().filter(|key| key.contains('\\'))?;
+                known(json::unescape(key).as_bytes())
             };
+            let slot = known(key).or_else(unescaped);
             if let Some(slot) = slot.and_then(|slot| values.get_mut(slot)) {
                 // What lies beyond 4 GiB makes the whole too long, below.
                 *slot = (value.start as u32, value.end as u32);
@@ -151,7 +157,7 @@ impl<'a> Event<'a> {
         let end = bytes.iter().rposition(|byte| !is_blank(byte)).ok_or(NotAnEvent)? + 1;
         let bytes = bytes.get(start..end).ok_or(NotAnEvent)?;
         let mut members = Members::default();
-        match members.read(bytes) {
+        match members.fill(bytes) {
             Some(length) if length == bytes.len() => Self::new(bytes, Cow::Owned(members)),
             _ => Err(NotAnEvent),
         }
