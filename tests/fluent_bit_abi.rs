@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use m365_audit::source::fleet::BEGIN_EVERY;
 use serde_json::{Map, Number, Value};
 use support::{PATIENCE, Service, library};
 
@@ -800,6 +801,31 @@ fn what_a_threaded_host_has_not_counted_comes_again_and_what_it_has_counted_does
         let listed = service.sim.activity();
         agent.tick_until("more polls", |_| service.sim.activity() > listed + 20);
         assert!(agent.records.len() <= last, "{} of the last {last}", agent.records.len());
+        agent.stop();
+    });
+}
+
+/// Lower bounds only: a busy machine makes them begin later.
+#[test]
+fn the_tenants_of_an_instance_begin_one_after_the_other_and_share_connections() {
+    on_host_thread(Threading::Off, |library| {
+        let tenants = 30;
+        let service = Service::new(tenants);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tenants.toml");
+        std::fs::write(&file, service.config_file(&dir.path().join("state"))).unwrap();
+        let properties = [("config_file".to_owned(), file.to_str().unwrap().to_owned())];
+        let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+        let start = Instant::now();
+        agent.start();
+        agent.tick_until("word of every tenant", |_| {
+            let asked: HashSet<String> = service.sim.requests().into_iter().map(|request| request.tenant).collect();
+            let turns = start.elapsed().as_millis() / BEGIN_EVERY.as_millis();
+            assert!(asked.len() as u128 <= turns + 1, "{} of them in {turns} turns", asked.len());
+            asked.len() == tenants
+        });
+        let connections = service.sim.counters().connections;
+        assert!(connections < tenants as u64, "{connections} connections for {tenants} tenants");
         agent.stop();
     });
 }

@@ -31,6 +31,7 @@ use crate::hosts::embedded::HealthReport;
 use crate::hosts::embedded::metrics_server::MetricsServer;
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::Actionable;
+use crate::source::fleet::Fleet;
 use crate::source::{M365Audit, Source, SourceError};
 
 /// Threads of the plugin's runtime.
@@ -368,9 +369,10 @@ impl Crew {
         let host = FluentBitHost::new(self.handover.clone(), Arc::new(store), self.clock.clone(), report);
         let host: Arc<dyn Host> = Arc::new(host);
         let mut sources = JoinSet::new();
+        let fleet = Fleet::new();
         for (name, config) in &self.settings.sources {
             let (name, config, clock) = (Arc::from(name.as_str()), config.clone(), self.clock.clone());
-            sources.spawn(keep_running(name, config, host.clone(), clock, self.stop.clone()));
+            sources.spawn(keep_running(name, config, host.clone(), fleet.clone(), clock, self.stop.clone()));
         }
         while sources.join_next().await.is_some() {}
         if let Some(listener) = listener {
@@ -409,12 +411,13 @@ async fn keep_running(
     name: Arc<str>,
     config: SourceConfig,
     host: Arc<dyn Host>,
+    fleet: Fleet,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
     let mut delays = delays();
     loop {
-        let source = M365Audit::new(name.clone(), config.clone(), clock.clone());
+        let source = M365Audit::new(name.clone(), config.clone(), clock.clone()).in_fleet(&fleet);
         let source: Box<dyn Source> = Box::new(source);
         // On a task of its own, so that a panic ends this source and no other.
         let run = tokio::spawn(source.run(host.clone(), stop.child_token())).await;
