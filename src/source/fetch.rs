@@ -330,7 +330,8 @@ impl<'a> Run<'a> {
             context,
             job,
             salvage: job.salvage(),
-            builder: BatchBuilder::with_room(context.buffers.clone(), BATCH_ROOM),
+            builder: BatchBuilder::with_room(context.buffers.clone(), BATCH_ROOM)
+                .assessed_by(context.normaliser.clone()),
             reserved: None,
             waited: Duration::ZERO,
             open: context.events.open_batch(),
