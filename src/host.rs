@@ -185,6 +185,30 @@ impl BatchBuilder {
         }
     }
 
+    /// Takes records out again, named by their indexes in ascending order.
+    pub fn remove(&mut self, records: &[usize]) {
+        if records.is_empty() {
+            return;
+        }
+        let mut records = records.iter().peekable();
+        let (mut index, mut kept) = (0, 0);
+        let ndjson = &mut *self.ndjson;
+        self.spans.retain_mut(|span| {
+            let stays = records.next_if_eq(&&index).is_none();
+            index += 1;
+            if stays {
+                // With the line break behind it.
+                let bytes = span.start..span.end + 1;
+                let length = bytes.len();
+                ndjson.copy_within(bytes, kept);
+                (span.start, span.end) = (kept, kept + length - 1);
+                kept += length;
+            }
+            stays
+        });
+        self.ndjson.truncate(kept);
+    }
+
     /// Bytes collected so far.
     pub fn bytes(&self) -> usize {
         self.ndjson.len()
@@ -456,6 +480,33 @@ mod tests {
         left.receipts.add(9);
         assert!(!right.receipts.has(9));
         assert!(left.split().is_none());
+    }
+
+    #[test]
+    fn records_taken_out_leave_the_others_whole_and_in_order() {
+        for gone in 0..1_usize << 5 {
+            let gone: Vec<usize> = (0..5).filter(|at| gone >> at & 1 == 1).collect();
+            let mut builder = BatchBuilder::default();
+            let record = |at: usize| format!("{{\"{}\":{at}}}", "a".repeat(at));
+            let second = |at: usize| Timestamp::from_second(at as i64).unwrap();
+            for at in 0..5 {
+                builder.push_with(|out| {
+                    out.extend_from_slice(record(at).as_bytes());
+                    Some((second(at), Severity::Low))
+                });
+            }
+            builder.remove(&gone);
+            let kept: Vec<usize> = (0..5).filter(|at| !gone.contains(at)).collect();
+            assert_eq!(builder.len(), kept.len());
+            let lines: String = kept.iter().map(|at| record(*at) + "\n").collect();
+            assert_eq!(builder.bytes(), lines.len());
+            let tenant: TenantId = "7f3c0000-0000-0000-0000-000000000001".parse().unwrap();
+            let batch = builder.finish("s".into(), tenant, ContentType::General);
+            assert_eq!(batch.ndjson(), lines);
+            let records: Vec<_> = batch.records().map(|r| (r.json.to_vec(), r.time)).collect();
+            let expected: Vec<_> = kept.iter().map(|at| (record(*at).into_bytes(), second(*at))).collect();
+            assert_eq!(records, expected);
+        }
     }
 
     #[test]
