@@ -61,7 +61,7 @@ fn configuration() -> String {
          - `${{NAME}}` in any string is replaced by that environment variable, which must be set; `$$` is one dollar. \
          A number, a switch or a comma-separated list may come from a variable too: `poll_interval_secs = \"${{POLL}}\"`.\n\
          - Names of sources and sinks consist of letters, digits, `_` and `-`.\n\
-         - Every source must be read by a sink. Two sources may read the same tenant if they share no content type.\n\
+         - Every source must be read by a sink. Two sources may not read the same tenant.\n\
          - Fluent Bit properties have the same names as the keys of the source; there, lists are separated by commas and \
          numbers may have a unit (`5m`, `32M`).\n"
     );

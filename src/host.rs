@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use self::buffers::Buffer;
 pub use self::buffers::Buffers;
 use crate::model::{ContentType, TenantId, Timestamp};
-use crate::severity::Severity;
+use crate::severity::{Assess, Severity};
 
 /// The agent, as a source sees it.
 #[async_trait]
@@ -54,6 +54,7 @@ pub struct Batch {
     /// The size of the buffer behind `ndjson`.
     memory_bytes: usize,
     spans: Arc<[Span]>,
+    assess: Option<Arc<dyn Assess>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +62,8 @@ struct Span {
     start: usize,
     end: usize,
     time: Timestamp,
-    severity: Severity,
+    /// `None` when it is found out from the record itself, by [`Batch::assess`].
+    severity: Option<Severity>,
 }
 
 /// One record of a [`Batch`].
@@ -71,14 +73,29 @@ pub struct Record<'a> {
     pub json: &'a [u8],
     /// When the event happened (`CreationTime`), else when its blob was created.
     pub time: Timestamp,
-    /// The severity assessed, also inside `json` where the format has a place for it.
-    pub severity: Severity,
+    severity: Option<Severity>,
+    assess: Option<&'a dyn Assess>,
+}
+
+impl Record<'_> {
+    /// The severity assessed, also inside `json` where the format has a place for it. Where it has none, the rules are
+    /// asked here and each time, which costs about as much as all that was done to the event before.
+    pub fn severity(&self) -> Severity {
+        let assessed = || self.assess.map(|assess| assess.severity(self.json));
+        self.severity.or_else(assessed).unwrap_or(Severity::Info)
+    }
 }
 
 impl Batch {
     /// The records, in order.
     pub fn records(&self) -> impl ExactSizeIterator<Item = Record<'_>> {
-        self.spans.iter().map(|s| Record { json: &self.ndjson[s.start..s.end], time: s.time, severity: s.severity })
+        let assess = self.assess.as_deref();
+        self.spans.iter().map(move |s| Record {
+            json: &self.ndjson[s.start..s.end],
+            time: s.time,
+            severity: s.severity,
+            assess,
+        })
     }
 
     /// All records as newline-delimited JSON, each followed by `\n`: what file and stream sinks write as it is.
@@ -127,6 +144,7 @@ pub struct BatchBuilder {
     spans: Vec<Span>,
     /// Where buffers come from, and their size.
     buffers: Option<(Buffers, usize)>,
+    assess: Option<Arc<dyn Assess>>,
 }
 
 impl BatchBuilder {
@@ -136,9 +154,19 @@ impl BatchBuilder {
         Self { buffers: Some((buffers, bytes)), ..Self::default() }
     }
 
-    /// Appends what `write` puts into the buffer as one record. When `write` returns `None` nothing is added,
-    /// whatever it wrote.
-    pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<(Timestamp, Severity)>) -> bool {
+    /// With someone to say the severity of records that are pushed without one; before it is known who, it is info.
+    #[must_use]
+    pub fn assessed_by(mut self, assess: Arc<dyn Assess>) -> Self {
+        self.assess = Some(assess);
+        self
+    }
+
+    /// Appends what `write` puts into the buffer as one record, of the time and severity it returns (see
+    /// [`BatchBuilder::assessed_by`]). When it returns `None` nothing is added, whatever it wrote.
+    pub fn push_with<S: Into<Option<Severity>>>(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Option<(Timestamp, S)>,
+    ) -> bool {
         let start = self.ndjson.len();
         if let Some((buffers, room)) = self.buffers.as_ref().filter(|_| self.ndjson.capacity() == 0) {
             self.ndjson = buffers.lend(*room);
@@ -147,7 +175,7 @@ impl BatchBuilder {
             Some((time, severity)) => {
                 let end = self.ndjson.len();
                 self.ndjson.push(b'\n');
-                self.spans.push(Span { start, end, time, severity });
+                self.spans.push(Span { start, end, time, severity: severity.into() });
                 true
             }
             None => {
@@ -155,6 +183,30 @@ impl BatchBuilder {
                 false
             }
         }
+    }
+
+    /// Takes records out again, named by their indexes in ascending order.
+    pub fn remove(&mut self, records: &[usize]) {
+        if records.is_empty() {
+            return;
+        }
+        let mut records = records.iter().peekable();
+        let (mut index, mut kept) = (0, 0);
+        let ndjson = &mut *self.ndjson;
+        self.spans.retain_mut(|span| {
+            let stays = records.next_if_eq(&&index).is_none();
+            index += 1;
+            if stays {
+                // With the line break behind it.
+                let bytes = span.start..span.end + 1;
+                let length = bytes.len();
+                ndjson.copy_within(bytes, kept);
+                (span.start, span.end) = (kept, kept + length - 1);
+                kept += length;
+            }
+            stays
+        });
+        self.ndjson.truncate(kept);
     }
 
     /// Bytes collected so far.
@@ -191,6 +243,7 @@ impl BatchBuilder {
             ndjson,
             memory_bytes,
             spans: std::mem::take(&mut self.spans).into(),
+            assess: self.assess.clone(),
         }
     }
 }
@@ -430,11 +483,38 @@ mod tests {
     }
 
     #[test]
+    fn records_taken_out_leave_the_others_whole_and_in_order() {
+        for gone in 0..1_usize << 5 {
+            let gone: Vec<usize> = (0..5).filter(|at| gone >> at & 1 == 1).collect();
+            let mut builder = BatchBuilder::default();
+            let record = |at: usize| format!("{{\"{}\":{at}}}", "a".repeat(at));
+            let second = |at: usize| Timestamp::from_second(at as i64).unwrap();
+            for at in 0..5 {
+                builder.push_with(|out| {
+                    out.extend_from_slice(record(at).as_bytes());
+                    Some((second(at), Severity::Low))
+                });
+            }
+            builder.remove(&gone);
+            let kept: Vec<usize> = (0..5).filter(|at| !gone.contains(at)).collect();
+            assert_eq!(builder.len(), kept.len());
+            let lines: String = kept.iter().map(|at| record(*at) + "\n").collect();
+            assert_eq!(builder.bytes(), lines.len());
+            let tenant: TenantId = "7f3c0000-0000-0000-0000-000000000001".parse().unwrap();
+            let batch = builder.finish("s".into(), tenant, ContentType::General);
+            assert_eq!(batch.ndjson(), lines);
+            let records: Vec<_> = batch.records().map(|r| (r.json.to_vec(), r.time)).collect();
+            let expected: Vec<_> = kept.iter().map(|at| (record(*at).into_bytes(), second(*at))).collect();
+            assert_eq!(records, expected);
+        }
+    }
+
+    #[test]
     fn a_record_that_is_not_written_leaves_no_trace() {
         let mut builder = BatchBuilder::default();
         builder.push_with(|out| {
             out.extend_from_slice(b"half");
-            None
+            None::<(Timestamp, Severity)>
         });
         assert!(builder.is_empty());
         assert_eq!(builder.bytes(), 0);

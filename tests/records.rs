@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use m365_audit::config::{Format, OcsfVersion, RawForm};
+use m365_audit::host::BatchBuilder;
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::normalise::{BlobContext, Event, Mask, Normaliser, Rendered, Settings};
-use m365_audit::severity::Rules;
+use m365_audit::severity::{Rules, Severity};
 use serde_json::Value;
 
 /// A fixture file and the content type its events would be listed under.
@@ -52,6 +53,43 @@ fn render(settings: Settings, event: &str, content_type: ContentType) -> Result<
         Rendered::Record { .. } => Ok(String::from_utf8(out).expect("records are UTF-8")),
         Rendered::Dropped { rule } => Err(rule),
     }
+}
+
+#[test]
+fn a_raw_record_is_dropped_by_the_same_rules_and_its_severity_is_told_to_a_host_that_asks() {
+    let tenant = tenant();
+    let (mut told, mut dropped) = (Vec::new(), 0);
+    for event in all_events() {
+        for drop_routine in [true, false] {
+            let settings = |format| Settings { format, drop_routine, ..Settings::default() };
+            let raw = Arc::new(Normaliser::new(settings(Format::Raw)));
+            let native = Normaliser::new(settings(Format::Native));
+            let parsed = Event::parse(event.as_bytes()).unwrap();
+            let blob = blob(&tenant, ContentType::General);
+            let expected = native.render(&parsed, &blob, &mut Vec::new());
+            let mut builder = BatchBuilder::default().assessed_by(raw.clone());
+            let pushed = builder.push_with(|out| match raw.render(&parsed, &blob, out) {
+                Rendered::Record { time, severity } => Some((time, severity)),
+                rendered @ Rendered::Dropped { .. } => {
+                    assert_eq!(rendered, expected, "{event}");
+                    None
+                }
+            });
+            let batch = builder.finish("t".into(), tenant.clone(), ContentType::General);
+            match expected {
+                Rendered::Dropped { .. } => {
+                    assert!(!pushed, "{event}");
+                    dropped += 1;
+                }
+                Rendered::Record { time, severity } => {
+                    let record = batch.records().next().unwrap_or_else(|| panic!("dropped: {event}"));
+                    assert_eq!((record.time, Some(record.severity())), (time, severity), "{event}");
+                    told.push(record.severity());
+                }
+            }
+        }
+    }
+    assert!(told.contains(&Severity::Critical) && told.contains(&Severity::Info) && dropped > 5, "{dropped}");
 }
 
 /// Each format and how its expected files are called.
@@ -384,7 +422,7 @@ fn assessed(rules: &Arc<Rules>, event: &str) -> String {
     let blob = blob(&tenant, ContentType::General);
     let settings = Settings { rules: rules.clone(), ..settings(RawForm::Object) };
     match Normaliser::new(settings).render(&event, &blob, &mut Vec::new()) {
-        Rendered::Record { severity, .. } => severity.as_str().to_owned(),
+        Rendered::Record { severity, .. } => severity.expect("the native format asks the rules").as_str().to_owned(),
         Rendered::Dropped { .. } => "drop".to_owned(),
     }
 }

@@ -158,23 +158,58 @@ impl OpenBatch {
     /// # Errors
     /// When a page of keys had to be read from the store and could not be; nothing is claimed then.
     pub async fn claim(&mut self, key: Key, store: &dyn StateStore) -> Result<Standing, StateError> {
-        loop {
-            match self.glance(key) {
-                Glance::Known(standing) => return Ok(standing),
-                Glance::OnPage(page) => self.index.load(page, store).await?,
-            }
+        let mut standing = Standing::Claimed;
+        match self.claim_all(&[key], store, |_, known| standing = known).await {
+            Ok(()) => Ok(standing),
+            Err((_, error)) => Err(error),
         }
     }
 
-    fn glance(&mut self, key: Key) -> Glance {
-        let keys = self.index.lock_keys();
+    /// Claims each of `keys` as [`OpenBatch::claim`] does, in their order and with one look at what is shared by all
+    /// batches; `taken` is told the index and standing of each that is not claimed by this.
+    ///
+    /// # Errors
+    /// As [`OpenBatch::claim`], with the index of the first key that nothing is known of; nothing is claimed from there.
+    pub async fn claim_all(
+        &mut self,
+        keys: &[Key],
+        store: &dyn StateStore,
+        mut taken: impl FnMut(usize, Standing),
+    ) -> Result<(), (usize, StateError)> {
+        let mut next = 0;
+        while let Some(page) = self.glance_all(keys, &mut next, &mut taken) {
+            self.index.load(page, store).await.map_err(|error| (next, error))?;
+        }
+        Ok(())
+    }
+
+    /// Goes on from `next` as far as memory tells: to the end, or to a key that may be on the page returned.
+    fn glance_all(
+        &mut self,
+        keys: &[Key],
+        next: &mut usize,
+        taken: &mut impl FnMut(usize, Standing),
+    ) -> Option<PageId> {
+        let index = self.index.clone();
+        let set = index.lock_keys();
+        let mut claims = index.lock_claims();
+        while let Some(key) = keys.get(*next) {
+            match self.glance(*key, &set, &mut claims) {
+                Glance::Known(Standing::Claimed) => {}
+                Glance::Known(standing) => taken(*next, standing),
+                Glance::OnPage(page) => return Some(page),
+            }
+            *next += 1;
+        }
+        None
+    }
+
+    fn glance(&mut self, key: Key, keys: &KeySet, claims: &mut Claims) -> Glance {
         match keys.probe(key) {
             Probe::Present => return Glance::Known(Standing::Delivered),
             Probe::Maybe(page) => return Glance::OnPage(page),
             Probe::Absent => {}
         }
-        let mut guard = self.index.lock_claims();
-        let claims = &mut *guard;
         let holder = claims.keys.get(&key).copied();
         let standing = match holder.and_then(|number| Some((number, claims.batches.get(&number)?))) {
             Some((number, _)) if Some(number) == self.number => Standing::InThisBatch,
@@ -283,6 +318,37 @@ mod tests {
         drop(first);
         assert!(!dependency.committed().await);
         assert!(matches!(second.claim(key(1), &store).await, Ok(Standing::Claimed)));
+    }
+
+    #[tokio::test]
+    async fn keys_claimed_together_stand_as_if_each_had_been_claimed_by_itself() {
+        let store = Store::default();
+        let index = index(&store).await;
+        let (mut first, mut second) = (index.open_batch(), index.open_batch());
+        assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
+        let keys = [key(2), key(1), key(3), key(2)];
+        let mut taken = Vec::new();
+        assert!(second.claim_all(&keys, &store, |at, standing| taken.push((at, standing))).await.is_ok());
+        assert!(matches!(taken[..], [(1, Standing::InFlight(_)), (3, Standing::InThisBatch)]));
+        assert_eq!(second.keys(), [key(2), key(3)]);
+    }
+
+    #[tokio::test]
+    async fn of_keys_claimed_together_those_before_a_page_that_cannot_be_read_are_claimed() {
+        let store = Store::default();
+        let full = index(&store).await;
+        let keys: Vec<Key> = (0..20_000).map(key).collect();
+        let staged = full.with_keys(|set| set.stage(&keys, Timestamp::UNIX_EPOCH));
+        store.commit(staged.ops).await.unwrap();
+        full.change_committed(staged.token);
+        let reloaded = index(&store).await;
+        store.0.lock().unwrap().clear();
+        let mut open = reloaded.open_batch();
+        let wanted = [key(20_001), keys[7], key(20_002)];
+        let mut taken = 0;
+        let result = open.claim_all(&wanted, &store, |_, _| taken += 1).await;
+        assert!(matches!(result, Err((1, StateError::Corrupt { .. }))));
+        assert_eq!((open.keys(), taken), (&wanted[..1], 0));
     }
 
     #[tokio::test]

@@ -140,7 +140,7 @@ struct DemoHost {
 impl Host for DemoHost {
     async fn deliver(&self, batch: Batch) -> DeliveryTicket {
         for record in batch.records() {
-            self.show.record(record.json, record.severity);
+            self.show.record(record.json, record.severity());
             if self.show.slow {
                 self.clock.sleep(RECORD_PAUSE).await;
             }

@@ -1,5 +1,6 @@
 //! From text to [`Config`]: lines, components, and what concerns several keys at once.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -564,44 +565,26 @@ fn is_exposed(url: &Url) -> bool {
         }
 }
 
-/// No two sources may read the same content type of the same tenant: they would share one position.
+/// No two sources may read the same tenant: its quota, its delivered events and its positions are kept by one of them.
 fn compare_tenants(findings: &mut Findings, sources: &[SourceTable]) {
-    let mut by_tenant: HashMap<String, Vec<&SourceTable>> = HashMap::new();
+    let mut by_tenant: HashMap<String, &SourceTable> = HashMap::new();
     for source in sources {
         let Some(tenant) = tenant_of(&source.table) else { continue };
-        let same = by_tenant.entry(tenant).or_default();
-        for earlier in same.iter() {
-            let theirs = content_types_of(&earlier.table);
-            let ours = content_types_of(&source.table);
-            let shared: Vec<&str> = ours.into_iter().filter(|t| theirs.contains(t)).collect();
-            if !shared.is_empty() {
-                let list = shared.iter().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ");
-                let expected =
-                    format!("content types that `sources.{}` does not read of the same tenant", earlier.name);
-                let problem = Problem::new(join(&source.path, "content_types"), Fault::Invalid, expected);
-                findings.note(problem.hint(format!("both read {list}; to feed two sinks, name one source in both")));
+        match by_tenant.entry(tenant) {
+            Entry::Vacant(free) => drop(free.insert(source)),
+            Entry::Occupied(earlier) => {
+                let expected = format!("a tenant that `sources.{}` does not read", earlier.get().name);
+                let problem = Problem::new(join(&source.path, "tenant_id"), Fault::Invalid, expected);
+                findings.note(problem.hint(
+                    "one source reads all `content_types` of a tenant; to feed two sinks, name it in the `inputs` of both",
+                ));
             }
         }
-        same.push(source);
     }
 }
 
 fn tenant_of(table: &Table) -> Option<String> {
     table.get("tenant_id").and_then(Value::as_str).map(|id| id.trim().to_ascii_lowercase())
-}
-
-fn content_types_of(table: &Table) -> Vec<&str> {
-    match table.get("content_types") {
-        // Known ones only: what else stands there is a problem of its own, and not to be repeated.
-        Some(Value::Array(items)) => {
-            items.iter().filter_map(Value::as_str).filter(|t| t.parse::<ContentType>().is_ok()).collect()
-        }
-        Some(Value::String(text)) => {
-            text.split(',').map(str::trim).filter(|t| t.parse::<ContentType>().is_ok()).collect()
-        }
-        Some(_) => Vec::new(),
-        None => ContentType::ALL.map(ContentType::as_str).to_vec(),
-    }
 }
 
 /// Every input names a source, and every source is somebody's input.
@@ -1013,9 +996,9 @@ format = "xml"
         check(
             &tenants(&format!("client_id = \"x\"\nclient_secret = \"x\"\n{twice}")),
             expect![[r#"
-            config-invalid: `sources.customers.tenants[1].content_types`: expected content types that `sources.customers.a` does not read of the same tenant (line 8)
-              hint: both read `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All`; to feed two sinks, name one source in both
-        "#]],
+                config-invalid: `sources.customers.tenants[1].tenant_id`: expected a tenant that `sources.customers.a` does not read (line 9)
+                  hint: one source reads all `content_types` of a tenant; to feed two sinks, name it in the `inputs` of both
+            "#]],
         );
     }
 
@@ -1302,7 +1285,7 @@ format = "xml"
     }
 
     #[test]
-    fn two_sources_may_share_a_tenant_but_not_a_content_type() {
+    fn two_sources_may_not_read_one_tenant_whatever_their_content_types() {
         let second = |types: &str| {
             format!(
                 "{}\n[sources.again]\ntype = \"m365_audit\"\ntenant_id = \"{TENANT}\"\n\
@@ -1310,13 +1293,12 @@ format = "xml"
                 source_with("content_types = [\"Audit.General\"]").replace("[\"contoso\"]", "[\"contoso\", \"again\"]")
             )
         };
-        assert_eq!(good(&second("\"DLP.All\"")).sources.len(), 2);
         check(
-            &second("\"DLP.All\", \"Audit.General\""),
+            &second("\"DLP.All\""),
             expect![[r#"
-            config-invalid: `sources.contoso.content_types`: expected content types that `sources.again` does not read of the same tenant (line 3)
-              hint: both read `Audit.General`; to feed two sinks, name one source in both
-        "#]],
+                config-invalid: `sources.contoso.tenant_id`: expected a tenant that `sources.again` does not read (line 4)
+                  hint: one source reads all `content_types` of a tenant; to feed two sinks, name it in the `inputs` of both
+            "#]],
         );
     }
 

@@ -408,11 +408,12 @@ fn log_record(batch: &Batch, record: &Record<'_>, observed: u64) -> Result<LogRe
         Some(Value::StringValue(name)) => name.clone(),
         _ => String::new(),
     };
+    let severity = record.severity();
     Ok(LogRecord {
         time_unix_nano: unix_nanos(record.time),
         observed_time_unix_nano: observed,
-        severity_number: severity_number(record.severity).into(),
-        severity_text: record.severity.as_str().into(),
+        severity_number: severity_number(severity).into(),
+        severity_text: severity.as_str().into(),
         body: Some(AnyValue { value: Some(Value::KvlistValue(body)) }),
         attributes,
         event_name,

@@ -45,22 +45,38 @@ known_members! {
 const BUCKET: usize = 6;
 /// No name in this place of a bucket.
 const NONE: u8 = u8::MAX;
-/// Known names by [`bucket`], so that a key is compared with the one or two names it could be. Built by the compiler,
-/// which refuses a name that does not fit.
-static INDEX: [[u8; BUCKET]; 256] = {
-    let mut index = [[NONE; BUCKET]; 256];
+/// Known names by [`bucket`], each with its [`head`], so that a key is compared with the one or two names it could be
+/// and hardly ever with one it is not. Built by the compiler, which refuses a name that does not fit.
+static INDEX: [[(u64, u8); BUCKET]; 256] = {
+    let mut index = [[(0, NONE); BUCKET]; 256];
     let mut i = 0;
     while i < NAMES.len() {
         let bucket = bucket(NAMES[i].as_bytes());
         let mut place = 0;
-        while index[bucket][place] != NONE {
+        while index[bucket][place].1 != NONE {
             place += 1;
         }
-        index[bucket][place] = i as u8;
+        index[bucket][place] = (head(NAMES[i].as_bytes()), i as u8);
         i += 1;
     }
     index
 };
+
+/// The length of a name and its first seven bytes, the case of ASCII letters taken away.
+const fn head(name: &[u8]) -> u64 {
+    if let Some(first) = name.first_chunk::<8>() {
+        const SEVEN: u64 = u64::MAX >> 8;
+        return (u64::from_le_bytes(*first) | 0x2020_2020_2020_2020) & SEVEN | (name.len() as u64) << 56;
+    }
+    let mut bytes = [0; 8];
+    let mut i = 0;
+    while i < 7 && i < name.len() {
+        bytes[i] = name[i] | 0x20;
+        i += 1;
+    }
+    bytes[7] = name.len() as u8;
+    u64::from_le_bytes(bytes)
+}
 
 /// A hash that does not see the case of ASCII letters.
 const fn bucket(name: &[u8]) -> usize {
@@ -72,12 +88,13 @@ const fn bucket(name: &[u8]) -> usize {
 }
 
 fn known(key: &[u8]) -> Option<usize> {
-    let candidates = INDEX.get(bucket(key))?;
-    candidates
-        .iter()
-        .take_while(|i| **i != NONE)
-        .map(|i| usize::from(*i))
-        .find(|i| NAMES.get(*i).is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(key)))
+    let head = head(key);
+    for (known, i) in INDEX.get(bucket(key))? {
+        if *known == head && NAMES.get(usize::from(*i))?.as_bytes().eq_ignore_ascii_case(key) {
+            return Some(usize::from(*i));
+        }
+    }
+    None
 }
 
 /// Where the members of one event stand in its bytes. Made once for a blob and filled anew for each of its events.

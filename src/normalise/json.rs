@@ -10,6 +10,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use wide::u8x16;
+
 /// The bytes are not JSON of the shape asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
@@ -425,22 +427,16 @@ impl Scanner<'_> {
 /// The index of the first quote, backslash or control character at or after `at`; the length when there is none.
 #[inline]
 fn special(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = ONES << 7;
-    // Eight bytes at a time: a high bit is set where a byte is below 0x20, equals `"` or equals `\`. Borrows can set
-    // wrong bits only above a right one, so the lowest is always right.
-    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let word = u64::from_le_bytes(*chunk);
-        let quote = word ^ (ONES * b'"' as u64);
-        let backslash = word ^ (ONES * b'\\' as u64);
-        let hits = (word.wrapping_sub(ONES * 0x20) & !word)
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (backslash.wrapping_sub(ONES) & !backslash);
-        let hits = hits & HIGHS;
+    // Sixteen bytes at a time: most strings of an event are no longer.
+    let (controls, quotes, backslashes) = (u8x16::splat(0x1F), u8x16::splat(b'"'), u8x16::splat(b'\\'));
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>()) {
+        let chunk = u8x16::new(*chunk);
+        let control = chunk.min(controls).simd_eq(chunk);
+        let hits = (chunk.simd_eq(quotes) | chunk.simd_eq(backslashes) | control).to_bitmask();
         if hits != 0 {
-            return at + (hits.trailing_zeros() / 8) as usize;
+            return at + hits.trailing_zeros() as usize;
         }
-        at += 8;
+        at += 16;
     }
     while bytes.get(at).is_some_and(|byte| !matches!(byte, b'"' | b'\\' | 0..=0x1F)) {
         at += 1;

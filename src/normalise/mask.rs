@@ -51,13 +51,18 @@ impl Mask {
         Ok(Mask { detected_values, pointers: pointers.collect::<Result<_, _>>()? })
     }
 
+    /// Whether something may have to be masked; false is certain and cheap.
+    pub(crate) fn may_apply(&self, event: &Event<'_>) -> bool {
+        !self.pointers.is_empty() || self.detected_values && may_have_detected(event)
+    }
+
     /// The event's text with everything masked; `None` when there was nothing to mask.
     pub(crate) fn apply(&self, event: &Event<'_>) -> Option<String> {
-        let text = event.text();
-        let detected = self.detected_values && may_have_detected(event);
-        if !detected && self.pointers.is_empty() {
+        if !self.may_apply(event) {
             return None;
         }
+        let text = event.text();
+        let detected = self.detected_values && may_have_detected(event);
         let mut edits = Edits { text, edits: Vec::new() };
         if detected {
             edits.find(Wanted::DetectedValues, 0);

@@ -38,7 +38,7 @@ pub use own::{BAD_BLOB, BadBytes, BadPiece, GAP, GapNotice, render_bad_blob, ren
 use crate::config::{Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::engine::Verdict;
-use crate::severity::{self, Rules, Severity, operation};
+use crate::severity::{self, Assess, Rules, Severity, operation};
 use actor::Actor;
 use dlp_link::{DlpNote, push_note};
 use event::Member;
@@ -100,8 +100,9 @@ pub enum Rendered {
     Record {
         /// When the event happened; else its blob's `contentCreated`.
         time: Timestamp,
-        /// The severity assessed.
-        severity: Severity,
+        /// The severity assessed. `None` in the raw format, which has no place for it, when nothing else needed it:
+        /// [`Normaliser`] says it of the record when asked ([`Assess`]).
+        severity: Option<Severity>,
     },
     /// The event is not to be shipped; what was appended means nothing.
     Dropped {
@@ -177,6 +178,10 @@ impl Normaliser {
     /// The same for an event of any origin. Without a usable time of its own or of its blob, the record has no
     /// `timestamp` and [`Rendered::Record`] says 1970.
     pub fn render_from(&self, event: &Event<'_>, origin: &Origin<'_>, out: &mut Vec<u8>) -> Rendered {
+        if self.settings.format == Format::Raw && !self.needs_rules(event) {
+            event.push_on_one_line(out);
+            return Rendered::Record { time: time_of(event, origin), severity: None };
+        }
         let folded = operation::fold(event.operation());
         let facts = EventFacts::new(event, &folded, &self.settings.internal_domains);
         let assessment = self.settings.rules.assess(&folded, &facts);
@@ -186,7 +191,16 @@ impl Normaliser {
             return Rendered::Dropped { rule: rule.id.as_str().into() };
         }
         let (time, severity) = self.render_assessed(event, &facts, &assessment, (origin, None), out);
-        Rendered::Record { time, severity }
+        Rendered::Record { time, severity: Some(severity) }
+    }
+
+    /// Whether a record of this event in the raw format may be dropped or differs from the event.
+    fn needs_rules(&self, event: &Event<'_>) -> bool {
+        let may_drop = || {
+            let folded = operation::fold(event.operation());
+            self.settings.rules.may_drop(&folded, event.integer(Member::RecordType))
+        };
+        self.settings.drop_routine && may_drop() || self.settings.mask.may_apply(event)
     }
 
     /// Appends the record of an event that a rule would have dropped, with the reason why it is shipped. Its severity is
@@ -218,8 +232,7 @@ impl Normaliser {
         let severity = assessment.severity();
         let folded = facts.folded_operation();
         let shown = |raw| Shown { raw, note };
-        let own_time = time::parse(event.creation_time());
-        let time = own_time.as_ref().map(|time| time.at).or(origin.content_created).unwrap_or(Timestamp::UNIX_EPOCH);
+        let time = time_of(event, origin);
         match self.settings.mask.apply(event) {
             None => self.write(event, facts, assessment, origin, shown(Raw::AsItCame), out),
             Some(text) => match Event::parse(text.as_bytes()) {
@@ -317,6 +330,19 @@ impl Normaliser {
             RawForm::None => {}
         }
     }
+}
+
+impl Assess for Normaliser {
+    /// Of a record in the raw format, which is the event.
+    fn severity(&self, json: &[u8]) -> Severity {
+        Event::parse(json).map(|event| Normaliser::assess(self, &event).severity()).unwrap_or(Severity::Info)
+    }
+}
+
+/// When an event happened; else its blob's `contentCreated`, else 1970.
+fn time_of(event: &Event<'_>, origin: &Origin<'_>) -> Timestamp {
+    let own = time::parse(event.creation_time()).map(|time| time.at);
+    own.or(origin.content_created).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// What [`Normaliser::explain`] has to say.

@@ -248,16 +248,25 @@ impl Splitter {
             if let Some(piece) = self.ready.pop_front() {
                 return Some(piece);
             }
-            let chunk = self.chunks.front()?.clone();
+            // Taken out and put back: to count references for each piece costs more than looking at its first bytes.
+            let chunk = std::mem::take(self.chunks.front_mut()?);
             if self.pos < chunk.len() {
+                let mut whole = None;
                 if self.state == State::Level
                     && self.expects != Expects::Separator
                     && let Some(rest) = chunk.get(self.pos..).filter(|rest| rest.first() == Some(&b'{'))
                     && let Some(length) = read(rest).filter(|length| *length <= self.limit.min(rest.len()))
                 {
-                    return Some(self.whole(&chunk, length));
+                    whole = Some(self.whole(&chunk, length));
+                } else {
+                    self.step(&chunk);
                 }
-                self.step(&chunk);
+                if let Some(front) = self.chunks.front_mut() {
+                    *front = chunk;
+                }
+                if whole.is_some() {
+                    return whole;
+                }
             } else {
                 self.leave(&chunk);
             }

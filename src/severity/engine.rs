@@ -181,6 +181,13 @@ pub struct Rule {
     pub technique: Option<String>,
 }
 
+impl Rule {
+    /// Whether events it matches may be dropped: by its own verdict or that of a case.
+    pub(super) fn can_drop(&self) -> bool {
+        self.verdict == Verdict::Drop || self.cases.iter().any(|case| case.verdict == Verdict::Drop)
+    }
+}
+
 /// A narrower case of a rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -557,6 +564,25 @@ impl RuleSet {
         self.rules.iter().map(|compiled| &compiled.rule)
     }
 
+    /// Where rules about this operation or record type are: those of names that may begin so, of this name, of the type.
+    fn places(&self, operation: &str, record_type: Option<i64>) -> (&[(String, usize)], &[usize], &[usize]) {
+        let first = operation.as_bytes().first().copied().unwrap_or(0);
+        let begun = self.by_beginning.get(usize::from(first)).map_or(&[][..], Vec::as_slice);
+        let named = self.by_operation.get(operation).map_or(&[][..], Vec::as_slice);
+        let typed = record_type
+            .and_then(|wanted| self.by_record_type.binary_search_by_key(&wanted, |(record_type, _)| *record_type).ok())
+            .and_then(|at| self.by_record_type.get(at))
+            .map_or(&[][..], |(_, rules)| rules.as_slice());
+        (begun, named, typed)
+    }
+
+    /// The rules about this operation or record type, whatever their conditions, and maybe some of other operations.
+    pub(super) fn about(&self, operation: &str, record_type: Option<i64>) -> impl Iterator<Item = &Rule> {
+        let (begun, named, typed) = self.places(operation, record_type);
+        let indexes = begun.iter().map(|(_, index)| index).chain(named).chain(typed);
+        indexes.filter_map(|index| self.rules.get(*index)).map(|compiled| &compiled.rule)
+    }
+
     /// The rules that match, in the order of the tables, and those whose place was taken.
     pub(super) fn matching<'s>(
         &'s self,
@@ -564,14 +590,8 @@ impl RuleSet {
         facts: &impl Facts,
         more_folders: &[String],
     ) -> (Vec<Match<'s>>, Vec<&'s Rule>) {
-        let first = operation.as_bytes().first().copied().unwrap_or(0);
-        let begun = self.by_beginning.get(usize::from(first)).map_or(&[][..], Vec::as_slice);
-        let named = self.by_operation.get(operation).map_or(&[][..], Vec::as_slice);
         let record_type = facts.record_type();
-        let typed = record_type
-            .and_then(|wanted| self.by_record_type.binary_search_by_key(&wanted, |(record_type, _)| *record_type).ok())
-            .and_then(|at| self.by_record_type.get(at))
-            .map_or(&[][..], |(_, rules)| rules.as_slice());
+        let (begun, named, typed) = self.places(operation, record_type);
         if begun.is_empty() && named.is_empty() && typed.is_empty() {
             return (Vec::new(), Vec::new());
         }

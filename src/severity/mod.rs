@@ -72,6 +72,12 @@ pub trait Modification {
     fn entries(&self) -> (usize, usize);
 }
 
+/// Says the severity of a record in which it is not written, when a host asks.
+pub trait Assess: fmt::Debug + Send + Sync {
+    /// The severity of a record, one JSON object.
+    fn severity(&self, json: &[u8]) -> Severity;
+}
+
 /// What rules ask of an event. Asked only when a rule about its operation has the question.
 pub trait Facts {
     /// Hands the values of the cmdlet parameters that `named` means to `test` until it answers true; whether it did.
@@ -186,6 +192,11 @@ impl Rules {
     /// All rules in force, in the order of the tables.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.set.rules()
+    }
+
+    /// Whether an event of this operation and record type may be dropped; false is certain and cheap.
+    pub fn may_drop(&self, folded_operation: &str, record_type: Option<i64>) -> bool {
+        self.set.about(folded_operation, record_type).any(Rule::can_drop)
     }
 
     /// Assesses an event by its folded operation name and its facts.

@@ -104,7 +104,7 @@ impl Courier {
                     why: why.to_owned(),
                     since: self.clock.now(),
                     time: record.time,
-                    severity: record.severity.as_str().to_owned(),
+                    severity: record.severity().as_str().to_owned(),
                     record: String::from_utf8_lossy(record.json).into_owned(),
                 };
                 (batch.content_type, u128::from_be_bytes(first), aside)

@@ -304,6 +304,8 @@ struct Run<'a> {
     damage: Option<String>,
     /// Keys the newest claim took.
     claimed: u32,
+    /// Keys of records in the batch being built that are not claimed yet, and the indexes of those records.
+    unclaimed: (Vec<Key>, Vec<usize>),
     /// Neighbouring bytes that are no event, until there are enough for a record.
     scrap: Option<Scrap>,
     tally: Tally,
@@ -330,7 +332,8 @@ impl<'a> Run<'a> {
             context,
             job,
             salvage: job.salvage(),
-            builder: BatchBuilder::with_room(context.buffers.clone(), BATCH_ROOM),
+            builder: BatchBuilder::with_room(context.buffers.clone(), BATCH_ROOM)
+                .assessed_by(context.normaliser.clone()),
             reserved: None,
             waited: Duration::ZERO,
             open: context.events.open_batch(),
@@ -342,6 +345,7 @@ impl<'a> Run<'a> {
             anonymous: HashMap::new(),
             damage: None,
             claimed: 0,
+            unclaimed: Default::default(),
             scrap: None,
             tally: Tally::default(),
         }
@@ -480,23 +484,14 @@ impl<'a> Run<'a> {
                 key
             }
         };
-        match self.claim(key).await? {
-            Standing::Claimed => {}
-            Standing::Delivered | Standing::InThisBatch => {
-                self.tally.duplicates += 1;
-                return Ok(());
-            }
-            Standing::InFlight(dependency) => {
-                self.tally.duplicates += 1;
-                if !self.dependencies.iter().any(|known| known.is_same(&dependency)) {
-                    self.dependencies.push(dependency);
-                }
-                return Ok(());
-            }
+        let is_dropping = self.context.hold.is_dropping();
+        let found = is_dropping.then(|| match_of(event)).flatten().filter(|found| !found.links.is_empty());
+        // What a repeat leaves behind beside its record must not come about at all.
+        let first = found.is_some() || self.context.backfill.as_ref().is_some_and(|backfill| backfill.again.is_some());
+        if first && !self.claims(key).await? {
+            return Ok(());
         }
-        if self.context.hold.is_dropping() {
-            self.matches.extend(match_of(event).filter(|found| !found.links.is_empty()));
-        }
+        self.matches.extend(found);
         self.reserve().await;
         let blob = context_of(&self.context.tenant, &self.job.blob);
         let normaliser = &self.context.normaliser;
@@ -509,11 +504,51 @@ impl<'a> Run<'a> {
             }
         });
         match dropped {
-            Some(rule) => self.routine(event, rule).await,
+            Some(rule) if first || self.claims(key).await? => self.routine(event, rule).await,
+            Some(_) => Ok(()),
             None => {
                 self.tally.records += 1;
+                if !first {
+                    self.unclaimed.0.push(key);
+                    self.unclaimed.1.push(self.builder.len() - 1);
+                }
                 Ok(())
             }
+        }
+    }
+
+    /// Claims an event by itself, after those rendered before it; false when it is on its way or delivered already.
+    async fn claims(&mut self, key: Key) -> Result<bool, Outcome> {
+        self.claim_rendered().await?;
+        let standing = self.claim(key).await?;
+        Ok(matches!(standing, Standing::Claimed) || {
+            self.repeated(standing);
+            false
+        })
+    }
+
+    /// Claims what was rendered and takes out of the batch what is on its way or delivered already. All at once: to ask
+    /// for each event takes the locks from the other downloads as often.
+    async fn claim_rendered(&mut self) -> Result<(), Outcome> {
+        let (keys, records) = std::mem::take(&mut self.unclaimed);
+        let mut taken = Vec::new();
+        let claimed = self.open.claim_all(&keys, &*self.context.store, |at, standing| taken.push((at, standing))).await;
+        let known = claimed.as_ref().map_or_else(|(known, _)| *known, |()| keys.len());
+        let unknown = known..keys.len();
+        self.tally.records -= (taken.len() + unknown.len()) as u64;
+        let gone = taken.iter().map(|(at, _)| *at).chain(unknown).filter_map(|at| records.get(at).copied());
+        self.builder.remove(&gone.collect::<Vec<_>>());
+        taken.into_iter().for_each(|(_, standing)| self.repeated(standing));
+        claimed.map_err(|(_, error)| unclaimed(error))
+    }
+
+    /// Counts an event that is not sent, and notes which batch carries it.
+    fn repeated(&mut self, standing: Standing) {
+        self.tally.duplicates += 1;
+        if let Standing::InFlight(dependency) = standing
+            && !self.dependencies.iter().any(|known| known.is_same(&dependency))
+        {
+            self.dependencies.push(dependency);
         }
     }
 
@@ -673,6 +708,7 @@ impl<'a> Run<'a> {
 
     /// Takes what was collected so far; `None` when that is nothing.
     async fn close_batch(&mut self) -> Result<Option<Closed>, Outcome> {
+        self.claim_rendered().await?;
         let staged = self.context.hold.stage(&self.job.blob, &mut self.held, &mut self.matches).await;
         let staged = staged.map_err(unclaimed)?;
         self.held_bytes = 0;
