@@ -415,8 +415,8 @@ pub struct HostCounters {
 }
 
 // SAFETY: the pointer is only followed in `counted`, which the module's header keeps on the host's threads: the
-// instance's metrics are made at its init and, ours, on that thread. A threaded instance's engine sets values meanwhile,
-// as atomics.
+// instance's metrics are made at its init and, ours, on that thread. A threaded instance's engine sets values meanwhile, as
+// atomics, and may add a series (that of the tag), whole before it is linked.
 unsafe impl Send for HostCounters {}
 // SAFETY: as above.
 unsafe impl Sync for HostCounters {}

@@ -2,9 +2,9 @@
 //!
 //! There an append is done when the records are in a ring in memory, from which the engine, one thread, appends them to
 //! chunks in their order, some 250 ms later. It tells nobody. Two things settle what was appended, whichever comes first:
-//! - **Seen**: the engine counts records and bytes of the input when it begins with a buffer. When both counters stand
-//!   exactly where a later append ends, it is done with every earlier one. A host whose counters cannot be read, or whose
-//!   processors or routes change what is counted, never stands there exactly.
+//! - **Seen**: the engine counts records and bytes of the input when it begins with a buffer (2.2 and 3.0: when it is done
+//!   with it). When both counters stand exactly where a later append ends, it is done with every earlier one. Processors
+//!   or conditional routes may change what is counted: counters that stood elsewhere are not believed any more.
 //! - **Time**: [`SETTLE_AFTER`], of which no pause was part, since a paused engine leaves the ring as it is. While the
 //!   counters stand where an earlier append ends, [`UNSEEN_AFTER`]: the engine is busy with something else.
 //!
@@ -49,7 +49,7 @@ pub struct Ring {
     /// Appended since then, and settled of it.
     appended: Counted,
     settled: Counted,
-    /// The counters stand where an append ends.
+    /// The counters have always stood where an append ends, since the ring was last empty.
     exact: bool,
     odd_readings: u8,
     /// The call before this one.
@@ -89,8 +89,8 @@ impl Ring {
     /// A call of the host at `now`, with its counters if they were read: takes what is settled.
     pub fn settle(&mut self, now: Duration, counted: Option<Counted>) -> Vec<TicketAnswer> {
         let mut settled = Vec::new();
-        if let Some(at) = counted.zip(self.base).map(|(counted, base)| counted.since(base)) {
-            self.note(now, at, &mut settled);
+        if let (true, Some(counted), Some(base)) = (self.exact, counted, self.base) {
+            self.note(now, counted.since(base), &mut settled);
         }
         while let Some(first) = self.appends.front() {
             let wait = if self.exact && !first.begun { UNSEEN_AFTER } else { SETTLE_AFTER };
@@ -114,7 +114,7 @@ impl Ring {
     /// The counters stand at `at`; `None`: before the base.
     fn note(&mut self, now: Duration, at: Option<Counted>, settled: &mut Vec<TicketAnswer>) {
         if let Some(earlier) = self.appends.iter().position(|append| Some(append.end) == at) {
-            (self.exact, self.odd_readings) = (true, 0);
+            self.odd_readings = 0;
             for _ in 0..earlier {
                 self.pop(settled);
             }
@@ -122,10 +122,10 @@ impl Ring {
                 (begun.begun, begun.since) = (true, now);
             }
         } else if at == Some(self.settled) {
-            (self.exact, self.odd_readings) = (true, 0);
+            self.odd_readings = 0;
         } else {
-            self.odd_readings = self.odd_readings.saturating_add(1);
-            self.exact &= self.odd_readings < ODD_READINGS;
+            self.odd_readings += 1;
+            self.exact = self.odd_readings < ODD_READINGS;
         }
     }
 
@@ -217,6 +217,20 @@ mod tests {
         for (ms, counted) in odd.into_iter().enumerate() {
             assert_eq!(rig.call(ms as u64, Some(counted)), NONE, "{counted:?}");
         }
+    }
+
+    #[test]
+    fn counters_that_stood_elsewhere_are_not_believed_until_the_ring_was_empty() {
+        let mut rig = rig(Some(records(0)));
+        (0..4).for_each(|_| rig.append(0, 3));
+        // Each append is counted twice; the second stands where the fourth should.
+        (1..=ODD_READINGS.into()).for_each(|ms| assert_eq!(rig.call(ms, Some(records(4))), NONE));
+        assert_eq!(rig.call(10, Some(records(12))), NONE);
+        rig.call(600, Some(records(24)));
+        assert_eq!(rig.call(1_000, Some(records(24))), [0, 1, 2, 3]);
+        rig.ring.begin(Some(records(24)));
+        [3, 4].into_iter().for_each(|size| rig.append(2_000, size));
+        assert_eq!(rig.call(2_100, Some(records(31))), [4]);
     }
 
     #[test]
