@@ -37,6 +37,8 @@ fn fluent_bit() -> Option<PathBuf> {
 struct Setup {
     input: Vec<(&'static str, String)>,
     second_input: bool,
+    /// Written below the input's properties.
+    processors: &'static str,
     output: Option<String>,
     http_port: Option<u16>,
     /// Another place for the chunks.
@@ -97,6 +99,7 @@ impl Agent {
             for (key, value) in own.chain(setup.input.iter().map(|(key, value)| (*key, value))) {
                 let _ = writeln!(text, "      {key}: '{value}'");
             }
+            text += setup.processors;
         }
         let file = format!("name: file\n      path: {at}\n      file: out.json\n      format: plain");
         let output = setup.output.clone().unwrap_or(file);
@@ -330,6 +333,44 @@ fn killed_while_a_busy_engine_leaves_records_in_memory_it_loses_nothing_when_thr
     agent.wait_until_all(&service);
     agent.terminate();
     service.assert_nothing_lost(&agent.records());
+}
+
+/// It then counts fewer records than it was given, and of some buffers nothing.
+#[test]
+fn a_processor_that_drops_records_holds_up_none_of_the_others_when_threaded() {
+    let service = Service::new(1);
+    service.publish(60, 20);
+    let processors =
+        "      processors:\n        logs:\n          - name: grep\n            exclude: workload ^Exchange$\n";
+    let Some(mut agent) = Agent::new(&service.properties(), &Setup { processors, ..Setup::threaded() }) else { return };
+    let events = service.sim.truth().events;
+    let stays = |event: &[u8]| serde_json::from_slice::<Value>(event).unwrap_or_default()["Workload"] != "Exchange";
+    let expected: BTreeSet<&str> =
+        events.iter().filter(|event| stays(&event.raw)).filter_map(|event| event.id.as_deref()).collect();
+    let ids = |agent: &Agent| -> BTreeSet<String> {
+        agent.records().iter().filter_map(|record| record["event_id"].as_str().map(str::to_owned)).collect()
+    };
+    agent.start();
+    wait_until("every record that stays", || {
+        let found = ids(&agent);
+        expected.iter().all(|id| found.contains(*id))
+    });
+    // What is not confirmed until the end comes again.
+    let polled = service.sim.activity();
+    wait_until("more polls", || service.sim.activity() > polled + 150);
+    agent.terminate();
+    agent.start();
+    let polled = service.sim.activity();
+    wait_until("polls after the restart", || service.sim.activity() > polled + 20);
+    agent.terminate();
+    let records = agent.records();
+    assert!(
+        records.iter().all(|record| record["workload"] != "Exchange") && expected.len() > 300,
+        "{}",
+        expected.len()
+    );
+    let repeated = service.compare(&records).duplicated;
+    assert!(repeated.is_empty(), "{repeated:?}");
 }
 
 #[test]
