@@ -323,7 +323,7 @@ fn greet(settings: &Settings, mode: Mode, has_host_metrics: bool) {
         Mode::OnPipeline => tracing::info!(version, "started, `threaded: off`: settled when Fluent Bit has appended"),
         Mode::OnOwnThread => tracing::warn!(
             version,
-            "started, threaded: what Fluent Bit holds in memory is lost when it is killed (hint: `threaded: off` with `storage.type: filesystem`)"
+            "started, threaded: Fluent Bit does not say when a full disk costs records, nor what it has only in memory (hint: `threaded: off` with `storage.type: filesystem`)"
         ),
     }
     for line in settings.shown() {
