@@ -8,7 +8,7 @@
 #[path = "fluent_bit_support/mod.rs"]
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use m365_audit::source::fleet::BEGIN_EVERY;
 use serde_json::{Map, Number, Value};
 use support::{PATIENCE, Service, library};
 
@@ -69,6 +70,9 @@ static HOST: Mutex<AppendingHost> = Mutex::new(AppendingHost::new());
 
 struct AppendingHost {
     appended: Vec<Value>,
+    /// Records and bytes of each append that it took, and how many of them its engine has counted.
+    appends: Vec<(usize, usize)>,
+    counted: (usize, usize),
     calls: usize,
     /// So many calls are refused first.
     refusals: usize,
@@ -79,7 +83,21 @@ struct AppendingHost {
 
 impl AppendingHost {
     const fn new() -> Self {
-        Self { appended: Vec::new(), calls: 0, refusals: 0, pause: None, paused: false }
+        Self {
+            appended: Vec::new(),
+            appends: Vec::new(),
+            counted: (0, 0),
+            calls: 0,
+            refusals: 0,
+            pause: None,
+            paused: false,
+        }
+    }
+
+    /// Its engine begins with the last append but `left`.
+    fn count_all_but(&mut self, left: usize) {
+        let begun = self.appends.iter().take(self.appends.len().saturating_sub(left));
+        self.counted = begun.fold((0, 0), |(records, bytes), append| (records + append.0, bytes + append.1));
     }
 }
 
@@ -103,13 +121,24 @@ unsafe extern "C" fn append(
     if host.calls <= host.refusals {
         return -1;
     }
-    host.appended.extend(decode(unsafe { std::slice::from_raw_parts(data.cast(), size) }));
+    let records = decode(unsafe { std::slice::from_raw_parts(data.cast(), size) });
+    host.appends.push((records.len(), size));
+    host.appended.extend(records);
     if let Some(pause) = host.pause.filter(|_| host.calls.is_multiple_of(3)) {
         host.paused = true;
         drop(host);
         unsafe { pause() };
     }
     0
+}
+
+/// The page of a host that has begun to append so many of its appends, as `cmt_encode_prometheus_create` makes it.
+unsafe extern "C" fn encode(metrics: *mut c_void, with_timestamps: c_int) -> *mut c_char {
+    assert!(metrics == METRICS && with_timestamps == 0);
+    let (records, bytes) = host().counted;
+    let line = |name: &str, value: usize| format!("fluentbit_input_{name}_total{{name=\"m365_audit.0\"}} {value}\n");
+    let page = CString::new(line("bytes", bytes) + &line("records", records)).unwrap();
+    unsafe { libc::strdup(page.as_ptr()) }
 }
 
 /// Set in a process whose host appends.
@@ -137,6 +166,12 @@ fn host_appends(test: &str) -> bool {
     unsafe { **library.get::<*mut Append>(b"append_for_test").unwrap() = append };
     *EXPORTS.lock().unwrap() = Some(library);
     true
+}
+
+/// Says what becomes of a call, in a process where [`host_appends`].
+fn export(name: &str, value: usize) {
+    let exports = EXPORTS.lock().unwrap();
+    unsafe { **exports.as_ref().unwrap().get::<*mut usize>(name.as_bytes()).unwrap() = value };
 }
 
 /// What [`host_appends`] exports, for as long as the process lives.
@@ -193,10 +228,6 @@ unsafe extern "C" fn start_collector(collector: c_int, instance: *mut c_void) ->
 impl Engine {
     /// A new one, in a process where [`host_appends`].
     fn start() {
-        let exports = EXPORTS.lock().unwrap();
-        let export = |name: &str, value: usize| unsafe {
-            **exports.as_ref().unwrap().get::<*mut usize>(name.as_bytes()).unwrap() = value;
-        };
         *ENGINE.lock().unwrap() = Self::default();
         export("scheduler_for_test", SCHEDULER as usize);
         export("create_timer_for_test", create_timer as *const () as usize);
@@ -251,7 +282,7 @@ struct Api {
     output_get_property: usize,
     input_get_property: unsafe extern "C" fn(*const c_char, *const Instance) -> *const c_char,
     output_get_cmt_instance: usize,
-    input_get_cmt_instance: usize,
+    input_get_cmt_instance: unsafe extern "C" fn(*const Instance) -> *mut c_void,
     log_print: unsafe extern "C" fn(c_int, *const c_char, c_int, *const c_char, *const c_char),
     input_log_check: unsafe extern "C" fn(*const Instance, c_int) -> c_int,
 }
@@ -284,11 +315,19 @@ unsafe extern "C" fn log_check(_instance: *const Instance, level: c_int) -> c_in
     c_int::from(level <= 3)
 }
 
+/// What the instance's metrics are at, for a host that has some.
+const METRICS: *mut c_void = 0x3e7 as *mut c_void;
+
+unsafe extern "C" fn get_metrics(instance: *const Instance) -> *mut c_void {
+    assert!(!instance.is_null());
+    METRICS
+}
+
 static API: Api = Api {
     output_get_property: 0,
     input_get_property: get_property,
     output_get_cmt_instance: 0,
-    input_get_cmt_instance: 0,
+    input_get_cmt_instance: get_metrics,
     log_print,
     input_log_check: log_check,
 };
@@ -729,6 +768,69 @@ fn a_host_with_an_engine_takes_records_as_soon_as_they_wait_and_not_only_in_its_
 }
 
 #[test]
+fn what_a_threaded_host_has_not_counted_comes_again_and_what_it_has_counted_does_not() {
+    if !host_appends("what_a_threaded_host_has_not_counted_comes_again_and_what_it_has_counted_does_not") {
+        return;
+    }
+    on_host_thread(Threading::On, move |library| {
+        export("encode_for_test", encode as *const () as usize);
+        let service = Service::new(1);
+        service.publish(60, 50);
+        let dir = tempfile::tempdir().unwrap();
+        let mut agent = Agent::new(library, Callbacks::HostAppends, &with_data_dir(&service, dir.path(), &[]));
+        // An engine that is busy elsewhere, then one that has always begun with all but the last append.
+        for engine_runs in [false, true] {
+            *host() = AppendingHost::new();
+            agent.records.clear();
+            agent.start();
+            agent.tick_until_all(&service);
+            service.assert_exact(&agent.records);
+            let start = Instant::now();
+            agent.tick_until("time that settles what nothing is known of", |_| {
+                if engine_runs {
+                    host().count_all_but(1);
+                }
+                start.elapsed() > Duration::from_millis(2_500)
+            });
+            agent.stop();
+        }
+        let (last, _) = *host().appends.last().unwrap();
+        *host() = AppendingHost::new();
+        agent.records.clear();
+        agent.start();
+        let listed = service.sim.activity();
+        agent.tick_until("more polls", |_| service.sim.activity() > listed + 20);
+        assert!(agent.records.len() <= last, "{} of the last {last}", agent.records.len());
+        agent.stop();
+    });
+}
+
+/// Lower bounds only: a busy machine makes them begin later.
+#[test]
+fn the_tenants_of_an_instance_begin_one_after_the_other_and_share_connections() {
+    on_host_thread(Threading::Off, |library| {
+        let tenants = 30;
+        let service = Service::new(tenants);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tenants.toml");
+        std::fs::write(&file, service.config_file(&dir.path().join("state"))).unwrap();
+        let properties = [("config_file".to_owned(), file.to_str().unwrap().to_owned())];
+        let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+        let start = Instant::now();
+        agent.start();
+        agent.tick_until("word of every tenant", |_| {
+            let asked: HashSet<String> = service.sim.requests().into_iter().map(|request| request.tenant).collect();
+            let turns = start.elapsed().as_millis() / BEGIN_EVERY.as_millis();
+            assert!(asked.len() as u128 <= turns + 1, "{} of them in {turns} turns", asked.len());
+            asked.len() == tenants
+        });
+        let connections = service.sim.counters().connections;
+        assert!(connections < tenants as u64, "{connections} connections for {tenants} tenants");
+        agent.stop();
+    });
+}
+
+#[test]
 fn a_full_queue_stops_the_fetching_and_a_stop_in_a_backlog_loses_nothing() {
     on_host_thread(Threading::Off, |library| {
         let service = Service::new(1);
@@ -767,7 +869,7 @@ fn an_event_kept_as_an_object_keeps_its_types() {
         let expected = service.sim.truth().event_count() * 9 / 10;
         agent.tick_until("most records", |agent| agent.records.len() as u64 >= expected);
         agent.stop();
-        let truth: std::collections::HashSet<String> = service
+        let truth: HashSet<String> = service
             .sim
             .truth()
             .events

@@ -37,6 +37,8 @@ fn fluent_bit() -> Option<PathBuf> {
 struct Setup {
     input: Vec<(&'static str, String)>,
     second_input: bool,
+    /// Written below the input's properties.
+    processors: &'static str,
     output: Option<String>,
     http_port: Option<u16>,
     /// Another place for the chunks.
@@ -54,6 +56,11 @@ impl Setup {
     /// What the examples have: a crash of the agent then costs nothing.
     fn safe() -> Self {
         Self::default().with("threaded", "off").with("storage.type", "filesystem")
+    }
+
+    /// The same on a thread of its own.
+    fn threaded() -> Self {
+        Self::default().with("threaded", "on").with("storage.type", "filesystem")
     }
 }
 
@@ -92,6 +99,7 @@ impl Agent {
             for (key, value) in own.chain(setup.input.iter().map(|(key, value)| (*key, value))) {
                 let _ = writeln!(text, "      {key}: '{value}'");
             }
+            text += setup.processors;
         }
         let file = format!("name: file\n      path: {at}\n      file: out.json\n      format: plain");
         let output = setup.output.clone().unwrap_or(file);
@@ -133,6 +141,11 @@ impl Agent {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn kill(&mut self) {
+        self.signal("KILL");
+        assert_eq!(self.wait().signal(), Some(9));
     }
 
     fn terminate(&mut self) {
@@ -266,9 +279,18 @@ fn a_reload_in_a_backlog_loses_nothing() {
 
 #[test]
 fn killed_at_any_moment_it_loses_nothing_with_filesystem_storage() {
+    killed_at_any_moment(&Setup::safe());
+}
+
+#[test]
+fn killed_at_any_moment_it_loses_nothing_with_filesystem_storage_when_threaded() {
+    killed_at_any_moment(&Setup::threaded());
+}
+
+fn killed_at_any_moment(setup: &Setup) {
     let service = Service::new(1);
     service.publish(100, 50);
-    let setup = Setup::safe().with("bytes_per_tick_max", "512K");
+    let setup = setup.clone().with("bytes_per_tick_max", "512K");
     let Some(mut agent) = Agent::new(&service.properties(), &setup) else { return };
     let mut random = fastrand::Rng::with_seed(11);
     for _ in 0..6 {
@@ -276,14 +298,79 @@ fn killed_at_any_moment_it_loses_nothing_with_filesystem_storage() {
         let before = agent.records().len();
         wait_until("more records", || agent.records().len() > before || service.has_all(&agent.records()));
         std::thread::sleep(Duration::from_millis(random.u64(..1_200)));
-        agent.signal("KILL");
-        assert_eq!(agent.wait().signal(), Some(9));
+        agent.kill();
     }
     agent.start();
     agent.wait_until_all(&service);
     agent.terminate();
     service.assert_nothing_lost(&agent.records());
     println!("after six kills: {}", service.compare(&agent.records()));
+}
+
+/// The engine empties the ring each 250 ms; a variable for Fluent Bit's developers makes it as slow as one that is busy.
+#[test]
+fn killed_while_a_busy_engine_leaves_records_in_memory_it_loses_nothing_when_threaded() {
+    let service = Service::new(1);
+    service.publish(40, 50);
+    let port = free_port();
+    let setup = Setup { http_port: Some(port), ..Setup::threaded() };
+    let Some(mut agent) = Agent::new(&service.properties(), &setup) else { return };
+    agent.environment = vec![("FLB_DEV_RB_MS", "9000".to_owned())];
+    agent.start();
+    let started = Instant::now();
+    let writes = "fluentbit_input_ring_buffer_writes_total{name=\"m365_audit.0\"} ";
+    wait_until("records in the ring", || {
+        let page = get(port, "/api/v2/metrics/prometheus").unwrap_or_default();
+        page.lines().any(|line| line.strip_prefix(writes).is_some_and(|count| count != "0"))
+    });
+    // A second in an engine's hands is enough when nothing says that it has not come so far.
+    std::thread::sleep(Duration::from_secs(4));
+    agent.kill();
+    // On a machine too busy to come here in time there is nothing to see.
+    assert!(agent.records().is_empty() || started.elapsed() > Duration::from_secs(9));
+    agent.environment.clear();
+    agent.start();
+    agent.wait_until_all(&service);
+    agent.terminate();
+    service.assert_nothing_lost(&agent.records());
+}
+
+/// It then counts fewer records than it was given, and of some buffers nothing.
+#[test]
+fn a_processor_that_drops_records_holds_up_none_of_the_others_when_threaded() {
+    let service = Service::new(1);
+    service.publish(60, 20);
+    let processors =
+        "      processors:\n        logs:\n          - name: grep\n            exclude: workload ^Exchange$\n";
+    let Some(mut agent) = Agent::new(&service.properties(), &Setup { processors, ..Setup::threaded() }) else { return };
+    let events = service.sim.truth().events;
+    let stays = |event: &[u8]| serde_json::from_slice::<Value>(event).unwrap_or_default()["Workload"] != "Exchange";
+    let expected: BTreeSet<&str> =
+        events.iter().filter(|event| stays(&event.raw)).filter_map(|event| event.id.as_deref()).collect();
+    let ids = |agent: &Agent| -> BTreeSet<String> {
+        agent.records().iter().filter_map(|record| record["event_id"].as_str().map(str::to_owned)).collect()
+    };
+    agent.start();
+    wait_until("every record that stays", || {
+        let found = ids(&agent);
+        expected.iter().all(|id| found.contains(*id))
+    });
+    // What is not confirmed until the end comes again.
+    let polled = service.sim.activity();
+    wait_until("more polls", || service.sim.activity() > polled + 150);
+    agent.terminate();
+    agent.start();
+    let polled = service.sim.activity();
+    wait_until("polls after the restart", || service.sim.activity() > polled + 20);
+    agent.terminate();
+    let records = agent.records();
+    assert!(
+        records.iter().all(|record| record["workload"] != "Exchange") && expected.len() > 300,
+        "{}",
+        expected.len()
+    );
+    let repeated = service.compare(&records).duplicated;
+    assert!(repeated.is_empty(), "{repeated:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What TLS and HTTP/2 cost the collector: the feed over TLS, with the protocol and the cipher the server lets it have.
 //!
-//! The server is the one that decides: it offers HTTP/2 or does not, and one cipher suite alone. The client is our binary as it is, with the server's certificate as its `ca_file`.
+//! The server is the one that decides: it offers HTTP/2 or does not, and one cipher suite alone. The client is our binary
+//! as it is, with the server's certificate as its `ca_file`.
 
 use std::convert::Infallible;
 use std::path::Path;

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::backfill::Progress;
+use super::budget::{Budget, Room};
 use super::deliver::Courier;
 use super::hold::{Hold, Judgement, Staged};
 use super::tasks::Tasks;
@@ -73,40 +73,6 @@ pub struct FetchContext {
     pub stop: CancellationToken,
     /// Set when a back-fill asks: then blobs are not marked, which is the loop's to do.
     pub backfill: Option<Backfilling>,
-}
-
-/// The bound on bytes handed to the host and not yet confirmed (CK-5).
-#[derive(Clone, Debug)]
-pub struct Budget {
-    bytes: Arc<Semaphore>,
-    total: u32,
-}
-
-impl Budget {
-    /// A budget of `total` bytes, at least one batch.
-    pub fn new(total: u64) -> Self {
-        let total = u32::try_from(total).unwrap_or(u32::MAX).max(BATCH_BYTES as u32);
-        // A semaphore on 32-bit machines counts to 2^29.
-        let total = total.min((Semaphore::MAX_PERMITS.min(u32::MAX as usize)) as u32);
-        Self { bytes: Arc::new(Semaphore::new(total as usize)), total }
-    }
-
-    /// Waits until `bytes` fit; a batch larger than the whole budget waits until it is alone.
-    pub(super) async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
-        self.bytes.clone().acquire_many_owned(bytes).await.ok()
-    }
-
-    /// All bytes that may be in flight.
-    pub fn total(&self) -> u64 {
-        u64::from(self.total)
-    }
-
-    /// Bytes in flight now.
-    pub fn used(&self) -> u64 {
-        debug_assert!(self.bytes.available_permits() <= self.total as usize, "CK-5: a budget grew");
-        u64::from(self.total).saturating_sub(self.bytes.available_permits() as u64)
-    }
 }
 
 /// A blob to be fetched, with what earlier attempts taught.
@@ -248,13 +214,13 @@ struct Closed {
     batch: Batch,
     open: OpenBatch,
     staged: Staged,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Room>,
 }
 
 /// Records the host has: their claims and their share of the budget stand until the commit is durable.
 struct Delivered {
     open: OpenBatch,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Room>,
 }
 
 impl Closed {
@@ -286,7 +252,7 @@ struct Run<'a> {
     salvage: Salvage,
     builder: BatchBuilder,
     /// The room the batch being built has in the budget.
-    reserved: Option<OwnedSemaphorePermit>,
+    reserved: Option<Room>,
     open: OpenBatch,
     /// Routine reads to be put on hold, and their bytes.
     held: Vec<HeldRecord>,
@@ -720,7 +686,7 @@ impl<'a> Run<'a> {
         let bytes = batch.memory_bytes();
         let mut permit = self.reserved.take();
         match &mut permit {
-            Some(held) if bytes <= held.num_permits() => drop(held.split(held.num_permits() - bytes)),
+            Some(held) if bytes <= held.bytes() => held.shrink(bytes),
             _ => {
                 // Given back first: to wait for more while holding some could be to wait for each other.
                 drop(permit);

@@ -1,4 +1,4 @@
-//! What the sources of one process share: connections for small calls, and turns to begin.
+//! What the sources of one process share: connections for small calls, room in memory, and turns to begin.
 //!
 //! A thousand tenants that begin together ask for some ten thousand listings in their first seconds, and again together
 //! whenever the process starts. So each takes a turn: the first begins at once, every other one [`BEGIN_EVERY`] after
@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::budget::Pool;
 use crate::api::Connections;
 
 /// Between the beginnings of two sources: 20 a second, so that a thousand begin within a minute, with some 200 requests
@@ -17,6 +18,7 @@ pub const BEGIN_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
     connections: Connections,
+    pool: Pool,
     /// When the next one may begin, by [`Clock::monotonic`](crate::clock::Clock::monotonic).
     next: Arc<Mutex<Duration>>,
 }
@@ -30,6 +32,11 @@ impl Fleet {
     /// The connections they share.
     pub(super) fn connections(&self) -> &Connections {
         &self.connections
+    }
+
+    /// The room they share.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Takes the next turn to begin; how long to wait for it, at the monotonic time `now`.

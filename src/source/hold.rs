@@ -870,8 +870,8 @@ mod tests {
     use proptest::prelude::*;
     use tokio::task::JoinHandle;
 
+    use super::super::budget::{Budget, Pool};
     use super::super::deliver::Courier;
-    use super::super::fetch::Budget;
     use super::super::health::Board;
     use super::*;
     use crate::api::{ApiClient, ApiSettings};
@@ -1519,7 +1519,7 @@ mod tests {
             ledger: opened.handle,
             store: host.state(),
             courier: Courier { host: host.clone(), clock: clock.clone(), board },
-            budget: Budget::new(1 << 20),
+            budget: Budget::new(1 << 20, &Pool::default()),
             buffers: crate::host::Buffers::default(),
             hold: Hold::load(host.state(), settings.clone()).await.unwrap(),
             clock,

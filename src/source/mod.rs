@@ -2,10 +2,11 @@
 //!
 //! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop;
 //! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`subscription`] keeps the feed on,
-//! [`health`] says how it fares, [`hold`] keeps routine reads that data loss prevention may flag yet, [`fleet`] is what
-//! the sources of one process share. None of them knows a host by name or Microsoft's wire format.
+//! [`health`] says how it fares, [`hold`] keeps routine reads that data loss prevention may flag yet, [`budget`] bounds
+//! what is in memory, [`fleet`] is what the sources of one process share. None of them knows a host by name or Microsoft's wire format.
 
 pub mod backfill;
+pub mod budget;
 pub mod check;
 pub mod deliver;
 pub mod fetch;
@@ -445,6 +446,7 @@ impl M365Audit {
             normaliser: Arc::new(normaliser),
             host,
             clock: self.clock.clone(),
+            pool: self.fleet.pool().clone(),
             poll_interval: Duration::from_secs(config.poll_interval_secs),
             overlap: seconds(config.overlap_secs),
             backfill: seconds(config.backfill_secs),

@@ -16,8 +16,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::backfill::{self, Desk};
+use super::budget::{Budget, Pool};
 use super::deliver::Courier;
-use super::fetch::{Budget, FetchContext, Job, Outcome, Reading, deliver_notice};
+use super::fetch::{FetchContext, Job, Outcome, Reading, deliver_notice};
 use super::health::{Board, Level, Place};
 use super::hold::{self, Hold, HoldSettings};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
@@ -101,6 +102,8 @@ pub struct TenantParts {
     pub backfill: SignedDuration,
     /// Bound on bytes in flight.
     pub in_flight_bytes_max: u64,
+    /// Bound on those of all sources of the process.
+    pub pool: Pool,
     /// Bound on event keys.
     pub event_keys_max: u64,
     /// Requests a minute, 0 for no limit: how many downloads make sense.
@@ -304,7 +307,7 @@ pub(super) fn fetch_context(
         ledger,
         store: parts.host.state(),
         courier: Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() },
-        budget: Budget::new(parts.in_flight_bytes_max),
+        budget: Budget::new(parts.in_flight_bytes_max, &parts.pool),
         buffers: Buffers::default(),
         clock: parts.clock.clone(),
         stop: stop.child_token(),
@@ -941,12 +944,15 @@ impl Loop {
     /// How many downloads fit beside the batches under way. When the host is slower than the network, more of them would
     /// only hold more; half the budget keeps a host busy until the next batches come.
     fn room_for_downloads(&self) -> usize {
-        let (used, total) = (self.context.budget.used(), self.context.budget.total());
-        if used > total / 2 {
+        let budget = &self.context.budget;
+        let (used, total, free) = (budget.used(), budget.total(), budget.free());
+        let room = usize::try_from(free / DOWNLOAD_BYTES).unwrap_or(DOWNLOADS_MAX);
+        let taken_by_others = free < total - used && room < DOWNLOADS_MIN;
+        if used > total / 2 || taken_by_others {
             // What is in flight ends by itself; one goes on in case all of it is somebody else's.
             return 1;
         }
-        usize::try_from((total - used) / DOWNLOAD_BYTES).unwrap_or(DOWNLOADS_MAX).max(DOWNLOADS_MIN)
+        room.max(DOWNLOADS_MIN)
     }
 
     fn is_settled(&self, job: &Job) -> bool {

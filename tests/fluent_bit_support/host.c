@@ -1,5 +1,6 @@
 /* What a Fluent Bit executable exports and the plugin looks up. The test sets what becomes of it. */
 #include <stddef.h>
+#include <stdlib.h>
 
 int (*append_for_test)(void *, const char *, size_t, const void *, size_t);
 /* Without an engine a thread has no scheduler. */
@@ -32,4 +33,21 @@ int flb_input_set_collector_event(void *instance, int (*callback)(void *, void *
 int flb_input_collector_start(int collector, void *instance)
 {
     return start_collector_for_test(collector, instance);
+}
+
+/* A host with metrics: what it counts of the input, as a page of them. */
+char *(*encode_for_test)(void *, int);
+
+void flb_metrics_create(void)
+{
+}
+
+char *cmt_encode_prometheus_create(void *cmt, int add_timestamp)
+{
+    return encode_for_test != NULL ? encode_for_test(cmt, add_timestamp) : NULL;
+}
+
+void cmt_encode_prometheus_destroy(char *page)
+{
+    free(page);
 }

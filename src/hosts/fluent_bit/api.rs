@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Wake;
 
 use super::metrics::Sample;
+use super::ring::Counted;
 use crate::metrics::Kind;
 
 /// `struct flb_plugin_proxy_def`: what `FLBPluginRegister` fills in. Hosts since 5.0 have more fields behind these;
@@ -281,6 +282,20 @@ impl HostApi {
         (!cmt.is_null()).then(|| HostMetrics { cmt, functions, handles: Vec::new() })
     }
 
+    /// The host's counters of this instance, where the executable exports what it takes to read them.
+    pub fn counters(&self) -> Option<HostCounters> {
+        symbol(c"flb_metrics_create")?;
+        let (encode, free) = (symbol(c"cmt_encode_prometheus_create")?, symbol(c"cmt_encode_prometheus_destroy")?);
+        let get = self.table().input_get_cmt_instance?;
+        // SAFETY: the host's function with the host's instance.
+        let cmt = unsafe { get(self.instance) };
+        // SAFETY: the signatures in `cmt_encode_prometheus.h`, the same since cmetrics 0.2.
+        let (encode, free) = unsafe {
+            (std::mem::transmute::<*mut c_void, Encode>(encode), std::mem::transmute::<*mut c_void, Free>(free))
+        };
+        (!cmt.is_null()).then_some(HostCounters { cmt, encode, free })
+    }
+
     fn table(&self) -> &ApiTable {
         // SAFETY: not null, and valid as long as `self`: see `HostApi::new`.
         unsafe { &*self.table }
@@ -385,6 +400,54 @@ impl HostMetrics {
     }
 }
 
+/// `cmt_encode_prometheus_create`: a text without timestamps, or null.
+type Encode = unsafe extern "C" fn(*mut c_void, c_int) -> *mut c_char;
+/// `cmt_encode_prometheus_destroy`.
+type Free = unsafe extern "C" fn(*mut c_char);
+
+/// What the host counts of the instance. The host's page of the instance's metrics is the only exported way to its own
+/// counters.
+#[derive(Debug)]
+pub struct HostCounters {
+    cmt: *mut c_void,
+    encode: Encode,
+    free: Free,
+}
+
+// SAFETY: the pointer is only followed in `counted`, which the module's header keeps on the host's threads: the
+// instance's metrics are made at its init and, ours, on that thread. A threaded instance's engine sets values meanwhile, as
+// atomics, and may add a series (that of the tag), whole before it is linked.
+unsafe impl Send for HostCounters {}
+// SAFETY: as above.
+unsafe impl Sync for HostCounters {}
+
+impl HostCounters {
+    /// What the engine has begun to append.
+    pub fn counted(&self) -> Option<Counted> {
+        // SAFETY: the host's function with the host's metrics.
+        let page = unsafe { (self.encode)(self.cmt, 0) };
+        if page.is_null() {
+            return None;
+        }
+        // SAFETY: not null, a C string of the host until it is freed.
+        let counted = read_counters(&unsafe { CStr::from_ptr(page) }.to_string_lossy());
+        // SAFETY: made by its counterpart, and not looked at any more.
+        unsafe { (self.free)(page) };
+        counted
+    }
+}
+
+/// The instance's records and bytes in a page of metrics.
+fn read_counters(page: &str) -> Option<Counted> {
+    let value = |name: &str| {
+        let labels_and_value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('{'))?;
+        let value: f64 = labels_and_value.rsplit_once(' ')?.1.parse().ok()?;
+        // Exact up to here; what is beyond, or no number, is not to be compared.
+        (0.0..9e15).contains(&value).then_some(value as u64)
+    };
+    Some(Counted { records: value("fluentbit_input_records_total")?, bytes: value("fluentbit_input_bytes_total")? })
+}
+
 fn c_strings<'a>(texts: impl Iterator<Item = &'a str>) -> Option<Vec<CString>> {
     texts.map(|text| CString::new(text).ok()).collect()
 }
@@ -416,4 +479,21 @@ fn symbol(name: &CStr) -> Option<*mut c_void> {
     // SAFETY: looks a name up in what is loaded already.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     (!address.is_null()).then_some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_instances_own_counters_are_read_from_a_page_of_metrics() {
+        let page = "# HELP fluentbit_input_bytes_total Number of input bytes.\n# TYPE fluentbit_input_bytes_total counter\n\
+            fluentbit_input_bytes_total{name=\"a } 7\"} 413000000123\n\
+            fluentbit_input_records_total{name=\"a } 7\"} 194074\n\
+            m365_audit_events_total{tenant=\"t\"} 3\n";
+        assert_eq!(read_counters(page), Some(Counted { records: 194_074, bytes: 413_000_000_123 }));
+        assert_eq!(read_counters(&page.replace("194074", "nan")), None);
+        assert_eq!(read_counters(&page.replace("413000000123", "1e16")), None);
+        assert_eq!(read_counters("fluentbit_input_records_total 4\nfluentbit_input_bytes_total 5\n"), None);
+    }
 }

@@ -40,13 +40,15 @@ impl Host for FluentBitHost {
             return DeliveryTicket::resolved(Delivery::Refused("the host is stopping".to_owned()));
         };
         let mut bytes = Vec::with_capacity(batch.ndjson().len());
+        let mut records = 0;
         for record in batch.records() {
+            records += 1;
             if let Err(error) = encode::entry(&mut bytes, record.time, record.json) {
                 // The source splits the batch until it is this record alone.
                 return DeliveryTicket::resolved(Delivery::Rejected(format!("a record cannot be encoded: {error}")));
             }
         }
-        self.handover.put(bytes, room)
+        self.handover.put(bytes, records, room)
     }
 
     fn state(&self) -> Arc<dyn StateStore> {

@@ -17,12 +17,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, Bell, Config, HostApi, HostMetrics, OnReadable, OnTimer};
+use super::api::{self, Bell, Config, HostApi, HostCounters, HostMetrics, OnReadable, OnTimer};
 use super::host::FluentBitHost;
 use super::log::Lines;
 use super::metrics::{record_this_thread, recorder};
+use super::ring::Counted;
 use super::settings::Settings;
-use super::settle::{Buffer, Call, Handover, Mode};
+use super::settle::{Appends, Buffer, Call, Handover, Mode};
 use crate::clock::{Clock, SystemClock};
 use crate::config::SourceConfig;
 use crate::host::{Health, Host, StateError};
@@ -30,6 +31,7 @@ use crate::hosts::embedded::HealthReport;
 use crate::hosts::embedded::metrics_server::MetricsServer;
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::Actionable;
+use crate::source::fleet::Fleet;
 use crate::source::{M365Audit, Source, SourceError};
 
 /// Threads of the plugin's runtime.
@@ -90,6 +92,8 @@ pub struct Instance {
     stop: CancellationToken,
     running: Mutex<Option<Running>>,
     metrics: Mutex<Option<HostMetrics>>,
+    /// Threaded only.
+    counters: Option<HostCounters>,
     panicked: AtomicBool,
     /// Rung when records wait; none when the system gave no descriptor, and then ticks set the pace.
     bell: Option<Arc<Bell>>,
@@ -178,11 +182,16 @@ impl Instance {
         let stop = CancellationToken::new();
         let (end, ended) = mpsc::channel();
         let crew = Crew { settings, handover: handover.clone(), clock, stop: stop.clone() };
+        let asking = handover.clone();
         runtime.spawn(async move {
-            crew.work().await;
+            tokio::select! {
+                () = crew.work() => {}
+                () = asking.keep_asking() => {}
+            }
             // Nobody may wait for it any more.
             let _ = end.send(());
         });
+        let counters = if mode == Mode::OnOwnThread { api.counters() } else { None };
         Ok(Arc::new(Self {
             api,
             lines,
@@ -190,6 +199,7 @@ impl Instance {
             stop,
             running: Mutex::new(Some(Running { runtime, ended })),
             metrics: Mutex::new(metrics),
+            counters,
             panicked: AtomicBool::new(false),
             bell,
             asked: AtomicBool::new(false),
@@ -217,17 +227,17 @@ impl Instance {
         if !self.api.can_append() {
             return self.lines.while_in(|| self.handover.collect());
         }
-        self.append(Call::Tick);
+        self.hand_over(Call::Tick);
         None
     }
 
     /// Records wait, says the bell.
     pub fn records_wait(&self) {
-        self.append(Call::Between);
+        self.hand_over(Call::Between);
     }
 
-    fn append(&self, call: Call) {
-        self.lines.while_in(|| self.handover.append(call, &|entries| self.api.append(entries)));
+    fn hand_over(&self, call: Call) {
+        self.lines.while_in(|| self.handover.append(call, self));
     }
 
     /// Cleanup. `false`: the address is of no buffer lent.
@@ -296,6 +306,16 @@ impl Instance {
     }
 }
 
+impl Appends for Instance {
+    fn append(&self, entries: &[u8]) -> bool {
+        self.api.append(entries)
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        self.counters.as_ref().and_then(HostCounters::counted)
+    }
+}
+
 /// Says what runs: the host cannot tell us of keys it does not know, so the effective settings are shown.
 fn greet(settings: &Settings, mode: Mode, has_host_metrics: bool) {
     let version = env!("CARGO_PKG_VERSION");
@@ -349,15 +369,10 @@ impl Crew {
         let host = FluentBitHost::new(self.handover.clone(), Arc::new(store), self.clock.clone(), report);
         let host: Arc<dyn Host> = Arc::new(host);
         let mut sources = JoinSet::new();
+        let fleet = Fleet::new();
         for (name, config) in &self.settings.sources {
-            let keep = keep_running(
-                Arc::from(name.as_str()),
-                config.clone(),
-                host.clone(),
-                self.clock.clone(),
-                self.stop.clone(),
-            );
-            sources.spawn(keep);
+            let (name, config, clock) = (Arc::from(name.as_str()), config.clone(), self.clock.clone());
+            sources.spawn(keep_running(name, config, host.clone(), fleet.clone(), clock, self.stop.clone()));
         }
         while sources.join_next().await.is_some() {}
         if let Some(listener) = listener {
@@ -396,12 +411,14 @@ async fn keep_running(
     name: Arc<str>,
     config: SourceConfig,
     host: Arc<dyn Host>,
+    fleet: Fleet,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
     let mut delays = delays();
     loop {
-        let source: Box<dyn Source> = Box::new(M365Audit::new(name.clone(), config.clone(), clock.clone()));
+        let source = M365Audit::new(name.clone(), config.clone(), clock.clone()).in_fleet(&fleet);
+        let source: Box<dyn Source> = Box::new(source);
         // On a task of its own, so that a panic ends this source and no other.
         let run = tokio::spawn(source.run(host.clone(), stop.child_token())).await;
         let (why, for_good) = match run {

@@ -5,8 +5,8 @@
 //! answered.
 //!
 //! In reading order: [`ffi`] is what the host calls; [`instance`] is what runs while it does; [`settings`] is what the
-//! operator wrote; [`host`] is this agent as the source sees it; [`settle`] and [`encode`] are the way of a batch;
-//! [`log`] and [`metrics`] lead out of our threads; [`api`] is the way into the host.
+//! operator wrote; [`host`] is this agent as the source sees it; [`settle`], [`ring`] and [`encode`] are the way of a
+//! batch; [`log`] and [`metrics`] lead out of our threads; [`api`] is the way into the host.
 //!
 //! One instance serves any number of tenants and a second one is refused: the host keeps one "current instance" for
 //! each plugin and pauses and resumes that one, whichever was meant, and drops what the other is asked for meanwhile.
@@ -22,5 +22,6 @@ pub mod host;
 pub mod instance;
 pub mod log;
 pub mod metrics;
+pub mod ring;
 pub mod settings;
 pub mod settle;

@@ -99,7 +99,7 @@ impl Settings {
                 Ok(mut source) => {
                     if written.iter().all(|(key, _)| *key != "in_flight_bytes_max") {
                         // Full queues, one behind the other, must not wait for each other to be settled.
-                        let full = (QUEUE_BYTES_MAX.min(bytes_per_tick_max) * mode.ticks_in_flight()) as u64;
+                        let full = (QUEUE_BYTES_MAX.min(bytes_per_tick_max) * mode.queues_in_flight()) as u64;
                         source.in_flight_bytes_max = source.in_flight_bytes_max.max(full);
                     }
                     warnings.extend(source.warnings(SOURCE_TYPE).iter().map(shown_problem));
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_in_flight_follows_the_ticks_unless_it_is_written() {
+    fn what_may_be_in_flight_follows_the_mode_unless_it_is_written() {
         let in_flight = |mode, more: &[(&str, &str)]| {
             let properties = with(more);
             let get = |key: &str| properties.iter().find(|(k, _)| *k == key).map(|(_, value)| (*value).to_owned());

@@ -11,9 +11,8 @@
 //! Fluent Bit never says that it delivered; what its calls let us infer depends on where it runs us:
 //! - **Not threaded** ([`Mode::OnPipeline`]): an append is done when it returns, or when cleanup is asked for. With
 //!   filesystem storage the records are then in a chunk file. Settled there.
-//! - **Threaded** ([`Mode::OnOwnThread`], the host's default): then the records are in a ring in memory, which
-//!   the engine empties every 250 ms. Settled at the second later collect call (they come every second) with no pause
-//!   in between; a pause starts the count again, since a paused engine does not empty the ring.
+//! - **Threaded** ([`Mode::OnOwnThread`], the host's default): then the records are in a ring in memory, and [`Ring`]
+//!   says when they have left it. [`Handover::keep_asking`] has the host call us meanwhile, so that we see it soon.
 //!
 //! Nothing settles after [`Handover::close`]. What is not settled then is refused, and so fetched again after a
 //! restart. Refuses to know the C interface ([`super::ffi`]) and the encoding ([`super::encode`]).
@@ -23,8 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use super::ring::{Counted, Ring};
 use crate::clock::Clock;
 use crate::host::{Delivery, DeliveryTicket, TicketAnswer};
 
@@ -35,8 +35,11 @@ const PIECE_BYTES: usize = 2_000_000;
 /// One call of the host appends no more than this, and no longer: the engine's thread has outputs to flush, too.
 const CALL_BYTES_MAX: usize = 8 << 20;
 const CALL_TIME_MAX: Duration = Duration::from_millis(40);
-/// Later collect calls that settle a buffer when threaded.
-const LATER_COLLECTS: u8 = 2;
+/// Between two questions of [`Handover::keep_asking`].
+const ASK_EVERY: Duration = Duration::from_millis(50);
+/// Between two readings of the host's counters, and so many times what one took: with many tenants there are many.
+const READ_EVERY: Duration = Duration::from_millis(20);
+const READ_PAUSE_FACTOR: u32 = 20;
 /// A threaded host whose ring is full tries ten times, a tenth of a second apart, then drops the buffer and tells
 /// nobody (`flb_input_log_append`). An append that took so long is taken for dropped.
 const APPEND_TIME_MAX: Duration = Duration::from_millis(900);
@@ -51,13 +54,22 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Ticks whose bytes are unsettled at a time when every tick is full.
-    pub const fn ticks_in_flight(self) -> usize {
+    /// Full queues that are in flight at a time: the one that waits, and what the host does not let us settle meanwhile.
+    pub const fn queues_in_flight(self) -> usize {
         match self {
             Self::OnPipeline => 1,
-            Self::OnOwnThread => 1 + LATER_COLLECTS as usize,
+            Self::OnOwnThread => 3,
         }
     }
+}
+
+/// A host that exports its append function.
+pub trait Appends {
+    /// Appends whole entries. `false`: it did not take them.
+    fn append(&self, entries: &[u8]) -> bool;
+
+    /// What it has counted of the input; `None`: that cannot be read.
+    fn counted(&self) -> Option<Counted>;
 }
 
 /// Which call of the host it is.
@@ -65,7 +77,7 @@ impl Mode {
 pub enum Call {
     /// The collect call that comes once a second.
     Tick,
-    /// One in between, since records wait. It settles nothing and has what its tick has left.
+    /// One in between, since records wait or to settle some. It has what its tick has left.
     Between,
 }
 
@@ -84,6 +96,8 @@ pub struct Handover {
     /// Has the host call [`Handover::append`] soon.
     waker: Waker,
     clock: Arc<dyn Clock>,
+    /// Something may have come into the ring.
+    handed: Notify,
     inner: Mutex<Inner>,
 }
 
@@ -92,8 +106,10 @@ struct Inner {
     waiting: VecDeque<Piece>,
     /// The buffer between collect and cleanup.
     lent: Option<Lent>,
-    /// Threaded only: cleaned up, not settled yet.
-    unsettled: Vec<Unsettled>,
+    /// Threaded only: in the host's hands, not settled yet.
+    ring: Ring,
+    /// When its counters may be read again.
+    next_reading: Duration,
     paused: bool,
     closed: bool,
     /// The host's last append was refused.
@@ -106,6 +122,7 @@ struct Inner {
 #[derive(Debug)]
 struct Piece {
     bytes: Vec<u8>,
+    records: u64,
     answers: Vec<TicketAnswer>,
     room: Vec<Room>,
 }
@@ -117,12 +134,6 @@ struct Lent {
     /// Held for its drop.
     _room: Vec<Room>,
     since: Duration,
-}
-
-#[derive(Debug)]
-struct Unsettled {
-    answers: Vec<TicketAnswer>,
-    later_collects: u8,
 }
 
 /// A buffer lent to the host, valid until [`Handover::cleanup`] is called with its address.
@@ -140,7 +151,7 @@ impl Handover {
         let room = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
         // The time before the first tick is one, too.
         let inner = Mutex::new(Inner { tick_left: tick_bytes_max, ..Inner::default() });
-        Self { mode, tick_bytes_max, room, waker, clock, inner }
+        Self { mode, tick_bytes_max, room, waker, clock, handed: Notify::new(), inner }
     }
 
     /// Waits until `bytes` more may be queued. More than the whole queue waits for all of it. `None` once closed.
@@ -149,8 +160,8 @@ impl Handover {
         self.room.clone().acquire_many_owned(permits).await.ok().map(|_permit| Room { _permit })
     }
 
-    /// Queues an encoded batch.
-    pub fn put(&self, bytes: Vec<u8>, room: Room) -> DeliveryTicket {
+    /// Queues an encoded batch of so many records.
+    pub fn put(&self, bytes: Vec<u8>, records: u64, room: Room) -> DeliveryTicket {
         if bytes.is_empty() {
             return DeliveryTicket::resolved(Delivery::Delivered);
         }
@@ -166,10 +177,11 @@ impl Handover {
         match inner.waiting.back_mut().filter(|piece| piece.bytes.len() + bytes.len() <= piece_bytes_max) {
             Some(piece) => {
                 piece.bytes.extend_from_slice(&bytes);
+                piece.records += records;
                 piece.answers.push(answer);
                 piece.room.push(room);
             }
-            None => inner.waiting.push_back(Piece { bytes, answers: vec![answer], room: vec![room] }),
+            None => inner.waiting.push_back(Piece { bytes, records, answers: vec![answer], room: vec![room] }),
         }
         drop(inner);
         if wake {
@@ -180,24 +192,24 @@ impl Handover {
 
     /// Gives records to the host's own append, which says whether it took a piece. No lock is held while the host
     /// runs, since it may pause us from inside. Asks to be called again when it leaves what it could have given.
-    pub fn append(&self, call: Call, take: &dyn Fn(&[u8]) -> bool) {
-        if call == Call::Tick {
-            let Some(settled) = self.begin_collect() else { return };
-            deliver(settled);
+    pub fn append(&self, call: Call, host: &dyn Appends) {
+        if call == Call::Tick && !self.begin_tick() {
+            return;
         }
+        self.settle(host);
         let start = self.clock.monotonic();
         let mut given = 0;
         while let Some(piece) = self.next() {
-            let took = take(&piece.bytes);
+            self.begin_ring(host);
+            let took = host.append(&piece.bytes);
             self.note_answer(took);
             if !took {
                 // Dropped unanswered, which refuses it. The next try is the next tick's: it comes back at once.
                 self.lock().tick_left = 0;
                 return;
             }
-            let Piece { bytes, answers, .. } = piece;
-            given += bytes.len();
-            if !self.taken(answers) {
+            given += piece.bytes.len();
+            if !self.taken(piece) {
                 return;
             }
             if given >= CALL_BYTES_MAX || self.clock.monotonic().saturating_sub(start) >= CALL_TIME_MAX {
@@ -210,7 +222,7 @@ impl Handover {
     }
 
     /// The host has appended a piece. `false`: after the end, so that it does not count.
-    fn taken(&self, answers: Vec<TicketAnswer>) -> bool {
+    fn taken(&self, piece: Piece) -> bool {
         let mut inner = self.lock();
         if inner.closed {
             return false;
@@ -218,11 +230,52 @@ impl Handover {
         match self.mode {
             Mode::OnPipeline => {
                 drop(inner);
-                deliver(answers);
+                deliver(piece.answers);
             }
-            Mode::OnOwnThread => inner.unsettled.push(Unsettled { answers, later_collects: 0 }),
+            Mode::OnOwnThread => {
+                let size = Counted { records: piece.records, bytes: piece.bytes.len() as u64 };
+                inner.ring.push(piece.answers, size, self.clock.monotonic());
+                drop(inner);
+                self.handed.notify_one();
+            }
         }
         true
+    }
+
+    /// Notes where the counters stand before the first piece goes into an empty ring.
+    fn begin_ring(&self, host: &dyn Appends) {
+        if self.mode == Mode::OnOwnThread && self.lock().ring.is_empty() {
+            let counted = host.counted();
+            self.lock().ring.begin(counted);
+        }
+    }
+
+    /// Settles what has left the ring.
+    fn settle(&self, host: &dyn Appends) {
+        let start = self.clock.monotonic();
+        let inner = self.lock();
+        if inner.is_deaf() || inner.ring.is_empty() || start < inner.next_reading {
+            return;
+        }
+        drop(inner);
+        let counted = host.counted();
+        let now = self.clock.monotonic();
+        let mut inner = self.lock();
+        inner.next_reading = now + READ_EVERY.max(now.saturating_sub(start) * READ_PAUSE_FACTOR);
+        let settled = inner.ring.settle(now, counted);
+        drop(inner);
+        deliver(settled);
+    }
+
+    /// Has the host call again and again while it has records of ours that are not settled. Never ends.
+    pub async fn keep_asking(&self) {
+        loop {
+            self.handed.notified().await;
+            while self.lock().has_unsettled() {
+                self.clock.sleep(ASK_EVERY).await;
+                self.waker.wake_by_ref();
+            }
+        }
     }
 
     /// Says so when the host begins or ends to refuse.
@@ -238,24 +291,28 @@ impl Handover {
         }
     }
 
-    /// Notes a collect call and takes what it settles. `None`: the host gets nothing.
-    fn begin_collect(&self) -> Option<Vec<TicketAnswer>> {
+    /// Notes a collect call. `false`: the host gets nothing.
+    fn begin_tick(&self) -> bool {
         let mut inner = self.lock();
-        // The host can go on collecting from an instance it has paused, and drops what it gets.
-        if inner.closed || inner.paused {
-            return None;
+        if inner.is_deaf() {
+            return false;
         }
         // Never cleaned up: never appended.
         inner.lent = None;
         inner.tick_left = self.tick_bytes_max;
-        Some(inner.count_collect())
+        true
     }
 
     /// The next buffer for the host, if there is one and the host may have it. Never waits for the queue to fill.
     pub fn collect(&self) -> Option<Buffer> {
-        deliver(self.begin_collect()?);
+        if !self.begin_tick() {
+            return None;
+        }
+        let now = self.clock.monotonic();
+        let settled = self.lock().ring.settle(now, None);
+        deliver(settled);
         let taken = std::iter::from_fn(|| self.next()).collect();
-        let lent = join(taken, self.clock.monotonic())?;
+        let lent = join(taken, now)?;
         let buffer = Buffer { data: lent.bytes.as_ptr(), len: lent.bytes.len() };
         self.lock().lent = Some(lent);
         Some(buffer)
@@ -282,7 +339,9 @@ impl Handover {
                         "the host took so long with a buffer that it may have dropped it; it is sent again"
                     );
                 } else {
-                    inner.unsettled.push(Unsettled { answers: lent.answers, later_collects: 0 });
+                    // From the beginning of the call, so that the second later one settles it. Such a host is asked for
+                    // no counters.
+                    inner.ring.push(lent.answers, Counted::default(), lent.since);
                 }
             }
         }
@@ -291,16 +350,17 @@ impl Handover {
 
     /// The host takes nothing more for now, and what it has not written it keeps.
     pub fn pause(&self) {
-        let mut inner = self.lock();
-        inner.paused = true;
-        for unsettled in &mut inner.unsettled {
-            unsettled.later_collects = 0;
-        }
+        self.lock().paused = true;
     }
 
     /// The host takes buffers again.
     pub fn resume(&self) {
-        self.lock().paused = false;
+        let now = self.clock.monotonic();
+        let mut inner = self.lock();
+        inner.paused = false;
+        inner.ring.resume(now);
+        drop(inner);
+        self.handed.notify_one();
     }
 
     /// The end: what waits and what is not settled is refused, and nothing is taken any more.
@@ -308,13 +368,13 @@ impl Handover {
         self.room.close();
         let mut inner = self.lock();
         inner.closed = true;
-        let (waiting, unsettled) = (std::mem::take(&mut inner.waiting), std::mem::take(&mut inner.unsettled));
+        let (waiting, ring) = (std::mem::take(&mut inner.waiting), std::mem::take(&mut inner.ring));
         if let Some(lent) = &mut inner.lent {
             // The bytes stay: the host may still read them.
             lent.answers.clear();
         }
         drop(inner);
-        drop((waiting, unsettled));
+        drop((waiting, ring));
     }
 
     /// The next piece the host may have.
@@ -339,25 +399,23 @@ impl Inner {
     fn may_give(&self, tick_bytes_max: usize) -> bool {
         let Some(piece) = self.waiting.front() else { return false };
         let fits = piece.bytes.len() <= self.tick_left || self.tick_left == tick_bytes_max;
-        fits && !self.closed && !self.paused && self.tick_left > 0
+        fits && !self.is_deaf() && self.tick_left > 0
     }
 
-    /// Notes one collect call and takes what it settles.
-    fn count_collect(&mut self) -> Vec<TicketAnswer> {
-        for unsettled in &mut self.unsettled {
-            unsettled.later_collects += 1;
-        }
-        self.unsettled
-            .extract_if(.., |unsettled| unsettled.later_collects >= LATER_COLLECTS)
-            .flat_map(|unsettled| unsettled.answers)
-            .collect()
+    /// The host can go on collecting from an instance it has paused, and drops what it gets.
+    fn is_deaf(&self) -> bool {
+        self.closed || self.paused
+    }
+
+    fn has_unsettled(&self) -> bool {
+        !self.is_deaf() && !self.ring.is_empty()
     }
 }
 
 fn join(taken: Vec<Piece>, since: Duration) -> Option<Lent> {
     let total: usize = taken.iter().map(|piece| piece.bytes.len()).sum();
     let mut taken = taken.into_iter();
-    let Piece { mut bytes, mut answers, room: mut rooms } = taken.next()?;
+    let Piece { mut bytes, mut answers, room: mut rooms, .. } = taken.next()?;
     bytes.reserve_exact(total - bytes.len());
     for piece in taken {
         bytes.extend_from_slice(&piece.bytes);
@@ -375,6 +433,8 @@ fn deliver(answers: Vec<TicketAnswer>) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::pin::pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 
@@ -409,7 +469,7 @@ mod tests {
     impl Rig {
         fn put(&self, bytes: &[u8]) -> DeliveryTicket {
             let room = self.handover.room(bytes.len()).now_or_never().unwrap().unwrap();
-            self.handover.put(bytes.to_vec(), room)
+            self.handover.put(bytes.to_vec(), 1, room)
         }
 
         /// Whether the host was asked to call since the last question.
@@ -428,6 +488,8 @@ mod tests {
             buffer.len
         }
     }
+
+    const TICK: Duration = Duration::from_secs(1);
 
     fn answer(ticket: &mut DeliveryTicket) -> Option<Delivery> {
         ticket.now_or_never()
@@ -449,8 +511,10 @@ mod tests {
         let rig = rig(Mode::OnOwnThread, 100);
         let mut ticket = rig.put(b"abc");
         assert_eq!(rig.collect_and_clean(), 3);
+        rig.clock.advance(TICK);
         assert_eq!(rig.collect_and_clean(), 0);
         assert_eq!(answer(&mut ticket), None);
+        rig.clock.advance(TICK);
         rig.collect_and_clean();
         assert_eq!(answer(&mut ticket), Some(Delivery::Delivered));
     }
@@ -460,15 +524,20 @@ mod tests {
         let rig = rig(Mode::OnOwnThread, 100);
         let mut ticket = rig.put(b"abc");
         rig.collect_and_clean();
+        rig.clock.advance(TICK);
         rig.collect_and_clean();
         rig.handover.pause();
         let _waiting = rig.put(b"def");
         for _ in 0..5 {
+            rig.clock.advance(TICK);
             assert_eq!(rig.collect_and_clean(), 0, "nothing is given to a paused host");
         }
         rig.handover.resume();
         assert_eq!(rig.collect_and_clean(), 3);
+        rig.clock.advance(TICK);
+        rig.collect_and_clean();
         assert_eq!(answer(&mut ticket), None);
+        rig.clock.advance(TICK);
         rig.collect_and_clean();
         assert_eq!(answer(&mut ticket), Some(Delivery::Delivered));
     }
@@ -526,14 +595,29 @@ mod tests {
     }
 
     fn append_in(rig: &Rig, call: Call, takes: impl Fn(usize) -> bool) -> Vec<usize> {
-        let taken = std::cell::RefCell::new(Vec::new());
-        rig.handover.append(call, &|bytes| {
-            let mut taken = taken.borrow_mut();
-            let takes = takes(taken.len());
-            taken.push(bytes.len());
+        let host = Appending { taken: RefCell::default(), takes, counted: None };
+        rig.handover.append(call, &host);
+        host.taken.into_inner()
+    }
+
+    /// A host that appends what `takes` says of each piece.
+    struct Appending<F> {
+        taken: RefCell<Vec<usize>>,
+        takes: F,
+        counted: Option<Counted>,
+    }
+
+    impl<F: Fn(usize) -> bool> Appends for Appending<F> {
+        fn append(&self, entries: &[u8]) -> bool {
+            let mut taken = self.taken.borrow_mut();
+            let takes = (self.takes)(taken.len());
+            taken.push(entries.len());
             takes
-        });
-        taken.into_inner()
+        }
+
+        fn counted(&self) -> Option<Counted> {
+            self.counted
+        }
     }
 
     #[test]
@@ -549,31 +633,105 @@ mod tests {
     }
 
     #[test]
-    fn on_its_own_thread_what_is_appended_is_delivered_at_the_second_later_collect() {
-        let rig = rig(Mode::OnOwnThread, 100);
-        let mut ticket = rig.put(b"abc");
-        assert_eq!(append(&rig, |_| true), [3]);
-        assert!(append(&rig, |_| true).is_empty());
-        assert_eq!(answer(&mut ticket), None);
-        append(&rig, |_| true);
-        assert_eq!(answer(&mut ticket), Some(Delivery::Delivered));
+    fn on_its_own_thread_what_is_appended_is_delivered_after_a_second_in_any_call() {
+        for call in [Call::Tick, Call::Between] {
+            let rig = rig(Mode::OnOwnThread, 100);
+            let mut ticket = rig.put(b"abc");
+            assert_eq!(append(&rig, |_| true), [3]);
+            for _ in 0..9 {
+                rig.clock.advance(TICK / 10);
+                assert!(append_in(&rig, call, |_| true).is_empty());
+            }
+            assert_eq!(answer(&mut ticket), None);
+            rig.clock.advance(TICK / 10);
+            append_in(&rig, call, |_| true);
+            assert_eq!(answer(&mut ticket), Some(Delivery::Delivered));
+        }
     }
 
     #[test]
-    fn calls_between_ticks_have_what_the_tick_left_and_settle_nothing() {
+    fn on_its_own_thread_what_is_appended_is_delivered_when_the_host_has_counted_what_is_behind_it() {
+        let rig = rig(Mode::OnOwnThread, 1000);
+        let at = |records, bytes| Some(Counted { records, bytes });
+        let call = |counted| {
+            rig.clock.advance(READ_EVERY);
+            let host = Appending { taken: RefCell::default(), takes: |_| true, counted };
+            rig.handover.append(Call::Between, &host);
+        };
+        let mut first = rig.put(&[0; 60]);
+        call(at(7, 500));
+        let mut second = rig.put(&[0; 50]);
+        call(at(8, 560));
+        assert_eq!(answer(&mut first), None);
+        call(at(9, 610));
+        assert_eq!(answer(&mut first), Some(Delivery::Delivered));
+        assert_eq!(answer(&mut second), None);
+    }
+
+    #[test]
+    fn the_hosts_counters_are_read_no_oftener_than_they_are_cheap() {
+        struct Slow<'a>(&'a Rig, std::cell::Cell<u32>);
+        impl Appends for Slow<'_> {
+            fn append(&self, _: &[u8]) -> bool {
+                true
+            }
+
+            fn counted(&self) -> Option<Counted> {
+                self.1.set(self.1.get() + 1);
+                self.0.clock.advance(Duration::from_millis(3));
+                Some(Counted::default())
+            }
+        }
+        let rig = rig(Mode::OnOwnThread, 100);
+        let host = Slow(&rig, std::cell::Cell::new(0));
+        let _ticket = rig.put(b"abc");
+        rig.handover.append(Call::Tick, &host);
+        let calls = 630;
+        for _ in 0..calls {
+            rig.clock.advance(Duration::from_millis(1));
+            rig.handover.append(Call::Between, &host);
+        }
+        // Once before the append, then for 3 ms in every 63.
+        assert_eq!(host.1.get(), 1 + calls / 60 + 1);
+    }
+
+    #[test]
+    fn the_host_is_asked_to_call_while_it_has_what_is_not_settled() {
+        let rig = rig(Mode::OnOwnThread, 100);
+        let mut asking = pin!(rig.handover.keep_asking());
+        let mut asked_after = |time| {
+            assert!(asking.as_mut().now_or_never().is_none());
+            rig.clock.advance(time);
+            assert!(asking.as_mut().now_or_never().is_none());
+            rig.asked()
+        };
+        assert!(!asked_after(TICK), "it has nothing");
+        let _ticket = rig.put(b"abc");
+        append(&rig, |_| true);
+        rig.asked();
+        assert!(asked_after(ASK_EVERY) && asked_after(ASK_EVERY));
+        rig.handover.pause();
+        assert!(asked_after(ASK_EVERY) && !asked_after(ASK_EVERY), "the last before the pause, and no more");
+        rig.handover.resume();
+        assert!(asked_after(ASK_EVERY));
+        rig.clock.advance(TICK);
+        append(&rig, |_| true);
+        rig.clock.advance(TICK);
+        append(&rig, |_| true);
+        assert!(asked_after(ASK_EVERY) && !asked_after(ASK_EVERY), "all is settled");
+    }
+
+    #[test]
+    fn calls_between_ticks_have_what_the_tick_left() {
         let rig = rig(Mode::OnOwnThread, 8);
-        let mut first = rig.put(b"abcd");
+        let _first = rig.put(b"abcd");
         let between = || append_in(&rig, Call::Between, |_| true);
         assert_eq!(between(), [4], "before the first tick, too");
         let _second = rig.put(b"efgh");
         assert_eq!(between(), [4]);
-        let mut third = rig.put(b"ijkl");
+        let _third = rig.put(b"ijkl");
         assert!(between().is_empty(), "the tick is used up");
-        assert_eq!(answer(&mut first), None);
         assert_eq!(append(&rig, |_| true), [4]);
-        append(&rig, |_| true);
-        assert_eq!(answer(&mut first), Some(Delivery::Delivered));
-        assert_eq!(answer(&mut third), None);
         rig.handover.pause();
         let _fourth = rig.put(b"m");
         assert!(between().is_empty(), "paused");
@@ -639,7 +797,7 @@ mod tests {
     fn a_full_queue_keeps_deliveries_waiting_until_the_host_is_done_with_bytes() {
         let rig = rig(Mode::OnPipeline, 1);
         let room = rig.handover.room(QUEUE_BYTES_MAX * 2).now_or_never().unwrap().unwrap();
-        let _ticket = rig.handover.put(vec![0; 10], room);
+        let _ticket = rig.handover.put(vec![0; 10], 1, room);
         assert!(rig.handover.room(1).now_or_never().is_none());
         let buffer = rig.collect().unwrap();
         assert!(rig.handover.room(1).now_or_never().is_none());
