@@ -20,14 +20,14 @@ use m365_audit::host::{
     Batch, BatchBuilder, Delivery, DeliveryTicket, Expected, Health, Host, Op, StateError, StateStore,
 };
 use m365_audit::hosts::embedded::memory::MemoryStore;
-use m365_audit::hosts::embedded::sink::{QUEUE_BYTES_MAX, Sink, Written};
+use m365_audit::hosts::embedded::sink::{GroupBounds, QUEUE_BYTES_MAX, Sink, Written};
 use m365_audit::hosts::embedded::store::{LOCK_FILE, STATE_FILE, SqliteStore};
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use m365_audit::hosts::file::{FILE_MODE, FileSink};
 use m365_audit::hosts::stdout::StdoutSink;
 use m365_audit::model::{Actionable, ContentType, Timestamp};
 use m365_audit::severity::Severity;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -198,6 +198,111 @@ async fn a_slow_sink_sets_the_pace() {
         assert_eq!(ticket.await, Delivery::Delivered);
     }
     assert_eq!((fast.got().len(), slow.got().len()), (offered, offered));
+}
+
+/// A sink that writes several groups at once; the test answers each.
+#[derive(Clone)]
+struct Several {
+    at_once: usize,
+    bounds: GroupBounds,
+    writes: mpsc::UnboundedSender<(String, oneshot::Sender<Written>)>,
+}
+
+#[async_trait]
+impl Sink for Several {
+    fn bounds(&self) -> GroupBounds {
+        self.bounds
+    }
+
+    fn beside(&self) -> Vec<Box<dyn Sink>> {
+        (1..self.at_once).map(|_| Box::new(self.clone()) as Box<dyn Sink>).collect()
+    }
+
+    async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
+        let (answer, answered) = oneshot::channel();
+        let lines: Vec<String> = batches.iter().map(|b| String::from_utf8(b.ndjson().to_vec()).unwrap()).collect();
+        self.writes.send((lines.concat().replace('\n', " ").trim_end().into(), answer)).unwrap();
+        vec![answered.await.unwrap(); batches.len()]
+    }
+}
+
+/// The writes begun since it was asked last.
+async fn begun(
+    writes: &mut mpsc::UnboundedReceiver<(String, oneshot::Sender<Written>)>,
+) -> Vec<(String, oneshot::Sender<Written>)> {
+    settle().await;
+    std::iter::from_fn(|| writes.try_recv().ok()).collect()
+}
+
+#[tokio::test]
+async fn groups_are_written_side_by_side_and_filled_but_not_over_the_bound() {
+    let (sender, mut writes) = mpsc::unbounded_channel();
+    let age = Duration::from_secs(1);
+    let sink = Several { at_once: 2, bounds: GroupBounds { bytes: 8, records: 3, age }, writes: sender };
+    let clock = test_clock();
+    let host = host(vec![spec("out", sink)], clock.clone());
+    let mut tickets = Vec::new();
+    for lines in [&["1", "2"][..], &["3"], &["4"], &["55555", "6"], &["7"], &["8"]] {
+        tickets.push(host.deliver(batch(lines)).await);
+    }
+    // By records; by bytes, with a batch that would not fit left for the next; no third beside two.
+    let first = begun(&mut writes).await;
+    assert_eq!(first.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), ["1 2 3", "4"]);
+    for (_, answer) in first {
+        answer.send(Written::Delivered).unwrap();
+    }
+    // The one that is not full waits for others, for as long as it may.
+    let second = begun(&mut writes).await;
+    assert_eq!(second.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), ["55555 6"]);
+    clock.advance(age);
+    let third = begun(&mut writes).await;
+    assert_eq!(third.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), ["7 8"]);
+    for (_, answer) in second.into_iter().chain(third) {
+        answer.send(Written::Delivered).unwrap();
+    }
+    for ticket in tickets {
+        assert_eq!(ticket.await, Delivery::Delivered);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_holds_up_every_write_for_as_long_as_the_destination_asks() {
+    let (sender, mut writes) = mpsc::unbounded_channel();
+    let bounds = GroupBounds { records: 1, ..GroupBounds::default() };
+    let clock = test_clock();
+    let host = host(vec![spec("out", Several { at_once: 2, bounds, writes: sender })], clock.clone());
+    let mut tickets = Vec::new();
+    for line in ["1", "2", "3"] {
+        tickets.push(host.deliver(batch(&[line])).await);
+    }
+    let [(_, one), (_, two)] = begun(&mut writes).await.try_into().unwrap();
+    let busy = Written::Refused { why: "busy".into(), retry_after: Some(Duration::from_secs(90)) };
+    one.send(busy.clone()).unwrap();
+    settle().await;
+    two.send(Written::refused("no answer")).unwrap();
+    for _ in 0..3 {
+        clock.advance(Duration::from_millis(29_999));
+        assert!(begun(&mut writes).await.is_empty());
+    }
+    clock.advance(Duration::from_millis(3));
+    let again = begun(&mut writes).await;
+    assert_eq!(again.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+    let report = host.report();
+    let is_healthy = || report.borrow().sinks["out"].health == Health::Healthy;
+    // Healthy only when none is left that was refused.
+    let [(_, one), (_, two)] = again.try_into().unwrap();
+    two.send(Written::Delivered).unwrap();
+    let [(text, three)] = begun(&mut writes).await.try_into().unwrap();
+    assert_eq!((text.as_str(), is_healthy()), ("3", false));
+    three.send(Written::Delivered).unwrap();
+    settle().await;
+    assert!(!is_healthy());
+    one.send(Written::Delivered).unwrap();
+    settle().await;
+    assert!(is_healthy());
+    for ticket in tickets {
+        assert_eq!(ticket.await, Delivery::Delivered);
+    }
 }
 
 #[tokio::test]

@@ -61,6 +61,8 @@ fn every_slug_in_the_code_has_a_page() {
         "custom-host",
         "flb-pipeline",
         "fluent-bit",
+        "grpc-encoding",
+        "grpc-accept-encoding",
     ];
     let mut used = BTreeSet::new();
     for path in rust_files(&root().join("src")) {

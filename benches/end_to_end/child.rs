@@ -63,8 +63,14 @@ pub struct Server {
 
 impl Server {
     pub fn start(feed: &Feed) -> Self {
+        Self::start_with(feed, &[])
+    }
+
+    /// As [`Server::start`], with further words that say how it serves.
+    pub fn start_with(feed: &Feed, how: &[&str]) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("a path"))
             .args(["serve", &feed.to_arg()])
+            .args(how)
             .stdout(Stdio::piped())
             .spawn()
             .expect("it starts");

@@ -7,6 +7,7 @@ mod baseline;
 mod child;
 mod routes;
 mod tenant;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,10 +25,12 @@ fn main() {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let number = |at: usize, otherwise: u64| words.get(at).map_or(otherwise, |n| n.parse().expect("a number"));
     match words.first().copied().unwrap_or("throughput") {
+        "serve" if args.len() > 3 => tls::serve(&args[1], &args[2], Path::new(&args[3])),
         "serve" => tenant::serve(&args[1]),
         "baseline" => baseline::run(&args[1], &args[2], args[3].parse().expect("a number")),
         "receive" => routes::receive(&args[1]),
         "routes" => routes::routes(number(1, 500), number(2, 200), number(3, 3)),
+        "tls" => tls::tls(number(1, 500), number(2, 200), number(3, 5), words.get(4).copied()),
         "throughput" => throughput(number(1, 1500), number(2, 200), number(3, 5)),
         "memory" => memory(),
         "growth" => growth(words.get(1).copied()),
@@ -36,7 +39,9 @@ fn main() {
         "latency" => latency(number(1, 100)),
         "keys" => keys(number(1, 1_000_000), number(2, 10_000_000)),
         "pace" => pace(number(1, 180), number(2, 2000)),
-        other => panic!("`{other}` is none of throughput, routes, memory, growth, keys, tenants, share, latency, pace"),
+        other => {
+            panic!("`{other}` is none of throughput, routes, tls, memory, growth, keys, tenants, share, latency, pace")
+        }
     }
 }
 

@@ -24,12 +24,18 @@ use super::{FULL_SPEED, Scratch, binary, median};
 const START_MAX: Duration = Duration::from_secs(60);
 
 /// The name of a route, the sink's table with `PORT` in it, and what receives.
-const ROUTES: [(&str, &str, &str); 6] = [
+const ROUTES: [(&str, &str, &str); 8] = [
     ("`file`", "type = \"file\"\npath = \"PATH\"", ""),
     ("Forward", "type = \"fluent_forward\"\nservers = [\"127.0.0.1:PORT\"]\ntag = \"m365\"", "forward"),
     ("OTLP, gRPC", "type = \"otlp\"\nendpoint = \"http://127.0.0.1:PORT\"\nprotocol = \"grpc\"", "otlp-grpc"),
     ("OTLP, HTTP", "type = \"otlp\"\nendpoint = \"http://127.0.0.1:PORT\"\nprotocol = \"http\"", "http"),
+    (
+        "OTLP, HTTP, not compressed",
+        "type = \"otlp\"\nendpoint = \"http://127.0.0.1:PORT\"\nprotocol = \"http\"\ncompression = \"none\"",
+        "http",
+    ),
     ("HTTP", "type = \"http\"\nuri = \"http://127.0.0.1:PORT/\"", "http"),
+    ("HTTP, `batch_age_secs = 0`", "type = \"http\"\nuri = \"http://127.0.0.1:PORT/\"\nbatch_age_secs = 0", "http"),
     ("HTTP into Vector", "type = \"http\"\nuri = \"http://127.0.0.1:PORT/\"", "vector"),
 ];
 

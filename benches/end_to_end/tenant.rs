@@ -139,7 +139,8 @@ impl Template {
     }
 }
 
-struct Shared {
+/// What a feed knows; answers for whatever serves it.
+pub struct Shared {
     feed: Feed,
     origin: String,
     clock: Arc<dyn Clock>,
@@ -162,28 +163,10 @@ struct Shared {
 
 /// Serves until its process is ended. Prints its origin.
 pub fn serve(arg: &str) -> ! {
-    let feed = Feed::from_arg(arg);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let origin = format!("http://{}", listener.local_addr().expect("an address"));
-    let clock = SystemClock::new();
-    let rest = feed.events % SEGMENT_EVENTS;
-    let shared = Arc::new(Shared {
-        origin: origin.clone(),
-        started: clock.now(),
-        clock,
-        segment: Template::new(SEGMENT_EVENTS),
-        rest: Template::new(rest),
-        feed,
-        requests: AtomicU64::new(0),
-        throttled: AtomicU64::new(0),
-        blob_bytes: AtomicU64::new(0),
-        by_second: Mutex::default(),
-        by_tenant: Mutex::default(),
-        recent: Mutex::default(),
-        fresh_listed: Mutex::default(),
-        born: Instant::now(),
-    });
-    println!("{origin}");
+    let shared = Arc::new(Shared::new(arg, origin));
+    println!("{}", shared.origin);
     for stream in listener.incoming().flatten() {
         let shared = shared.clone();
         let thread = std::thread::Builder::new().stack_size(256 * 1024);
@@ -193,6 +176,33 @@ pub fn serve(arg: &str) -> ! {
 }
 
 impl Shared {
+    /// A feed whose links lead to `origin`.
+    pub fn new(arg: &str, origin: String) -> Self {
+        let feed = Feed::from_arg(arg);
+        let clock = SystemClock::new();
+        let rest = feed.events % SEGMENT_EVENTS;
+        Self {
+            origin,
+            started: clock.now(),
+            clock,
+            segment: Template::new(SEGMENT_EVENTS),
+            rest: Template::new(rest),
+            feed,
+            requests: AtomicU64::new(0),
+            throttled: AtomicU64::new(0),
+            blob_bytes: AtomicU64::new(0),
+            by_second: Mutex::default(),
+            by_tenant: Mutex::default(),
+            recent: Mutex::default(),
+            fresh_listed: Mutex::default(),
+            born: Instant::now(),
+        }
+    }
+
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     fn talk(&self, stream: TcpStream) -> Option<()> {
         stream.set_nodelay(true).ok()?;
         let mut reader = BufReader::new(stream.try_clone().ok()?);
@@ -220,7 +230,8 @@ impl Shared {
         }
     }
 
-    fn answer(&self, target: &str, writer: &mut TcpStream, out: &mut Vec<u8>) -> Option<()> {
+    /// Writes the answer to a request for `target` as HTTP/1.1; `out` is room to work in.
+    pub fn answer(&self, target: &str, writer: &mut impl Write, out: &mut Vec<u8>) -> Option<()> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         if path == "/stats" {
             return self.json(writer, 200, "", &self.stats());
@@ -340,11 +351,22 @@ impl Shared {
         found
     }
 
-    fn blob(&self, blob: u64, writer: &mut TcpStream, out: &mut Vec<u8>) -> Option<()> {
-        let (created, segments) = (self.created(blob), self.feed.events / SEGMENT_EVENTS);
-        let rest = !self.rest.text.is_empty();
-        let parts = segments + u64::from(rest);
+    /// Whole templates in a blob, parts with the rest, and bytes.
+    fn measures(&self) -> (u64, u64, u64) {
+        let segments = self.feed.events / SEGMENT_EVENTS;
+        let parts = segments + u64::from(!self.rest.text.is_empty());
         let length = segments * self.segment.text.len() as u64 + self.rest.text.len() as u64 + 1 + parts.max(1);
+        (segments, parts, length)
+    }
+
+    /// Bytes of all blobs of history.
+    pub fn history_bytes(&self) -> u64 {
+        self.measures().2 * self.feed.blobs
+    }
+
+    fn blob(&self, blob: u64, writer: &mut impl Write, out: &mut Vec<u8>) -> Option<()> {
+        let created = self.created(blob);
+        let (segments, parts, length) = self.measures();
         self.blob_bytes.fetch_add(length, Ordering::Relaxed);
         out.clear();
         self.head(out, 200, "", length);
@@ -371,7 +393,7 @@ impl Shared {
         .expect("a vector");
     }
 
-    fn json(&self, writer: &mut TcpStream, status: u16, headers: &str, body: &str) -> Option<()> {
+    fn json(&self, writer: &mut impl Write, status: u16, headers: &str, body: &str) -> Option<()> {
         let mut out = Vec::new();
         self.head(&mut out, status, headers, body.len() as u64);
         out.extend_from_slice(body.as_bytes());

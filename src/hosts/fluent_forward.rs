@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::Url;
 
-use super::http::{group_bounds, gzip};
+use super::http::gzip;
 use super::msgpack::{
     Encoder, Unread, Value, read_value, write_array, write_bin_header, write_event_time, write_map, write_str,
     write_uint,
@@ -42,6 +42,9 @@ use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
 
 /// Bytes of a frame beside its entries and its tag: headers, the options, the chunk's id. Generous.
 const FRAME_OVERHEAD_BYTES: usize = 128;
+/// Bytes of records joined into one frame, where `frame_bytes_max` allows that many: as many frames are in memory as
+/// are under way. Only a larger batch has a larger frame.
+const FRAME_FILL_BYTES: usize = 2 << 20;
 /// Bytes of the salt of a handshake.
 const SALT_BYTES: usize = 16;
 
@@ -52,7 +55,6 @@ pub struct FluentForwardSink {
     connection: Option<Connection>,
     /// The server in use or to be tried next.
     server: usize,
-    bounds: GroupBounds,
 }
 
 struct Settings {
@@ -64,6 +66,7 @@ struct Settings {
     ack_timeout: Duration,
     frame_bytes_max: usize,
     records_max: usize,
+    age: Duration,
     frames_in_flight_max: usize,
     shared_key: Kept,
     username: Option<String>,
@@ -98,6 +101,7 @@ impl FluentForwardSink {
             ack_timeout: Duration::from_secs(config.ack_timeout_secs),
             frame_bytes_max: config.frame_bytes_max,
             records_max: config.batch_records_max,
+            age: Duration::from_secs(config.batch_age_secs),
             frames_in_flight_max: config.frames_in_flight_max,
             shared_key: Kept::of(config.shared_key.as_ref(), config.shared_key_file.as_deref()),
             username: config.username.clone(),
@@ -106,13 +110,11 @@ impl FluentForwardSink {
             tls,
             clock,
         };
-        let bounds = group_bounds(
-            config.frame_bytes_max,
-            config.batch_records_max,
-            config.frames_in_flight_max,
-            config.batch_age_secs,
-        );
-        Ok(Self { settings: Arc::new(settings), outbox: Outbox::default(), connection: None, server: 0, bounds })
+        Ok(Self::of(Arc::new(settings)))
+    }
+
+    fn of(settings: Arc<Settings>) -> Self {
+        Self { settings, outbox: Outbox::default(), connection: None, server: 0 }
     }
 
     /// The connection in use, or a new one to the first server that takes it.
@@ -180,7 +182,13 @@ impl FluentForwardSink {
 #[async_trait]
 impl Sink for FluentForwardSink {
     fn bounds(&self) -> GroupBounds {
-        self.bounds
+        let Settings { frame_bytes_max, records_max: records, age, .. } = *self.settings;
+        GroupBounds { bytes: frame_bytes_max.min(FRAME_FILL_BYTES), records, age }
+    }
+
+    fn beside(&self) -> Vec<Box<dyn Sink>> {
+        let more = 1..self.settings.frames_in_flight_max;
+        more.map(|_| Box::new(Self::of(self.settings.clone())) as Box<dyn Sink>).collect()
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
@@ -449,36 +457,35 @@ impl Connection {
         }
     }
 
-    /// Sends the frames that are not taken, several before their acknowledgements, and notes which are.
+    /// Sends the frames that are not taken, each after the acknowledgement of the one before, and notes which are.
     ///
     /// # Errors
     /// What went wrong; the connection is of no more use then.
     async fn exchange(&mut self, settings: &Settings, items: &mut [Item]) -> Result<(), String> {
-        let mut todo: VecDeque<Frame> = VecDeque::new();
-        for (index, item) in items.iter().enumerate() {
-            if let (Some(bytes), Answer::Later { .. }) = (&item.body, &item.answer) {
-                todo.push_back(Frame { index, bytes: bytes.clone(), chunk: chunk_of(bytes), sent: 0 });
+        for item in items {
+            if let (Some(frame), Answer::Later { .. }) = (&item.body, &item.answer) {
+                self.send(settings, frame).await?;
+                item.answer = Answer::Taken;
             }
         }
-        let mut waiting: VecDeque<Frame> = VecDeque::new();
+        Ok(())
+    }
+
+    /// Sends a frame and reads its acknowledgement.
+    async fn send(&mut self, settings: &Settings, frame: &[u8]) -> Result<(), String> {
         let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
         let mut deadline = settings.clock.sleep(settings.ack_timeout);
-        while !(todo.is_empty() && waiting.is_empty()) {
-            let may_write = waiting.len() < settings.frames_in_flight_max;
-            let next = todo.front_mut().filter(|_| may_write);
-            let is_writing = next.is_some();
+        let mut sent = 0;
+        loop {
+            let is_writing = sent <= frame.len();
             tokio::select! {
-                written = write_some(&mut writer, next), if is_writing => {
+                written = write_some(&mut writer, frame, &mut sent), if is_writing => {
                     written.map_err(|error| error.to_string())?;
-                    let complete = todo.pop_front_if(|frame| frame.sent > frame.bytes.len());
-                    if let Some(frame) = complete {
-                        if waiting.is_empty() {
-                            deadline = settings.clock.sleep(settings.ack_timeout);
+                    if sent > frame.len() {
+                        if !settings.require_ack {
+                            return Ok(());
                         }
-                        match settings.require_ack {
-                            true => waiting.push_back(frame),
-                            false => note_taken(items, frame.index),
-                        }
+                        deadline = settings.clock.sleep(settings.ack_timeout);
                     }
                 }
                 read = reader.read_buf(&mut self.received) => {
@@ -487,12 +494,9 @@ impl Connection {
                         Ok(_) => {}
                         Err(error) => return Err(error.to_string()),
                     }
-                    while let Some(value) = take_value(&mut self.received)? {
-                        let at = acknowledged(&value, &waiting)?;
-                        if let Some(frame) = waiting.remove(at) {
-                            note_taken(items, frame.index);
-                        }
-                        deadline = settings.clock.sleep(settings.ack_timeout);
+                    if let Some(value) = take_value(&mut self.received)? {
+                        let chunk = chunk_of(frame).filter(|_| !is_writing);
+                        return acknowledged(&value, chunk.as_deref());
                     }
                 }
                 () = &mut deadline => {
@@ -500,53 +504,37 @@ impl Connection {
                 }
             }
         }
-        Ok(())
     }
 }
 
-/// A frame on its way.
-struct Frame {
-    index: usize,
-    bytes: Bytes,
-    chunk: Option<Vec<u8>>,
-    /// Bytes written; one more when they are flushed too.
-    sent: usize,
-}
-
-/// Writes some of a frame, or flushes when all is written. Loses nothing when cancelled.
-async fn write_some(writer: &mut (impl AsyncWrite + Unpin), frame: Option<&mut Frame>) -> io::Result<()> {
-    let Some(frame) = frame else { return Ok(()) };
-    match frame.bytes.get(frame.sent..) {
+/// Writes some of a frame from its byte `sent` on, or flushes when all is written, which counts as one more byte. Loses
+/// nothing when cancelled.
+async fn write_some(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8], sent: &mut usize) -> io::Result<()> {
+    match frame.get(*sent..) {
         Some(rest) if !rest.is_empty() => match writer.write(rest).await? {
             0 => return Err(io::ErrorKind::WriteZero.into()),
-            n => frame.sent += n,
+            n => *sent += n,
         },
         _ => {
             writer.flush().await?;
-            frame.sent += 1;
+            *sent += 1;
         }
     }
     Ok(())
 }
 
-fn note_taken(items: &mut [Item], index: usize) {
-    if let Some(item) = items.get_mut(index) {
-        item.answer = Answer::Taken;
-    }
-}
-
-/// The place among `waiting` of the frame that `value` acknowledges.
-fn acknowledged(value: &Value, waiting: &VecDeque<Frame>) -> Result<usize, String> {
+/// Whether `value` acknowledges the frame with this id.
+fn acknowledged(value: &Value, chunk: Option<&[u8]>) -> Result<(), String> {
     match value {
         Value::Map(members) if members.is_empty() => Err("the receiver could not deliver the records".into()),
         Value::Array(items) if items.first().and_then(Value::as_bytes) == Some(b"HELO") => {
             Err("the receiver asks for a `shared_key`".into())
         }
-        value => {
-            let id = value.get("ack").and_then(Value::as_bytes).ok_or("its answer is no acknowledgement")?;
-            let place = waiting.iter().position(|frame| frame.chunk.as_deref() == Some(id));
-            place.ok_or_else(|| "the receiver acknowledged something that was not sent".into())
-        }
+        value => match value.get("ack").and_then(Value::as_bytes) {
+            None => Err("its answer is no acknowledgement".into()),
+            Some(id) if Some(id) == chunk => Ok(()),
+            Some(_) => Err("the receiver acknowledged something that was not sent".into()),
+        },
     }
 }
 

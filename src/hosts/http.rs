@@ -22,8 +22,11 @@ use crate::auth::{error_chain, parse_retry_after};
 use crate::clock::Clock;
 use crate::config::{HttpCompression, HttpConfig, HttpEncoding};
 use crate::host::Batch;
-use crate::hosts::embedded::sink::{GROUP_BYTES_MAX, GroupBounds, Sink, Written};
+use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
 
+/// Of the levels of zlib-rs on these records the one after which more work saves little: 8.3 us an event and 6.3 times
+/// smaller; the usual 6 takes 14.0 us for 7.0 times, 2 takes 6.0 for 5.7.
+const GZIP_LEVEL: u32 = 3;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -48,23 +51,9 @@ impl HttpSink {
             timeout: Duration::from_secs(config.timeout_secs),
             clock,
         };
-        let bounds = group_bounds(
-            config.batch_bytes_max,
-            config.batch_records_max,
-            config.requests_in_flight_max,
-            config.batch_age_secs,
-        );
         let (bytes, records) = (config.batch_bytes_max, config.batch_records_max);
+        let bounds = GroupBounds { bytes, records, age: Duration::from_secs(config.batch_age_secs) };
         Ok(Self { requests: Requests::new(post, bytes, records, config.requests_in_flight_max), bounds })
-    }
-}
-
-/// What fills all requests that may be under way.
-pub(crate) fn group_bounds(bytes: usize, records: usize, requests: usize, age_secs: u64) -> GroupBounds {
-    GroupBounds {
-        bytes: bytes.saturating_mul(requests).min(GROUP_BYTES_MAX),
-        records: records.saturating_mul(requests),
-        age: Duration::from_secs(age_secs),
     }
 }
 
@@ -72,6 +61,11 @@ pub(crate) fn group_bounds(bytes: usize, records: usize, requests: usize, age_se
 impl Sink for HttpSink {
     fn bounds(&self) -> GroupBounds {
         self.bounds
+    }
+
+    fn beside(&self) -> Vec<Box<dyn Sink>> {
+        let bounds = self.bounds;
+        self.requests.beside().map(|requests| Box::new(Self { requests, bounds }) as Box<dyn Sink>).collect()
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
@@ -207,9 +201,16 @@ fn array_of(parts: &[Part]) -> Bytes {
 
 /// `plain` as one gzip member.
 pub(crate) fn gzip(plain: &[u8]) -> Result<Bytes, String> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::default());
+    gzip_after(0, plain).map(Bytes::from)
+}
+
+/// As [`gzip`], after `before` bytes that are left for the caller to fill.
+pub(crate) fn gzip_after(before: usize, plain: &[u8]) -> Result<Vec<u8>, String> {
+    let mut out = Vec::with_capacity(before + plain.len() / 4);
+    out.resize(before, 0);
+    let mut encoder = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
     let compressed = encoder.write_all(plain).and_then(|()| encoder.finish());
-    compressed.map(Bytes::from).map_err(|error| format!("cannot compress: {error}"))
+    compressed.map_err(|error| format!("cannot compress: {error}"))
 }
 
 #[cfg(test)]

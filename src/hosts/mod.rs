@@ -19,6 +19,8 @@ pub mod net;
 #[cfg(feature = "embedded")]
 pub mod otlp;
 #[cfg(feature = "embedded")]
+mod otlp_message;
+#[cfg(feature = "embedded")]
 mod requests;
 #[cfg(feature = "embedded")]
 pub mod stdout;

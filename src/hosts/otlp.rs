@@ -6,46 +6,48 @@
 //! A partial success names no records: its request is rejected and comes again in parts until the rejected ones stand
 //! alone, which repeats the others.
 //!
-//! Message types are those of `opentelemetry-proto`. The gRPC call hands over bytes encoded once, so that what is
-//! sent again is the same; that is why tonic is used without its generated client.
+//! [`super::otlp_message`] writes the requests; the types of answers are those of `opentelemetry-proto`. A gRPC request is
+//! encoded and compressed once, where work may take its time, so that what is sent again is the same and nothing else
+//! waits for it. tonic would compress in the task that sends; that is why its channel and its reading of answers are
+//! used, and its client is not.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Buf, BufMut, Bytes};
-use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList};
-use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber};
-use opentelemetry_proto::tonic::resource::v1::Resource;
+use bytes::{Buf, Bytes};
+use http_body_util::Full;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use prost::Message;
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, TE};
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codec::{CompressionEncoding, DecodeBuf, Decoder};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 use url::Url;
 
-use super::http::{StatusKind, group_bounds, gzip, kind_of, said};
-use super::json_walk::{NotAnObject, Number, Visit, walk};
+use super::http::{StatusKind, gzip_after, kind_of, said};
 use super::net::{CONNECT_TIMEOUT, Identity, NetSinkError, Presented, http_client, read_answer, read_ca, shown};
+use super::otlp_message;
 use super::requests::{Answer, Exchange, Part, Requests};
 use crate::auth::{error_chain, parse_retry_after};
 use crate::clock::Clock;
 use crate::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
-use crate::host::{Batch, Record};
+use crate::host::Batch;
 use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
 use crate::model::Timestamp;
-use crate::severity::Severity;
 
 /// The one call of the logs service.
 const EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 /// Where it is over HTTP, below an endpoint without a path.
 const HTTP_PATH: &str = "/v1/logs";
-/// `service.name` and the name of the scope.
-const NAME: &str = "m365-audit";
+/// How a message is compressed, and how its answer may be.
+const GRPC_ENCODING: &str = "grpc-encoding";
+const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+/// Before each message of gRPC: whether it is compressed, and its length.
+const GRPC_HEAD_BYTES: usize = 5;
 /// What Vector says when its sinks rejected events for good. It answers DATA_LOSS or 500 then, which mean passing
 /// trouble elsewhere.
 const VECTOR_REJECTED: &str = "Contents failed to deliver to sink";
@@ -85,7 +87,7 @@ impl OtlpSink {
             clock,
         };
         let (bytes, records) = (config.batch_bytes_max, config.batch_records_max);
-        let bounds = group_bounds(bytes, records, config.requests_in_flight_max, config.batch_age_secs);
+        let bounds = GroupBounds { bytes, records, age: Duration::from_secs(config.batch_age_secs) };
         Ok(Self { requests: Requests::new(export, bytes, records, config.requests_in_flight_max), bounds })
     }
 }
@@ -94,6 +96,11 @@ impl OtlpSink {
 impl Sink for OtlpSink {
     fn bounds(&self) -> GroupBounds {
         self.bounds
+    }
+
+    fn beside(&self) -> Vec<Box<dyn Sink>> {
+        let bounds = self.bounds;
+        self.requests.beside().map(|requests| Box::new(Self { requests, bounds }) as Box<dyn Sink>).collect()
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
@@ -136,12 +143,21 @@ struct Export {
 #[async_trait]
 impl Exchange for Export {
     fn pack(&self, parts: &[Part]) -> Result<Bytes, String> {
-        let message = request(parts, self.clock.now())?.encode_to_vec();
-        match (&self.transport, self.gzip) {
-            (Transport::Http(..), true) => gzip(&message),
-            // tonic compresses by itself.
-            _ => Ok(message.into()),
+        let before = match &self.transport {
+            Transport::Grpc(_) => GRPC_HEAD_BYTES,
+            Transport::Http(..) => 0,
+        };
+        let message = otlp_message::encode(parts, self.clock.now(), before)?;
+        let mut packed = match self.gzip {
+            true => gzip_after(before, message.get(before..).unwrap_or_default())?,
+            false => message,
+        };
+        if let Some((head, message)) = packed.split_first_chunk_mut::<GRPC_HEAD_BYTES>().filter(|_| before > 0) {
+            let length = u32::try_from(message.len()).map_err(|_| "the records make a message over 4 GiB")?;
+            head[0] = self.gzip.into();
+            head[1..].copy_from_slice(&length.to_be_bytes());
         }
+        Ok(packed.into())
     }
 
     async fn send(&self, body: Bytes) -> Answer {
@@ -197,25 +213,47 @@ impl Export {
         }
     }
 
-    async fn call(&self, channel: Channel, body: Bytes, presented: &Presented) -> Answer {
-        let mut grpc = tonic::client::Grpc::new(channel).accept_compressed(CompressionEncoding::Gzip);
-        if self.gzip {
-            grpc = grpc.send_compressed(CompressionEncoding::Gzip);
-        }
-        if let Err(error) = grpc.ready().await {
+    async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Answer {
+        if let Err(error) = std::future::poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await {
             return Answer::later(format!("no connection: {}", error_chain(&error)));
         }
-        let mut request = tonic::Request::new(body);
-        *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(presented.headers.clone());
-        let path = http::uri::PathAndQuery::from_static(EXPORT);
-        match grpc.unary(request, path, Raw).await {
-            Ok(response) => match ExportLogsServiceResponse::decode(response.into_inner()) {
+        let mut request = http::Request::new(Body::new(Full::new(body)));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static(EXPORT);
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.headers_mut() = presented.headers.clone();
+        let headers = request.headers_mut();
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+        if self.gzip {
+            headers.insert(GRPC_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        match response(channel.call(request).await).await {
+            Ok(response) => match ExportLogsServiceResponse::decode(response) {
                 Ok(response) => taken(&response, presented),
                 Err(_) => Answer::Taken,
             },
             Err(status) => refused(&status, presented),
         }
     }
+}
+
+/// The one message of a gRPC answer.
+async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>) -> Result<Bytes, Status> {
+    let answer = answer.map_err(|error| Status::from_error(Box::new(error)))?;
+    // An answer without a message has its status among the headers.
+    if let Some(status) = Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok) {
+        return Err(status);
+    }
+    let gzip = answer.headers().get(GRPC_ENCODING).is_some_and(|encoding| encoding == "gzip");
+    let encoding = gzip.then_some(CompressionEncoding::Gzip);
+    let (status, body) = (answer.status(), answer.into_body());
+    let mut messages = Streaming::new_response(Raw, body, status, encoding, None);
+    let message = messages.message().await?;
+    // The status is in the trailers.
+    messages.trailers().await?;
+    message.ok_or_else(|| Status::internal("the answer has no message"))
 }
 
 /// What success says: all of it, or that some records were not taken.
@@ -317,34 +355,9 @@ fn retry_delay(status: &Status) -> Option<Duration> {
     Some(Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos.into())))
 }
 
-/// Messages that are bytes already.
+/// Messages that stay bytes.
 #[derive(Debug, Clone, Copy)]
 struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
 
 impl Decoder for Raw {
     type Item = Bytes;
@@ -362,231 +375,12 @@ impl Decoder for Raw {
 /// # Errors
 /// A record is no JSON object.
 pub fn encode(batch: &Batch, observed: Timestamp) -> Result<Vec<u8>, String> {
-    Ok(request(&[Part::whole(batch)], observed)?.encode_to_vec())
-}
-
-/// All records as one request.
-fn request(parts: &[Part], observed: Timestamp) -> Result<ExportLogsServiceRequest, String> {
-    let observed = unix_nanos(observed);
-    let mut log_records = Vec::with_capacity(parts.iter().map(Part::len).sum());
-    for part in parts {
-        for record in part.records() {
-            log_records.push(log_record(&part.batch, &record, observed).map_err(|error| error.to_string())?);
-        }
-    }
-    let version = env!("CARGO_PKG_VERSION");
-    let scope = InstrumentationScope { name: NAME.into(), version: version.into(), ..Default::default() };
-    let attributes = vec![text("service.name", NAME), text("service.version", version)];
-    Ok(ExportLogsServiceRequest {
-        resource_logs: vec![ResourceLogs {
-            resource: Some(Resource { attributes, ..Default::default() }),
-            scope_logs: vec![ScopeLogs { scope: Some(scope), log_records, ..Default::default() }],
-            ..Default::default()
-        }],
-    })
-}
-
-fn log_record(batch: &Batch, record: &Record<'_>, observed: u64) -> Result<LogRecord, NotAnObject> {
-    let body = body_of(record.json)?;
-    let mut attributes =
-        vec![text("m365.tenant_id", batch.tenant.as_str()), text("m365.content_type", batch.content_type.as_str())];
-    // The id as each format has it: native, raw, ECS, OCSF.
-    let id = [&["event_id"][..], &["Id"], &["event", "id"], &["metadata", "uid"]];
-    attributes.extend(id.iter().find_map(|path| at(&body, path)).map(|id| attribute("m365.id", id)));
-    for (path, name) in [
-        (&["operation"][..], "m365.operation"),
-        (&["workload"], "m365.workload"),
-        (&["actor", "id"], "user.id"),
-        (&["actor", "name"], "user.name"),
-        (&["src_ip"], "client.address"),
-        (&["src_port"], "client.port"),
-        (&["user_agent"], "user_agent.original"),
-    ] {
-        attributes.extend(at(&body, path).map(|value| attribute(name, value)));
-    }
-    let event_name = match at(&body, &["event_type"]) {
-        Some(Value::StringValue(name)) => name.clone(),
-        _ => String::new(),
-    };
-    let severity = record.severity();
-    Ok(LogRecord {
-        time_unix_nano: unix_nanos(record.time),
-        observed_time_unix_nano: observed,
-        severity_number: severity_number(severity).into(),
-        severity_text: severity.as_str().into(),
-        body: Some(AnyValue { value: Some(Value::KvlistValue(body)) }),
-        attributes,
-        event_name,
-        ..Default::default()
-    })
-}
-
-/// The logs data model's numbers: its words for our five.
-const fn severity_number(severity: Severity) -> SeverityNumber {
-    match severity {
-        Severity::Info => SeverityNumber::Info,
-        Severity::Low => SeverityNumber::Info2,
-        Severity::Medium => SeverityNumber::Warn,
-        Severity::High => SeverityNumber::Error,
-        Severity::Critical => SeverityNumber::Fatal,
-    }
-}
-
-/// Nanoseconds since 1970; 0, which means unknown, before it.
-fn unix_nanos(time: Timestamp) -> u64 {
-    u64::try_from(time.as_nanosecond()).unwrap_or(0)
-}
-
-fn text(key: &str, text: &str) -> KeyValue {
-    attribute(key, &Value::StringValue(text.into()))
-}
-
-fn attribute(key: &str, value: &Value) -> KeyValue {
-    KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value.clone()) }), ..Default::default() }
-}
-
-/// The scalar under a path of keys.
-fn at<'a>(body: &'a KeyValueList, path: &[&str]) -> Option<&'a Value> {
-    let (key, rest) = path.split_first()?;
-    let value = body.values.iter().find(|member| member.key == *key)?.value.as_ref()?.value.as_ref()?;
-    match (value, rest) {
-        (Value::KvlistValue(inner), [_, ..]) => at(inner, rest),
-        (Value::StringValue(_) | Value::IntValue(_), []) => Some(value),
-        _ => None,
-    }
-}
-
-fn body_of(json: &[u8]) -> Result<KeyValueList, NotAnObject> {
-    let mut builder = Builder::default();
-    walk(json, &mut builder)?;
-    builder.body.ok_or(NotAnObject)
-}
-
-/// Builds the body while a record is read.
-#[derive(Default)]
-struct Builder {
-    open: Vec<Open>,
-    body: Option<KeyValueList>,
-}
-
-enum Open {
-    /// A map, and the key whose value is awaited.
-    Map(Vec<KeyValue>, String),
-    Array(Vec<AnyValue>),
-}
-
-impl Builder {
-    fn value(&mut self, value: Option<Value>) {
-        let value = AnyValue { value };
-        match self.open.last_mut() {
-            Some(Open::Map(members, key)) => {
-                members.push(KeyValue { key: std::mem::take(key), value: Some(value), ..Default::default() });
-            }
-            Some(Open::Array(items)) => items.push(value),
-            None => {}
-        }
-    }
-}
-
-impl Visit for Builder {
-    fn begin_object(&mut self) {
-        self.open.push(Open::Map(Vec::new(), String::new()));
-    }
-
-    fn key(&mut self, name: &str) {
-        if let Some(Open::Map(_, key)) = self.open.last_mut() {
-            name.clone_into(key);
-        }
-    }
-
-    fn end_object(&mut self) {
-        if let Some(Open::Map(mut values, _)) = self.open.pop() {
-            keep_last(&mut values);
-            match self.open.is_empty() {
-                true => self.body = Some(KeyValueList { values }),
-                false => self.value(Some(Value::KvlistValue(KeyValueList { values }))),
-            }
-        }
-    }
-
-    fn begin_array(&mut self) {
-        self.open.push(Open::Array(Vec::new()));
-    }
-
-    fn end_array(&mut self) {
-        if let Some(Open::Array(values)) = self.open.pop() {
-            self.value(Some(Value::ArrayValue(ArrayValue { values })));
-        }
-    }
-
-    fn string(&mut self, text: &str) {
-        self.value(Some(Value::StringValue(text.into())));
-    }
-
-    fn number(&mut self, number: Number<'_>) {
-        self.value(Some(match number {
-            Number::Int(n) => Value::IntValue(n),
-            // OTLP has no larger integers.
-            Number::UInt(n) => Value::StringValue(n.to_string()),
-            Number::Float(n) => Value::DoubleValue(n),
-            Number::Text(digits) => Value::StringValue(digits.into()),
-        }));
-    }
-
-    fn bool(&mut self, value: bool) {
-        self.value(Some(Value::BoolValue(value)));
-    }
-
-    fn null(&mut self) {
-        self.value(None);
-    }
-}
-
-/// The specification forbids a key twice; the last counts, as JSON parsers have it.
-fn keep_last(members: &mut Vec<KeyValue>) {
-    let mut seen = HashSet::with_capacity(members.len());
-    let keep: Vec<bool> = members.iter().rev().map(|member| seen.insert(member.key.as_str())).collect();
-    if keep.contains(&false) {
-        let mut keep = keep.into_iter().rev();
-        members.retain(|_| keep.next().unwrap_or(true));
-    }
+    otlp_message::encode(&[Part::whole(batch)], observed, 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shape(value: Option<&AnyValue>) -> String {
-        match value.and_then(|value| value.value.as_ref()) {
-            None => "null".into(),
-            Some(Value::KvlistValue(map)) => {
-                let members: Vec<String> =
-                    map.values.iter().map(|m| format!("{}: {}", m.key, shape(m.value.as_ref()))).collect();
-                format!("{{{}}}", members.join(", "))
-            }
-            Some(Value::ArrayValue(array)) => {
-                format!("[{}]", array.values.iter().map(|v| shape(Some(v))).collect::<Vec<_>>().join(", "))
-            }
-            Some(other) => format!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_body_keeps_types_and_the_last_of_several_members_of_one_name() {
-        let json = br#"{"a":1,"s":"x","f":1.5,"b":true,"n":null,"big":18446744073709551615,"l":[1,{"k":[]}],"a":{"z":1,"z":2}}"#;
-        let body = AnyValue { value: Some(Value::KvlistValue(body_of(json).unwrap())) };
-        expect_test::expect![[r#"{s: StringValue("x"), f: DoubleValue(1.5), b: BoolValue(true), n: null, big: StringValue("18446744073709551615"), l: [IntValue(1), {k: []}], a: {z: IntValue(2)}}"#]]
-            .assert_eq(&shape(Some(&body)));
-    }
-
-    #[test]
-    fn no_record_is_too_deep_for_a_prost_receiver() {
-        let json = format!("{{\"a\":{}1{}}}", "{\"a\":[".repeat(5_000), "]}".repeat(5_000));
-        let batch = crate::hosts::requests::tests::batch(&[&json]);
-        let item = crate::hosts::requests::Outbox::default().open(&[batch], 1, 1).remove(0);
-        let bytes = request(&item.parts, Timestamp::UNIX_EPOCH).unwrap().encode_to_vec();
-        assert!(ExportLogsServiceRequest::decode(bytes.as_slice()).is_ok());
-    }
 
     #[test]
     fn a_grpc_code_speaks_of_the_records_of_us_or_of_the_moment() {

@@ -6,13 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream;
+use tokio::sync::Semaphore;
 
 use crate::host::{Batch, Record};
 use crate::hosts::embedded::sink::Written;
@@ -237,18 +237,38 @@ pub(crate) trait Exchange: Send + Sync + 'static {
     async fn send(&self, body: Bytes) -> Answer;
 }
 
-/// Sends groups through an [`Exchange`], several requests at a time.
+/// Sends groups through an [`Exchange`], one request after the other; [`Requests::beside`] makes others that send theirs
+/// at the same time.
 pub(crate) struct Requests<E> {
     exchange: Arc<E>,
     outbox: Outbox,
     bytes_max: usize,
     records_max: usize,
-    in_flight_max: usize,
+    /// How many send at the same time.
+    in_flight_max: u32,
+    /// A request takes one turn, one that has to be alone takes all.
+    turns: Arc<Semaphore>,
+    /// How many took their turns.
+    begun: Arc<AtomicU64>,
 }
 
 impl<E: Exchange> Requests<E> {
     pub(crate) fn new(exchange: E, bytes_max: usize, records_max: usize, in_flight_max: usize) -> Self {
-        Self { exchange: Arc::new(exchange), outbox: Outbox::default(), bytes_max, records_max, in_flight_max }
+        let in_flight_max = u32::try_from(in_flight_max).unwrap_or(u32::MAX).max(1);
+        let turns = Arc::new(Semaphore::new(in_flight_max as usize));
+        let (exchange, outbox, begun) = (Arc::new(exchange), Outbox::default(), Arc::default());
+        Self { exchange, outbox, bytes_max, records_max, in_flight_max, turns, begun }
+    }
+
+    /// The others, so that as many requests as may be are under way.
+    pub(crate) fn beside(&self) -> impl Iterator<Item = Self> {
+        (1..self.in_flight_max).map(|_| Self {
+            exchange: self.exchange.clone(),
+            outbox: Outbox::default(),
+            turns: self.turns.clone(),
+            begun: self.begun.clone(),
+            ..*self
+        })
     }
 
     /// As [`crate::hosts::embedded::sink::Sink::write`]. A request of several batches that is rejected is sent again
@@ -257,36 +277,31 @@ impl<E: Exchange> Requests<E> {
     pub(crate) async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
         let mut todo = self.outbox.open(batches, self.bytes_max, self.records_max);
         let mut done = Vec::with_capacity(todo.len());
-        // The first that has to wait: no further one is begun then.
-        let trouble: Mutex<Option<Answer>> = Mutex::new(None);
-        let mut at_once = self.in_flight_max;
+        // The first answer that asks to wait: nothing further is sent then.
+        let mut trouble = None;
+        let mut turns = 1;
         while !todo.is_empty() {
-            let together = at_once > 1 && todo.len() > 1;
-            let sent: Vec<Item> = stream::iter(std::mem::take(&mut todo))
-                .map(|item| self.send(item, &trouble))
-                .buffer_unordered(at_once)
-                .collect()
-                .await;
-            at_once = 1;
-            for item in sent {
+            for item in std::mem::take(&mut todo) {
+                let (item, was_beside) = self.send(item, turns, &mut trouble).await;
                 match (&item.answer, item.parts.len()) {
                     (Answer::Never(_), 2..) => todo.extend(item.split().unwrap_or_default()),
-                    (Answer::Never(_), _) if together && item.records() == 1 => todo.push(Item::new(item.parts)),
+                    (Answer::Never(_), _) if was_beside && item.records() == 1 => todo.push(Item::new(item.parts)),
                     _ => done.push(item),
                 }
             }
+            turns = self.in_flight_max;
         }
         self.outbox.close(batches, done)
     }
 
-    async fn send(&self, mut item: Item, trouble: &Mutex<Option<Answer>>) -> Item {
+    /// Sends one, and whether another was under way meanwhile.
+    async fn send(&self, mut item: Item, turns: u32, trouble: &mut Option<Answer>) -> (Item, bool) {
         if item.answer == Answer::Taken {
-            return item;
+            return (item, false);
         }
-        let known = || trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(answer) = known() {
-            item.answer = answer;
-            return item;
+        if let Some(answer) = trouble {
+            item.answer = answer.clone();
+            return (item, false);
         }
         let body = match item.body.take() {
             Some(body) => body,
@@ -296,26 +311,35 @@ impl<E: Exchange> Requests<E> {
                     Ok(Ok(body)) => body,
                     Ok(Err(why)) => {
                         item.answer = Answer::Never(why);
-                        return item;
+                        return (item, false);
                     }
                     Err(_) => {
                         item.answer = Answer::later("the request could not be made");
-                        return item;
+                        return (item, false);
                     }
                 }
             }
         };
+        // An error would say that the semaphore is closed, which it never is.
+        let turn = self.turns.acquire_many(turns).await;
+        // Whoever takes a turn after this look begins after it, too.
+        let begun = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let others = self.turns.available_permits() + (turns as usize) < self.in_flight_max as usize;
         item.answer = self.exchange.send(body.clone()).await;
+        let was_beside = others || self.begun.load(Ordering::SeqCst) != begun;
+        drop(turn);
         if matches!(item.answer, Answer::Later { .. }) {
-            trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| item.answer.clone());
+            trouble.get_or_insert_with(|| item.answer.clone());
             item.body = Some(body);
         }
-        item
+        (item, was_beside)
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Mutex;
+
     use super::*;
     use crate::host::BatchBuilder;
     use crate::model::{ContentType, Timestamp};
@@ -402,16 +426,78 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_rejected_beside_others_is_tried_alone_before_it_is_believed() {
-        let answer = |text: &str, n| if text == "x" || n < 2 { Answer::Never("x".into()) } else { Answer::Taken };
-        let (script, mut requests) = requests(answer, 1);
-        requests.in_flight_max = 2;
+    async fn a_record_rejected_with_nothing_beside_it_is_believed() {
+        let answer = |text: &str, _| if text == "x" { Answer::Never("x".into()) } else { Answer::Taken };
+        let script = Arc::new(Script { sent: Mutex::default(), answer });
+        let mut requests = Requests::new(script.clone(), 1, 1_000, 2);
         let group = [batch(&["1"]), batch(&["x"]), batch(&["3"])];
         assert_eq!(
             requests.write(&group).await,
             [Written::Delivered, Written::Rejected("x".into()), Written::Delivered]
         );
-        assert_eq!(sent(&script).len(), 5);
+        assert_eq!(sent(&script), ["1", "x", "3"]);
+    }
+
+    /// Takes everything but `x`, which it rejects: at first while others are under way, then looking whether any is.
+    #[derive(Default)]
+    struct Crowd {
+        under_way: AtomicU64,
+        most: AtomicU64,
+        rejected: AtomicU64,
+        beside_the_second: AtomicU64,
+    }
+
+    #[async_trait]
+    impl Exchange for Arc<Crowd> {
+        fn pack(&self, parts: &[Part]) -> Result<Bytes, String> {
+            Ok(parts.iter().flat_map(|part| part.ndjson()).collect())
+        }
+
+        async fn send(&self, body: Bytes) -> Answer {
+            let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(now, Ordering::SeqCst);
+            let is_first = self.rejected.load(Ordering::SeqCst) == 0;
+            let answer = if body.as_ref() == b"x\n" {
+                while is_first && self.most.load(Ordering::SeqCst) < 3 {
+                    tokio::task::yield_now().await;
+                }
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                    let others = self.under_way.load(Ordering::SeqCst) - 1;
+                    self.beside_the_second.fetch_add(if is_first { 0 } else { others }, Ordering::SeqCst);
+                }
+                self.rejected.fetch_add(1, Ordering::SeqCst);
+                Answer::Never("bad".into())
+            } else {
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                Answer::Taken
+            };
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            answer
+        }
+    }
+
+    #[tokio::test]
+    async fn as_many_requests_as_allowed_are_under_way_and_none_beside_a_record_that_was_rejected_beside_others() {
+        let crowd = Arc::new(Crowd::default());
+        let mut first = Requests::new(crowd.clone(), 100, 1_000, 3);
+        let mut writing = tokio::task::JoinSet::new();
+        for mut requests in first.beside() {
+            let crowd = crowd.clone();
+            writing.spawn(async move {
+                while crowd.rejected.load(Ordering::SeqCst) < 2 {
+                    assert_eq!(requests.write(&[batch(&["1"])]).await, [Written::Delivered]);
+                }
+            });
+        }
+        assert_eq!(writing.len(), 2);
+        assert_eq!(first.write(&[batch(&["x"])]).await, [Written::Rejected("bad".into())]);
+        writing.join_all().await;
+        assert_eq!(crowd.most.load(Ordering::SeqCst), 3);
+        assert_eq!(crowd.rejected.load(Ordering::SeqCst), 2);
+        assert_eq!(crowd.beside_the_second.load(Ordering::SeqCst), 0);
     }
 
     #[test]

@@ -46,8 +46,8 @@ struct Receiver {
     count: Arc<AtomicUsize>,
     user: Option<(&'static str, &'static str)>,
     keyed: bool,
-    /// Acknowledge only when this many frames wait, in the opposite order.
-    hold: usize,
+    /// Acknowledge only when this many frames wait.
+    hold: Arc<tokio::sync::Barrier>,
     tls: Option<Arc<rustls::ServerConfig>>,
 }
 
@@ -60,7 +60,7 @@ impl Receiver {
             count: Arc::default(),
             user: None,
             keyed: false,
-            hold: 1,
+            hold: Arc::new(tokio::sync::Barrier::new(1)),
             tls: None,
         }
     }
@@ -94,7 +94,6 @@ impl Receiver {
         if self.keyed {
             self.shake_hands(&mut stream, &mut buffer).await?;
         }
-        let mut held = Vec::new();
         loop {
             let (frame, bytes) = next(&mut stream, &mut buffer).await?;
             let number = self.count.fetch_add(1, Ordering::SeqCst);
@@ -104,24 +103,21 @@ impl Receiver {
             if matches!(mood, Mood::Ack | Mood::TakeAndClose) {
                 self.received.extend(records);
             }
-            match mood {
-                Mood::Ack => held.push(chunk?),
-                Mood::WrongId => held.push("bm90IHlvdXJzIG5vdCB5bw==".into()),
+            let chunk = match mood {
+                Mood::Ack => chunk?,
+                Mood::WrongId => "bm90IHlvdXJzIG5vdCB5bw==".into(),
                 Mood::EmptyMap => {
                     stream.write_all(&[0x80]).await.ok()?;
                     return None;
                 }
                 Mood::Close | Mood::TakeAndClose => return None,
-                Mood::Silent => {}
-            }
-            if held.len() >= self.hold {
-                while let Some(chunk) = held.pop() {
-                    let mut out = Vec::new();
-                    let ack = Value::Map(vec![("ack".into(), chunk.into())]);
-                    rmpv::encode::write_value(&mut out, &ack).unwrap();
-                    stream.write_all(&out).await.ok()?;
-                }
-            }
+                Mood::Silent => continue,
+            };
+            self.hold.wait().await;
+            let mut out = Vec::new();
+            let ack = Value::Map(vec![("ack".into(), chunk.into())]);
+            rmpv::encode::write_value(&mut out, &ack).unwrap();
+            stream.write_all(&out).await.ok()?;
         }
     }
 
@@ -318,16 +314,20 @@ async fn whatever_is_not_the_frames_own_id_is_a_refusal() {
 }
 
 #[tokio::test]
-async fn several_frames_are_under_way_and_acknowledged_in_any_order() {
-    let receiver = Receiver { hold: 3, ..Receiver::new(|_| Mood::Ack) };
+async fn several_frames_are_under_way_each_on_a_connection_of_its_own() {
+    let receiver = Receiver { hold: Arc::new(tokio::sync::Barrier::new(3)), ..Receiver::new(|_| Mood::Ack) };
     let (port, serving) = receiver.listen(0).await;
-    let mut sink = sink(&table(&[port], "frames_in_flight_max = 3\nbatch_records_max = 1"), &FastClock::start());
-    let group: Vec<_> = (0..6).map(|n| batch(&[&format!("{{\"n\":{n}}}")])).collect();
-    assert_eq!(sink.write(&group).await, vec![Written::Delivered; 6]);
-    // With a fourth outstanding only, the held ones never come: what was confirmed stays confirmed.
-    let group: Vec<_> = (0..4).map(|n| batch(&[&format!("{{\"n\":{n}}}")])).collect();
-    let written = sink.write(&group).await;
-    assert_eq!(written.iter().filter(|w| **w == Written::Delivered).count(), 3);
+    let first = sink(&table(&[port], "frames_in_flight_max = 3"), &FastClock::start());
+    let mut all = first.beside();
+    all.push(first);
+    assert_eq!(all.len(), 3);
+    for round in 0..2 {
+        // None is acknowledged before all are there.
+        let groups: Vec<_> = (0..3).map(|n| [batch(&[&format!("{{\"round\":{round},\"n\":{n}}}")])]).collect();
+        let writing = all.iter_mut().zip(&groups).map(|(sink, group)| sink.write(group));
+        assert_eq!(futures_util::future::join_all(writing).await.concat(), vec![Written::Delivered; 3]);
+    }
+    assert_eq!(receiver.received.all().len(), 6);
     serving.abort();
 }
 

@@ -16,7 +16,7 @@ use crate::config::Secret;
 /// the same bytes, on the next server of the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FluentForwardConfig {
-    /// The receivers, `host:port`, in the order they are tried. One at a time is used, until it fails.
+    /// The receivers, `host:port`, in the order they are tried. A connection is to one until that fails, then to the next.
     #[schemars(schema_with = "servers_schema")]
     pub servers: Vec<String>,
 
@@ -65,7 +65,7 @@ pub struct FluentForwardConfig {
     #[schemars(range(min = 0, max = 60), example = 5)]
     pub batch_age_secs: u64,
 
-    /// Frames sent and not yet acknowledged.
+    /// Frames sent and not yet acknowledged, each on a connection of its own.
     #[serde(default = "default_frames_in_flight_max")]
     #[schemars(range(min = 1, max = 64), example = 8)]
     pub frames_in_flight_max: usize,

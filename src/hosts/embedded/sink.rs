@@ -1,11 +1,11 @@
 //! What a sink of the embedded host is, and the worker that feeds one.
 //!
 //! A [`Sink`] writes groups of batches and says of each what became of it. Everything else is the worker's: the
-//! bounded queue, writing what queued up as one group, trying again for ever with growing pauses, counting, stopping.
+//! bounded queue, writing what queued up as one group, several groups at once where the sink can, trying again for ever
+//! with growing pauses, counting, stopping.
 //! A worker never drops a batch: it is confirmed, rejected by the sink, or refused to the source, which keeps it.
 //! Knows nothing of routes (the host's) and nothing of any destination (the sink's).
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +86,12 @@ pub trait Sink: Send + 'static {
     /// How much [`Sink::write`] wants at once; the same for as long as the sink lives.
     fn bounds(&self) -> GroupBounds {
         GroupBounds::default()
+    }
+
+    /// More of this sink, asked for once: each is given groups of its own while this one writes. The worker keeps no
+    /// order among them.
+    fn beside(&self) -> Vec<Box<dyn Sink>> {
+        Vec::new()
     }
 
     /// Writes a group and says of each batch, in the order given, what became of it. The same batches come again
@@ -241,11 +250,18 @@ impl Worker {
         let name: Arc<str> = name.into();
         let room = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
+        let mut sinks = sink.beside();
+        let bounds = sink.bounds();
+        sinks.push(sink);
         let feeder = Feeder {
             name: name.clone(),
-            sink,
+            bounds: GroupBounds { bytes: bounds.bytes.min(GROUP_BYTES_MAX), ..bounds },
+            idle: sinks.into_iter().map(|sink| Lane { sink, group: Vec::new(), was_refused: false }).collect(),
             queued,
-            pending: VecDeque::new(),
+            ended: false,
+            group: Group::default(),
+            next: None,
+            waiting: Waiting::default(),
             room: room.clone(),
             drain: drain.clone(),
             abort: abort.clone(),
@@ -290,10 +306,16 @@ impl Drop for Worker {
 /// The worker's task.
 struct Feeder {
     name: Arc<str>,
-    sink: Box<dyn Sink>,
+    bounds: GroupBounds,
+    /// What may begin a write. The last is the one used last, so that a quiet worker uses one connection.
+    idle: Vec<Lane>,
     queued: mpsc::Receiver<Queued>,
-    /// Taken from the queue and not settled, oldest first.
-    pending: VecDeque<Queued>,
+    /// The queue is closed and empty.
+    ended: bool,
+    group: Group,
+    /// Taken from the queue and too much for the group.
+    next: Option<Queued>,
+    waiting: Waiting,
     room: Arc<Semaphore>,
     drain: CancellationToken,
     abort: CancellationToken,
@@ -301,14 +323,85 @@ struct Feeder {
     observer: Arc<dyn Observer>,
 }
 
-/// How a round of writing ended.
-enum Round {
-    /// Everything was settled.
-    Settled,
-    /// Some batches have to be written again.
-    Again { why: String, retry_after: Option<Duration>, progress: bool },
-    /// The destination is gone.
-    Closed(String),
+/// A sink and the group it writes, or has to write again.
+struct Lane {
+    sink: Box<dyn Sink>,
+    group: Vec<Queued>,
+    /// Some of the group was written before and refused.
+    was_refused: bool,
+}
+
+impl Lane {
+    async fn write(mut self) -> (Self, Vec<Written>) {
+        let batches: Vec<Batch> = self.group.iter().map(|queued| queued.batch.clone()).collect();
+        let written = self.sink.write(&batches).await;
+        (self, written)
+    }
+}
+
+/// Batches to be written together, oldest first.
+#[derive(Default)]
+struct Group {
+    batches: Vec<Queued>,
+    bytes: usize,
+    records: usize,
+    /// Resolves when it has waited for others long enough; `None` when it has, or does not wait.
+    young: Option<BoxFuture<'static, ()>>,
+}
+
+impl Group {
+    /// Whether a batch fits beside those that are there.
+    fn has_room_for(&self, batch: &Batch, bounds: &GroupBounds) -> bool {
+        self.batches.is_empty()
+            || self.batches.len() < GROUP_BATCHES_MAX
+                && self.bytes + batch.ndjson().len() <= bounds.bytes
+                && self.records + batch.len() <= bounds.records
+    }
+
+    fn is_full(&self, bounds: &GroupBounds) -> bool {
+        self.batches.len() >= GROUP_BATCHES_MAX || self.bytes >= bounds.bytes || self.records >= bounds.records
+    }
+
+    fn push(&mut self, queued: Queued) {
+        self.bytes += queued.batch.ndjson().len();
+        self.records += queued.batch.len();
+        self.batches.push(queued);
+    }
+}
+
+/// What keeps a worker from writing after a refusal.
+#[derive(Default)]
+struct Waiting {
+    /// Until when by the monotonic clock, and what resolves then.
+    pause: Option<(Duration, BoxFuture<'static, ()>)>,
+    /// Refusals since everything was taken.
+    failures: u64,
+    /// Lanes whose last write was refused.
+    refused: usize,
+    delays: Option<backon::ExponentialBackoff>,
+}
+
+impl Waiting {
+    /// Notes a refusal. A pause that runs already is made longer only by the destination's own word.
+    fn refused(&mut self, retry_after: Option<Duration>, clock: &dyn Clock) {
+        if self.pause.is_some() && retry_after.is_none() {
+            return;
+        }
+        let delays = self.delays.get_or_insert_with(retry_delays);
+        let delay = retry_after.unwrap_or_else(|| delays.next().unwrap_or(RETRY_DELAY_MAX));
+        let until = clock.monotonic().saturating_add(delay);
+        if self.pause.as_ref().is_none_or(|(known, _)| *known < until) {
+            self.pause = Some((until, clock.sleep(delay)));
+        }
+    }
+}
+
+/// Resolves with `wait`; never, if there is nothing to wait for.
+async fn over(wait: Option<&mut BoxFuture<'static, ()>>) {
+    match wait {
+        Some(wait) => wait.await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Feeder {
@@ -329,58 +422,39 @@ impl Feeder {
 
     /// Feeds the sink until told to stop, or until it is closed (`Some(why)`).
     async fn feed(&mut self) -> Option<String> {
-        let mut backoff = retry_delays();
-        let mut failures = 0_u64;
+        let mut writing = FuturesUnordered::new();
         loop {
-            if self.pending.is_empty() {
-                match self.next().await {
-                    Some(first) => self.pending.push_back(first),
-                    None => {
-                        self.sink.close().await;
-                        return None;
-                    }
-                }
+            self.collect();
+            if let Some(lane) = self.begin_next() {
+                writing.push(lane.write());
+                continue;
             }
-            self.fill(failures > 0).await;
-            match self.round().await {
-                Round::Settled => {
-                    if failures > 0 {
-                        tracing::info!(sink = %self.name, failures, "sink takes records again");
-                        self.observer.trouble(&self.name, None);
-                        failures = 0;
-                    }
-                    backoff = retry_delays();
+            if self.ended && writing.is_empty() && self.waiting.pause.is_none() {
+                // Nothing is written, waits or has to be written again: `begin_next` would have found it.
+                for lane in &mut self.idle {
+                    lane.sink.close().await;
                 }
-                Round::Again { why, retry_after, progress } => {
-                    if failures == 0 {
-                        tracing::warn!(sink = %self.name, why, "sink does not take records, trying again");
-                    }
-                    failures += 1;
-                    self.observer.trouble(&self.name, Some(&why));
-                    if progress {
-                        backoff = retry_delays();
-                    }
-                    let delay = retry_after.unwrap_or_else(|| backoff.next().unwrap_or(RETRY_DELAY_MAX));
-                    self.clock.sleep(delay).await;
-                }
-                Round::Closed(why) => {
-                    self.close_queue();
-                    return Some(why);
-                }
+                return None;
             }
-        }
-    }
-
-    /// The next batch, or `None` when the worker is to stop and the queue is empty.
-    async fn next(&mut self) -> Option<Queued> {
-        if !self.queued.is_closed() {
+            let has_room = self.next.is_none() && !self.group.is_full(&self.bounds);
+            let (pause, young) = (self.waiting.pause.as_mut().map(|(_, pause)| pause), self.group.young.as_mut());
             tokio::select! {
                 biased;
-                () = self.drain.cancelled() => self.close_queue(),
-                next = self.queued.recv() => return next,
+                Some((lane, written)) = writing.next() => {
+                    if let Some(why) = self.settle(lane, written) {
+                        self.close_queue();
+                        return Some(why);
+                    }
+                }
+                () = over(pause) => self.waiting.pause = None,
+                () = self.drain.cancelled(), if !self.queued.is_closed() => self.close_queue(),
+                next = self.queued.recv(), if has_room && !self.ended => match next {
+                    Some(next) => self.take(next),
+                    None => self.ended = true,
+                },
+                () = over(young) => self.group.young = None,
             }
         }
-        self.queued.recv().await
     }
 
     /// No more batches: whoever waits for room is refused.
@@ -389,43 +463,60 @@ impl Feeder {
         self.room.close();
     }
 
-    /// Takes what else has queued up into the group; waits for more while the group's first batch is young. A group
-    /// that is written again does not wait.
-    async fn fill(&mut self, again: bool) {
-        let bounds = self.sink.bounds();
-        let mut bytes: usize = self.pending.iter().map(|q| q.batch.ndjson().len()).sum();
-        let mut records: usize = self.pending.iter().map(|q| q.batch.len()).sum();
-        let mut aged = (!again && !bounds.age.is_zero()).then(|| self.clock.sleep(bounds.age));
-        while self.pending.len() < GROUP_BATCHES_MAX
-            && bytes < bounds.bytes.min(GROUP_BYTES_MAX)
-            && records < bounds.records
-        {
-            let next = match (self.queued.try_recv(), &mut aged) {
-                (Ok(next), _) => next,
-                (Err(_), Some(aged)) if !self.queued.is_closed() => tokio::select! {
-                    biased;
-                    next = self.queued.recv() => match next {
-                        Some(next) => next,
-                        None => break,
-                    },
-                    () = self.drain.cancelled() => break,
-                    () = aged => break,
-                },
-                (Err(_), _) => break,
-            };
-            bytes += next.batch.ndjson().len();
-            records += next.batch.len();
-            self.pending.push_back(next);
+    /// Takes what has queued up into the group, as much as fits.
+    fn collect(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.take(next);
+        }
+        while self.next.is_none() && !self.group.is_full(&self.bounds) {
+            match self.queued.try_recv() {
+                Ok(next) => self.take(next),
+                Err(mpsc::error::TryRecvError::Empty) => break,
+                Err(mpsc::error::TryRecvError::Disconnected) => {
+                    self.ended = true;
+                    break;
+                }
+            }
         }
     }
 
-    /// Writes one group.
-    async fn round(&mut self) -> Round {
-        let batches: Vec<Batch> = self.pending.iter().map(|q| q.batch.clone()).collect();
-        let mut written = self.sink.write(&batches).await.into_iter();
-        let mut round = Round::Settled;
-        let mut progress = false;
-        for queued in std::mem::take(&mut self.pending) {
+    fn take(&mut self, queued: Queued) {
+        if !self.group.has_room_for(&queued.batch, &self.bounds) {
+            self.next = Some(queued);
+            return;
+        }
+        if self.group.batches.is_empty() && !self.bounds.age.is_zero() {
+            self.group.young = Some(self.clock.sleep(self.bounds.age));
+        }
+        self.group.push(queued);
+    }
+
+    /// A lane with a group to be written now: one that was refused before a new one, and none during a pause.
+    fn begin_next(&mut self) -> Option<Lane> {
+        if self.waiting.pause.is_some() {
+            return None;
+        }
+        if let Some(at) = self.idle.iter().position(|lane| !lane.group.is_empty()) {
+            return Some(self.idle.remove(at));
+        }
+        let group = &self.group;
+        let is_whole =
+            group.young.is_none() || group.is_full(&self.bounds) || self.next.is_some() || self.queued.is_closed();
+        if group.batches.is_empty() || !is_whole {
+            return None;
+        }
+        let mut lane = self.idle.pop()?;
+        lane.group = std::mem::take(&mut self.group).batches;
+        Some(lane)
+    }
+
+    /// Tells what became of a group and keeps in its lane what has to be written again; why the destination is gone, if
+    /// it is.
+    fn settle(&mut self, mut lane: Lane, written: Vec<Written>) -> Option<String> {
+        let mut written = written.into_iter();
+        let (mut refused, mut closed, mut progress) = (None, None, false);
+        self.waiting.refused -= usize::from(lane.was_refused);
+        for queued in std::mem::take(&mut lane.group) {
             // A sink that answers for fewer batches than it was given has not confirmed the rest.
             match written.next().unwrap_or_else(|| Written::refused("the sink gave no answer")) {
                 Written::Delivered => {
@@ -439,22 +530,39 @@ impl Feeder {
                     queued.confirm.settle(Settled::Rejected(why));
                 }
                 Written::Refused { why, retry_after } => {
-                    if matches!(round, Round::Settled) {
-                        round = Round::Again { why, retry_after, progress: false };
-                    }
-                    self.pending.push_back(queued);
+                    refused.get_or_insert((why, retry_after));
+                    lane.group.push(queued);
                 }
                 Written::Closed(why) => {
                     queued.confirm.settle(Settled::Refused(why.clone()));
-                    round = Round::Closed(why);
+                    closed = Some(why);
                 }
             }
         }
-        if let Round::Again { progress: made, .. } = &mut round {
-            metrics::counter!(SINK_RETRIES_TOTAL, "sink" => self.name.to_string()).increment(1);
-            *made = progress;
+        if progress {
+            self.waiting.delays = None;
         }
-        round
+        lane.was_refused = refused.is_some();
+        self.idle.push(lane);
+        match refused {
+            Some((why, retry_after)) => {
+                metrics::counter!(SINK_RETRIES_TOTAL, "sink" => self.name.to_string()).increment(1);
+                if self.waiting.failures == 0 {
+                    tracing::warn!(sink = %self.name, why, "sink does not take records, trying again");
+                }
+                self.waiting.failures += 1;
+                self.waiting.refused += 1;
+                self.observer.trouble(&self.name, Some(&why));
+                self.waiting.refused(retry_after, &*self.clock);
+            }
+            None if self.waiting.failures > 0 && self.waiting.refused == 0 => {
+                tracing::info!(sink = %self.name, failures = self.waiting.failures, "sink takes records again");
+                self.observer.trouble(&self.name, None);
+                self.waiting.failures = 0;
+            }
+            None => {}
+        }
+        closed
     }
 }
 
