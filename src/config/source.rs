@@ -266,8 +266,9 @@ pub struct SourceConfig {
     #[schemars(range(min = 0, max = 1_000_000), example = 500)]
     pub max_requests_per_minute: u32,
 
-    /// Bytes of events held before the host has confirmed them; when they are reached, fetching waits. All sources of a
-    /// process together hold at most 128 MiB, or the greatest of these values, and 1 MiB each.
+    /// Bytes of events held before the host has confirmed them, a quarter of it for bodies being read; when they are
+    /// reached, fetching waits. All sources of a process together hold at most 128 MiB, or the greatest of these values,
+    /// and 1 MiB each.
     #[serde(default = "default_in_flight_bytes_max")]
     #[schemars(range(min = 1_048_576, max = 68_719_476_736_u64), example = 67108864)]
     pub in_flight_bytes_max: u64,

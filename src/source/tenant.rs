@@ -45,7 +45,7 @@ const DOWNLOADS_MIN: usize = 4;
 /// Bodies downloaded at once: at most.
 const DOWNLOADS_MAX: usize = 32;
 /// What a download may hold beside its batch: what it works on, and what has arrived meanwhile.
-const DOWNLOAD_BYTES: u64 = 512 * 1024;
+const DOWNLOAD_BYTES: u64 = 384 * 1024;
 /// Blobs downloaded and not settled yet, with their batches under way.
 const SETTLING_MAX: usize = 512;
 /// Blobs known and not settled; beyond it listers read no more backlog.
@@ -75,6 +75,11 @@ const SKEW_TO_EXPIRE_MAX: SignedDuration = SignedDuration::from_hours(24);
 const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
 /// Windows remembered as read, per stream, before they are merged.
 const READ_WINDOWS_MAX: usize = 512;
+
+/// What batches may take of `in_flight_bytes_max`: the rest is for bodies being read, which are in memory as well.
+const fn for_batches(in_flight_bytes_max: u64) -> u64 {
+    in_flight_bytes_max - in_flight_bytes_max / 4
+}
 
 /// What a tenant's loop is made from.
 pub struct TenantParts {
@@ -307,7 +312,7 @@ pub(super) fn fetch_context(
         ledger,
         store: parts.host.state(),
         courier: Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() },
-        budget: Budget::new(parts.in_flight_bytes_max, &parts.pool),
+        budget: Budget::new(for_batches(parts.in_flight_bytes_max), &parts.pool),
         buffers: Buffers::default(),
         clock: parts.clock.clone(),
         stop: stop.child_token(),
@@ -942,17 +947,18 @@ impl Loop {
     }
 
     /// How many downloads fit beside the batches under way. When the host is slower than the network, more of them would
-    /// only hold more; half the budget keeps a host busy until the next batches come.
+    /// only hold more; half the budget keeps a host busy until the next batches come, and what is in flight leaves the
+    /// fewer downloads the nearer it comes to that.
     fn room_for_downloads(&self) -> usize {
         let budget = &self.context.budget;
         let (used, total, free) = (budget.used(), budget.total(), budget.free());
-        let room = usize::try_from(free / DOWNLOAD_BYTES).unwrap_or(DOWNLOADS_MAX);
-        let taken_by_others = free < total - used && room < DOWNLOADS_MIN;
+        let taken_by_others = free < total - used && free < DOWNLOADS_MIN as u64 * DOWNLOAD_BYTES;
         if used > total / 2 || taken_by_others {
             // What is in flight ends by itself; one goes on in case all of it is somebody else's.
             return 1;
         }
-        room.max(DOWNLOADS_MIN)
+        let room = free.min(total / 2 - used) / DOWNLOAD_BYTES;
+        usize::try_from(room).unwrap_or(DOWNLOADS_MAX).max(DOWNLOADS_MIN)
     }
 
     fn is_settled(&self, job: &Job) -> bool {
