@@ -251,15 +251,38 @@ async fn groups_are_written_side_by_side_and_filled_but_not_over_the_bound() {
     for (_, answer) in first {
         answer.send(Written::Delivered).unwrap();
     }
-    // The one that is not full waits for others, for as long as it may.
+    // The one that is not full waits for others, until none comes for a while.
     let second = begun(&mut writes).await;
     assert_eq!(second.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), ["55555 6"]);
-    clock.advance(age);
+    clock.advance(age / 10 - Duration::from_millis(1));
+    assert!(begun(&mut writes).await.is_empty());
+    clock.advance(Duration::from_millis(1));
     let third = begun(&mut writes).await;
     assert_eq!(third.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>(), ["7 8"]);
     for (_, answer) in second.into_iter().chain(third) {
         answer.send(Written::Delivered).unwrap();
     }
+    for ticket in tickets {
+        assert_eq!(ticket.await, Delivery::Delivered);
+    }
+}
+
+#[tokio::test]
+async fn a_group_to_which_batches_keep_coming_waits_no_longer_than_its_age() {
+    let (sender, mut writes) = mpsc::unbounded_channel();
+    let age = Duration::from_secs(1);
+    let bounds = GroupBounds { age, ..GroupBounds::default() };
+    let clock = test_clock();
+    let host = host(vec![spec("out", Several { at_once: 1, bounds, writes: sender })], clock.clone());
+    let mut tickets = Vec::new();
+    for _ in 0..20 {
+        tickets.push(host.deliver(batch(&["1"])).await);
+        assert!(begun(&mut writes).await.is_empty());
+        clock.advance(age / 20);
+    }
+    let [(text, answer)] = begun(&mut writes).await.try_into().unwrap();
+    assert_eq!(text.split(' ').count(), 20);
+    answer.send(Written::Delivered).unwrap();
     for ticket in tickets {
         assert_eq!(ticket.await, Delivery::Delivered);
     }

@@ -76,7 +76,7 @@ pub struct HttpConfig {
     #[schemars(range(min = 1, max = 1_000_000), example = 1000)]
     pub batch_records_max: usize,
 
-    /// How long records wait for others to fill a request, in seconds.
+    /// How long records wait for others to fill a request, in seconds; a tenth of it when none comes.
     #[serde(default = "default_batch_age_secs")]
     #[schemars(range(min = 0, max = 60), example = 5)]
     pub batch_age_secs: u64,

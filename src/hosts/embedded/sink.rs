@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, select_all};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,8 @@ pub const QUEUE_BYTES_MAX: usize = 16 << 20;
 pub const GROUP_BATCHES_MAX: usize = 64;
 /// Bytes written as one group; a single larger batch is a group of its own.
 pub const GROUP_BYTES_MAX: usize = 8 << 20;
+/// A group is written when for this part of its age no batch came.
+const QUIET_PART: u32 = 10;
 /// First pause after a failed write.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
 /// Longest pause between failed writes, before jitter.
@@ -69,7 +71,8 @@ pub struct GroupBounds {
     pub bytes: usize,
     /// Records; a single larger batch is a group of its own.
     pub records: usize,
-    /// How long the first batch of a group waits for the group to fill.
+    /// How long the first batch of a group waits for the group to fill, while others keep coming: a tenth of it without
+    /// another means that the source has none for now, and the group is written.
     pub age: Duration,
 }
 
@@ -345,8 +348,9 @@ struct Group {
     batches: Vec<Queued>,
     bytes: usize,
     records: usize,
-    /// Resolves when it has waited for others long enough; `None` when it has, or does not wait.
-    young: Option<BoxFuture<'static, ()>>,
+    /// What resolves when it has waited for others long enough, and when none has come for a while; `None` when one of
+    /// them has, or when it does not wait.
+    young: Option<[BoxFuture<'static, ()>; 2]>,
 }
 
 impl Group {
@@ -396,10 +400,10 @@ impl Waiting {
     }
 }
 
-/// Resolves with `wait`; never, if there is nothing to wait for.
-async fn over(wait: Option<&mut BoxFuture<'static, ()>>) {
-    match wait {
-        Some(wait) => wait.await,
+/// Resolves with the first of `waits`; never, if there is nothing to wait for.
+async fn over(waits: Option<&mut [BoxFuture<'static, ()>]>) {
+    match waits {
+        Some(waits) => drop(select_all(waits).await),
         None => std::future::pending().await,
     }
 }
@@ -437,7 +441,8 @@ impl Feeder {
                 return None;
             }
             let has_room = self.next.is_none() && !self.group.is_full(&self.bounds);
-            let (pause, young) = (self.waiting.pause.as_mut().map(|(_, pause)| pause), self.group.young.as_mut());
+            let pause = self.waiting.pause.as_mut().map(|(_, pause)| std::slice::from_mut(pause));
+            let young = self.group.young.as_mut().map(|waits| &mut waits[..]);
             tokio::select! {
                 biased;
                 Some((lane, written)) = writing.next() => {
@@ -485,8 +490,15 @@ impl Feeder {
             self.next = Some(queued);
             return;
         }
-        if self.group.batches.is_empty() && !self.bounds.age.is_zero() {
-            self.group.young = Some(self.clock.sleep(self.bounds.age));
+        if !self.bounds.age.is_zero() {
+            let quiet = self.clock.sleep(self.bounds.age / QUIET_PART);
+            match &mut self.group.young {
+                Some([_, known]) => *known = quiet,
+                None if self.group.batches.is_empty() => {
+                    self.group.young = Some([self.clock.sleep(self.bounds.age), quiet]);
+                }
+                None => {}
+            }
         }
         self.group.push(queued);
     }
