@@ -357,13 +357,13 @@ impl AsyncWrite for Stream {
     }
 }
 
-struct Connection {
-    stream: Stream,
+struct Connection<S = Stream> {
+    stream: S,
     /// What came and is not read yet.
     received: BytesMut,
 }
 
-impl Connection {
+impl Connection<Stream> {
     async fn open(settings: &Settings, server: &str) -> Result<Self, String> {
         let (host, port) = host_and_port(server).ok_or("it is not `host:port`")?;
         let tcp = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
@@ -382,7 +382,9 @@ impl Connection {
         }
         Ok(connection)
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Whether nothing came since the last exchange, not even an end.
     fn is_idle_and_open(&mut self) -> bool {
         self.received.is_empty() && self.stream.read_buf(&mut self.received).now_or_never().is_none()
@@ -495,7 +497,8 @@ impl Connection {
                         Err(error) => return Err(error.to_string()),
                     }
                     if let Some(value) = take_value(&mut self.received)? {
-                        let chunk = chunk_of(frame).filter(|_| !is_writing);
+                        // It may come when all is written and not yet known to be flushed.
+                        let chunk = chunk_of(frame).filter(|_| sent >= frame.len());
                         return acknowledged(&value, chunk.as_deref());
                     }
                 }
@@ -561,6 +564,57 @@ fn hex_digest(parts: &[&[u8]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
+    use crate::hosts::requests::tests::batch;
+
+    /// A receiver so fast that its acknowledgement is there before the client's flush returns.
+    struct Fast {
+        ack: Vec<u8>,
+        frame_bytes: usize,
+        written: usize,
+    }
+
+    impl AsyncRead for Fast {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            if self.written < self.frame_bytes || self.ack.is_empty() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            buf.put_slice(&std::mem::take(&mut self.ack));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Fast {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.written += buf.len();
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            cx.waker().wake_by_ref();
+            if self.ack.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_acknowledgement_that_outruns_the_flush_counts() {
+        let config: FluentForwardConfig = toml::from_str("servers = [\"127.0.0.1:1\"]").unwrap();
+        let sink = FluentForwardSink::new(&config, SystemClock::new()).unwrap();
+        let item = Outbox::default().open(&[batch(&["{\"a\":1}"])], 1_000, 10).remove(0);
+        let frame = frame(&sink.settings, &item, &mut Encoder::default()).unwrap();
+        let mut ack = Vec::new();
+        write_map(&mut ack, 1);
+        write_str(&mut ack, "ack");
+        write_str(&mut ack, std::str::from_utf8(&chunk_of(&frame).unwrap()).unwrap());
+        let stream = Fast { ack, frame_bytes: frame.len(), written: 0 };
+        let mut connection = Connection { stream, received: BytesMut::new() };
+        assert_eq!(connection.send(&sink.settings, &frame).await, Ok(()));
+    }
 
     #[test]
     fn a_digest_is_that_of_the_parts_together() {
