@@ -6,7 +6,7 @@
 //! A partial success names no records: its request is rejected and comes again in parts until the rejected ones stand
 //! alone, which repeats the others.
 //!
-//! [`super::otlp_message`] writes the requests; the types of answers are those of `opentelemetry-proto`. A gRPC request is
+//! `otlp_message` writes the requests; the types of answers are those of `opentelemetry-proto`. A gRPC request is
 //! encoded and compressed once, where work may take its time, so that what is sent again is the same and nothing else
 //! waits for it. tonic would compress in the task that sends; that is why its channel and its reading of answers are
 //! used, and its client is not.

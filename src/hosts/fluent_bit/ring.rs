@@ -5,8 +5,8 @@
 //! - **Seen**: the engine counts records and bytes of the input when it begins with a buffer (2.2 and 3.0: when it is done
 //!   with it). When both counters stand exactly where a later append ends, it is done with every earlier one. Processors
 //!   or conditional routes may change what is counted: counters that stood elsewhere are not believed any more.
-//! - **Time**: [`SETTLE_AFTER`], of which no pause was part, since a paused engine leaves the ring as it is. While the
-//!   counters stand where an earlier append ends, [`UNSEEN_AFTER`]: the engine is busy with something else.
+//! - **Time**: `SETTLE_AFTER`, of which no pause was part, since a paused engine leaves the ring as it is. While the
+//!   counters stand where an earlier append ends, `UNSEEN_AFTER`: the engine is busy with something else.
 //!
 //! Pure: the time and the counters are given. Refuses to know how they are read.
 
