@@ -23,8 +23,8 @@ use crate::watch::{Watch, WatchedStore};
 pub const EXCHANGE: ContentType = ContentType::Exchange;
 /// When every scenario begins.
 pub const BEGIN: &str = "2026-05-10T12:00:00Z";
-/// So many turns of the runtime without a stir are rest.
-const TURNS_OF_REST: u32 = 24;
+/// So many turns of the runtime without a stir are rest: more than the ledger lets pass before it commits.
+const TURNS_OF_REST: u32 = 48;
 /// While an answer is on its way, this long without a stir is rest too: it waits for the clock or for the host.
 const REST_MIN: Duration = Duration::from_millis(4);
 /// A scenario that takes longer hangs.
