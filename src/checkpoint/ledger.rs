@@ -243,7 +243,16 @@ impl Ledger {
     pub async fn run(mut self) -> Result<(), StateError> {
         let mut group = Vec::new();
         while self.changes.recv_many(&mut group, CHANGES_PER_COMMIT_MAX).await > 0 {
-            self.let_others_join(&mut group).await;
+            // A commit costs much the same whatever is in it, so whoever is about to hand in a change is let go first.
+            // Where nobody is, that takes some microseconds: nothing waits for company that does not come.
+            for _ in 0..YIELDS_BEFORE_COMMIT {
+                tokio::task::yield_now().await;
+                while group.len() < CHANGES_PER_COMMIT_MAX
+                    && let Ok(pending) = self.changes.try_recv()
+                {
+                    group.push(pending);
+                }
+            }
             let result = Box::pin(self.commit_group(&group)).await;
             for mut pending in group.drain(..) {
                 if let Some(work) = pending.change.on_durable.0.take().filter(|_| result.is_ok()) {
@@ -254,19 +263,6 @@ impl Ledger {
             result?;
         }
         Ok(())
-    }
-
-    /// A commit costs much the same whatever is in it, so whoever is about to hand in a change is let go first. Where
-    /// nobody is, that takes some microseconds: no clock is asked, and nothing waits for company that does not come.
-    async fn let_others_join(&mut self, group: &mut Vec<Box<Pending>>) {
-        for _ in 0..YIELDS_BEFORE_COMMIT {
-            tokio::task::yield_now().await;
-            while group.len() < CHANGES_PER_COMMIT_MAX
-                && let Ok(pending) = self.changes.try_recv()
-            {
-                group.push(pending);
-            }
-        }
     }
 
     async fn commit_group(&mut self, group: &[Box<Pending>]) -> Result<(), StateError> {
