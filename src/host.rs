@@ -234,6 +234,8 @@ impl BatchBuilder {
             let room = buffer.capacity();
             (Bytes::from_owner(buffer), room)
         };
+        let spans = self.spans.as_slice().into();
+        self.spans.clear();
         Batch {
             id: next_batch_id(),
             source,
@@ -242,7 +244,7 @@ impl BatchBuilder {
             receipts: Receipts::default(),
             ndjson,
             memory_bytes,
-            spans: std::mem::take(&mut self.spans).into(),
+            spans,
             assess: self.assess.clone(),
         }
     }

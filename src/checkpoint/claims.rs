@@ -177,6 +177,7 @@ impl OpenBatch {
         mut taken: impl FnMut(usize, Standing),
     ) -> Result<(), (usize, StateError)> {
         let mut next = 0;
+        self.keys.reserve(keys.len());
         while let Some(page) = self.glance_all(keys, &mut next, &mut taken) {
             self.index.load(page, store).await.map_err(|error| (next, error))?;
         }

@@ -339,11 +339,11 @@ impl Pages {
     fn candidates(&self, key: Key) -> impl Iterator<Item = &Page> {
         let begun = self.list.partition_point(|p| p.min <= key.0);
         let begun = self.list.get(..begun).unwrap_or_default();
-        begun
-            .chunks(Self::BLOCK)
-            .zip(&self.block_max)
+        // By number: to zip with `chunks` divides by their size for each key that is asked for.
+        let blocks = self.block_max.iter().enumerate().take(begun.len().div_ceil(Self::BLOCK));
+        blocks
             .filter(move |(_, max)| key.0 <= **max)
-            .flat_map(|(block, _)| block)
+            .flat_map(move |(block, _)| begun.iter().skip(block * Self::BLOCK).take(Self::BLOCK))
             .filter(move |p| p.may_contain(key))
     }
 

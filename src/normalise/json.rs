@@ -122,12 +122,12 @@ pub(crate) fn is_valid(text: &str) -> bool {
 
 /// Whether the token is a string.
 pub(crate) fn is_string(token: &str) -> bool {
-    token.starts_with('"')
+    token.as_bytes().first() == Some(&b'"')
 }
 
 /// Whether the token is a number.
 pub(crate) fn is_number(token: &str) -> bool {
-    token.starts_with(|c: char| c == '-' || c.is_ascii_digit())
+    matches!(token.as_bytes().first(), Some(b'-' | b'0'..=b'9'))
 }
 
 /// The inside of a string token, still escaped.

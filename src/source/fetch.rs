@@ -37,6 +37,8 @@ pub const BATCH_BYTES: usize = 256 * 1024;
 const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
 /// Records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
+/// Room made for the keys of a batch at once: most events have one to three KiB.
+const RECORDS_EXPECTED: usize = 256;
 /// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
 pub const BAD_PIECE_BYTES: usize = 48 * 1024;
 /// A damaged body is given up as events only when it came byte-identical this often.
@@ -245,6 +247,18 @@ pub struct Backfilling {
     pub again: Option<Arc<str>>,
 }
 
+/// What is left to be done with a piece.
+enum Left {
+    /// It was taken.
+    Nothing,
+    /// It was taken, and with it the batch is full.
+    Full,
+    /// An event of this key, which this rule would drop.
+    Routine(Key, Arc<str>),
+    /// Everything.
+    All,
+}
+
 /// One attempt at one blob.
 struct Run<'a> {
     context: &'a FetchContext,
@@ -354,7 +368,13 @@ impl<'a> Run<'a> {
             }
             splitter.push(chunk);
             while let Some(piece) = splitter.next_read(|bytes| members.read(bytes)) {
-                self.take(piece, &members).await?;
+                // Nearly every event can be taken without waiting, and a future made for each would cost as much again.
+                match self.take_at_once(&piece, &members) {
+                    Left::Nothing => {}
+                    Left::Full => self.hand_over().await?,
+                    Left::Routine(key, rule) => self.take_routine(&piece, &members, key, rule).await?,
+                    Left::All => self.take(piece, &members).await?,
+                }
             }
             asked = clock.monotonic();
         }
@@ -411,6 +431,40 @@ impl<'a> Run<'a> {
         Err(Outcome::Failed { why, error: None, damaged: if may_salvage { hash } else { None } })
     }
 
+    /// As much of one piece of the body as needs no waiting; what was done is not to be done again. `members` are those
+    /// of the element, if it was read.
+    fn take_at_once(&mut self, piece: &Piece, members: &Members) -> Left {
+        let Piece::Element { bytes, read: true, .. } = piece else { return Left::All };
+        let Ok(event) = Event::of(bytes, members) else { return Left::All };
+        let Some(identity) = event.identity() else { return Left::All };
+        if self.reserved.is_none() || self.claims_first(&event) {
+            return Left::All;
+        }
+        let key = Key::of_event(&identity);
+        if let Some(rule) = self.render(&event) {
+            return Left::Routine(key, rule);
+        }
+        self.rendered(key);
+        if self.is_full() { Left::Full } else { Left::Nothing }
+    }
+
+    /// What [`Run::take_at_once`] left to do with an event that a rule would drop.
+    async fn take_routine(
+        &mut self,
+        piece: &Piece,
+        members: &Members,
+        key: Key,
+        rule: Arc<str>,
+    ) -> Result<(), Outcome> {
+        if let Piece::Element { bytes, read, .. } = piece
+            && let Ok(event) = event_of(bytes, members, *read)
+            && self.claims(key).await?
+        {
+            self.routine(&event, rule).await?;
+        }
+        if self.is_full() { self.hand_over().await } else { Ok(()) }
+    }
+
     /// One piece of the body. `members` are those of the element, if it was read.
     async fn take(&mut self, piece: Piece, members: &Members) -> Result<(), Outcome> {
         match piece {
@@ -433,11 +487,12 @@ impl<'a> Run<'a> {
                 self.damage.get_or_insert_with(|| why.as_str().to_owned());
             }
         }
+        if self.is_full() { self.hand_over().await } else { Ok(()) }
+    }
+
+    fn is_full(&self) -> bool {
         let records = self.builder.len() + self.held.len();
-        if self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX {
-            self.hand_over().await?;
-        }
-        Ok(())
+        self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX
     }
 
     async fn event(&mut self, event: &Event<'_>, bytes: &[u8]) -> Result<(), Outcome> {
@@ -450,15 +505,41 @@ impl<'a> Run<'a> {
                 key
             }
         };
-        let is_dropping = self.context.hold.is_dropping();
-        let found = is_dropping.then(|| match_of(event)).flatten().filter(|found| !found.links.is_empty());
-        // What a repeat leaves behind beside its record must not come about at all.
-        let first = found.is_some() || self.context.backfill.as_ref().is_some_and(|backfill| backfill.again.is_some());
+        let first = self.claims_first(event);
         if first && !self.claims(key).await? {
             return Ok(());
         }
-        self.matches.extend(found);
+        self.matches.extend(self.match_in(event));
         self.reserve().await;
+        match self.render(event) {
+            Some(rule) if first || self.claims(key).await? => self.routine(event, rule).await,
+            Some(_) => Ok(()),
+            None if first => {
+                self.tally.records += 1;
+                Ok(())
+            }
+            None => {
+                self.rendered(key);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether an event is claimed before it is rendered: what a repeat leaves behind beside its record must not come
+    /// about at all.
+    fn claims_first(&self, event: &Event<'_>) -> bool {
+        self.context.backfill.as_ref().is_some_and(|backfill| backfill.again.is_some())
+            || self.match_in(event).is_some()
+    }
+
+    /// The match of data loss prevention that an event tells of, where reads wait for such.
+    fn match_in(&self, event: &Event<'_>) -> Option<Match> {
+        let found = self.context.hold.is_dropping().then(|| match_of(event)).flatten();
+        found.filter(|found| !found.links.is_empty())
+    }
+
+    /// Puts the record of an event into the batch, or says which rule would drop it.
+    fn render(&mut self, event: &Event<'_>) -> Option<Arc<str>> {
         let blob = context_of(&self.context.tenant, &self.job.blob);
         let normaliser = &self.context.normaliser;
         let mut dropped = None;
@@ -469,18 +550,19 @@ impl<'a> Run<'a> {
                 None
             }
         });
-        match dropped {
-            Some(rule) if first || self.claims(key).await? => self.routine(event, rule).await,
-            Some(_) => Ok(()),
-            None => {
-                self.tally.records += 1;
-                if !first {
-                    self.unclaimed.0.push(key);
-                    self.unclaimed.1.push(self.builder.len() - 1);
-                }
-                Ok(())
-            }
+        dropped
+    }
+
+    /// Notes the newest record as one whose key is to be claimed with those of its batch.
+    fn rendered(&mut self, key: Key) {
+        self.tally.records += 1;
+        let (keys, records) = &mut self.unclaimed;
+        if keys.capacity() == 0 {
+            keys.reserve(RECORDS_EXPECTED);
+            records.reserve(RECORDS_EXPECTED);
         }
+        keys.push(key);
+        records.push(self.builder.len() - 1);
     }
 
     /// Claims an event by itself, after those rendered before it; false when it is on its way or delivered already.
