@@ -38,8 +38,15 @@ const DAY_SECS: u64 = 86_400;
 /// Pages kept in memory after they were read: 1 MiB.
 const CACHED_PAGES_MAX: usize = 16;
 
-/// What a key is made from is hashed in one call up to this; an event's identity is some 100 bytes.
-const PIECE_BYTES: usize = 512;
+/// What a key is made from is hashed in one call up to this; an event's identity is mostly below 64 bytes, one block of
+/// the hash.
+const PIECE_BYTES: usize = 256;
+/// Stands before the 16 bytes of a GUID in place of its text, where a length would stand.
+const GUID: u8 = 0xFF;
+/// Stands for a time that the key's first part says as a whole.
+const TIME: u8 = 0xFE;
+/// Stands before a length of 8 bytes; shorter ones are a byte.
+const LONG: u8 = 0x80;
 
 /// How often [`contains_all`] starts over because pages were merged while it read.
 const LOOKUP_ROUNDS_MAX: usize = 8;
@@ -83,25 +90,41 @@ impl Key {
     /// The key of an event that has an identity. Equal identities, byte for byte, give equal keys.
     pub fn of_event(identity: &EventIdentity<'_>) -> Key {
         let EventIdentity { id, record_type, creation_time, operation, record_number } = *identity;
-        let fields = [id, record_type, creation_time, operation, record_number].map(str::as_bytes);
-        Self::new(creation_secs(creation_time), b"event", &fields)
+        let secs = creation_secs(creation_time);
+        let mut hashing = Hashing::new(b"event");
+        match guid(id.as_bytes()) {
+            Some(bytes) => {
+                hashing.push(&[GUID]);
+                hashing.push(&bytes);
+            }
+            None => hashing.field(id.as_bytes()),
+        }
+        hashing.field(record_type.as_bytes());
+        if says_all(secs, creation_time.as_bytes()) {
+            hashing.push(&[TIME]);
+        } else {
+            hashing.field(creation_time.as_bytes());
+        }
+        hashing.field(operation.as_bytes());
+        hashing.field(record_number.as_bytes());
+        hashing.key(secs)
     }
 
     /// The key of a content blob.
     pub fn of_blob(content_id: &str, created: Timestamp) -> Key {
-        Self::new(secs_of(created), b"blob", &[content_id.as_bytes()])
+        Hashing::new(b"blob").with(content_id.as_bytes()).key(secs_of(created))
     }
 
     /// The key of an event without an identity: the `occurrence`-th (from 0) with exactly these bytes in this blob. Only
     /// another fetch of the same blob gives the same key, so that equal events of different blobs are both delivered.
     pub fn of_anonymous(content_id: &str, raw: &[u8], occurrence: u64) -> Key {
-        Self::new(0, b"anonymous", &[content_id.as_bytes(), raw, &occurrence.to_be_bytes()])
+        Hashing::new(b"anonymous").with(content_id.as_bytes()).with(raw).with(&occurrence.to_be_bytes()).key(0)
     }
 
     /// The key of an event that is delivered once more, to be told from its first delivery and from other repeats by
     /// `salt`.
     pub fn of_repeat(self, salt: &str) -> Key {
-        Self::new(self.secs(), b"repeat", &[salt.as_bytes(), &self.0.to_be_bytes()])
+        Hashing::new(b"repeat").with(salt.as_bytes()).with(&self.0.to_be_bytes()).key(self.secs())
     }
 
     /// The whole key as a number.
@@ -114,43 +137,98 @@ impl Key {
         (self.0 >> 96) as u32
     }
 
-    fn new(secs: u32, domain: &[u8], fields: &[&[u8]]) -> Key {
-        // In one piece where it fits: that is most of the cost of a short text.
-        let mut piece = [0; PIECE_BYTES];
-        let mut used = 0;
-        let mut hasher = None;
-        for field in std::iter::once(&domain).chain(fields) {
-            // The length keeps `ab`+`c` and `a`+`bc` apart.
-            for part in [&(field.len() as u64).to_be_bytes(), *field] {
-                match piece.get_mut(used..used + part.len()).filter(|_| hasher.is_none()) {
-                    Some(room) => {
-                        room.copy_from_slice(part);
-                        used += part.len();
-                    }
-                    None => {
-                        let hasher = hasher.get_or_insert_with(|| {
-                            let mut hasher = blake3::Hasher::new();
-                            hasher.update(piece.get(..used).unwrap_or_default());
-                            hasher
-                        });
-                        hasher.update(part);
-                    }
-                }
+    /// What the page filters are built on.
+    fn hash64(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+/// What a key is made from, in one piece where it fits: that is most of the cost of a short text.
+struct Hashing {
+    piece: [u8; PIECE_BYTES],
+    used: usize,
+    /// What did not fit, with all before it.
+    hasher: Option<Box<blake3::Hasher>>,
+}
+
+impl Hashing {
+    /// Begins with what kind of key it is.
+    fn new(domain: &[u8]) -> Self {
+        Self { piece: [0; PIECE_BYTES], used: 0, hasher: None }.with(domain)
+    }
+
+    fn with(mut self, field: &[u8]) -> Self {
+        self.field(field);
+        self
+    }
+
+    /// A field behind its length, which keeps `ab`+`c` and `a`+`bc` apart.
+    fn field(&mut self, field: &[u8]) {
+        match u8::try_from(field.len()).ok().filter(|length| *length < LONG) {
+            Some(length) => self.push(&[length]),
+            None => {
+                self.push(&[LONG]);
+                self.push(&(field.len() as u64).to_be_bytes());
             }
         }
-        let full = match hasher {
+        self.push(field);
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        match self.piece.get_mut(self.used..self.used + part.len()).filter(|_| self.hasher.is_none()) {
+            Some(room) => {
+                room.copy_from_slice(part);
+                self.used += part.len();
+            }
+            None => {
+                let hasher = self.hasher.get_or_insert_with(|| {
+                    let mut hasher = Box::new(blake3::Hasher::new());
+                    hasher.update(self.piece.get(..self.used).unwrap_or_default());
+                    hasher
+                });
+                hasher.update(part);
+            }
+        }
+    }
+
+    fn key(self, secs: u32) -> Key {
+        let full = match self.hasher {
             Some(hasher) => hasher.finalize(),
-            None => blake3::hash(piece.get(..used).unwrap_or_default()),
+            None => blake3::hash(self.piece.get(..self.used).unwrap_or_default()),
         };
         let mut hash = [0; 16];
         hash.copy_from_slice(&full.as_bytes()[..16]);
         Key(u128::from(secs) << 96 | u128::from_be_bytes(hash) >> 32)
     }
+}
 
-    /// What the page filters are built on.
-    fn hash64(self) -> u64 {
-        self.0 as u64
-    }
+/// The bytes of a GUID in the spelling that most ids have, `0a1b2c3d-0000-1111-2222-33334444abcd`; `None` for any other.
+fn guid(id: &[u8]) -> Option<[u8; 16]> {
+    const PAIRS: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    const NO_DIGIT: u8 = 0x80;
+    static DIGITS: [u8; 256] = {
+        let mut digits = [NO_DIGIT; 256];
+        let mut n = 0;
+        while n < 16 {
+            digits[b"0123456789abcdef"[n as usize] as usize] = n;
+            n += 1;
+        }
+        digits
+    };
+    let id: &[u8; 36] = id.try_into().ok()?;
+    let mut seen = 0;
+    let bytes = PAIRS.map(|at| {
+        let (high, low) = (DIGITS[usize::from(id[at])], DIGITS[usize::from(id[at + 1])]);
+        seen |= high | low;
+        high << 4 | low
+    });
+    (seen & NO_DIGIT == 0 && [8, 13, 18, 23].iter().all(|at| id[*at] == b'-')).then_some(bytes)
+}
+
+/// Whether a text that was read as `secs` is the only one that is: `2026-05-01T10:11:12`, to the byte.
+fn says_all(secs: u32, text: &[u8]) -> bool {
+    // A leap second and a time out of range are read as one near them.
+    text.len() == 19 && text[10] == b'T' && text[17] < b'6' && (1..u32::MAX).contains(&secs)
 }
 
 impl fmt::Debug for Key {
@@ -1031,7 +1109,7 @@ mod tests {
     }
 
     fn key(secs: u32, n: u32) -> Key {
-        Key::new(secs, b"test", &[&n.to_be_bytes()])
+        Hashing::new(b"test").with(&n.to_be_bytes()).key(secs)
     }
 
     async fn commit(set: &Mutex<KeySet>, store: &Fake, staged: Staged) {
@@ -1074,10 +1152,10 @@ mod tests {
             Key::of_anonymous("20260501101112$audit", b"{}", 1),
         ];
         expect![[r#"
-            69f47c4032f7a39a016f4bcc8f0d138d
-            69f47c40075eb4979c49f497977b295c
-            00000000c1bc4615a2cc4b83a2677ae1
-            00000000e3615f21123d6aab61dcc040"#]]
+            69f47c401e90f14258c5a0d629d42d0a
+            69f47c40f5c0a98d9e3c37e60598aa0b
+            00000000219e2db6bc3b45afd030cc60
+            00000000b0027bed1349c86de46828da"#]]
         .assert_eq(&keys.map(|k| format!("{k:?}")).join("\n"));
     }
 
@@ -1086,6 +1164,59 @@ mod tests {
         let joined = EventIdentity { record_type: "", ..identity("ab6", "c") };
         assert_ne!(Key::of_event(&identity("ab", "c")), Key::of_event(&joined));
         assert_ne!(Key::of_event(&identity("a", "bc")), Key::of_event(&identity("ab", "c")));
+    }
+
+    proptest! {
+        #[test]
+        fn only_equal_identities_have_equal_keys(
+            one in prop::collection::vec(prop::sample::select(PARTS), 5),
+            other in prop::collection::vec(prop::sample::select(PARTS), 5),
+        ) {
+            let key = |fields: &[&str]| match *fields {
+                [id, record_type, creation_time, operation, record_number] => {
+                    Key::of_event(&EventIdentity { id, record_type, creation_time, operation, record_number })
+                }
+                _ => unreachable!(),
+            };
+            prop_assert_eq!(key(&one) == key(&other), one == other);
+        }
+    }
+
+    /// Texts that are shortened, some that are nearly like them, and what they are shortened to.
+    const PARTS: &[&str] = &[
+        "",
+        "a",
+        "\u{1}",
+        "\u{2}",
+        "6",
+        "FileAccessed",
+        "0a1b2c3d-0000-1111-2222-33334444abcd",
+        "0A1B2C3D-0000-1111-2222-33334444ABCD",
+        "0a1b2c3d000011112222-33334444abcd",
+        "0a1b2c3d-0000-1111-2222-33334444abcd\0",
+        "2026-05-01T10:11:12",
+        "2026-05-01t10:11:12",
+        "2026-05-01 10:11:12",
+        "2026-05-01T10:11:12Z",
+        "2026-05-01T10:11:59",
+        "2026-05-01T10:11:60",
+        "1970-01-01T00:00:00",
+        "1601-01-01T00:00:00",
+        "2106-02-07T06:28:14",
+        "2106-02-07T06:28:15",
+        "2106-02-07T06:28:16",
+        "9998-12-31T23:59:59",
+        "2026-05-01T10:11:6a",
+    ];
+
+    #[test]
+    fn long_fields_are_kept_apart_as_short_ones_are() {
+        for length in [126, 127, 128, 129, 200, 255, 256, 257, 1000] {
+            let (long, longer) = ("x".repeat(length), "x".repeat(length + 1));
+            let key = |id: &str, operation: &str| Key::of_event(&identity(id, operation));
+            assert_ne!(key(&long, &longer), key(&longer, &long), "{length}");
+            assert_eq!(key(&long, &longer), key(&long, &longer), "{length}");
+        }
     }
 
     #[test]
