@@ -41,32 +41,56 @@ known_members! {
     Folders, Messages,
 }
 
-/// How many known names may share a bucket of [`INDEX`]; raising it costs a comparison per unknown key.
-const BUCKET: usize = 6;
-/// No name in this place of a bucket.
+/// How many known names may share a bucket of [`INDEX`].
+const BUCKET: usize = 4;
+/// No name in this place of a bucket, nor in those behind it.
 const NONE: u8 = u8::MAX;
-/// Known names by [`bucket`], each with its [`head`], so that a key is compared with the one or two names it could be
-/// and hardly ever with one it is not. Built by the compiler, which refuses a name that does not fit.
-static INDEX: [[(u64, u8); BUCKET]; 256] = {
-    let mut index = [[(0, NONE); BUCKET]; 256];
+
+/// A known name in [`INDEX`], as far as it can be compared at once.
+#[derive(Clone, Copy)]
+struct Known {
+    head: u64,
+    tail: u64,
+    /// Its place in [`NAMES`].
+    slot: u8,
+    /// Whether head and tail say all of it: every byte is in one of them, and letters are all it has.
+    is_all: bool,
+}
+
+/// Known names by [`bucket`], so that a key is compared with the one or two names it could be and hardly ever with one
+/// it is not. Built by the compiler, which refuses a name that does not fit.
+static INDEX: [[Known; BUCKET]; 256] = {
+    let mut index = [[Known { head: 0, tail: 0, slot: NONE, is_all: false }; BUCKET]; 256];
     let mut i = 0;
     while i < NAMES.len() {
-        let bucket = bucket(NAMES[i].as_bytes());
+        let name = NAMES[i].as_bytes();
+        let (head, tail) = (head(name), tail(name));
+        let bucket = bucket(head, tail);
         let mut place = 0;
-        while index[bucket][place].1 != NONE {
+        while index[bucket][place].slot != NONE {
             place += 1;
         }
-        index[bucket][place] = (head(NAMES[i].as_bytes()), i as u8);
+        let mut is_all = name.len() <= 15;
+        let mut at = 0;
+        while at < name.len() {
+            is_all &= name[at].is_ascii_alphabetic();
+            at += 1;
+        }
+        index[bucket][place] = Known { head, tail, slot: i as u8, is_all };
         i += 1;
     }
     index
 };
 
-/// The length of a name and its first seven bytes, the case of ASCII letters taken away.
+/// Takes the case away from ASCII letters, of which no two become one; other bytes may.
+const CASELESS: u64 = 0x2020_2020_2020_2020;
+
+/// The length of a name, at most 255, and its first seven bytes, without case.
 const fn head(name: &[u8]) -> u64 {
     if let Some(first) = name.first_chunk::<8>() {
         const SEVEN: u64 = u64::MAX >> 8;
-        return (u64::from_le_bytes(*first) | 0x2020_2020_2020_2020) & SEVEN | (name.len() as u64) << 56;
+        let length = if name.len() < 0xFF { name.len() as u64 } else { 0xFF };
+        return (u64::from_le_bytes(*first) | CASELESS) & SEVEN | length << 56;
     }
     let mut bytes = [0; 8];
     let mut i = 0;
@@ -78,41 +102,31 @@ const fn head(name: &[u8]) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// A hash that does not see the case of ASCII letters.
-const fn bucket(name: &[u8]) -> usize {
-    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
-    let middle = name[name.len() / 2] | 0x20;
-    let hash =
-        (name.len() as u32) * 37 + ((*first | 0x20) as u32) * 5 + (middle as u32) * 11 + ((*last | 0x20) as u32) * 3;
-    (hash & 0xFF) as usize
+/// The last eight bytes of a name, without case; 0 for a name that its head says all of.
+const fn tail(name: &[u8]) -> u64 {
+    match name.last_chunk::<8>() {
+        Some(last) => u64::from_le_bytes(*last) | CASELESS,
+        None => 0,
+    }
+}
+
+const fn bucket(head: u64, tail: u64) -> usize {
+    // An odd number without a pattern; the product's upper bits depend on all of both.
+    ((head ^ tail.rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize
 }
 
 fn known(key: &[u8]) -> Option<usize> {
-    let head = head(key);
-    for (known, i) in INDEX.get(bucket(key))? {
-        if *known == head {
-            let name = NAMES.get(usize::from(*i))?.as_bytes();
+    let (head, tail) = (head(key), tail(key));
+    for known in INDEX.get(bucket(head, tail))?.iter().take_while(|known| known.slot != NONE) {
+        if known.head == head && known.tail == tail {
+            let name = NAMES.get(usize::from(known.slot))?.as_bytes();
             // Most keys come as the schema spells them, and to compare without case costs several times as much.
-            if is_same(name, key) || name.eq_ignore_ascii_case(key) {
-                return Some(usize::from(*i));
+            if known.is_all || name == key || name.eq_ignore_ascii_case(key) {
+                return Some(usize::from(known.slot));
             }
         }
     }
     None
-}
-
-/// Whether both are the same bytes. By eights, the last of them overlapping: for so few a call of `memcmp` costs more.
-#[inline]
-fn is_same(name: &[u8], key: &[u8]) -> bool {
-    let (Some(a), Some(b)) = (name.last_chunk::<8>(), key.last_chunk::<8>()) else { return name == key };
-    name.len() == key.len()
-        && u64::from_ne_bytes(*a) == u64::from_ne_bytes(*b)
-        && name
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .zip(key.as_chunks::<8>().0)
-            .all(|(a, b)| u64::from_ne_bytes(*a) == u64::from_ne_bytes(*b))
 }
 
 /// Where the members of one event stand in its bytes. Made once for a blob and filled anew for each of its events.
@@ -346,6 +360,15 @@ mod tests {
             assert_eq!(known(name.to_lowercase().as_bytes()), Some(i));
             assert_eq!(known(name.to_uppercase().as_bytes()), Some(i));
             assert_eq!(known(format!("{name}x").as_bytes()), None);
+            assert_eq!(known(format!("{name}{}{name}", "x".repeat(256 - name.len())).as_bytes()), None);
+            // Without case some bytes that are no letters look like letters' or digits' neighbours.
+            for at in 0..name.len() {
+                for other in [b'@', b'`', b'[', b'{', 0x00, 0x11, 0x20, 0x7F, name.as_bytes()[at] ^ 0x20 ^ 0x80] {
+                    let mut key = name.as_bytes().to_vec();
+                    key[at] = other;
+                    assert_eq!(known(&key), None, "{key:?}");
+                }
+            }
         }
         assert_eq!(known(b""), None);
     }
