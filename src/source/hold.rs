@@ -18,7 +18,7 @@ use jiff::SignedDuration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::fetch::{BATCH_BYTES, FetchContext};
+use super::fetch::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::held::{FlagEntry, FlagPage, HeldHead, HeldPage, HeldRecord};
 use crate::checkpoint::ledger::Change;
@@ -26,7 +26,7 @@ use crate::host::{BatchBuilder, Expected, Op, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, Flag, Link, Match, links_of_read};
-use crate::normalise::{BlobContext, Event};
+use crate::normalise::{BadPiece, BlobContext, Event, render_bad_blob};
 use crate::severity::Severity;
 
 /// What a page costs beside its value: a row in the store and an entry in memory. Counted against the bound, so that
@@ -533,10 +533,17 @@ impl Hold {
         };
         let page = HeldPage::decode(&key, &bytes)?;
         let mut kept = Vec::new();
+        let blob = BlobContext {
+            tenant: &self.0.settings.tenant,
+            content_type: page.content_type,
+            content_id: &page.content_id,
+            content_created: page.created,
+        };
         for record in page.records {
             let Ok(event) = Event::parse(&record.raw) else {
-                // It was one when it was put on hold.
-                kept.push(record);
+                // It was one when it was put on hold. It is not kept, or each look at its page would end here again.
+                release.undetermined += 1;
+                release.push_bad(&record.raw, &blob, context.clock.now());
                 continue;
             };
             let flag = self.flag_of(&links_of_read(&event)).await?;
@@ -552,12 +559,6 @@ impl Hold {
                 DlpNote::Flagged(_) => release.flagged += 1,
                 DlpNote::Undetermined => release.undetermined += 1,
             }
-            let blob = BlobContext {
-                tenant: &self.0.settings.tenant,
-                content_type: page.content_type,
-                content_id: &page.content_id,
-                content_created: page.created,
-            };
             release.builder.push_with(|out| Some(context.normaliser.render_noted(&event, &blob, note, out)));
         }
         release.pages.push((id, HeldPage { records: kept, ..page }));
@@ -763,6 +764,25 @@ struct Release {
     pages: Vec<(PageId, HeldPage)>,
     flagged: u64,
     undetermined: u64,
+}
+
+impl Release {
+    /// Takes bytes that are no event.
+    fn push_bad(&mut self, bytes: &[u8], blob: &BlobContext<'_>, now: Timestamp) {
+        for (n, piece) in bytes.chunks(BAD_PIECE_BYTES).enumerate() {
+            self.builder.push_with(|out| {
+                let bad = BadPiece {
+                    blob,
+                    now,
+                    offset: (n * BAD_PIECE_BYTES) as u64,
+                    total: Some(bytes.len() as u64),
+                    bytes: piece,
+                    reason: "a routine read that was on hold can be read as an event no more",
+                };
+                Some(render_bad_blob(&bad, out))
+            });
+        }
+    }
 }
 
 impl State {

@@ -1,7 +1,9 @@
 //! Routine reads and data loss prevention: what is flagged is delivered, whichever comes first, and what is not is
 //! dropped only when that is known.
 
-use m365_audit::host::Health;
+use bytes::Bytes;
+use m365_audit::checkpoint::held::HeldPage;
+use m365_audit::host::{Expected, Health, Op, StateStore as _};
 use m365_audit::model::ContentType;
 use m365_audit::sim::{CallKind, Fault, GenerateSpec, NewBlob};
 use m365_audit::source::listing::LeftKind;
@@ -553,6 +555,29 @@ async fn what_waits_is_shipped_when_nothing_is_dropped_any_more() {
     w.run_for(mins(12)).await;
     assert_eq!(w.reads().len(), 3);
     assert_eq!(w.reads()[2]["dlp"], Value::Null);
+}
+
+/// What was put on hold as an event and is none when it is looked at again is shipped as the bytes it is, once.
+#[tokio::test]
+async fn what_cannot_be_read_any_more_when_its_hold_ends_is_shipped_as_its_bytes() {
+    let mut w = world().await;
+    let reads = [file_read(&w, 1, 0), file_read(&w, 2, 0)];
+    w.publish(SHAREPOINT, reads);
+    w.run_for(mins(12)).await;
+    assert_eq!(w.watch.held(), 2);
+    let (key, value) = w.store.entries().into_iter().find(|(key, _)| key.contains("/dlp/held/")).unwrap();
+    let mut page = HeldPage::decode(&key, &value).unwrap();
+    page.records[0].raw = Bytes::from_static(b"{\"Id\":");
+    w.store.commit(vec![Op::Put { key, value: page.encode(), expected: Expected::Any }]).await.unwrap();
+    w.set("drop_routine", false);
+    w.run_for(mins(6)).await;
+    w.assert_nothing_held();
+    assert_eq!(w.reads().len(), 1);
+    let bad: Vec<Value> = w.host.records().into_iter().filter(|r| r["event_type"] == "m365_audit.bad_blob").collect();
+    assert_eq!(bad.len(), 1);
+    assert_eq!(bad[0]["body_base64"], "eyJJZCI6");
+    w.run_for(mins(12)).await;
+    assert_eq!(w.reads().len(), 1);
 }
 
 /// A single pass reads matches first, holds what is too young to tell, says so without an error, and the next decides.
