@@ -91,6 +91,9 @@ pub struct Waited {
     pub parked: bool,
 }
 
+/// A single pass does not wait for a content type that is refused and was not read for this long.
+pub const UNREAD_TO_PASS: SignedDuration = SignedDuration::from_hours(24);
+
 /// The horizon of the content types that bring matches.
 pub fn horizon(waited: &[Waited], now: Option<Timestamp>) -> Horizon {
     let until = |waited: &Waited| if waited.parked { now } else { waited.until };

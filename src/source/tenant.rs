@@ -713,9 +713,14 @@ impl Loop {
             .map(|stream| hold::Waited {
                 from: stream.position.origin,
                 until: stream.position.complete_until,
-                parked: stream.parked.is_some_and(|since| {
-                    // A type that was read before may be refused for a moment: what waits for it is not dropped for that.
-                    stream.position.complete_until.is_none() || self.parts.once || since + hold <= at
+                // A type that was read before may be refused for a moment: what waits for it is not dropped for that.
+                parked: stream.parked.is_some_and(|since| match stream.position.complete_until {
+                    None => true,
+                    // A pass is over before a refusal could last; how long ago the type was read must say it.
+                    Some(until) if self.parts.once => {
+                        now.is_some_and(|now| now.duration_since(until) > hold::UNREAD_TO_PASS)
+                    }
+                    Some(_) => since + hold <= at,
                 }),
             })
             .collect();

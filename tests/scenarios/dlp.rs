@@ -342,6 +342,38 @@ async fn a_parked_dlp_type_is_not_waited_for() {
     w.assert_clean();
 }
 
+/// The same from one single pass to the next: what waits for a type that failed, is refused now and was read within the
+/// last day stays on hold.
+#[tokio::test]
+async fn a_single_pass_waits_for_a_dlp_type_that_an_earlier_one_read() {
+    for comes_back in [true, false] {
+        let mut w = world().await;
+        w.once().await;
+        let created = w.now();
+        let reads = [file_read(&w, 1, 0), file_read(&w, 2, 0)];
+        w.publish(SHAREPOINT, reads);
+        let found = [file_match(&w, 1, "Cards")];
+        w.add_to(DLP, NewBlob::at(created).with_events(found));
+        w.sim.faults().next_for_type(CallKind::Content, DLP, u32::MAX, Fault::InternalError);
+        w.clock.advance(hours(2));
+        w.once().await;
+        w.sim.faults().clear();
+        w.sim.set_roles(["ActivityFeed.Read"]);
+        w.sim.revoke_tokens();
+        w.clock.advance(hours(1));
+        w.once().await;
+        assert_eq!((w.watch.held(), w.reads().len()), (2, 0), "a refusal may pass");
+        if comes_back {
+            w.sim.set_roles(["ActivityFeed.Read", "ActivityFeed.ReadDlp"]);
+            w.sim.revoke_tokens();
+        }
+        w.clock.advance(hours(24));
+        w.once().await;
+        w.assert_nothing_held();
+        assert_eq!(w.reads().len(), if comes_back { 1 } else { 0 });
+    }
+}
+
 /// With neither type configured nothing tells reads apart: they are dropped as they come.
 #[tokio::test]
 async fn without_the_types_that_bring_matches_nothing_is_held() {
