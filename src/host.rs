@@ -137,6 +137,9 @@ impl Batch {
     }
 }
 
+/// Room made at once for what is noted of each record of a batch: most events have one to three KiB.
+pub const RECORDS_EXPECTED: usize = 256;
+
 /// Collects records into a [`Batch`].
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
@@ -170,6 +173,7 @@ impl BatchBuilder {
         let start = self.ndjson.len();
         if let Some((buffers, room)) = self.buffers.as_ref().filter(|_| self.ndjson.capacity() == 0) {
             self.ndjson = buffers.lend(*room);
+            self.spans.reserve(RECORDS_EXPECTED);
         }
         match write(&mut self.ndjson) {
             Some((time, severity)) => {

@@ -23,7 +23,7 @@ use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key_set::Key;
 use crate::checkpoint::ledger::{Change, LedgerHandle, OnDurable};
 use crate::clock::Clock;
-use crate::host::{Batch, BatchBuilder, Buffers, StateError, StateStore};
+use crate::host::{Batch, BatchBuilder, Buffers, RECORDS_EXPECTED, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, TenantId, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
@@ -37,8 +37,6 @@ pub const BATCH_BYTES: usize = 256 * 1024;
 const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
 /// Records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
-/// Room made for the keys of a batch at once: most events have one to three KiB.
-const RECORDS_EXPECTED: usize = 256;
 /// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
 pub const BAD_PIECE_BYTES: usize = 48 * 1024;
 /// A damaged body is given up as events only when it came byte-identical this often.
