@@ -4,7 +4,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
+
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use super::tenant::Feed;
 
@@ -21,21 +25,33 @@ pub struct Cost {
     pub ok: bool,
 }
 
+/// How often the peak memory of a process is read: what it does to its last reading before it ends goes unseen, and each
+/// reading takes processor time from it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// Runs a command to its end.
 pub fn run(command: &mut Command) -> Cost {
     let started = Instant::now();
     let mut child = command.spawn().expect("it starts");
     let mut cost = Cost::default();
-    // A process that has ended stays, with its times, until it is waited for.
-    while let Some((state, cpu)) = stat(child.id()) {
-        cost.cpu = cpu;
-        if state == 'Z' {
-            break;
-        }
-        cost.peak_mib = cost.peak_mib.max(memory_mib(child.id(), "VmHWM:"));
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    cost.wall = started.elapsed().as_secs_f64();
+    std::thread::scope(|scope| {
+        let id = child.id();
+        let (ended, end) = std::sync::mpsc::channel::<()>();
+        let peak = scope.spawn(move || {
+            let mut peak = 0.0_f64;
+            while end.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                peak = peak.max(memory_mib(id, "VmHWM:"));
+            }
+            peak
+        });
+        // A process that has ended stays, with its times, until it is waited for.
+        let pid = Pid::from_child(&child);
+        retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)).expect("our child");
+        cost.wall = started.elapsed().as_secs_f64();
+        drop(ended);
+        cost.cpu = stat(id).expect("a process that was not waited for").1;
+        cost.peak_mib = peak.join().expect("a peak");
+    });
     cost.ok = child.wait().is_ok_and(|status| status.success());
     cost
 }
