@@ -14,7 +14,7 @@ fn main() -> ExitCode {
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn give_memory_back() {
     const LARGE: libc::c_int = 512 * 1024;
-    const TRIM: libc::c_int = 4 * 1024 * 1024;
+    const TRIM: libc::c_int = 1024 * 1024;
     for (parameter, value) in [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, TRIM)]
     {
         #[expect(unsafe_code, reason = "`mallopt` takes two numbers and no other thread has been started")]

@@ -154,15 +154,18 @@ struct Hashing {
 impl Hashing {
     /// Begins with what kind of key it is.
     fn new(domain: &[u8]) -> Self {
-        Self { piece: [0; PIECE_BYTES], used: 0, hasher: None }.with(domain)
+        let mut hashing = Self { piece: [0; PIECE_BYTES], used: 0, hasher: None };
+        hashing.field(domain);
+        hashing
     }
 
-    fn with(mut self, field: &[u8]) -> Self {
+    fn with(&mut self, field: &[u8]) -> &mut Self {
         self.field(field);
         self
     }
 
     /// A field behind its length, which keeps `ab`+`c` and `a`+`bc` apart.
+    #[inline]
     fn field(&mut self, field: &[u8]) {
         match u8::try_from(field.len()).ok().filter(|length| *length < LONG) {
             Some(length) => self.push(&[length]),
@@ -174,6 +177,7 @@ impl Hashing {
         self.push(field);
     }
 
+    #[inline]
     fn push(&mut self, part: &[u8]) {
         match self.piece.get_mut(self.used..self.used + part.len()).filter(|_| self.hasher.is_none()) {
             Some(room) => {
@@ -191,8 +195,8 @@ impl Hashing {
         }
     }
 
-    fn key(self, secs: u32) -> Key {
-        let full = match self.hasher {
+    fn key(&self, secs: u32) -> Key {
+        let full = match &self.hasher {
             Some(hasher) => hasher.finalize(),
             None => blake3::hash(self.piece.get(..self.used).unwrap_or_default()),
         };
