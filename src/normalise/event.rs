@@ -132,14 +132,18 @@ fn known(key: &[u8]) -> Option<usize> {
 /// Where the members of one event stand in its bytes. Made once for a blob and filled anew for each of its events.
 #[derive(Clone)]
 pub struct Members {
-    /// From where to where the value token of each known member stands; to 0 when it is absent.
+    /// From where to where the value token of each known member stands, if it is `present`.
     values: [(u32, u32); NAMES.len()],
+    /// A bit for each known member: to clear these takes less time than to clear all `values`.
+    present: u128,
     breaks: bool,
 }
 
+const _: () = assert!(NAMES.len() <= u128::BITS as usize, "a known name without a bit");
+
 impl Default for Members {
     fn default() -> Self {
-        Self { values: [(0, 0); NAMES.len()], breaks: false }
+        Self { values: [(0, 0); NAMES.len()], present: 0, breaks: false }
     }
 }
 
@@ -147,13 +151,13 @@ impl Members {
     /// Reads the JSON object that begins with the first of `bytes`, whatever follows it: its length. `None` when it is
     /// not whole or not valid; whether it is UTF-8 is not looked at.
     pub fn read(&mut self, bytes: &[u8]) -> Option<usize> {
-        self.values = [(0, 0); NAMES.len()];
+        self.present = 0;
         self.fill(bytes)
     }
 
     /// As [`Members::read`], into members that hold nothing yet.
     fn fill(&mut self, bytes: &[u8]) -> Option<usize> {
-        let values = &mut self.values;
+        let Self { values, present, .. } = self;
         let layout = json::scan_bytes(bytes, |key, value| {
             let key = bytes.get(key).unwrap_or_default();
             // No name has a backslash, so a key that is found as it stands needs no look for one.
@@ -162,9 +166,12 @@ impl Members {
                 known(json::unescape(key).as_bytes())
             };
             let slot = known(key).or_else(unescaped);
-            if let Some(slot) = slot.and_then(|slot| values.get_mut(slot)) {
+            if let Some(slot) = slot
+                && let Some(noted) = values.get_mut(slot)
+            {
                 // What lies beyond 4 GiB makes the whole too long, below.
-                *slot = (value.start as u32, value.end as u32);
+                *noted = (value.start as u32, value.end as u32);
+                *present |= 1 << slot;
             }
         })
         .ok()?;
@@ -173,7 +180,7 @@ impl Members {
     }
 
     fn get<'a>(&self, text: &'a str, slot: usize) -> &'a str {
-        let (start, end) = self.values.get(slot).copied().unwrap_or_default();
+        let (start, end) = self.values.get(slot).copied().filter(|_| self.present >> slot & 1 == 1).unwrap_or_default();
         text.get(start as usize..end as usize).unwrap_or_default()
     }
 }
