@@ -33,7 +33,7 @@ use vector_lib::EstimatedJsonEncodedSizeOf as _;
 use vector_lib::config::{DataType, LegacyKey, LogNamespace, SourceAcknowledgementsConfig, SourceOutput, log_schema};
 use vector_lib::configurable::component::GenerateConfig;
 use vector_lib::configurable::schema::{SchemaGenerator, SchemaObject};
-use vector_lib::configurable::{Configurable, GenerateError, configurable_component};
+use vector_lib::configurable::{Configurable, GenerateError, Metadata, configurable_component};
 use vector_lib::event::{BatchNotifier, BatchStatus, BatchStatusReceiver, Event, LogEvent, ObjectMap, Value};
 use vector_lib::internal_event::{
     ByteSize, BytesReceived, CountByteSize, EventsReceived, InternalEventHandle as _, Protocol, Registered,
@@ -87,6 +87,10 @@ impl fmt::Debug for Keys {
 }
 
 impl Configurable for Keys {
+    fn metadata() -> Metadata {
+        Metadata::with_description("What to collect, from which tenant and as whom.")
+    }
+
     fn generate_schema(_: &RefCell<SchemaGenerator>) -> Result<SchemaObject, GenerateError> {
         let mut schema = source_schema();
         // Flattened into this component's schema, which closes the whole to unknown keys by itself.

@@ -13,6 +13,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use m365_audit::clock::SystemClock;
+use m365_audit::config::source_schema;
 use m365_audit::model::TenantId;
 use m365_audit::sim::{GenerateSpec, Sim, SimConfig};
 use serde_json::Value;
@@ -551,4 +552,33 @@ async fn the_native_source_tells_every_problem_of_its_configuration_at_once() {
         "{told}"
     );
     assert!(!told.contains(&SimConfig::default().client_secret), "{told}");
+}
+
+/// Every place of a JSON text where an object has the member `name`.
+fn find<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
+    if let Some(members) = value.as_object() {
+        found.extend(members.get(name));
+    }
+    let below: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(elements) => Box::new(elements.iter()),
+        Value::Object(members) => Box::new(members.values()),
+        _ => return,
+    };
+    below.for_each(|value| find(value, name, found));
+}
+
+#[test]
+fn the_schema_that_vector_generates_has_every_key_of_the_native_source() {
+    let Some(vector) = vector_with_the_source() else { return };
+    let generated = Command::new(vector).arg("generate-schema").output().unwrap();
+    assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
+    let schema: Value = serde_json::from_slice(&generated.stdout).unwrap();
+    let mut closed = Vec::new();
+    find(&schema, "properties", &mut closed);
+    let ours = closed.into_iter().find(|properties| properties.get("max_requests_per_minute").is_some());
+    let ours = ours.expect("the source is in the schema");
+    let keys = source_schema();
+    for (key, meant) in keys["properties"].as_object().unwrap() {
+        assert_eq!(ours[key]["description"], meant["description"], "{key}");
+    }
 }
