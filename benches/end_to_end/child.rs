@@ -25,7 +25,7 @@ pub struct Cost {
     pub ok: bool,
 }
 
-/// How often the peak memory of a process is read: what it does to its last reading before it ends goes unseen, and each
+/// How often the peak memory of a process is read. Growth after the last reading before the process ends goes unseen; each
 /// reading takes processor time from it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 

@@ -454,11 +454,12 @@ impl<'a> Run<'a> {
         key: Key,
         rule: Arc<str>,
     ) -> Result<(), Outcome> {
-        if let Piece::Element { bytes, read, .. } = piece
-            && let Ok(event) = event_of(bytes, members, *read)
-            && self.claims(key).await?
-        {
-            self.routine(&event, rule).await?;
+        let Piece::Element { bytes, read, .. } = piece else { return Ok(()) };
+        match event_of(bytes, members, *read) {
+            Ok(event) if self.claims(key).await? => self.routine(&event, rule).await?,
+            Ok(_) => {}
+            // It was one a moment ago; if it were none now, the blob would not count as read.
+            Err(error) => drop(self.damage.get_or_insert_with(|| error.to_string())),
         }
         if self.is_full() { self.hand_over().await } else { Ok(()) }
     }

@@ -91,8 +91,8 @@ pub struct Waited {
     pub parked: bool,
 }
 
-/// A single pass does not wait for a content type that is refused and was not read for this long.
-pub const UNREAD_TO_PASS: SignedDuration = SignedDuration::from_hours(24);
+/// A single pass does not wait for a content type that is refused and was not listed for this long: passes may be a day apart.
+pub const UNLISTED_TO_PASS: SignedDuration = SignedDuration::from_hours(72);
 
 /// The horizon of the content types that bring matches.
 pub fn horizon(waited: &[Waited], now: Option<Timestamp>) -> Horizon {
@@ -545,7 +545,6 @@ impl Hold {
         for record in page.records {
             let Ok(event) = Event::parse(&record.raw) else {
                 // It was one when it was put on hold. It is not kept, or each look at its page would end here again.
-                release.undetermined += 1;
                 release.push_bad(&record.raw, &blob, context.clock.now());
                 continue;
             };
@@ -616,6 +615,13 @@ impl Hold {
             if n > 0 {
                 ::metrics::counter!(metrics::RELEASED_EVENTS_TOTAL, "tenant" => tenant.to_string(), "content_type" => content_type.as_str(), "reason" => reason).increment(n);
             }
+        }
+        if release.bad > 0 {
+            ::metrics::counter!(metrics::BAD_RECORDS_TOTAL, "tenant" => tenant.to_string(), "content_type" => content_type.as_str()).increment(release.bad);
+            tracing::warn!(
+                %tenant, %content_type,
+                "bad-blob: a routine read on hold can be read as an event no more; it was shipped as m365_audit.bad_blob records"
+            );
         }
         if say {
             tracing::warn!(
@@ -767,12 +773,15 @@ struct Release {
     pages: Vec<(PageId, HeldPage)>,
     flagged: u64,
     undetermined: u64,
+    /// Records of bytes that are no event.
+    bad: u64,
 }
 
 impl Release {
     /// Takes bytes that are no event.
     fn push_bad(&mut self, bytes: &[u8], blob: &BlobContext<'_>, now: Timestamp) {
         for (n, piece) in bytes.chunks(BAD_PIECE_BYTES).enumerate() {
+            self.bad += 1;
             self.builder.push_with(|out| {
                 let bad = BadPiece {
                     blob,

@@ -547,7 +547,7 @@ impl Loop {
         }
         self.check_gaps();
         if self.parts.hold.dropping && !self.streams.contains_key(&ContentType::Dlp) {
-            self.say_blind("it is not in `content_types`");
+            self.say_blind("it is not in `content_types`", "");
         }
         let mut types: Vec<ContentType> = self.streams.keys().copied().collect();
         types.sort_by_key(|t| self.rank(*t));
@@ -716,9 +716,10 @@ impl Loop {
                 // A type that was read before may be refused for a moment: what waits for it is not dropped for that.
                 parked: stream.parked.is_some_and(|since| match stream.position.complete_until {
                     None => true,
-                    // A pass is over before a refusal could last; how long ago the type was read must say it.
+                    // A pass is over before a refusal could last; how long ago the type was listed must say it.
                     Some(until) if self.parts.once => {
-                        now.is_some_and(|now| now.duration_since(until) > hold::UNREAD_TO_PASS)
+                        let listed = stream.position.last_listing.map_or(until, |listed| listed.max(until));
+                        now.is_some_and(|now| now.duration_since(listed) > hold::UNLISTED_TO_PASS)
                     }
                     Some(_) => since + hold <= at,
                 }),
@@ -733,10 +734,10 @@ impl Loop {
         self.tasks.spawn(async move { Done::Held(context.hold.turn(&context, now).await) });
     }
 
-    fn say_blind(&self, why: &str) {
+    fn say_blind(&self, why: &str, when: &str) {
         tracing::warn!(
             tenant = %self.parts.tenant,
-            "dlp-blind: `DLP.All` is not read ({why}): routine reads are dropped without knowing whether data loss prevention flagged them (hint: grant `ActivityFeed.ReadDlp` and list `DLP.All`, or set `drop_routine = false`)"
+            "dlp-blind: `DLP.All` is not read ({why}): {when}routine reads are dropped without knowing whether data loss prevention flagged them (hint: grant `ActivityFeed.ReadDlp` and list `DLP.All`, or set `drop_routine = false`)"
         );
     }
 
@@ -853,7 +854,8 @@ impl Loop {
                 let was = stream.parked.is_some();
                 stream.parked.get_or_insert_with(|| self.parts.clock.monotonic());
                 if !was && content_type == ContentType::Dlp && self.parts.hold.dropping {
-                    self.say_blind("its permission is missing");
+                    let was_read = stream.position.complete_until.is_some();
+                    self.say_blind("its permission is missing", if was_read { "if that lasts " } else { "" });
                 }
             }
             Found::Ended { content_type, left } => {
