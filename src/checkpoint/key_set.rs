@@ -246,7 +246,7 @@ impl fmt::Debug for Key {
 }
 
 /// Unix seconds of a `CreationTime` that begins `YYYY-MM-DDThh:mm:ss`, taken as UTC whatever follows; else 0. Equal
-/// texts give equal seconds, and different texts of which [`says_all`] is true give different ones: keys need both.
+/// texts give equal seconds, and different texts of which `says_all` is true give different ones: keys need both.
 pub fn creation_secs(text: &str) -> u32 {
     let part = |from: usize, len: usize| {
         let digits = text.as_bytes().get(from..from + len)?;
