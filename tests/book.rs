@@ -343,6 +343,21 @@ fn every_page_is_in_the_table_of_contents() {
             let up = link.matches("../").count();
             assert!(up < page.matches('/').count(), "{page}: `{link}` leads out of the book; name the file instead");
         }
+        // Links of a file that a page takes in are meant from where the file lies.
+        for included in text.split("{{#include ../").skip(1) {
+            let (name, anchor) = included.split_once('}').unwrap().0.split_once(':').unwrap_or((included, ""));
+            let name = name.split('}').next().unwrap();
+            let whole = fs::read_to_string(root().join(name)).unwrap();
+            let text = if anchor.is_empty() {
+                whole
+            } else {
+                let part = whole.split(&format!("ANCHOR: {anchor}")).nth(1).expect("the anchor");
+                part.split(&format!("ANCHOR_END: {anchor}")).next().unwrap().to_owned()
+            };
+            let local: Vec<String> =
+                links(&text).into_iter().filter(|link| !link.contains("://") && !link.starts_with('#')).collect();
+            assert!(local.is_empty(), "{name}: {local:?} lead nowhere in {page}; name the files instead");
+        }
     }
     for page in &listed {
         assert!(root().join(page).exists(), "{page} is in the table of contents and does not exist");
