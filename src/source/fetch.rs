@@ -435,7 +435,7 @@ impl<'a> Run<'a> {
         let Piece::Element { bytes, read: true, .. } = piece else { return Left::All };
         let Ok(event) = Event::of(bytes, members) else { return Left::All };
         let Some(identity) = event.identity() else { return Left::All };
-        if self.reserved.is_none() || self.claims_first(&event) {
+        if self.reserved.is_none() || self.delivers_again() || self.match_in(&event).is_some() {
             return Left::All;
         }
         let key = Key::of_event(&identity);
@@ -504,11 +504,13 @@ impl<'a> Run<'a> {
                 key
             }
         };
-        let first = self.claims_first(event);
+        let found = self.match_in(event);
+        // What a repeat leaves behind beside its record must not come about at all.
+        let first = found.is_some() || self.delivers_again();
         if first && !self.claims(key).await? {
             return Ok(());
         }
-        self.matches.extend(self.match_in(event));
+        self.matches.extend(found);
         self.reserve().await;
         match self.render(event) {
             Some(rule) if first || self.claims(key).await? => self.routine(event, rule).await,
@@ -524,11 +526,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether an event is claimed before it is rendered: what a repeat leaves behind beside its record must not come
-    /// about at all.
-    fn claims_first(&self, event: &Event<'_>) -> bool {
+    /// Whether a back-fill asks for what was delivered already.
+    fn delivers_again(&self) -> bool {
         self.context.backfill.as_ref().is_some_and(|backfill| backfill.again.is_some())
-            || self.match_in(event).is_some()
     }
 
     /// The match of data loss prevention that an event tells of, where reads wait for such.
