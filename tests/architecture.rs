@@ -1,4 +1,5 @@
-//! The modules depend on each other in the order src/lib.rs lists them, top on bottom.
+//! The modules depend on each other in the order src/lib.rs lists them, top on bottom. What stands in `plugins/` is above
+//! them all.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,8 +17,20 @@ fn modules() -> Vec<String> {
 }
 
 fn files_of(module: &str) -> Vec<PathBuf> {
+    let mut files = files_in(source(module));
+    files.extend(Some(source(&format!("{module}.rs"))).filter(|path| path.exists()));
+    files
+}
+
+/// The folders of the plugins: packages of their own.
+fn plugins() -> Vec<PathBuf> {
+    let entries = fs::read_dir(source("../plugins")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
+fn files_in(folder: PathBuf) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    let mut folders = vec![source(module)];
+    let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten() {
             let path = entry.unwrap().path();
@@ -28,16 +41,19 @@ fn files_of(module: &str) -> Vec<PathBuf> {
             }
         }
     }
-    files.extend(Some(source(&format!("{module}.rs"))).filter(|path| path.exists()));
     files
 }
 
 /// The modules that the code of a file names as `crate::…`; tests and comments aside.
 fn uses(path: &Path) -> BTreeSet<String> {
+    uses_after("crate::", path)
+}
+
+fn uses_after(root: &str, path: &Path) -> BTreeSet<String> {
     let text = fs::read_to_string(path).unwrap();
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let named = lines.flat_map(|line| line.split("crate::").skip(1));
+    let named = lines.flat_map(|line| line.split(root).skip(1));
     let first = named.map(|rest| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect());
     // `use crate::{a, b}` would give an empty name and hide what it names.
     first
@@ -99,21 +115,56 @@ fn every_test_the_map_names_is_there() {
     assert!(count >= 5, "the table of invariants was not found");
 }
 
-/// `unsafe_code` is denied in Cargo.toml; where it is allowed, and why, is written in one place.
+/// A plugin is loaded into an agent's process: nothing of the command line and nothing of the simulated tenant is for it,
+/// and no two plugins share code.
+#[test]
+fn a_plugin_uses_the_library_below_the_command_line_and_no_other_plugin() {
+    let plugins = plugins();
+    assert!(plugins.iter().any(|plugin| plugin.ends_with("fluent-bit")));
+    for plugin in plugins {
+        let manifest = fs::read_to_string(plugin.join("Cargo.toml")).unwrap();
+        let (dependencies, _) = manifest.split_once("[dev-dependencies]").unwrap();
+        let library = dependencies.lines().find(|line| line.starts_with("m365-audit = ")).unwrap();
+        assert_eq!(library, r#"m365-audit = { path = "../..", default-features = false, features = ["embedded"] }"#);
+        assert_eq!(dependencies.matches("path = ").count(), 1, "{}: a plugin beside the library", plugin.display());
+        for file in files_in(plugin.join("src")) {
+            let above: BTreeSet<String> = ["docs", "cli", "sim", "plugin"].map(str::to_owned).into();
+            let used = uses_after("m365_audit::", &file);
+            assert!(used.is_disjoint(&above), "{}: {used:?}", file.display());
+        }
+    }
+}
+
+/// An allocator is chosen for a whole program, so a library that others link leaves it to them; the command needs none.
+#[test]
+fn only_a_plugin_chooses_an_allocator() {
+    for file in files_in(source("")) {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("global_allocator"), "{}", file.display());
+    }
+}
+
+/// `unsafe_code` is denied for every package; where it is allowed, and why, is written in one place.
 #[test]
 fn unsafe_code_stands_only_at_the_edge_of_the_plugin() {
     let manifest = include_str!("../Cargo.toml");
-    assert!(manifest.contains("[lints.rust]\nunsafe_code = \"deny\"\n"));
+    assert!(manifest.contains("[workspace.lints.rust]\nunsafe_code = \"deny\"\n"));
+    let mut manifests = vec![source("../Cargo.toml")];
+    manifests.extend(plugins().iter().map(|plugin| plugin.join("Cargo.toml")));
+    for path in manifests {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains("[lints]\nworkspace = true\n"), "{}", path.display());
+    }
     let mut exceptions = Vec::new();
-    for module in modules() {
-        for file in files_of(&module) {
-            let text = fs::read_to_string(&file).unwrap();
-            for line in text.lines().filter(|line| line.contains("unsafe_code")) {
-                assert!(line.contains("expect(unsafe_code, reason = "), "{}: {line}", file.display());
-                exceptions.push(file.clone());
-            }
+    let files = modules().iter().flat_map(|module| files_of(module)).collect::<Vec<_>>();
+    for file in files.into_iter().chain(plugins().into_iter().flat_map(|plugin| files_in(plugin.join("src")))) {
+        let text = fs::read_to_string(&file).unwrap();
+        for line in text.lines().filter(|line| line.contains("unsafe_code")) {
+            assert!(line.contains("expect(unsafe_code, reason = "), "{}: {line}", file.display());
+            exceptions.push(file.clone());
         }
     }
-    assert!(exceptions.iter().all(|file| file.ends_with("hosts/fluent_bit/mod.rs")), "{exceptions:?}");
+    let edge = exceptions.iter().all(|file| file.ends_with("plugins/fluent-bit/src/lib.rs"));
+    assert!(edge, "{exceptions:?}");
     assert_eq!(exceptions.len(), 2, "the host's tables and the exported functions");
 }

@@ -345,7 +345,7 @@ fn check_url(text: &str, origin_only: bool) -> Result<(), TextFault> {
 /// A text made into what the schema asks for, for hosts and variables that know only text. Lists are separated by
 /// commas; `_secs` keys take `s`, `m`, `h`, `d`, byte counts `K`, `M`, `G` (of 1024); switches take what agents take.
 /// `None`: it stays a text, and the check says what was expected.
-pub(crate) fn typed_from_text(schema: &Schema, key: &str, text: &str) -> Option<Value> {
+pub fn typed_from_text(schema: &Schema, key: &str, text: &str) -> Option<Value> {
     let text = text.trim();
     match schema["type"].as_str()? {
         "integer" => integer_from_text(key, text).map(Value::Integer),

@@ -26,15 +26,14 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "fluent-bit")]
-pub(crate) use check::typed_from_text;
+pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
 pub use problem::{ConfigError, Fault, Problem};
 pub use record::{Format, OcsfVersion, RawForm};
 pub(crate) use record_schema::record_keys;
 pub use record_schema::record_schema;
-pub use schema::{config_schema, pretty, source_schema};
-pub(crate) use schema::{keys_of, schema_of, sink_schema, source_keys};
+pub use schema::{config_schema, pretty, source_keys, source_schema};
+pub(crate) use schema::{keys_of, schema_of, sink_schema};
 pub use secret::{MASK, Secret};
 pub(crate) use secret::{secret_header, wiped_bytes};
 pub use severity::{RulesError, SeverityConfig};

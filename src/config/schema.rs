@@ -43,7 +43,7 @@ pub fn source_schema() -> Value {
 }
 
 /// A source's own keys in the order they are declared.
-pub(crate) fn source_keys() -> &'static [&'static str] {
+pub fn source_keys() -> &'static [&'static str] {
     keys_of::<SourceConfig>()
 }
 

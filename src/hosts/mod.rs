@@ -1,11 +1,10 @@
-//! One agent, one file; and what several of them share.
+//! One agent, one file; and what several of them share. What is loaded into an agent's process is a package of its own:
+//! `plugins/`.
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
 #[cfg(feature = "embedded")]
 pub mod file;
-#[cfg(feature = "fluent-bit")]
-pub mod fluent_bit;
 #[cfg(feature = "embedded")]
 pub mod fluent_forward;
 #[cfg(feature = "embedded")]

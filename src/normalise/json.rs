@@ -164,8 +164,8 @@ pub(crate) fn integer(token: &str) -> Option<i64> {
     (float.fract() == 0.0 && float.abs() <= EXACT).then_some(float as i64)
 }
 
-/// Undoes the escapes of a string's inside. A surrogate without its partner becomes U+FFFD.
-pub(crate) fn unescape(inner: &str) -> Cow<'_, str> {
+/// Undoes the escapes of a JSON string's inside. A surrogate without its partner becomes U+FFFD.
+pub fn unescape(inner: &str) -> Cow<'_, str> {
     let Some(first) = memchr::memchr(b'\\', inner.as_bytes()) else { return Cow::Borrowed(inner) };
     let mut text = String::with_capacity(inner.len());
     let mut rest = inner;

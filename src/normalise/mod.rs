@@ -32,6 +32,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use event::{Event, Members, NotAnEvent};
+pub use json::unescape;
 pub use mask::{MASKED, Mask, NotAPointer};
 pub use own::{BAD_BLOB, BadBytes, BadPiece, GAP, GapNotice, render_bad_blob, render_bad_bytes, render_gap};
 

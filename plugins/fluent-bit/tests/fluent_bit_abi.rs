@@ -2,7 +2,7 @@
 //! Fluent Bit calls it, on a thread named as Fluent Bit names it, against the simulated tenant. Every buffer is
 //! decoded by a MessagePack reader that shares no code with the encoder.
 
-#![cfg(all(target_os = "linux", feature = "fluent-bit", feature = "sim"))]
+#![cfg(target_os = "linux")]
 #![allow(unsafe_code)]
 
 #[path = "fluent_bit_support/mod.rs"]

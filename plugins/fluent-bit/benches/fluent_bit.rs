@@ -2,6 +2,7 @@
 //! `bytes_per_tick_max`. Needs a Fluent Bit in `FLUENT_BIT` or `PATH`:
 //!
 //! ```console
+//! cargo build --release
 //! FLUENT_BIT=/usr/bin/fluent-bit cargo bench --bench fluent_bit
 //! ```
 //!
@@ -47,7 +48,7 @@ mod linux {
     struct Bench {
         fluent_bit: PathBuf,
         library: PathBuf,
-        /// The program and the library: those cargo built, or `M365_AUDIT` and `M365_AUDIT_PLUGIN`.
+        /// The program and the library: those of `cargo build --release`, or `M365_AUDIT` and `M365_AUDIT_PLUGIN`.
         program: PathBuf,
         url: String,
         config: SimConfig,
@@ -73,10 +74,14 @@ mod linux {
             println!("skipped: no Fluent Bit; name one in FLUENT_BIT or put it into PATH");
             return;
         };
-        let beside = std::env::current_exe().unwrap().with_file_name("libm365_audit.so");
-        let library = std::env::var_os("M365_AUDIT_PLUGIN").map_or(beside, PathBuf::from);
-        let program =
-            std::env::var_os("M365_AUDIT").map_or_else(|| env!("CARGO_BIN_EXE_m365-audit").into(), PathBuf::from);
+        let built = |variable: &str, name: &str| {
+            let executable = std::env::current_exe().unwrap();
+            let path = executable.parent().and_then(Path::parent).unwrap().join(name);
+            let path = std::env::var_os(variable).map_or(path, PathBuf::from);
+            assert!(path.is_file(), "there is no {}: `cargo build --release` makes it", path.display());
+            path
+        };
+        let (library, program) = (built("M365_AUDIT_PLUGIN", "libm365_audit.so"), built("M365_AUDIT", "m365-audit"));
         let config = SimConfig::default();
         let events = std::env::var("M365_BENCH_EVENTS").map_or(EVENTS, |text| text.parse().unwrap());
         let address = format!("127.0.0.1:{}", free_port());

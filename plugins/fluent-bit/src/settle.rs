@@ -25,8 +25,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::ring::{Counted, Ring};
-use crate::clock::Clock;
-use crate::host::{Delivery, DeliveryTicket, TicketAnswer};
+use m365_audit::clock::Clock;
+use m365_audit::host::{Delivery, DeliveryTicket, TicketAnswer};
 
 /// Bytes waiting for the host or lent to it; beyond it `deliver` waits.
 pub const QUEUE_BYTES_MAX: usize = 32 << 20;
@@ -441,7 +441,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::clock::TestClock;
+    use m365_audit::clock::TestClock;
 
     struct Rig {
         handover: Handover,

@@ -1,4 +1,8 @@
-//! Fluent Bit: this library as a dynamic input, `-i m365_audit`.
+//! Fluent Bit: the library `m365_audit` as a dynamic input, `-i m365_audit`.
+//!
+//! A package of its own, since what is loaded into another program's process may need what a library must not bring.
+//! `m365_audit` in this code is the library at the top of the repository; this package is called the same, so that cargo
+//! names what it makes `libm365_audit.so`.
 //!
 //! The host calls us once a second, and as soon as records wait where it exports what its own inputs use for that; it
 //! never says that it delivered. [`settle`] says at which of its calls it has taken the bytes, which is when a ticket is
@@ -11,7 +15,7 @@
 //! One instance serves any number of tenants and a second one is refused: the host keeps one "current instance" for
 //! each plugin and pauses and resumes that one, whichever was meant, and drops what the other is asked for meanwhile.
 //!
-//! The only unsafe code of this crate is in [`ffi`] and [`api`].
+//! The only unsafe code of this package is in [`ffi`] and [`api`].
 
 #[expect(unsafe_code, reason = "the host's tables are C")]
 pub mod api;

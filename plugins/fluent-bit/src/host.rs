@@ -7,9 +7,9 @@ use tokio::sync::watch;
 
 use super::encode;
 use super::settle::Handover;
-use crate::clock::Clock;
-use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
-use crate::hosts::embedded::{HealthReport, Standing};
+use m365_audit::clock::Clock;
+use m365_audit::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
+use m365_audit::hosts::embedded::{HealthReport, Standing};
 
 /// The agent around us.
 pub struct FluentBitHost {

@@ -14,7 +14,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::metrics::{ALL, Kind, Metric};
+use m365_audit::metrics::{ALL, Kind, Metric};
 
 /// The plugin's recorder.
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl PluginRecorder {
     pub fn prometheus(&self) -> PrometheusHandle {
         let recorder = self.listener.get_or_init(|| {
             let recorder = PrometheusBuilder::new().build_recorder();
-            metrics::with_local_recorder(&recorder, crate::metrics::describe);
+            metrics::with_local_recorder(&recorder, m365_audit::metrics::describe);
             recorder
         });
         recorder.handle()
@@ -162,7 +162,7 @@ impl GaugeFn for Both<Gauge> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{EVENTS_TOTAL, LAG_SECONDS};
+    use m365_audit::metrics::{EVENTS_TOTAL, LAG_SECONDS};
 
     #[test]
     fn counters_and_gauges_are_read_with_their_labels_in_the_order_of_the_table() {

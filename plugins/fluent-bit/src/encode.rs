@@ -15,10 +15,9 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use m365_audit::model::Timestamp;
+use m365_audit::normalise::unescape;
 use rmp::encode;
-
-use crate::model::Timestamp;
-use crate::normalise::json::unescape;
 
 /// Containers inside each other, the record itself included. Below the host's 32: the entry's own array is one, and
 /// filters wrap what they were given.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::settle::{Mode, QUEUE_BYTES_MAX};
-use crate::config::{Config, Problem, SOURCE_TYPE, SourceConfig, config_schema, source_keys, typed_from_text};
+use m365_audit::config::{Config, Problem, SOURCE_TYPE, SourceConfig, config_schema, source_keys, typed_from_text};
 
 /// The default of `bytes_per_tick_max`: more than a catch-up reaches. `benches/fluent_bit.rs` measures the
 /// curve over it.

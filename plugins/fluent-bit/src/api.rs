@@ -15,7 +15,7 @@ use std::task::Wake;
 
 use super::metrics::Sample;
 use super::ring::Counted;
-use crate::metrics::Kind;
+use m365_audit::metrics::Kind;
 
 /// `struct flb_plugin_proxy_def`: what `FLBPluginRegister` fills in. Hosts since 5.0 have more fields behind these;
 /// before that they do not, so nothing behind is touched.

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::host::TicketAnswer;
+use m365_audit::host::TicketAnswer;
 
 /// Four times the engine's own interval.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
@@ -142,7 +142,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::host::{Delivery, DeliveryTicket};
+    use m365_audit::host::{Delivery, DeliveryTicket};
 
     /// A ring, and the tickets of what was appended to it: records of ten bytes.
     struct Rig {

@@ -14,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 
-use crate::model::plain;
+use m365_audit::model::plain;
 
 /// Lines kept for the host; beyond it new ones are counted and dropped.
 const LINES_MAX: usize = 1_000;

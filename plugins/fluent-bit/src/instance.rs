@@ -24,15 +24,15 @@ use super::metrics::{record_this_thread, recorder};
 use super::ring::Counted;
 use super::settings::Settings;
 use super::settle::{Appends, Buffer, Call, Handover, Mode};
-use crate::clock::{Clock, SystemClock};
-use crate::config::SourceConfig;
-use crate::host::{Health, Host, StateError};
-use crate::hosts::embedded::HealthReport;
-use crate::hosts::embedded::metrics_server::MetricsServer;
-use crate::hosts::embedded::store::SqliteStore;
-use crate::model::Actionable;
-use crate::source::fleet::Fleet;
-use crate::source::{M365Audit, Source, SourceError};
+use m365_audit::clock::{Clock, SystemClock};
+use m365_audit::config::SourceConfig;
+use m365_audit::host::{Health, Host, StateError};
+use m365_audit::hosts::embedded::HealthReport;
+use m365_audit::hosts::embedded::metrics_server::MetricsServer;
+use m365_audit::hosts::embedded::store::SqliteStore;
+use m365_audit::model::Actionable;
+use m365_audit::source::fleet::Fleet;
+use m365_audit::source::{M365Audit, Source, SourceError};
 
 /// Threads of the plugin's runtime.
 const WORKER_THREADS: usize = 2;
@@ -278,7 +278,7 @@ impl Instance {
             self.api.print(line.level, &line.text);
         }
         if let Some(metrics) = &mut *lock(&self.metrics) {
-            let now = u64::try_from(crate::model::Timestamp::now().as_nanosecond()).unwrap_or(0);
+            let now = u64::try_from(m365_audit::model::Timestamp::now().as_nanosecond()).unwrap_or(0);
             for sample in recorder().samples() {
                 metrics.set(&sample, now);
             }

@@ -147,12 +147,12 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The library under test: cargo makes it beside this test, with the rlib this test is linked to.
+/// The library under test: cargo makes it beside this test, which has its package among its dependencies.
 pub fn library() -> Option<PathBuf> {
     let beside = std::env::current_exe().ok()?.with_file_name("libm365_audit.so");
     let path = std::env::var_os("M365_AUDIT_PLUGIN").map_or(beside, PathBuf::from);
     if !path.exists() {
-        println!("skipped: there is no {}; `cargo build --lib` makes it", path.display());
+        println!("skipped: there is no {}; `cargo build` makes it", path.display());
         return None;
     }
     Some(path)
