@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::api::{self, Bell, Config, HostApi, HostCounters, HostMetrics, OnReadable, OnTimer};
 use super::host::FluentBitHost;
 use super::log::Lines;
+use super::memory::{self, Misaligned};
 use super::metrics::{record_this_thread, recorder};
 use super::ring::Counted;
 use super::settings::Settings;
@@ -58,6 +59,9 @@ pub enum InitError {
     /// What is written can never work.
     #[error("the configuration cannot work, {} problem(s)", .0.len())]
     Configuration(Vec<String>),
+    /// The process's `malloc` gives less than what all code relies on.
+    #[error("the memory of this process is not aligned as programs need it: {0}")]
+    Memory(Misaligned),
     /// The system gave no threads.
     #[error("cannot start threads: {0}")]
     Threads(std::io::Error),
@@ -68,6 +72,7 @@ impl Actionable for InitError {
         match self {
             Self::SecondInstance(_) => "fluent-bit-second-instance",
             Self::Configuration(_) => "config-invalid",
+            Self::Memory(_) => "fluent-bit-memory-misaligned",
             Self::Threads(_) => "fluent-bit-no-threads",
         }
     }
@@ -79,6 +84,9 @@ impl Actionable for InitError {
                     .into()
             }
             Self::Configuration(_) => "docs/configuration.md describes every key".into(),
+            Self::Memory(_) => {
+                "use one of Fluent Bit's own packages, or a build of it with another allocator; or run `m365-audit run` beside it, with the sink `fluent_forward`".into()
+            }
             Self::Threads(_) => "check the limit of processes of this user".into(),
         }
     }
@@ -120,6 +128,12 @@ pub fn live() -> Option<Arc<Instance>> {
 /// Init: reads the settings, starts the threads, and does not wait for them. What it says of a failure has been
 /// printed when it returns.
 pub fn start(api: HostApi) -> Result<(), InitError> {
+    // Before anything else: what would follow may end the agent.
+    if let Some(misaligned) = memory_found() {
+        let error = InitError::Memory(misaligned);
+        tell_failure(&api, &error);
+        return Err(error);
+    }
     let most = (1..=5).rev().find(|level| api.shows(*level)).unwrap_or(0);
     let lines = Lines::new(most);
     let result = {
@@ -139,17 +153,27 @@ pub fn start(api: HostApi) -> Result<(), InitError> {
             Ok(())
         }
         Err((error, api)) => {
-            let say = |text: &str| {
-                if api.shows(1) {
-                    api.print(1, text);
-                }
-            };
-            say(&format!("{}: {error} (hint: {})", error.slug(), error.hint()));
-            if let InitError::Configuration(problems) = &error {
-                problems.iter().for_each(|problem| say(problem));
-            }
+            tell_failure(&api, &error);
             Err(error)
         }
+    }
+}
+
+/// What a look at the process's memory has found wrong: one look, at load.
+pub fn memory_found() -> Option<Misaligned> {
+    static FOUND: OnceLock<Option<Misaligned>> = OnceLock::new();
+    *FOUND.get_or_init(|| memory::misaligned(&crate::MEMORY))
+}
+
+fn tell_failure(api: &HostApi, error: &InitError) {
+    let say = |text: &str| {
+        if api.shows(1) {
+            api.print(1, text);
+        }
+    };
+    say(&format!("{}: {error} (hint: {})", error.slug(), error.hint()));
+    if let InitError::Configuration(problems) = error {
+        problems.iter().for_each(|problem| say(problem));
     }
 }
 

@@ -5,6 +5,8 @@
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code)]
 
+#[path = "fluent_bit_support/decode.rs"]
+mod decode;
 #[path = "fluent_bit_support/mod.rs"]
 mod support;
 
@@ -17,9 +19,10 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use decode::decode;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use m365_audit::source::fleet::BEGIN_EVERY;
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 use support::{PATIENCE, Service, library};
 
 /// The plugin is one instance for a process, as in the host: one test at a time.
@@ -482,41 +485,6 @@ fn own_threads() -> Vec<String> {
     let names = std::fs::read_dir("/proc/self/task").unwrap();
     let names = names.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
     names.map(|name| name.trim().to_owned()).filter(|name| name.starts_with("m365-")).collect()
-}
-
-fn decode(buffer: &[u8]) -> Vec<Value> {
-    let mut rest = buffer;
-    let mut records = Vec::new();
-    while !rest.is_empty() {
-        let entry = rmpv::decode::read_value(&mut rest).expect("a buffer of whole entries");
-        let [time, body] = entry.as_array().expect("an entry is an array").as_slice() else { panic!("{entry}") };
-        let (kind, bytes) = time.as_ext().expect("the time is an extension");
-        assert_eq!((kind, bytes.len()), (0, 8));
-        let record = to_json(body);
-        let seconds = i64::from(u32::from_be_bytes(bytes[..4].try_into().unwrap()));
-        let stamp: m365_audit::model::Timestamp = record["timestamp"].as_str().unwrap().parse().unwrap();
-        assert_eq!(seconds, stamp.as_second().max(0), "{record}");
-        records.push(record);
-    }
-    records
-}
-
-fn to_json(value: &rmpv::Value) -> Value {
-    match value {
-        rmpv::Value::Nil => Value::Null,
-        rmpv::Value::Boolean(b) => (*b).into(),
-        rmpv::Value::Integer(n) => n.as_i64().map(Number::from).or(n.as_u64().map(Number::from)).unwrap().into(),
-        rmpv::Value::F64(n) => (*n).into(),
-        rmpv::Value::String(s) => s.as_str().expect("texts are UTF-8").into(),
-        rmpv::Value::Array(items) => items.iter().map(to_json).collect(),
-        rmpv::Value::Map(members) => {
-            let members = members.iter().map(|(key, value)| (key.as_str().unwrap().to_owned(), to_json(value)));
-            let object: Map<String, Value> = members.clone().collect();
-            assert_eq!(object.len(), members.len(), "a key came twice");
-            Value::Object(object)
-        }
-        other => panic!("{other} is no JSON"),
-    }
 }
 
 /// With the JSON read that stands in texts: what is nested too deep for the host comes as text.
