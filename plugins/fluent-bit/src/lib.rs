@@ -8,10 +8,10 @@
 //! never says that it delivered. [`settle`] says at which of its calls it has taken the bytes, which is when a ticket is
 //! answered.
 //!
-//! In reading order: [`ffi`] is what the host calls; [`instance`] is what runs while it does; [`settings`] is what the
-//! operator wrote; [`host`] is this agent as the source sees it; [`settle`], [`ring`] and [`encode`] are the way of a
-//! batch; [`log`] and [`metrics`] lead out of our threads; [`api`] is the way into the host; [`memory`] is where all of it
-//! lies.
+//! In reading order: [`ffi`] is what the host calls; [`instance`] is what runs while it does, with what
+//! [`m365_audit::hosts::fluent_bit`] reads of the operator's configuration; [`host`] is this agent as the source sees it;
+//! [`settle`], [`ring`] and [`encode`] are the way of a batch; [`log`] and [`metrics`] lead out of our threads; [`api`] is
+//! the way into the host; [`memory`] is where all of it lies.
 //!
 //! One instance serves any number of tenants and a second one is refused: the host keeps one "current instance" for
 //! each plugin and pauses and resumes that one, whichever was meant, and drops what the other is asked for meanwhile.
@@ -30,7 +30,6 @@ pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod ring;
-pub mod settings;
 pub mod settle;
 
 /// For all Rust code of this library.

@@ -607,7 +607,10 @@ fn every_event_comes_once(threading: Threading, callbacks: Callbacks) {
         service.assert_exact(&agent.records);
         agent.stop();
         let log = taken_log();
-        assert!(logged(&log, 3, "[input:m365_audit:m365_audit.0] configuration of `m365_audit`: {"), "{log:?}");
+        let state =
+            format!("[input:m365_audit:m365_audit.0] state (positions and delivered events): {}", dir.path().display());
+        assert!(logged(&log, 3, &state) && logged(&log, 3, "not by default: client_id="), "{log:?}");
+        assert!(log.iter().all(|(_, line)| line.len() < 300), "{log:?}");
         assert!(!log.iter().any(|(_, line)| line.contains(&service.config.client_secret)), "a secret is logged");
     });
 }
@@ -1004,6 +1007,32 @@ fn only_what_can_never_work_fails_the_start() {
                 taken_log().iter().any(|(level, line)| (1..=2).contains(level) && !line.contains("started, threaded"))
             });
             agent.stop();
+        }
+    });
+}
+
+/// Fluent Bit passes over what it is not asked for.
+#[test]
+fn a_property_that_was_probably_meant_to_be_another_ends_the_start_with_the_right_name() {
+    on_host_thread(Threading::Off, |library| {
+        let service = Service::new(1);
+        let dir = tempfile::tempdir().unwrap();
+        for (written, right) in [
+            ("state_path", "use `data_dir`"),
+            ("db", "use `data_dir`"),
+            ("backfil_secs", "use `backfill_secs`"),
+            ("pollInterval", "use `poll_interval_secs`"),
+            ("tenant", "use `tenant_id`"),
+            ("storage_type", "use Fluent Bit's `storage.type`"),
+            ("retry_limit", "it belongs to an output"),
+            ("parser", "remove it"),
+        ] {
+            let properties = with_data_dir(&service, dir.path(), &[(&written.to_ascii_lowercase(), "1")]);
+            let mut agent = Agent::new(library, Callbacks::WithContext, &properties);
+            assert_eq!(agent.init(), 0, "{written}");
+            let log = taken_log();
+            let said = format!("`{}` is not a property of this input; {right}", written.to_ascii_lowercase());
+            assert!(logged(&log, 1, "config-invalid") && logged(&log, 1, &said), "{said}: {log:?}");
         }
     });
 }

@@ -76,7 +76,9 @@ fn every_event_reaches_the_file_once_with_metrics_in_the_hosts_own_page() {
         agent.terminate();
         service.assert_exact(&agent.records());
         let log = agent.log();
-        assert!(!log.contains(&service.config.client_secret) && log.contains("\"client_secret\":\"***\""), "{log}");
+        assert!(!log.contains(&service.config.client_secret) && log.contains("client_secret=***"), "{log}");
+        let state = format!("state (positions and delivered events): {}", agent.path("state").display());
+        assert!(log.contains(&state), "{log}");
         assert!(log.contains("take records as soon as they wait listens=true"), "{log}");
     }
 }
@@ -377,6 +379,32 @@ fn valgrind_finds_no_error_and_no_leak_of_ours() {
         let ours: Vec<&str> = text.split("\n\n").filter(|finding| finding.contains("libm365_audit")).collect();
         assert!(ours.is_empty(), "{}", ours.join("\n\n"));
     }
+}
+
+/// In the words of the user's own file, whatever Fluent Bit itself makes of them.
+#[test]
+fn a_wrong_name_stops_the_start_with_the_right_one() {
+    let service = Service::new(1);
+    for (written, said) in [
+        ("state_path", "`state_path` is not a property of this input; use `data_dir`"),
+        ("Backfil_Secs", "`backfil_secs` is not a property of this input; use `backfill_secs`"),
+        ("tenant-id", "`tenant-id` is not a property of this input; use `tenant_id`"),
+        ("storage_type", "`storage_type` is not a property of this input; use Fluent Bit's `storage.type`"),
+    ] {
+        let Some(mut agent) = Agent::new(&service.properties(), &Setup::safe().with(written, "1")) else { return };
+        agent.start();
+        assert!(!agent.wait().success());
+        assert!(agent.log().contains(said), "{}", agent.log());
+    }
+    // `camelCase` is Fluent Bit's own way to write a name in YAML.
+    let mut properties = service.properties();
+    let secret = properties.iter_mut().find(|(name, _)| name == "client_secret").unwrap();
+    secret.0 = "clientSecret".to_owned();
+    service.publish(5, 10);
+    let Some(mut agent) = Agent::new(&properties, &Setup::safe()) else { return };
+    agent.start();
+    agent.wait_until_all(&service);
+    agent.terminate();
 }
 
 #[test]
