@@ -6,6 +6,8 @@
 mod book;
 #[cfg(feature = "cli")]
 pub mod errors;
+#[cfg(feature = "cli")]
+mod network;
 
 use std::fmt::Write as _;
 
@@ -40,7 +42,8 @@ pub fn all() -> Vec<Document> {
         document("plugin.toml", plugin()),
     ];
     #[cfg(feature = "cli")]
-    let documents = documents.into_iter().chain(errors::documents()).chain([book::summary()]).collect();
+    let documents =
+        documents.into_iter().chain(errors::documents()).chain([book::summary(), network::page()]).collect();
     documents
 }
 

@@ -181,9 +181,28 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.set("client_id", "bbbbbbbb-0000-4000-8000-00000000c11e"), expect![[r#"
         exit 77
         FAIL  contoso: auth-app-not-in-tenant: the app is not in this tenant (AADSTS700016)
-              mend: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant needs an admin of this one to open https://login.microsoftonline.com/TENANT/adminconsent?client_id=APP
+              mend: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=bbbbbbbb-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id bbbbbbbb-0000-4000-8000-00000000c11e`)
               page: docs/errors/auth-app-not-in-tenant.md (found at: sign in)
     "#]]).await;
+    check(|b| b.sim.configure(|c| c.token_error = Some(7000229)), expect![[r#"
+        exit 77
+        FAIL  contoso: auth-app-not-in-tenant: the app is not in this tenant (AADSTS7000229)
+              mend: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=aaaaaaaa-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id aaaaaaaa-0000-4000-8000-00000000c11e`)
+              page: docs/errors/auth-app-not-in-tenant.md (found at: sign in)
+    "#]]).await;
+    check(
+        |b| {
+            b.sim.configure(|c| c.token_error = Some(700016));
+            b.set("cloud", "gcc_high");
+        },
+        expect![[r#"
+            exit 77
+            FAIL  contoso: auth-app-not-in-tenant: the app is not in this tenant (AADSTS700016)
+                  mend: compare `client_id` with Entra admin centre (https://entra.microsoft.us) > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=aaaaaaaa-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id aaaaaaaa-0000-4000-8000-00000000c11e`)
+                  page: docs/errors/auth-app-not-in-tenant.md (found at: sign in)
+        "#]],
+    )
+    .await;
     check(|b| b.set("tenant_id", OTHER_TENANT), expect![[r#"
         exit 77
         FAIL  contoso: auth-tenant-not-found: the authority does not know the tenant (AADSTS90002)
@@ -209,7 +228,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.sim.configure(|c| c.token_error = Some(53003)), expect![[r#"
         exit 77
         FAIL  contoso: auth-conditional-access: a Conditional Access policy refused this machine (AADSTS53003)
-              mend: Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app (workload identities)
+              mend: Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app (workload identities); its Sign-in logs > Service principal sign-ins name the policy
               page: docs/errors/auth-conditional-access.md (found at: sign in)
     "#]]).await;
 
@@ -253,7 +272,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
                   mend: `m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where auditing is off a start fails, which `check --probe` tells
                   page: docs/errors/subscription-absent.md (found at: subscription Audit.Exchange)
             note  contoso: audit-maybe-off: subscribed, and not one event in 7 days: unified auditing is most likely off in the tenant (or was turned on today)
-                  mend: `Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day
+                  mend: `Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day. Nothing from before it is switched on will ever come
                   page: docs/errors/audit-maybe-off.md (found at: content of the last 7 days)
         "#]],
     )
@@ -267,7 +286,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 76
             FAIL  contoso: api-audit-off: unified audit logging is off in the tenant (or the tenant id is wrong), `Audit.General` (status 400)
-                  mend: turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it can take an hour or more
+                  mend: turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it can take an hour or more. Nothing from before it is switched on will ever come: Microsoft did not record it
                   page: docs/errors/api-audit-off.md (found at: probe Audit.General)
             note  contoso: subscription-disabled: the subscription was started once and is disabled now
                   mend: `m365-audit run` starts it again; what became available while it was off is gone
@@ -303,13 +322,13 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.set("api_url", &closed_port()), expect![[r#"
         exit 69
         FAIL  contoso: api-unreachable: no answer from `127.0.0.1`: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)
-              mend: `curl -I https://manage.office.com` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
+              mend: `curl -I http://127.0.0.1:PORT` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
               page: docs/errors/api-unreachable.md (found at: list subscriptions)
     "#]]).await;
     check(|b| b.set("authority_url", &closed_port()), expect![[r#"
         exit 69
         FAIL  contoso: auth-unreachable: the authority cannot be reached (`127.0.0.1`): `error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)`
-              mend: `curl -I https://login.microsoftonline.com` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
+              mend: `curl -I http://127.0.0.1:PORT` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
               page: docs/errors/auth-unreachable.md (found at: sign in)
     "#]]).await;
     check(
@@ -441,8 +460,8 @@ async fn the_first_line_names_the_cause_and_the_second_the_remedy_for_each_of_tw
         ("proxy wants credentials", |b| b.behind(&refusing_proxy("407 Proxy Authentication Required")), 69, "proxy-credentials-missing", "the proxy asks for credentials (407)", "proxy_url = "),
         ("proxy refuses", |b| b.behind(&refusing_proxy("403 Forbidden")), 69, "proxy-refused", "the proxy refuses to connect there", "allow CONNECT"),
         ("proxy is down", |b| b.behind(&closed_port()), 69, "proxy-unreachable", "the proxy cannot be reached", "check `proxy_url`"),
-        ("API host unreachable", |b| b.set("api_url", &closed_port()), 69, "api-unreachable", "no answer from `127.0.0.1`", "curl -I https://manage.office.com"),
-        ("authority unreachable", |b| b.set("authority_url", &closed_port()), 69, "auth-unreachable", "the authority cannot be reached", "curl -I https://login.microsoftonline.com"),
+        ("API host unreachable", |b| b.set("api_url", &closed_port()), 69, "api-unreachable", "no answer from `127.0.0.1`", "curl -I http://127.0.0.1:PORT"),
+        ("authority unreachable", |b| b.set("authority_url", &closed_port()), 69, "auth-unreachable", "the authority cannot be reached", "curl -I http://127.0.0.1:PORT"),
         ("state directory not writable", |b| fs::write(b.dir.path().join("data"), "a file").unwrap(), 73, "state-not-writable", "cannot write state under", "chown"),
     ];
     for (name, breaking, exit, slug, cause, remedy) in table {

@@ -75,10 +75,53 @@ struct Wants {
     mutual_tls: bool,
     /// Listens on `::1`.
     ipv6: bool,
+    /// Answers every CONNECT with this and ends.
+    answers: Option<&'static str>,
+    /// Opens TLS with a certificate that signed itself and says that it is an authority's.
+    own: Option<Own>,
+}
+
+/// What is wrong with such a certificate, if anything.
+#[derive(Clone, Copy, PartialEq)]
+enum Own {
+    Good,
+    WrongName,
+    Ended,
+    NotYet,
+}
+
+/// A certificate for both hosts of the worldwide cloud that signed itself, as `openssl req -x509` makes one.
+fn self_signed(own: Own) -> (TlsAcceptor, Vec<u8>) {
+    let names = match own {
+        Own::WrongName => vec!["other.example".to_owned()],
+        _ => vec!["login.microsoftonline.com".to_owned(), "manage.office.com".to_owned()],
+    };
+    let mut params = CertificateParams::new(names).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    match own {
+        Own::Ended => params.not_after = rcgen::date_time_ymd(2020, 1, 1),
+        Own::NotYet => params.not_before = rcgen::date_time_ymd(2090, 1, 1),
+        Own::Good | Own::WrongName => {}
+    }
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        )
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), certificate.der().to_vec())
 }
 
 /// A proxy in front of the simulated tenant.
 struct Bench {
+    /// The certificate that signed itself, DER.
+    own: Vec<u8>,
     sim: Sim,
     authority: Arc<Authority>,
     proxy: String,
@@ -101,28 +144,29 @@ impl Bench {
         let scheme = if wants.mutual_tls { "https" } else { "http" };
         let proxy = format!("{scheme}://{}", listener.local_addr().unwrap());
         let shared = (authority.clone(), asked.clone(), sim.address());
+        let (inner, own) = wants.own.map(self_signed).unzip();
         tokio::spawn(async move {
             let outer = wants.mutual_tls.then(|| shared.0.acceptor("127.0.0.1", Some(&shared.0)));
             while let Ok((stream, _)) = listener.accept().await {
                 let (authority, asked, sim) = shared.clone();
-                let outer = outer.clone();
+                let (outer, inner) = (outer.clone(), inner.clone());
                 tokio::spawn(async move {
                     match outer {
-                        None => connect(stream, wants, &authority, &asked, sim).await,
+                        None => connect(stream, (wants, inner), &authority, &asked, sim).await,
                         Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => connect(stream, wants, &authority, &asked, sim).await,
+                            Ok(stream) => connect(stream, (wants, inner), &authority, &asked, sim).await,
                             Err(_) => None,
                         },
                     }
                 });
             }
         });
-        Self { sim, authority, proxy, asked, dir: tempfile::tempdir().unwrap() }
+        Self { own: own.unwrap_or_default(), sim, authority, proxy, asked, dir: tempfile::tempdir().unwrap() }
     }
 
-    fn file(&self, name: &str, text: &str) -> PathBuf {
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.dir.path().join(name);
-        fs::write(&path, text).unwrap();
+        fs::write(&path, content).unwrap();
         path
     }
 
@@ -162,7 +206,7 @@ impl Bench {
 /// Reads a CONNECT, opens TLS in the host's name, hands the rest to the simulator.
 async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
-    wants: Wants,
+    (wants, own): (Wants, Option<TlsAcceptor>),
     authority: &Authority,
     asked: &Mutex<Vec<String>>,
     sim: std::net::SocketAddr,
@@ -182,8 +226,17 @@ async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
         return None;
     }
     asked.lock().unwrap().push(target.clone());
+    if let Some(answer) = wants.answers {
+        stream.write_all(answer.as_bytes()).await.ok()?;
+        stream.shutdown().await.ok()?;
+        return None;
+    }
     stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.ok()?;
-    let mut inner = authority.acceptor(target.split(':').next()?, None).accept(stream).await.ok()?;
+    let acceptor = match own {
+        Some(own) => own,
+        None => authority.acceptor(target.split(':').next()?, None),
+    };
+    let mut inner = acceptor.accept(stream).await.ok()?;
     let mut upstream = TcpStream::connect(sim).await.ok()?;
     tokio::io::copy_bidirectional(&mut inner, &mut upstream).await.ok()?;
     Some(())
@@ -294,11 +347,106 @@ async fn a_client_certificate_is_shown_to_a_proxy_that_asks_for_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_proxy_may_have_an_address_of_version_6() {
-    if let Err(error) = std::net::TcpListener::bind("[::1]:0") {
-        println!("skipped: this machine has no address of version 6: {error}");
-        return;
-    }
     let bench = Bench::new(Wants { ipv6: true, ..Wants::default() }).await;
     let (exit, text, asked) = bench.check(&format!("proxy_url = \"{}\"\n{}", bench.proxy, bench.ca_file()), &[]);
     assert_eq!((exit, asked.len()), (0, 2), "{text}");
+}
+
+/// What a proxy says instead of a connection: forbidden, in trouble, or no proxy at all, each with its address and words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxys_refusal_is_told_from_its_trouble_with_its_address_and_its_words() {
+    #[rustfmt::skip]
+    let table = [
+        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 10\r\n\r\noverloaded", "proxy-unavailable", "503 Service Unavailable: overloaded"),
+        ("HTTP/1.1 502 Bad Gateway\r\n\r\n<html><h1>no such host</h1></html>", "proxy-unavailable", "502 Bad Gateway: no such host"),
+        ("HTTP/1.0 504 Gateway Timeout\r\n\r\n", "proxy-unavailable", "504 Gateway Timeout"),
+        ("HTTP/1.1 429 Too Many Requests\r\n\r\n", "proxy-unavailable", "429 Too Many Requests"),
+        ("HTTP/1.1 500 Oops\r\n\r\n", "proxy-unavailable", "500 Oops"),
+        ("", "proxy-unavailable", "it closed the connection without an answer"),
+        ("HTTP/1.1 403 Forbidden\r\n\r\nby policy 7", "proxy-refused", "403 Forbidden: by policy 7"),
+        ("HTTP/1.1 302 Found\r\nLocation: http://portal.example/login?s=1\r\n\r\n", "proxy-refused", "to http://portal.example/login"),
+        ("HTTP/1.1 405 Method Not Allowed\r\n\r\n", "proxy-refused", "405 Method Not Allowed"),
+        ("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: NTLM\r\n\r\n", "proxy-credentials-missing", "407"),
+        ("SSH-2.0-OpenSSH_9.9\r\n", "proxy-not-http", "SSH-2.0-OpenSSH_9.9"),
+    ];
+    for (answers, slug, words) in table {
+        let bench = Bench::new(Wants { answers: Some(answers), ..Wants::default() }).await;
+        let (exit, text, asked) = bench.check(&format!("proxy_url = \"{}\"\n{}", bench.proxy, bench.ca_file()), &[]);
+        assert_eq!(exit, 69, "{answers:?}: {text}");
+        assert!(text.starts_with(&format!("FAIL  contoso: {slug}: ")), "{answers:?}: {text}");
+        assert!(text.contains(words), "{answers:?}: {text}");
+        if slug != "proxy-credentials-missing" {
+            assert!(text.contains(&bench.proxy), "its address: {text}");
+        }
+        assert_eq!(asked, ["login.microsoftonline.com:443"], "{text}");
+    }
+}
+
+/// Credentials that are configured and refused are not missing, and are not shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_refuses_the_configured_credentials_is_told_from_one_that_wants_some() {
+    let bench = Bench::new(Wants { credentials: true, ..Wants::default() }).await;
+    let wrong = bench.proxy.replace("http://", "http://squid%20user:hunter2@");
+    for (lines, environment) in [
+        (format!("proxy_url = \"{wrong}\"\n{}", bench.ca_file()), vec![]),
+        (bench.ca_file(), vec![("HTTPS_PROXY", wrong.as_str())]),
+        (format!("no_proxy = [\"other.example\"]\n{}", bench.ca_file()), vec![("HTTPS_PROXY", wrong.as_str())]),
+    ] {
+        let (exit, text, asked) = bench.check(&lines, &environment);
+        assert_eq!((exit, asked), (69, Vec::new()), "{text}");
+        assert!(text.starts_with("FAIL  contoso: proxy-credentials-refused: "), "{text}");
+        assert!(!text.contains("hunter2") && text.contains(&bench.proxy), "{text}");
+    }
+}
+
+/// A server's own certificate in `ca_file`: trusted for its names while it is valid, and for nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_signed_itself_is_trusted_for_what_it_says_and_no_more() {
+    for (own, slug) in [
+        (Own::Good, None),
+        (Own::WrongName, Some("tls-wrong-name")),
+        (Own::Ended, Some("tls-time")),
+        (Own::NotYet, Some("tls-time")),
+    ] {
+        let bench = Bench::new(Wants { own: Some(own), ..Wants::default() }).await;
+        let ca = format!("ca_file = '{}'", bench.file("own.der", &bench.own).display());
+        let (exit, text, _) = bench.check(&format!("proxy_url = \"{}\"\n{ca}", bench.proxy), &[]);
+        match slug {
+            None => assert_eq!(exit, 0, "{text}"),
+            Some(slug) => assert!(exit == 69 && text.starts_with(&format!("FAIL  contoso: {slug}: ")), "{text}"),
+        }
+        assert!(!text.contains("OtherError") && !text.contains("CaUsedAsEndEntity"), "{text}");
+    }
+    // Another certificate in the file does not help.
+    let bench = Bench::new(Wants { own: Some(Own::Good), ..Wants::default() }).await;
+    let (exit, text, _) = bench.check(&format!("proxy_url = \"{}\"\n{}", bench.proxy, bench.ca_file()), &[]);
+    assert!(exit == 69 && text.starts_with("FAIL  contoso: tls-untrusted: "), "{text}");
+}
+
+/// `ca_file` in the forms authorities are handed out in, and what is none in words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_authorities_is_read_in_every_form_and_what_is_none_is_named() {
+    let bench = Bench::new(Wants::default()).await;
+    let pem = bench.authority.pem.clone();
+    let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain(pem.encode_utf16().flat_map(u16::to_le_bytes)).collect();
+    for (what, content) in [
+        ("DER", bench.authority.der.to_vec()),
+        ("a byte order mark", format!("\u{feff}{pem}").into_bytes()),
+        ("UTF-16", utf16),
+        ("line breaks of Windows", pem.replace('\n', "\r\n").into_bytes()),
+    ] {
+        let ca = format!("ca_file = '{}'", bench.file("ca", content).display());
+        let (exit, text, _) = bench.check(&format!("proxy_url = \"{}\"\n{ca}", bench.proxy), &[]);
+        assert_eq!(exit, 0, "{what}: {text}");
+    }
+    let key = KeyPair::generate().unwrap().serialize_pem();
+    for (content, words) in [
+        (String::new(), "is empty"),
+        (key, "holds a private key and no certificate"),
+        ("no certificate".to_owned(), "is neither PEM nor a PFX"),
+    ] {
+        let ca = format!("ca_file = '{}'", bench.file("ca", content).display());
+        let (exit, text, _) = bench.check(&format!("proxy_url = \"{}\"\n{ca}", bench.proxy), &[]);
+        assert!(exit != 0 && text.contains("api-client-settings") && text.contains(words), "{words}: {text}");
+    }
 }

@@ -60,7 +60,7 @@ impl Bench {
         ApiSettings {
             tenant: config.tenants[0].clone(),
             api_url: url.clone(),
-            cloud_api_url: Url::parse("https://manage.office.com").unwrap(),
+            cloud: m365_audit::config::Cloud::Enterprise,
             authority_url: url,
             audience: "https://manage.office.com".into(),
             token_endpoint: TokenEndpoint::V2,
@@ -70,8 +70,8 @@ impl Bench {
             secret_expires: None,
             publisher_identifier: config.tenants[0].to_string(),
             max_requests_per_minute: 0,
-            connect_timeout: Duration::from_secs(120),
-            read_timeout: Duration::from_secs(120),
+            connect_timeout: Duration::from_secs(20),
+            read_timeout: Duration::from_secs(20),
             ca_pem: None,
             proxy_url: None,
             no_proxy: None,
@@ -149,6 +149,123 @@ async fn a_client_certificate_signs_in_from_every_form_of_file_and_with_both_alg
         bench.signs_in(certificate(files)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     }
     assert_eq!(bench.exchanges(CallKind::Token), 7, "each with one exchange");
+}
+
+/// `text` as Windows PowerShell writes it.
+fn utf16(text: &str) -> Vec<u8> {
+    [0xff, 0xfe].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect()
+}
+
+/// The forms of a PFX, PEM and DER in which they leave Key Vault, Kubernetes, Windows and pipelines.
+#[tokio::test]
+async fn a_certificate_signs_in_however_it_was_handed_out() {
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+    let bench = Bench::new(|_| {}).await;
+    let vault = fs::read_to_string(fixture("keyvault.txt")).unwrap();
+    let pfx = STANDARD.decode(&vault).unwrap();
+    let lines: String =
+        vault.as_bytes().chunks(64).map(|line| format!("{}\r\n", String::from_utf8_lossy(line))).collect();
+    let (pem, key) =
+        (fs::read_to_string(fixture("client.pem")).unwrap(), fs::read_to_string(fixture("client.key")).unwrap());
+    let both = format!("{key}{pem}");
+    let json = |value: &str, kind: &str| {
+        json!({"id": "https://v.example/secrets/c/1", "value": value, "contentType": kind}).to_string()
+    };
+    let rsa = pkcs8_to_pkcs1(&der(&key));
+    let pkcs1 = format!("-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----\n", STANDARD.encode(&rsa));
+    let (chain, _) = other_authority();
+    #[rustfmt::skip]
+    let table: Vec<(&str, Vec<u8>, Option<Vec<u8>>)> = vec![
+        ("a PFX without a password", pfx.clone(), None),
+        ("Key Vault's secret", vault.clone().into_bytes(), None),
+        ("with line breaks of Windows", lines.into_bytes(), None),
+        ("with a byte order mark", format!("\u{feff}{vault}\n").into_bytes(), None),
+        ("in UTF-16", utf16(&vault), None),
+        ("in base64 for URLs", URL_SAFE.encode(&pfx).into_bytes(), None),
+        ("without its signs at the end", vault.trim_end_matches('=').into(), None),
+        ("in base64 twice, as a Secret of Kubernetes was filled", STANDARD.encode(&vault).into_bytes(), None),
+        ("a text of JSON", format!("\"{vault}\"\n").into_bytes(), None),
+        ("Key Vault's JSON", json(&vault, "application/x-pkcs12").into_bytes(), None),
+        ("Key Vault's JSON with PEM", json(&both, "application/x-pem-file").into_bytes(), None),
+        ("Key Vault's JSON in UTF-16", utf16(&json(&vault, "application/x-pkcs12")), None),
+        ("PEM, the certificate first", format!("{pem}{key}").into_bytes(), None),
+        ("PEM, with a chain on both sides", format!("{chain}{both}{chain}").into_bytes(), None),
+        ("PEM with line breaks of Windows and a mark", format!("\u{feff}{}", both.replace('\n', "\r\n")).into_bytes(), None),
+        ("PEM in UTF-16", utf16(&both), None),
+        ("PEM with words between", format!("Bag Attributes\n    friendlyName: x\n{pem}subject=CN = x\n{key}").into_bytes(), None),
+        ("PEM whose line breaks are two signs", both.replace('\n', "\\n").into_bytes(), None),
+        ("PEM on one line", both.replace('\n', " ").into_bytes(), None),
+        ("PEM in base64", STANDARD.encode(&both).into_bytes(), None),
+        ("PEM with the old form of key", format!("{pem}{pkcs1}").into_bytes(), None),
+        ("DER and DER", der(&pem), Some(der(&key))),
+        ("DER and the old form of key", der(&pem), Some(rsa.clone())),
+        ("DER and PEM", der(&pem), Some(key.clone().into_bytes())),
+        ("PEM and DER", pem.clone().into_bytes(), Some(der(&key))),
+        ("the two files the other way round", key.clone().into_bytes(), Some(pem.clone().into_bytes())),
+        ("both files with everything", both.clone().into_bytes(), Some(der(&pem))),
+    ];
+    for (what, content, key) in table {
+        let key_file = key.map(|bytes| bench.file("key", bytes));
+        let files = CertificateFiles { key_file, ..files(bench.file("certificate", content)) };
+        bench.signs_in(certificate(files)).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+}
+
+/// The RSA key inside PKCS#8: its last element.
+fn pkcs8_to_pkcs1(der: &[u8]) -> Vec<u8> {
+    let inner = (1..der.len()).map(|at| &der[at..]).find(|rest| RsaKeyPair::from_der(rest).is_ok());
+    inner.unwrap().to_vec()
+}
+
+/// A certificate of another key, to stand in a chain.
+fn other_authority() -> (String, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    (CertificateParams::new(vec!["authority.example".to_owned()]).unwrap().self_signed(&key).unwrap().pem(), key)
+}
+
+#[tokio::test]
+async fn what_is_no_certificate_with_its_key_is_named_with_what_helps() {
+    let bench = Bench::new(|_| {}).await;
+    let (pem, key) =
+        (fs::read_to_string(fixture("client.pem")).unwrap(), fs::read_to_string(fixture("client.key")).unwrap());
+    let section = |label: &str, der: &[u8]| {
+        let body = base64::engine::general_purpose::STANDARD.encode(der);
+        format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n").into_bytes()
+    };
+    let ec = KeyPair::generate().unwrap();
+    let request = CertificateParams::new(vec!["x.example".to_owned()]).unwrap().serialize_request(&ec).unwrap();
+    let ec_certificate = CertificateParams::new(vec!["x.example".to_owned()]).unwrap().self_signed(&ec).unwrap().pem();
+    #[rustfmt::skip]
+    let table: Vec<(&str, Vec<u8>)> = vec![
+        ("holds no private key but a certificate alone", pem.clone().into_bytes()),
+        ("holds no private key but a certificate alone", der(&pem)),
+        ("holds a private key and no certificate", key.clone().into_bytes()),
+        ("not RSA", format!("{ec_certificate}{}", ec.serialize_pem()).into_bytes()),
+        ("EC key", section("EC PRIVATE KEY", &[0x30, 0x03, 0x02, 0x01, 0x01])),
+        ("a request for a certificate", request.pem().unwrap().into_bytes()),
+        ("a request for a certificate", request.der().to_vec()),
+        ("a public key alone", section("PUBLIC KEY", &[0x30, 0x00])),
+        ("a key for SSH", section("OPENSSH PRIVATE KEY", b"openssh-key-v1\0")),
+        ("a public key for SSH", b"ssh-rsa AAAAB3NzaC1yc2E= me@host\n".to_vec()),
+        ("PuTTY", b"PuTTY-User-Key-File-3: ssh-rsa\n".to_vec()),
+        ("PKCS#7", section("PKCS7", &[0x30, 0x00])),
+        ("PKCS#7", [&[0x30, 0x0d, 0x06, 0x09][..], b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02\xa0\x00"].concat()),
+        ("keytool -importkeystore", b"\xfe\xed\xfe\xed\0\0\0\x02".to_vec()),
+        ("is empty", b"\xef\xbb\xbf\r\n".to_vec()),
+        ("without its end: the file is cut", pem[..pem.len() - 40].as_bytes().to_vec()),
+        ("encrypted the old way", b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n".to_vec()),
+        ("set `key_passphrase`", fs::read(fixture("client.encrypted.key")).unwrap()),
+        ("does not open without a password", fs::read(fixture("client.pfx")).unwrap()),
+        ("az keyvault secret download", br#"{"cer":"MIIC","kid":"x"}"#.to_vec()),
+        ("JSON Web Key", br#"{"kty":"RSA","n":"x"}"#.to_vec()),
+        ("Kubernetes Secret", br#"{"kind":"Secret","data":{"tls.crt":"x"}}"#.to_vec()),
+        ("neither PEM nor a PFX", b"hello world, no certificate".to_vec()),
+    ];
+    for (expected, content) in table {
+        let error = bench.signs_in(certificate(files(bench.file("certificate", &content)))).await.unwrap_err();
+        let text = error.to_string();
+        assert!(error.slug() == "auth-certificate-unusable" && text.contains(expected), "{expected}: {text}");
+    }
 }
 
 #[tokio::test]

@@ -258,7 +258,7 @@ const AUDIT_OFF: Row = row(
     "api-audit-off",
     "unified audit logging is off in the tenant (or the tenant id is wrong)",
     "turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it \
-     can take an hour or more",
+     can take an hour or more. Nothing from before it is switched on will ever come: Microsoft did not record it",
 );
 const NO_SERVICE_PRINCIPAL: Row = row(
     "",

@@ -4,7 +4,7 @@
 //! the HTTP library, so that a cut transfer and damaged gzip can be told apart and chunks are of a useful size.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_compression::tokio::bufread::GzipDecoder;
@@ -12,13 +12,14 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use reqwest::header::{CONTENT_ENCODING, HeaderMap};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
-use url::{Host, Url};
+use url::Url;
 
+use super::tls::tls_with;
 use crate::auth::error_chain;
+use crate::auth::network::{Proxy, Route};
+use crate::config::{Places, is_link_local, is_loopback};
 
 /// `User-Agent` of every request.
 const USER_AGENT: &str = concat!("m365-audit/", env!("CARGO_PKG_VERSION"));
@@ -52,6 +53,7 @@ pub(super) struct HttpSettings<'a> {
 pub(super) struct Way {
     calls: reqwest::Client,
     tls: rustls::ClientConfig,
+    target: Url,
     proxying: Proxying,
     connect_timeout: Duration,
 }
@@ -63,7 +65,7 @@ enum Proxying {
     /// What the environment says, by the library's reading.
     Environment,
     /// This one.
-    Through(Box<reqwest::Proxy>),
+    Through(Box<reqwest::Proxy>, Url),
 }
 
 impl Way {
@@ -81,12 +83,23 @@ impl Way {
             .pool_idle_timeout(CALLS_IDLE_TIMEOUT)
             .pool_max_idle_per_host(CALLS_IDLE_MAX);
         let calls = calls.build().map_err(|error| error_chain(&error.without_url()))?;
-        Ok(Self { calls, tls, proxying, connect_timeout: settings.connect_timeout })
+        Ok(Self { calls, tls, target: target.clone(), proxying, connect_timeout: settings.connect_timeout })
     }
 
     /// For small calls; shares its connections.
     pub fn calls(&self) -> &reqwest::Client {
         &self.calls
+    }
+
+    /// What tells why a host was not reached.
+    pub fn route(&self, places: Places) -> Route {
+        let url = match &self.proxying {
+            Proxying::Direct => None,
+            Proxying::Environment => proxy_of_environment(&self.target),
+            Proxying::Through(_, url) => Some(url.clone()),
+        };
+        let proxy = url.map(|url| Arc::new(Proxy::new(url, self.tls.clone(), self.connect_timeout)));
+        Route::new(self.target.clone(), proxy, places)
     }
 
     /// A client with connections of its own, for large answers: whoever reads them slowly, because its host is slow,
@@ -112,7 +125,7 @@ fn builder(tls: rustls::ClientConfig, proxying: &Proxying, connect_timeout: Dura
     match proxying {
         Proxying::Direct => builder.no_proxy(),
         Proxying::Environment => builder,
-        Proxying::Through(proxy) => builder.proxy(reqwest::Proxy::clone(proxy)),
+        Proxying::Through(proxy, _) => builder.proxy(reqwest::Proxy::clone(proxy)),
     }
 }
 
@@ -127,115 +140,32 @@ impl Proxying {
         if is_loopback(target) || is_link_local(target) || excepts_all {
             return Ok(Self::Direct);
         }
-        if let Some(proxy) = settings.proxy_url {
-            let proxy = reqwest::Proxy::all(proxy.clone()).map_err(|_| "`proxy_url` is not usable".to_owned())?;
-            return Ok(Self::Through(Box::new(proxy.no_proxy(excepted()))));
+        if let Some(url) = settings.proxy_url {
+            let proxy = reqwest::Proxy::all(url.clone()).map_err(|_| "`proxy_url` is not usable".to_owned())?;
+            return Ok(Self::Through(Box::new(proxy.no_proxy(excepted())), url.clone()));
         }
         if settings.no_proxy.is_some()
-            && let Some(proxy) = proxy_of_environment(target)
+            && let Some(url) = proxy_of_environment(target)
         {
             // The library would read its exceptions from the environment, too.
-            let proxy =
-                reqwest::Proxy::all(proxy).map_err(|_| "the proxy of the environment is not usable".to_owned())?;
-            return Ok(Self::Through(Box::new(proxy.no_proxy(excepted()))));
+            let proxy = reqwest::Proxy::all(url.clone());
+            let proxy = proxy.map_err(|_| "the proxy of the environment is not usable".to_owned())?;
+            return Ok(Self::Through(Box::new(proxy.no_proxy(excepted())), url));
         }
         Ok(Self::Environment)
     }
 }
 
 /// The proxy that the environment names for `target`.
-fn proxy_of_environment(target: &Url) -> Option<String> {
+fn proxy_of_environment(target: &Url) -> Option<Url> {
     let names = match target.scheme() {
         "https" => ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
         _ => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
     };
-    names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
-}
-
-#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
-pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
-    tls_with(ca_pem, target, None, None)
-}
-
-/// One set of rules for the proxy's TLS and the target's. `client_pem` is shown to whoever asks for a certificate: the
-/// proxy it is meant for. Microsoft's hosts do not ask.
-fn tls_with(
-    ca_pem: Option<&[u8]>,
-    target: &Url,
-    proxy: Option<&Url>,
-    client_pem: Option<&[u8]>,
-) -> Result<rustls::ClientConfig, String> {
-    let is_tls = target.scheme() == "https" || proxy.is_some_and(|proxy| proxy.scheme() == "https");
-    let mut roots = if is_tls { native_roots() } else { Arc::new(rustls::RootCertStore::empty()) };
-    if let Some(pem) = ca_pem {
-        let own = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| format!("the CA file is not PEM: {error}"))?;
-        if own.is_empty() {
-            return Err("the CA file holds no certificate".into());
-        }
-        let roots = Arc::make_mut(&mut roots);
-        for certificate in own {
-            roots.add(certificate).map_err(|error| format!("a certificate of the CA file is not usable: {error}"))?;
-        }
-    }
-    if is_tls && roots.is_empty() {
-        return Err("this machine has no trusted root certificates".into());
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots);
-    let mut config = match client_pem {
-        None => builder.with_no_client_auth(),
-        Some(pem) => {
-            let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-            let chain = chain.map_err(|error| format!("`proxy_certificate_file` is not PEM: {error}"))?;
-            let key = PrivateKeyDer::from_pem_slice(pem);
-            let key = key.map_err(|error| format!("the proxy certificate's key is not PEM: {error}"))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| format!("`proxy_certificate_file` cannot be used: {error}"))?
-        }
-    };
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
-
-/// The certificates this machine trusts, read anew when no client holds them: a process with a thousand tenants must not
-/// read and hold them a thousand times.
-fn native_roots() -> Arc<rustls::RootCertStore> {
-    static IN_USE: Mutex<Weak<rustls::RootCertStore>> = Mutex::new(Weak::new());
-    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(roots) = in_use.upgrade() {
-        return roots;
-    }
-    let mut roots = rustls::RootCertStore::empty();
-    // Single certificates that cannot be read are common in system stores and no reason to stop.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let roots = Arc::new(roots);
-    *in_use = Arc::downgrade(&roots);
-    roots
-}
-
-/// Whether a URL names this machine.
-pub(crate) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
-}
-
-/// Whether a URL names the machine next door by address: Azure's metadata service has 169.254.169.254.
-fn is_link_local(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Ipv4(ip)) => ip.is_link_local(),
-        Some(Host::Ipv6(ip)) => ip.is_unicast_link_local(),
-        _ => false,
-    }
+    let named = names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))?;
+    // Without a scheme it is `http`, as every program takes it.
+    let text = if named.contains("://") { named } else { format!("http://{named}") };
+    Url::parse(text.trim()).ok()
 }
 
 /// A body on its way, decoded. The read timeout runs only while somebody waits for bytes.
@@ -343,21 +273,4 @@ fn encoding(headers: &HeaderMap) -> String {
         .filter(|value| !value.is_empty())
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_next_door_are_reached_directly() {
-        for (url, direct) in [
-            ("http://169.254.169.254/metadata", true),
-            ("http://[fe80::1]/", true),
-            ("https://manage.office.com/", false),
-            ("http://10.0.0.1/", false),
-        ] {
-            assert_eq!(is_link_local(&Url::parse(url).unwrap()), direct, "{url}");
-        }
-    }
 }

@@ -3,6 +3,7 @@
 
 use url::Url;
 
+use crate::config::Cloud;
 use crate::model::TenantId;
 
 /// The link to a next page, exactly as the header gave it. Nothing of it is checked until it is followed.
@@ -38,16 +39,16 @@ pub(super) enum Resolved {
 }
 
 impl Links {
-    pub fn new(api_url: &Url, cloud_api_url: &Url, tenant: &TenantId, publisher_identifier: &str) -> Self {
+    pub fn new(api_url: &Url, cloud: Cloud, tenant: &TenantId, publisher_identifier: &str) -> Self {
         let mut api_url = api_url.clone();
         api_url.set_query(None);
         api_url.set_fragment(None);
         let base_path = api_url.path().trim_end_matches('/').to_owned();
         let publisher: String = url::form_urlencoded::byte_serialize(publisher_identifier.as_bytes()).collect();
+        // A constant of ours that a test parses.
+        let cloud_url = Url::parse(cloud.api_url()).ok().filter(|url| url.origin() != api_url.origin());
         Self {
-            cloud_host: (cloud_api_url.origin() != api_url.origin())
-                .then(|| cloud_api_url.host_str().map(str::to_owned))
-                .flatten(),
+            cloud_host: cloud_url.and_then(|url| url.host_str().map(str::to_owned)),
             api_url,
             base_path,
             tenant: tenant.clone(),
@@ -138,8 +139,7 @@ mod tests {
     const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 
     fn links(api_url: &str) -> Links {
-        let cloud = Url::parse("https://manage.office.com").unwrap();
-        Links::new(&Url::parse(api_url).unwrap(), &cloud, &TENANT.parse().unwrap(), "pub")
+        Links::new(&Url::parse(api_url).unwrap(), Cloud::Enterprise, &TENANT.parse().unwrap(), "pub")
     }
 
     fn show(resolved: Resolved) -> String {

@@ -8,9 +8,10 @@
 mod codes;
 mod connections;
 mod error;
-pub(crate) mod http;
+mod http;
 mod link;
 mod pace;
+pub(crate) mod tls;
 mod wire;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use url::Url;
 
 use crate::auth::{self, Token, TokenSettings, TokenSource};
 use crate::clock::Clock;
+use crate::config::{Cloud, Places};
 use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window};
 
 pub use crate::auth::certificate::CertificateFiles;
@@ -38,6 +40,7 @@ pub use error::{ApiError, ErrorKind};
 pub use link::PageLink;
 pub use wire::{SkippedItem, Subscription, Webhook};
 
+use crate::auth::network::Route;
 use error::Details;
 use http::{Body, BodyFault, HttpSettings, Way};
 use link::{Links, Resolved};
@@ -55,7 +58,18 @@ const NEXT_PAGE_HEADERS: [&str; 2] = ["NextPageUri", "NextPageUrl"];
 
 /// Slug, cause and remedy of every error the token source and the calls can give, each slug once: what the pages under
 /// `docs/errors` are held to.
-pub fn known_errors() -> Vec<(&'static str, &'static str, &'static str)> {
+pub fn known_errors() -> Vec<(&'static str, &'static str, String)> {
+    let mut all: Vec<_> = templates();
+    all.sort_by_key(|(slug, _, _)| *slug);
+    all.dedup_by_key(|(slug, _, _)| *slug);
+    let places = Places::example();
+    let fill = |remedy: &str| places.fill(&remedy.replace("{host}", "HOST").replace("{proxy}", "PROXY"));
+    let fill = |remedy: &str| fill(remedy).replace("{lookup}", &format!("{}?code=CODE", places.lookup(None)));
+    all.into_iter().map(|(slug, says, remedy)| (slug, says, fill(remedy))).collect()
+}
+
+/// The same with the remedies as they are written, with their marks.
+fn templates() -> Vec<(&'static str, &'static str, &'static str)> {
     const HERE: [(&str, &str, &str); 6] = [
         ("api-client-settings", "the HTTP client cannot be made", SETTINGS_HINT),
         ("api-unreachable", "no answer", UNREACHABLE_HINT),
@@ -64,10 +78,7 @@ pub fn known_errors() -> Vec<(&'static str, &'static str, &'static str)> {
         ("api-body-damaged", "the answer is damaged", BODY_HINT),
         ("api-link-off-origin", "a link leads elsewhere than to the configured API", OFF_ORIGIN_HINT),
     ];
-    let mut all: Vec<_> = auth::known().chain(codes::known()).chain(HERE).collect();
-    all.sort_by_key(|(slug, _, _)| *slug);
-    all.dedup_by_key(|(slug, _, _)| *slug);
-    all
+    auth::known().chain(codes::known()).chain(HERE).collect()
 }
 
 /// Microsoft's own codes behind a slug of [`known_errors`], `AF…` and `AADSTS…`; empty where it goes by status or form.
@@ -76,8 +87,9 @@ pub fn vendor_codes(slug: &str) -> Vec<String> {
     feed.chain(auth::codes_of(slug).map(|code| format!("AADSTS{code}"))).collect()
 }
 
-const SETTINGS_HINT: &str = "check the CA file, `proxy_url` and the certificates this machine trusts";
-const UNREACHABLE_HINT: &str = "`curl -I https://manage.office.com` must answer from this machine: check firewall, proxy \
+const SETTINGS_HINT: &str = "check `ca_file` (certificates of authorities, PEM or DER), `proxy_url` (or `HTTPS_PROXY`) and the \
+                             certificates this machine trusts";
+const UNREACHABLE_HINT: &str = "`curl -I {api}` must answer from this machine: check firewall, proxy \
                                 (`proxy_url`) and certificates (`ca_file`)";
 const TOO_LARGE_HINT: &str = "report it with this message";
 const BODY_HINT: &str =
@@ -92,8 +104,9 @@ pub struct ApiSettings {
     pub tenant: TenantId,
     /// Root of the API; the only origin that is ever sent the token.
     pub api_url: Url,
-    /// The root of the chosen cloud's own API. Links to its host are rewritten to `api_url` when the two differ.
-    pub cloud_api_url: Url,
+    /// The chosen cloud. Links to its own API's host are rewritten to `api_url` when the two differ, and remedies name its
+    /// consoles.
+    pub cloud: Cloud,
     /// Root of the authority.
     pub authority_url: Url,
     /// What the token is asked for; the cloud's API root.
@@ -173,6 +186,8 @@ pub struct ContentPage {
     pub next: Option<PageLink>,
     /// Items that name no blob we could fetch.
     pub skipped: Vec<SkippedItem>,
+    /// The body was `null` in place of an array: no blob was named, and whether there is none is not certain.
+    pub null: bool,
 }
 
 /// One tenant's feed. Clones share pace, token and connections.
@@ -192,6 +207,10 @@ struct Inner {
     tenant: TenantId,
     links: Links,
     way: Arc<Way>,
+    /// Tells why the API was not reached.
+    route: Route,
+    /// Where remedies lead.
+    places: Places,
     /// Made at the first blob.
     transfers: OnceLock<reqwest::Client>,
     #[expect(dead_code, reason = "held so that other tenants find it")]
@@ -261,6 +280,13 @@ impl ApiClient {
             no_proxy: settings.no_proxy.as_deref(),
             proxy_client_pem: settings.proxy_client_pem.as_deref(),
         };
+        let places = Places::new(
+            settings.cloud,
+            &settings.api_url,
+            &settings.authority_url,
+            settings.tenant.as_str(),
+            &settings.client_id,
+        );
         let way = |endpoint, target: &Url| {
             connections.way(&http_settings, target).map_err(|why| {
                 ApiError::new(Details {
@@ -271,7 +297,7 @@ impl ApiClient {
                     action: Action::SlowRetryTenant,
                     slug: "api-client-settings",
                     says: why,
-                    hint: SETTINGS_HINT.into(),
+                    hint: places.fill(SETTINGS_HINT),
                     status: None,
                     code: None,
                     excerpt: None,
@@ -295,22 +321,21 @@ impl ApiClient {
             assertion_audience: settings.assertion_audience,
             secret_expires: settings.secret_expires,
             timeout: settings.connect_timeout.saturating_add(settings.read_timeout),
+            places: places.clone(),
         };
+        let authority_route = authority_way.route(places.clone());
         Ok(ApiClient {
             share: None,
             inner: Arc::new(Inner {
-                links: Links::new(
-                    &settings.api_url,
-                    &settings.cloud_api_url,
-                    &settings.tenant,
-                    &settings.publisher_identifier,
-                ),
+                links: Links::new(&settings.api_url, settings.cloud, &settings.tenant, &settings.publisher_identifier),
                 tenant: settings.tenant,
-                way: api_way,
                 transfers: OnceLock::new(),
                 connect_timeout: settings.connect_timeout,
                 read_timeout: settings.read_timeout,
-                tokens: TokenSource::new(token_settings, authority_way.calls().clone(), clock.clone()),
+                tokens: TokenSource::new(token_settings, authority_way.calls().clone(), authority_route, clock.clone()),
+                route: api_way.route(places.clone()),
+                way: api_way,
+                places,
                 authority_way,
                 pace: Pace::new(settings.max_requests_per_minute, clock.clone()),
                 clock,
@@ -404,7 +429,7 @@ impl ApiClient {
         };
         let listing = wire::parse_listing(&body, content_type, window, uri_of_id)
             .map_err(|error| inner.unreadable(call, error, &body, &answer))?;
-        Ok(ContentPage { blobs: listing.blobs, next, skipped: listing.skipped })
+        Ok(ContentPage { blobs: listing.blobs, next, skipped: listing.skipped, null: listing.null })
     }
 
     /// A blob's body, after status and headers were judged.
@@ -533,24 +558,26 @@ impl Inner {
         let patience = self.connect_timeout.saturating_add(self.read_timeout);
         let (known, why) = match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => return self.judge_response(call, response, token, slot).await,
-            Ok(Err(error)) => (auth::network::network_cause(&error), auth::error_chain(&error.without_url())),
+            Ok(Err(error)) => (self.route.fault(&error).await, auth::error_chain(&error.without_url())),
             Err(_) => (None, format!("nothing came for {} s", patience.as_secs())),
         };
         self.count_request(call, "error");
         let why = auth::redact(&why, &[token.secret()]);
-        Err(self.error(
-            call,
-            ErrorKind::Unreachable,
-            Fault {
+        let fault = match known {
+            Some(known) => Fault {
                 action: Action::Retry { not_before: None },
-                slug: known.map_or("api-unreachable", |cause| cause.slug),
-                says: match known {
-                    Some(cause) => format!("{}: `{}`", cause.says, auth::excerpt(&why)),
-                    None => format!("no answer from `{}`: {}", self.links.host(), auth::excerpt(&why)),
-                },
-                hint: known.map_or(UNREACHABLE_HINT, |cause| cause.hint).into(),
+                slug: known.slug,
+                says: format!("{}: `{}`", known.says, auth::excerpt(known.detail.as_deref().unwrap_or(&why))),
+                hint: known.hint,
             },
-        ))
+            None => Fault {
+                action: Action::Retry { not_before: None },
+                slug: "api-unreachable",
+                says: format!("no answer from `{}`: {}", self.links.host(), auth::excerpt(&why)),
+                hint: UNREACHABLE_HINT.into(),
+            },
+        };
+        Err(self.error(call, ErrorKind::Unreachable, fault))
     }
 
     async fn judge_response(
@@ -607,15 +634,23 @@ impl Inner {
             tracing::debug!(tenant = %self.tenant, endpoint = call.endpoint.label(), ?pause, "throttled");
         }
         let text = auth::redact(&String::from_utf8_lossy(body), &[token.secret()]);
+        let (slug, says, hint) = match status {
+            // In Microsoft's place: only a proxy answers so.
+            407 => {
+                let fault = self.route.proxy_wants_credentials();
+                (fault.slug, fault.says, fault.hint)
+            }
+            _ => (verdict.slug, verdict.says.to_owned(), self.places.fill(verdict.hint)),
+        };
         ApiError::new(Details {
             tenant: self.tenant.clone(),
             endpoint: call.endpoint,
             content_type: call.content_type,
             kind: if (300..400).contains(&status) { ErrorKind::Redirect } else { ErrorKind::Answer },
             action: verdict.action,
-            slug: verdict.slug,
-            says: verdict.says.into(),
-            hint: verdict.hint.into(),
+            slug,
+            says,
+            hint,
             status: Some(status),
             code: error.code().map(str::to_owned),
             excerpt: Some(auth::excerpt(&text)).filter(|text| !text.is_empty()),
@@ -747,7 +782,7 @@ impl Inner {
             action: fault.action,
             slug: fault.slug,
             says: fault.says,
-            hint: fault.hint,
+            hint: self.places.fill(&fault.hint),
             status: None,
             code: None,
             excerpt: None,
@@ -805,4 +840,52 @@ fn next_page(headers: &HeaderMap) -> Option<PageLink> {
         .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_owned())
         .find(|link| !link.is_empty())
         .map(PageLink)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hosts of Microsoft's that belong to some clouds only, with those clouds.
+    #[rustfmt::skip]
+    const HOSTS: &[(&str, &[Cloud])] = &[
+        ("manage.office.com", &[Cloud::Enterprise]),
+        ("manage-gcc.office.com", &[Cloud::Gcc]),
+        ("manage.office365.us", &[Cloud::GccHigh]),
+        ("manage.protection.apps.mil", &[Cloud::Dod]),
+        ("manage.office365.cn", &[Cloud::China]),
+        ("login.microsoftonline.com", &[Cloud::Enterprise, Cloud::Gcc]),
+        ("login.microsoftonline.us", &[Cloud::GccHigh, Cloud::Dod]),
+        ("microsoftonline.cn", &[Cloud::China]),
+        ("entra.microsoft.com", &[Cloud::Enterprise, Cloud::Gcc]),
+        ("entra.microsoft.us", &[Cloud::GccHigh, Cloud::Dod]),
+        ("portal.azure.com", &[Cloud::Enterprise, Cloud::Gcc]),
+        ("portal.azure.us", &[Cloud::GccHigh, Cloud::Dod]),
+        ("portal.azure.cn", &[Cloud::China]),
+    ];
+
+    #[test]
+    fn no_remedy_names_a_host_of_another_cloud_and_each_names_its_tenant_and_app() {
+        const TENANT: &str = "7f3c0a1e-5b1d-4a54-9a0e-2f0d6c1b8e55";
+        const APP: &str = "c0ffee00-1111-4222-8333-444455556666";
+        let templates: Vec<&str> = templates().into_iter().map(|(_, _, hint)| hint).collect();
+        assert!(templates.len() > 60, "the remedies were not found");
+        for cloud in Cloud::ALL {
+            let url = |text| Url::parse(text).unwrap();
+            let places = Places::new(cloud, &url(cloud.api_url()), &url(cloud.authority_url()), TENANT, APP);
+            for template in &templates {
+                let text = places.fill(template).replace("{lookup}", &places.lookup(Some(1)));
+                for (host, clouds) in HOSTS {
+                    assert!(!text.contains(host) || clouds.contains(&cloud), "{cloud:?}: {text}");
+                }
+                assert!(!text.contains("TENANT/") && !text.contains("=APP"), "{text}");
+                let marks = ["{authority}", "{api}", "{tenant}", "{app}", "{lookup}"];
+                assert!(marks.iter().all(|mark| !text.contains(mark)), "{text}");
+                if text.contains("adminconsent") {
+                    let link = format!("{}/{TENANT}/adminconsent?client_id={APP}", cloud.authority_url());
+                    assert!(text.contains(&link), "{text}");
+                }
+            }
+        }
+    }
 }

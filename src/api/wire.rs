@@ -178,11 +178,13 @@ fn wait_in(message: &str) -> Option<Duration> {
 /// One page's items.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing {
+    /// The body is `null` in place of an array.
+    pub null: bool,
     pub blobs: Vec<BlobRef>,
     pub skipped: Vec<SkippedItem>,
 }
 
-/// Reads the body of a listing that was answered with 200. `null` is an empty page; a body that is not an array is given
+/// Reads the body of a listing that was answered with 200. `null` is a page of its own kind; a body that is not an array is given
 /// back as an error body to judge. An empty body is not an empty page: that is `[]`, and no bytes at all are what a
 /// proxy or a broken connection leaves of a page that may have named blobs.
 pub(super) fn parse_listing(
@@ -194,6 +196,7 @@ pub(super) fn parse_listing(
     let body = without_bom(body).trim_ascii();
     let mut listing = Listing::default();
     if body == b"null" {
+        listing.null = true;
         return Ok(listing);
     }
     let items: Vec<&RawValue> = serde_json::from_slice(body).map_err(|_| ErrorBody::parse(body))?;
@@ -374,9 +377,18 @@ mod tests {
 
     #[test]
     fn a_page_is_empty_only_if_it_says_so() {
-        for body in ["null", "[]", "\u{feff}[]"] {
+        for body in ["[]", "\u{feff}[]"] {
             assert_eq!(listing(body), Ok(Listing::default()), "{body:?}");
         }
+        assert_eq!(listing("null"), Ok(Listing { null: true, ..Listing::default() }), "to be asked for again");
+        for body in ["{}", "{\"value\":[]}", "<html>sign in</html>", "\"\""] {
+            assert!(listing(body).is_err(), "{body:?}: no page at all");
+        }
+        assert_eq!(
+            listing("[null]").map(|page| page.skipped.len()),
+            Ok(1),
+            "a page with something in it that is no item"
+        );
         for body in ["", " \n"] {
             assert_eq!(listing(body), Err(ErrorBody::Empty), "{body:?}: no page at all");
         }

@@ -15,18 +15,17 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p12_keystore::Pkcs12Archive;
-use pkcs8::der::{Decode as _, SecretDocument};
+use pkcs8::der::Decode as _;
 use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
 use ring::digest;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::SecretText;
+use super::forms::{self, KeyForm, Parts};
 use crate::config::AssertionAlgorithm;
 use crate::model::Timestamp;
 
@@ -113,9 +112,8 @@ impl CertificateFiles {
         let passphrase = match (&self.key_passphrase, &self.key_passphrase_file) {
             (Some(text), _) => Some(text.clone()),
             (None, Some(path)) => {
-                let bytes = read_file(path)?;
-                let text = std::str::from_utf8(&bytes).map_err(|_| format!("`{}` is not UTF-8", path.display()))?;
-                Some(SecretText::from(text.trim_end_matches(['\r', '\n'])))
+                let text = forms::passphrase(&read_file(path)?);
+                Some(text.map_err(|why| format!("`{}`: {why}", path.display()))?)
             }
             (None, None) => None,
         };
@@ -128,50 +126,96 @@ impl CertificateFiles {
 
     pub(super) fn parse(&self, raw: &RawFiles) -> Result<ClientCertificate, String> {
         let file = self.certificate_file.display();
-        let (certificates, key) = if is_pem(&raw.certificate) {
-            let certificates = CertificateDer::pem_slice_iter(&raw.certificate)
-                .map(|found| found.map(|der| der.to_vec()).map_err(|error| format!("`{file}`: not PEM: {error}")))
-                .collect::<Result<Vec<_>, _>>()?;
-            let (bytes, at) = match (&raw.key, &self.key_file) {
-                (Some(key), Some(path)) => (key, path.as_path()),
-                _ => (&raw.certificate, self.certificate_file.as_path()),
-            };
-            (certificates, pem_key(bytes, raw.passphrase.as_ref(), at)?)
-        } else {
-            if self.key_file.is_some() {
-                return Err(format!("`{file}` is no PEM; a PFX holds its key, so leave out `key_file`"));
+        let mut parts = forms::parts(&raw.certificate, None).map_err(|why| format!("`{file}` {why}"))?;
+        if let (Some(key), Some(path)) = (&raw.key, &self.key_file) {
+            if !parts.archives.is_empty() {
+                return Err(format!("`{file}` is a PFX, which holds its key, so leave out `key_file`"));
             }
-            pfx(&raw.certificate, raw.passphrase.as_ref()).map_err(|why| format!("`{file}`: {why}"))?
-        };
-        if certificates.is_empty() {
-            return Err(format!("`{file}` holds no certificate"));
+            parts = forms::parts(key, Some(parts)).map_err(|why| format!("`{}` {why}", path.display()))?;
         }
-        let own = key.public().as_ref();
-        for der in &certificates {
-            let Ok((_, parsed)) = X509Certificate::from_der(der) else {
-                return Err(format!("a certificate in `{file}` cannot be read"));
-            };
-            if *parsed.public_key().subject_public_key.data != *own {
-                continue;
+        let (certificates, keys) = self.open(parts, raw.passphrase.as_ref())?;
+        let mut found = None;
+        for key in keys {
+            if let Some(der) = certificate_of(&certificates, &key, &self.certificate_file)? {
+                if found.is_some() {
+                    return Err(format!(
+                        "`{file}` holds several certificates with their keys: leave the one to be used"
+                    ));
+                }
+                found = Some((key, der));
             }
-            let time = |time: &x509_parser::time::ASN1Time| {
-                Timestamp::from_second(time.timestamp()).map_err(|error| format!("`{file}`: {error}"))
-            };
-            let sha1 = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, der).as_ref().to_vec();
-            let facts = CertificateFacts {
-                subject: super::excerpt(&parsed.subject().to_string()),
-                not_before: time(&parsed.validity().not_before)?,
-                not_after: time(&parsed.validity().not_after)?,
-                thumbprint: sha1.iter().map(|byte| format!("{byte:02X}")).collect(),
-            };
-            let sha256 = digest::digest(&digest::SHA256, der).as_ref().to_vec();
-            return Ok(ClientCertificate { key, sha1, sha256, facts });
         }
-        Err(format!("the key does not belong to the certificate in `{file}`"))
+        let (key, der) = found.ok_or_else(|| format!("the key does not belong to the certificate in `{file}`"))?;
+        ClientCertificate::new(key, &der).map_err(|why| format!("`{file}`: {why}"))
+    }
+
+    /// The certificates, and the keys opened; at least one of each.
+    fn open(&self, parts: Parts, passphrase: Option<&SecretText>) -> Result<(Vec<Vec<u8>>, Vec<RsaKeyPair>), String> {
+        let file = self.certificate_file.display();
+        let key_file = self.key_file.as_deref().unwrap_or(&self.certificate_file).display();
+        let Parts { mut certificates, keys, archives, others } = parts;
+        let mut opened = Vec::new();
+        for archive in archives {
+            let (inside, keys) = pfx(&archive, passphrase).map_err(|why| format!("`{file}`: {why}"))?;
+            certificates.extend(inside);
+            opened.extend(keys);
+        }
+        for (form, der) in keys {
+            let key = match form {
+                KeyForm::Pkcs8 => rsa_key(&der),
+                KeyForm::Pkcs1 => RsaKeyPair::from_der(&der).map_err(rejected),
+                KeyForm::EncryptedPkcs8 => encrypted(&der, passphrase),
+            };
+            opened.push(key.map_err(|why| format!("the key in `{key_file}` {why}"))?);
+        }
+        let beside = others.first().map(|other| format!("; it holds {other}")).unwrap_or_default();
+        match (certificates.is_empty(), opened.is_empty()) {
+            (false, false) => Ok((certificates, opened)),
+            (true, false) => Err(format!("`{file}` holds a private key and no certificate{beside}")),
+            (false, true) if self.key_file.is_none() => Err(format!(
+                "`{file}` holds no private key but a certificate alone (a .cer or .crt is the half that is uploaded to Entra): \
+                 name the key in `key_file`, or use the PFX that holds both{beside}"
+            )),
+            (false, true) => Err(format!("`{key_file}` holds no private key{beside}")),
+            (true, true) => Err(match others.first() {
+                Some(other) => format!("`{file}` holds {other}"),
+                None => format!("`{file}` holds no certificate"),
+            }),
+        }
     }
 }
 
+/// The certificate of `key` among those of the file.
+fn certificate_of(certificates: &[Vec<u8>], key: &RsaKeyPair, file: &Path) -> Result<Option<Vec<u8>>, String> {
+    let own = key.public().as_ref();
+    for der in certificates {
+        let Ok((_, parsed)) = X509Certificate::from_der(der) else {
+            return Err(format!("a certificate in `{}` cannot be read", file.display()));
+        };
+        if *parsed.public_key().subject_public_key.data == *own {
+            return Ok(Some(der.clone()));
+        }
+    }
+    Ok(None)
+}
+
 impl ClientCertificate {
+    fn new(key: RsaKeyPair, der: &[u8]) -> Result<Self, String> {
+        let (_, parsed) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
+        let time = |time: &x509_parser::time::ASN1Time| {
+            Timestamp::from_second(time.timestamp()).map_err(|error| error.to_string())
+        };
+        let sha1 = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, der).as_ref().to_vec();
+        let facts = CertificateFacts {
+            subject: super::excerpt(&parsed.subject().to_string()),
+            not_before: time(&parsed.validity().not_before)?,
+            not_after: time(&parsed.validity().not_after)?,
+            thumbprint: sha1.iter().map(|byte| format!("{byte:02X}")).collect(),
+        };
+        let sha256 = digest::digest(&digest::SHA256, der).as_ref().to_vec();
+        Ok(Self { key, sha1, sha256, facts })
+    }
+
     /// A fresh assertion: `iss` and `sub` are the app, `jti` is never the same.
     pub fn assertion(&self, algorithm: AssertionAlgorithm, claims: &Claims<'_>) -> Result<SecretText, String> {
         let header = match algorithm {
@@ -218,36 +262,17 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     if bytes.is_empty() { Err(format!("`{}` is empty", path.display())) } else { Ok(bytes) }
 }
 
-fn is_pem(bytes: &[u8]) -> bool {
-    memchr::memmem::find(bytes, b"-----BEGIN ").is_some()
+/// A key in encrypted PKCS#8.
+fn encrypted(der: &[u8], passphrase: Option<&SecretText>) -> Result<RsaKeyPair, String> {
+    let passphrase = passphrase.ok_or("is encrypted: set `key_passphrase`")?;
+    let opened = EncryptedPrivateKeyInfoRef::from_der(der)
+        .map_err(|error| format!("cannot be read: {error}"))?
+        .decrypt(passphrase.expose())
+        .map_err(|error| format!("cannot be opened, is `key_passphrase` right? ({error})"))?;
+    rsa_key(opened.as_bytes())
 }
 
-/// The key of a PEM file, opened if it is encrypted.
-fn pem_key(pem: &[u8], passphrase: Option<&SecretText>, path: &Path) -> Result<RsaKeyPair, String> {
-    let at = path.display();
-    if let Some(section) = pem_section(pem, "ENCRYPTED PRIVATE KEY") {
-        let passphrase = passphrase.ok_or_else(|| format!("the key in `{at}` is encrypted: set `key_passphrase`"))?;
-        let (_, document) =
-            SecretDocument::from_pem(section).map_err(|error| format!("the key in `{at}` cannot be read: {error}"))?;
-        let opened = EncryptedPrivateKeyInfoRef::from_der(document.as_bytes())
-            .map_err(|error| format!("the key in `{at}` cannot be read: {error}"))?
-            .decrypt(passphrase.expose())
-            .map_err(|error| format!("the key in `{at}` cannot be opened, is `key_passphrase` right? ({error})"))?;
-        return rsa_key(opened.as_bytes()).map_err(|why| format!("the key in `{at}`: {why}"));
-    }
-    if memchr::memmem::find(pem, b"Proc-Type: 4,ENCRYPTED").is_some() {
-        return Err(format!("the key in `{at}` is encrypted the old way: convert it with `openssl pkcs8 -topk8`"));
-    }
-    let key = PrivateKeyDer::from_pem_slice(pem).map_err(|_| format!("`{at}` holds no private key"))?;
-    match key {
-        PrivateKeyDer::Pkcs8(der) => rsa_key(der.secret_pkcs8_der()),
-        PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()).map_err(rejected),
-        _ => Err(NOT_RSA.into()),
-    }
-    .map_err(|why| format!("the key in `{at}`: {why}"))
-}
-
-const NOT_RSA: &str = "not RSA, and Entra takes only RSA keys for this";
+const NOT_RSA: &str = "is not RSA, and Entra takes only RSA keys for this";
 
 /// A key in PKCS#8.
 fn rsa_key(der: &[u8]) -> Result<RsaKeyPair, String> {
@@ -263,25 +288,22 @@ fn rejected(error: ring::error::KeyRejected) -> String {
     format!("cannot be used, RSA of 2048 to 4096 bits is needed ({error})")
 }
 
-/// The certificates and the one key of a PFX.
-fn pfx(der: &[u8], passphrase: Option<&SecretText>) -> Result<(Vec<Vec<u8>>, RsaKeyPair), String> {
+/// The certificates and the keys of a PFX.
+fn pfx(der: &[u8], passphrase: Option<&SecretText>) -> Result<(Vec<Vec<u8>>, Vec<RsaKeyPair>), String> {
     let archive = Pkcs12Archive::from_pkcs12(der, passphrase.map_or("", |text| text.expose())).map_err(|error| {
-        format!("neither PEM nor a PFX that opens, are the file and `key_passphrase` right? ({error})")
+        let about = match passphrase {
+            Some(_) => "a PFX that does not open, is `key_passphrase` right?",
+            None => "a PFX that does not open without a password: set `key_passphrase`",
+        };
+        format!("{about} ({error})")
     })?;
     let certificates = archive.certs.iter().map(|bag| bag.cert.as_der().to_vec()).collect();
-    let [bag] = archive.keys.as_slice() else {
-        return Err(format!("the PFX holds {} private keys, expected one", archive.keys.len()));
-    };
-    Ok((certificates, rsa_key(bag.key.as_der()).map_err(|why| format!("the key: {why}"))?))
-}
-
-/// The text of the first PEM section with this label.
-fn pem_section<'a>(pem: &'a [u8], label: &str) -> Option<&'a str> {
-    let text = std::str::from_utf8(pem).ok()?;
-    let from = text.find(&format!("-----BEGIN {label}-----"))?;
-    let end = format!("-----END {label}-----");
-    let rest = text.get(from..)?;
-    rest.get(..rest.find(&end)? + end.len())
+    let keys = archive.keys.iter().map(|bag| rsa_key(bag.key.as_der()).map_err(|why| format!("its key {why}")));
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    if keys.is_empty() {
+        return Err("the PFX holds no private key: export it again with its key".to_owned());
+    }
+    Ok((certificates, keys))
 }
 
 /// Random bytes as a GUID of version 4.

@@ -5,11 +5,14 @@
 //! (v1), and "Microsoft Entra authentication and authorization error codes" for AADSTS codes. It knows nothing of the
 //! feed's calls; who calls says when a token was refused.
 //!
-//! [`certificate`] signs the assertion of a client certificate, [`identity`] asks a managed identity's end point,
-//! `network` tells why there was no answer at all. There is no chain of credentials to fall through: the
+//! `causes` is the table of AADSTS codes, [`certificate`] signs the assertion of a client certificate, `forms` reads the
+//! files it is handed out in, [`identity`] asks a managed identity's end point, `network` tells why there was no answer
+//! at all. There is no chain of credentials to fall through: the
 //! configuration names one, and that one works or fails.
 
+mod causes;
 pub mod certificate;
+pub(crate) mod forms;
 pub mod identity;
 pub(crate) mod network;
 
@@ -29,13 +32,17 @@ use tokio::sync::Semaphore;
 use url::Url;
 use zeroize::Zeroizing;
 
+use causes::{
+    CAUSES, CERTIFICATE, Cause, FEDERATED_FILE, IDENTITY_REFUSED, IDENTITY_UNREACHABLE, INTERCEPTED, OTHERS, REFUSED,
+    SECRET_FILE, SECRET_ID, UNREACHABLE, judge,
+};
 use certificate::{CertificateFiles, Claims, RawFiles};
 use identity::ManagedIdentity;
-use network::network_cause;
+use network::Route;
 
 use crate::clock::Clock;
 pub use crate::config::Secret as SecretText;
-use crate::config::{IdentityHost, secret_header, wiped_bytes};
+use crate::config::{IdentityHost, Places, read_secret_file, secret_header, wiped_bytes};
 use crate::model::{Actionable, TenantId, Timestamp, is_guid};
 
 /// Most bytes read of an answer of the authority, and of a secret file; both are a few kilobytes in practice.
@@ -109,6 +116,8 @@ pub struct TokenSettings {
     pub secret_expires: Option<Timestamp>,
     /// Longest wait for a whole answer.
     pub timeout: Duration,
+    /// Where remedies lead.
+    pub places: Places,
 }
 
 /// A token, ready to send.
@@ -179,6 +188,9 @@ pub const EXPIRES_SLUG: &str = "auth-credential-expires";
 pub const EXPIRES_HINT: &str = "Entra admin centre > App registrations > your app > Certificates & secrets: add a new one \
                                 beside the old, then replace the file or the value; files are read again by themselves";
 
+/// For a refusal without a code.
+const NO_CODE_HINT: &str = "check the app registration, and look for a proxy that answers in the authority's place";
+
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot get a token for tenant `{tenant}` from `{authority}`: {}", self.cause_text())]
@@ -186,8 +198,8 @@ pub struct AuthError {
     tenant: TenantId,
     authority: String,
     slug: &'static str,
-    says: &'static str,
-    hint: &'static str,
+    says: String,
+    hint: String,
     code: Option<u32>,
     status: Option<u16>,
     /// Further words: ours, or another's in backticks.
@@ -218,19 +230,22 @@ impl AuthError {
         self.not_before
     }
 
-    /// The cause in a few words: no tenant, and nothing of the answer but its code.
+    /// The cause in a few words: no tenant, and of the answer its code alone, unless that is one we know nothing about.
     pub fn summary(&self) -> String {
         match (self.code, self.status, &self.detail) {
+            (Some(code), _, Some(detail)) if self.slug == REFUSED.slug => {
+                format!("{} (AADSTS{code}): {detail}", self.says)
+            }
             (Some(code), ..) => format!("{} (AADSTS{code})", self.says),
             (None, Some(status), _) => format!("{} (status {status} from `{}`)", self.says, self.authority),
             (None, None, Some(detail)) => format!("{} (`{}`): {detail}", self.says, self.authority),
-            (None, None, None) => self.says.to_owned(),
+            (None, None, None) => self.says.clone(),
         }
     }
 
     /// The cause alone, without tenant and authority.
     fn cause_text(&self) -> String {
-        let mut text = self.says.to_owned();
+        let mut text = self.says.clone();
         match (self.code, self.status) {
             (Some(code), _) => text.push_str(&format!(" (AADSTS{code})")),
             (None, Some(status)) => text.push_str(&format!(" (status {status})")),
@@ -249,229 +264,9 @@ impl Actionable for AuthError {
     }
 
     fn hint(&self) -> String {
-        self.hint.to_owned()
+        self.hint.clone()
     }
 }
-
-/// What a cause is called and what to do about it.
-struct Cause {
-    codes: &'static [u32],
-    slug: &'static str,
-    says: &'static str,
-    hint: &'static str,
-    passing: bool,
-}
-
-const fn cause(codes: &'static [u32], slug: &'static str, says: &'static str, hint: &'static str) -> Cause {
-    Cause { codes, slug, says, hint, passing: false }
-}
-
-const fn passing(codes: &'static [u32], slug: &'static str, says: &'static str, hint: &'static str) -> Cause {
-    Cause { codes, slug, says, hint, passing: true }
-}
-
-const ASK_AGAIN: &str = "none needed unless it lasts; it is tried again";
-const REPORT_BUG: &str = "this build sent a request the authority does not accept; report it with this message";
-const NO_SERVICE_PRINCIPAL: Cause = cause(
-    &[500011],
-    "auth-api-not-in-tenant",
-    "the tenant has no service principal for the API",
-    "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application \
-     permissions > ActivityFeed.Read, then Grant admin consent; or `az ad sp create --id \
-     c5393580-f805-4401-95e8-94b7a6ef2fc2`; also check `cloud`",
-);
-
-const SECRET_ID: Cause = cause(
-    &[],
-    "auth-secret-id-pasted",
-    "the client secret's id was given in place of its value",
-    "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: copy the column Value, \
-     shown only once, not Secret ID",
-);
-
-/// AADSTS codes with a cause of their own; others are refusals, or passing by their status.
-const CAUSES: &[Cause] = &[
-    cause(
-        &[7000215],
-        "auth-secret-wrong",
-        "the client secret is wrong",
-        "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value, shown \
-         only once, into `client_secret`; the secret's id (a GUID) is something else",
-    ),
-    cause(
-        &[7000222],
-        "auth-secret-expired",
-        "the client secret has expired",
-        "Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value into \
-         `client_secret`; a `client_secret_file` is read again by itself",
-    ),
-    cause(
-        &[700016],
-        "auth-app-not-in-tenant",
-        "the app is not in this tenant",
-        "compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` \
-         with Overview > Tenant ID; an app of another tenant needs an admin of this one to open \
-         https://login.microsoftonline.com/TENANT/adminconsent?client_id=APP",
-    ),
-    cause(
-        &[700027],
-        "auth-certificate-refused",
-        "the signature of the assertion was refused",
-        "Entra admin centre > App registrations > your app > Certificates & secrets > Certificates > Upload certificate: its \
-         thumbprint must be the one presented",
-    ),
-    passing(
-        &[700024],
-        "auth-assertion-time",
-        "the assertion is outside its time range",
-        "set this machine's clock: `timedatectl set-ntp true`",
-    ),
-    cause(
-        &[700211, 700212, 700213],
-        "auth-federation-mismatch",
-        "no federated credential of the app matches the assertion",
-        "compare issuer (700211), audience (700212) and subject (700213) of the federated credential with the token \
-         presented",
-    ),
-    cause(
-        &[7000216],
-        "auth-credential-missing",
-        "no secret or assertion was sent",
-        "set `client_secret` or `client_secret_file`",
-    ),
-    cause(
-        &[7000112],
-        "auth-app-disabled",
-        "the app is disabled in the tenant",
-        "Entra admin centre > Enterprise applications > the app > Properties > Enabled for users to sign-in: Yes",
-    ),
-    cause(
-        &[90002],
-        "auth-tenant-not-found",
-        "the authority does not know the tenant",
-        "compare `tenant_id` with Entra admin centre > Overview > Tenant ID; a tenant of a government or China cloud is \
-         unknown elsewhere: set `cloud`",
-    ),
-    cause(
-        &[900023],
-        "auth-tenant-invalid",
-        "the tenant is neither a GUID nor a domain",
-        "check `tenant_id`; blanks get in when it is pasted",
-    ),
-    cause(
-        &[90038, 900382, 900432],
-        "auth-wrong-cloud",
-        "the tenant lives in another national cloud",
-        "set `cloud` to the tenant's cloud (`enterprise`, `gcc`, `gcc_high`, `dod`, `china`)",
-    ),
-    NO_SERVICE_PRINCIPAL,
-    cause(
-        &[650051],
-        "auth-permission-withdrawn",
-        "the app asks for a permission that was withdrawn",
-        "remove `ActivityReports.Read` from the app's permissions",
-    ),
-    cause(
-        &[650052],
-        "auth-service-not-subscribed",
-        "the tenant has no subscription to the service",
-        "the tenant needs a Microsoft 365 subscription with Office 365 Management APIs; grant admin consent again",
-    ),
-    cause(
-        &[65001],
-        "auth-consent-missing",
-        "nobody has consented to the app in this tenant",
-        "Entra admin centre > App registrations > your app > API permissions > Grant admin consent",
-    ),
-    cause(
-        &[70011, 1002012],
-        "auth-scope-refused",
-        "the scope was refused",
-        "check the audience: the scope is the API's address followed by `/.default`",
-    ),
-    cause(&[900144], "auth-request-incomplete", "a field of the request is missing", REPORT_BUG),
-    cause(
-        &[53003, 530003, 530034, 53011],
-        "auth-conditional-access",
-        "a Conditional Access policy refused this machine",
-        "Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app \
-         (workload identities)",
-    ),
-    passing(
-        &[90006, 90012, 90024, 90033, 90055, 90090],
-        "auth-authority-busy",
-        "the authority is busy or throttles",
-        ASK_AGAIN,
-    ),
-];
-
-const REFUSED: Cause = cause(
-    &[],
-    "auth-refused",
-    "the authority refused",
-    "look the AADSTS code up at https://login.microsoftonline.com/error and check the app registration",
-);
-const UNAVAILABLE: Cause = passing(&[], "auth-authority-busy", "the authority is not available", ASK_AGAIN);
-const UNREACHABLE: Cause = passing(
-    &[],
-    "auth-unreachable",
-    "the authority cannot be reached",
-    "`curl -I https://login.microsoftonline.com` must answer from this machine: check firewall, proxy (`proxy_url`) and \
-     certificates (`ca_file`)",
-);
-const UNREADABLE: Cause = passing(
-    &[],
-    "auth-answer-unreadable",
-    "the answer is not one of a token endpoint",
-    "check `authority_url`, and look for a proxy that answers in the authority's place",
-);
-const REDIRECTED: Cause = cause(
-    &[],
-    "auth-redirect-refused",
-    "the answer was a redirect, which is never followed",
-    "check `authority_url`, and look for a proxy or a captive portal",
-);
-const INTERCEPTED: Cause = cause(
-    &[],
-    "auth-intercepted",
-    "something in between refused the request",
-    "check `authority_url`, and look for a proxy or a firewall that answers in the authority's place",
-);
-const SECRET_FILE: Cause = cause(
-    &[],
-    "auth-secret-file-unreadable",
-    "the client secret file cannot be used",
-    "check that `client_secret_file` exists, is readable for this process and holds the secret's value alone",
-);
-
-const CERTIFICATE: Cause = cause(
-    &[],
-    "auth-certificate-unusable",
-    "the client certificate cannot be used",
-    "check `certificate_file`, `key_file` and `key_passphrase`: PEM or PFX, the certificate and its own RSA key; \
-     `openssl x509 -noout -subject -enddate -in FILE` shows a PEM",
-);
-const FEDERATED_FILE: Cause = cause(
-    &[],
-    "auth-federated-token-unreadable",
-    "the federated token file cannot be used",
-    "check that `federated_token_file` is the file its issuer writes (Kubernetes with Azure Workload Identity: \
-     `${AZURE_FEDERATED_TOKEN_FILE}`) and that this user may read it",
-);
-const IDENTITY_UNREACHABLE: Cause = passing(
-    &[],
-    "auth-identity-unreachable",
-    "the managed identity's end point cannot be reached",
-    "managed identities exist on Azure's machines and App Service, and on machines joined with Azure Arc; elsewhere \
-     choose another `auth`. Check `managed_identity_host` and `managed_identity_url`",
-);
-const IDENTITY_REFUSED: Cause = cause(
-    &[],
-    "auth-identity-refused",
-    "the managed identity's end point gives no token",
-    "check that an identity is assigned to this machine (Azure portal > the machine > Security > Identity) and that \
-     `client_id` is that of a user-assigned one, or absent",
-);
 
 /// How long ahead the end of a certificate or secret is told.
 pub const EXPIRY_WARNING: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -484,6 +279,7 @@ pub struct TokenSource {
     settings: TokenSettings,
     token_url: Url,
     http: reqwest::Client,
+    route: Route,
     clock: Arc<dyn Clock>,
     /// One exchange at a time; who comes second finds the token of the first.
     turn: Semaphore,
@@ -540,8 +336,8 @@ struct Failure {
 }
 
 impl TokenSource {
-    /// `http` must follow no redirect and decode no body.
-    pub fn new(settings: TokenSettings, http: reqwest::Client, clock: Arc<dyn Clock>) -> Self {
+    /// `http` must follow no redirect and decode no body; `route` is the way it takes.
+    pub(crate) fn new(settings: TokenSettings, http: reqwest::Client, route: Route, clock: Arc<dyn Clock>) -> Self {
         let path = match settings.endpoint {
             TokenEndpoint::V1 => "oauth2/token",
             TokenEndpoint::V2 => "oauth2/v2.0/token",
@@ -558,6 +354,7 @@ impl TokenSource {
             settings,
             token_url,
             http,
+            route,
             clock,
             turn: Semaphore::new(1),
             state: Mutex::new(State {
@@ -699,10 +496,7 @@ impl TokenSource {
         match &self.settings.credential {
             Credential::Secret(secret) => Ok(Proof::Secret(secret.clone())),
             Credential::SecretFile(path) => self.read_text(path, &SECRET_FILE).await.map(Proof::Secret),
-            Credential::FederatedToken(path) => {
-                let token = self.read_text(path, &FEDERATED_FILE).await?;
-                Ok(Proof::Federated(SecretText::from(token.expose().trim())))
-            }
+            Credential::FederatedToken(path) => self.read_text(path, &FEDERATED_FILE).await.map(Proof::Federated),
             Credential::Certificate(files) => {
                 let files = files.clone();
                 let read = tokio::task::spawn_blocking(move || files.read()).await;
@@ -718,26 +512,17 @@ impl TokenSource {
         self.error(cause, None, None, Some(why.to_owned()))
     }
 
-    async fn read_text(&self, path: &Path, cause: &Cause) -> Result<SecretText, AuthError> {
+    /// The one line that a file holds, whatever wrote it.
+    async fn read_text(&self, path: &Path, cause: &'static Cause) -> Result<SecretText, AuthError> {
+        let file = path.to_owned();
+        let read = tokio::task::spawn_blocking(move || read_secret_file(&file)).await;
+        let read = read.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         let unusable = |why: String| self.error(cause, None, None, Some(format!("`{}`: {why}", path.display())));
-        let file = tokio::fs::File::open(path).await.map_err(|error| unusable(error.to_string()))?;
-        // Room enough that it never moves: what moves leaves a copy behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(ANSWER_BYTES_MAX + 2));
-        tokio::io::AsyncReadExt::read_to_end(
-            &mut tokio::io::AsyncReadExt::take(file, ANSWER_BYTES_MAX as u64 + 1),
-            &mut bytes,
-        )
-        .await
-        .map_err(|error| unusable(error.to_string()))?;
-        if bytes.len() > ANSWER_BYTES_MAX {
-            return Err(unusable("too large for a secret".into()));
+        let text = read.map_err(|error| unusable(error.to_string()))?;
+        match crate::config::odd_secret(text.expose()) {
+            Some(odd) => Err(unusable(odd)),
+            None => Ok(text),
         }
-        let text = std::str::from_utf8(&bytes).map_err(|_| unusable("not UTF-8".into()))?;
-        let text = text.trim_end_matches(['\r', '\n']);
-        if text.is_empty() {
-            return Err(unusable("empty".into()));
-        }
-        Ok(SecretText::from(text))
     }
 
     /// The authority's time, by its last answer; this machine's before the first.
@@ -800,6 +585,13 @@ impl TokenSource {
             && is_guid(secret.expose().trim())
         {
             cause = &SECRET_ID;
+        }
+        if status == 407 {
+            let fault = self.route.proxy_wants_credentials();
+            let words = words.map(|words| quoted(&redact(&words, &secrets)));
+            let mut failed = self.error(&INTERCEPTED, None, Some(status), words);
+            (failed.slug, failed.says, failed.hint) = (fault.slug, fault.says, fault.hint);
+            return Err((failed, asked));
         }
         if matches!(proof, Proof::Identity) && (cause.slug == REFUSED.slug || cause.slug == INTERCEPTED.slug) {
             cause = &IDENTITY_REFUSED;
@@ -894,11 +686,12 @@ impl TokenSource {
             state.expiry_warned = Some(now);
         }
         let tenant = &self.settings.tenant;
+        let hint = self.settings.places.fill(EXPIRES_HINT);
         if left.is_negative() {
-            tracing::warn!(%tenant, "{EXPIRES_SLUG}: {what} has ended on {end} (hint: {EXPIRES_HINT})");
+            tracing::warn!(%tenant, "{EXPIRES_SLUG}: {what} has ended on {end} (hint: {hint})");
         } else {
             let days = left.as_hours() / 24;
-            tracing::warn!(%tenant, "{EXPIRES_SLUG}: {what} ends on {end}, in {days} days (hint: {EXPIRES_HINT})");
+            tracing::warn!(%tenant, "{EXPIRES_SLUG}: {what} ends on {end}, in {days} days (hint: {hint})");
         }
     }
 
@@ -926,10 +719,11 @@ impl TokenSource {
             }
             Err(error) => {
                 self.count("error");
-                let known = network_cause(&error);
+                let known = self.route.fault(&error).await;
                 let why = quoted(&redact(&error_chain(&error.without_url()), secrets));
                 let mut failed = self.error(self.unreachable(), None, None, Some(why));
                 if let Some(known) = known {
+                    failed.detail = known.detail.map(|text| quoted(&redact(&text, secrets))).or(failed.detail);
                     (failed.slug, failed.says, failed.hint) = (known.slug, known.says, known.hint);
                 }
                 Err(failed)
@@ -938,12 +732,16 @@ impl TokenSource {
     }
 
     fn error(&self, cause: &Cause, code: Option<u32>, status: Option<u16>, detail: Option<String>) -> AuthError {
+        let places = &self.settings.places;
         AuthError {
             tenant: self.settings.tenant.clone(),
             authority: self.token_url.host_str().unwrap_or_default().to_owned(),
             slug: cause.slug,
-            says: cause.says,
-            hint: cause.hint,
+            says: cause.says.to_owned(),
+            hint: match (cause.slug == REFUSED.slug, code) {
+                (true, None) => NO_CODE_HINT.to_owned(),
+                _ => places.fill(cause.hint).replace("{lookup}", &places.lookup(code)),
+            },
             code,
             status,
             detail,
@@ -978,60 +776,8 @@ struct TokenAnswer {
     expires_on: Option<Value>,
 }
 
-/// The members of a refusal we read.
-#[derive(Deserialize)]
-struct Refusal {
-    error: String,
-    #[serde(default)]
-    error_description: Option<String>,
-    #[serde(default)]
-    error_codes: Vec<Value>,
-}
-
-/// What an answer that holds no token means: its cause, the AADSTS number, the words to show.
-fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, Option<String>) {
-    let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
-        let cause = match status {
-            300..=399 => &REDIRECTED,
-            408 | 429 | 500.. => &UNAVAILABLE,
-            400..=499 => &INTERCEPTED,
-            _ => &UNREADABLE,
-        };
-        // Of a 200 nothing is shown: it may hold a token in a form we did not understand.
-        let words = (status >= 300 && !body.is_empty()).then(|| String::from_utf8_lossy(body).into_owned());
-        return (cause, None, words);
-    };
-    let description = refusal.error_description.unwrap_or_default();
-    let code = refusal.error_codes.iter().find_map(code_number).or_else(|| code_in(&description));
-    let cause = match code.and_then(|code| CAUSES.iter().find(|cause| cause.codes.contains(&code))) {
-        Some(cause) => cause,
-        // Words, because the code beside this text differs between the authority's versions.
-        None if description.contains("does not have a service principal for resource") => &NO_SERVICE_PRINCIPAL,
-        None if status == 429 || status >= 500 => &UNAVAILABLE,
-        None if matches!(refusal.error.as_str(), "temporarily_unavailable" | "server_error") => &UNAVAILABLE,
-        None => &REFUSED,
-    };
-    // The ids after this mark are for Microsoft's support; they change with every answer.
-    let words = description.split(" Trace ID").next().unwrap_or_default();
-    (cause, code, Some(if words.is_empty() { refusal.error } else { words.to_owned() }))
-}
-
 /// Slug, cause and remedy of every error of this module.
 pub(crate) fn known() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    const OTHERS: [&Cause; 12] = [
-        &SECRET_ID,
-        &REFUSED,
-        &UNAVAILABLE,
-        &UNREACHABLE,
-        &UNREADABLE,
-        &REDIRECTED,
-        &INTERCEPTED,
-        &SECRET_FILE,
-        &CERTIFICATE,
-        &FEDERATED_FILE,
-        &IDENTITY_UNREACHABLE,
-        &IDENTITY_REFUSED,
-    ];
     let network = network::CAUSES.iter().map(|cause| (cause.slug, cause.says, cause.hint));
     CAUSES.iter().chain(OTHERS).map(|cause| (cause.slug, cause.says, cause.hint)).chain(network)
 }
@@ -1057,21 +803,6 @@ fn claims_of(token: &str) -> Option<Value> {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
     serde_json::from_slice(&json).ok().filter(Value::is_object)
-}
-
-fn code_number(value: &Value) -> Option<u32> {
-    match value {
-        Value::Number(number) => number.as_u64().and_then(|n| u32::try_from(n).ok()),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-}
-
-/// The number of the first `AADSTS…` in a text.
-fn code_in(text: &str) -> Option<u32> {
-    let (_, rest) = text.split_once("AADSTS")?;
-    let digits = rest.find(|c: char| !c.is_ascii_digit()).map_or(rest, |end| rest.get(..end).unwrap_or_default());
-    digits.parse().ok()
 }
 
 fn life(expires_in: Option<&Value>, expires_on: Option<&Value>, now: Timestamp) -> Duration {
@@ -1187,60 +918,6 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_aadsts_code_has_its_cause_and_only_passing_ones_are_retried_soon() {
-        #[rustfmt::skip]
-        let table: &[(u32, &str, bool)] = &[
-            (7000215, "auth-secret-wrong", false), (7000222, "auth-secret-expired", false),
-            (700016, "auth-app-not-in-tenant", false), (700027, "auth-certificate-refused", false),
-            (700024, "auth-assertion-time", true), (700211, "auth-federation-mismatch", false),
-            (700212, "auth-federation-mismatch", false), (700213, "auth-federation-mismatch", false),
-            (7000216, "auth-credential-missing", false), (7000112, "auth-app-disabled", false),
-            (90002, "auth-tenant-not-found", false), (900023, "auth-tenant-invalid", false),
-            (90038, "auth-wrong-cloud", false), (900382, "auth-wrong-cloud", false),
-            (900432, "auth-wrong-cloud", false), (500011, "auth-api-not-in-tenant", false),
-            (650051, "auth-permission-withdrawn", false), (650052, "auth-service-not-subscribed", false),
-            (65001, "auth-consent-missing", false), (70011, "auth-scope-refused", false),
-            (1002012, "auth-scope-refused", false), (900144, "auth-request-incomplete", false),
-            (53003, "auth-conditional-access", false), (530003, "auth-conditional-access", false),
-            (90006, "auth-authority-busy", true), (90012, "auth-authority-busy", true),
-            (90024, "auth-authority-busy", true), (90033, "auth-authority-busy", true),
-            (90055, "auth-authority-busy", true), (90090, "auth-authority-busy", true),
-            (9999999, "auth-refused", false),
-        ];
-        for (code, slug, passing) in table {
-            let description = format!("AADSTS{code}: Words. Trace ID: 1 Correlation ID: 2");
-            for codes in [format!("[{code}]"), format!("[\"{code}\"]"), "[]".into()] {
-                let body = format!(
-                    r#"{{"error":"invalid_client","error_description":"{description}","error_codes":{codes}}}"#
-                );
-                let (cause, number, words) = judge(401, body.as_bytes());
-                assert_eq!((cause.slug, cause.passing, number), (*slug, *passing, Some(*code)), "{body}");
-                assert_eq!(words, Some(format!("AADSTS{code}: Words.")));
-            }
-        }
-    }
-
-    #[test]
-    fn an_answer_without_a_known_code_is_judged_by_its_status_and_form() {
-        let no_principal = r#"{"error":"invalid_resource","error_description":"The tenant does not have a service principal for resource x"}"#;
-        let table = [
-            (400, no_principal, "auth-api-not-in-tenant"),
-            (400, r#"{"error":"temporarily_unavailable"}"#, "auth-authority-busy"),
-            (503, r#"{"error":"x"}"#, "auth-authority-busy"),
-            (429, "", "auth-authority-busy"),
-            (502, "<html>", "auth-authority-busy"),
-            (403, "<html>", "auth-intercepted"),
-            (302, "", "auth-redirect-refused"),
-            (200, "<html>", "auth-answer-unreadable"),
-            (200, r#"{"access_token":""}"#, "auth-answer-unreadable"),
-        ];
-        for (status, body, slug) in table {
-            assert_eq!(judge(status, body.as_bytes()).0.slug, slug, "{status} {body}");
-        }
-        assert_eq!(judge(200, br#"{"token":"half-understood"}"#).2, None, "a 200 may hold a token");
-    }
 
     #[test]
     fn the_life_of_a_token_is_read_as_number_and_as_string() {

@@ -223,7 +223,7 @@ const CLIENT_IS_AT: &str = "Entra admin centre > App registrations > your app > 
 
 /// All from the options.
 fn given(args: &InitArgs) -> Result<Answers, Failure> {
-    let need = |value: &Option<String>, option: &str, wheres| {
+    let need = |value: &Option<String>, option: &str, wheres: &str| {
         let value = value.as_deref().ok_or_else(|| usage(format!("--no-input needs {option}")))?;
         guid(value, option, wheres).map_err(usage)
     };
@@ -231,9 +231,10 @@ fn given(args: &InitArgs) -> Result<Answers, Failure> {
         (Some(path), _) => SecretPlace::File(std::path::absolute(path).map_err(Failure::io)?),
         (None, name) => SecretPlace::Variable(variable(name.as_deref().unwrap_or(SECRET_VARIABLE)).map_err(usage)?),
     };
+    let (tenant_at, client_at) = (args.cloud.localised(TENANT_IS_AT), args.cloud.localised(CLIENT_IS_AT));
     Ok(Answers {
-        tenant_id: need(&args.tenant_id, "--tenant-id", TENANT_IS_AT)?,
-        client_id: need(&args.client_id, "--client-id", CLIENT_IS_AT)?,
+        tenant_id: need(&args.tenant_id, "--tenant-id", &tenant_at)?,
+        client_id: need(&args.client_id, "--client-id", &client_at)?,
         secret,
         cloud: args.cloud,
         dlp: !args.no_dlp,
@@ -298,17 +299,18 @@ impl Dialogue for Questions {
 
 /// What the options leave open is asked for.
 fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failure> {
+    let (tenant_at, client_at) = (args.cloud.localised(TENANT_IS_AT), args.cloud.localised(CLIENT_IS_AT));
     let tenant_id = match &args.tenant_id {
-        Some(text) => guid(text, "--tenant-id", TENANT_IS_AT).map_err(usage)?,
-        None => until_right(dialogue, &format!("Tenant ID ({TENANT_IS_AT}):"), |text| {
-            guid(text, "a tenant's id", TENANT_IS_AT)
-        })?,
+        Some(text) => guid(text, "--tenant-id", &tenant_at).map_err(usage)?,
+        None => {
+            until_right(dialogue, &format!("Tenant ID ({tenant_at}):"), |text| guid(text, "a tenant's id", &tenant_at))?
+        }
     };
     let dlp = !args.no_dlp
         && (args.client_id.is_some()
             || yes(dialogue, "Read data loss prevention events too (permission ActivityFeed.ReadDlp)? [Y/n]", true)?);
     let client_id = match &args.client_id {
-        Some(text) => guid(text, "--client-id", CLIENT_IS_AT).map_err(usage)?,
+        Some(text) => guid(text, "--client-id", &client_at).map_err(usage)?,
         None => {
             if !yes(dialogue, "Is there an application in the tenant for this already? [y/N]", false)? {
                 let tool =
@@ -322,8 +324,8 @@ fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failur
                 dialogue.say("");
                 dialogue.say(&commands(tool, &tenant_id, args.cloud, dlp));
             }
-            until_right(dialogue, &format!("Client ID ({CLIENT_IS_AT}):"), |text| {
-                guid(text, "an application's id", CLIENT_IS_AT)
+            until_right(dialogue, &format!("Client ID ({client_at}):"), |text| {
+                guid(text, "an application's id", &client_at)
             })?
         }
     };

@@ -10,6 +10,7 @@ use serde_json::Value as Schema;
 use toml::{Table, Value};
 use url::Url;
 
+use super::pasted::{self, may_be_shown, odd, odd_guid, odd_secret, trimmed};
 use super::problem::{Fault, Problem, masked_url};
 use super::secret::MASK;
 use super::variables::{Env, expand};
@@ -115,13 +116,28 @@ impl Findings {
                 }
             }
             (Some("string") | None, Value::String(text)) => match check_text(schema, text) {
+                Ok(()) if schema["x-entra-secret"] == true => {
+                    // A variable that is not set was told already.
+                    let told = text.starts_with("${") && !self.written.contains_key(path);
+                    if let Some(odd) = odd_secret(text).filter(|_| !told && !text.is_empty()) {
+                        let expected = format!("the secret's value alone; {odd}");
+                        self.note(Problem::new(path, Fault::Invalid, expected).value(MASK));
+                    }
+                }
                 Ok(()) => {}
                 Err(TextFault::Plain) => self.invalid(schema, value, path),
                 Err(TextFault::Explained { expected, hint }) => {
                     let shown = self.shown(schema, value, path);
                     let mut problem = Problem::new(path, Fault::Invalid, expected).value(shown);
                     problem.hint = hint.or_else(|| schema["x-hint"].as_str().map(str::to_owned));
-                    self.note(problem);
+                    // A hint may not show what the value may not.
+                    if let (Some(written), Some(text)) = (self.written.get(path), value.as_str())
+                        && !may_be_shown(written, text)
+                        && let Some(hint) = &mut problem.hint
+                    {
+                        *hint = hint.replace(text, written);
+                    }
+                    self.note(self.with_oddity(problem, schema, value));
                 }
             },
             _ => self.invalid(schema, value, path),
@@ -153,7 +169,25 @@ impl Findings {
         if let Some(Value::Integer(n)) = value.as_str().and_then(|text| typed_from_text(schema, path, text)) {
             problem.hint = Some(format!("write a number without quotes or unit: `{n}`"));
         }
-        self.note(problem);
+        self.note(self.with_oddity(problem, schema, value));
+    }
+
+    /// Says beside what was expected what clings to the value, if anything does.
+    fn with_oddity(&self, mut problem: Problem, schema: &Schema, value: &Value) -> Problem {
+        let Some(text) = value.as_str().filter(|_| schema["writeOnly"] != true) else { return problem };
+        let found = if schema["format"] == "uuid" { odd_guid(text) } else { odd(text) };
+        // That a text is empty is seen, unless it came from a variable.
+        let Some(found) = found.filter(|_| !text.is_empty() || self.written.contains_key(&problem.key)) else {
+            return problem;
+        };
+        if !problem.expected.contains(found.what) {
+            problem.expected.push_str(&format!("; {}", found.what));
+        }
+        problem.hint = Some(match problem.hint.take() {
+            Some(hint) => format!("{}; {hint}", found.hint),
+            None => found.hint.to_owned(),
+        });
+        problem
     }
 
     /// The value as a message may show it.
@@ -164,6 +198,10 @@ impl Findings {
         // A list that came from one variable was written as one string.
         let written = self.written.get(path).or_else(|| self.written.get(path.split('[').next()?));
         let text = match (written, value) {
+            // What a variable holds is shown beside its name, unless it could be a secret in the wrong one.
+            (Some(written), Value::String(text)) if may_be_shown(written, text) && *written != *text => {
+                return format!("{}` from `{}", cut(&masked_url(text)), cut(written));
+            }
             (Some(written), _) => written.clone(),
             // Tables and lists may hold a secret under a key that was never looked at.
             (None, Value::Table(_)) => "{…}".to_owned(),
@@ -172,16 +210,21 @@ impl Findings {
             (None, Value::String(text)) => text.clone(),
             (None, other) => other.to_string(),
         };
-        let mut shown = String::new();
-        for c in text.chars().take(SHOWN_CHARS_MAX) {
-            // A line break or an escape sequence would forge lines of a log or a terminal.
-            if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-        }
-        if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
-            shown.push('…');
-        }
-        shown
+        cut(&text)
     }
+}
+
+/// At most [`SHOWN_CHARS_MAX`] characters of a text, on one line.
+fn cut(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars().take(SHOWN_CHARS_MAX) {
+        // A line break or an escape sequence would forge lines of a log or a terminal.
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// `parent.key`.
@@ -283,9 +326,15 @@ fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
     let format = schema["format"].as_str();
     let pasted_id = format == Some("uuid") || schema["x-pasted-id"] == true;
     if (pasted_id || matches!(format, Some("uri" | "password" | "hostname" | "date")))
-        && text.trim().len() != text.len()
+        && trimmed(text).len() != text.len()
     {
-        *text = text.trim().to_owned();
+        *text = trimmed(text).to_owned();
+    }
+    if schema["x-pasted-id"] == true
+        && let Some(found) = pasted::odd_id(text)
+    {
+        let expected = format!("the application's client id, a GUID; {}", found.what);
+        return Err(TextFault::Explained { expected, hint: Some(found.hint.to_owned()) });
     }
     if pasted_id && text.contains(char::is_whitespace) {
         let what = if format == Some("uuid") { "a GUID" } else { "an id" };
@@ -300,7 +349,7 @@ fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
     }
     let fits = match format {
         Some("uuid") => is_guid(text),
-        Some("uri") => return check_url(text, schema["x-origin"] == true),
+        Some("uri") => return check_url(text, schema),
         Some("socket-address") => text.parse::<SocketAddr>().is_ok(),
         Some("date") => text.parse::<jiff::civil::Date>().is_ok(),
         Some("hostname") => {
@@ -326,10 +375,45 @@ fn check_word(text: &str, words: &[&str]) -> Result<(), TextFault> {
     Err(TextFault::Explained { expected: one_of(words), hint })
 }
 
-fn check_url(text: &str, origin_only: bool) -> Result<(), TextFault> {
-    let url = Url::parse(text).map_err(|_| TextFault::Plain)?;
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(TextFault::Plain);
+fn check_url(text: &str, schema: &Schema) -> Result<(), TextFault> {
+    let (origin_only, proxy) = (schema["x-origin"] == true, schema["x-proxy"] == true);
+    let scheme = if proxy || !origin_only { "http" } else { "https" };
+    let faulty = |hint: String| TextFault::Explained { expected: expectation(schema), hint: Some(hint) };
+    let lower = text.to_ascii_lowercase();
+    if proxy && (lower.contains(".pac") || lower.ends_with("wpad.dat") || lower.starts_with("pac+")) {
+        return Err(faulty(
+            "a PAC file is a script for browsers and is not read: open it (`curl URL`), find the line that applies to \
+             `manage.office.com`, and write its `PROXY host:port` as `http://host:port`"
+                .to_owned(),
+        ));
+    }
+    if let Some(rest) = lower.strip_prefix("socks").filter(|rest| rest.contains("://")) {
+        let rest = rest.split_once("://").map_or("", |(_, rest)| rest);
+        let place = rest.rsplit('@').next().unwrap_or_default();
+        return Err(faulty(format!(
+            "SOCKS is not spoken: use an HTTP proxy that allows CONNECT, or put one (privoxy, gost, `ssh -D` behind either) \
+             before `{place}` and name that"
+        )));
+    }
+    let Some(url) = Url::parse(text).ok().filter(|url| url.host().is_some()) else {
+        // `proxy:8080` is a URL of the scheme `proxy`, `10.0.0.1:8080` none at all: both are a host without a scheme.
+        let bare = text.trim_start_matches('/');
+        let rest = Url::parse(&format!("{scheme}://{bare}"));
+        let host = bare.split(['/', '?', '#']).next().unwrap_or_default();
+        let plausible = !host.is_empty() && !host.contains("//") && !host.contains('@') && !text.contains(":/");
+        return Err(match rest.ok().filter(|url| plausible && url.host().is_some()) {
+            Some(_) => faulty(format!("write `{scheme}://{bare}`: the scheme is missing")),
+            None => TextFault::Plain,
+        });
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(faulty(format!("the scheme is `http` or `https`, not `{}`", url.scheme())));
+    }
+    if proxy && (!matches!(url.path(), "" | "/") || url.query().is_some()) {
+        return Err(TextFault::Explained {
+            expected: "a proxy: scheme, host and port, without a path".to_owned(),
+            hint: Some("if the address is that of a PAC file, write the proxy it names".to_owned()),
+        });
     }
     if origin_only {
         if !url.username().is_empty() || url.password().is_some() {

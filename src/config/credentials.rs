@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::check::{Findings, join};
+use super::pasted::odd_secret;
 use super::problem::{Fault, Problem};
 use super::read::{check_file, unreadable};
 use super::source::{AuthMethod, read_secret_file};
@@ -109,10 +110,14 @@ fn check_secret(findings: &mut Findings, table: &Table, path: &str) {
         (true, Some(_)) => only_one(findings, path, "client_secret", "client_secret_file"),
         (false, Some(file)) => {
             let path = join(path, "client_secret_file");
-            if let Some(file) = file.as_str().filter(|file| !file.is_empty() && findings.clean(&path))
-                && let Err(error) = read_secret_file(Path::new(file))
-            {
-                unreadable(findings, path, file, &error);
+            if let Some(file) = file.as_str().filter(|file| !file.is_empty() && findings.clean(&path)) {
+                let read = read_secret_file(Path::new(file)).and_then(|secret| match odd_secret(secret.expose()) {
+                    Some(odd) => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, odd)),
+                    None => Ok(()),
+                });
+                if let Err(error) = read {
+                    unreadable(findings, path, file, &error);
+                }
             }
         }
         (true, None) => {}

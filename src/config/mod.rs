@@ -7,6 +7,8 @@
 
 mod check;
 mod credentials;
+mod pasted;
+mod places;
 mod problem;
 mod read;
 mod record;
@@ -17,6 +19,8 @@ mod severity;
 mod sinks;
 mod source;
 mod tenants;
+pub(crate) mod text;
+mod transport;
 mod variables;
 
 use std::collections::BTreeMap;
@@ -28,6 +32,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
+pub(crate) use pasted::odd_secret;
+pub use places::Places;
 pub use problem::{ConfigError, Fault, Problem};
 pub use record::{Format, OcsfVersion, RawForm};
 pub(crate) use record_schema::record_keys;
@@ -44,9 +50,9 @@ pub use sinks::{
     OtlpConfig, OtlpProtocol, SinkConfig, SinkEntry, StdoutConfig,
 };
 pub(crate) use sinks::{SINK_KINDS, SinkKind};
-#[cfg(feature = "embedded")]
 pub(crate) use source::read_secret_file;
 pub use source::{AssertionAlgorithm, AuthMethod, Cloud, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint};
+pub(crate) use transport::{is_link_local, is_loopback};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]

@@ -9,7 +9,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Schema;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
-use url::{Host, Url};
 
 use super::check::{Findings, join, nearest, one_of, typed_from_text};
 use super::credentials::check_credentials;
@@ -17,7 +16,9 @@ use super::problem::{ConfigError, Fault, Problem};
 use super::schema::{schema_of, sink_schema, source_schema};
 use super::source::{SOURCE_TYPE, SourceConfig};
 use super::tenants::{self, SourceTable, is_name};
-use super::{Config, RulesError, SINK_KINDS, SeverityConfig, SinkConfig, SinkEntry};
+use super::text;
+use super::transport::{check_transport, is_exposed};
+use super::{Cloud, Config, RulesError, SINK_KINDS, SeverityConfig, SinkConfig, SinkEntry};
 use crate::model::{ContentType, is_guid};
 
 impl Config {
@@ -58,10 +59,13 @@ impl Config {
     }
 
     fn read(path: &Path) -> Result<String, ConfigError> {
-        fs::read_to_string(path).map_err(|error| {
-            let problem = Problem::new("", Fault::Unreadable, error.to_string());
+        let unreadable = |why: String| {
+            let problem = Problem::new("", Fault::Unreadable, why);
             ConfigError { path: Some(path.to_owned()), problems: vec![problem] }
-        })
+        };
+        let bytes = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+        let text = text::decode(&bytes).map_err(|error| unreadable(error.to_string()))?;
+        Ok(text.as_str().to_owned())
     }
 
     /// Reads a text; `env` looks up the variables it names.
@@ -85,6 +89,8 @@ impl Config {
         env: &dyn Fn(&str) -> Option<String>,
         outputs: Outputs,
     ) -> Result<(Config, Vec<Problem>), ConfigError> {
+        // An editor's mark is no part of the first key.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let (mut root, lines) = match parse_toml(text) {
             Ok(parsed) => parsed,
             Err(problems) => return Err(ConfigError { path: None, problems }),
@@ -195,6 +201,15 @@ impl SourceConfig {
         if self.client_id.as_deref().is_some_and(|id| !is_guid(id)) {
             warn("client_id", "a GUID", "Entra admin centre > App registrations > Application (client) ID");
         }
+        // Zeros are the examples' place holder for both.
+        let placed = self.tenant_id.as_str().bytes().any(|byte| !matches!(byte, b'0' | b'-'));
+        if placed && self.client_id.as_deref().is_some_and(|id| id.eq_ignore_ascii_case(self.tenant_id.as_str())) {
+            warn(
+                "client_id",
+                "the application's id; this is the tenant's",
+                "Entra admin centre > App registrations > your app > Application (client) ID, not Directory (tenant) ID",
+            );
+        }
         // The portal shows a secret's id beside its value, and the id can still be copied when the value cannot.
         if self.read_secret().is_ok_and(|secret| is_guid(secret.expose().trim())) {
             let key = if self.client_secret.is_some() { "client_secret" } else { "client_secret_file" };
@@ -215,6 +230,9 @@ impl SourceConfig {
             if url.as_ref().is_some_and(is_exposed) {
                 warn(key, "`https`", "secrets and events cross the network in the clear");
             }
+        }
+        for warning in &mut warnings {
+            warning.hint = warning.hint.take().map(|hint| self.cloud.localised(&hint));
         }
         warnings
     }
@@ -423,7 +441,18 @@ fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&s
     }
 }
 
-fn read_source(findings: &mut Findings, mut table: Table, path: &str) -> Option<SourceConfig> {
+fn read_source(findings: &mut Findings, table: Table, path: &str) -> Option<SourceConfig> {
+    let before = findings.problems.len();
+    let cloud: Option<Cloud> = table.get("cloud").and_then(|cloud| cloud.clone().try_into().ok());
+    let read = read_source_table(findings, table, path);
+    // An operator of a national cloud looks for ids and secrets in that cloud's consoles.
+    for problem in findings.problems.iter_mut().skip(before) {
+        problem.hint = problem.hint.take().map(|hint| cloud.unwrap_or_default().localised(&hint));
+    }
+    read
+}
+
+fn read_source_table(findings: &mut Findings, mut table: Table, path: &str) -> Option<SourceConfig> {
     take_type(findings, &mut table, path, &[SOURCE_TYPE]);
     findings.check_table(&source_schema(), &mut table, path);
     check_credentials(findings, &table, path);
@@ -528,43 +557,6 @@ fn check_rules(findings: &mut Findings, table: &Table, path: &str) {
     }
 }
 
-/// The client secret goes to `authority_url`, the bearer token to `api_url`: plain `http` would show them to anyone
-/// between here and another machine. On this machine (tests, a proxy beside us) there is nobody between. A closed
-/// test network can be allowed by a key whose name says what it does, so that it is seen in a review.
-fn check_transport(findings: &mut Findings, table: &Table, path: &str) {
-    if table.get("allow_plain_http").and_then(Value::as_bool) == Some(true) {
-        return;
-    }
-    let keys = [
-        ("api_url", "the bearer token"),
-        ("authority_url", "the client secret"),
-        ("managed_identity_url", "the bearer token"),
-    ];
-    for (key, what) in keys {
-        let path = join(path, key);
-        let Some(value) = table.get(key).filter(|_| findings.clean(&path)) else { continue };
-        let Some(url) = value.as_str().and_then(|text| Url::parse(text).ok()) else { continue };
-        if is_exposed(&url) {
-            let shown = findings.shown(&Schema::Null, value, &path);
-            let expected = format!("`https`, or a host of this machine: {what} would cross the network in the clear");
-            let hint = "in a closed test network set `allow_plain_http = true`";
-            findings.note(Problem::new(path, Fault::Invalid, expected).value(shown).hint(hint));
-        }
-    }
-}
-
-/// Whether others on the network can read what is sent there.
-fn is_exposed(url: &Url) -> bool {
-    url.scheme() == "http"
-        && match url.host() {
-            Some(Host::Domain(name)) => name != "localhost" && !name.ends_with(".localhost"),
-            // Link-local addresses lead to what hosts this machine: Azure's metadata service has one.
-            Some(Host::Ipv4(address)) => !address.is_loopback() && !address.is_link_local(),
-            Some(Host::Ipv6(address)) => !address.is_loopback(),
-            None => true,
-        }
-}
-
 /// No two sources may read the same tenant: its quota, its delivered events and its positions are kept by one of them.
 fn compare_tenants(findings: &mut Findings, sources: &[SourceTable]) {
     let mut by_tenant: HashMap<String, &SourceTable> = HashMap::new();
@@ -627,6 +619,7 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, T
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
+    use url::Url;
 
     use super::*;
     use crate::config::{Cloud, Format, LogFormat, RawForm, TokenEndpoint};
@@ -1188,8 +1181,9 @@ format = "xml"
         check_source(
             "proxy_url = \"socks5://proxy.example.com\"",
             expect![[r#"
-            config-invalid: `sources.contoso.proxy_url` is `socks5://proxy.example.com`, expected an http or https URL (line 3)
-        "#]],
+                config-invalid: `sources.contoso.proxy_url` is `socks5://proxy.example.com`, expected an http or https URL (line 3)
+                  hint: SOCKS is not spoken: use an HTTP proxy that allows CONNECT, or put one (privoxy, gost, `ssh -D` behind either) before `proxy.example.com` and name that
+            "#]],
         );
         let config = good(&source_with("api_url = \"http://10.0.0.7:8080\"\nallow_plain_http = true"));
         assert_eq!(config.warnings().len(), 1);

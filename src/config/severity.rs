@@ -144,8 +144,9 @@ static IN_USE: Mutex<Vec<(Inputs, Weak<Rules>)>> = Mutex::new(Vec::new());
 
 /// The changes of a file, each held against the built-in rules and those before it.
 fn read_rules(path: &Path, refine: bool) -> Result<Vec<toml::Table>, RulesError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| RulesError::Unreadable { path: path.to_owned(), source })?;
+    let unreadable = |source| RulesError::Unreadable { path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let text = super::text::decode(&bytes).map_err(|error| unreadable(std::io::Error::other(error)))?;
     let file = |line, source| RulesError::File { path: path.to_owned(), line, source };
     let changes = parse_table(&text).map_err(|source| file(None, source))?;
     if let Err((index, source)) = Rules::with(refine, &[], &changes) {

@@ -59,7 +59,7 @@ pub struct SourceConfig {
     /// environment, or use `client_secret_file`; `auth = "client_secret"` needs exactly one of the two.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1),
-        extend("format" = "password", "writeOnly" = true), example = &"${M365_CLIENT_SECRET}")]
+        extend("format" = "password", "writeOnly" = true, "x-entra-secret" = true), example = &"${M365_CLIENT_SECRET}")]
     pub client_secret: Option<Secret>,
 
     /// A file that holds the client secret, alone; blanks around it are ignored. It is read again when it changes.
@@ -297,7 +297,7 @@ pub struct SourceConfig {
     /// The proxy for every request. Default: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` of the environment.
     #[serde_as(as = "Option<WithoutPassword>")]
     #[serde(default)]
-    #[schemars(with = "String", extend("format" = "uri"), example = &"http://proxy.example.com:3128")]
+    #[schemars(with = "String", extend("format" = "uri", "x-proxy" = true), example = &"http://proxy.example.com:3128")]
     pub proxy_url: Option<Url>,
 
     /// Hosts reached without the proxy: names, domains (with all below them), addresses, networks, or `*`. Default:
@@ -494,17 +494,19 @@ const IMDS_URL: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
 /// The largest secret file read; Entra's secrets have some forty characters.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Reads a file that holds a secret alone.
+/// Reads a file that holds a secret alone, in any encoding a Windows machine writes; blanks around it are ignored.
 pub(crate) fn read_secret_file(path: &Path) -> io::Result<Secret> {
     use io::Read;
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     // Room enough that it never moves: what moves leaves a copy behind.
-    let mut text = Zeroizing::new(String::with_capacity(SECRET_FILE_BYTES_MAX as usize + 1));
-    let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text)? as u64;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_FILE_BYTES_MAX as usize + 1));
+    let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_end(&mut bytes)? as u64;
     if read == SECRET_FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large to hold a secret alone"));
+        return Err(invalid("the file is too large to hold a secret alone".to_owned()));
     }
+    let text = super::text::decode(&bytes).map_err(|error| invalid(error.to_string()))?;
     match text.trim() {
-        "" => Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")),
+        "" => Err(invalid("the file is empty".to_owned())),
         secret => Ok(Secret::new(secret)),
     }
 }

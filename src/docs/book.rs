@@ -23,6 +23,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Operate", "", 0),
     ("Guarantees", "guarantees.md", 0),
     ("Operating", "operating.md", 0),
+    ("Network", "network.md", 0),
     ("Monitoring", "monitoring.md", 0),
     ("Upgrading", "upgrading.md", 0),
     ("Security", "security.md", 0),

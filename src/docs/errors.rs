@@ -44,7 +44,9 @@ pub(super) fn documents() -> Vec<Document> {
     let mut index = format!(
         "{NOTICE}\n\n# Errors\n\n\
          An error begins with its slug, here the name of its page, and ends with a hint. The metric \
-         `m365_audit_errors_total` counts by slug. [Operating](../operating.md) lists the exit codes.\n\n\
+         `m365_audit_errors_total` counts by slug. [Operating](../operating.md) lists the exit codes. Remedies name the hosts \
+         and consoles of the worldwide cloud here; the program itself names those of the configured `cloud`, \
+         `authority_url` and `api_url`, which [Network](../network.md) lists.\n\n\
          | slug | what it says |\n| --- | --- |\n"
     );
     for (slug, entries) in &pages {
@@ -85,7 +87,7 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
     let feed = known_errors().into_iter().map(|(slug, what, remedy)| Entry {
         slug,
         what: what.to_owned(),
-        remedy: remedy.to_owned(),
+        remedy,
         origin: match slug {
             _ if slug.starts_with("auth-") => "signing in (`src/auth/`)",
             _ if slug.starts_with("api-") => "a call of the feed (`src/api/`)",
@@ -253,12 +255,6 @@ const WRITTEN: &[Written] = &[
         "the Fluent Bit input (`plugins/fluent-bit/src/settle.rs`)",
     ),
     (
-        "fluent-bit-memory-misaligned",
-        "the `malloc` of the Fluent Bit process gives memory that is aligned to less than 8 bytes; the input does not start, since it would crash",
-        "use one of Fluent Bit's own packages, or a build of it with another allocator; or run `m365-audit run` beside it, with the sink `fluent_forward`",
-        "the Fluent Bit input (`plugins/fluent-bit/src/memory.rs`)",
-    ),
-    (
         "fluent-bit-no-threads",
         "the Fluent Bit input cannot start its threads",
         "check the limit of processes of the user Fluent Bit runs as",
@@ -274,7 +270,7 @@ const WRITTEN: &[Written] = &[
     ("api-permission-missing", "`ActivityFeed.Read` is not in the token", "Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission", CHECK),
     ("dlp-permission-missing", "`ActivityFeed.ReadDlp` is not granted: `DLP.All` cannot be read, the other types can", "add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`", CHECK),
     ("clock-skewed", "this machine's clock and Microsoft's differ by more than 5 minutes", "set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log times are not", CHECK),
-    ("audit-maybe-off", "content types are subscribed, and not one event was listed in 7 days: unified auditing is most likely off in the tenant", "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day", CHECK),
+    ("audit-maybe-off", "content types are subscribed, and not one event was listed in 7 days: unified auditing is most likely off in the tenant", "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day. Nothing from before it is switched on will ever come", CHECK),
     ("subscription-absent", "the subscription to a content type was not started yet", "`m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where auditing is off a start fails, which `check --probe` tells", CHECK),
     ("subscription-disabled", "the subscription to a content type was started once and is disabled now", "`m365-audit run` starts it again; what became available while it was off is gone", CHECK),
     ("start-too-recent", "`check --probe` did not start the subscription: Microsoft allows a start every 15 minutes", "try again when the time named is over", CHECK),
@@ -290,6 +286,8 @@ const WRITTEN: &[Written] = &[
     ("blob-expiry-near", "blobs that could not be read so far expire within a day", "act on the reason the log gives for them: a proxy or filter that cuts large answers is the usual one", LOOP),
     ("blobs-failing", "blobs cannot be read, and are tried until they expire", "look for a proxy or filter that cuts large answers", LOOP),
     ("blob-unreadable", "a blob arrived whole and is not what the API documents", "none needed unless it lasts: it is asked for again; when three answers are the same, what is readable is shipped and the rest becomes `m365_audit.bad_blob` records", LOOP),
+    ("blob-empty", "a blob that Microsoft lists holds no event; it was asked for again, over most of an hour (some seconds with `--once` and in a back-fill), and stayed so", "none needed: it counts as read, and `m365_audit_empty_answers_total` counts such answers. If there are many, report them to Microsoft, and look for a proxy that empties answers; `m365-audit backfill --again` reads a range again", "a running source: log (`src/source/fetch.rs`)"),
+    ("listing-null", "a listing is `null` in place of an array; it was asked for again five times and stayed so", "none needed: the same time is listed again by the polls of the next hours, of the day and of the week. If it lasts, look for a proxy that alters answers", "a running source: log (`src/source/listing.rs`)"),
     ("bad-blob", "a damaged blob was shipped: events where they could be cut out, the rest as `m365_audit.bad_blob` records", "report the blob to Microsoft, or look for a proxy that alters answers", "a running source: log (`src/source/fetch.rs`)"),
     ("clock-jumped", "Microsoft's answers carry a date more than 10 minutes off what is expected", "events are still read; no position moves and nothing is declared until three answers over 5 minutes agree", LOOP),
     ("record-rejected", "the host will never take a record; it is set aside in the state", "`m365-audit state show` lists such records, `m365-audit state export` writes them out", "a running source: log (`src/source/deliver.rs`)"),
@@ -300,7 +298,8 @@ const WRITTEN: &[Written] = &[
 fn more(slug: &str) -> Option<&'static str> {
     Some(match slug {
         "api-audit-off" | "audit-maybe-off" => {
-            "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` shows the setting; ask it of Exchange \
+            "What happened before auditing is switched on was not recorded: none of it will ever come, by this feed or any \
+             other way.\n\n`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` shows the setting; ask it of Exchange \
              Online PowerShell, since Security & Compliance PowerShell always answers `False`."
         }
         "state-corrupt" => {

@@ -10,9 +10,9 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use url::Url;
 use zeroize::Zeroizing;
 
-use crate::api::http::{is_loopback, tls};
+use crate::api::tls::tls;
 use crate::auth::{SecretText, error_chain, excerpt, redact};
-use crate::config::{Credentials, Secret, read_secret_file, secret_header};
+use crate::config::{Credentials, Secret, is_loopback, read_secret_file, secret_header};
 use crate::model::Actionable;
 
 /// How long to wait for a connection.

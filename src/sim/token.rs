@@ -25,7 +25,7 @@ const CLOUD_AUDIENCES: [&str; 5] = [
 ];
 
 /// Every AADSTS code the simulator knows: number, `error`, HTTP status, text.
-const CODES: [(u32, &str, u16, &str); 31] = [
+const CODES: [(u32, &str, u16, &str); 32] = [
     (
         7000215,
         "invalid_client",
@@ -38,6 +38,12 @@ const CODES: [(u32, &str, u16, &str); 31] = [
         "unauthorized_client",
         400,
         "Application with identifier '{app}' was not found in the directory '{tenant}'.",
+    ),
+    (
+        7000229,
+        "invalid_client",
+        401,
+        "The client application {app} is missing service principal in the tenant {tenant}. See instructions here: https://go.microsoft.com/fwlink/?linkid=2225119",
     ),
     (
         700027,

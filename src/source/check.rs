@@ -28,6 +28,15 @@ pub const ROLE_READ_DLP: &str = "ActivityFeed.ReadDlp";
 /// Tests `source`'s connection. With `probe`, the store that holds its state, `Audit.General` is started and stopped
 /// if it is off.
 pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<CheckStep> {
+    let mut steps = test(source, probe).await;
+    let places = source.config().places();
+    for fault in steps.iter_mut().filter_map(|step| step.result.as_mut().err()) {
+        fault.remedy = places.fill(&fault.remedy);
+    }
+    steps
+}
+
+async fn test(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<CheckStep> {
     let mut steps = Vec::new();
     let server = ServerTime::new(source.clock().clone());
     let api = match source.client(&server) {
@@ -186,7 +195,8 @@ async fn content(api: &ApiClient, server: &ServerTime, mut on: Vec<ContentType>,
         "subscribed, and not one event in 7 days: unified auditing is most likely off in the tenant (or was turned on today)"
             .into(),
         "`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; \
-         `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day"
+         `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day. Nothing from \
+         before it is switched on will ever come"
             .into(),
     ));
 }

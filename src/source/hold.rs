@@ -1071,7 +1071,7 @@ mod tests {
         let settings = ApiSettings {
             tenant: tenant(),
             api_url: nowhere.clone(),
-            cloud_api_url: nowhere.clone(),
+            cloud: crate::config::Cloud::Enterprise,
             authority_url: nowhere,
             audience: String::new(),
             token_endpoint: TokenEndpoint::V2,

@@ -500,7 +500,7 @@ fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
     Ok(ApiSettings {
         tenant: config.tenant_id.clone(),
         api_url: url(&config.api_origin())?,
-        cloud_api_url: url(config.cloud.api_url())?,
+        cloud: config.cloud,
         authority_url: url(&config.authority_origin())?,
         audience: config.token_audience().to_owned(),
         token_endpoint: match config.token_endpoint {

@@ -1,0 +1,160 @@
+//! What is trusted: the machine's authorities, and those of `ca_file`.
+//!
+//! A certificate of `ca_file` that a server presents as its own (it signed itself, as those made in a hurry do) is
+//! trusted for the names in it while it is valid, as other programs do with such a file. The library refuses it where it
+//! is marked as an authority's, so that one case is decided here.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
+use url::Url;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::auth::forms::{authorities, parts};
+
+#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
+pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientConfig, String> {
+    tls_with(ca_pem, target, None, None)
+}
+
+/// One set of rules for the proxy's TLS and the target's. `client_pem` is shown to whoever asks for a certificate: the
+/// proxy it is meant for. Microsoft's hosts do not ask.
+pub(super) fn tls_with(
+    ca_pem: Option<&[u8]>,
+    target: &Url,
+    proxy: Option<&Url>,
+    client_pem: Option<&[u8]>,
+) -> Result<rustls::ClientConfig, String> {
+    let is_tls = target.scheme() == "https" || proxy.is_some_and(|proxy| proxy.scheme() == "https");
+    let mut roots = if is_tls { native_roots() } else { Arc::new(rustls::RootCertStore::empty()) };
+    let own = match ca_pem {
+        Some(bytes) => authorities(bytes).map_err(|why| format!("`ca_file` {why}"))?,
+        None => Vec::new(),
+    };
+    for certificate in &own {
+        let added = Arc::make_mut(&mut roots).add(certificate.clone());
+        added.map_err(|error| format!("a certificate of `ca_file` cannot be used: {error}"))?;
+    }
+    if is_tls && roots.is_empty() {
+        return Err("this machine has no trusted root certificates".into());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let builder = if own.is_empty() {
+        builder.with_root_certificates(roots)
+    } else {
+        let verifier = Pinning::new(roots, own, provider)?;
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+    };
+    let mut config = match client_pem {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let parts = parts(pem, None).map_err(|why| format!("`proxy_certificate_file` {why}"))?;
+            let chain = parts.certificates.into_iter().map(CertificateDer::from).collect();
+            let key = PrivateKeyDer::from_pem_slice(pem);
+            let key = key.map_err(|error| format!("the proxy certificate's key is not PEM: {error}"))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| format!("`proxy_certificate_file` cannot be used: {error}"))?
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The certificates this machine trusts, read anew when no client holds them: a process with a thousand tenants must not
+/// read and hold them a thousand times.
+fn native_roots() -> Arc<rustls::RootCertStore> {
+    static IN_USE: Mutex<Weak<rustls::RootCertStore>> = Mutex::new(Weak::new());
+    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(roots) = in_use.upgrade() {
+        return roots;
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    // Single certificates that cannot be read are common in system stores and no reason to stop.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let roots = Arc::new(roots);
+    *in_use = Arc::downgrade(&roots);
+    roots
+}
+
+/// The library's verifier, and the certificates of `ca_file` as servers' own.
+#[derive(Debug)]
+struct Pinning {
+    inner: Arc<WebPkiServerVerifier>,
+    pinned: Vec<CertificateDer<'static>>,
+}
+
+impl Pinning {
+    fn new(
+        roots: Arc<rustls::RootCertStore>,
+        pinned: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
+        let inner = WebPkiServerVerifier::builder_with_provider(roots, provider);
+        let inner = inner.build().map_err(|error| error.to_string())?;
+        Ok(Self { inner, pinned })
+    }
+}
+
+impl ServerCertVerifier for Pinning {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let judged = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        // Only what the library cannot place is looked up: a name or a time that is wrong stays wrong.
+        let unplaced = matches!(
+            judged,
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_) | CertificateError::UnknownIssuer))
+        );
+        if !unplaced || !self.pinned.iter().any(|pinned| pinned.as_ref() == end_entity.as_ref()) {
+            return judged;
+        }
+        rustls::client::verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+        let (_, parsed) = X509Certificate::from_der(end_entity)
+            .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if now < parsed.validity().not_before.timestamp() {
+            return Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYet));
+        }
+        if now > parsed.validity().not_after.timestamp() {
+            return Err(rustls::Error::InvalidCertificate(CertificateError::Expired));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
