@@ -68,6 +68,7 @@ metrics_table! {
     RELEASED_EVENTS_TOTAL = Counter "m365_audit_released_events_total" ["tenant", "content_type", "reason"] "Routine reads that were kept and then shipped: `flagged` (data loss prevention matched the item) or `undetermined` (there was no room to wait).";
     DLP_FLAGS = Gauge "m365_audit_dlp_flags" ["tenant"] "Files, addresses and messages known to be flagged by data loss prevention.";
     BAD_RECORDS_TOTAL = Counter "m365_audit_bad_records_total" ["tenant", "content_type"] "Records of type m365_audit.bad_blob: bytes that could not be read as events and were shipped as they are.";
+    EMPTY_ANSWERS_TOTAL = Counter "m365_audit_empty_answers_total" ["tenant", "content_type", "endpoint"] "Answers without content where there should be some, each asked for again before it is believed: a listed blob without events (`fetch_blob`), a listing that is `null` (`list_content`).";
     REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`) and answer (the status code, or `error` when there was none).";
     THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] "Answers that said AF429: too many requests.";
     ERRORS_TOTAL = Counter "m365_audit_errors_total" ["tenant", "kind"] "Failures by the slug of their page in docs/errors.";

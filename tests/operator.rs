@@ -226,6 +226,46 @@ async fn a_backfill_inside_a_running_process_loses_and_repeats_nothing_and_leave
 }
 
 /// Around duplicate removal every event of the range comes exactly once more.
+/// Nothing ever ran here, so no subscription is on: the back-fill starts what is missing, once, and reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backfill_before_the_first_run_starts_what_is_missing_and_nothing_else() {
+    let place = Place::new(20, 20, 3600, "").await;
+    let tenant = place.service.tenants[0].clone();
+    for content_type in ContentType::ALL {
+        place.sim.set_subscription(&tenant, content_type, SubscriptionState::Absent);
+    }
+    let said = place.run_well(&["backfill", "--from", "21h"]).await;
+    assert!(said.contains("the subscription to `Audit.Exchange` was off and has been started"), "{said}");
+    let calls = |kind: CallKind| place.sim.requests().into_iter().filter(|r| r.kind == kind).collect::<Vec<_>>();
+    let starts: Vec<_> = calls(CallKind::Start).into_iter().map(|r| r.content_type).collect();
+    assert_eq!(starts, [Some("Audit.Exchange".to_owned())], "one start, of the type the source reads");
+    let first = place.sim.requests().into_iter().find(|r| r.kind != CallKind::Token).map(|r| r.kind);
+    assert_eq!(first, Some(CallKind::List), "the list comes first");
+    let compared = place.sim.truth().compare(place.delivered());
+    assert!(compared.is_clean(), "{compared}");
+
+    // Disabled in between, within the 15 minutes: said, with the wait, and no second start.
+    place.sim.set_subscription(&tenant, ContentType::Exchange, SubscriptionState::Disabled);
+    let said = place.run_badly(&["backfill", "--from", "20h"], 75, "allows a start every 15 minutes").await;
+    assert!(said.contains("run the same command again in "), "{said}");
+    assert_eq!(calls(CallKind::Start).len(), 1);
+}
+
+/// A subscription that was off has nothing from before: that is said and not called done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backfill_that_starts_a_subscription_says_what_it_will_never_have() {
+    let place = Place::new(0, 20, 3600, "").await;
+    place.sim.set_subscription(&place.service.tenants[0], ContentType::Exchange, SubscriptionState::Absent);
+    let said = place.run_badly(&["backfill", "--from", "21h"], 75, "not listed by Microsoft").await;
+    assert!(said.contains("what became available while it was off is never listed"), "{said}");
+    // The permission for the one type that is missing: named, with its remedy.
+    place.sim.faults().next(CallKind::Start, u32::MAX, Fault::PermissionMissing);
+    place.sim.set_subscription(&place.service.tenants[0], ContentType::Exchange, SubscriptionState::Absent);
+    fs::remove_dir_all(place.at("data")).unwrap();
+    let said = place.run_badly(&["backfill", "--from", "21h"], 75, "api-permission-missing").await;
+    assert!(said.contains("hint: grant `ActivityFeed.Read`"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backfill_with_again_delivers_each_event_once_more() {
     let place = Place::new(30, 20, 20 * 3600, "").await;

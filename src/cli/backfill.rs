@@ -269,8 +269,14 @@ fn tell(source: &str, ask: &Ask, ended: &Ended, out: &mut dyn Write) -> std::io:
         "{source}: {blobs} blobs, {events} events delivered, {duplicates} left out as delivered before, {:.1} MB, {requests} requests",
         bytes as f64 / 1e6
     )?;
+    for started in &ended.started {
+        writeln!(
+            out,
+            "{source}: the subscription to `{started}` was off and has been started; `m365-audit run` keeps it on"
+        )?;
+    }
     for gone in &ended.gone {
-        writeln!(out, "{source}: no longer listed by Microsoft: {gone}")?;
+        writeln!(out, "{source}: not listed by Microsoft: {gone}")?;
     }
     for left in &ended.left {
         writeln!(out, "{source}: left: {left}")?;

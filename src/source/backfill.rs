@@ -1,7 +1,8 @@
 //! A range read again beside the loop, or alone: what became available between two times, through or around duplicate
 //! removal.
 //!
-//! A back-fill moves no position, marks no blob and starts no subscription: the checkpoint is the loop's. It shares
+//! A back-fill moves no position and marks no blob: the checkpoint is the loop's. It starts a subscription only where
+//! Microsoft says that there is none, and not before the 15 minutes are over, which it and the loop count together. It shares
 //! the loop's keys of delivered events and its claims, so neither delivers what the other has on its way; its calls
 //! wait for a share of the quota before they wait for their turn. Its own position is the list of intervals still to
 //! be read, written when all blobs of one are settled, so a back-fill that is killed goes on where it was.
@@ -17,9 +18,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::fetch::{Backfilling, FetchContext, Job, Outcome};
+use super::fetch::{Backfilling, FetchContext, Job, Outcome, Patience};
 use super::health::Board;
-use super::listing::backoff;
+use super::listing::{NULL_LISTINGS_MAX, backoff};
+use super::subscription::{Restart, Subscriptions};
 use super::tenant::{TenantParts, fetch_context, open_ledger};
 use super::{ServerTime, SourceError};
 use crate::api::{Action, ApiError};
@@ -37,6 +39,8 @@ const BLOBS_AT_ONCE: usize = 16;
 const ATTEMPTS_MAX: u32 = 10;
 const DELAY_MIN: Duration = Duration::from_millis(500);
 const DELAY_MAX: Duration = Duration::from_secs(20);
+/// A subscription that is off again after it was started this often in one back-fill is left.
+const STARTS_MAX: u32 = 3;
 /// Pages followed in one window before it is listed in halves.
 const PAGES_MAX: u32 = 1000;
 /// A range is cut into about so many windows for each content type: each is a step of its position.
@@ -147,8 +151,12 @@ pub struct Ended {
     pub interrupted: bool,
     /// What could not be read now, with reasons; the same command tries it again.
     pub left: Vec<String>,
-    /// Content types and intervals that Microsoft stopped listing before they could be read.
+    /// Content types and intervals that Microsoft does not list, because of their age or because the subscription was
+    /// off.
     pub gone: Vec<String>,
+    /// Content types whose subscription was started.
+    #[serde(default)]
+    pub started: Vec<String>,
 }
 
 /// Why a back-fill does not begin, or cannot go on.
@@ -281,12 +289,13 @@ pub struct Reader {
     context: FetchContext,
     content_types: Vec<ContentType>,
     server: ServerTime,
+    subscriptions: Subscriptions,
     max_requests_per_minute: u32,
 }
 
 impl Reader {
     /// A reader on at most half the quota.
-    pub fn new(parts: &TenantParts, context: &FetchContext) -> Self {
+    pub fn new(parts: &TenantParts, context: &FetchContext, subscriptions: Subscriptions) -> Self {
         let max = parts.max_requests_per_minute;
         // Half of one is one: it shares the whole quota then, which is kept all the same. 0 is no limit.
         let half = if max == 0 { 0 } else { (max / 2).max(1) };
@@ -294,6 +303,7 @@ impl Reader {
             context: FetchContext { api: context.api.with_share(half), ..context.clone() },
             content_types: parts.content_types.clone(),
             server: parts.server.clone(),
+            subscriptions,
             max_requests_per_minute: half,
         }
     }
@@ -346,6 +356,11 @@ impl Reader {
     }
 
     async fn run(&self, asked: Asked) {
+        self.run_with(asked, Vec::new()).await;
+    }
+
+    /// As [`Reader::run`], where it is known already that the subscriptions to `off` are.
+    async fn run_with(&self, asked: Asked, off: Vec<ContentType>) {
         let Asked { ask, begun, stop, answer } = asked;
         let result = async {
             if ask == Ask::Discard {
@@ -357,7 +372,7 @@ impl Reader {
             let stored = self.begin(ask).await?;
             let progress = Arc::new(Progress::default());
             let _ = begun.send(progress.clone());
-            Work::new(self, stored, progress).run(&stop).await
+            Work::new(self, stored, progress).run(off, &stop).await
         }
         .await;
         if let Ok(ended) = &result {
@@ -422,14 +437,22 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
     let writer = tokio::spawn(ledger.run());
     let (answer, mut answered) = oneshot::channel();
     {
+        let mut off = Vec::new();
         if asked.ask != Ask::Discard {
-            // Signs in, and tells Microsoft's time.
-            parts.api.list_subscriptions().await.map_err(|error| SourceError::Api { source: Box::new(error) })?;
+            // Signs in, tells Microsoft's time, and shows what was never started.
+            let listed = parts.api.list_subscriptions().await;
+            let listed = listed.map_err(|error| SourceError::Api { source: Box::new(error) })?;
+            let is_on = |wanted: ContentType| {
+                listed.iter().any(|known| known.content_type == Some(wanted) && known.is_enabled() != Some(false))
+            };
+            off = parts.content_types.iter().copied().filter(|wanted| !is_on(*wanted)).collect();
         }
+        let (api, server, clock) = (parts.api.clone(), parts.server.clone(), parts.clock.clone());
+        let subscriptions = Subscriptions::new(api, server, clock, handle.clone(), tenant);
         let context = fetch_context(&parts, &board, handle, events, hold, &CancellationToken::new());
-        let reader = Reader::new(&parts, &context);
+        let reader = Reader::new(&parts, &context, subscriptions);
         drop(context);
-        reader.run(Asked { answer, ..asked }).await;
+        reader.run_with(Asked { answer, ..asked }, off).await;
     }
     // Every handle is gone: the writer ends when it has written what it was given.
     match writer.await {
@@ -487,6 +510,10 @@ struct Work<'a> {
     gone: Vec<String>,
     /// Content types that cannot be listed now.
     closed: HashSet<ContentType>,
+    /// Starts asked for, by content type, and whether one of them turned the subscription on.
+    starts: HashMap<ContentType, (u32, bool)>,
+    /// Content types of which something was listed.
+    listed_some: HashSet<ContentType>,
 }
 
 impl<'a> Work<'a> {
@@ -539,12 +566,14 @@ impl<'a> Work<'a> {
             left: Vec::new(),
             gone: Vec::new(),
             closed: HashSet::new(),
+            starts: HashMap::new(),
+            listed_some: HashSet::new(),
         }
     }
 
-    async fn run(mut self, asked: &CancellationToken) -> Result<Ended, BackfillError> {
+    async fn run(mut self, off: Vec<ContentType>, asked: &CancellationToken) -> Result<Ended, BackfillError> {
         let worked = tokio::select! {
-            worked = self.work() => worked,
+            worked = self.work(off) => worked,
             () = asked.cancelled() => Err(Stop::Asked),
         };
         self.stop.cancel();
@@ -572,19 +601,46 @@ impl<'a> Work<'a> {
         let position = (!done).then(|| self.position());
         self.reader.save(position).await.map_err(|error| self.state(error))?;
         self.note_requests();
+        let started = self.note_started();
         Ok(Ended {
             progress: self.progress.snapshot(),
             interrupted: interrupted && !done,
             left: self.left,
             gone: self.gone,
+            started,
         })
+    }
+
+    /// The content types that were started, and what that means for the range.
+    fn note_started(&mut self) -> Vec<String> {
+        let mut types: Vec<ContentType> =
+            self.starts.iter().filter(|(_, (_, on))| *on).map(|(content_type, _)| *content_type).collect();
+        types.sort_unstable();
+        for content_type in &types {
+            if !self.listed_some.contains(content_type) && !self.closed.contains(content_type) {
+                let (from, to) = (self.stored.from, self.stored.to);
+                self.gone.push(format!(
+                    "{content_type} from {from} to {to}: nothing is listed, since its subscription was off until now; what \
+                     became available while it was off is never listed, and first content takes up to 12 hours"
+                ));
+            }
+        }
+        types.into_iter().map(|content_type| content_type.as_str().to_owned()).collect()
     }
 
     fn state(&self, source: StateError) -> BackfillError {
         SourceError::State { tenant: self.context.tenant.clone(), source }.into()
     }
 
-    async fn work(&mut self) -> Result<(), Stop> {
+    async fn work(&mut self, off: Vec<ContentType>) -> Result<(), Stop> {
+        for content_type in off {
+            if self.remaining.contains_key(&content_type)
+                && let Err(why) = self.start(content_type).await
+            {
+                self.note_left(why);
+                self.closed.insert(content_type);
+            }
+        }
         while let Some((content_type, window)) = self.queue.pop_front() {
             if self.closed.contains(&content_type) {
                 continue;
@@ -614,6 +670,7 @@ impl<'a> Work<'a> {
         let mut pages = 0;
         let mut visited = HashSet::new();
         let mut failures = 0;
+        let mut nulls = 0;
         loop {
             self.room().await?;
             let listed = tokio::select! {
@@ -622,7 +679,16 @@ impl<'a> Work<'a> {
             };
             self.note_requests();
             let why = match listed {
+                Ok(listed) if listed.null && nulls < NULL_LISTINGS_MAX => {
+                    nulls += 1;
+                    self.context.count_empty(content_type, "list_content");
+                    self.pause(backoff(nulls, DELAY_MIN, DELAY_MAX)).await?;
+                    continue;
+                }
                 Ok(listed) => {
+                    if !listed.blobs.is_empty() {
+                        self.listed_some.insert(content_type);
+                    }
                     for blob in listed.blobs {
                         self.fetch(id, blob).await?;
                     }
@@ -646,6 +712,16 @@ impl<'a> Work<'a> {
                             return Ok(());
                         }
                         Some(_) => "the listing's next page is one it has shown already".to_owned(),
+                    }
+                }
+                Err(error) if matches!(error.action(), Action::StartSubscription) => {
+                    match self.start(content_type).await {
+                        Ok(()) => error.to_string(),
+                        Err(why) => {
+                            self.give_up(id, why);
+                            self.closed.insert(content_type);
+                            return Ok(());
+                        }
                     }
                 }
                 Err(error) => match self.refused(content_type, &mut window, &error) {
@@ -678,6 +754,26 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// Starts a subscription that is off. `Ok`: it may be on now, a listing tells.
+    async fn start(&mut self, content_type: ContentType) -> Result<(), String> {
+        let (count, on) = self.starts.get(&content_type).copied().unwrap_or_default();
+        let restart = self.reader.subscriptions.start(content_type).await;
+        let started = matches!(restart, Restart::Started { was_off: true });
+        self.starts.insert(content_type, (count + 1, on || started));
+        let off = format!("cannot list `{content_type}`: its subscription is off");
+        match restart {
+            Restart::Started { .. } | Restart::NotYet { .. } if count < STARTS_MAX => Ok(()),
+            Restart::Started { .. } => Err(format!(
+                "{off} again after it was started {STARTS_MAX} times (hint: ask the tenant's administrators who disables it)"
+            )),
+            Restart::NotYet { wait } => Err(format!(
+                "{off}, and Microsoft allows a start every 15 minutes (hint: run the same command again in {} s)",
+                wait.as_secs()
+            )),
+            Restart::Failed(error) => Err(format!("{}: {error} (hint: {})", error.slug(), error.hint())),
+        }
+    }
+
     fn listed(&mut self, id: u64) {
         if let Some(step) = self.steps.get_mut(&id) {
             step.listed = true;
@@ -705,7 +801,7 @@ impl<'a> Work<'a> {
                 let oldest = plan::earliest_listable(self.reader.server.for_requests());
                 if self.clip(content_type, window, oldest) { Refused::Gone } else { Refused::Again }
             }
-            Action::ParkType | Action::SlowRetryTenant | Action::StartSubscription => Refused::Closed,
+            Action::ParkType | Action::SlowRetryTenant => Refused::Closed,
             _ => Refused::Again,
         }
     }
@@ -857,13 +953,17 @@ fn joined(windows: &[Window]) -> Vec<(Timestamp, Timestamp)> {
 /// One blob, tried until it is settled or left.
 async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), Failed> {
     let key = Key::of_blob(&blob.id, blob.created);
-    let mut job = Job::new(blob, key, false);
+    let mut job = Job::new(blob, key, false, Patience::Short);
     loop {
         let pause = match context.settle(job.clone(), Box::new(|_| ())).await {
             Outcome::Settled => return Ok(()),
             Outcome::Stopped => return Err(Failed::Stopped),
             Outcome::State(error) => return Err(Failed::State(error)),
             Outcome::Superseded => Duration::from_millis(10),
+            Outcome::Empty { .. } => {
+                context.count_empty(job.blob.content_type, "fetch_blob");
+                job.note_empty()
+            }
             Outcome::Failed { error: Some(error), .. } if matches!(error.action(), Action::Throttled { .. }) => {
                 Duration::from_millis(100)
             }

@@ -42,6 +42,41 @@ pub const BAD_PIECE_BYTES: usize = 48 * 1024;
 /// A damaged body is given up as events only when it came byte-identical this often.
 pub const IDENTICAL_BODIES: u32 = 3;
 
+/// How long after an answer without events the same blob is asked for again: soon, in case it was a slip, then over most
+/// of an hour, in case what holds the events lags behind what lists them. The answer after the last of these is believed:
+/// no public report knows of a blob that is empty for longer and has events after all, the position must not wait for
+/// ever, and a blob that stays empty would otherwise hold it back until it expires.
+const EMPTY_PAUSES: [Duration; 6] = [
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(15 * 60),
+    Duration::from_secs(30 * 60),
+];
+/// The same for a single pass and a back-fill, which somebody waits for.
+const EMPTY_PAUSES_SHORT: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+/// Elements `null` kept in mind until it is known whether anything else is in the array.
+const NULLS_MAX: usize = 64;
+
+/// How long an answer without events is doubted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Over most of an hour.
+    Long,
+    /// Some seconds.
+    Short,
+}
+
+impl Patience {
+    const fn pauses(self) -> &'static [Duration] {
+        match self {
+            Self::Long => &EMPTY_PAUSES,
+            Self::Short => &EMPTY_PAUSES_SHORT,
+        }
+    }
+}
+
 /// Everything a fetch needs that is the same for all blobs of a tenant. Cheap to clone.
 #[derive(Clone)]
 pub struct FetchContext {
@@ -92,12 +127,37 @@ pub struct Job {
     pub damaged: Option<(blake3::Hash, u32)>,
     /// Whether the blob is about to expire: whatever it holds is shipped now.
     pub last_chance: bool,
+    /// Answers in a row that held no event.
+    pub empties: u32,
+    patience: Patience,
 }
 
 impl Job {
     /// A blob seen for the first time.
-    pub fn new(blob: BlobRef, key: Key, track_first: bool) -> Self {
-        Self { blob, key, track_first, tracked: track_first, failures: 0, damaged: None, last_chance: false }
+    pub fn new(blob: BlobRef, key: Key, track_first: bool, patience: Patience) -> Self {
+        Self {
+            blob,
+            key,
+            track_first,
+            tracked: track_first,
+            failures: 0,
+            damaged: None,
+            last_chance: false,
+            empties: 0,
+            patience,
+        }
+    }
+
+    /// Counts an answer without events; the pause before the next attempt.
+    pub fn note_empty(&mut self) -> Duration {
+        let pause = self.patience.pauses().get(self.empties as usize).copied();
+        self.empties += 1;
+        pause.unwrap_or_default()
+    }
+
+    /// Whether one more answer without events is taken for what it says.
+    fn believes_empty(&self) -> bool {
+        self.last_chance || self.empties as usize >= self.patience.pauses().len()
     }
 
     /// Counts a fetch that failed and, when it was damaged, whether it is the damage known.
@@ -143,6 +203,11 @@ pub enum Outcome {
         error: Option<ApiError>,
         /// The body, when it arrived whole and is damaged but may be shipped once it came often enough.
         damaged: Option<blake3::Hash>,
+    },
+    /// It arrived whole and holds no event, though it was listed: to be asked for again before that is believed.
+    Empty {
+        /// What it holds in their place.
+        why: String,
     },
     /// A batch of another blob, which carried an event of this one, was given up: try again at once.
     Superseded,
@@ -194,6 +259,15 @@ impl FetchContext {
                 Err(outcome)
             }
         }
+    }
+
+    /// Counts an answer that is empty where something was to be expected.
+    pub fn count_empty(&self, content_type: crate::model::ContentType, endpoint: &'static str) {
+        ::metrics::counter!(
+            metrics::EMPTY_ANSWERS_TOTAL, "tenant" => self.tenant.to_string(), "content_type" => content_type.as_str(),
+            "endpoint" => endpoint
+        )
+        .increment(1);
     }
 
     async fn commit(&self, change: Change) -> Result<(), Outcome> {
@@ -280,6 +354,10 @@ struct Run<'a> {
     /// How often each id-less event occurred in this blob.
     anonymous: HashMap<u128, u64>,
     damage: Option<String>,
+    /// Whether anything but `null` was found in the array.
+    something: bool,
+    /// Where its elements `null` stand, until something else is found.
+    nulls: Vec<u64>,
     /// Keys the newest claim took.
     claimed: u32,
     /// Keys of records in the batch being built that are not claimed yet, and the indexes of those records.
@@ -322,6 +400,8 @@ impl<'a> Run<'a> {
             dependencies: Vec::new(),
             anonymous: HashMap::new(),
             damage: None,
+            something: false,
+            nulls: Vec::new(),
             claimed: 0,
             unclaimed: Default::default(),
             scrap: None,
@@ -386,6 +466,16 @@ impl<'a> Run<'a> {
 
     /// Decides whether a body that arrived whole can be settled.
     async fn judge(&mut self, ending: Ending, hash: Option<blake3::Hash>) -> Result<(), Outcome> {
+        let empty = match ending {
+            Ending::Complete if !self.something && self.nulls.is_empty() => Some("the body is an empty array"),
+            Ending::Complete if !self.something => Some("the array holds nothing but `null`"),
+            Ending::Null => Some("the body is `null`"),
+            _ => None,
+        };
+        if let Some(why) = empty {
+            return self.judge_empty(why, ending).await;
+        }
+        self.ship_nulls().await?;
         // Whether three identical bodies are enough, or only the expiry is.
         let mut may_salvage = true;
         let unreadable = match ending {
@@ -398,10 +488,7 @@ impl<'a> Run<'a> {
             }
             // The bytes came as a damaged piece.
             Ending::TrailingData { .. } => Some("something follows the array".to_owned()),
-            Ending::Null => {
-                self.bad(b"null", 0, "the body is `null`").await?;
-                Some("the body is `null`, not an array".to_owned())
-            }
+            Ending::Null => Some("the body is `null`, not an array".to_owned()),
             Ending::Empty => {
                 may_salvage = false;
                 Some("the body is empty".to_owned())
@@ -429,6 +516,30 @@ impl<'a> Run<'a> {
         Err(Outcome::Failed { why, error: None, damaged: if may_salvage { hash } else { None } })
     }
 
+    /// A blob is listed because it has events: that it has none is believed only when it stays so. What is not an array
+    /// then still reaches the operator.
+    async fn judge_empty(&mut self, why: &str, ending: Ending) -> Result<(), Outcome> {
+        if !self.job.believes_empty() {
+            return Err(Outcome::Empty { why: why.to_owned() });
+        }
+        tracing::warn!(
+            tenant = %self.context.tenant, content_type = %self.job.blob.content_type, content_id = %self.job.blob.id,
+            answers = self.job.empties + 1, "blob-empty: {why}, and stayed so; it counts as read"
+        );
+        if matches!(ending, Ending::Null) {
+            self.ship_bad(b"null", 0, "the body is `null`").await?;
+        }
+        self.ship_nulls().await
+    }
+
+    /// The elements `null`: what Microsoft sent, and no events.
+    async fn ship_nulls(&mut self) -> Result<(), Outcome> {
+        for offset in std::mem::take(&mut self.nulls) {
+            self.ship_bad(b"null", offset, "the element is not an object").await?;
+        }
+        Ok(())
+    }
+
     /// As much of one piece of the body as needs no waiting; what was done is not to be done again. `members` are those
     /// of the element, if it was read.
     fn take_at_once(&mut self, piece: &Piece, members: &Members) -> Left {
@@ -438,6 +549,7 @@ impl<'a> Run<'a> {
         if self.reserved.is_none() || self.delivers_again() || self.match_in(&event).is_some() {
             return Left::All;
         }
+        self.something = true;
         let key = Key::of_event(&identity);
         if let Some(rule) = self.render(&event) {
             return Left::Routine(key, rule);
@@ -466,6 +578,13 @@ impl<'a> Run<'a> {
 
     /// One piece of the body. `members` are those of the element, if it was read.
     async fn take(&mut self, piece: Piece, members: &Members) -> Result<(), Outcome> {
+        match &piece {
+            Piece::Element { bytes, offset, .. } if bytes[..] == *b"null" && self.nulls.len() < NULLS_MAX => {
+                self.nulls.push(*offset);
+                return Ok(());
+            }
+            _ => self.something = true,
+        }
         match piece {
             Piece::Element { bytes, offset, read } => match event_of(&bytes, members, read) {
                 Ok(event) => self.event(&event, &bytes).await?,

@@ -26,6 +26,9 @@ use crate::plan::{self, Bounds, Reach};
 
 /// Pages followed in one window before it is listed again in halves.
 const PAGES_MAX: u32 = 1000;
+/// Answers `null` to one page before it is taken for an empty one. Each window is listed again by the polls of the next
+/// hours, of the day and of the week, so what it may have hidden is found all the same.
+pub const NULL_LISTINGS_MAX: u32 = 5;
 const DELAY_MIN: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(60);
 /// Failures of one window in a row before health says so.
@@ -164,6 +167,8 @@ struct Cursor {
     visited: HashSet<String>,
     /// Failures since a page was read that had never been read before.
     failures: u32,
+    /// Answers `null` to the page it is at.
+    nulls: u32,
     /// Pages read in the best attempt.
     furthest: u32,
     not_before: Duration,
@@ -178,6 +183,7 @@ impl Cursor {
             pages: 0,
             visited: HashSet::new(),
             failures: 0,
+            nulls: 0,
             furthest: 0,
             not_before: Duration::ZERO,
             pass,
@@ -391,6 +397,22 @@ impl Lister {
             Ok(page) => page,
             Err(error) => return self.page_failed(cursor, queues, fresh, error).await,
         };
+        if page.null {
+            ::metrics::counter!(
+                metrics::EMPTY_ANSWERS_TOTAL, "tenant" => self.tenant.to_string(),
+                "content_type" => self.content_type.as_str(), "endpoint" => "list_content"
+            )
+            .increment(1);
+            if cursor.nulls < NULL_LISTINGS_MAX {
+                cursor.nulls += 1;
+                return self.again(cursor, queues, fresh, "the listing is `null` in place of an array".into());
+            }
+            tracing::warn!(
+                tenant = %self.tenant, content_type = %self.content_type, from = %cursor.window.start, to = %cursor.window.end,
+                "listing-null: a listing stayed `null` in place of an array; it counts as empty until the next poll"
+            );
+        }
+        cursor.nulls = 0;
         // The first page alone is no progress: a window that breaks at its second would be asked for without a pause.
         if cursor.pages >= cursor.furthest {
             cursor.furthest = cursor.pages + 1;

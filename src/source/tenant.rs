@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::backfill::{self, Desk};
 use super::budget::{Budget, Pool};
 use super::deliver::Courier;
-use super::fetch::{FetchContext, Job, Outcome, Reading, deliver_notice};
+use super::fetch::{FetchContext, Job, Outcome, Patience, Reading, deliver_notice};
 use super::health::{Board, Level, Place};
 use super::hold::{self, Hold, HoldSettings};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
@@ -278,7 +278,8 @@ pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Repo
         let subscriptions =
             Subscriptions::new(parts.api.clone(), parts.server.clone(), parts.clock.clone(), handle.clone(), tenant);
         let context = fetch_context(&parts, &board, handle.clone(), events, hold, &stop);
-        let backfills = backfill::serve(parts.desk.take(), backfill::Reader::new(&parts, &context));
+        let reader = backfill::Reader::new(&parts, &context, subscriptions.clone());
+        let backfills = backfill::serve(parts.desk.take(), reader);
         let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop));
         tokio::select! {
             report = tenant_loop.run(&mut writer, enabled, tracked, aside) => report,
@@ -895,7 +896,8 @@ impl Loop {
             },
         );
         self.count(metrics::BLOBS_TOTAL, blob.content_type, "state", "listed");
-        self.ready.push(Ready(Job::new(blob, key, late)));
+        let patience = self.patience();
+        self.ready.push(Ready(Job::new(blob, key, late, patience)));
     }
 
     /// Takes over a blob an earlier run tracked.
@@ -914,7 +916,7 @@ impl Loop {
                 given_up: false,
             },
         );
-        let mut job = Job::new(blob, key, false);
+        let mut job = Job::new(blob, key, false, self.patience());
         job.tracked = true;
         self.ready.push(Ready(job));
     }
@@ -984,6 +986,7 @@ impl Loop {
                     self.settled(job.blob.content_type, job.key, Some(job.blob.created));
                 }
                 Outcome::Failed { why, error, damaged } => self.on_failed(*job, &why, error, damaged),
+                Outcome::Empty { why } => self.on_empty(*job, &why),
                 Outcome::Superseded => self.ready.push(Ready(*job)),
                 Outcome::Stopped => {}
                 Outcome::State(error) => return Err(state(error)),
@@ -1090,6 +1093,34 @@ impl Loop {
         let slow =
             !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
         self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay });
+    }
+
+    /// How long an answer without events is doubted: a single pass is waited for.
+    const fn patience(&self) -> Patience {
+        if self.parts.once { Patience::Short } else { Patience::Long }
+    }
+
+    /// A blob that was listed was answered with no event: asked for again after a while, and believed when the answer
+    /// stays the same.
+    fn on_empty(&mut self, mut job: Job, why: &str) {
+        let content_type = job.blob.content_type;
+        let now = self.parts.clock.monotonic();
+        self.context.count_empty(content_type, "fetch_blob");
+        let pause = job.note_empty();
+        tracing::debug!(
+            tenant = %self.parts.tenant, %content_type, content_id = %job.blob.id, answers = job.empties,
+            "blob-empty: {why}; it is asked for again in {} s", pause.as_secs()
+        );
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        if !stream.unsettled.update(job.key, |blob| blob.persisted = job.tracked) {
+            return;
+        }
+        if let Some(server_now) = self.parts.server.trusted() {
+            job.last_chance = job.blob.expires.duration_since(server_now) <= LAST_CHANCE;
+        }
+        job.track_first = !job.tracked;
+        job.tracked = true;
+        self.requeue(job, now + pause);
     }
 
     fn requeue(&mut self, job: Job, due: Duration) {

@@ -296,3 +296,30 @@ async fn listing_again_costs_few_calls_and_fetches_nothing_twice() {
     assert!((288..=288 + 24 * 3 + 30).contains(&listings), "{listings}");
     w.assert_clean();
 }
+
+/// A listing that is `null` is asked for again before it is taken for an empty one; where it stays `null`, the position
+/// goes on, because the same time is listed again later.
+#[tokio::test]
+async fn a_listing_that_is_null_is_asked_for_again_and_does_not_stop_the_position() {
+    let null = || Fault::Answer { status: 200, content_type: "application/json".to_owned(), body: b" null\n".to_vec() };
+    let mut w = World::new().await;
+    w.add_aged(2, mins(30));
+    w.sim.faults().next(CallKind::Content, 3, null());
+    let running = w.start();
+    w.leap(mins(1), std::time::Duration::from_secs(5)).await;
+    assert_eq!(w.host.event_count(), 2, "before the next poll");
+    w.stop(running).await;
+    w.assert_clean();
+
+    let mut w = World::new().await;
+    w.set("backfill_secs", 3600);
+    w.sim.faults().next(CallKind::Content, 6, null());
+    let running = w.start();
+    w.leap(mins(4), std::time::Duration::from_secs(5)).await;
+    assert!(w.complete_until(EXCHANGE).is_some(), "believed after six answers");
+    w.add_now(1);
+    w.leap(mins(20), mins(1)).await;
+    w.stop(running).await;
+    w.assert_clean();
+    w.assert_healthy();
+}
