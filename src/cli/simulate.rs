@@ -81,7 +81,7 @@ pub async fn simulate(args: SimulateArgs, shutdown: impl Future<Output = ()>) ->
     let now = sim.now();
     let from = now.saturating_sub(jiff::SignedDuration::from_hours(24 * i64::from(args.days))).unwrap_or(now);
     sim.generate(&tenant, GenerateSpec::new(args.blobs, args.events_per_blob, from, now));
-    eprintln!("{}", agent_config(&sim.url(), &tenant, &config, args.days));
+    eprintln!("{}", agent_config(sim.address(), &sim.url(), &tenant, &config, args.days));
 
     tokio::pin!(shutdown);
     let mut types = ContentType::ALL.into_iter().cycle();
@@ -101,15 +101,36 @@ pub async fn simulate(args: SimulateArgs, shutdown: impl Future<Output = ()>) ->
     Ok(())
 }
 
+/// Who else can use a simulator that listens on `address`, if anybody can.
+fn open_to(address: SocketAddr) -> Option<String> {
+    let port = address.port();
+    match address.ip() {
+        ip if ip.to_canonical().is_loopback() => None,
+        ip if ip.is_unspecified() => Some(format!(
+            "# Everybody who reaches this machine on port {port} can use it: it listens on every address, without TLS, and its\n\
+             # secret stands below. It holds invented events only. `--listen 127.0.0.1:{port}` keeps it to this machine. From\n\
+             # another machine, put this one's name into both URLs, and add `allow_plain_http = true`.\n"
+        )),
+        ip => Some(format!(
+            "# Everybody who reaches {ip} on port {port} can use it: it speaks plain HTTP, and its secret stands below. It holds\n\
+             # invented events only. `--listen 127.0.0.1:{port}` keeps it to this machine.\n"
+        )),
+    }
+}
+
 /// The part of an `agent.toml` that reads from the simulator; it is complete as it stands.
-fn agent_config(url: &str, tenant: &TenantId, config: &SimConfig, days: u32) -> String {
+fn agent_config(address: SocketAddr, url: &str, tenant: &TenantId, config: &SimConfig, days: u32) -> String {
     let backfill_secs = u64::from(days) * 86_400;
+    let open = open_to(address).unwrap_or_default();
+    let local = address.ip().is_unspecified() || address.ip().to_canonical().is_loopback();
+    // Plain HTTP to an address of a network is refused unless it is allowed.
+    let plain = if local { "" } else { "allow_plain_http = true\n" };
     format!(
         "\
 # The simulated tenant listens on {url}. Save this as agent.toml and run
 #   m365-audit run -c agent.toml
 # Ctrl-C here stops the tenant and says what became of its events.
-data_dir = \"simulated-state\"
+{open}data_dir = \"simulated-state\"
 
 [sources.simulated]
 type = \"m365_audit\"
@@ -118,7 +139,7 @@ client_id = \"{}\"
 client_secret = \"{}\"
 api_url = \"{url}\"
 authority_url = \"{url}\"
-poll_interval_secs = 10
+{plain}poll_interval_secs = 10
 backfill_secs = {backfill_secs}
 
 [sinks.out]
@@ -181,10 +202,40 @@ mod tests {
         simulate(args, async {}).await.unwrap();
     }
 
+    #[tokio::test]
+    async fn what_is_printed_can_be_run_as_it_stands_and_says_who_can_reach_it() {
+        let config = SimConfig::default();
+        for (listen, url, open) in [
+            ("127.0.0.1:8080", "http://127.0.0.1:8080", false),
+            ("[::1]:8080", "http://[::1]:8080", false),
+            ("0.0.0.0:8080", "http://127.0.0.1:8080", true),
+            ("[::]:8080", "http://[::1]:8080", true),
+            ("192.0.2.7:8080", "http://192.0.2.7:8080", true),
+            ("[2001:db8::7]:8080", "http://[2001:db8::7]:8080", true),
+        ] {
+            let address: SocketAddr = listen.parse().unwrap();
+            let text = agent_config(address, url, &config.tenants[0], &config, 6);
+            let read =
+                crate::config::Config::parse(&text, &|_| None).unwrap_or_else(|error| panic!("{listen}: {error}"));
+            assert_eq!(read.sources["simulated"].api_origin(), url, "{text}");
+            assert_eq!(text.contains("Everybody who reaches"), open, "{text}");
+        }
+        // The URL a running one gives is one a client on this machine can connect to.
+        for listen in ["0.0.0.0:0", "[::]:0"] {
+            let Ok(sim) = Sim::start_on(listen.parse().unwrap(), config.clone(), SystemClock::new()).await else {
+                continue; // A machine without IPv6.
+            };
+            let url = url::Url::parse(&sim.url()).unwrap();
+            assert!(crate::config::is_loopback(&url), "{url}");
+            sim.stop().await;
+        }
+    }
+
     #[test]
     fn the_printed_configuration_is_toml_with_the_names_an_agent_reads() {
         let config = SimConfig::default();
-        let text = agent_config("http://127.0.0.1:8080", &config.tenants[0], &config, 6);
+        let address = "127.0.0.1:8080".parse().unwrap();
+        let text = agent_config(address, "http://127.0.0.1:8080", &config.tenants[0], &config, 6);
         let parsed: toml::Table = text.parse().unwrap();
         let source = parsed["sources"]["simulated"].as_table().unwrap();
         for key in ["type", "tenant_id", "client_id", "client_secret", "api_url", "authority_url"] {

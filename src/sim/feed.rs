@@ -31,6 +31,8 @@ pub(super) struct Call {
     pub query: Vec<(String, String)>,
     pub raw_query: String,
     pub bearer: Option<String>,
+    /// The host and port the client called, if it said.
+    pub host: Option<String>,
     pub languages: Vec<String>,
     /// The decoded form of a token request.
     pub form: Vec<(String, String)>,
@@ -54,6 +56,7 @@ impl Call {
                 .collect(),
             raw_query: query.to_owned(),
             bearer: None,
+            host: None,
             languages: Vec::new(),
             form: Vec::new(),
             app_service: false,

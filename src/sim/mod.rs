@@ -27,7 +27,7 @@ mod truth;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -327,7 +327,8 @@ impl GenerateSpec {
             late_rate: 0.05,
             late_by_max_secs: 2 * 3_600,
             same_instant_rate: 0.05,
-            empty_blob_rate: 0.01,
+            // No public report knows of one.
+            empty_blob_rate: 0.0,
             copy_rate: 0.02,
             reordered_share: 0.5,
             old_event_rate: 0.02,
@@ -368,8 +369,6 @@ pub struct RequestLog {
     pub fault: Option<&'static str>,
     /// Whether it came over HTTP/2.
     pub http2: bool,
-    /// On which connection it came, counted from 1 in the order they were accepted.
-    pub connection: u64,
 }
 
 /// Counts over the simulator's whole life.
@@ -383,6 +382,16 @@ pub struct Counters {
     pub statuses: BTreeMap<u16, u64>,
     /// Connections accepted.
     pub connections: u64,
+}
+
+/// An address that a client on this machine can connect to: nobody can connect to "every address".
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 /// The running simulator. Clones share it; when the last one goes, it stops.
@@ -435,13 +444,14 @@ impl Sim {
             activity: AtomicU64::new(0),
             cancel: CancellationToken::new(),
             streams: TaskTracker::new(),
-            url: format!("http://{address}"),
+            url: format!("http://{}", reachable(address)),
+            everywhere: address.ip().is_unspecified(),
         });
         let server = tokio::spawn(server::serve(listener, shared.clone()));
         Ok(Self { running: Arc::new(Running { shared, address, server: Mutex::new(Some(server)) }) })
     }
 
-    /// `http://127.0.0.1:PORT`: both the authority and the API.
+    /// `http://127.0.0.1:PORT`, or the address it was started on: both the authority and the API.
     pub fn url(&self) -> String {
         self.shared().url.clone()
     }

@@ -58,6 +58,8 @@ pub(super) struct Shared {
     /// The tasks hyper starts for the streams of HTTP/2 connections.
     pub streams: TaskTracker,
     pub url: String,
+    /// It listens on every address of the machine.
+    pub everywhere: bool,
 }
 
 /// Starts hyper's tasks where [`serve`] can wait for them.
@@ -111,12 +113,8 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => {
                 // An accept that fails (out of descriptors, a peer that left) is the peer's trouble.
                 let Ok((socket, _)) = accepted else { tokio::task::yield_now().await; continue };
-                let number = {
-                    let mut log = shared.log();
-                    log.counters.connections += 1;
-                    log.counters.connections
-                };
-                connections.spawn(connection(socket, number, shared.clone()));
+                shared.log().counters.connections += 1;
+                connections.spawn(connection(socket, shared.clone()));
             }
         }
     }
@@ -126,13 +124,13 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     shared.streams.wait().await;
 }
 
-async fn connection(socket: TcpStream, number: u64, shared: Arc<Shared>) {
+async fn connection(socket: TcpStream, shared: Arc<Shared>) {
     let _ = socket.set_nodelay(true);
     let reset = Arc::new(AtomicBool::new(false));
     let io = Socket { tcp: socket, reset: reset.clone(), shared: shared.clone() };
     let cancel = shared.cancel.clone();
     let mut builder = auto::Builder::new(Streams(shared.streams.clone()));
-    let service = service_fn(move |request| respond(request, number, shared.clone(), reset.clone()));
+    let service = service_fn(move |request| respond(request, shared.clone(), reset.clone()));
     builder.http1().title_case_headers(true);
     let serving = builder.serve_connection(TokioIo::new(io), service);
     tokio::select! {
@@ -149,18 +147,16 @@ struct ConnectionReset;
 
 async fn respond(
     request: Request<Incoming>,
-    connection: u64,
     shared: Arc<Shared>,
     reset: Arc<AtomicBool>,
 ) -> Result<Response<Body>, ConnectionReset> {
     let guard = InFlight::enter(shared.clone());
     let (call, accepts_gzip, http2) = read_call(request).await;
-    let carrier = Carrier { http2, connection };
     let fault = strike(&shared, &call);
     match &fault {
         Some(Fault::Slow(pause)) => wait(&shared, *pause).await,
         Some(Fault::Reset) => {
-            enter_log(&shared, &call, 0, fault.as_ref(), carrier);
+            enter_log(&shared, &call, 0, fault.as_ref(), http2);
             reset.store(!http2, Ordering::Relaxed);
             return Err(ConnectionReset);
         }
@@ -173,7 +169,12 @@ async fn respond(
         let replaced = fault.as_ref().is_some_and(replaces_answer);
         let reply = match &fault {
             Some(fault) if replaced => feed::fault_reply(fault, &state.config, &call, now),
-            _ => feed::answer(state, tokens, &call, &shared.url, now, shared.clock.monotonic()),
+            _ => {
+                // One that listens everywhere has as many names as the machine: links lead back by the one in use.
+                let called = call.host.as_ref().filter(|_| shared.everywhere).map(|host| format!("http://{host}"));
+                let own_url = called.as_deref().unwrap_or(&shared.url);
+                feed::answer(state, tokens, &call, own_url, now, shared.clock.monotonic())
+            }
         };
         (reply, state.config.gzip)
     };
@@ -181,7 +182,7 @@ async fn respond(
         reply.body = ReplyBody::Bytes(Bytes::new());
         reply.reads_blob = None;
     }
-    enter_log(&shared, &call, reply.status, fault.as_ref(), carrier);
+    enter_log(&shared, &call, reply.status, fault.as_ref(), http2);
     Ok(build(reply, fault, accepts_gzip && gzip_allowed, guard, now))
 }
 
@@ -214,6 +215,8 @@ async fn read_call(request: Request<Incoming>) -> (Call, bool, bool) {
     call.identity.forwarded = parts.headers.contains_key("x-forwarded-for");
     call.identity.app_service = text(header::HeaderName::from_static("x-identity-header")).to_owned();
     call.identity.authorization = text(header::AUTHORIZATION).to_owned();
+    let host = parts.uri.authority().map(|authority| authority.as_str()).unwrap_or_else(|| text(header::HOST));
+    call.host = Some(host.to_owned()).filter(|host| !host.is_empty());
     let languages = text(header::ACCEPT_LANGUAGE).split(',').map(|one| one.trim().to_owned());
     call.languages = languages.filter(|one| !one.is_empty()).collect();
     let accepts_gzip = text(header::ACCEPT_ENCODING).split(',').any(|one| one.trim().starts_with("gzip"));
@@ -240,14 +243,7 @@ fn strike(shared: &Shared, call: &Call) -> Option<Fault> {
     })
 }
 
-/// How a request came.
-#[derive(Clone, Copy)]
-struct Carrier {
-    http2: bool,
-    connection: u64,
-}
-
-fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, carrier: Carrier) {
+fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, http2: bool) {
     let had_publisher = call.param("publisheridentifier").is_some_and(|text| !text.is_empty());
     let param = |name| call.param(name).map(str::to_owned);
     let entry = RequestLog {
@@ -264,8 +260,7 @@ fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, c
         monotonic: shared.clock.monotonic(),
         status,
         fault: fault.map(Fault::name),
-        http2: carrier.http2,
-        connection: carrier.connection,
+        http2,
     };
     let mut log = shared.log();
     *log.counters.requests.entry(call.kind).or_default() += 1;
