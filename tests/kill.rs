@@ -26,7 +26,8 @@ const EVENTS_PER_BLOB: usize = 12;
 /// Bodies downloaded and not settled when a process dies, at most (`DOWNLOADS_MAX` of the source, and as many being
 /// delivered): what may come twice after one kill.
 const BLOBS_IN_FLIGHT_MAX: u32 = 64;
-const RUN_TIME_MAX: Duration = Duration::from_secs(60);
+/// A run that takes longer hangs.
+const RUN_TIME_MAX: Duration = Duration::from_secs(240);
 /// Over idle, by the design.
 const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 

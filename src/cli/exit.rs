@@ -15,6 +15,8 @@ pub enum Exit {
     Done = 0,
     /// Wrong command line.
     Usage = 64,
+    /// An input file cannot be opened.
+    NoInput = 66,
     /// Microsoft could not be reached.
     Network = 69,
     /// A bug of ours.
@@ -87,9 +89,10 @@ impl From<&MoveError> for Exit {
 impl Exit {
     /// The exit code of this number; a bug for a number that is none.
     pub fn of_number(number: u8) -> Exit {
-        const ALL: [Exit; 9] = [
+        const ALL: [Exit; 10] = [
             Exit::Done,
             Exit::Usage,
+            Exit::NoInput,
             Exit::Network,
             Exit::Internal,
             Exit::State,

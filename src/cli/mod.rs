@@ -40,8 +40,8 @@ use crate::model::{Actionable, error_page};
 
 const AFTER_HELP: &str = "\
 Data goes to standard output, everything else to standard error.
-Exit codes: 0 done, 64 usage, 69 network, 70 internal, 73 state or output file, 75 `run --once` left something, 76
-permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
+Exit codes: 0 done, 64 usage, 66 an input file cannot be opened, 69 network, 70 internal, 73 state or output file, 75
+`run --once` left something, 76 permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
 
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
 #[derive(Debug, Parser)]
@@ -125,6 +125,12 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             validate::validate(&args, &mut out, &mut std::io::stderr()).map_err(|error| match error {
                 validate::ValidateError::Config(error) => error.into(),
                 validate::ValidateError::Output(error) => Failure::io(error),
+                error @ validate::ValidateError::FluentBit(_) => {
+                    Failure { message: error.to_string(), exit: Exit::Config }
+                }
+                error @ validate::ValidateError::Unopened { .. } => {
+                    Failure { message: error.to_string(), exit: Exit::NoInput }
+                }
             })?;
             Ok(Exit::Done)
         }

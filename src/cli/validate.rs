@@ -1,16 +1,24 @@
-//! `m365-audit validate`: the configuration alone, all problems at once. Opens no connection, writes no file.
+//! `m365-audit validate`: a configuration alone, all problems at once. Opens no connection, writes no file.
 
+use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, SOURCE_TYPE};
+use crate::hosts::fluent_bit::check::{self, Report};
+use crate::hosts::fluent_bit::file::Finding;
 
 /// Arguments of `validate`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file.
-    #[arg(short, long, value_name = "FILE")]
-    pub config: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "fluent_bit", conflicts_with = "fluent_bit")]
+    pub config: Option<PathBuf>,
+
+    /// A configuration of Fluent Bit instead, YAML or classic, with the files it includes: the names and values of its
+    /// input `m365_audit`, and what a crash could cost.
+    #[arg(long, value_name = "FILE")]
+    pub fluent_bit: Option<PathBuf>,
 }
 
 /// Why `validate` failed.
@@ -19,9 +27,44 @@ pub enum ValidateError {
     /// The configuration has problems.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Fluent Bit's configuration has problems.
+    #[error("{0}")]
+    FluentBit(Problems),
+    /// Fluent Bit's configuration cannot be opened.
+    #[error("config-invalid: cannot open `{}`: {source}\n  hint: name Fluent Bit's main configuration file, such as `/etc/fluent-bit/fluent-bit.yaml`", .path.display())]
+    Unopened {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The answer could not be written.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
+}
+
+/// All problems of Fluent Bit's configuration. Never empty.
+#[derive(Debug)]
+pub struct Problems(Vec<Finding>);
+
+impl fmt::Display for Problems {
+    /// The first with its hint, how many more there are, then each of them with its own; as a [`ConfigError`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let more = match self.0.len() {
+            ..=1 => None,
+            2 => Some("1 more problem below".to_owned()),
+            n => Some(format!("{} more problems below", n - 1)),
+        };
+        for (number, finding) in self.0.iter().enumerate() {
+            let (start, more) = if number == 0 { ("config-invalid: ", more.clone()) } else { ("\n", None) };
+            write!(f, "{start}{finding}")?;
+            let hints: Vec<String> = finding.hint.clone().into_iter().chain(more).collect();
+            if !hints.is_empty() {
+                write!(f, "\n  hint: {}", hints.join("; "))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Reads the file and says what it found: warnings to `notes` (standard error), the summary to `out`.
@@ -29,18 +72,46 @@ pub enum ValidateError {
 /// # Errors
 /// All problems of the file.
 pub fn validate(args: &Args, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ValidateError> {
-    let config = Config::load(&args.config)?;
-    for warning in config.warnings() {
-        writeln!(notes, "warning: {warning}")?;
-        if let Some(hint) = &warning.hint {
-            writeln!(notes, "  hint: {hint}")?;
-        }
+    match (&args.config, &args.fluent_bit) {
+        (_, Some(path)) => fluent_bit(path, out, notes),
+        (Some(path), None) => own(path, out, notes),
+        // The command line has one of them.
+        (None, None) => Ok(()),
     }
-    let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
-    let sources = count(config.sources.len(), "source");
-    let sinks = count(config.sinks.len(), "sink");
-    writeln!(out, "{}: valid, {sources}, {sinks}", args.config.display())?;
+}
+
+fn own(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ValidateError> {
+    let config = Config::load(path)?;
+    for warning in config.warnings() {
+        warn(notes, &warning, warning.hint.as_deref())?;
+    }
+    let (sources, sinks) = (count(config.sources.len(), "source"), count(config.sinks.len(), "sink"));
+    writeln!(out, "{}: valid, {sources}, {sinks}", path.display())?;
     Ok(())
+}
+
+fn fluent_bit(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ValidateError> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let report = check::check(path, &environment);
+    let Report { problems, warnings, outputs } =
+        report.map_err(|source| ValidateError::Unopened { path: path.to_owned(), source })?;
+    for warning in &warnings {
+        warn(notes, warning, warning.hint.as_deref())?;
+    }
+    if !problems.is_empty() {
+        return Err(ValidateError::FluentBit(Problems(problems)));
+    }
+    writeln!(out, "{}: valid, 1 input `{SOURCE_TYPE}`, {}", path.display(), count(outputs, "output"))?;
+    Ok(())
+}
+
+fn warn(notes: &mut dyn Write, warning: &dyn fmt::Display, hint: Option<&str>) -> io::Result<()> {
+    writeln!(notes, "warning: {warning}")?;
+    hint.map_or(Ok(()), |hint| writeln!(notes, "  hint: {hint}"))
+}
+
+fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 #[cfg(test)]
@@ -55,7 +126,7 @@ mod tests {
                     client_id = \"app\"\nclient_secret = \"x\"\n[sinks.out]\ntype = \"stdout\"\ninputs = [\"a\"]\n";
         std::fs::write(&path, text).unwrap();
         let (mut out, mut notes) = (Vec::new(), Vec::new());
-        validate(&Args { config: path }, &mut out, &mut notes).unwrap();
+        validate(&Args { config: Some(path), fluent_bit: None }, &mut out, &mut notes).unwrap();
         assert!(String::from_utf8(out).unwrap().ends_with("agent.toml: valid, 1 source, 1 sink\n"));
         assert!(String::from_utf8(notes).unwrap().starts_with("warning: `sources.a.client_id`: expected a GUID\n"));
     }

@@ -255,6 +255,12 @@ const WRITTEN: &[Written] = &[
         "the Fluent Bit input (`plugins/fluent-bit/src/settle.rs`)",
     ),
     (
+        "fluent-bit-memory-misaligned",
+        "the `malloc` of the Fluent Bit process gives memory that is aligned to less than 8 bytes; the input does not start, since it would crash",
+        "use one of Fluent Bit's own packages, or a build of it with another allocator; or run `m365-audit run` beside it, with the sink `fluent_forward`",
+        "the Fluent Bit input (`plugins/fluent-bit/src/memory.rs`)",
+    ),
+    (
         "fluent-bit-no-threads",
         "the Fluent Bit input cannot start its threads",
         "check the limit of processes of the user Fluent Bit runs as",

@@ -5,6 +5,7 @@
 pub mod embedded;
 #[cfg(feature = "embedded")]
 pub mod file;
+pub mod fluent_bit;
 #[cfg(feature = "embedded")]
 pub mod fluent_forward;
 #[cfg(feature = "embedded")]

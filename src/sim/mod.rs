@@ -369,6 +369,8 @@ pub struct RequestLog {
     pub fault: Option<&'static str>,
     /// Whether it came over HTTP/2.
     pub http2: bool,
+    /// On which connection it came, counted from 1 in the order they were accepted.
+    pub connection: u64,
 }
 
 /// Counts over the simulator's whole life.

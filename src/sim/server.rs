@@ -113,8 +113,12 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => {
                 // An accept that fails (out of descriptors, a peer that left) is the peer's trouble.
                 let Ok((socket, _)) = accepted else { tokio::task::yield_now().await; continue };
-                shared.log().counters.connections += 1;
-                connections.spawn(connection(socket, shared.clone()));
+                let number = {
+                    let mut log = shared.log();
+                    log.counters.connections += 1;
+                    log.counters.connections
+                };
+                connections.spawn(connection(socket, number, shared.clone()));
             }
         }
     }
@@ -124,13 +128,13 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     shared.streams.wait().await;
 }
 
-async fn connection(socket: TcpStream, shared: Arc<Shared>) {
+async fn connection(socket: TcpStream, number: u64, shared: Arc<Shared>) {
     let _ = socket.set_nodelay(true);
     let reset = Arc::new(AtomicBool::new(false));
     let io = Socket { tcp: socket, reset: reset.clone(), shared: shared.clone() };
     let cancel = shared.cancel.clone();
     let mut builder = auto::Builder::new(Streams(shared.streams.clone()));
-    let service = service_fn(move |request| respond(request, shared.clone(), reset.clone()));
+    let service = service_fn(move |request| respond(request, number, shared.clone(), reset.clone()));
     builder.http1().title_case_headers(true);
     let serving = builder.serve_connection(TokioIo::new(io), service);
     tokio::select! {
@@ -147,16 +151,18 @@ struct ConnectionReset;
 
 async fn respond(
     request: Request<Incoming>,
+    connection: u64,
     shared: Arc<Shared>,
     reset: Arc<AtomicBool>,
 ) -> Result<Response<Body>, ConnectionReset> {
     let guard = InFlight::enter(shared.clone());
     let (call, accepts_gzip, http2) = read_call(request).await;
+    let carrier = Carrier { http2, connection };
     let fault = strike(&shared, &call);
     match &fault {
         Some(Fault::Slow(pause)) => wait(&shared, *pause).await,
         Some(Fault::Reset) => {
-            enter_log(&shared, &call, 0, fault.as_ref(), http2);
+            enter_log(&shared, &call, 0, fault.as_ref(), carrier);
             reset.store(!http2, Ordering::Relaxed);
             return Err(ConnectionReset);
         }
@@ -182,7 +188,7 @@ async fn respond(
         reply.body = ReplyBody::Bytes(Bytes::new());
         reply.reads_blob = None;
     }
-    enter_log(&shared, &call, reply.status, fault.as_ref(), http2);
+    enter_log(&shared, &call, reply.status, fault.as_ref(), carrier);
     Ok(build(reply, fault, accepts_gzip && gzip_allowed, guard, now))
 }
 
@@ -243,7 +249,14 @@ fn strike(shared: &Shared, call: &Call) -> Option<Fault> {
     })
 }
 
-fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, http2: bool) {
+/// How a request came.
+#[derive(Clone, Copy)]
+struct Carrier {
+    http2: bool,
+    connection: u64,
+}
+
+fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, carrier: Carrier) {
     let had_publisher = call.param("publisheridentifier").is_some_and(|text| !text.is_empty());
     let param = |name| call.param(name).map(str::to_owned);
     let entry = RequestLog {
@@ -260,7 +273,8 @@ fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, h
         monotonic: shared.clock.monotonic(),
         status,
         fault: fault.map(Fault::name),
-        http2,
+        http2: carrier.http2,
+        connection: carrier.connection,
     };
     let mut log = shared.log();
     *log.counters.requests.entry(call.kind).or_default() += 1;

@@ -141,7 +141,7 @@ impl Setting {
 }
 
 /// How long an agent may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// syslog-ng lists a directory and watches it only then (`directory_monitor_start`): a file that comes in between is not
 /// seen before the next start. Seen here in 2 of 50 runs on a machine with ten times the load it can bear.

@@ -296,11 +296,11 @@ async fn whatever_is_not_the_frames_own_id_is_a_refusal() {
         (Mood::WrongId, "acknowledged something that was not sent"),
         (Mood::EmptyMap, "could not deliver"),
         (Mood::Close, "closed the connection"),
-        (Mood::Silent, "no acknowledgement within 30 s"),
+        (Mood::Silent, "no acknowledgement within 600 s"),
     ] {
         let receiver = Receiver::new(move |number| if number == 0 { mood } else { Mood::Ack });
         let (port, serving) = receiver.listen(0).await;
-        let mut sink = sink(&table(&[port], "ack_timeout_secs = 30"), &FastClock::start());
+        let mut sink = sink(&table(&[port], "ack_timeout_secs = 600"), &FastClock::start());
         let group = [batch(&["{\"a\":1}", "{\"b\":[1.5,null,true,{\"c\":\"d\"}]}"])];
         let refused = sink.write(&group).await;
         assert!(matches!(&refused[..], [Written::Refused { why: told, .. }] if told.contains(why)), "{refused:?}");

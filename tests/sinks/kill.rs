@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::truth::{Received, assert_nothing_lost, compare, source_table, tenant};
 
 /// Nothing here takes nearly so long unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 const KILLS: usize = 8;
 
 /// How the receivers answer: some requests are refused, and each refusal is told to whoever kills.

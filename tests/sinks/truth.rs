@@ -102,8 +102,19 @@ pub fn source_table(sim: &Sim, tenant: &TenantId) -> String {
     )
 }
 
+/// The sink waits for an answer for as long as it may, unless the table says for how long: at this speed its default is
+/// less than a second, in which a busy machine may not come to answer, and what is sent again comes twice.
+fn patient(table: &str) -> String {
+    if table.contains("timeout_secs") {
+        return table.to_owned();
+    }
+    let key = if table.contains("\"fluent_forward\"") { "ack_timeout_secs" } else { "timeout_secs" };
+    table.replacen('\n', &format!("\n{key} = 3600\n"), 1)
+}
+
 /// The sink a configuration's table describes.
 pub fn sink(table: &str, clock: &Arc<dyn Clock>) -> Box<dyn Sink> {
+    let table = patient(table);
     let text = format!(
         "[sources.s]\ntype = \"m365_audit\"\ntenant_id = \"11111111-2222-3333-4444-555555555555\"\nclient_id = \"x\"\n\
          client_secret = \"x\"\n[sinks.out]\ninputs = [\"s\"]\n{table}"

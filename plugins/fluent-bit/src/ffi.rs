@@ -54,6 +54,8 @@ pub unsafe extern "C" fn FLBPluginRegister(def: *mut PluginDef) -> c_int {
     // SAFETY: null or valid, says the caller.
     let Some(def) = (unsafe { def.as_mut() }) else { return FAILED };
     guarded("FLBPluginRegister", FAILED, || {
+        // What is wrong is told at Init, where the host has a log for it.
+        let _ = instance::memory_found();
         def.fill();
         OK
     })

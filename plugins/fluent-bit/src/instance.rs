@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -20,16 +20,17 @@ use tokio_util::sync::CancellationToken;
 use super::api::{self, Bell, Config, HostApi, HostCounters, HostMetrics, OnReadable, OnTimer};
 use super::host::FluentBitHost;
 use super::log::Lines;
+use super::memory::{self, Misaligned};
 use super::metrics::{record_this_thread, recorder};
 use super::ring::Counted;
-use super::settings::Settings;
-use super::settle::{Appends, Buffer, Call, Handover, Mode};
+use super::settle::{Appends, Buffer, Call, Handover, Mode, QUEUE_BYTES_MAX};
 use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, Host, StateError};
 use m365_audit::hosts::embedded::HealthReport;
 use m365_audit::hosts::embedded::metrics_server::MetricsServer;
 use m365_audit::hosts::embedded::store::SqliteStore;
+use m365_audit::hosts::fluent_bit::settings::{Complaint, Properties, Settings};
 use m365_audit::model::Actionable;
 use m365_audit::source::fleet::Fleet;
 use m365_audit::source::{M365Audit, Source, SourceError};
@@ -41,6 +42,8 @@ const PIPELINE_THREAD: &str = "flb-pipeline";
 /// Exit waits this long for the sources to write their position, then [`THREADS_GRACE`] for the threads.
 const SOURCES_GRACE: Duration = Duration::from_millis(1_500);
 const THREADS_GRACE: Duration = Duration::from_millis(400);
+const _: () =
+    assert!(SOURCES_GRACE.as_millis() + THREADS_GRACE.as_millis() < 2_000, "an exit takes two seconds at most");
 /// Pauses between tries of what failed.
 const RETRY_DELAY_MIN: Duration = Duration::from_secs(2);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(300);
@@ -57,7 +60,10 @@ pub enum InitError {
     SecondInstance(String),
     /// What is written can never work.
     #[error("the configuration cannot work, {} problem(s)", .0.len())]
-    Configuration(Vec<String>),
+    Configuration(Vec<Complaint>),
+    /// The process's `malloc` gives less than what all code relies on.
+    #[error("the memory of this process is not aligned as programs need it: {0}")]
+    Memory(Misaligned),
     /// The system gave no threads.
     #[error("cannot start threads: {0}")]
     Threads(std::io::Error),
@@ -68,6 +74,7 @@ impl Actionable for InitError {
         match self {
             Self::SecondInstance(_) => "fluent-bit-second-instance",
             Self::Configuration(_) => "config-invalid",
+            Self::Memory(_) => "fluent-bit-memory-misaligned",
             Self::Threads(_) => "fluent-bit-no-threads",
         }
     }
@@ -79,6 +86,9 @@ impl Actionable for InitError {
                     .into()
             }
             Self::Configuration(_) => "docs/configuration.md describes every key".into(),
+            Self::Memory(_) => {
+                "use one of Fluent Bit's own packages, or a build of it with another allocator; or run `m365-audit run` beside it, with the sink `fluent_forward`".into()
+            }
             Self::Threads(_) => "check the limit of processes of this user".into(),
         }
     }
@@ -120,6 +130,12 @@ pub fn live() -> Option<Arc<Instance>> {
 /// Init: reads the settings, starts the threads, and does not wait for them. What it says of a failure has been
 /// printed when it returns.
 pub fn start(api: HostApi) -> Result<(), InitError> {
+    // Before anything else: what would follow may end the agent.
+    if let Some(misaligned) = memory_found() {
+        let error = InitError::Memory(misaligned);
+        tell_failure(&api, &error);
+        return Err(error);
+    }
     let most = (1..=5).rev().find(|level| api.shows(*level)).unwrap_or(0);
     let lines = Lines::new(most);
     let result = {
@@ -139,17 +155,27 @@ pub fn start(api: HostApi) -> Result<(), InitError> {
             Ok(())
         }
         Err((error, api)) => {
-            let say = |text: &str| {
-                if api.shows(1) {
-                    api.print(1, text);
-                }
-            };
-            say(&format!("{}: {error} (hint: {})", error.slug(), error.hint()));
-            if let InitError::Configuration(problems) = &error {
-                problems.iter().for_each(|problem| say(problem));
-            }
+            tell_failure(&api, &error);
             Err(error)
         }
+    }
+}
+
+/// What a look at the process's memory has found wrong: one look, at load.
+pub fn memory_found() -> Option<Misaligned> {
+    static FOUND: OnceLock<Option<Misaligned>> = OnceLock::new();
+    *FOUND.get_or_init(|| memory::misaligned(&crate::MEMORY))
+}
+
+fn tell_failure(api: &HostApi, error: &InitError) {
+    let say = |text: &str| {
+        if api.shows(1) {
+            api.print(1, text);
+        }
+    };
+    say(&format!("{}: {error} (hint: {})", error.slug(), error.hint()));
+    if let InitError::Configuration(problems) = error {
+        problems.iter().for_each(|problem| say(&problem.to_string()));
     }
 }
 
@@ -163,7 +189,15 @@ pub fn stop() -> bool {
 impl Instance {
     fn start(api: HostApi, lines: Lines) -> Result<Arc<Self>, (InitError, HostApi)> {
         let mode = if api::thread_name() == PIPELINE_THREAD { Mode::OnPipeline } else { Mode::OnOwnThread };
-        let settings = match Settings::read(&|key| api.property(key), mode) {
+        let properties = Properties {
+            value: &|name| api.property(name),
+            written: &|_| None,
+            // Full queues, one behind the other, must not wait for each other to be settled.
+            in_flight_bytes_min: &|bytes_per_tick_max| {
+                (QUEUE_BYTES_MAX.min(bytes_per_tick_max) * mode.queues_in_flight()) as u64
+            },
+        };
+        let settings = match Settings::read(properties) {
             Ok(settings) => settings,
             Err(problems) => return Err((InitError::Configuration(problems), api)),
         };
@@ -316,7 +350,7 @@ impl Appends for Instance {
     }
 }
 
-/// Says what runs: the host cannot tell us of keys it does not know, so the effective settings are shown.
+/// Says what runs, where its state lies and with which settings.
 fn greet(settings: &Settings, mode: Mode, has_host_metrics: bool) {
     let version = env!("CARGO_PKG_VERSION");
     match mode {

@@ -3,193 +3,58 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "fluent_bit_support/agent.rs"]
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod agent;
 #[path = "fluent_bit_support/mod.rs"]
 mod support;
+#[path = "fluent_bit_support/symbols.rs"]
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod symbols;
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use agent::{Agent, Build, Setup, fluent_bit};
 use m365_audit::sim::SimConfig;
 use serde_json::Value;
 use support::{PATIENCE, Service, wait_until};
 
-fn fluent_bit() -> Option<PathBuf> {
-    let named = std::env::var_os("FLUENT_BIT").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = named.into_iter().chain(std::env::split_paths(&path).map(|dir| dir.join("fluent-bit")));
-    let found = found.into_iter().find(|path| path.is_file());
-    if found.is_none() {
-        println!("skipped: no Fluent Bit; name one in FLUENT_BIT or put it into PATH");
-    }
-    found
-}
-
-/// How an agent is set up, beside what all of them have.
-#[derive(Clone, Default)]
-struct Setup {
-    input: Vec<(&'static str, String)>,
-    second_input: bool,
-    /// Written below the input's properties.
-    processors: &'static str,
-    output: Option<String>,
-    http_port: Option<u16>,
-    /// Another place for the chunks.
-    chunks: Option<PathBuf>,
-    /// Sections of the configuration beside those all have.
-    top: String,
-}
-
-impl Setup {
-    fn with(mut self, key: &'static str, value: &str) -> Self {
-        self.input.push((key, value.to_owned()));
-        self
-    }
-
-    /// What the examples have: a crash of the agent then costs nothing.
-    fn safe() -> Self {
-        Self::default().with("threaded", "off").with("storage.type", "filesystem")
-    }
-
-    /// The same on a thread of its own.
-    fn threaded() -> Self {
-        Self::default().with("threaded", "on").with("storage.type", "filesystem")
-    }
-}
-
-struct Agent {
-    program: PathBuf,
-    dir: tempfile::TempDir,
-    /// The name of its configuration in `dir`, where it also runs.
-    config: &'static str,
-    environment: Vec<(&'static str, String)>,
-    /// A program, with its arguments, that runs Fluent Bit.
-    under: Vec<String>,
-    child: Option<Child>,
-}
-
-impl Agent {
-    /// Writes the configuration of an agent with `properties` and `setup`. `None`: nothing to test with.
-    fn new(properties: &[(String, String)], setup: &Setup) -> Option<Self> {
-        let (program, library) = (fluent_bit()?, support::library()?);
-        let dir = tempfile::tempdir().unwrap();
-        let at = dir.path().display();
-        let port = setup.http_port.map(|p| format!("  http_server: on\n  http_port: {p}\n")).unwrap_or_default();
-        let chunks = setup.chunks.clone().unwrap_or_else(|| dir.path().join("storage"));
-        let mut text = format!(
-            "{}service:\n  flush: 0.2\n  grace: 2\n  hot_reload: on\n  storage.path: {}\n{port}\
-             plugins:\n  - {}\npipeline:\n  inputs:\n",
-            setup.top,
-            chunks.display(),
-            library.display()
-        );
-        for n in 0..1 + u8::from(setup.second_input) {
-            let _ = write!(text, "    - name: m365_audit\n      tag: m365.{n}\n");
-            if !properties.iter().any(|(key, _)| key == "config_file") {
-                let _ = writeln!(text, "      data_dir: {at}/state");
-            }
-            let own = properties.iter().map(|(key, value)| (key.as_str(), value));
-            for (key, value) in own.chain(setup.input.iter().map(|(key, value)| (*key, value))) {
-                let _ = writeln!(text, "      {key}: '{value}'");
-            }
-            text += setup.processors;
-        }
-        let file = format!("name: file\n      path: {at}\n      file: out.json\n      format: plain");
-        let output = setup.output.clone().unwrap_or(file);
-        let _ = write!(text, "  outputs:\n    - {output}\n      match: '*'\n      retry_limit: no_limits\n");
-        fs::write(dir.path().join("agent.yaml"), text).unwrap();
-        Some(Self { program, dir, config: "agent.yaml", environment: Vec::new(), under: Vec::new(), child: None })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn start(&mut self) {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let program = self.program.as_os_str().to_owned();
-        let words: Vec<OsString> = self.under.iter().map(OsString::from).chain([program]).collect();
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]);
-        command.current_dir(self.dir.path()).envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.arg("-c").arg(self.path(self.config)).stdout(log.try_clone().unwrap()).stderr(log);
-        self.child = Some(command.spawn().unwrap());
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let mut child = self.child.take().unwrap();
-        let start = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                return status;
-            }
-            if start.elapsed() > PATIENCE {
-                let _ = child.kill();
-                panic!("it does not end:\n{}", self.log());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn kill(&mut self) {
-        self.signal("KILL");
-        assert_eq!(self.wait().signal(), Some(9));
-    }
-
-    fn terminate(&mut self) {
-        self.signal("TERM");
-        let status = self.wait();
-        assert!(status.success(), "{status}:\n{}", self.log());
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    fn records(&self) -> Vec<Value> {
-        read_records(&self.path("out.json"))
-    }
-
-    fn wait_until_all(&mut self, service: &Service) {
-        let start = Instant::now();
-        while !service.has_all(&self.records()) {
-            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert_eq!(ended, None, "it has ended:\n{}", self.log());
-            assert!(start.elapsed() < PATIENCE, "{}\n{}", service.compare(&self.records()), self.log());
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// The records of a file; a line a killed agent did not finish is left out, what it wrote behind it later is not.
-fn read_records(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let record = |line: &str| {
-        let whole = serde_json::from_str(line).ok();
-        whole.or_else(|| serde_json::from_str(line.get(line.rfind("{\"source\":\"m365\"")?..)?).ok())
+/// The names that the loader takes from the executable: nothing but its memory, whatever else it was built with.
+#[test]
+fn of_all_that_this_fluent_bit_exports_the_plugin_takes_its_memory_and_nothing_else() {
+    let (Some(program), Some(library)) = (fluent_bit(), support::library()) else { return };
+    let build = Build::of(&program);
+    let undefined = symbols::read(&library).symbols.into_iter().filter(|symbol| !symbol.exported);
+    let mut taken: Vec<String> = undefined.map(|symbol| symbol.name).filter(|name| build.exports(name)).collect();
+    taken.sort();
+    let expected: &[&str] = match build.has_own_malloc() {
+        true => &["calloc", "free", "malloc", "posix_memalign", "realloc"],
+        false => &[],
     };
-    text.lines().filter_map(record).collect()
+    assert_eq!(taken, expected, "{build}");
+}
+
+/// What made every start of some builds crash: tables of keys, read at the start, in the memory of Fluent Bit's packages.
+#[test]
+fn starts_beside_a_kept_state_of_thousands_of_keys_do_not_crash_and_go_on_where_it_ended() {
+    for setup in [Setup::safe(), Setup::threaded()] {
+        let service = Service::new(1);
+        service.publish(40, 150);
+        let Some(mut agent) = Agent::new(&service.properties(), &setup) else { return };
+        for blobs in [0, 3, 3, 3, 3, 3] {
+            service.publish_now(blobs, 20);
+            agent.start();
+            agent.wait_until_all(&service);
+            agent.terminate();
+        }
+        service.assert_nothing_lost(&agent.records());
+    }
 }
 
 #[test]
@@ -211,7 +76,9 @@ fn every_event_reaches_the_file_once_with_metrics_in_the_hosts_own_page() {
         agent.terminate();
         service.assert_exact(&agent.records());
         let log = agent.log();
-        assert!(!log.contains(&service.config.client_secret) && log.contains("\"client_secret\":\"***\""), "{log}");
+        assert!(!log.contains(&service.config.client_secret) && log.contains("client_secret=***"), "{log}");
+        let state = format!("state (positions and delivered events): {}", agent.path("state").display());
+        assert!(log.contains(&state), "{log}");
         assert!(log.contains("take records as soon as they wait listens=true"), "{log}");
     }
 }
@@ -512,6 +379,32 @@ fn valgrind_finds_no_error_and_no_leak_of_ours() {
         let ours: Vec<&str> = text.split("\n\n").filter(|finding| finding.contains("libm365_audit")).collect();
         assert!(ours.is_empty(), "{}", ours.join("\n\n"));
     }
+}
+
+/// In the words of the user's own file, whatever Fluent Bit itself makes of them.
+#[test]
+fn a_wrong_name_stops_the_start_with_the_right_one() {
+    let service = Service::new(1);
+    for (written, said) in [
+        ("state_path", "`state_path` is not a property of this input; use `data_dir`"),
+        ("Backfil_Secs", "`backfil_secs` is not a property of this input; use `backfill_secs`"),
+        ("tenant-id", "`tenant-id` is not a property of this input; use `tenant_id`"),
+        ("storage_type", "`storage_type` is not a property of this input; use Fluent Bit's `storage.type`"),
+    ] {
+        let Some(mut agent) = Agent::new(&service.properties(), &Setup::safe().with(written, "1")) else { return };
+        agent.start();
+        assert!(!agent.wait().success());
+        assert!(agent.log().contains(said), "{}", agent.log());
+    }
+    // `camelCase` is Fluent Bit's own way to write a name in YAML.
+    let mut properties = service.properties();
+    let secret = properties.iter_mut().find(|(name, _)| name == "client_secret").unwrap();
+    secret.0 = "clientSecret".to_owned();
+    service.publish(5, 10);
+    let Some(mut agent) = Agent::new(&properties, &Setup::safe()) else { return };
+    agent.start();
+    agent.wait_until_all(&service);
+    agent.terminate();
 }
 
 #[test]
