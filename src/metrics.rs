@@ -3,8 +3,11 @@
 //! Recording goes through the `metrics` facade with the constants below; whoever runs the process chooses the
 //! recorder. Labels are bounded: no blob ids, no user names. Names follow the agents' conventions: counters end in
 //! `_total`, units are base units.
+//!
+//! The facade cannot take a series away. A gauge that has no value is set to [`ABSENT`], and our own pages leave such a
+//! series out.
 
-use crate::model::TenantId;
+use crate::model::{ContentType, TenantId};
 
 /// Counter, gauge or histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +75,7 @@ metrics_table! {
     REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`) and answer (the status code, or `error` when there was none).";
     THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] "Answers that said AF429: too many requests.";
     ERRORS_TOTAL = Counter "m365_audit_errors_total" ["tenant", "kind"] "Failures by the slug of their page in docs/errors.";
-    LAG_SECONDS = Gauge "m365_audit_lag_seconds" ["tenant", "content_type"] "Now minus contentCreated of the newest delivered blob, by Microsoft's clock.";
+    LAG_SECONDS = Gauge "m365_audit_lag_seconds" ["tenant", "content_type"] "Now minus contentCreated of the newest blob delivered since the process started, by Microsoft's clock; absent before the first. Set within a second of a delivery, and every 15 seconds.";
     SECONDS_SINCE_CONTENT = Gauge "m365_audit_seconds_since_content" ["tenant", "content_type"] "Seconds since a listing last named a blob not seen before (since the start of the process when none did).";
     CHECKPOINT_TIMESTAMP_SECONDS = Gauge "m365_audit_checkpoint_timestamp_seconds" ["tenant", "content_type"] "complete_until: everything Microsoft made available before it is settled (Unix time).";
     GAPS_TOTAL = Counter "m365_audit_gaps_total" ["tenant", "content_type", "reason"] "Gaps declared: intervals that can never be read, by reason (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).";
@@ -82,9 +85,37 @@ metrics_table! {
     SET_ASIDE_RECORDS = Gauge "m365_audit_set_aside_records" ["tenant"] "Records the host rejected for good, kept in the state store.";
     CLOCK_SKEW_SECONDS = Gauge "m365_audit_clock_skew_seconds" ["tenant"] "Microsoft's clock minus this machine's.";
     CREDENTIAL_EXPIRY_TIMESTAMP_SECONDS = Gauge "m365_audit_credential_expiry_timestamp_seconds" ["tenant"] "When the client certificate ends, or the client secret by `client_secret_expires` (Unix time); absent where nothing tells.";
-    HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed.";
+    HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed; absent when the tenant is no longer configured.";
     SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] "Records a sink of the embedded host has confirmed.";
     SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";
+}
+
+/// Recorded in place of a gauge's value when there is none: not a number, which no comparison of an alert matches. Our
+/// own pages leave such a series out; the page of another recorder shows `NaN`.
+pub const ABSENT: f64 = f64::NAN;
+
+/// The gauges of a tenant have no value any more, its health apart: its source has ended, and what they said last would
+/// stand there as if it still held.
+pub fn source_ended(tenant: &TenantId) {
+    for metric in ALL.iter().filter(|metric| metric.kind == Kind::Gauge && metric.name != HEALTH) {
+        match metric.labels {
+            ["tenant"] => metrics::gauge!(metric.name, "tenant" => tenant_label(tenant)).set(ABSENT),
+            ["tenant", "content_type"] => {
+                for content_type in ContentType::ALL {
+                    let content_type = content_type.as_str();
+                    metrics::gauge!(metric.name, "tenant" => tenant_label(tenant), "content_type" => content_type)
+                        .set(ABSENT);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The tenant is not configured any more: no gauge speaks of it, its health included.
+pub fn tenant_removed(tenant: &TenantId) {
+    source_ended(tenant);
+    metrics::gauge!(HEALTH, "tenant" => tenant_label(tenant)).set(ABSENT);
 }
 
 /// The label `tenant`: one text for all of a tenant's series.

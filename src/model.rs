@@ -207,6 +207,11 @@ pub struct EventIdentity<'a> {
     pub record_number: &'a str,
 }
 
+/// A count and what is counted, as in `1 blob`, `2 blobs`. For nouns that take an `s`.
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The alert rules and the dashboard ask for metrics that exist, by labels they have, and the rules fire when they
-//! should (`promtool`, where it is installed).
+//! should (`promtool`, where it is installed): here on series written by hand, in `tests/scenarios/alerts.rs` on what
+//! `/metrics` served.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -107,6 +108,19 @@ fn every_alert_is_tested_firing_and_keeping_quiet() {
         assert!(of_it.iter().any(|part| part.contains("exp_alerts: []")), "{alert} is never shown to keep quiet");
         let fires = |part: &&str| !part.contains("exp_alerts: []");
         assert!(of_it.iter().any(fires), "{alert} is never shown to fire");
+    }
+}
+
+#[test]
+fn every_alert_is_tested_on_what_the_metrics_page_served_and_is_on_the_page_about_monitoring() {
+    const SCRAPED: &str = include_str!("scenarios/alerts.rs");
+    const PAGE: &str = include_str!("../docs/monitoring.md");
+    for alert in RULES.split("- alert: ").skip(1).map(|part| part.lines().next().unwrap()) {
+        assert!(SCRAPED.contains(&format!("\"{alert}")), "{alert} is not tested in tests/scenarios/alerts.rs");
+        assert!(PAGE.contains(&format!("`{alert}`")), "{alert} is not in docs/monitoring.md");
+    }
+    for named in PAGE.split('`').filter(|word| word.starts_with("M365Audit")) {
+        assert!(RULES.contains(&format!("- alert: {named}\n")), "docs/monitoring.md names `{named}`, which is not shipped");
     }
 }
 

@@ -34,6 +34,9 @@ fn the_demo_loses_nothing_and_is_plain_when_it_is_not_on_a_terminal() {
     assert!(last.starts_with("lost        0 "), "{last}");
     assert!(README.contains("`lost        0`"));
     assert!(!text.contains('\u{1b}'), "no colours in a pipe");
+    let delivered = text.lines().find_map(|line| line.strip_prefix("events      ")?.strip_suffix(" delivered"));
+    let is_event = |line: &&str| line.as_bytes().get(10) == Some(&b'T') && line.starts_with("20");
+    assert_eq!(text.lines().filter(is_event).count().to_string(), delivered.unwrap(), "one line an event: {text}");
 }
 
 #[test]

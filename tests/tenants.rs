@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use m365_audit::clock::SystemClock;
+use m365_audit::metrics;
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::sim::{CallKind, Fault, FaultPlan, NewBlob, Script, Sim, SimConfig, SubscriptionState};
 
@@ -23,6 +24,7 @@ fn tenant(number: usize) -> TenantId {
 struct Bench {
     sim: Sim,
     dir: tempfile::TempDir,
+    metrics: std::net::SocketAddr,
 }
 
 impl Bench {
@@ -39,7 +41,9 @@ impl Bench {
             };
             sim.add_blob(&tenant(number), ContentType::General, NewBlob::at(hour_ago).with_events((0..3).map(event)));
         }
-        Self { sim, dir: tempfile::tempdir().unwrap() }
+        // A port that is free now; nobody else is given it as long as there are others.
+        let metrics = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self { sim, dir: tempfile::tempdir().unwrap(), metrics }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -66,7 +70,7 @@ impl Bench {
             "[sinks.file]\ntype = \"file\"\npath = '{}'\ninputs = [\"customers\"]\n",
             self.at("out").display()
         );
-        text += "[metrics]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"info\"\n";
+        text += &format!("[metrics]\nlisten = \"{}\"\n[log]\nlevel = \"info\"\n", self.metrics);
         fs::write(self.at("agent.toml"), text).unwrap();
     }
 
@@ -97,6 +101,19 @@ impl Bench {
     fn tokens(&self, number: usize) -> usize {
         let requests = self.sim.requests().into_iter();
         requests.filter(|r| r.kind == CallKind::Token && r.tenant == tenant(number).as_str()).count()
+    }
+
+    /// The gauges of `/metrics` that speak of a tenant.
+    fn gauges(&self, number: usize) -> BTreeSet<&'static str> {
+        use std::io::{Read, Write};
+        let mut page = String::new();
+        let mut stream = std::net::TcpStream::connect(self.metrics).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        stream.read_to_string(&mut page).unwrap();
+        let label = format!("tenant=\"{}\"", tenant(number));
+        let of_it = |name: &str| page.lines().any(|line| line.starts_with(&format!("{name}{{")) && line.contains(&label));
+        let gauges = metrics::ALL.iter().filter(|metric| metric.kind == metrics::Kind::Gauge);
+        gauges.map(|metric| metric.name).filter(|name| of_it(name)).collect()
     }
 
     async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
@@ -156,12 +173,16 @@ async fn broken_tenants_among_a_hundred_are_not_felt_by_the_others_and_tenants_c
     // One is mended in the configuration, one is removed, one is new.
     let (removed, added) = (2, 100);
     let mended = |number: usize| if number == wrong { String::new() } else { broken(number) };
+    let shown = bench.gauges(removed);
+    assert!(shown.contains(metrics::HEALTH) && shown.contains(metrics::SECONDS_SINCE_CONTENT), "{shown:?}");
     bench.configure((0..=added).filter(|number| *number != removed), &mended);
     let asked = bench.tokens(removed);
     signal(&child, "-HUP");
     let mut expected = healthy.clone();
     expected.extend([wrong, added]);
     bench.until("the mended and the new one", || expected.is_subset(&bench.delivered())).await;
+    assert_eq!(bench.gauges(removed), BTreeSet::new(), "what is removed is not shown as if it stood there");
+    assert!(bench.gauges(added).contains(metrics::HEALTH));
     let log = bench.log();
     let about = |name: &str, what: &str| {
         let named = |line: &&str| line.contains(what) && line.split(['=', ' ', '"']).any(|word| word == name);

@@ -15,11 +15,12 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
-use super::{Failure, logging};
+use super::{Failure, event_line, logging};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{LogConfig, SourceConfig};
 use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
 use crate::hosts::embedded::memory::MemoryStore;
+use crate::model::counted;
 use crate::severity::Severity;
 use crate::sim::{Delivered, GenerateSpec, Sim, SimConfig};
 use crate::source::{M365Audit, Source};
@@ -65,7 +66,7 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     sim.generate(&tenant, spec);
 
     let show = Arc::new(Show::new(!args.fast));
-    show.line(&format!("simulated tenant {tenant} at {} ({blobs} blobs, no account, no network)", sim.url()));
+    show.line(&format!("simulated tenant {tenant} at {} ({}, no account, no network)", sim.url(), counted(blobs as u64, "blob")));
     let table = format!(
         "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\nmask_detected_values = false\n",
         url = sim.url()
@@ -230,16 +231,15 @@ impl Show {
             let delivered = Delivered { raw: raw.get().as_bytes().to_vec(), id: None, tenant: None, timestamp: None };
             self.delivered.lock().unwrap_or_else(PoisonError::into_inner).push(delivered);
         }
-        let style = style_of(severity);
-        let time = line.timestamp.get(..19).unwrap_or(&line.timestamp);
-        let place = line.src_ip.map(|ip| format!("  from {ip}")).unwrap_or_default();
-        let object = line.object.map(|o| format!("  {}", shortened(&o, 60))).unwrap_or_default();
-        self.line(&format!(
-            "{time}  {style}{:<8}{style:#}  {:<13} {}{DIM}{object}{place}{DIM:#}",
-            severity.as_str(),
-            line.category,
-            shortened(&line.title, 70)
-        ));
+        let event = event_line::Event {
+            time: &line.timestamp,
+            severity: severity.as_str(),
+            category: &line.category,
+            title: &line.title,
+            object: line.object.as_deref(),
+            address: line.src_ip.as_deref(),
+        };
+        self.line(&event.styled(style_of(severity), self.columns()));
         self.progress();
     }
 
@@ -251,9 +251,18 @@ impl Show {
             let tally = self.tally();
             (tally.severities.values().sum::<u64>(), tally.blobs, tally.requests)
         };
+        let text = [(events, "record"), (blobs, "blob"), (requests, "request")].map(|(n, what)| counted(n, what)).join(" · ");
+        // One column is for the cursor: a line that wraps could not be cleared.
+        let text = event_line::cut(&text, self.columns().map_or(usize::MAX, |columns| columns.saturating_sub(1)));
         let mut out = anstream::stdout();
-        let _ = write!(out, "{DIM}{events} records · {blobs} blobs fetched · {requests} requests{DIM:#}");
+        let _ = write!(out, "{DIM}{text}{DIM:#}");
         let _ = out.flush();
+    }
+
+    /// How wide the terminal is now; `None` where the output is none.
+    fn columns(&self) -> Option<usize> {
+        let size = if self.terminal { ratatui::crossterm::terminal::size().ok() } else { None };
+        size.map(|(columns, _)| usize::from(columns)).filter(|columns| *columns > 0)
     }
 
     fn clear_progress(&self) {
@@ -303,10 +312,4 @@ fn style_of(severity: Severity) -> Style {
         Severity::Critical => return AnsiColor::BrightRed.on_default().bold(),
     };
     color.on_default()
-}
-
-/// At most `width` characters, without control characters: event text must not move the cursor.
-fn shortened(text: &str, width: usize) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if clean.chars().count() <= width { clean } else { clean.chars().take(width - 1).chain(['…']).collect() }
 }

@@ -4,6 +4,7 @@ pub mod backfill;
 pub mod check;
 pub mod completions;
 pub mod demo;
+mod event_line;
 pub mod exit;
 pub mod explain;
 pub mod health;

@@ -323,7 +323,10 @@ impl Process {
             .collect();
         self.stop_sources(&changed).await;
         for name in &changed {
-            self.sources.remove(name);
+            if let Some(running) = self.sources.remove(name) {
+                // A tenant that is still read says so itself when its source starts again below.
+                crate::metrics::tenant_removed(&running.tenant);
+            }
             self.registry.remove(name);
             if !new.sources.contains_key(name) {
                 self.host.forget_source(name);

@@ -21,7 +21,7 @@ use super::{Failure, run};
 use crate::config::Config;
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::status::{Sink, Source, Status, Stream};
-use crate::model::Timestamp;
+use crate::model::{Timestamp, counted};
 
 /// A process that does not answer within this time is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -236,14 +236,7 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
     if let Some(reason) = &source.reason {
         lines.push(Line::styled(format!("  {}", one_line(reason)), colour_of(&source.state)));
     }
-    let mut head = format!("  {:<28}{:>11}{:>13}{:>9}", "content type", "lag", "complete", "pending");
-    head.push_str(&if narrow {
-        format!("{:>12}", "expires")
-    } else {
-        format!("{:>12}{:>12}{:>10}{:>10}{:>12}", "oldest", "expires", "events/s", "kB/s", "events")
-    });
-    lines.push(Line::styled(head, Style::new().add_modifier(Modifier::DIM)));
-    lines.extend(source.streams.iter().flat_map(|stream| stream_lines(stream, now, narrow)));
+    lines.extend(stream_lines(&source.streams, now, narrow));
     let requests = match source.requests_per_minute_max {
         0 => format!("{:.0} requests a minute, no limit", source.requests_per_minute),
         max => format!("{:.0} of {max} requests a minute", source.requests_per_minute),
@@ -251,8 +244,8 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
     let mut words = vec![requests];
     words.push(match (source.throttled_per_minute.round() as u64, source.throttled) {
         (0, 0) => "never throttled".into(),
-        (0, all) => format!("throttled {all} times since the start, not now"),
-        (now, all) => format!("throttled {now} times in the last minute, {all} since the start"),
+        (0, all) => format!("throttled {} since the start, not now", counted(all, "time")),
+        (now, all) => format!("throttled {} in the last minute, {all} since the start", counted(now, "time")),
     });
     if let Some(skew) = source.clock_skew_secs.filter(|skew| skew.abs() >= 60.0) {
         let side = if skew > 0.0 { "ahead of" } else { "behind" };
@@ -260,48 +253,89 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
     }
     words.push(format!("{:.1} MB in flight", source.in_flight_bytes as f64 / 1e6));
     if source.set_aside > 0 {
-        words.push(format!("{} records set aside (`m365-audit state show`)", source.set_aside));
+        words.push(format!("{} set aside (`m365-audit state show`)", counted(source.set_aside, "record")));
     }
     lines.push(Line::from(format!("  {}", words.join(", "))));
     if let Some(backfill) = &source.backfill {
         let percent = backfill.read_secs * 100 / backfill.span_secs.max(1);
         lines.push(Line::styled(
-            format!("  back-fill: {percent} %, {} blobs, {} events", backfill.blobs, backfill.events),
+            format!(
+                "  back-fill: {percent} %, {}, {}",
+                counted(backfill.blobs, "blob"),
+                counted(backfill.events, "event")
+            ),
             Style::new().fg(Color::Cyan),
         ));
     }
     lines
 }
 
-fn stream_lines(stream: &Stream, now: Timestamp, narrow: bool) -> Vec<Line<'static>> {
-    let secs = |secs: Option<f64>| secs.map_or("-".to_owned(), span);
-    let complete = stream.complete_until.map(|t| now.duration_since(t).as_secs_f64());
-    let expires = secs(stream.expiry_secs);
-    let near = stream.expiry_secs.is_some_and(|secs| secs < EXPIRY_ALARM_SECS);
-    let mut lines = vec![Line::from(vec![
-        Span::raw(format!(
-            "  {:<28}{:>11}{:>13}{:>9}{}",
-            stream.content_type,
-            secs(stream.lag_secs),
-            complete.map_or("-".to_owned(), |secs| format!("{} ago", span(secs))),
-            stream.pending,
-            if narrow { String::new() } else { format!("{:>12}", secs(stream.oldest_age_secs)) }
-        )),
-        Span::styled(format!("{expires:>12}"), if near { Style::new().fg(Color::Red) } else { Style::new() }),
-        Span::raw(if narrow {
-            String::new()
-        } else {
-            format!("{:>10.1}{:>10.1}{:>12}", stream.events_per_sec, stream.bytes_per_sec / 1e3, stream.events)
-        }),
-    ])];
-    if stream.gaps > 0 || stream.lost > 0 {
-        let text = format!(
-            "    {} gaps declared, {} blobs lost since the start: see the m365_audit.gap records",
-            stream.gaps, stream.lost
-        );
-        lines.push(Line::styled(text, Style::new().fg(Color::Red)));
+/// Columns of the table of streams, and how wide each is at least; a narrow page has those that are not `wide_only`.
+const COLUMNS: [(&str, usize, bool); 9] = [
+    ("content type", 28, false),
+    ("lag", 11, false),
+    ("complete", 13, false),
+    ("pending", 9, false),
+    ("oldest", 12, true),
+    ("expires", 12, false),
+    ("events/s", 10, true),
+    ("kB/s", 10, true),
+    ("events", 12, true),
+];
+/// Which of them is the expiry, which is coloured.
+const EXPIRES: usize = 5;
+
+/// The table of streams: a column is as wide as its longest value and two spaces, so that no two run together.
+fn stream_lines(streams: &[Stream], now: Timestamp, narrow: bool) -> Vec<Line<'static>> {
+    let rows: Vec<[String; COLUMNS.len()]> = streams.iter().map(|stream| cells(stream, now)).collect();
+    let widths: Vec<usize> = COLUMNS
+        .iter()
+        .enumerate()
+        .map(|(n, (head, least, _))| {
+            let longest = rows.iter().map(|row| row[n].chars().count()).max().unwrap_or_default();
+            (*least).max(longest.max(head.len()) + 2)
+        })
+        .collect();
+    let padded = |n: usize, cell: &str| match n {
+        0 => format!("  {cell:<0$}", widths[0]),
+        _ => format!("{cell:>0$}", widths[n]),
+    };
+    let shown = || (0..COLUMNS.len()).filter(|n| !(narrow && COLUMNS[*n].2));
+    let head: String = shown().map(|n| padded(n, COLUMNS[n].0)).collect();
+    let mut lines = vec![Line::styled(head, Style::new().add_modifier(Modifier::DIM))];
+    for (stream, row) in streams.iter().zip(&rows) {
+        let near = stream.expiry_secs.is_some_and(|secs| secs < EXPIRY_ALARM_SECS);
+        let span = |n: usize| {
+            let style = if near && n == EXPIRES { Style::new().fg(Color::Red) } else { Style::new() };
+            Span::styled(padded(n, &row[n]), style)
+        };
+        lines.push(Line::from(shown().map(span).collect::<Vec<_>>()));
+        if stream.gaps > 0 || stream.lost > 0 {
+            let text = format!(
+                "    {} declared, {} lost since the start: see the m365_audit.gap records",
+                counted(stream.gaps, "gap"),
+                counted(stream.lost, "blob")
+            );
+            lines.push(Line::styled(text, Style::new().fg(Color::Red)));
+        }
     }
     lines
+}
+
+fn cells(stream: &Stream, now: Timestamp) -> [String; COLUMNS.len()] {
+    let secs = |secs: Option<f64>| secs.map_or("-".to_owned(), span);
+    let complete = stream.complete_until.map(|t| now.duration_since(t).as_secs_f64());
+    [
+        stream.content_type.clone(),
+        secs(stream.lag_secs),
+        complete.map_or("-".to_owned(), |secs| format!("{} ago", span(secs))),
+        stream.pending.to_string(),
+        secs(stream.oldest_age_secs),
+        secs(stream.expiry_secs),
+        format!("{:.1}", stream.events_per_sec),
+        format!("{:.1}", stream.bytes_per_sec / 1e3),
+        stream.events.to_string(),
+    ]
 }
 
 fn sink_lines(sink: &Sink, now: Timestamp) -> Vec<Line<'static>> {
@@ -309,11 +343,11 @@ fn sink_lines(sink: &Sink, now: Timestamp) -> Vec<Line<'static>> {
         Span::styled(format!("sink {}  ", sink.name), Style::new().add_modifier(Modifier::BOLD)),
         state(&sink.state),
         Span::raw(format!(
-            " for {}, {:.1} records/s, {} records, {} failed writes",
+            " for {}, {:.1} records/s, {}, {}",
             span(now.duration_since(sink.since).as_secs_f64()),
             sink.records_per_sec,
-            sink.records,
-            sink.retries
+            counted(sink.records, "record"),
+            counted(sink.retries, "failed write")
         )),
     ])];
     if let Some(reason) = &sink.reason {
@@ -477,6 +511,51 @@ mod tests {
         let shown = screen(&mut view, 80, 20);
         let row = shown.lines().find(|line| line.contains("Audit.Exchange")).unwrap();
         assert_eq!(row, "  Audit.Exchange                    7 min    6 min ago        2      90 min");
+    }
+
+    #[test]
+    fn no_two_columns_run_together_however_long_their_values() {
+        let long = |secs: f64| Stream {
+            content_type: "Audit.AzureActiveDirectory".into(),
+            lag_secs: Some(secs),
+            complete_until: Some(Timestamp::from_second(t("2026-05-03T10:00:00Z").as_second() - secs as i64).unwrap()),
+            pending: 1_234_567_890,
+            oldest_age_secs: Some(secs),
+            expiry_secs: Some(secs),
+            events: 123_456_789_012_345,
+            events_per_sec: 123_456_789.5,
+            bytes_per_sec: 9.9e12,
+            ..Stream::default()
+        };
+        let now = t("2026-05-03T10:00:00Z");
+        for secs in [0.0, 119.0, 7199.0, 82_920.0, 84_960.0, 1_000_000.0, 9.0e8] {
+            for narrow in [true, false] {
+                let rows = stream_lines(&[long(secs), Stream::default()], now, narrow);
+                let [head, row, _] = &*rows else { panic!("{rows:?}") };
+                let columns = |line: &Line<'_>| {
+                    let line = plain(line);
+                    line.split("  ").filter(|cell| !cell.trim().is_empty()).count()
+                };
+                assert_eq!(columns(row), columns(head), "{}", plain(row));
+                assert_eq!(row.width(), head.width(), "the columns stand below their heads: {}", plain(row));
+            }
+        }
+    }
+
+    #[test]
+    fn one_of_a_thing_is_not_called_several() {
+        let mut status = example();
+        let source = &mut status.sources[0];
+        (source.throttled, source.set_aside) = (1, 1);
+        (source.streams[0].gaps, source.streams[0].lost) = (1, 1);
+        source.backfill = Some(Snapshot { span_secs: 10, read_secs: 1, blobs: 1, events: 1, ..Snapshot::default() });
+        (status.sinks[0].records, status.sinks[0].retries) = (1, 1);
+        let text: Vec<String> = page(&status, 120).iter().map(plain).collect();
+        let text = text.join("\n");
+        for wrong in ["1 blobs", "1 events,", "1 events\n", "1 gaps", "1 records", "1 times", "1 failed writes"] {
+            assert!(!text.contains(wrong), "{wrong}: {text}");
+        }
+        assert!(text.contains("1 gap declared, 1 blob lost") && text.contains("1 record set aside"), "{text}");
     }
 
     #[test]

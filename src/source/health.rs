@@ -113,12 +113,7 @@ impl Board {
     /// Tells the host and the metric, if they do not know yet.
     pub fn publish(&self) {
         let health = self.health();
-        let gauge = match health {
-            Health::Healthy => 0.0,
-            Health::Degraded { .. } => 1.0,
-            Health::Failed { .. } => 2.0,
-        };
-        ::metrics::gauge!(metrics::HEALTH, "tenant" => self.inner.tenant.to_string()).set(gauge);
+        set_gauge(&self.inner.tenant, &health);
         let told = {
             let mut guard = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner);
             let known = guard.1.as_ref() == Some(&health);
@@ -129,4 +124,19 @@ impl Board {
             self.inner.host.health(&self.inner.source, health);
         }
     }
+}
+
+/// Shows the host and the metric how a source fares that has no [`Board`]: before its loop begins, and after its end.
+pub fn show(host: &dyn Host, source: &str, tenant: &TenantId, health: Health) {
+    set_gauge(tenant, &health);
+    host.health(source, health);
+}
+
+fn set_gauge(tenant: &TenantId, health: &Health) {
+    let gauge = match health {
+        Health::Healthy => 0.0,
+        Health::Degraded { .. } => 1.0,
+        Health::Failed { .. } => 2.0,
+    };
+    ::metrics::gauge!(metrics::HEALTH, "tenant" => metrics::tenant_label(tenant)).set(gauge);
 }

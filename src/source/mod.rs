@@ -326,7 +326,7 @@ impl M365Audit {
             let error = match self.client(server) {
                 Ok(api) => {
                     if told.is_some() {
-                        host.health(&self.name, Health::Healthy);
+                        health::show(host, &self.name, &self.config.tenant_id, Health::Healthy);
                     }
                     return Ok(Some(api));
                 }
@@ -336,7 +336,7 @@ impl M365Audit {
             let why = format!("{}: {error} (hint: {})", error.slug(), error.hint());
             if told.as_ref() != Some(&why) {
                 tracing::error!(source = %self.name, tenant = %self.config.tenant_id, "{why}");
-                host.health(&self.name, Health::Failed { why: why.clone() });
+                health::show(host, &self.name, &self.config.tenant_id, Health::Failed { why: why.clone() });
                 told = Some(why);
             }
             tokio::select! {
@@ -390,6 +390,24 @@ impl Source for M365Audit {
     }
 
     async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
+        let (name, tenant) = (self.name.clone(), self.config.tenant_id.clone());
+        let result = self.run_to_the_end(host.clone(), shutdown).await;
+        crate::metrics::source_ended(&tenant);
+        if let Err(error) = &result {
+            // Whatever ended it: nobody reads the tenant any more, and no alert may take it for healthy.
+            let why = format!("{}: {error} (hint: {})", error.slug(), error.hint());
+            health::show(&*host, &name, &tenant, Health::Failed { why });
+        }
+        result
+    }
+}
+
+impl M365Audit {
+    async fn run_to_the_end(
+        self: Box<Self>,
+        host: Arc<dyn Host>,
+        shutdown: CancellationToken,
+    ) -> Result<Report, SourceError> {
         if !self.once {
             let wait = self.fleet.turn(self.clock.monotonic());
             if !wait.is_zero() {
@@ -405,9 +423,7 @@ impl Source for M365Audit {
         };
         tenant::run(self.into_parts(api, server, host)?, shutdown).await
     }
-}
 
-impl M365Audit {
     /// Gives back the room of the source itself, which the run would hold to its end.
     fn into_parts(
         self: Box<Self>,

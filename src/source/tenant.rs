@@ -35,7 +35,7 @@ use crate::checkpoint::server_clock::{JUMP, ServerClock};
 use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, Buffers, Host, StateError};
 use crate::metrics;
-use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window};
+use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window, counted};
 use crate::normalise::{GapNotice, Normaliser, render_gap};
 use crate::plan::{self, Bounds, Reach};
 use crate::severity::Severity;
@@ -52,6 +52,8 @@ const SETTLING_MAX: usize = 512;
 const UNSETTLED_MAX: usize = 10_000;
 /// How often gauges, alarms and gaps are looked at.
 const TICK: Duration = Duration::from_secs(15);
+/// Gauges are set this soon after a blob was found or settled.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// Positions are written at most this often while blobs settle.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
 const BLOB_DELAY_MIN: Duration = Duration::from_millis(500);
@@ -444,6 +446,9 @@ struct Loop {
     tend_at: Duration,
     positions_at: Duration,
     tick_at: Duration,
+    /// When the gauges may be set again, and whether something has changed that they show.
+    gauges_at: Duration,
+    gauges_stale: bool,
     expire_at: Duration,
     started_at: Duration,
     throttled: u32,
@@ -522,6 +527,8 @@ impl Loop {
             tend_at: now,
             positions_at: now,
             tick_at: now,
+            gauges_at: now,
+            gauges_stale: false,
             expire_at: now,
             started_at: now,
             throttled: 0,
@@ -635,7 +642,8 @@ impl Loop {
             if given_up > 0 {
                 left.push(Left {
                     why: format!(
-                        "{given_up} blobs of `{content_type}` of tenant `{}` could not be read after {ONCE_ATTEMPTS_MAX} attempts each; the next run tries them again",
+                        "{} of `{content_type}` of tenant `{}` could not be read after {ONCE_ATTEMPTS_MAX} attempts each; the next run tries again",
+                        counted(given_up as u64, "blob"),
                         self.parts.tenant
                     ),
                     kind: LeftKind::Passing,
@@ -752,7 +760,8 @@ impl Loop {
     fn next_due(&self) -> Duration {
         let retry = self.retry.keys().next().map(|(due, _)| *due);
         let positions = self.positions_due().filter(|_| !self.writing_positions);
-        [Some(self.tick_at), retry, positions].into_iter().flatten().min().unwrap_or(self.tick_at)
+        let gauges = self.gauges_stale.then_some(self.gauges_at);
+        [Some(self.tick_at), retry, positions, gauges].into_iter().flatten().min().unwrap_or(self.tick_at)
     }
 
     async fn on_time(&mut self) {
@@ -768,6 +777,9 @@ impl Loop {
             for content_type in self.types() {
                 self.advance(content_type);
             }
+            self.context.hold.tick();
+            self.gauges(now);
+        } else if self.gauges_stale && now >= self.gauges_at {
             self.gauges(now);
         }
         // At the first look, too: a collector that is started every few minutes with `--once` must not keep keys for
@@ -895,6 +907,7 @@ impl Loop {
                 given_up: false,
             },
         );
+        self.gauges_stale = true;
         self.count(metrics::BLOBS_TOTAL, blob.content_type, "state", "listed");
         let patience = self.patience();
         self.ready.push(Ready(Job::new(blob, key, late, patience)));
@@ -1019,6 +1032,7 @@ impl Loop {
     }
 
     fn settled(&mut self, content_type: ContentType, key: Key, created: Option<Timestamp>) {
+        self.gauges_stale = true;
         if let Some(stream) = self.streams.get_mut(&content_type) {
             stream.unsettled.remove(key);
             stream.newest = stream.newest.max(created);
@@ -1374,13 +1388,18 @@ impl Loop {
             self.board.report(
                 Place::Blobs(*content_type),
                 Level::Degraded,
-                format!("{what}: {count} blobs of `{content_type}` cannot be read; the first is gone at {expires}"),
-                "they are tried until then; look for a proxy or filter that cuts large answers",
+                format!(
+                    "{what}: {} of `{content_type}` cannot be read; the first is gone at {expires}",
+                    counted(count as u64, "blob")
+                ),
+                "the source retries until then; look for a proxy or filter that cuts large answers",
             );
         }
     }
 
-    fn gauges(&self, now: Duration) {
+    fn gauges(&mut self, now: Duration) {
+        self.gauges_stale = false;
+        self.gauges_at = now + GAUGES_EVERY;
         let tenant = metrics::tenant_label(&self.parts.tenant);
         let server_now = self.parts.server.trusted();
         for (content_type, stream) in &self.streams {
@@ -1392,9 +1411,15 @@ impl Loop {
             if let Some(complete) = stream.position.complete_until {
                 set(metrics::CHECKPOINT_TIMESTAMP_SECONDS, complete.as_second() as f64);
             }
+            if stream.unsettled.len() == 0 {
+                // Whatever the clock says: an alert on a blob that is settled must end.
+                set(metrics::OLDEST_BLOB_AGE_SECONDS, 0.0);
+                set(metrics::OLDEST_BLOB_EXPIRY_SECONDS, metrics::ABSENT);
+            }
             let Some(server_now) = server_now else { continue };
-            let oldest = stream.unsettled.values().map(|b| b.created).min();
-            set(metrics::OLDEST_BLOB_AGE_SECONDS, oldest.map_or(0.0, |t| server_now.duration_since(t).as_secs_f64()));
+            if let Some(oldest) = stream.unsettled.values().map(|b| b.created).min() {
+                set(metrics::OLDEST_BLOB_AGE_SECONDS, server_now.duration_since(oldest).as_secs_f64());
+            }
             if let Some(expires) = stream.unsettled.values().map(|b| b.expires).min() {
                 set(metrics::OLDEST_BLOB_EXPIRY_SECONDS, expires.duration_since(server_now).as_secs_f64());
             }
@@ -1402,7 +1427,6 @@ impl Loop {
                 set(metrics::LAG_SECONDS, server_now.duration_since(newest).as_secs_f64());
             }
         }
-        self.context.hold.tick();
         ::metrics::gauge!(metrics::IN_FLIGHT_BYTES, "tenant" => tenant.clone()).set(self.context.budget.used() as f64);
         if let Some(skew) = self.parts.server.skew() {
             ::metrics::gauge!(metrics::CLOCK_SKEW_SECONDS, "tenant" => tenant).set(skew.as_secs_f64());

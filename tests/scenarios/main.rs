@@ -11,6 +11,7 @@ mod watch;
 mod world;
 
 mod access;
+mod alerts;
 mod backfill;
 mod blobs;
 mod clocks;

@@ -26,6 +26,8 @@ pub struct PluginRecorder {
 struct Series {
     metric: &'static Metric,
     cell: Arc<AtomicU64>,
+    /// The host was given a value of it. The host cannot take a series away: where the value ends, it is shown as NaN.
+    shown: bool,
 }
 
 /// One series as it stands now.
@@ -62,19 +64,21 @@ impl PluginRecorder {
         recorder.handle()
     }
 
-    /// All series.
+    /// All series that have a value, or had one when they were last asked for: those are not a number now.
     pub fn samples(&self) -> Vec<Sample> {
-        let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         series
-            .iter()
-            .map(|(key, series)| {
+            .iter_mut()
+            .filter_map(|(key, series)| {
                 let bits = series.cell.load(Ordering::Relaxed);
+                let value = if series.metric.kind == Kind::Counter { bits as f64 } else { f64::from_bits(bits) };
+                series.shown |= !value.is_nan();
                 let label = |name: &&str| key.labels().find(|l| l.key() == *name).map_or("", Label::value).to_owned();
-                Sample {
+                series.shown.then(|| Sample {
                     metric: series.metric,
                     label_values: series.metric.labels.iter().map(label).collect(),
-                    value: if series.metric.kind == Kind::Counter { bits as f64 } else { f64::from_bits(bits) },
-                }
+                    value,
+                })
             })
             .collect()
     }
@@ -92,7 +96,7 @@ impl PluginRecorder {
         }
         let metric = ALL.iter().find(|metric| metric.name == key.name() && metric.kind == kind)?;
         let cell = Arc::new(AtomicU64::new(0));
-        series.insert(key.clone(), Series { metric, cell: cell.clone() });
+        series.insert(key.clone(), Series { metric, cell: cell.clone(), shown: false });
         Some(cell)
     }
 }
@@ -162,7 +166,7 @@ impl GaugeFn for Both<Gauge> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use m365_audit::metrics::{EVENTS_TOTAL, LAG_SECONDS};
+    use m365_audit::metrics::{ABSENT, EVENTS_TOTAL, LAG_SECONDS};
 
     #[test]
     fn counters_and_gauges_are_read_with_their_labels_in_the_order_of_the_table() {
@@ -180,6 +184,13 @@ mod tests {
         let seen: Vec<(&str, String, f64)> =
             samples.iter().map(|s| (s.metric.name, s.label_values.join(" "), s.value)).collect();
         assert_eq!(seen, [(EVENTS_TOTAL, "t DLP.All".to_owned(), 6.0), (LAG_SECONDS, "t DLP.All".to_owned(), 1.5)]);
+        let absent = || {
+            metrics::gauge!(LAG_SECONDS, "tenant" => "t", "content_type" => "DLP.All").set(ABSENT);
+            metrics::gauge!(LAG_SECONDS, "tenant" => "never", "content_type" => "DLP.All").set(ABSENT);
+        };
+        metrics::with_local_recorder(&recorder, absent);
+        let gauges: Vec<Sample> = recorder.samples().into_iter().filter(|s| s.metric.kind == Kind::Gauge).collect();
+        assert!(matches!(&*gauges, [gauge] if gauge.value.is_nan() && gauge.label_values[0] == "t"), "{gauges:?}");
         recorder.clear();
         assert!(recorder.samples().is_empty());
         let page = page.render();

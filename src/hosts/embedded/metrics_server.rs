@@ -121,7 +121,18 @@ fn router(recorder: PrometheusHandle, report: watch::Receiver<HealthReport>) -> 
 }
 
 fn metrics_page(recorder: &PrometheusHandle) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], recorder.render()).into_response()
+    let page = without_absent(&recorder.render());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+}
+
+/// The page without the series that have no value ([`crate::metrics::ABSENT`]).
+fn without_absent(page: &str) -> String {
+    let absent = |line: &&str| !line.starts_with('#') && line.ends_with(" NaN");
+    let mut kept = String::with_capacity(page.len());
+    for line in page.split_inclusive('\n').filter(|line| !absent(&line.trim_end_matches('\n'))) {
+        kept.push_str(line);
+    }
+    kept
 }
 
 fn health_page(report: &HealthReport) -> Response {
@@ -268,7 +279,12 @@ mod tests {
 
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || metrics::counter!("m365_audit_test_total").increment(3));
+        metrics::with_local_recorder(&recorder, || {
+            metrics::counter!("m365_audit_test_total").increment(3);
+            for (tenant, value) in [("gone", crate::metrics::ABSENT), ("here", 4.5)] {
+                metrics::gauge!("m365_audit_test_seconds", "tenant" => tenant).set(value);
+            }
+        });
         let failed = standing(Health::Failed { why: "no permission".into() });
         let (_report, watched) = watch::channel(report(failed, standing(Health::Healthy)));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -276,7 +292,10 @@ mod tests {
             let _ = stopped.await;
         };
         let serving = tokio::spawn(server.serve(handle, watched, SystemClock::new(), shutdown));
-        assert!(fetch(address, "/metrics").await.contains("m365_audit_test_total 3"));
+        let page = fetch(address, "/metrics").await;
+        assert!(page.contains("m365_audit_test_total 3"), "{page}");
+        assert!(page.contains("m365_audit_test_seconds{tenant=\"here\"} 4.5\n"), "{page}");
+        assert!(!page.contains("gone") && !page.contains("NaN"), "{page}");
         let health = fetch(address, "/health").await;
         assert!(health.starts_with("HTTP/1.1 503") && health.contains("no permission"), "{health}");
         assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200"));

@@ -182,6 +182,9 @@ impl Sample {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((series, value)) = line.rsplit_once(' ') else { continue };
             let Ok(value) = value.parse::<f64>() else { continue };
+            if value.is_nan() {
+                continue;
+            }
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
             let label = |wanted: &str| {
                 let at = labels.find(&format!("{wanted}=\"")).filter(|at| *at == 0 || labels[..*at].ends_with(','))?;
@@ -368,7 +371,7 @@ impl View<'_> {
         let get = |name| self.now.get(name, tenant, content_type);
         let count = |name| get(name).unwrap_or_default() as u64;
         let pending = count(metrics::BLOBS_PENDING);
-        // The gauges of the oldest blob keep their last value when none is left.
+        // Its age is 0 when none is left.
         let of_pending = |name| get(name).filter(|_| pending > 0);
         let complete =
             get(metrics::CHECKPOINT_TIMESTAMP_SECONDS).and_then(|secs| Timestamp::from_second(secs as i64).ok());

@@ -1,0 +1,472 @@
+//! Every shipped alert, from what `/metrics` really serves: the source runs against the simulated tenant in each
+//! condition, the page is scraped every minute of its time, and `promtool` evaluates the shipped rules over these
+//! samples, both while the condition lasts and after its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use m365_audit::clock::SystemClock;
+use m365_audit::hosts::embedded::HealthReport;
+use m365_audit::hosts::embedded::metrics_server::MetricsServer;
+use m365_audit::model::{ContentType, Timestamp};
+use m365_audit::sim::{CallKind, Fault, SimConfig, SubscriptionState};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use crate::host::Manner;
+use crate::world::{BEGIN, World, days, hours, mins};
+
+/// What was scraped, minute by minute: the value of each series.
+type Minutes = Vec<BTreeMap<String, f64>>;
+
+/// The page of one process, and what it served.
+struct Scraped {
+    _recorder: metrics::LocalRecorderGuard<'static>,
+    address: SocketAddr,
+    minutes: Minutes,
+}
+
+impl Scraped {
+    /// A recorder and a listener as `run` has them, for what this thread records.
+    async fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let server = MetricsServer::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let (_, report) = watch::channel(HealthReport::default());
+        tokio::spawn(server.serve(handle, report, SystemClock::new(), std::future::pending()));
+        let recorder = metrics::set_default_local_recorder(Box::leak(Box::new(recorder)));
+        Self { _recorder: recorder, address, minutes: Vec::new() }
+    }
+
+    async fn page(&self) -> String {
+        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.0 200"), "{head}");
+        body.to_owned()
+    }
+
+    async fn scrape(&mut self) {
+        let page = self.page().await;
+        let sample = |line: &str| {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            (series.to_owned(), value.parse().unwrap())
+        };
+        self.minutes.push(page.lines().filter(|line| line.starts_with("m365_audit_")).map(sample).collect());
+    }
+
+    /// Lets so many minutes pass, the page scraped at the end of each.
+    async fn pass(&mut self, world: &World, minutes: usize) {
+        for _ in 0..minutes {
+            world.pass(mins(1)).await;
+            self.scrape().await;
+        }
+    }
+
+    fn now(&self) -> usize {
+        self.minutes.len()
+    }
+}
+
+/// One target of Prometheus, from the first minute on: `None` is a minute in which it did not answer.
+struct Target<'a> {
+    instance: &'a str,
+    /// Taken in place of the tenant that was scraped.
+    tenant: Option<&'a str>,
+    minutes: Vec<Option<&'a BTreeMap<String, f64>>>,
+    /// The target is known for so many minutes: afterwards `up` is not there either.
+    known_for: usize,
+}
+
+impl<'a> Target<'a> {
+    fn answering(instance: &'a str, minutes: &'a Minutes) -> Self {
+        Self {
+            instance,
+            tenant: None,
+            minutes: minutes.iter().map(Some).collect(),
+            known_for: usize::MAX,
+        }
+    }
+
+    fn with_tenant(self, tenant: &'a str) -> Self {
+        Self { tenant: Some(tenant), ..self }
+    }
+
+    fn silent_in(mut self, range: std::ops::Range<usize>) -> Self {
+        self.minutes[range].fill(None);
+        self
+    }
+
+    /// Its series in promtool's notation; where one ends, Prometheus marks it.
+    fn series(&self, out: &mut String) {
+        let names: BTreeSet<&String> = self.minutes.iter().flatten().flat_map(|minute| minute.keys()).collect();
+        let begin = BEGIN.parse::<Timestamp>().unwrap().as_second() as f64;
+        let mut put = |series: &str, values: &mut dyn Iterator<Item = Option<f64>>| {
+            let mut before = None;
+            let mut text = String::new();
+            for value in values {
+                match (value, before) {
+                    (Some(value), _) => write!(text, "{value} ").unwrap(),
+                    (None, Some(_)) => text.push_str("stale "),
+                    (None, None) => text.push_str("_ "),
+                }
+                before = value;
+            }
+            writeln!(out, "      - series: '{series}'\n        values: '{}'", text.trim_end()).unwrap();
+        };
+        let target = format!("instance=\"{}\", job=\"m365-audit\"", self.instance);
+        let up = |(n, minute): (usize, &Option<_>)| (n < self.known_for).then(|| f64::from(u8::from(minute.is_some())));
+        put(&format!("up{{{target}}}"), &mut self.minutes.iter().enumerate().map(up));
+        for name in names {
+            let (metric, labels) = name.split_once('{').unwrap_or((name, "}"));
+            let mut labels = labels.trim_end_matches('}').to_owned();
+            if let Some(tenant) = self.tenant {
+                let others = labels.split(',').filter(|label| !label.starts_with("tenant=")).map(str::to_owned);
+                labels = others.chain([format!("tenant=\"{tenant}\"")]).collect::<Vec<_>>().join(",");
+            }
+            // Promtool's time begins in 1970.
+            let shift = if metric.ends_with("_timestamp_seconds") { begin } else { 0.0 };
+            let mut values = self.minutes.iter().map(|minute| Some((*minute)?.get(name)? - shift));
+            put(&format!("{metric}{{{target},{labels}}}"), &mut values);
+        }
+    }
+}
+
+/// Which alerts fire at which minute, each as `name` for the first target, `name instance`, or with a space behind it
+/// where it names none; promtool says where that is not so.
+#[track_caller]
+fn assert_alerts(what: &str, targets: &[Target<'_>], expected: &[(usize, &[&str])]) {
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus/m365-audit.rules.yml");
+    let mut text = format!(
+        "rule_files: ['{}']\nevaluation_interval: 1m\ntests:\n  - name: {what}\n    interval: 1m\n    input_series:\n",
+        rules.display()
+    );
+    for target in targets {
+        target.series(&mut text);
+    }
+    text.push_str("    promql_expr_test:\n");
+    for (minute, alerts) in expected {
+        let expr = "count by (alertname, instance) (ALERTS{alertstate=\"firing\"})";
+        write!(text, "      - expr: '{expr}'\n        eval_time: {minute}m\n        exp_samples:").unwrap();
+        text.push_str(if alerts.is_empty() { " []\n" } else { "\n" });
+        let count = |alert: &&str| alerts.iter().filter(|other| *other == alert).count();
+        for alert in alerts.iter().collect::<BTreeSet<_>>() {
+            let (name, instance) = alert.split_once(' ').unwrap_or((alert, targets[0].instance));
+            let instance =
+                if instance.is_empty() { String::new() } else { format!(", instance=\"{instance}\"") };
+            let labels = format!("{{alertname=\"{name}\"{instance}}}");
+            writeln!(text, "          - {{ labels: '{labels}', value: {} }}", count(alert)).unwrap();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("alerts.test.yml");
+    std::fs::write(&file, &text).unwrap();
+    match Command::new("promtool").args(["test", "rules"]).arg(&file).output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            if !output.status.success() {
+                let kept = std::env::temp_dir().join(format!("m365-alerts-{}.yml", std::process::id()));
+                std::fs::write(&kept, &text).unwrap();
+                panic!("{what}: {said}\nthe samples are in {}", kept.display());
+            }
+        }
+        Err(_) => println!("skipped: no promtool (Debian: the package `prometheus`)"),
+    }
+}
+
+#[tokio::test]
+async fn a_busy_tenant_and_a_back_fill_of_a_week_raise_no_alert() {
+    let mut world = World::new().await;
+    world.all_types();
+    for day in 0..6 {
+        world.add_aged(3, days(day) + hours(12));
+    }
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    for _ in 0..12 {
+        world.add_now(2);
+        scraped.pass(&world, 10).await;
+    }
+    assert_alerts("busy", &[Target::answering("a", &scraped.minutes)], &[(20, &[]), (60, &[]), (119, &[])]);
+    world.stop(running).await;
+    world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_blob_near_its_end_is_alarmed_of_until_it_is_settled_and_no_longer() {
+    let mut world = World::new().await;
+    let old = world.add_aged(3, days(6) + hours(6));
+    let mut scraped = Scraped::new().await;
+    world.host.answer(Manner::Hold);
+    let running = world.start();
+    scraped.pass(&world, 20).await;
+    assert!(scraped.page().await.contains("m365_audit_oldest_unsettled_blob_expiry_seconds{"), "{old} is not settled");
+    let settled = scraped.now();
+    world.host.release();
+    scraped.pass(&world, 1).await;
+    let page = scraped.page().await;
+    assert!(!page.contains("m365_audit_oldest_unsettled_blob_expiry_seconds{"), "absent when there is none: {page}");
+    assert!(page.contains("m365_audit_lag_seconds{"), "{page}");
+    world.add_now(1);
+    scraped.pass(&world, 20).await;
+    let fires: &[&str] = &["M365AuditBlobNearExpiry"];
+    let minutes = [(3, &[][..]), (settled - 2, fires), (settled + 1, &[]), (settled + 15, &[])];
+    assert_alerts("near", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+    world.assert_clean();
+}
+
+#[tokio::test]
+async fn the_lag_is_shown_within_a_second_of_the_delivery() {
+    let mut world = World::new().await;
+    let scraped = Scraped::new().await;
+    let running = world.start();
+    world.pass(mins(1)).await;
+    assert!(!scraped.page().await.contains("m365_audit_lag_seconds{"), "nothing was delivered so far");
+    world.add_aged(1, mins(2));
+    world.until_all_delivered().await;
+    world.pass(Duration::from_secs(1)).await;
+    let page = scraped.page().await;
+    assert!(page.contains("m365_audit_lag_seconds{"), "{page}");
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn a_tenant_without_content_for_six_hours_is_alarmed_of_until_some_comes() {
+    let mut world = World::new().await;
+    world.set("content_types", vec![ContentType::Exchange.as_str(), ContentType::General.as_str()]);
+    world.add_now(1);
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 6 * 60 + 30).await;
+    let again = scraped.now();
+    world.add_now(1);
+    scraped.pass(&world, 15).await;
+    let minutes = [(6 * 60, &[][..]), (again - 1, &["M365AuditNoContent"]), (again + 10, &[])];
+    assert_alerts("quiet", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn a_gap_is_alarmed_of_for_an_hour() {
+    let mut world = World::new().await;
+    world.add_now(1);
+    world.run_for(hours(1)).await;
+    world.leap(days(9), hours(6)).await;
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 90).await;
+    assert_eq!(world.gaps().len(), 1, "{:?}", world.gaps());
+    let minutes = [(5, &["M365AuditGap"][..]), (45, &["M365AuditGap"]), (80, &[])];
+    assert_alerts("gap", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn a_throttled_tenant_is_alarmed_of_while_it_is() {
+    let mut world = World::new().await;
+    // Enough calls that a tenth of them is refused in every quarter of an hour.
+    world.all_types();
+    let refused = Fault::Throttled { status: 429, retry_after_secs: Some(1), single_quoted: false };
+    world.sim.faults().rate(CallKind::Content, 0.6, refused);
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 60).await;
+    let over = scraped.now();
+    world.sim.faults().clear();
+    scraped.pass(&world, 40).await;
+    let minutes = [(10, &[][..]), (over - 1, &["M365AuditThrottled"]), (over + 35, &[])];
+    assert_alerts("throttled", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_works_with_a_part_missing_is_degraded_and_recovers() {
+    let mut world = World::new().await;
+    world.set("content_types", vec![ContentType::Exchange.as_str(), ContentType::General.as_str()]);
+    world.sim.faults().next_for_type(CallKind::Content, ContentType::General, 60, Fault::PermissionMissing);
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 45).await;
+    let mended = scraped.now();
+    world.sim.faults().clear();
+    world
+        .until("healthy again", || world.host.health() == m365_audit::host::Health::Healthy)
+        .await;
+    scraped.pass(&world, 10).await;
+    let minutes = [(15, &[][..]), (mended - 1, &["M365AuditDegraded"]), (mended + 5, &[])];
+    assert_alerts("degraded", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_cannot_sign_in_has_failed_until_it_can() {
+    let world = World::with(SimConfig { token_error: Some(7_000_222), ..SimConfig::default() }).await;
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 15).await;
+    let mended = scraped.now();
+    world.sim.configure(|config| config.token_error = None);
+    world.until("healthy", || world.host.health() == m365_audit::host::Health::Healthy).await;
+    scraped.pass(&world, 10).await;
+    let minutes = [(2, &[][..]), (mended - 1, &["M365AuditFailed"]), (mended + 5, &[])];
+    assert_alerts("failed", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_waits_for_a_file_has_failed() {
+    let mut world = World::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    world.set("ca_file", dir.path().join("not-there.pem").to_str().unwrap());
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 15).await;
+    assert_alerts("file", &[Target::answering("a", &scraped.minutes)], &[(12, &["M365AuditFailed"])]);
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn a_source_that_ended_by_itself_has_failed_and_shows_nothing_else() {
+    let mut world = World::new().await;
+    world.add_aged(3, days(6) + hours(6));
+    world.host.answer(Manner::Hold);
+    let mut scraped = Scraped::new().await;
+    let first = world.start();
+    scraped.pass(&world, 3).await;
+    // A second collector of the same state: one of the two ends.
+    let second = world.start();
+    world.until("one has ended", || first.task.is_finished() || second.task.is_finished()).await;
+    let (ended, other) = if first.task.is_finished() { (first, second) } else { (second, first) };
+    assert!(world.ended(ended).await.is_err());
+    world.kill(other).await;
+    for _ in 0..20 {
+        scraped.scrape().await;
+    }
+    let page = scraped.page().await;
+    assert!(!page.contains("_blob_expiry_seconds{") && !page.contains("_since_content{"), "{page}");
+    let minutes = [(scraped.now() - 1, &["M365AuditFailed"][..])];
+    assert_alerts("ended", &[Target::answering("a", &scraped.minutes)], &minutes);
+}
+
+#[tokio::test]
+async fn a_secret_is_alarmed_of_two_weeks_before_it_ends() {
+    let mut world = World::new().await;
+    let end = world.now() + days(15);
+    world.set("client_secret_expires", end.strftime("%Y-%m-%d").to_string());
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    world.add_now(1);
+    scraped.pass(&world, 5).await;
+    world.leap(days(2), hours(4)).await;
+    let late = scraped.now();
+    let expected = "m365_audit_credential_expiry_timestamp_seconds{";
+    assert!(scraped.page().await.contains(expected));
+    scraped.pass(&world, 5).await;
+    world.stop(running).await;
+    // Two days later by the clock: the samples of the first minutes stand for those between.
+    let (first, last) = (&scraped.minutes[late - 1], &scraped.minutes[late]);
+    assert_eq!(
+        first.iter().find(|(series, _)| series.starts_with(expected)),
+        last.iter().find(|(series, _)| series.starts_with(expected))
+    );
+    let minutes: Minutes = std::iter::repeat_n(first.clone(), 2 * 24 * 60).collect();
+    let fires = ["M365AuditCredentialExpires"];
+    assert_alerts("secret", &[Target::answering("a", &minutes)], &[(60, &[]), (2 * 24 * 60 - 1, &fires)]);
+}
+
+/// Ninety minutes of a tenant that is read.
+async fn well() -> (Minutes, Minutes) {
+    let mut world = World::new().await;
+    let mut scraped = Scraped::new().await;
+    world.add_now(1);
+    let running = world.start();
+    scraped.pass(&world, 3).await;
+    let mut minutes = scraped.minutes.clone();
+    let steady = minutes.last().unwrap().clone();
+    minutes.extend(std::iter::repeat_n(steady, 177));
+    let tenant = world.tenant.clone();
+    world.stop(running).await;
+    m365_audit::metrics::tenant_removed(&tenant);
+    scraped.scrape().await;
+    (minutes, vec![scraped.minutes.last().unwrap().clone()])
+}
+
+#[tokio::test]
+async fn one_silent_process_of_two_is_alarmed_of_and_named() {
+    let (minutes, removed) = well().await;
+    let a = || Target::answering("a", &minutes).with_tenant("t1");
+    let b = || Target::answering("b", &minutes).with_tenant("t2");
+    let twin = || Target::answering("b", &minutes).with_tenant("t1");
+    // Its target stays and does not answer; then it is back.
+    let expected: [(usize, &[&str]); 4] = [(29, &[]), (60, &["M365AuditSilent a"]), (89, &["M365AuditSilent a"]), (95, &[])];
+    assert_alerts("down", &[a().silent_in(30..90), b()], &expected);
+    assert_alerts("down beside a twin", &[a().silent_in(30..90), twin()], &expected);
+    // Its target is gone, too.
+    let vanished = || Target { known_for: 30, ..a().silent_in(30..180) };
+    assert_alerts("gone", &[vanished(), b()], &[(29, &[]), (60, &["M365AuditSilent a"]), (170, &["M365AuditSilent a"])]);
+    assert_alerts("gone beside a twin", &[vanished(), twin()], &[(29, &[]), (80, &["M365AuditSilent a"])]);
+    assert_alerts("the only one", &[vanished()], &[(29, &[]), (60, &["M365AuditSilent a"])]);
+    // A pod was replaced: another address reads the tenant.
+    let successor = || Target::answering("c", &minutes).with_tenant("t1").silent_in(0..31);
+    assert_alerts("replaced", &[vanished(), b(), successor()], &[(60, &[]), (120, &[]), (170, &[])]);
+    // A tenant was taken out of the configuration of a process that runs.
+    assert!(removed[0].keys().all(|series| !series.starts_with(m365_audit::metrics::HEALTH)), "{:?}", removed[0]);
+    let mut two: Vec<BTreeMap<String, f64>> = minutes.clone();
+    let other = |minute: &BTreeMap<String, f64>| -> BTreeMap<String, f64> {
+        minute.iter().map(|(series, value)| (series.replace("tenant=\"", "tenant=\"other-"), *value)).collect()
+    };
+    let others: Minutes = minutes.iter().map(other).collect();
+    for (n, minute) in two.iter_mut().enumerate() {
+        if n >= 30 {
+            minute.clone_from(&removed[0]);
+        }
+        minute.extend(others[n].clone());
+    }
+    assert_alerts("removed", &[Target::answering("a", &two)], &[(29, &[]), (60, &[]), (120, &[])]);
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_removed_leaves_no_gauge_behind() {
+    let mut world = World::new().await;
+    world.all_types();
+    world.set("client_secret_expires", "2026-12-31");
+    world.add_aged(3, days(6) + hours(6));
+    world.host.answer(Manner::Hold);
+    let scraped = Scraped::new().await;
+    let running = world.start();
+    world.pass(mins(2)).await;
+    let gauges = |page: &str| -> BTreeSet<String> {
+        let names = m365_audit::metrics::ALL.iter().filter(|metric| metric.kind == m365_audit::metrics::Kind::Gauge);
+        let shown = |name: &&str| page.contains(&format!("\n{name}{{"));
+        names.map(|metric| metric.name).filter(shown).map(str::to_owned).collect()
+    };
+    let before = gauges(&scraped.page().await);
+    assert!(before.len() >= 10, "{before:?}");
+    world.host.release();
+    world.stop(running).await;
+    assert_eq!(gauges(&scraped.page().await), BTreeSet::from([m365_audit::metrics::HEALTH.to_owned()]));
+    m365_audit::metrics::tenant_removed(&world.tenant);
+    assert_eq!(gauges(&scraped.page().await), BTreeSet::new());
+    // And comes back with it.
+    world.sim.set_subscription(&world.tenant, ContentType::Exchange, SubscriptionState::Enabled);
+    let running = world.start();
+    world.pass(mins(1)).await;
+    assert!(gauges(&scraped.page().await).contains(m365_audit::metrics::HEALTH));
+    world.stop(running).await;
+}
+
+#[tokio::test]
+async fn silence_from_the_first_is_alarmed_of() {
+    let minutes: Minutes = vec![BTreeMap::new(); 60];
+    let target = Target { minutes: vec![None; 60], ..Target::answering("a", &minutes) };
+    assert_alerts("never", &[target], &[(10, &[]), (30, &["M365AuditSilent "])]);
+}
