@@ -107,7 +107,7 @@ fn every_test_the_map_names_is_there() {
             let path = if file.starts_with("tests/") { source("..").join(file) } else { source(file) };
             let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             for name in names {
-                assert!(text.contains(&format!("fn {name}(")), "{file} has no test `{name}`");
+                assert!(text.contains(&format!("fn {name}(")), "{file} has no `{name}`");
                 count += 1;
             }
         }
@@ -142,6 +142,69 @@ fn only_a_plugin_chooses_an_allocator() {
         let text = fs::read_to_string(&file).unwrap();
         assert!(!text.contains("global_allocator"), "{}", file.display());
     }
+}
+
+/// Files whose code, tests and comments aside, has one of these; as paths below src/.
+fn files_with(signs: &[&str]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for module in modules() {
+        for file in files_of(&module) {
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let mut lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+            if lines.any(|line| signs.iter().any(|sign| line.contains(sign))) {
+                found.insert(file.strip_prefix(source("")).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// The part of a path that is the module's name.
+fn module_of(file: &str) -> &str {
+    file.split(['/', '.']).next().unwrap()
+}
+
+#[test]
+fn only_the_clock_reads_the_time() {
+    let readers = files_with(&["SystemTime::now(", "Instant::now(", "Timestamp::now(", "Zoned::now(", "Utc::now("]);
+    let readers: BTreeSet<&str> = readers.iter().map(String::as_str).collect();
+    assert_eq!(readers, BTreeSet::from(["clock.rs", "cli/logging.rs"]));
+}
+
+#[test]
+fn what_takes_over_the_process_stands_in_the_program_and_at_the_edge() {
+    let not_in = |signs: &[&str], allowed: &[&str]| {
+        let found = files_with(signs);
+        let foreign: Vec<_> = found.iter().filter(|file| !allowed.contains(&module_of(file))).collect();
+        assert!(foreign.is_empty(), "{signs:?}: {foreign:?}");
+        found
+    };
+    not_in(&["runtime::Builder::new_", "Runtime::new()", "#[tokio::main"], &["cli"]);
+    not_in(&["tokio::signal", "signal_hook", "set_global_default(", ".try_init()", ".init()"], &["cli"]);
+    let recorders = not_in(&["set_global_recorder(", "install_recorder("], &["hosts"]);
+    assert_eq!(recorders, BTreeSet::from(["hosts/embedded/recorder.rs".to_owned()]));
+    let writing = ["fs::write(", "fs::rename(", "fs::remove_", "fs::create_dir", "File::create(", "OpenOptions::new()"];
+    not_in(&writing, &["cli", "hosts"]);
+}
+
+#[test]
+fn every_invariant_says_where_it_is_asserted_and_is_asserted_there() {
+    let map = include_str!("../ARCHITECTURE.md");
+    let mut rows = 0;
+    for row in map.lines().filter(|line| line.starts_with("| CK-")) {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let (name, asserted) = (cells[0].trim_start_matches("| "), cells[2].trim());
+        assert!(!asserted.is_empty(), "{name} is asserted nowhere");
+        let files: Vec<&str> = asserted.split('`').filter(|word| word.ends_with(".rs")).collect();
+        assert!(!files.is_empty(), "{name}: {asserted} names no file");
+        if asserted.contains("`debug_assert!`") {
+            let stands = |file: &&str| fs::read_to_string(source(file)).unwrap().contains(&format!("\"{name}: "));
+            assert!(files.iter().any(stands), "{name}: no assertion in {files:?}");
+        }
+        rows += 1;
+    }
+    assert!(rows >= 5, "{rows}");
 }
 
 /// `unsafe_code` is denied for every package; where it is allowed, and why, is written in one place.

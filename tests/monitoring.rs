@@ -120,7 +120,10 @@ fn every_alert_is_tested_on_what_the_metrics_page_served_and_is_on_the_page_abou
         assert!(PAGE.contains(&format!("`{alert}`")), "{alert} is not in docs/monitoring.md");
     }
     for named in PAGE.split('`').filter(|word| word.starts_with("M365Audit")) {
-        assert!(RULES.contains(&format!("- alert: {named}\n")), "docs/monitoring.md names `{named}`, which is not shipped");
+        assert!(
+            RULES.contains(&format!("- alert: {named}\n")),
+            "docs/monitoring.md names `{named}`, which is not shipped"
+        );
     }
 }
 

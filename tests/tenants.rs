@@ -111,7 +111,8 @@ impl Bench {
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
         stream.read_to_string(&mut page).unwrap();
         let label = format!("tenant=\"{}\"", tenant(number));
-        let of_it = |name: &str| page.lines().any(|line| line.starts_with(&format!("{name}{{")) && line.contains(&label));
+        let of_it =
+            |name: &str| page.lines().any(|line| line.starts_with(&format!("{name}{{")) && line.contains(&label));
         let gauges = metrics::ALL.iter().filter(|metric| metric.kind == metrics::Kind::Gauge);
         gauges.map(|metric| metric.name).filter(|name| of_it(name)).collect()
     }

@@ -5,7 +5,7 @@
 //! opening an encrypted key is slow on purpose.
 //!
 //! Why own code: `azure_identity` signs with RS256 and SHA-1 thumbprints only and needs OpenSSL for it; `jsonwebtoken`
-//! 10 wants aws-lc or the `rsa` crate (RUSTSEC-2023-0071). An assertion is two JSON objects and one signature of `ring`,
+//! 12 wants aws-lc or the `rsa` crate (RUSTSEC-2023-0071). An assertion is two JSON objects and one signature of `ring`,
 //! which TLS brings along. What is hard, PFX and encrypted PEM, is `p12-keystore` and `pkcs8`.
 
 use std::fs;

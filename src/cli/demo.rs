@@ -66,7 +66,11 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     sim.generate(&tenant, spec);
 
     let show = Arc::new(Show::new(!args.fast));
-    show.line(&format!("simulated tenant {tenant} at {} ({}, no account, no network)", sim.url(), counted(blobs as u64, "blob")));
+    show.line(&format!(
+        "simulated tenant {tenant} at {} ({}, no account, no network)",
+        sim.url(),
+        counted(blobs as u64, "blob")
+    ));
     let table = format!(
         "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\nmask_detected_values = false\n",
         url = sim.url()
@@ -251,7 +255,8 @@ impl Show {
             let tally = self.tally();
             (tally.severities.values().sum::<u64>(), tally.blobs, tally.requests)
         };
-        let text = [(events, "record"), (blobs, "blob"), (requests, "request")].map(|(n, what)| counted(n, what)).join(" · ");
+        let text =
+            [(events, "record"), (blobs, "blob"), (requests, "request")].map(|(n, what)| counted(n, what)).join(" · ");
         // One column is for the cursor: a line that wraps could not be cleared.
         let text = event_line::cut(&text, self.columns().map_or(usize::MAX, |columns| columns.saturating_sub(1)));
         let mut out = anstream::stdout();

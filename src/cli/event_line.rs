@@ -135,7 +135,8 @@ mod tests {
         let mut events = Vec::new();
         for object in objects {
             let shown = object.clone().unwrap_or_default();
-            for title in ["opened".to_owned(), format!("alex opened {shown}"), "権限の変更".repeat(60), String::new()] {
+            for title in ["opened".to_owned(), format!("alex opened {shown}"), "権限の変更".repeat(60), String::new()]
+            {
                 events.push((title, object.clone()));
             }
         }

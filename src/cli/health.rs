@@ -2,14 +2,14 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::Failure;
 use super::exit::Exit;
+use super::{Failure, status};
 use crate::config::Config;
 
 /// Most bytes read of an answer; one of a hundred tenants in trouble has some 30 kB.
@@ -18,7 +18,7 @@ const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 /// Arguments of `health`.
 #[derive(Debug, clap::Args)]
 pub struct HealthArgs {
-    /// The configuration file of the running process; `[metrics] listen` is asked
+    /// The configuration file of the running process; `[metrics] listen` is asked, without it the control socket
     #[arg(short, long, value_name = "FILE", required_unless_present = "listen", conflicts_with = "listen")]
     pub config: Option<PathBuf>,
     /// The address of its metrics listener
@@ -36,21 +36,16 @@ pub struct HealthArgs {
 /// service.
 ///
 /// # Errors
-/// The configuration has problems or no `[metrics]`, or nobody answers.
+/// The configuration has problems, or nobody answers.
 pub async fn health(args: HealthArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     let listen = match (args.listen, &args.config) {
         (Some(listen), _) => listen,
         (None, Some(path)) => {
             let config = Config::load(path)?;
-            let metrics = config.metrics.ok_or_else(|| Failure {
-                message: format!(
-                    "config-invalid: `{}` has no `[metrics]`, so nobody can be asked\n  hint: add `[metrics]` with \
-                     `listen = \"127.0.0.1:9598\"` and restart",
-                    path.display()
-                ),
-                exit: Exit::Config,
-            })?;
-            metrics.listen
+            match config.metrics {
+                Some(metrics) => metrics.listen,
+                None => return over_the_socket(&args, path, &config.data_dir, out).await,
+            }
         }
         (None, None) => return Err(Failure::internal("clap let neither a file nor an address through")),
     };
@@ -70,6 +65,36 @@ pub async fn health(args: HealthArgs, out: &mut impl Write) -> Result<Exit, Fail
     let (status, body) = parse(&answer).ok_or_else(|| unreachable("the answer is not HTTP".to_owned()))?;
     out.write_all(body).map_err(Failure::io)?;
     Ok(if status == 200 { Exit::Done } else { Exit::Network })
+}
+
+/// The same of a process without `[metrics]`: its control socket is always there.
+async fn over_the_socket(
+    args: &HealthArgs,
+    config: &Path,
+    data_dir: &Path,
+    out: &mut impl Write,
+) -> Result<Exit, Failure> {
+    let asked = tokio::time::timeout(Duration::from_secs(args.timeout_secs), status::ask(data_dir)).await;
+    let asked = asked.map_err(|_| Failure {
+        message: format!("health-unreachable: no answer within {} s\n  hint: look at its log", args.timeout_secs),
+        exit: Exit::Network,
+    })?;
+    let status = asked?.ok_or_else(|| status::none_runs(data_dir, config))?;
+    if args.live {
+        writeln!(out, "live").map_err(Failure::io)?;
+        return Ok(Exit::Done);
+    }
+    let entry = |state: &str, reason: &Option<String>| match reason {
+        Some(reason) => serde_json::json!({"state": state, "reason": reason}),
+        None => serde_json::json!({"state": state}),
+    };
+    let sources: serde_json::Map<_, _> =
+        status.sources.iter().map(|source| (source.name.clone(), entry(&source.state, &source.reason))).collect();
+    let sinks: serde_json::Map<_, _> =
+        status.sinks.iter().map(|sink| (sink.name.clone(), entry(&sink.state, &sink.reason))).collect();
+    let page = serde_json::json!({"state": status.state, "sources": sources, "sinks": sinks});
+    writeln!(out, "{}", serde_json::to_string_pretty(&page).map_err(Failure::internal)?).map_err(Failure::io)?;
+    Ok(if status.state == "failed" { Exit::Network } else { Exit::Done })
 }
 
 /// One request in HTTP/1.0, so that the answer is whole when the connection ends.

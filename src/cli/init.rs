@@ -488,7 +488,8 @@ fn render(answers: &Answers) -> String {
          # backfill_secs = 86400                # how far back the first run goes; Microsoft keeps 604800\n\
          {routine}\n\
          # format = \"native\"                    # ecs, ocsf, raw\n\n\
-         # A record counts as delivered when it is synced to this file; any agent can tail it.\n\
+         # A record counts as delivered when it is synced to this file. An agent that tails it must take lines of up to\n\
+         # 32 MiB, which most do not by default: docs/hosts/tail.md has the setting of each.\n\
          [sinks.file]\n\
          type = \"file\"\n\
          path = {records}\n\

@@ -77,7 +77,7 @@ pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Ex
     shown.map(|()| Exit::Done)
 }
 
-fn none_runs(data_dir: &Path, config: &Path) -> Failure {
+pub(super) fn none_runs(data_dir: &Path, config: &Path) -> Failure {
     let (data_dir, config) = (data_dir.display(), config.display());
     Failure {
         message: format!(
@@ -88,7 +88,8 @@ fn none_runs(data_dir: &Path, config: &Path) -> Failure {
     }
 }
 
-async fn ask(data_dir: &Path) -> Result<Option<Status>, Failure> {
+/// What the running process says of itself; `None` when none runs.
+pub(super) async fn ask(data_dir: &Path) -> Result<Option<Status>, Failure> {
     let asked = async {
         let Some(mut client) = Client::connect(data_dir).await? else { return Ok(None) };
         client.ask(What::Status {}).await?;

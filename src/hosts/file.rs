@@ -1,4 +1,4 @@
-//! The `file` sink: newline-delimited JSON appended to a file that any agent can tail.
+//! The `file` sink: newline-delimited JSON appended to a file that an agent tails.
 //!
 //! A batch is delivered when its bytes and the name of the file are synced. Owns the file while it is open (two
 //! writers are refused by lock); knows that others may rename, remove or truncate it (logrotate). What is in the file

@@ -88,12 +88,7 @@ struct Target<'a> {
 
 impl<'a> Target<'a> {
     fn answering(instance: &'a str, minutes: &'a Minutes) -> Self {
-        Self {
-            instance,
-            tenant: None,
-            minutes: minutes.iter().map(Some).collect(),
-            known_for: usize::MAX,
-        }
+        Self { instance, tenant: None, minutes: minutes.iter().map(Some).collect(), known_for: usize::MAX }
     }
 
     fn with_tenant(self, tenant: &'a str) -> Self {
@@ -160,8 +155,7 @@ fn assert_alerts(what: &str, targets: &[Target<'_>], expected: &[(usize, &[&str]
         let count = |alert: &&str| alerts.iter().filter(|other| *other == alert).count();
         for alert in alerts.iter().collect::<BTreeSet<_>>() {
             let (name, instance) = alert.split_once(' ').unwrap_or((alert, targets[0].instance));
-            let instance =
-                if instance.is_empty() { String::new() } else { format!(", instance=\"{instance}\"") };
+            let instance = if instance.is_empty() { String::new() } else { format!(", instance=\"{instance}\"") };
             let labels = format!("{{alertname=\"{name}\"{instance}}}");
             writeln!(text, "          - {{ labels: '{labels}', value: {} }}", count(alert)).unwrap();
         }
@@ -298,9 +292,7 @@ async fn a_tenant_that_works_with_a_part_missing_is_degraded_and_recovers() {
     scraped.pass(&world, 45).await;
     let mended = scraped.now();
     world.sim.faults().clear();
-    world
-        .until("healthy again", || world.host.health() == m365_audit::host::Health::Healthy)
-        .await;
+    world.until("healthy again", || world.host.health() == m365_audit::host::Health::Healthy).await;
     scraped.pass(&world, 10).await;
     let minutes = [(15, &[][..]), (mended - 1, &["M365AuditDegraded"]), (mended + 5, &[])];
     assert_alerts("degraded", &[Target::answering("a", &scraped.minutes)], &minutes);
@@ -407,12 +399,17 @@ async fn one_silent_process_of_two_is_alarmed_of_and_named() {
     let b = || Target::answering("b", &minutes).with_tenant("t2");
     let twin = || Target::answering("b", &minutes).with_tenant("t1");
     // Its target stays and does not answer; then it is back.
-    let expected: [(usize, &[&str]); 4] = [(29, &[]), (60, &["M365AuditSilent a"]), (89, &["M365AuditSilent a"]), (95, &[])];
+    let expected: [(usize, &[&str]); 4] =
+        [(29, &[]), (60, &["M365AuditSilent a"]), (89, &["M365AuditSilent a"]), (95, &[])];
     assert_alerts("down", &[a().silent_in(30..90), b()], &expected);
     assert_alerts("down beside a twin", &[a().silent_in(30..90), twin()], &expected);
     // Its target is gone, too.
     let vanished = || Target { known_for: 30, ..a().silent_in(30..180) };
-    assert_alerts("gone", &[vanished(), b()], &[(29, &[]), (60, &["M365AuditSilent a"]), (170, &["M365AuditSilent a"])]);
+    assert_alerts(
+        "gone",
+        &[vanished(), b()],
+        &[(29, &[]), (60, &["M365AuditSilent a"]), (170, &["M365AuditSilent a"])],
+    );
     assert_alerts("gone beside a twin", &[vanished(), twin()], &[(29, &[]), (80, &["M365AuditSilent a"])]);
     assert_alerts("the only one", &[vanished()], &[(29, &[]), (60, &["M365AuditSilent a"])]);
     // A pod was replaced: another address reads the tenant.

@@ -194,7 +194,7 @@ async fn rsyslog_reads_the_file_sink_without_loss() {
     let setting = Setting::new().await;
     let dir = setting.dir.path().display().to_string();
     let config = example("rsyslog/rsyslog.conf")
-        .replace("/var/lib/rsyslog", &dir)
+        .replace("/var/spool/rsyslog", &dir)
         .replace("/var/log/m365-out.ndjson", &setting.path("out.ndjson").display().to_string())
         .replace("/var/log/m365/", &format!("{dir}/"));
     fs::write(setting.path("rsyslog.conf"), config).unwrap();

@@ -2,9 +2,12 @@
 //! are installed: what a simulated tenant published is what arrives.
 
 mod agents;
+mod elastic;
 mod forward;
 mod http;
 mod kill;
+mod logstash;
 mod otlp;
+mod tail;
 mod truth;
 mod vector;

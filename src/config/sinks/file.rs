@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Issue;
 
-/// Appends each record as one line of JSON to a file that any agent can tail.
+/// Appends each record as one line of JSON to a file that an agent tails.
 ///
-/// A record counts as delivered once it is written and fsynced, so a crash costs nothing. With `rotate_bytes` or
+/// Most agents stop, cut or drop at a line longer than 8 KiB to 1 MiB unless they are told otherwise: `docs/hosts/tail.md`
+/// has the setting of each. A record counts as delivered once it is written and fsynced, so a crash of this program costs nothing. With `rotate_bytes` or
 /// `rotate_secs` the file is renamed to `<path>.<time>` when it is full or old, and a new one begun; it is never
 /// truncated. Renamed files stay unless `keep` is set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
