@@ -251,7 +251,7 @@ operations = ["Set-User", "Get-*"]
 record_types = [1]
 when = [{ actor = "service" }]
 unless = [{ parameter = ["Identity"], like = ["*ceo*"] }]
-replaces = ["ED-09"]                        # what another rule is about, too, is not left out
+replaces = ["ED-09"]                        # events that another rule also matches are delivered
 severity = "drop"
 reason = "upkeep by Microsoft's services"
 
@@ -266,8 +266,8 @@ show = [{ field = ["ObjectId"] }]           # values that stand behind the reaso
 technique = "T1098"
 ```
 
-A rule that has a slip is refused when the configuration is read; the message names the rule, what is wrong with it, the
-file and the line. `m365-audit validate -c agent.toml` tells all slips at once, and `m365-audit explain --rules rules.toml
+An invalid rule is rejected when the configuration is read; the message names the rule, what is wrong with it, the
+file and the line. `m365-audit validate -c agent.toml` reports all invalid rules at once, and `m365-audit explain --rules rules.toml
 events.ndjson` shows what your rules make of events you have.
 
 | key | meaning |

@@ -34,7 +34,7 @@
 //! - `config`: what the operator writes.
 //! - `severity`: how bad an event is, one row of a table for each rule.
 //! - `metrics`: every metric by name.
-//! - `clock`: the one reader of time.
+//! - `clock`: the reader of the time of day and of the monotonic clock.
 //! - `model`: the nouns.
 
 pub mod docs;

@@ -91,8 +91,9 @@ metrics_table! {
 }
 
 /// Recorded in place of a gauge's value when there is none: not a number, which no comparison of an alert matches. Our
-/// own pages leave such a series out; the page of another recorder shows `NaN`.
-pub const ABSENT: f64 = f64::NAN;
+/// own pages leave such a series out; the page of another recorder shows `NaN`. Its sign is positive: C prints the other
+/// one as `-nan`, with which Prometheus refuses the whole page.
+pub const ABSENT: f64 = f64::from_bits(0x7ff8_0000_0000_0000);
 
 /// The gauges of a tenant have no value any more, its health apart: its source has ended, and what they said last would
 /// stand there as if it still held.
@@ -131,5 +132,15 @@ pub fn describe() {
             Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
             Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_absent_is_below_and_above_nothing_and_c_prints_it_without_a_sign() {
+        assert!(ABSENT.is_nan() && ABSENT.is_sign_positive());
     }
 }

@@ -40,6 +40,19 @@ fn the_demo_loses_nothing_and_is_plain_when_it_is_not_on_a_terminal() {
 }
 
 #[test]
+fn it_does_not_overstate_the_number_of_rules() {
+    const RULES: &str = include_str!("../docs/rules.md");
+    let is_rule = |line: &&str| {
+        let id = line.strip_prefix("| ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        id.as_bytes().get(2) == Some(&b'-') && id[..2].bytes().all(|b| b.is_ascii_uppercase())
+    };
+    let rules = RULES.lines().filter(is_rule).count();
+    let said = README.split("There are over ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    let said: usize = said.parse().unwrap();
+    assert!((said..said + 100).contains(&rules), "README.md says over {said}, there are {rules}");
+}
+
+#[test]
 fn its_configuration_is_valid_and_raises_no_warning() {
     let config = Config::parse(toml_block(), &|name| (name == "M365_CLIENT_SECRET").then(|| "x".repeat(40)));
     assert_eq!(config.unwrap().warnings(), []);

@@ -187,7 +187,7 @@ fn sorted(mut links: Vec<u32>) -> Box<[u32]> {
 }
 
 fn content_type(key: &str, text: &str) -> Result<ContentType, StateError> {
-    let corrupt = || StateError::Corrupt { key: key.to_owned(), why: format!("`{text}` is no content type") };
+    let corrupt = || StateError::Corrupt { key: key.to_owned(), why: format!("`{text}` is not a content type") };
     text.parse().map_err(|_| corrupt())
 }
 
@@ -312,7 +312,7 @@ impl FlagPage {
         let body: FlagBody = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
         let mut flags = Vec::with_capacity(body.flags.len());
         for (link, secs, severity, numbers, incidents) in body.flags {
-            let link = u128::from_str_radix(&link, 16).map_err(|_| corrupt(format!("`{link}` is no link")))?;
+            let link = u128::from_str_radix(&link, 16).map_err(|_| corrupt(format!("`{link}` is not a link")))?;
             let at = Timestamp::from_second(secs).map_err(|error| corrupt(error.to_string()))?;
             let policies = numbers.iter().filter_map(|n| body.policies.get(*n as usize).cloned()).collect();
             let severity = Severity::of_word(&severity).unwrap_or(Severity::Medium);

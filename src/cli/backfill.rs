@@ -72,7 +72,7 @@ fn tenant(text: &str) -> Result<TenantId, String> {
 /// A time, or how long ago it was.
 pub(super) fn time(text: &str) -> Result<Timestamp, String> {
     let expected =
-        || format!("`{text}` is no time: expected 2026-05-01T00:00:00Z, 2026-05-01 or an age such as 3d, 12h, 90m");
+        || format!("`{text}` is not a time: expected 2026-05-01T00:00:00Z, 2026-05-01 or an age such as 3d, 12h, 90m");
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }

@@ -188,8 +188,8 @@ pub struct SourceConfig {
     pub drop_routine: bool,
 
     /// Keep a routine read on disk until `DLP.All` and `Audit.General` are complete so many seconds past the time it was
-    /// made available, and ship it if data loss prevention flags the item until then. However far they lag behind, they
-    /// are waited for, but not for one that is not in `content_types` or whose permission is missing.
+    /// made available, and ship it if data loss prevention flags the item until then. There is no
+    /// upper limit on the wait. A type that is not in `content_types`, or whose permission is missing, is not waited for.
     #[serde(default = "default_hold_secs")]
     #[schemars(range(min = 0, max = RETENTION_SECS), example = 7200)]
     pub hold_secs: u64,

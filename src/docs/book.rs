@@ -11,6 +11,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Packages", "packages.md", 0),
     ("Where records go", "hosts/README.md", 0),
     ("Vector", "hosts/vector.md", 1),
+    ("Agents that tail the file", "hosts/tail.md", 1),
     ("Fluent Bit, as an input of its own", "hosts/fluent-bit.md", 1),
     ("Fluent Bit, by the forward protocol", "hosts/fluent-bit-forward.md", 1),
     ("Fluentd", "hosts/fluentd.md", 1),

@@ -281,7 +281,7 @@ const WRITTEN: &[Written] = &[
     ("subscription-disabled", "the subscription to a content type was started once and is disabled now", "`m365-audit run` starts it again; what became available while it was off is gone", CHECK),
     ("start-too-recent", "`check --probe` did not start the subscription: Microsoft allows a start every 15 minutes", "try again when the time named is over", CHECK),
     ("state-not-read", "the state could not be read", "check the permissions of `data_dir`; a running source tries again by itself", "a source, `check --probe` and `m365-audit state`"),
-    ("state-not-written", "the state cannot be written at present", "free space or mend the store; no checkpoint moves until it can be written, nothing is lost", LOOP),
+    ("state-not-written", "the state cannot be written at present", "free disk space or repair the store; no checkpoint advances until writes succeed, nothing is lost", LOOP),
     ("state-not-written", "`check --probe` started and stopped the subscription, but the start could not be remembered", "wait 15 minutes before `m365-audit run`", CHECK),
     ("state-conflict", "another writer changed this tenant's state", "run one collector per tenant and state store, then restart", LOOP),
     ("stream-gap", "an interval of a stream can never be read: Microsoft no longer keeps it, or the subscription was off", "nothing brings it back; the record `m365_audit.gap` and the metric `m365_audit_gaps_total` name the interval. Keep outages under 7 days, and find out who disables the subscription", LOOP),

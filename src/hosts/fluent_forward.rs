@@ -534,7 +534,7 @@ fn acknowledged(value: &Value, chunk: Option<&[u8]>) -> Result<(), String> {
             Err("the receiver asks for a `shared_key`".into())
         }
         value => match value.get("ack").and_then(Value::as_bytes) {
-            None => Err("its answer is no acknowledgement".into()),
+            None => Err("its answer is not an acknowledgement".into()),
             Some(id) if Some(id) == chunk => Ok(()),
             Some(_) => Err("the receiver acknowledged something that was not sent".into()),
         },

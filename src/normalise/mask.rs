@@ -28,9 +28,9 @@ pub struct Mask {
     pointers: Vec<Vec<String>>,
 }
 
-/// A text that is no JSON pointer.
+/// A text that is not a JSON pointer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no JSON pointer such as `/Subject` or `/Item/Subject`")]
+#[error("`{0}` is not a JSON pointer such as `/Subject` or `/Item/Subject`")]
 pub struct NotAPointer(pub String);
 
 impl Default for Mask {

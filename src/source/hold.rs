@@ -281,7 +281,7 @@ impl Hold {
         (state.records, state.bytes)
     }
 
-    /// Now and then: sets the gauges, and has the age of flags looked at.
+    /// Periodic upkeep: updates the gauges and expires old flags.
     pub fn tick(&self) {
         let mut state = self.lock();
         state.untidy = true;
@@ -884,7 +884,7 @@ fn put(key: String, value: bytes::Bytes) -> Op {
 
 fn number_of(key: &str) -> Result<u64, StateError> {
     let number = key.rsplit('/').next().and_then(|text| u64::from_str_radix(text, 16).ok());
-    number.ok_or_else(|| StateError::Corrupt { key: key.to_owned(), why: "its name is no number".into() })
+    number.ok_or_else(|| StateError::Corrupt { key: key.to_owned(), why: "its name is not a number".into() })
 }
 
 #[cfg(test)]

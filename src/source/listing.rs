@@ -518,7 +518,7 @@ impl Lister {
             return Ok(Some(Left { why, kind: LeftKind::Passing }));
         }
         if cursor.failures >= FAILURES_BEFORE_TROUBLE {
-            self.board.report(self.place(), Level::Degraded, why, "it is tried again; nothing is passed over");
+            self.board.report(self.place(), Level::Degraded, why, "it will be retried; no data is skipped");
         }
         cursor.not_before = self.clock.monotonic() + self.delay(cursor.failures);
         self.put_back(cursor, queues, fresh, false);

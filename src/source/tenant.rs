@@ -343,7 +343,7 @@ pub(super) async fn open_ledger(
                 Place::State,
                 Level::Degraded,
                 format!("state-not-written: {error}"),
-                "free space or mend the store; no checkpoint moves until it can be written, nothing is lost",
+                "free disk space or repair the store; no checkpoint advances until writes succeed, nothing is lost",
             ),
             Some(error) => trouble_board.report(
                 Place::State,
@@ -364,7 +364,7 @@ pub(super) async fn open_ledger(
             }
             Err(StateError::Unavailable(why)) if !parts.once => {
                 failures += 1;
-                board.report(Place::State, Level::Failed, format!("state-not-read: {why}"), "it is tried again");
+                board.report(Place::State, Level::Failed, format!("state-not-read: {why}"), "it will be retried");
                 tokio::select! {
                     () = parts.clock.sleep(backoff(failures, Duration::from_secs(1), Duration::from_secs(60))) => {}
                     () = stop.cancelled() => return Ok(None),
