@@ -217,6 +217,13 @@ impl Agent {
         assert!(status.success(), "{status}:\n{}", self.log());
     }
 
+    /// The end of its log, where a crash shows.
+    pub fn last_lines(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
