@@ -74,6 +74,7 @@ metrics_table! {
     EMPTY_ANSWERS_TOTAL = Counter "m365_audit_empty_answers_total" ["tenant", "content_type", "endpoint"] "Answers without content where there should be some, each asked for again before it is believed: a listed blob without events (`fetch_blob`), a listing that is `null` (`list_content`).";
     REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`) and answer (the status code, or `error` when there was none).";
     THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] "Answers that said AF429: too many requests.";
+    GRANTED_REQUESTS_PER_MINUTE = Gauge "m365_audit_granted_requests_per_minute" ["tenant"] "Requests a minute that Microsoft is taken to grant: 98 % of `max_requests_per_minute` until refusals show that it is less; absent without a limit.";
     ERRORS_TOTAL = Counter "m365_audit_errors_total" ["tenant", "kind"] "Failures by the slug of their page in docs/errors.";
     LAG_SECONDS = Gauge "m365_audit_lag_seconds" ["tenant", "content_type"] "Now minus contentCreated of the newest blob delivered since the process started, by Microsoft's clock; absent before the first. Set within a second of a delivery, and every 15 seconds.";
     SECONDS_SINCE_CONTENT = Gauge "m365_audit_seconds_since_content" ["tenant", "content_type"] "Seconds since a listing last named a blob not seen before (since the start of the process when none did).";

@@ -63,10 +63,10 @@ pub enum Action {
         /// The least wait.
         not_before: Option<Duration>,
     },
-    /// Too many requests: the same call again. The client itself holds back every call of the tenant meanwhile, so
-    /// the caller need not wait on its own.
+    /// Too many requests: the same call again, after a pause of its own that grows while this call is refused, and not
+    /// before `retry_after`. The client itself holds back the tenant's other calls where that is called for.
     Throttled {
-        /// What Microsoft asked for, if it did.
+        /// What Microsoft asked for, if it did, or how long calls for this content type wait.
         retry_after: Option<Duration>,
     },
     /// There is no enabled subscription to this type (AF20022, AF20023, not onboarded): start it, at most once in 15
@@ -133,7 +133,7 @@ const fn row(code: &'static str, reach: Reach, slug: &'static str, says: &'stati
 const REPORT_BUG: &str = "this build sent a call Microsoft does not accept; report it with this message";
 const WINDOW_SAYS: &str = "the window is over 24 hours, reversed, or begins more than 7 days ago by Microsoft's clock";
 const WINDOW_HINT: &str = "check this machine's clock; the window is computed again from Microsoft's";
-const THROTTLED_HINT: &str = "none needed; if it lasts, lower `max_requests_per_minute`, check \
+pub(super) const THROTTLED_HINT: &str = "none needed; if it lasts, lower `max_requests_per_minute`, check \
     `publisher_identifier`, or ask Microsoft for more quota";
 const PASSING_HINT: &str = "none needed unless it lasts; see the Microsoft 365 service health page";
 

@@ -44,7 +44,7 @@ use crate::auth::network::Route;
 use error::Details;
 use http::{Body, BodyFault, HttpSettings, Way};
 use link::{Links, Resolved};
-use pace::{Pace, Slot};
+use pace::{About, Held, LANES, Leave, Pace};
 use wire::ErrorBody;
 
 /// Most bytes read of an error's body.
@@ -236,14 +236,35 @@ impl fmt::Debug for ApiClient {
 struct Call {
     endpoint: Endpoint,
     content_type: Option<ContentType>,
+    /// Tells a blob from others; 0 for calls that ask for none.
+    blob: u64,
+}
+
+impl Call {
+    fn new(endpoint: Endpoint, content_type: Option<ContentType>) -> Self {
+        Self { endpoint, content_type, blob: 0 }
+    }
+
+    fn about(self) -> About {
+        let known = |content_type| ContentType::ALL.iter().position(|known| *known == content_type);
+        let lane = self.content_type.and_then(known).map_or(0, |at| at + 1);
+        About { lane: lane.min(LANES - 1), blob: self.blob }
+    }
+}
+
+/// A number for a blob's id. Two blobs with one number would be taken for one where refusals are told apart.
+fn number_of(blob_id: &str) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hash::hash(blob_id, &mut hasher);
+    std::hash::Hasher::finish(&hasher).max(1)
 }
 
 /// An answer that was judged a success.
-struct Answer {
+struct Answer<'a> {
     headers: HeaderMap,
     body: Body,
     token: Token,
-    slot: Slot,
+    leave: Leave<'a>,
 }
 
 impl ApiClient {
@@ -346,8 +367,8 @@ impl ApiClient {
         })
     }
 
-    /// The same feed, with its listings and blobs limited to `max_requests_per_minute` of its own (0: no limit) beside
-    /// the limit they share with all calls.
+    /// The same feed, with its listings and blobs limited to `max_requests_per_minute` of its own (0: no limit), and to
+    /// half of what Microsoft is taken to grant, beside the limit they share with all calls.
     pub fn with_share(&self, max_requests_per_minute: u32) -> ApiClient {
         let pace = Pace::new(max_requests_per_minute, self.inner.clock.clone());
         let share = Share { pace, sent: AtomicU64::new(0) };
@@ -359,16 +380,26 @@ impl ApiClient {
         self.share.as_ref().map_or(0, |share| share.sent.load(Ordering::Relaxed))
     }
 
+    /// Requests a minute that Microsoft is taken to grant: what refusals showed, at most 98 % of the configured number;
+    /// `None` without a limit.
+    pub fn granted_per_minute(&self) -> Option<f64> {
+        self.inner.pace.granted_per_minute()
+    }
+
+    /// A turn within the share. It is never refused, so that its limiter holds nothing back but by number.
     async fn turn(&self) {
         if let Some(share) = &self.share {
-            share.pace.ready().await;
+            share.pace.follow_half_of(&self.inner.pace);
+            if let Ok(leave) = share.pace.ready(About::default()).await {
+                leave.granted();
+            }
             share.sent.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// The subscriptions of this app in the tenant; empty when none was ever started.
     pub async fn list_subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
-        let call = Call { endpoint: Endpoint::ListSubscriptions, content_type: None };
+        let call = Call::new(Endpoint::ListSubscriptions, None);
         let url = self.inner.links.feed("/subscriptions/list", "");
         let mut answer = self.inner.send(call, Method::GET, url).await?;
         let body = self.inner.read_whole(call, &mut answer).await?;
@@ -377,7 +408,7 @@ impl ApiClient {
 
     /// Starts the subscription to a content type. Microsoft asks for 15 minutes between two starts of one.
     pub async fn start_subscription(&self, content_type: ContentType) -> Result<Started, ApiError> {
-        let call = Call { endpoint: Endpoint::StartSubscription, content_type: Some(content_type) };
+        let call = Call::new(Endpoint::StartSubscription, Some(content_type));
         let url = self.inner.links.feed("/subscriptions/start", &format!("contentType={content_type}"));
         match self.inner.send(call, Method::POST, url).await {
             Ok(_) => Ok(Started::Now),
@@ -389,7 +420,7 @@ impl ApiClient {
     /// Stops the subscription to a content type. Content that becomes available before it is started again can never
     /// be fetched.
     pub async fn stop_subscription(&self, content_type: ContentType) -> Result<(), ApiError> {
-        let call = Call { endpoint: Endpoint::StopSubscription, content_type: Some(content_type) };
+        let call = Call::new(Endpoint::StopSubscription, Some(content_type));
         let url = self.inner.links.feed("/subscriptions/stop", &format!("contentType={content_type}"));
         self.inner.send(call, Method::POST, url).await.map(drop)
     }
@@ -405,7 +436,7 @@ impl ApiClient {
         window: Window,
         page: Option<&PageLink>,
     ) -> Result<ContentPage, ApiError> {
-        let call = Call { endpoint: Endpoint::ListContent, content_type: Some(content_type) };
+        let call = Call::new(Endpoint::ListContent, Some(content_type));
         let inner = &self.inner;
         let url = match page {
             None => {
@@ -438,7 +469,7 @@ impl ApiClient {
     /// origin instead ([`BlobBody::link_was_refused`]); if its path is not one of the feed, the error is of
     /// [`ErrorKind::OffOrigin`].
     pub async fn fetch_blob(&self, blob: &BlobRef) -> Result<BlobBody, ApiError> {
-        let call = Call { endpoint: Endpoint::FetchBlob, content_type: Some(blob.content_type) };
+        let call = Call { blob: number_of(&blob.id), ..Call::new(Endpoint::FetchBlob, Some(blob.content_type)) };
         let (url, link_refused) = match self.inner.links.resolve(&blob.uri) {
             Resolved::Own(url) => (url, false),
             Resolved::Foreign { instead } => {
@@ -463,7 +494,7 @@ impl ApiClient {
 
     /// What the token says of itself, for display only.
     pub async fn token_roles(&self) -> Result<TokenFacts, ApiError> {
-        let call = Call { endpoint: Endpoint::Token, content_type: None };
+        let call = Call::new(Endpoint::Token, None);
         let token = self.inner.tokens.token().await.map_err(|error| self.inner.auth_error(call, error))?;
         Ok(token.facts())
     }
@@ -500,20 +531,20 @@ impl Inner {
     /// Sends one call, once more with a new token if the first was refused, and judges the answer.
     ///
     /// Boxed, so that what waits for the next call (five streams of each tenant) does not hold the room of one.
-    fn send(&self, call: Call, method: Method, url: Url) -> BoxFuture<'_, Result<Answer, ApiError>> {
+    fn send(&self, call: Call, method: Method, url: Url) -> BoxFuture<'_, Result<Answer<'_>, ApiError>> {
         Box::pin(self.send_unboxed(call, method, url))
     }
 
-    async fn send_unboxed(&self, call: Call, method: Method, url: Url) -> Result<Answer, ApiError> {
+    async fn send_unboxed(&self, call: Call, method: Method, url: Url) -> Result<Answer<'_>, ApiError> {
         let mut refused: Option<Token> = None;
         loop {
-            let slot = self.pace.ready().await;
+            let leave = self.pace.ready(call.about()).await.map_err(|held| self.held(call, held))?;
             let token = match &refused {
                 None => self.tokens.token().await,
                 Some(token) => self.tokens.renew(token).await,
             }
             .map_err(|error| self.auth_error(call, error))?;
-            match self.send_once(call, method.clone(), url.clone(), &token, slot).await {
+            match self.send_once(call, method.clone(), url.clone(), &token, leave).await {
                 Err(error) if refused.is_none() && is_token_refused(&error) => refused = Some(token),
                 Err(error) => return Err(self.counted(error)),
                 Ok(answer) => return Ok(answer),
@@ -537,14 +568,14 @@ impl Inner {
         }
     }
 
-    async fn send_once(
-        &self,
+    async fn send_once<'a>(
+        &'a self,
         call: Call,
         method: Method,
         url: Url,
         token: &Token,
-        slot: Slot,
-    ) -> Result<Answer, ApiError> {
+        leave: Leave<'a>,
+    ) -> Result<Answer<'a>, ApiError> {
         let mut request = self
             .http(call)
             .request(method.clone(), url)
@@ -557,7 +588,7 @@ impl Inner {
         }
         let patience = self.connect_timeout.saturating_add(self.read_timeout);
         let (known, why) = match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => return self.judge_response(call, response, token, slot).await,
+            Ok(Ok(response)) => return self.judge_response(call, response, token, leave).await,
             Ok(Err(error)) => (self.route.fault(&error).await, auth::error_chain(&error.without_url())),
             Err(_) => (None, format!("nothing came for {} s", patience.as_secs())),
         };
@@ -580,13 +611,13 @@ impl Inner {
         Err(self.error(call, ErrorKind::Unreachable, fault))
     }
 
-    async fn judge_response(
-        &self,
+    async fn judge_response<'a>(
+        &'a self,
         call: Call,
         response: reqwest::Response,
         token: &Token,
-        slot: Slot,
-    ) -> Result<Answer, ApiError> {
+        leave: Leave<'a>,
+    ) -> Result<Answer<'a>, ApiError> {
         let status = response.status();
         self.count_request(call, status.as_str());
         let server_date = self.note_date(response.headers());
@@ -595,10 +626,10 @@ impl Inner {
             _ => status.as_u16() == 200,
         };
         if success {
-            self.pace.succeeded(slot);
+            leave.granted();
             let headers = response.headers().clone();
             let body = Body::of(response, self.read_timeout).map_err(|fault| self.body_error_uncounted(call, fault))?;
-            return Ok(Answer { headers, body, token: token.clone(), slot });
+            return Ok(Answer { headers, body, token: token.clone(), leave });
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| auth::parse_retry_after(value, now));
@@ -610,7 +641,7 @@ impl Inner {
             },
             Err(_) => Vec::new(),
         };
-        Err(self.judged(call, status.as_u16(), ErrorBody::parse(&body), &body, retry_after, token, slot))
+        Err(self.judged(call, status.as_u16(), ErrorBody::parse(&body), &body, retry_after, token, &leave))
     }
 
     /// The error of an answer that was not a success.
@@ -623,15 +654,18 @@ impl Inner {
         body: &[u8],
         retry_after: Option<Duration>,
         token: &Token,
-        slot: Slot,
+        leave: &Leave<'_>,
     ) -> ApiError {
         let mut verdict = codes::judge(call.endpoint, call.content_type, status, &error, retry_after);
         if let Action::Throttled { .. } = verdict.action {
             let retry_after = retry_after.or_else(|| error.wait_named()).map(|wait| wait.min(auth::RETRY_AFTER_MAX));
             verdict.action = Action::Throttled { retry_after };
             metrics::counter!(crate::metrics::THROTTLED_TOTAL, "tenant" => self.tenant.to_string()).increment(1);
-            let pause = self.pace.throttled(slot, retry_after);
+            let pause = leave.refused(retry_after);
             tracing::debug!(tenant = %self.tenant, endpoint = call.endpoint.label(), ?pause, "throttled");
+        } else if status < 500 {
+            // It was not one too many, whatever else is wrong with it.
+            leave.granted();
         }
         let text = auth::redact(&String::from_utf8_lossy(body), &[token.secret()]);
         let (slug, says, hint) = match status {
@@ -659,9 +693,9 @@ impl Inner {
     }
 
     /// The error of a 200 whose body is not what was asked for. A code in it counts as if the status had said so.
-    fn unreadable(&self, call: Call, error: ErrorBody, body: &[u8], answer: &Answer) -> ApiError {
+    fn unreadable(&self, call: Call, error: ErrorBody, body: &[u8], answer: &Answer<'_>) -> ApiError {
         if let ErrorBody::Af { .. } | ErrorBody::ServerException { .. } = error {
-            return self.counted(self.judged(call, 200, error, body, None, &answer.token, answer.slot));
+            return self.counted(self.judged(call, 200, error, body, None, &answer.token, &answer.leave));
         }
         let text = auth::redact(&String::from_utf8_lossy(body), &[answer.token.secret()]);
         self.counted(self.error(
@@ -676,7 +710,7 @@ impl Inner {
         ))
     }
 
-    async fn read_whole(&self, call: Call, answer: &mut Answer) -> Result<Vec<u8>, ApiError> {
+    async fn read_whole(&self, call: Call, answer: &mut Answer<'_>) -> Result<Vec<u8>, ApiError> {
         match answer.body.read(LISTING_BYTES_MAX).await {
             Ok((bytes, true)) => Ok(bytes),
             Ok((_, false)) => Err(self.counted(self.error(
@@ -771,6 +805,14 @@ impl Inner {
             excerpt: None,
             auth: Some(error),
         })
+    }
+
+    /// The error of a call that was not sent, since calls for its content type are refused while others are granted.
+    fn held(&self, call: Call, held: Held) -> ApiError {
+        let action = Action::Throttled { retry_after: Some(held.0) };
+        let says = "not asked: Microsoft refuses such calls at the moment, and grants others".into();
+        let fault = Fault { action, slug: "api-throttled", says, hint: codes::THROTTLED_HINT.into() };
+        self.error(call, ErrorKind::Answer, fault)
     }
 
     fn error(&self, call: Call, kind: ErrorKind, fault: Fault) -> ApiError {

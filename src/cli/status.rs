@@ -20,7 +20,7 @@ use super::exit::Exit;
 use super::{Failure, run};
 use crate::config::Config;
 use crate::hosts::embedded::control::{Client, Say, What};
-use crate::hosts::embedded::status::{Sink, Source, Status, Stream};
+use crate::hosts::embedded::status::{Quota, Sink, Source, Status, Stream};
 use crate::model::{Timestamp, counted};
 
 /// A process that does not answer within this time is stuck.
@@ -238,16 +238,7 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
         lines.push(Line::styled(format!("  {}", one_line(reason)), colour_of(&source.state)));
     }
     lines.extend(stream_lines(&source.streams, now, narrow));
-    let requests = match source.requests_per_minute_max {
-        0 => format!("{:.0} requests a minute, no limit", source.requests_per_minute),
-        max => format!("{:.0} of {max} requests a minute", source.requests_per_minute),
-    };
-    let mut words = vec![requests];
-    words.push(match (source.throttled_per_minute.round() as u64, source.throttled) {
-        (0, 0) => "never throttled".into(),
-        (0, all) => format!("throttled {} since the start, not now", counted(all, "time")),
-        (now, all) => format!("throttled {} in the last minute, {all} since the start", counted(now, "time")),
-    });
+    let mut words = vec![quota_words(&source.quota)];
     if let Some(skew) = source.clock_skew_secs.filter(|skew| skew.abs() >= 60.0) {
         let side = if skew > 0.0 { "ahead of" } else { "behind" };
         words.push(format!("Microsoft's clock is {} {side} this machine's", span(skew.abs())));
@@ -269,6 +260,19 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
         ));
     }
     lines
+}
+
+fn quota_words(quota: &Quota) -> String {
+    let of = match (quota.max_per_minute, quota.granted_per_minute) {
+        (0, _) => "no limit".to_owned(),
+        (max, None) => format!("at most {max}"),
+        (max, Some(granted)) => format!("{granted:.0} granted, at most {max}"),
+    };
+    let refused = match (quota.refused_per_minute.round() as u64, quota.refused) {
+        (0, 0) => "none refused".to_owned(),
+        (now, all) => format!("{now} refused ({all} since the start)"),
+    };
+    format!("requests a minute: {:.0} used, {of}, {refused}", quota.used_per_minute)
 }
 
 /// Columns of the table of streams, and how wide each is at least; a narrow page has those that are not `wide_only`.
@@ -400,10 +404,13 @@ mod tests {
             state: state.into(),
             reason: reason.map(str::to_owned),
             since: Some(t("2026-05-03T09:00:00Z")),
-            requests_per_minute: 120.4,
-            requests_per_minute_max: 2000,
-            throttled_per_minute: 0.0,
-            throttled: 3,
+            quota: Quota {
+                max_per_minute: 2000,
+                granted_per_minute: Some(1200.0),
+                used_per_minute: 120.4,
+                refused_per_minute: 0.0,
+                refused: 3,
+            },
             clock_skew_secs: Some(0.4),
             in_flight_bytes: 1_250_000,
             set_aside: 0,
@@ -474,12 +481,12 @@ mod tests {
               auth-secret-expired: cannot get a token (hint: make a new secret)
               content type                        lag     complete  pending      oldest     expires  events/s      kB/s      events
               Audit.Exchange                    7 min    6 min ago        2   2 h 1 min      90 min       3.2       4.1       12345
-              120 of 2000 requests a minute, throttled 3 times since the start, not now, 1.2 MB in flight
+              requests a minute: 120 used, 1200 granted, at most 2000, 0 refused (3 since the start), 1.2 MB in flight
 
             contoso  11111111-2222-3333-4444-555555555555  healthy for 60 min
               content type                        lag     complete  pending      oldest     expires  events/s      kB/s      events
               Audit.Exchange                    7 min    6 min ago        2   2 h 1 min      90 min       3.2       4.1       12345
-              120 of 2000 requests a minute, throttled 3 times since the start, not now, 1.2 MB in flight
+              requests a minute: 120 used, 1200 granted, at most 2000, 0 refused (3 since the start), 1.2 MB in flight
               back-fill: 25 %, 7 blobs, 90 events
 
             sink file  healthy for 3 h 0 min, 3.2 records/s, 12345 records, 0 failed writes
@@ -547,7 +554,7 @@ mod tests {
     fn one_of_a_thing_is_not_called_several() {
         let mut status = example();
         let source = &mut status.sources[0];
-        (source.throttled, source.set_aside) = (1, 1);
+        (source.quota.refused, source.set_aside) = (1, 1);
         (source.streams[0].gaps, source.streams[0].lost) = (1, 1);
         source.backfill = Some(Snapshot { span_secs: 10, read_secs: 1, blobs: 1, events: 1, ..Snapshot::default() });
         (status.sinks[0].records, status.sinks[0].retries) = (1, 1);

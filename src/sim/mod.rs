@@ -83,6 +83,8 @@ pub struct SimConfig {
     pub clock_offset_secs: i64,
     /// Requests a minute for each (tenant, publisher), and for all callers without a publisher together.
     pub quota_per_minute: Option<u32>,
+    /// How they are counted.
+    pub quota_counts: QuotaCounts,
     /// HTTP status of AF429 when the quota is used up: 403 (as documented) or 429.
     pub throttle_status: u16,
     /// `Retry-After` of such an answer, seconds.
@@ -132,6 +134,7 @@ impl Default for SimConfig {
             seed: 1,
             clock_offset_secs: 0,
             quota_per_minute: None,
+            quota_counts: QuotaCounts::Sliding,
             throttle_status: 403,
             throttle_retry_after_secs: None,
             listing_span: ListingSpan::Inclusive,
@@ -160,6 +163,18 @@ impl fmt::Debug for SimConfig {
             .field("seed", &self.seed)
             .finish_non_exhaustive()
     }
+}
+
+/// How the requests of a minute are counted, of which Microsoft says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QuotaCounts {
+    /// So many in any 60 seconds.
+    #[default]
+    Sliding,
+    /// So many in each minute of the machine's monotonic clock.
+    FixedMinute,
+    /// A bucket that holds a minute's worth and refills evenly.
+    Bucket,
 }
 
 /// What becomes of windows of 24 hours and more.

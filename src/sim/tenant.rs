@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::events::{self, HugeBody, Irregularity};
 use super::truth::{Ledger, Truth, TruthEvent, TruthHuge};
-use super::{GenerateSpec, ListingOrder, NewBlob, SimConfig, SubscriptionState, links};
+use super::{GenerateSpec, ListingOrder, NewBlob, QuotaCounts, SimConfig, SubscriptionState, links};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp};
 
 /// How many earlier events of a stream the generator keeps at hand to publish again.
@@ -82,7 +82,7 @@ pub(super) struct State {
     rng: fastrand::Rng,
     serial: u32,
     placeholder_times: HashSet<Timestamp>,
-    quota: HashMap<Option<(TenantId, String)>, VecDeque<Duration>>,
+    quota: HashMap<Option<(TenantId, String)>, QuotaPool>,
 }
 
 /// Where a listing goes on: after this blob, in the listing's own order.
@@ -296,15 +296,9 @@ impl State {
     /// without one, who share a pool.
     pub fn take_quota(&mut self, tenant: &TenantId, publisher: Option<&str>, now: Duration) -> bool {
         let Some(limit) = self.config.quota_per_minute else { return true };
-        let pool = self.quota.entry(publisher.map(|p| (tenant.clone(), p.to_ascii_lowercase()))).or_default();
-        while pool.front().is_some_and(|at| now.saturating_sub(*at) >= Duration::from_secs(60)) {
-            pool.pop_front();
-        }
-        let free = pool.len() < limit as usize;
-        if free {
-            pool.push_back(now);
-        }
-        free
+        let counts = self.config.quota_counts;
+        let key = publisher.map(|p| (tenant.clone(), p.to_ascii_lowercase()));
+        self.quota.entry(key).or_default().take(limit, counts, now)
     }
 
     pub fn truth(&self, now: Timestamp) -> Truth {
@@ -366,6 +360,40 @@ impl State {
             fingerprints: self.ledger.fingerprints.clone(),
             created,
         }
+    }
+}
+
+/// What was granted to one pool of callers.
+#[derive(Default)]
+struct QuotaPool {
+    recent: VecDeque<Duration>,
+    /// Of a bucket: how much is gone, and when that was so.
+    gone: f64,
+    at: Duration,
+}
+
+impl QuotaPool {
+    fn take(&mut self, limit: u32, counts: QuotaCounts, now: Duration) -> bool {
+        if counts == QuotaCounts::Bucket {
+            let refilled = now.saturating_sub(self.at).as_secs_f64() * f64::from(limit) / 60.0;
+            self.gone = (self.gone - refilled).max(0.0);
+            self.at = now;
+            let free = self.gone + 1.0 <= f64::from(limit);
+            self.gone += if free { 1.0 } else { 0.0 };
+            return free;
+        }
+        let is_over = |at: Duration| match counts {
+            QuotaCounts::FixedMinute => at.as_secs() / 60 < now.as_secs() / 60,
+            QuotaCounts::Sliding | QuotaCounts::Bucket => now.saturating_sub(at) >= Duration::from_secs(60),
+        };
+        while self.recent.front().is_some_and(|at| is_over(*at)) {
+            self.recent.pop_front();
+        }
+        let free = self.recent.len() < limit as usize;
+        if free {
+            self.recent.push_back(now);
+        }
+        free
     }
 }
 

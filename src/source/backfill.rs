@@ -669,7 +669,7 @@ impl<'a> Work<'a> {
         let mut page = None;
         let mut pages = 0;
         let mut visited = HashSet::new();
-        let mut failures = 0;
+        let (mut failures, mut throttled) = (0, 0);
         let mut nulls = 0;
         loop {
             self.room().await?;
@@ -727,7 +727,9 @@ impl<'a> Work<'a> {
                 Err(error) => match self.refused(content_type, &mut window, &error) {
                     Refused::Again => error.to_string(),
                     Refused::Wait => {
-                        self.pause(Duration::from_millis(100)).await?;
+                        throttled += 1;
+                        let pause = backoff(throttled, DELAY_MIN, DELAY_MAX);
+                        self.pause(pause.max(error.not_before().unwrap_or_default())).await?;
                         continue;
                     }
                     Refused::Gone => break,
@@ -795,7 +797,6 @@ impl<'a> Work<'a> {
     /// What an error of a listing means for its window.
     fn refused(&mut self, content_type: ContentType, window: &mut Window, error: &ApiError) -> Refused {
         match error.action() {
-            // The client pauses the whole tenant.
             Action::Throttled { .. } => Refused::Wait,
             Action::RecomputeWindow => {
                 let oldest = plan::earliest_listable(self.reader.server.for_requests());
@@ -965,7 +966,7 @@ async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), Failed> {
                 job.note_empty()
             }
             Outcome::Failed { error: Some(error), .. } if matches!(error.action(), Action::Throttled { .. }) => {
-                Duration::from_millis(100)
+                job.note_throttled(&error)
             }
             Outcome::Failed { why, damaged, .. } => {
                 job.note_failure(damaged);

@@ -16,6 +16,7 @@ use super::backfill::Progress;
 use super::budget::{Budget, Room};
 use super::deliver::Courier;
 use super::hold::{Hold, Judgement, Staged};
+use super::listing::backoff;
 use super::tasks::Tasks;
 use crate::api::{ApiClient, ApiError};
 use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
@@ -39,6 +40,9 @@ const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
 pub const BATCH_RECORDS_MAX: usize = 4096;
 /// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
 pub const BAD_PIECE_BYTES: usize = 48 * 1024;
+/// A blob whose fetch was throttled is asked for again after this, doubling.
+const THROTTLED_DELAY_MIN: Duration = Duration::from_secs(2);
+const THROTTLED_DELAY_MAX: Duration = Duration::from_secs(60);
 /// A damaged body is given up as events only when it came byte-identical this often.
 pub const IDENTICAL_BODIES: u32 = 3;
 
@@ -123,6 +127,8 @@ pub struct Job {
     pub tracked: bool,
     /// Fetches that failed so far, throttled ones left out.
     pub failures: u32,
+    /// Fetches that were throttled so far.
+    pub throttled: u32,
     /// The damaged body seen last and how often in a row.
     pub damaged: Option<(blake3::Hash, u32)>,
     /// Whether the blob is about to expire: whatever it holds is shipped now.
@@ -141,6 +147,7 @@ impl Job {
             track_first,
             tracked: track_first,
             failures: 0,
+            throttled: 0,
             damaged: None,
             last_chance: false,
             empties: 0,
@@ -168,6 +175,13 @@ impl Job {
             (Some(hash), _) => Some((hash, 1)),
             (None, known) => known,
         };
+    }
+
+    /// Counts a fetch that was throttled; how long until the next. Its own pause, since others may be granted meanwhile.
+    pub fn note_throttled(&mut self, error: &ApiError) -> Duration {
+        self.throttled += 1;
+        let pause = backoff(self.throttled, THROTTLED_DELAY_MIN, THROTTLED_DELAY_MAX);
+        pause.max(error.not_before().unwrap_or_default())
     }
 
     fn salvage(&self) -> Salvage {

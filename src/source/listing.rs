@@ -520,7 +520,7 @@ impl Lister {
         if cursor.failures >= FAILURES_BEFORE_TROUBLE {
             self.board.report(self.place(), Level::Degraded, why, "it will be retried; no data is skipped");
         }
-        cursor.not_before = self.clock.monotonic() + self.delay(cursor.failures);
+        cursor.not_before = cursor.not_before.max(self.clock.monotonic() + self.delay(cursor.failures));
         self.put_back(cursor, queues, fresh, false);
         Ok(None)
     }
@@ -538,12 +538,14 @@ impl Lister {
     ) -> Result<Option<Left>, Ending> {
         let once = self.settings.once;
         match error.action() {
-            // The client pauses the whole tenant; the same page is asked for again when it lets calls through.
-            Action::Throttled { .. } => {
+            // The same page again, after a pause of its own: what else is asked for may be granted meanwhile.
+            Action::Throttled { retry_after } => {
                 cursor.failures += 1;
                 if once && cursor.failures >= 10 * ONCE_ATTEMPTS_MAX {
                     return Ok(Some(Left { why: self.told(&error), kind: LeftKind::Passing }));
                 }
+                let pause = self.delay(cursor.failures).max(retry_after.unwrap_or_default());
+                cursor.not_before = self.clock.monotonic() + pause;
                 self.put_back(cursor, queues, fresh, true);
                 Ok(None)
             }
@@ -607,6 +609,7 @@ impl Lister {
                     let kind = left_kind(&error);
                     return Ok(Some(Left { why: self.told(&error), kind }));
                 }
+                cursor.not_before = self.clock.monotonic() + error.not_before().unwrap_or_default();
                 self.again(cursor, queues, fresh, error.to_string())
             }
         }
@@ -699,7 +702,10 @@ impl Lister {
                     continue;
                 }
                 Restart::Failed(error) => match error.action() {
-                    Action::Throttled { .. } => None,
+                    Action::Throttled { .. } => {
+                        failures += 1;
+                        None
+                    }
                     Action::ParkType | Action::SlowRetryTenant => {
                         self.tell_parked(&error).await?;
                         let left = self.complain(&error);

@@ -67,6 +67,8 @@ const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
 const EXPIRY_ALARM: SignedDuration = SignedDuration::from_hours(24);
 /// With `--once`: so many throttled fetches in a row without one that worked, and the rest is left.
 const ONCE_THROTTLED_MAX: u32 = 500;
+/// With `--once`: a blob that was throttled this often is left.
+const ONCE_BLOB_THROTTLED_MAX: u32 = 20;
 /// A stop waits this long for what is in flight.
 const STOP_GRACE: Duration = Duration::from_secs(8);
 /// Keys past their time are forgotten this often.
@@ -113,7 +115,7 @@ pub struct TenantParts {
     pub pool: Pool,
     /// Bound on event keys.
     pub event_keys_max: u64,
-    /// Requests a minute, 0 for no limit: how many downloads make sense.
+    /// Requests a minute, 0 for no limit.
     pub max_requests_per_minute: u32,
     /// Routine reads on hold.
     pub hold: HoldSettings,
@@ -206,8 +208,7 @@ struct Downloads {
 /// Where the time of downloads goes, in seconds.
 #[derive(Debug, Default)]
 struct Times {
-    /// Moving averages.
-    waited: f64,
+    /// A moving average.
     worked: f64,
     /// The shortest wait among the last downloads, and among as many before them.
     shortest: f64,
@@ -223,7 +224,7 @@ impl Times {
     fn note(&mut self, reading: Reading) {
         let (waited, worked) = (reading.waited.as_secs_f64(), reading.worked.as_secs_f64());
         let average = |known: f64, new: f64| if self.count == 0 { new } else { known * 0.875 + new * 0.125 };
-        (self.waited, self.worked) = (average(self.waited, waited), average(self.worked, worked));
+        self.worked = average(self.worked, worked);
         if self.count.is_multiple_of(Self::WINDOW) {
             self.shortest_before = if self.count == 0 { waited } else { self.shortest };
             self.shortest = waited;
@@ -232,19 +233,15 @@ impl Times {
         self.count = self.count.saturating_add(1);
     }
 
-    /// How many downloads may run: as many as keep the request quota busy at the latency seen (Little's law), with a
-    /// quarter to spare, and no more than keep the processors busy while others wait for bytes. For the latter the
-    /// shortest wait counts: where processors are short, most of the average is waiting for one of them.
-    fn allowed(&self, max_requests_per_minute: u32, processors: usize) -> usize {
+    /// How many downloads may run: no more than keep the processors busy while others wait for bytes. The shortest wait
+    /// counts for that: where processors are short, most of the average is waiting for one of them. The request quota
+    /// has a limiter of its own, and lets many go at once after a quiet minute.
+    fn allowed(&self, processors: usize) -> usize {
         let shortest = self.shortest.min(self.shortest_before);
         let busy = processors as f64 * (1.0 + shortest / self.worked.max(1e-6)) + 2.0;
-        let quota = match max_requests_per_minute {
-            0 => f64::INFINITY,
-            n => f64::from(n) / 60.0 * self.waited * 1.25,
-        };
         // The first downloads also open the connections: they do not tell how long others will wait.
         let known = DOWNLOADS_MIN + self.count as usize / 4;
-        (busy.min(quota).ceil() as usize).min(known).clamp(DOWNLOADS_MIN, DOWNLOADS_MAX)
+        (busy.ceil() as usize).min(known).clamp(DOWNLOADS_MIN, DOWNLOADS_MAX)
     }
 }
 
@@ -255,9 +252,8 @@ impl Downloads {
         self.ended.notify_one();
     }
 
-    fn allowed(&self, max_requests_per_minute: u32, processors: usize) -> usize {
-        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
-        times.allowed(max_requests_per_minute, processors)
+    fn allowed(&self, processors: usize) -> usize {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).allowed(processors)
     }
 }
 
@@ -952,7 +948,7 @@ impl Loop {
     // ---- fetching ----
 
     fn start_fetches(&mut self) {
-        let allowed = self.downloads.allowed(self.parts.max_requests_per_minute, self.processors);
+        let allowed = self.downloads.allowed(self.processors);
         let allowed = allowed.min(self.room_for_downloads());
         while self.downloads.active.load(Ordering::Relaxed) < allowed && self.tasks.len() < SETTLING_MAX {
             let Some(Ready(job)) = self.ready.pop() else { return };
@@ -1056,10 +1052,11 @@ impl Loop {
         let action = error.as_ref().map(|e| e.action());
         let now = self.parts.clock.monotonic();
         let once = self.parts.once;
-        if let Some(Action::Throttled { .. }) = action {
+        if let (Some(Action::Throttled { .. }), Some(error)) = (action, &error) {
             self.throttled += 1;
-            if !(once && self.throttled > ONCE_THROTTLED_MAX) {
-                self.requeue(job, now + Duration::from_millis(100));
+            let pause = job.note_throttled(error);
+            if !(once && (self.throttled > ONCE_THROTTLED_MAX || job.throttled > ONCE_BLOB_THROTTLED_MAX)) {
+                self.requeue(job, now + pause);
                 return;
             }
         }
@@ -1095,7 +1092,8 @@ impl Loop {
             }
             job.last_chance = job.blob.expires.duration_since(server_now) <= LAST_CHANCE;
         }
-        if once && (job.failures >= ONCE_ATTEMPTS_MAX || self.throttled > ONCE_THROTTLED_MAX) {
+        let throttled = self.throttled > ONCE_THROTTLED_MAX || job.throttled > ONCE_BLOB_THROTTLED_MAX;
+        if once && (job.failures >= ONCE_ATTEMPTS_MAX || throttled) {
             stream.unsettled.update(job.key, |blob| blob.given_up = true);
             self.guide(content_type);
             return;
@@ -1106,7 +1104,8 @@ impl Loop {
         let delay = backoff(job.failures, BLOB_DELAY_MIN, if once { ONCE_DELAY_MAX } else { BLOB_DELAY_MAX });
         let slow =
             !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
-        self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay });
+        let named = error.as_ref().and_then(|error| error.not_before()).unwrap_or_default();
+        self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay }.max(named));
     }
 
     /// How long an answer without events is doubted: a single pass is waited for.
@@ -1427,6 +1426,9 @@ impl Loop {
                 set(metrics::LAG_SECONDS, server_now.duration_since(newest).as_secs_f64());
             }
         }
+        if let Some(granted) = self.parts.api.granted_per_minute() {
+            ::metrics::gauge!(metrics::GRANTED_REQUESTS_PER_MINUTE, "tenant" => tenant.clone()).set(granted);
+        }
         ::metrics::gauge!(metrics::IN_FLIGHT_BYTES, "tenant" => tenant.clone()).set(self.context.budget.used() as f64);
         if let Some(skew) = self.parts.server.skew() {
             ::metrics::gauge!(metrics::CLOCK_SKEW_SECONDS, "tenant" => tenant).set(skew.as_secs_f64());
@@ -1530,27 +1532,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn downloads_are_as_many_as_quota_and_processors_can_use() {
+    fn downloads_are_as_many_as_keep_the_processors_busy() {
         let millis = Duration::from_millis;
-        for (what, readings, quota, expected) in [
-            ("nothing is known", vec![], 2000, 4),
-            ("little is known", vec![(400, 3); 8], 2000, 6),
-            ("Microsoft is far", vec![(400, 3); 120], 2000, 17),
-            ("and no quota bounds it", vec![(400, 3); 120], 0, 32),
-            ("the feed is next door", vec![(1, 2); 40], 0, 5),
+        for (what, readings, expected) in [
+            ("nothing is known", vec![], 4),
+            ("little is known", vec![(400, 3); 8], 6),
+            ("Microsoft is far", vec![(400, 3); 120], 32),
+            ("the feed is next door", vec![(1, 2); 40], 5),
             (
                 "processors are short: most waits are long, some are not",
                 [vec![(40, 2); 15], vec![(1, 2)]].concat().repeat(3),
-                0,
                 5,
             ),
-            ("the host is slow", vec![(20, 900); 40], 0, 5),
+            ("the host is slow", vec![(20, 900); 40], 5),
         ] {
             let mut times = Times::default();
             for (waited, worked) in readings {
                 times.note(Reading { waited: millis(waited), worked: millis(worked) });
             }
-            assert_eq!(times.allowed(quota, 2), expected, "{what}");
+            assert_eq!(times.allowed(2), expected, "{what}");
         }
     }
 }

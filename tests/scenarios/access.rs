@@ -27,12 +27,13 @@ async fn tokens_that_expire_in_mid_backfill_are_renewed() {
 #[tokio::test]
 async fn a_revoked_token_is_renewed() {
     let mut w = World::new().await;
-    w.set("max_requests_per_minute", 60);
+    // A few at once, then one by one.
+    w.set("max_requests_per_minute", 20);
     for n in 1..100 {
         w.add_aged(2, hours(n));
     }
     let running = w.start();
-    for events in [20, 60, 120] {
+    for events in [20, 80, 140] {
         w.until("some are delivered", || w.host.event_count() >= events).await;
         w.sim.revoke_tokens();
     }
@@ -283,26 +284,6 @@ async fn throttling_in_every_form_is_obeyed_and_loses_nothing() {
             assert!(next.at.duration_since(throttled.at).as_secs() >= secs as i64, "{throttled:?} {next:?}");
         }
         assert!(!w.host.healths().iter().any(|h| matches!(h, Health::Failed { .. })));
-        w.assert_clean();
-    }
-}
-
-/// A quota far below what the back-fill wants is used, not fought: nothing lost, few calls refused.
-#[tokio::test]
-async fn a_quota_below_the_configured_rate_is_not_fought() {
-    for throttle_status in [403, 429] {
-        let config = SimConfig { quota_per_minute: Some(40), throttle_status, ..SimConfig::default() };
-        let mut w = World::with(config).await;
-        w.set("max_requests_per_minute", 2000);
-        for n in 1..150 {
-            w.add_aged(1, hours(n));
-        }
-        let running = w.start();
-        w.until_all_delivered().await;
-        w.stop(running).await;
-        let requests = w.sim.requests();
-        let refused = requests.iter().filter(|r| i32::from(r.status) == i32::from(throttle_status)).count();
-        assert!(refused < requests.len() * 2 / 3, "{refused} of {}", requests.len());
         w.assert_clean();
     }
 }

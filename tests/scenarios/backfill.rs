@@ -153,10 +153,13 @@ async fn a_backfill_resumed_too_late_names_what_is_gone() {
     w.add_aged(2, hours(2 * 24));
     let (running, counter) = w.start_with_desk();
     w.pass(mins(2)).await;
+    // Its first listing is under way when it is stopped.
+    w.sim.faults().rate(CallKind::Content, 1.0, Fault::Slow(mins(2)));
     let mut backfill = ask(&counter, range(&w, 6 * 24 + 2, false));
     w.until("it has begun", || backfill.begun.try_recv().is_ok()).await;
     backfill.stop.cancel();
     assert!(backfill.ended(&w).await.unwrap().interrupted);
+    w.sim.faults().clear();
     w.stop(running).await;
     w.clock.advance(hours(48));
     let (running, counter) = w.start_with_desk();

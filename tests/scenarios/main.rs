@@ -20,5 +20,6 @@ mod dlp;
 mod duplicates;
 mod listing;
 mod once;
+mod pace;
 mod restart;
 mod weather;

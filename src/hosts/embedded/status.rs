@@ -67,14 +67,8 @@ pub struct Source {
     pub reason: Option<String>,
     /// Since when.
     pub since: Option<Timestamp>,
-    /// Requests in the last minute.
-    pub requests_per_minute: f64,
-    /// How many it may make; 0 is no limit.
-    pub requests_per_minute_max: u32,
-    /// Throttled answers in the last minute.
-    pub throttled_per_minute: f64,
-    /// And since the start.
-    pub throttled: u64,
+    /// Its requests, and what Microsoft makes of them.
+    pub quota: Quota,
     /// Microsoft's clock minus this machine's.
     pub clock_skew_secs: Option<f64>,
     /// Bytes fetched and not confirmed.
@@ -85,6 +79,22 @@ pub struct Source {
     pub streams: Vec<Stream>,
     /// The back-fill that runs.
     pub backfill: Option<Snapshot>,
+}
+
+/// Requests of a tenant to the feed, a minute.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quota {
+    /// `max_requests_per_minute`; 0 is no limit.
+    pub max_per_minute: u32,
+    /// How many Microsoft is taken to grant: 98 % of the former, until refusals show that it is less. `None` without a
+    /// limit, and before the first look.
+    pub granted_per_minute: Option<f64>,
+    /// How many were sent in the last minute, refused ones included.
+    pub used_per_minute: f64,
+    /// How many were refused in the last minute, as too many.
+    pub refused_per_minute: f64,
+    /// How many were refused since the start.
+    pub refused: u64,
 }
 
 /// One stream.
@@ -284,10 +294,13 @@ impl Monitor {
                     state: state.into(),
                     reason,
                     since: standing.map(|s| s.since),
-                    requests_per_minute: view.rate_of_sum(metrics::REQUESTS_TOTAL, &tenant) * 60.0,
-                    requests_per_minute_max: entry.max_requests_per_minute,
-                    throttled_per_minute: view.rate_of_sum(metrics::THROTTLED_TOTAL, &tenant) * 60.0,
-                    throttled: now.sum(metrics::THROTTLED_TOTAL, &tenant) as u64,
+                    quota: Quota {
+                        max_per_minute: entry.max_requests_per_minute,
+                        granted_per_minute: now.get(metrics::GRANTED_REQUESTS_PER_MINUTE, &tenant, ""),
+                        used_per_minute: view.rate_of_sum(metrics::REQUESTS_TOTAL, &tenant) * 60.0,
+                        refused_per_minute: view.rate_of_sum(metrics::THROTTLED_TOTAL, &tenant) * 60.0,
+                        refused: now.sum(metrics::THROTTLED_TOTAL, &tenant) as u64,
+                    },
                     clock_skew_secs: now.get(metrics::CLOCK_SKEW_SECONDS, &tenant, ""),
                     in_flight_bytes: now.sum(metrics::IN_FLIGHT_BYTES, &tenant) as u64,
                     set_aside: now.sum(metrics::SET_ASIDE_RECORDS, &tenant) as u64,

@@ -1,0 +1,673 @@
+//! When a call may be sent: a state machine without clock, sockets or chance of its own. What it does, and why so, is at
+//! the head of [`super`]; how it fares against services that count in several ways is in `model.rs`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The share of the allowance that is used at most, in percent; the rest covers calls bunched on their way.
+const SHARE_PERCENT: u64 = 98;
+/// The share used of a quota that was measured, for the same reason.
+const MEASURED_SHARE: f64 = 0.97;
+/// Microsoft counts by the minute.
+pub const MINUTE: Duration = Duration::from_secs(60);
+/// What the calls of a minute are counted in. A call is forgotten at most this much late, which costs half a percent.
+const BUCKET_MS: u64 = 250;
+const BUCKETS: u64 = 60_000 / BUCKET_MS;
+/// First pause after a refusal.
+pub const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause that we choose ourselves.
+pub const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The slowest pace that we choose ourselves: a call in five seconds.
+const LIMIT_MIN: f64 = 12.0;
+/// So long after a call last had to wait for the ceiling, calls may go at once again.
+const CROWDED: Duration = Duration::from_secs(10);
+/// The part of a minute's calls that may be made up for there, after a pause.
+const CREDIT: f64 = 0.25;
+/// Calls that may go at once at a lowered pace: what a late timer made up for.
+const BURST_MAX: f64 = 10.0;
+/// So many refusals without a grant between them are a quota that is used up; where strays are common, so many as come
+/// together by chance in one of a million cases.
+const RUN_OF_QUOTA: f64 = 3.0;
+const RUN_BY_CHANCE: f64 = 1e-6;
+/// So many grants in the last minute, and a refusal may be a stray.
+const GRANTS_OF_STRAY: f64 = 8.0;
+/// At a lowered pace as slow as this, in calls a minute, a pause costs nothing.
+const SLOW: f64 = 300.0;
+/// So many grants in a row make the next pause half as long.
+const GRANTS_TO_CALM: u32 = 2;
+/// A share of refusals in a minute that is looked into: at the full pace what strays may be, with two standard deviations
+/// of 5 % added, and at a lowered one less.
+const REFUSED_SHARE: f64 = 0.08;
+const REFUSED_SHARE_LOWERED: f64 = 0.06;
+/// Fewer refusals in a minute say nothing.
+const REFUSED_MIN: f64 = 3.0;
+/// A guessed pace is doubled this often.
+const DOUBLE_EVERY: Duration = Duration::from_secs(10);
+/// By how much a faster pace is tried first; twice as much more after each success.
+const FASTER: f64 = 1.05;
+const FASTER_MAX: f64 = 2.0;
+/// Minutes until a faster pace is tried; twice as many after each failure.
+const TRIAL_EVERY: u32 = 4;
+const TRIAL_EVERY_MAX: u32 = 8;
+/// So long without a refusal, and the pace grows though nobody uses it; so long are strays remembered.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// A lane of which so many calls in a row were refused, while so many of others were granted, waits by itself.
+const LANE_RUN: u32 = 5;
+const LANE_OTHERS: u32 = 10;
+/// A lane for each content type, and one for calls of none.
+pub const LANES: usize = 6;
+/// Blobs that were refused and are remembered.
+const CALLS_MAX: usize = 64;
+
+/// What a call is about: its lane, and the blob it asks for (0: none).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct About {
+    pub lane: usize,
+    pub blob: u64,
+}
+
+/// Leave to send one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    seq: u64,
+    about: About,
+}
+
+/// Why a call may not go now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// For so long; an answer may end it early.
+    For(Duration),
+    /// For the answer to the call that tries whether calls are granted again.
+    Answer,
+    /// For so long, since calls of its lane are refused; others may go.
+    Lane(Duration),
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    index: u64,
+    sent: u32,
+    granted: u32,
+    refused: u32,
+}
+
+impl Bucket {
+    fn index_at(now: Duration) -> u64 {
+        now.as_millis() as u64 / BUCKET_MS
+    }
+
+    fn start(&self) -> Duration {
+        Duration::from_millis(self.index * BUCKET_MS)
+    }
+}
+
+/// What the last minute held. Only buckets with something in them are kept: an idle tenant has a handful.
+#[derive(Debug, Default)]
+struct Window {
+    buckets: VecDeque<Bucket>,
+    /// The sum of all buckets.
+    all: Bucket,
+}
+
+impl Window {
+    fn forget(&mut self, now: Duration) {
+        let oldest = Bucket::index_at(now).saturating_sub(BUCKETS);
+        while let Some(gone) = self.buckets.pop_front_if(|bucket| bucket.index < oldest) {
+            self.all.sent -= gone.sent;
+            self.all.granted -= gone.granted;
+            self.all.refused -= gone.refused;
+        }
+        if self.buckets.len() < 16 && self.buckets.capacity() > 64 {
+            self.buckets.shrink_to(16);
+        }
+    }
+
+    fn count(&mut self, now: Duration, count: impl Fn(&mut Bucket)) {
+        self.forget(now);
+        let index = Bucket::index_at(now);
+        if self.buckets.back().is_none_or(|last| last.index < index) {
+            self.buckets.push_back(Bucket { index, ..Bucket::default() });
+        }
+        if let Some(last) = self.buckets.back_mut() {
+            count(last);
+            count(&mut self.all);
+        }
+    }
+
+    /// Calls sent in the last minute; never too few.
+    fn sent(&mut self, now: Duration) -> u32 {
+        self.forget(now);
+        self.all.sent
+    }
+
+    /// About how many of something the last minute held: the oldest bucket counts by its part in it.
+    fn about(&mut self, now: Duration, of: impl Fn(&Bucket) -> u32) -> f64 {
+        self.forget(now);
+        let oldest = self.buckets.front().filter(|bucket| bucket.index + BUCKETS == Bucket::index_at(now));
+        let gone = (now.as_millis() as u64 % BUCKET_MS) as f64 / BUCKET_MS as f64;
+        f64::from(of(&self.all)) - oldest.map_or(0.0, |bucket| f64::from(of(bucket)) * gone)
+    }
+
+    fn granted(&mut self, now: Duration) -> f64 {
+        self.about(now, |bucket| bucket.granted)
+    }
+
+    fn first(&self, of: impl Fn(&Bucket) -> u32) -> Option<Duration> {
+        self.buckets.iter().find(|bucket| of(bucket) > 0).map(Bucket::start)
+    }
+
+    /// Until the oldest of them is forgotten.
+    fn frees_in(&self, now: Duration, of: impl Fn(&Bucket) -> u32) -> Duration {
+        let bucket = Duration::from_millis(BUCKET_MS);
+        let frees_at = self.first(of).map_or(now + bucket, |first| first + bucket + MINUTE);
+        frees_at.saturating_sub(now).max(Duration::from_millis(1))
+    }
+}
+
+/// A time without calls since a refusal; one call ends it.
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    began: Duration,
+    until: Duration,
+    /// The newest call that was refused, and how many were.
+    refused: u64,
+    run: u32,
+    /// The call that tries whether calls are granted again.
+    probe: Option<u64>,
+    /// What the minute before had granted, and when the first call of it was sent.
+    granted: f64,
+    first_sent: Duration,
+    /// The share of its answers that were refusals.
+    share: f64,
+}
+
+/// Calls of one content type.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lane {
+    /// Refusals since its last grant, and what was granted to others meanwhile.
+    run: u32,
+    others: u32,
+    /// Waits by itself: until when, how often so far, and the call that tries again.
+    held: bool,
+    until: Duration,
+    step: u32,
+    probe: Option<u64>,
+}
+
+/// Whether grants follow calls is found out by changing the pace for a minute.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Trial {
+    None,
+    /// Faster: is more granted?
+    Faster {
+        limit: f64,
+        granted: f64,
+        before: (u64, u64),
+    },
+    /// Slower: is as much granted as before?
+    Slower {
+        limit: f64,
+        granted: f64,
+        share: f64,
+    },
+}
+
+/// The pace of one tenant.
+#[derive(Debug)]
+pub struct Machine {
+    /// Calls in any 60 s; 0 is no limit.
+    ceiling: u32,
+    /// Calls a minute that are taken to be granted; at most the ceiling.
+    limit: f64,
+    window: Window,
+    seq: u64,
+    /// Calls under way.
+    open: u32,
+    granted_ever: u64,
+    refused_ever: u64,
+    /// When the next call is due where calls go evenly.
+    due: Duration,
+    /// More is asked for than the ceiling lets through: until when calls go evenly, so that none has to wait for most of
+    /// a minute again.
+    crowded_until: Option<Duration>,
+    named_until: Duration,
+    pause: Option<Pause>,
+    /// How often the next pause is doubled.
+    step: u32,
+    calm: u32,
+    refused_at: Option<Duration>,
+    /// The limit is a guess until a whole minute was seen: since when, and what had been granted by then.
+    guess: Option<(Duration, u64)>,
+    trial: Trial,
+    look_at: Duration,
+    trial_every: u32,
+    minutes_to_trial: u32,
+    faster: f64,
+    /// A share of refusals that a slower pace did not lower, and how long that counts.
+    strays: (f64, Duration),
+    lanes: [Lane; LANES],
+    /// Blobs that were refused, with what had been granted by then.
+    blobs: VecDeque<(u64, u64)>,
+}
+
+impl Machine {
+    /// `max_requests_per_minute` 0 is no limit. An allowance of 1 cannot be shared and is used whole.
+    pub fn new(max_requests_per_minute: u32) -> Self {
+        let ceiling = match u64::from(max_requests_per_minute) {
+            0 => 0,
+            max => u32::try_from((max * SHARE_PERCENT / 100).max(1)).unwrap_or(u32::MAX),
+        };
+        Self {
+            ceiling,
+            limit: f64::from(ceiling),
+            window: Window::default(),
+            seq: 0,
+            open: 0,
+            granted_ever: 0,
+            refused_ever: 0,
+            due: Duration::ZERO,
+            crowded_until: None,
+            named_until: Duration::ZERO,
+            pause: None,
+            step: 0,
+            calm: 0,
+            refused_at: None,
+            guess: None,
+            trial: Trial::None,
+            look_at: Duration::ZERO,
+            trial_every: TRIAL_EVERY,
+            minutes_to_trial: TRIAL_EVERY,
+            faster: FASTER,
+            strays: (0.0, Duration::ZERO),
+            lanes: [Lane::default(); LANES],
+            blobs: VecDeque::new(),
+        }
+    }
+
+    /// Calls a minute that are taken to be granted; 0 is no limit.
+    pub fn limit(&self) -> f64 {
+        self.limit
+    }
+
+    /// Takes a limit that another machine found, up to its own ceiling.
+    pub fn follow(&mut self, limit: f64) {
+        if self.ceiling > 0 {
+            self.limit = limit.max(LIMIT_MIN / 2.0).min(f64::from(self.ceiling));
+        }
+    }
+
+    fn is_lowered(&self) -> bool {
+        self.limit < f64::from(self.ceiling)
+    }
+
+    /// Lets one call through, or says what it waits for.
+    pub fn admit(&mut self, now: Duration, about: About) -> Result<Slot, Wait> {
+        let lane = &self.lanes[about.lane];
+        if lane.held && (now < lane.until || lane.probe.is_some()) {
+            return Err(Wait::Lane(lane.until.saturating_sub(now).max(PAUSE_MIN)));
+        }
+        if now < self.named_until {
+            return Err(Wait::For(self.named_until - now));
+        }
+        match &self.pause {
+            Some(pause) if now < pause.until => return Err(Wait::For(pause.until - now)),
+            Some(pause) if pause.probe.is_some() => return Err(Wait::Answer),
+            _ => {}
+        }
+        if self.ceiling > 0 {
+            self.look(now);
+            let sent = self.window.sent(now);
+            if sent >= self.ceiling {
+                let wait = self.window.frees_in(now, |bucket| bucket.sent);
+                self.crowded_until = Some(now + wait + CROWDED);
+                // What could not go in time is not made up for: that would be the next crowd.
+                let (period, burst) = self.crowded();
+                self.due = now + wait + period.mul_f64(burst - 1.0);
+                return Err(Wait::For(wait));
+            }
+            self.crowded_until = self.crowded_until.filter(|until| now < *until);
+            if self.pause.is_none() {
+                self.space(now)?;
+            }
+        }
+        self.window.count(now, |bucket| bucket.sent += 1);
+        self.seq += 1;
+        self.open += 1;
+        if let Some(pause) = &mut self.pause {
+            pause.probe = Some(self.seq);
+        }
+        let lane = &mut self.lanes[about.lane];
+        if lane.held {
+            lane.probe = Some(self.seq);
+        }
+        Ok(Slot { seq: self.seq, about })
+    }
+
+    /// Keeps calls apart where they are to go evenly.
+    fn space(&mut self, now: Duration) -> Result<(), Wait> {
+        let (period, burst) = match (self.is_lowered(), self.crowded_until.is_some()) {
+            (true, _) => (period_of(self.limit), (self.limit / 40.0).clamp(1.0, BURST_MAX)),
+            (false, true) => self.crowded(),
+            (false, false) => {
+                self.due = now;
+                return Ok(());
+            }
+        };
+        // Whoever counts the last 60 seconds grants nothing now if nothing was asked for a minute ago, in a pause.
+        let measured = self.limit / MEASURED_SHARE;
+        if self.is_lowered() && self.guess.is_none() && self.window.granted(now) + f64::from(self.open) >= measured {
+            return Err(Wait::For(self.window.frees_in(now, |bucket| bucket.granted).min(PAUSE_MIN)));
+        }
+        let earliest = self.due.saturating_sub(period.mul_f64(burst - 1.0));
+        if now < earliest {
+            let wait = (earliest - now).max(Duration::from_micros(100));
+            self.crowded_until = self.crowded_until.map(|_| now + wait + CROWDED);
+            return Err(Wait::For(wait));
+        }
+        self.due = self.due.max(now) + period;
+        Ok(())
+    }
+
+    /// Between two calls at the ceiling, and how many may go at once: the window keeps the ceiling, and what a pause held
+    /// back is made up for.
+    fn crowded(&self) -> (Duration, f64) {
+        (period_of(self.limit * 1.05), (self.limit * CREDIT).max(1.0))
+    }
+
+    /// The call was answered, and not refused.
+    pub fn granted(&mut self, now: Duration, slot: Slot) {
+        self.window.count(now, |bucket| bucket.granted += 1);
+        self.granted_ever += 1;
+        self.blobs.retain(|(blob, _)| slot.about.blob == 0 || *blob != slot.about.blob);
+        for (at, lane) in self.lanes.iter_mut().enumerate() {
+            if at == slot.about.lane {
+                *lane = Lane::default();
+            } else if lane.run > 0 {
+                lane.others = lane.others.saturating_add(1);
+            }
+        }
+        self.calm += 1;
+        match self.pause {
+            Some(pause) if slot.seq > pause.refused => self.go_on(now, pause, slot),
+            // It was sent before the one that was refused, and says nothing of what came after.
+            Some(_) => {}
+            None => {
+                if self.calm.is_multiple_of(GRANTS_TO_CALM) {
+                    self.step = self.step.saturating_sub(1);
+                }
+                if self.is_lowered() && self.refused_at.is_none_or(|at| now >= at + MINUTE) {
+                    let granted = self.window.granted(now) - 1.0;
+                    self.limit = self.limit.max(granted).min(f64::from(self.ceiling));
+                }
+            }
+        }
+    }
+
+    /// A call sent after the refused ones was granted.
+    fn go_on(&mut self, now: Duration, pause: Pause, slot: Slot) {
+        self.pause = None;
+        self.calm = 0;
+        self.step /= 2;
+        if self.is_lowered() {
+            self.due = now;
+        }
+        let by_chance = if pause.share > 0.0 { RUN_BY_CHANCE.ln() / pause.share.min(0.5).ln() } else { 0.0 };
+        let was_used_up = f64::from(pause.run) >= by_chance.max(RUN_OF_QUOTA) && pause.probe == Some(slot.seq);
+        if self.ceiling > 0 && (was_used_up || self.guess.is_some()) {
+            self.learn(now, pause);
+        }
+    }
+
+    /// The call was refused. `named` is the wait that Microsoft named, `jitter` from 0 to 1. Says how long such a call
+    /// waits now.
+    pub fn refused(&mut self, now: Duration, slot: Slot, named: Option<Duration>, jitter: f64) -> Duration {
+        if let Some(wait) = self.refused_alone(now, slot, named, jitter) {
+            return wait;
+        }
+        self.refused_at = Some(now);
+        self.refused_ever += 1;
+        self.window.count(now, |bucket| bucket.refused += 1);
+        self.end_trial_early(now);
+        if let Some(named) = named {
+            self.named_until = self.named_until.max(now + named);
+        }
+        let until = match self.pause {
+            Some(pause) => self.refused_again(now, pause, slot, jitter),
+            None => self.pause(now, slot, jitter),
+        };
+        until.max(self.named_until).saturating_sub(now)
+    }
+
+    /// How long it waits, if it alone is refused: its lane, or this very blob, while others are granted.
+    fn refused_alone(&mut self, now: Duration, slot: Slot, named: Option<Duration>, jitter: f64) -> Option<Duration> {
+        let lane = &mut self.lanes[slot.about.lane];
+        lane.run += 1;
+        let (run, others) = if named.is_some() { (2, 1) } else { (LANE_RUN, LANE_OTHERS) };
+        let lane_alone = lane.held || (lane.run >= run && lane.others >= others);
+        if lane_alone {
+            if !lane.held || lane.probe == Some(slot.seq) || named.is_some() {
+                lane.until = lane.until.max(now + named.unwrap_or_default().max(delay(lane.step, jitter)));
+                lane.step += 1;
+            }
+            lane.held = true;
+            lane.probe = None;
+        }
+        let wait = if lane_alone { Some(lane.until.saturating_sub(now)) } else { self.blob_alone(slot, named, jitter) };
+        if wait.is_some() {
+            // It tells nothing of the others: another call tries.
+            self.forget_probe(slot);
+        }
+        wait
+    }
+
+    fn blob_alone(&mut self, slot: Slot, named: Option<Duration>, jitter: f64) -> Option<Duration> {
+        let blob = slot.about.blob;
+        if blob == 0 {
+            return None;
+        }
+        let known = self.blobs.iter_mut().find(|(known, _)| *known == blob);
+        let alone = known.as_ref().is_some_and(|(_, granted)| *granted < self.granted_ever);
+        match known {
+            Some((_, granted)) => *granted = self.granted_ever,
+            None => {
+                if self.blobs.len() >= CALLS_MAX {
+                    self.blobs.pop_front();
+                }
+                self.blobs.push_back((blob, self.granted_ever));
+            }
+        }
+        alone.then(|| named.unwrap_or_else(|| delay(0, jitter)))
+    }
+
+    fn pause(&mut self, now: Duration, slot: Slot, jitter: f64) -> Duration {
+        let granted = self.window.granted(now);
+        let (refused, _) = self.refused_share(now);
+        // One among many that were granted may be a stray: the next call tells.
+        let may_be_stray = self.step == 0
+            && granted >= GRANTS_OF_STRAY
+            && refused <= granted / 3.0
+            && (!self.is_lowered() || self.limit >= SLOW);
+        let until = if may_be_stray { now } else { now + delay(self.step, jitter) };
+        self.step += u32::from(!may_be_stray);
+        self.pause = Some(Pause {
+            began: now,
+            until,
+            refused: slot.seq,
+            run: 1,
+            probe: None,
+            granted,
+            first_sent: self.window.first(|bucket| bucket.sent).unwrap_or(now),
+            share: (refused - 1.0).max(0.0) / (granted + refused).max(1.0),
+        });
+        until
+    }
+
+    fn refused_again(&mut self, now: Duration, mut pause: Pause, slot: Slot, jitter: f64) -> Duration {
+        pause.run += 1;
+        pause.refused = pause.refused.max(slot.seq);
+        if pause.probe == Some(slot.seq) {
+            let mut wait = delay(self.step, jitter);
+            // Whoever counts by the minute begins anew a minute after the first refusal at the latest.
+            let minute_ends = (pause.began + MINUTE).saturating_sub(now);
+            if !minute_ends.is_zero() {
+                wait = wait.min(minute_ends.max(PAUSE_MIN));
+            }
+            pause.until = now + wait;
+            pause.probe = None;
+            self.step += 1;
+        }
+        self.pause = Some(pause);
+        pause.until
+    }
+
+    /// The call is over, whether it was answered or not. To be said once of each.
+    pub fn ended(&mut self, slot: Slot) {
+        self.open = self.open.saturating_sub(1);
+        self.forget_probe(slot);
+    }
+
+    /// If it was to tell whether calls are granted again, another must.
+    fn forget_probe(&mut self, slot: Slot) {
+        for probe in self.pause.iter_mut().map(|pause| &mut pause.probe).chain([&mut self.lanes[slot.about.lane].probe])
+        {
+            if *probe == Some(slot.seq) {
+                *probe = None;
+            }
+        }
+    }
+
+    /// Calls are granted again after a quota was used up: what was granted before is what there is.
+    fn learn(&mut self, now: Duration, pause: Pause) {
+        let second = Duration::from_secs(1);
+        let covered = pause.began.saturating_sub(pause.first_sent) + 5 * second >= MINUTE;
+        // Used up at once and free again a minute later.
+        let refilled = now.saturating_sub(pause.first_sent) + 2 * second >= MINUTE
+            && now.saturating_sub(pause.began) <= MINUTE + 6 * second;
+        let (since, before) = *self.guess.get_or_insert((pause.began, self.granted_ever));
+        let guessing = now.saturating_sub(since);
+        let a_minute_of = |granted: f64, time: Duration| granted * 60.0 / time.as_secs_f64().max(1.0);
+        if covered || refilled || guessing >= MINUTE {
+            self.guess = None;
+            self.lower(now, pause.granted * MEASURED_SHARE);
+        } else if pause.began == since {
+            self.lower(now, a_minute_of(pause.granted, now.saturating_sub(pause.first_sent)));
+        } else {
+            self.lower(now, a_minute_of((self.granted_ever - before) as f64, guessing));
+        }
+        if matches!(self.trial, Trial::Faster { .. }) {
+            self.trial_failed();
+        }
+        self.trial = Trial::None;
+        self.minutes_to_trial = self.trial_every;
+        self.look_at = now + if self.guess.is_none() { MINUTE } else { DOUBLE_EVERY };
+    }
+
+    /// A faster pace of which a tenth is refused need not be tried to the end of its minute.
+    fn end_trial_early(&mut self, now: Duration) {
+        let Trial::Faster { limit, before: (granted, refused), .. } = self.trial else { return };
+        let refused = (self.refused_ever - refused) as f64;
+        let answered = (self.granted_ever - granted) as f64 + refused;
+        if refused > REFUSED_MIN && refused > answered * self.strays_now(now).max(0.1) {
+            self.trial = Trial::None;
+            self.lower(now, limit);
+            self.trial_failed();
+        }
+    }
+
+    /// A share of refusals that strays are known to reach.
+    fn strays_now(&self, now: Duration) -> f64 {
+        let (share, until) = self.strays;
+        if now < until { share * 1.3 } else { 0.0 }
+    }
+
+    fn trial_failed(&mut self) {
+        self.trial_every = (self.trial_every * 2).min(TRIAL_EVERY_MAX);
+        self.minutes_to_trial = self.trial_every;
+        self.faster = FASTER;
+    }
+
+    /// Sets the limit, never below what the last minute granted (a measured quota's share of it) nor above the ceiling.
+    fn lower(&mut self, now: Duration, limit: f64) {
+        let granted = self.window.granted(now) * MEASURED_SHARE;
+        self.limit = limit.max(granted).max(LIMIT_MIN).min(f64::from(self.ceiling));
+    }
+
+    /// Once a minute: whether the pace fits what was granted. A guess is looked at more often.
+    fn look(&mut self, now: Duration) {
+        if now < self.look_at || self.pause.is_some() || self.granted_ever == 0 {
+            return;
+        }
+        if self.guess.is_some() {
+            self.look_at = now + DOUBLE_EVERY;
+            self.lower(now, self.limit * 2.0);
+            if !self.is_lowered() {
+                self.guess = None;
+            }
+            return;
+        }
+        self.look_at = now + MINUTE;
+        let granted = self.window.granted(now);
+        let is_used = f64::from(self.window.sent(now)) >= self.limit * 0.85;
+        let trial = if is_used { std::mem::replace(&mut self.trial, Trial::None) } else { self.trial };
+        match trial {
+            Trial::Faster { limit, granted: before, .. } if is_used => {
+                if granted >= before + (self.limit - limit) / 2.0 {
+                    self.faster = (2.0 * self.faster - 1.0).min(FASTER_MAX);
+                    (self.trial_every, self.minutes_to_trial) = (TRIAL_EVERY, 1);
+                } else {
+                    self.lower(now, limit);
+                    self.trial_failed();
+                }
+            }
+            Trial::Slower { limit, granted: before, share } if is_used => {
+                let (_, share_now) = self.refused_share(now);
+                if granted < before * (1.0 - share / 2.0) && share_now > share / 2.0 {
+                    // Fewer calls, and as many of them refused: that was no quota.
+                    self.lower(now, limit);
+                    self.strays = (share, now + FORGET_AFTER);
+                }
+            }
+            Trial::None => self.begin_trial(now, granted, is_used),
+            _ => {}
+        }
+    }
+
+    /// Refusals of the last minute, and their share of its answers.
+    fn refused_share(&mut self, now: Duration) -> (f64, f64) {
+        let refused = self.window.about(now, |bucket| bucket.refused);
+        (refused, refused / (self.window.granted(now) + refused).max(1.0))
+    }
+
+    fn begin_trial(&mut self, now: Duration, granted: f64, is_used: bool) {
+        let (refused, share) = self.refused_share(now);
+        let answered = (granted + refused).max(1.0);
+        let by_chance = 2.0 * (0.05 / answered).sqrt();
+        let much = if self.is_lowered() { REFUSED_SHARE_LOWERED } else { REFUSED_SHARE + by_chance };
+        let strays = self.strays_now(now);
+        if is_used && refused >= REFUSED_MIN && granted > LIMIT_MIN && share > much.max(strays) {
+            self.trial = Trial::Slower { limit: self.limit, granted, share };
+            self.lower(now, granted * MEASURED_SHARE);
+        } else if self.is_lowered() && is_used {
+            self.minutes_to_trial = self.minutes_to_trial.saturating_sub(1);
+            if self.minutes_to_trial == 0 {
+                self.trial =
+                    Trial::Faster { limit: self.limit, granted, before: (self.granted_ever, self.refused_ever) };
+                self.lower(now, self.limit * self.faster + 1.0);
+            }
+        } else if self.is_lowered() && self.refused_at.is_none_or(|at| now >= at + FORGET_AFTER) {
+            self.lower(now, self.limit * 1.25);
+        }
+    }
+}
+
+/// Between two calls at a pace of so many a minute.
+fn period_of(per_minute: f64) -> Duration {
+    Duration::from_secs_f64(60.0 / per_minute)
+}
+
+/// Doubling, with up to as much again by chance.
+fn delay(step: u32, jitter: f64) -> Duration {
+    let least = PAUSE_MIN * 2_u32.pow(step.min(6));
+    least.min(PAUSE_MAX.mul_f64(0.75)).mul_f64(1.0 + jitter).min(PAUSE_MAX)
+}
