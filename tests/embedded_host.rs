@@ -452,6 +452,70 @@ async fn health_is_told_with_its_reason_and_since_when() {
     assert!(host.report().borrow().sources.is_empty());
 }
 
+#[tokio::test]
+async fn a_sink_that_hangs_is_told_with_the_age_until_its_write_ends() {
+    let (slow, fast) = (Recorder::gated(), Recorder::default());
+    let clock = test_clock();
+    let host = host(vec![spec("slow", slow.clone()), spec("fast", fast)], clock.clone());
+    let report = host.report();
+    let reason = || match &report.borrow().sinks["slow"].health {
+        Health::Healthy => None,
+        Health::Degraded { why, .. } => Some(why.clone()),
+        other => panic!("{other:?}"),
+    };
+    let first = host.deliver(batch(&["1"])).await;
+    settle().await;
+    let mut rest = Vec::new();
+    for line in ["2", "3"] {
+        rest.push(host.deliver(batch(&[line])).await);
+    }
+    settle().await;
+    clock.advance(Duration::from_secs(9));
+    settle().await;
+    assert_eq!(reason(), None);
+    for (step, age) in [(1, "10 s"), (10, "20 s"), (10, "30 s")] {
+        clock.advance(Duration::from_secs(step));
+        settle().await;
+        let why = reason().unwrap();
+        assert!(why.contains("a write of 1 batch has been under way") && why.contains(age), "{why}");
+        assert!(why.contains("(hint: "), "{why}");
+    }
+    assert_eq!(report.borrow().sinks["fast"].health, Health::Healthy);
+    slow.open();
+    assert_eq!(first.await, Delivery::Delivered);
+    for ticket in rest {
+        assert_eq!(ticket.await, Delivery::Delivered);
+    }
+    settle().await;
+    assert_eq!(reason(), None);
+}
+
+#[tokio::test]
+async fn a_blocking_sink_that_hangs_in_the_file_system_is_told_and_refused_at_a_stop() {
+    // A pipe that nobody reads stands for a disk that does not answer: the write does not come back.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let clock = test_clock();
+    let host = host(vec![spec("pipe", StdoutSink::new(writer).into_sink())], clock.clone());
+    let ticket = host.deliver(batch(&[&"x".repeat(2 << 20)])).await;
+    settle().await;
+    clock.advance(Duration::from_secs(10));
+    let mut report = host.report();
+    let is_told = |why: &str| why.starts_with("sink-slow: ");
+    report.wait_for(|r| matches!(&r.sinks["pipe"].health, Health::Degraded { why, .. } if is_told(why))).await.unwrap();
+    let stopped = async {
+        loop {
+            tokio::task::yield_now().await;
+            clock.advance(Duration::from_secs(1));
+        }
+    };
+    tokio::select! {
+        () = host.shutdown(GRACE) => {}
+        () = stopped => unreachable!(),
+    }
+    assert!(matches!(ticket.await, Delivery::Refused(_)));
+    drop(reader);
+}
+
 // ------------------------------------------------------------------------------- other processes, other disks
 
 /// One of the `child_*` tests below, to be run in a process of its own.

@@ -129,7 +129,7 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
     };
     let mut worst = Exit::Done;
     for source in sources {
-        let ended = match Client::connect(&config.data_dir).await? {
+        let ended = match Client::connect(&config.control_socket()).await? {
             Some(client) => inside(client, &source, ask.clone()).await?,
             None => alone(&config, &source, ask.clone()).await?,
         };
@@ -209,15 +209,16 @@ async fn alone(config: &Config, name: &str, ask: Ask) -> Result<Ended, Failure> 
     logging::install(&LogConfig { level: "warn".into(), ..config.log.clone() });
     let clock: Arc<dyn Clock> = SystemClock::new();
     let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let memory = run::SinkMemory::load(&store).await?;
     let mut specs: Vec<SinkSpec> = Vec::new();
     if ask != Ask::Discard {
         for (sink, entry) in &config.sinks {
             if entry.inputs.iter().any(|input| input == name) {
-                specs.push(run::sink_spec(config, sink)?);
+                specs.push(run::sink_spec(config, sink, &memory)?);
             }
         }
     }
-    let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
+    let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store), clock.clone()));
     let stop = CancellationToken::new();
     let (begun, mut has_begun) = oneshot::channel();
     let (answer, _) = oneshot::channel();

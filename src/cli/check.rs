@@ -13,7 +13,7 @@ use super::exit::Exit;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::host::StateStore;
-use crate::hosts::embedded::store::SqliteStore;
+use crate::hosts::embedded::store::{SqliteStore, StoreError};
 use crate::hosts::embedded::writable::check_writable;
 use crate::model::{Actionable, error_page};
 use crate::source::{CheckFault, CheckStep, FaultKind, M365Audit, check};
@@ -113,10 +113,13 @@ fn state_directory(config: &Config) -> CheckStep {
         slug: error.slug().into(),
         summary: error.to_string(),
         cause: error.to_string(),
-        remedy: format!(
-            "`chown -R m365-audit: {}` (or whichever user it runs as), on a file system that can be written; run `check` as that user",
-            config.data_dir.display()
-        ),
+        remedy: match &error {
+            StoreError::NotWritable { .. } => format!(
+                "`chown -R m365-audit: {}` (or whichever user it runs as), on a file system that can be written; run `check` as that user",
+                config.data_dir.display()
+            ),
+            error => error.hint(),
+        },
         kind: FaultKind::State,
     });
     CheckStep { what: "state directory".into(), result }

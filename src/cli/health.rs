@@ -42,9 +42,9 @@ pub async fn health(args: HealthArgs, out: &mut impl Write) -> Result<Exit, Fail
         (Some(listen), _) => listen,
         (None, Some(path)) => {
             let config = Config::load(path)?;
-            match config.metrics {
+            match &config.metrics {
                 Some(metrics) => metrics.listen,
-                None => return over_the_socket(&args, path, &config.data_dir, out).await,
+                None => return over_the_socket(&args, path, &config, out).await,
             }
         }
         (None, None) => return Err(Failure::internal("clap let neither a file nor an address through")),
@@ -70,16 +70,17 @@ pub async fn health(args: HealthArgs, out: &mut impl Write) -> Result<Exit, Fail
 /// The same of a process without `[metrics]`: its control socket is always there.
 async fn over_the_socket(
     args: &HealthArgs,
-    config: &Path,
-    data_dir: &Path,
+    path: &Path,
+    config: &Config,
     out: &mut impl Write,
 ) -> Result<Exit, Failure> {
-    let asked = tokio::time::timeout(Duration::from_secs(args.timeout_secs), status::ask(data_dir)).await;
+    let socket = config.control_socket();
+    let asked = tokio::time::timeout(Duration::from_secs(args.timeout_secs), status::ask(&socket)).await;
     let asked = asked.map_err(|_| Failure {
         message: format!("health-unreachable: no answer within {} s\n  hint: look at its log", args.timeout_secs),
         exit: Exit::Network,
     })?;
-    let status = asked?.ok_or_else(|| status::none_runs(data_dir, config))?;
+    let status = asked?.ok_or_else(|| status::none_runs(config, path))?;
     if args.live {
         writeln!(out, "live").map_err(Failure::io)?;
         return Ok(Exit::Done);
@@ -92,7 +93,10 @@ async fn over_the_socket(
         status.sources.iter().map(|source| (source.name.clone(), entry(&source.state, &source.reason))).collect();
     let sinks: serde_json::Map<_, _> =
         status.sinks.iter().map(|sink| (sink.name.clone(), entry(&sink.state, &sink.reason))).collect();
-    let page = serde_json::json!({"state": status.state, "sources": sources, "sinks": sinks});
+    let mut page = serde_json::json!({"state": status.state, "sources": sources, "sinks": sinks});
+    if status.store.is_some() {
+        page["store"] = entry("degraded", &status.store);
+    }
     writeln!(out, "{}", serde_json::to_string_pretty(&page).map_err(Failure::internal)?).map_err(Failure::io)?;
     Ok(if status.state == "failed" { Exit::Network } else { Exit::Done })
 }

@@ -22,10 +22,12 @@ use crate::config::{Config, SinkConfig};
 use crate::host::Host;
 use crate::hosts::embedded::control::{Backend, ControlServer, Entry, MoveAsked, Refusal, Registry};
 use crate::hosts::embedded::metrics_server::MetricsServer;
+use crate::hosts::embedded::notebook::Notebook;
 use crate::hosts::embedded::recorder::{self, Recorded};
+use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
-use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
+use crate::hosts::embedded::{EmbeddedHost, SinkSpec, troubles};
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::{Actionable, TenantId};
 use crate::source::fleet::Fleet;
@@ -72,7 +74,25 @@ struct Process {
     worst: Exit,
     registry: Registry,
     moves: mpsc::Receiver<MoveAsked>,
+    memory: SinkMemory,
     service: Service,
+}
+
+/// What sinks remember over restarts.
+pub(super) struct SinkMemory {
+    pub(super) book: Notebook,
+    state_is_new: bool,
+}
+
+impl SinkMemory {
+    /// What an earlier run left in `store`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) async fn load(store: &SqliteStore) -> Result<Self, Failure> {
+        let book = Notebook::load(store).await.map_err(state::broken)?;
+        Ok(Self { book, state_is_new: store.is_new() })
+    }
 }
 
 /// Runs until a signal, a closed pipe, or (`--once`) the end of the pass.
@@ -86,13 +106,18 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         tracing::warn!("{warning}{}", warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default());
     }
     let clock: Arc<dyn Clock> = SystemClock::new();
+    // Nobody can be asked yet: the log alone tells of a file system that does not answer.
+    let slow = tell_when_slow(clock.clone());
     let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let memory = SinkMemory::load(&store).await?;
+    let stop = CancellationToken::new();
     let mut specs = Vec::new();
     for name in config.sinks.keys() {
-        specs.push(sink_spec(&config, name)?);
+        specs.push(sink_spec(&config, name, &memory)?);
     }
-    let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
-    let stop = CancellationToken::new();
+    slow.abort();
+    let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store.clone()), clock.clone()));
+    let watched = watch_store(store, host.clone(), clock.clone(), stop.clone());
     let recorded = recorder::install().map_err(|e| Failure::internal(e.to_string()))?;
     let metrics = serve_metrics(&config, &recorded, &host, &stop).await?;
     let registry = Registry::default();
@@ -123,6 +148,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         worst: Exit::Done,
         registry,
         moves,
+        memory,
         service: Service::find(),
     };
     for name in process.config.sources.keys().cloned().collect::<Vec<_>>() {
@@ -130,7 +156,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     }
     let exit = process.until_end(args.stop_on_stdin_eof).await?;
     stop.cancel();
-    for listener in metrics.into_iter().chain([control]) {
+    for listener in metrics.into_iter().chain([control, watched]) {
         let _ = tokio::time::timeout(Duration::from_secs(1), listener).await;
     }
     Ok(exit)
@@ -311,8 +337,13 @@ impl Process {
                 return;
             }
         };
-        if new.data_dir != self.config.data_dir || new.metrics != self.config.metrics || new.log != self.config.log {
-            tracing::warn!("`data_dir`, `metrics` and `log` change at a restart only; everything else is reloaded");
+        let now = &self.config;
+        if (&new.data_dir, &new.control_socket, &new.metrics, &new.log)
+            != (&now.data_dir, &now.control_socket, &now.metrics, &now.log)
+        {
+            tracing::warn!(
+                "`data_dir`, `control_socket`, `metrics` and `log` change at a restart only; everything else is reloaded"
+            );
         }
         // Sources that change are stopped first, so that nothing is routed by two configurations at once.
         let changed: Vec<String> = self
@@ -340,7 +371,7 @@ impl Process {
                 Some(known) if known.sink == entry.sink => self.host.set_inputs(name, entry.inputs.clone()),
                 _ => {
                     self.host.stop_sink(name, SINK_GRACE).await;
-                    match sink_spec(&new, name) {
+                    match sink_spec(&new, name, &self.memory) {
                         Ok(spec) => self.host.put_sink(spec, SINK_GRACE).await,
                         Err(error) => tracing::error!(sink = %name, "sink not changed, its sources wait: {error}"),
                     }
@@ -361,7 +392,7 @@ impl Process {
     }
 }
 
-pub(super) fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure> {
+pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Result<SinkSpec, Failure> {
     let entry = config.sinks.get(name).ok_or_else(|| Failure::internal(format!("no sink `{name}`")))?;
     let sink: Box<dyn crate::hosts::embedded::sink::Sink> = match &entry.sink {
         SinkConfig::Stdout(_) => Box::new(stdout::StdoutSink::open().map_err(Failure::io)?.into_sink()),
@@ -372,7 +403,14 @@ pub(super) fn sink_spec(config: &Config, name: &str) -> Result<SinkSpec, Failure
                 keep: config.keep,
                 clock: SystemClock::new(),
             };
-            Box::new(file::FileSink::open(&config.path, file::FILE_MODE)?.rotating(rotation).into_sink())
+            let memory = file::Memory {
+                sink: name.to_owned(),
+                page: memory.book.page(name),
+                clock: SystemClock::new(),
+                state_is_new: memory.state_is_new,
+            };
+            let sink = file::FileSink::open_remembering(&config.path, file::FILE_MODE, memory)?;
+            Box::new(sink.rotating(rotation).into_sink())
         }
         SinkConfig::Http(config) => Box::new(http::HttpSink::new(config, SystemClock::new())?),
         SinkConfig::FluentForward(config) => {
@@ -391,7 +429,7 @@ fn serve_control(
     monitor: Arc<Monitor>,
     stop: &CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
-    let server = ControlServer::bind(&config.data_dir);
+    let server = ControlServer::bind(&config.control_socket());
     if let Err(error) = &server {
         tracing::warn!("{}: {error} (hint: {})", error.slug(), error.hint());
     }
@@ -413,6 +451,41 @@ fn serve_control(
         tokio::select! {
             () = serve => {}
             () = look => {}
+        }
+    })
+}
+
+/// Says in the log that the start takes long, until it is aborted.
+fn tell_when_slow(clock: Arc<dyn Clock>) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let began = clock.monotonic();
+        loop {
+            clock.sleep(troubles::SLOW_AFTER).await;
+            let age = clock.monotonic().saturating_sub(began).as_secs();
+            let hint = troubles::SLOW_HINT;
+            tracing::warn!("state-slow: opening the state and the sinks has been under way for {age} s (hint: {hint})");
+        }
+    })
+}
+
+/// Has the store look after its files every few seconds, and tells the host what it finds.
+fn watch_store(
+    store: Arc<SqliteStore>,
+    host: Arc<EmbeddedHost>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    let mut trouble = store.trouble();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = clock.sleep(LOOK_EVERY) => store.look(),
+                changed = trouble.changed() => match changed {
+                    Ok(()) => host.store_trouble(trouble.borrow_and_update().clone()),
+                    Err(_) => return,
+                }
+            }
         }
     })
 }

@@ -138,7 +138,7 @@ fn usage(message: String) -> Failure {
     Failure { message: format!("usage: {message}"), exit: Exit::Usage }
 }
 
-fn broken(error: StateError) -> Failure {
+pub(super) fn broken(error: StateError) -> Failure {
     Failure {
         message: format!("state-not-read: {error}\n  hint: nothing was changed; see docs/errors/state-corrupt.md"),
         exit: Exit::State,
@@ -266,7 +266,7 @@ async fn set(
     yes: bool,
     out: &mut (dyn Write + Send),
 ) -> Result<Exit, Failure> {
-    let lines = match Client::connect(&config.data_dir).await? {
+    let lines = match Client::connect(&config.control_socket()).await? {
         Some(mut client) => {
             let content_types = types.iter().map(|t| t.as_str().to_owned()).collect();
             client.ask(What::Move { source: name.to_owned(), content_types, from, yes }).await?;

@@ -21,6 +21,7 @@ use super::{Failure, run};
 use crate::config::Config;
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::status::{Quota, Sink, Source, Status, Stream};
+use crate::hosts::embedded::store;
 use crate::model::{Timestamp, counted};
 
 /// A process that does not answer within this time is stuck.
@@ -57,8 +58,9 @@ pub struct StatusArgs {
 /// None runs, or it cannot be asked.
 pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = Config::load(&args.config)?;
+    let socket = config.control_socket();
     if args.json || args.once || !std::io::stdout().is_terminal() {
-        let status = ask(&config.data_dir).await?.ok_or_else(|| none_runs(&config.data_dir, &args.config))?;
+        let status = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;
         if args.json {
             let text = serde_json::to_string_pretty(&status).map_err(Failure::internal)?;
             writeln!(out, "{text}").map_err(Failure::io)?;
@@ -70,28 +72,35 @@ pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Ex
         return Ok(Exit::Done);
     }
     // Before the screen is taken, so that a first failure is told like any other.
-    let first = ask(&config.data_dir).await?.ok_or_else(|| none_runs(&config.data_dir, &args.config))?;
+    let first = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;
     let mut terminal = ratatui::try_init().map_err(Failure::io)?;
-    let shown = live(&mut terminal, &config.data_dir, first, Duration::from_secs(args.every)).await;
+    let shown = live(&mut terminal, &socket, first, Duration::from_secs(args.every)).await;
     ratatui::restore();
     shown.map(|()| Exit::Done)
 }
 
-pub(super) fn none_runs(data_dir: &Path, config: &Path) -> Failure {
-    let (data_dir, config) = (data_dir.display(), config.display());
-    Failure {
-        message: format!(
-            "not-running: no process answers on `{data_dir}`\n  hint: start it (`systemctl start m365-audit`, or `m365-audit run -c {config}`) and look at its log; \
-             `m365-audit state show -c {config}` tells how far it had come"
+pub(super) fn none_runs(config: &Config, path: &Path) -> Failure {
+    let (data_dir, path) = (config.data_dir.display(), path.display());
+    let message = match store::running(&config.data_dir) {
+        Some(process) => format!(
+            "not-running: {process} runs on `{data_dir}`, but nobody answers on `{}`\n  hint: its log says why it has no \
+             control socket; where the file system of `data_dir` refuses Unix sockets set `control_socket` to a path on \
+             another, restart it, and use the same configuration here. A `[metrics]` listener (`m365-audit health -c {path}`) \
+             needs no socket",
+            config.control_socket().display()
         ),
-        exit: Exit::Network,
-    }
+        None => format!(
+            "not-running: no process answers on `{data_dir}`\n  hint: start it (`systemctl start m365-audit`, or `m365-audit run -c {path}`) and look at its log; \
+             `m365-audit state show -c {path}` tells how far it had come"
+        ),
+    };
+    Failure { message, exit: Exit::Network }
 }
 
 /// What the running process says of itself; `None` when none runs.
-pub(super) async fn ask(data_dir: &Path) -> Result<Option<Status>, Failure> {
+pub(super) async fn ask(socket: &Path) -> Result<Option<Status>, Failure> {
     let asked = async {
-        let Some(mut client) = Client::connect(data_dir).await? else { return Ok(None) };
+        let Some(mut client) = Client::connect(socket).await? else { return Ok(None) };
         client.ask(What::Status {}).await?;
         match client.next().await? {
             Say::Status(status) => Ok(Some(*status)),
@@ -113,7 +122,7 @@ struct View {
     scroll: u16,
 }
 
-async fn live(terminal: &mut DefaultTerminal, data_dir: &Path, first: Status, every: Duration) -> Result<(), Failure> {
+async fn live(terminal: &mut DefaultTerminal, socket: &Path, first: Status, every: Duration) -> Result<(), Failure> {
     let mut signals = run::Signals::new()?;
     let mut view = View { status: first, trouble: None, scroll: 0 };
     loop {
@@ -133,7 +142,7 @@ async fn live(terminal: &mut DefaultTerminal, data_dir: &Path, first: Status, ev
                 return Ok(());
             }
         }
-        match ask(data_dir).await {
+        match ask(socket).await {
             Ok(Some(status)) => (view.status, view.trouble) = (status, None),
             Ok(None) => view.trouble = Some("the process has ended; waiting for another".into()),
             Err(failure) => view.trouble = Some(failure.message.lines().next().unwrap_or_default().to_owned()),
@@ -210,6 +219,15 @@ fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
     if !status.sinks.is_empty() {
         lines.push(Line::default());
         lines.extend(status.sinks.iter().flat_map(|sink| sink_lines(sink, process.now)));
+    }
+    if let Some(trouble) = &status.store {
+        lines.push(Line::default());
+        lines.push(Line::from(vec![
+            Span::styled("state  ", Style::new().add_modifier(Modifier::BOLD)),
+            state("degraded"),
+            Span::raw("  "),
+            Span::styled(one_line(trouble), colour_of("degraded")),
+        ]));
     }
     if !status.recent.is_empty() {
         lines.push(Line::default());
@@ -455,6 +473,7 @@ mod tests {
                 records: 12_345,
                 retries: 0,
             }],
+            store: None,
             recent: vec![LogLine {
                 time: t("2026-05-03T09:59:00Z"),
                 level: "error".into(),

@@ -62,6 +62,12 @@ pub struct Config {
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/var/lib/m365-audit")]
     pub data_dir: PathBuf,
 
+    /// Where the control socket is made, by which `status`, `backfill` and `state set` ask the running process. Default:
+    /// `control.sock` under `data_dir`. For a `data_dir` on a file system that refuses Unix sockets (SMB, some NFS).
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/m365-audit/control.sock")]
+    pub control_socket: Option<PathBuf>,
+
     /// The tenants to read, each under a name of its own.
     #[schemars(
         schema_with = "components_schema",
@@ -83,6 +89,13 @@ pub struct Config {
     /// The program's own log, on standard error.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+impl Config {
+    /// The control socket: `control_socket`, or `control.sock` under `data_dir`.
+    pub fn control_socket(&self) -> PathBuf {
+        self.control_socket.clone().unwrap_or_else(|| self.data_dir.join("control.sock"))
+    }
 }
 
 /// `[metrics]`: metrics as Prometheus text at `/metrics`, health at `/health`.

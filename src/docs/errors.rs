@@ -19,12 +19,14 @@ use crate::config::{ConfigError, Fault, Problem};
 use crate::host::StateError;
 use crate::hosts::embedded::control::ControlError;
 use crate::hosts::embedded::metrics_server::MetricsError;
-use crate::hosts::embedded::store::StoreError;
-use crate::hosts::file::FileSinkError;
+use crate::hosts::embedded::store::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT, StoreError};
+use crate::hosts::embedded::troubles::SLOW_HINT;
+use crate::hosts::file::{FileSinkError, NEW_STATE_HINT, SHORTER_HINT};
 use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::SourceError;
 use crate::source::backfill::BackfillError;
+use crate::source::slow_store::SLOW_HINT as STORE_SLOW_HINT;
 
 /// One occasion on which a slug is shown.
 struct Entry {
@@ -121,6 +123,13 @@ fn made() -> Vec<Entry> {
         StoreError::TooNew { path: state(), what: "format", found: 2, known: 1 },
         StoreError::Corrupt { path: state(), why: why("a row does not match its checksum") },
         StoreError::NotWritable { path: data_dir(), why: why("permission denied") },
+        StoreError::FileSystem {
+            path: state(),
+            file_system: Some(why("cifs")),
+            lacks: "grants no locks",
+            why: why("database is locked"),
+        },
+        StoreError::Busy { path: state() },
         StoreError::Full { path: data_dir(), why: why("no space left on device") },
         StoreError::Missing { data_dir: data_dir() },
         StoreError::NotReadable { path: state(), why: why("permission denied") },
@@ -132,6 +141,8 @@ fn made() -> Vec<Entry> {
         FileSinkError::Locked { path: sink() },
         FileSinkError::NotRegular { path: sink() },
         FileSinkError::Foreign { path: sink(), bytes: 4096 },
+        FileSinkError::MountGone { path: sink(), mount: PathBuf::from("/var/log/m365") },
+        FileSinkError::CutMeanwhile { path: sink() },
     ];
     entries.extend(errors.iter().map(|error| entry(error, "a sink of type `file` (`src/hosts/file.rs`)")));
 
@@ -289,6 +300,15 @@ const WRITTEN: &[Written] = &[
     ("dlp-blind", "`DLP.All` is not read: routine reads are dropped without knowing whether data loss prevention flagged them", "grant the application permission ActivityFeed.ReadDlp and list `DLP.All` in `content_types`, or set `drop_routine = false`", LOOP),
     ("hold-full", "more routine reads wait for data loss prevention than `hold_bytes_max` has room for: the oldest are shipped, marked `dlp.undetermined`", "nothing is lost. See why `DLP.All` or `Audit.General` lags (`m365-audit state show`), or raise `hold_bytes_max`", "a running source: log (`src/source/hold.rs`)"),
     ("dlp-flags-full", "more files and messages are flagged by data loss prevention than `dlp_flags_max`: those flagged longest ago are forgotten, reads of them count as routine", "raise `dlp_flags_max`, or lower `dlp_flag_secs`", "a running source: log (`src/source/hold.rs`)"),
+    ("sink-file-shorter", "the file of a `file` sink is shorter than it was after the last write: records that were confirmed are gone from it", SHORTER_HINT, "a sink of type `file`: log, health for a day, and `m365_audit_sink_file_cut_total` (`src/hosts/file/known.rs`)"),
+    ("sink-file-replaced", "the file of a `file` sink is not the one that was written last: records that were confirmed are not in it", SHORTER_HINT, "a sink of type `file`: log, health for a day, and `m365_audit_sink_file_cut_total` (`src/hosts/file/known.rs`)"),
+    ("sink-slow", "a write of a sink has been under way for more than 10 seconds", SLOW_HINT, "a sink: log, health, and `m365_audit_sink_waiting_seconds` (`src/hosts/embedded/troubles.rs`)"),
+    ("state-slow", "a commit to the state, or a read of it, has been under way for more than 10 seconds", STORE_SLOW_HINT, "a running source: log, health, and `m365_audit_state_waiting_seconds` (`src/source/slow_store.rs`)"),
+    ("state-new-beside-records", "the state is new, and the file of a sink has records already: the state was lost, or `data_dir` is not where it was", NEW_STATE_HINT, "the start of a sink of type `file`: log and health for a day (`src/hosts/file/known.rs`)"),
+    ("state-lost", "`data_dir` was used before and has no state: a first run begins", LOST_HINT, "the start: log, and health for an hour (`src/hosts/embedded/store.rs`)"),
+    ("state-removed", "a file of the state was removed or moved away while the process ran; it is written anew from what the process holds", REMOVED_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
+    ("state-replaced", "another file was put in the place of the state while the process ran, or it was cut; it is left alone, and nothing is written until that is settled", REPLACED_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
+    ("state-mount-gone", "what `data_dir` lies on is not mounted any more; nothing is written beneath it, and no position moves", MOUNT_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),
     ("blob-expiry-near", "blobs that could not be read so far expire within a day", "act on the reason the log gives for them: a proxy or filter that cuts large answers is the usual one", LOOP),
     ("blobs-failing", "blobs cannot be read, and are tried until they expire", "look for a proxy or filter that cuts large answers", LOOP),
     ("blob-unreadable", "a blob arrived whole and is not what the API documents", "none needed unless it lasts: it is asked for again; when three answers are the same, what is readable is shipped and the rest becomes `m365_audit.bad_blob` records", LOOP),

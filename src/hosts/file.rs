@@ -6,20 +6,29 @@
 //! before the next one, and a torn last line when the file is opened. Rotation is by renaming, between groups; what
 //! was renamed is never written again, and is deleted only when the operator has said how many to keep.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+mod known;
+mod rotation;
 
-use crate::clock::Clock;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::sync::watch;
+
 use crate::host::Batch;
+use crate::hosts::embedded::place::{Moved, Place};
 use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};
-use crate::model::{Actionable, Timestamp};
+use crate::hosts::embedded::store::has_no_locks;
+use crate::model::Actionable;
+use known::{Differs, Remembered, directory_of, place_of};
+pub use known::{Memory, NEW_STATE_HINT, SHORTER_HINT};
+pub use rotation::Rotation;
 
 /// Mode of a file this sink creates, before the umask: records name people and what they did.
 pub const FILE_MODE: u32 = 0o600;
+/// Mode of a directory this sink creates.
+const DIRECTORY_MODE: u32 = 0o700;
 /// How much is read at a time when looking for the last line break.
 const TAIL_CHUNK_BYTES: u64 = 64 << 10;
 /// How often a name may point to another file while it is being opened before that counts as trouble.
@@ -56,6 +65,23 @@ pub enum FileSinkError {
         /// Its length.
         bytes: u64,
     },
+    /// What the file lay on is not mounted any more: what is written now would lie beneath, where nobody looks, and be
+    /// hidden when it is mounted again.
+    #[error(
+        "cannot write `{}`: what was mounted at `{}` when it was last written is not mounted any more", path.display(), mount.display()
+    )]
+    MountGone {
+        /// The file.
+        path: PathBuf,
+        /// Where it was mounted.
+        mount: PathBuf,
+    },
+    /// Somebody cut the file while a group was being written.
+    #[error("`{}` became shorter while it was written to; the group is written again", path.display())]
+    CutMeanwhile {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 impl Actionable for FileSinkError {
@@ -65,6 +91,8 @@ impl Actionable for FileSinkError {
             Self::Locked { .. } => "sink-file-locked",
             Self::NotRegular { .. } => "sink-file-not-regular",
             Self::Foreign { .. } => "sink-file-foreign",
+            Self::MountGone { .. } => "sink-file-mount-gone",
+            Self::CutMeanwhile { .. } => "sink-file-shorter",
         }
     }
 
@@ -76,6 +104,15 @@ impl Actionable for FileSinkError {
             Self::Locked { .. } => "give each `file` sink of each process a `path` of its own".into(),
             Self::NotRegular { .. } => "use a `stdout` sink for pipes, and a file's path here".into(),
             Self::Foreign { .. } => "move the file away, or name another `path`".into(),
+            Self::MountGone { path, mount } => format!(
+                "mount `{}` again: writing goes on by itself. If records are to go here from now on, make the file: \
+                 `install -D -m 600 /dev/null {}` as the user this runs as",
+                mount.display(),
+                path.display()
+            ),
+            Self::CutMeanwhile { .. } => {
+                "rotate by renaming (logrotate: `create`, not `copytruncate`) or with `rotate_bytes`".into()
+            }
         }
     }
 }
@@ -110,19 +147,6 @@ impl Storage for File {
     }
 }
 
-/// When a file is full or old, and what becomes of those before it.
-#[derive(Debug, Clone)]
-pub struct Rotation {
-    /// Bytes after which the file is renamed.
-    pub bytes: Option<u64>,
-    /// How long after it was begun the file is renamed.
-    pub age: Option<Duration>,
-    /// How many renamed files stay; `None`: all.
-    pub keep: Option<u64>,
-    /// For names and ages.
-    pub clock: Arc<dyn Clock>,
-}
-
 /// The sink. Its writes block: [`FileSink::into_sink`] gives it a thread.
 pub struct FileSink {
     path: PathBuf,
@@ -132,29 +156,50 @@ pub struct FileSink {
     rotation: Option<Rotation>,
     /// Renaming failed and was reported.
     stuck: bool,
+    remembered: Remembered,
 }
 
 struct Open {
     storage: Box<dyn Storage>,
+    /// Its length after our last write.
+    end: u64,
     /// The length up to which the file is good, when what follows could not be cut off or synced.
     cut_back_to: Option<u64>,
 }
 
 impl FileSink {
-    /// Opens `path` for appending; creates it with `mode` (see [`FILE_MODE`]) and the directories above it when
+    /// Opens `path` for appending; creates it with `mode` (see [`FILE_MODE`]) and the directories above it (0700) when
     /// missing; cuts off a torn last line.
     ///
     /// A full disk is no error here but back-pressure later, as it is while running.
     pub fn open(path: impl Into<PathBuf>, mode: u32) -> Result<Self, FileSinkError> {
-        Self::open_with(path.into(), mode, |file| Box::new(file))
+        Self::open_with(path.into(), mode, None, |file| Box::new(file))
     }
 
-    fn open_with(path: PathBuf, mode: u32, wrap: fn(File) -> Box<dyn Storage>) -> Result<Self, FileSinkError> {
-        let mut sink = Self { path, mode, open: None, wrap, rotation: None, stuck: false };
+    /// As [`FileSink::open`], with a memory that outlives the process: a file that is shorter than it was left, or not
+    /// the one that was left, is told of, and nothing is written beneath a mount that went away.
+    pub fn open_remembering(path: impl Into<PathBuf>, mode: u32, memory: Memory) -> Result<Self, FileSinkError> {
+        Self::open_with(path.into(), mode, Some(memory), |file| Box::new(file))
+    }
+
+    fn open_with(
+        path: PathBuf,
+        mode: u32,
+        memory: Option<Memory>,
+        wrap: fn(File) -> Box<dyn Storage>,
+    ) -> Result<Self, FileSinkError> {
+        let remembered = Remembered::new(&path, memory);
+        let mut sink = Self { path, mode, open: None, wrap, rotation: None, stuck: false, remembered };
         match sink.ensure_open() {
+            Ok(()) => {}
             Err(FileSinkError::NotWritable { source, .. })
                 if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
-            opened => opened?,
+            // Waited for, as while running: a start must not depend on the order in which things are mounted.
+            Err(error @ FileSinkError::MountGone { .. }) => sink.remembered.set_passing(Some(told(&error))),
+            Err(error) => return Err(error),
+        }
+        if let Some(open) = &sink.open {
+            sink.remembered.report_unknown_records(open.storage.file());
         }
         Ok(sink)
     }
@@ -179,6 +224,7 @@ impl FileSink {
                 tracing::info!(path = %self.path.display(), to = %to.display(), "file was renamed, beginning a new one");
                 self.open = None;
                 self.stuck = false;
+                self.remembered.begins_anew();
                 rotation.delete_old(&self.path);
             }
             Err(error) if !self.stuck => {
@@ -201,17 +247,102 @@ impl FileSink {
                 if is_at(open.storage.file(), &self.path) {
                     return Ok(());
                 }
-                // Renamed or removed: all that was confirmed is synced in the old one. What a failed write left
-                // there was not.
-                if let Some(mut old) = self.open.take() {
-                    let _ = old.restore();
-                }
-                tracing::info!(path = %self.path.display(), "file was moved or removed, opening it anew");
+                self.leave_moved();
             }
+            let place = self.place()?;
             let file = open_for_append(&self.path, self.mode)?;
-            self.open = Some(Open { storage: (self.wrap)(file), cut_back_to: None });
+            self.found(&file, place).map_err(|source| self.not_writable(source))?;
+            cut_torn_line(&file, &self.path)?;
+            let end = file.metadata().map_err(|source| self.not_writable(source))?.len();
+            self.open = Some(Open { storage: (self.wrap)(file), end, cut_back_to: None });
         }
         Err(self.not_writable(io::Error::other("its name keeps pointing to another file")))
+    }
+
+    /// Closes a file that is not under its name any more: renamed, removed, replaced, or unmounted. All that was
+    /// confirmed is synced in it. What a failed write left there was not.
+    fn leave_moved(&mut self) {
+        let Some(mut old) = self.open.take() else { return };
+        let _ = old.restore();
+        let path = self.path.display();
+        match old.storage.file().metadata() {
+            Ok(metadata) if metadata.nlink() == 0 => {
+                self.remembered.is_gone();
+                tracing::warn!(%path, bytes = metadata.len(), "file was removed or replaced: what no reader had read of it is gone; opening it anew");
+            }
+            // Renamed within its file system, or out of sight with it: which of both, the place tells.
+            _ => tracing::info!(%path, "file was moved, opening it anew"),
+        }
+        if let Ok(metadata) = old.storage.file().metadata()
+            && metadata.nlink() > 0
+            && self.remembered.place().is_none_or(|known| !self.has_moved(known))
+        {
+            self.remembered.begins_anew();
+        }
+    }
+
+    fn has_moved(&self, known: &Place) -> bool {
+        place_of(&self.path).is_ok_and(|now| now.since(known) != Moved::No)
+    }
+
+    /// Where the file lies, before it is opened or made; an error if that is beneath a mount that went away.
+    fn place(&self) -> Result<Option<Place>, FileSinkError> {
+        let now = match place_of(&self.path) {
+            Ok(now) => now,
+            Err(source) => return Err(self.not_writable(source)),
+        };
+        let Some(known) = self.remembered.place() else { return Ok(Some(now)) };
+        match now.since(known) {
+            Moved::No => {}
+            Moved::Beneath => tracing::warn!(
+                path = %self.path.display(),
+                "`{}` is mounted now over where records were written before: those lie beneath it, where only who unmounts it sees them",
+                now.mount().display()
+            ),
+            // An empty file is the operator's word, since no other hand makes one; our own records are there when the
+            // file itself was moved.
+            Moved::Elsewhere => match File::open(&self.path) {
+                Ok(file)
+                    if file
+                        .metadata()
+                        .is_ok_and(|m| m.is_file() && (m.len() == 0 || self.remembered.is_ours(&file))) => {}
+                _ => {
+                    let (path, mount) = (self.path.clone(), known.mount().to_owned());
+                    return Err(FileSinkError::MountGone { path, mount });
+                }
+            },
+        }
+        Ok(Some(now))
+    }
+
+    /// Compares a file that was just opened with what is remembered.
+    fn found(&mut self, file: &File, place: Option<Place>) -> io::Result<()> {
+        let differs = self.remembered.compare(file)?;
+        if differs != Differs::No {
+            self.remembered.report_cut(differs, file.metadata()?.len());
+            self.remembered.accepted(file)?;
+        }
+        // Looked at again: its directory may have been made meanwhile.
+        let place = place_of(&self.path).ok().or(place);
+        self.remembered.lies_at(place);
+        self.remembered.store();
+        Ok(())
+    }
+
+    /// Whether the open file is as it was left; says so once if it is not.
+    fn check_length(&mut self) -> io::Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let length = open.storage.file().metadata()?.len();
+        // Shorter than what could not be cut off is as it should be.
+        let left = open.cut_back_to.unwrap_or(open.end);
+        if length < left {
+            self.remembered.report_cut(Differs::Shorter { was: left }, length);
+            self.remembered.accepted(open.storage.file())?;
+            self.remembered.store();
+            open.cut_back_to = None;
+        }
+        open.end = length;
+        Ok(())
     }
 
     fn not_writable(&self, source: io::Error) -> FileSinkError {
@@ -225,97 +356,83 @@ impl FileSink {
             return (0, Some(e));
         }
         self.rotate();
-        if let Err(e) = self.ensure_open() {
+        // Nothing was renamed in between, but for our own rotation.
+        if self.open.is_none()
+            && let Err(e) = self.ensure_open()
+        {
             return (0, Some(e));
+        }
+        if let Err(source) = self.check_length() {
+            return (0, Some(self.not_writable(source)));
         }
         let Some(open) = &mut self.open else { return (0, None) };
         let (written, failure) = open.append_group(batches);
+        let failure = failure.map(|source| FileSinkError::NotWritable { path: self.path.clone(), source });
+        if written == 0 {
+            return (0, failure);
+        }
+        let after = match open.storage.file().metadata() {
+            Ok(after) => after,
+            Err(source) => return (0, Some(self.not_writable(source))),
+        };
         // Removed while we wrote: synced, and gone all the same.
-        let gone = written > 0 && open.storage.file().metadata().is_ok_and(|m| m.nlink() == 0);
-        let failure = failure.map(|e| self.not_writable(e));
-        if gone {
+        if after.nlink() == 0 {
             return (0, failure.or_else(|| Some(self.not_writable(io::Error::other("it was removed")))));
+        }
+        if after.len() < open.end {
+            // Cut while we wrote: some of the group may be in what was cut off.
+            let was = std::mem::replace(&mut open.end, after.len());
+            self.remembered.report_cut(Differs::Shorter { was }, after.len());
+            let _ = self.remembered.accepted(open.storage.file());
+            return (0, Some(FileSinkError::CutMeanwhile { path: self.path.clone() }));
+        }
+        if after.len() > open.end {
+            // Somebody else appends, too: where our last bytes are is not known.
+            open.end = after.len();
+            let _ = self.remembered.accepted(open.storage.file());
+            self.remembered.store();
+        } else {
+            let last = batches.get(written - 1).map(Batch::ndjson).unwrap_or_default();
+            self.remembered.written(&after, open.end, &last);
         }
         (written, failure)
     }
-}
 
-impl Rotation {
-    fn is_due(&self, file: &fs::Metadata) -> bool {
-        // The time of birth outlives a restart; where a file system has none, the last write is near enough.
-        let begun = || file.created().or_else(|_| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        let age = || {
-            let begun = Timestamp::try_from(begun()).unwrap_or(Timestamp::UNIX_EPOCH);
-            Duration::try_from(self.clock.now().duration_since(begun)).unwrap_or_default()
-        };
-        file.len() > 0
-            && (self.bytes.is_some_and(|bytes| file.len() >= bytes) || self.age.is_some_and(|limit| age() >= limit))
-    }
-
-    /// Renames `path` to a name that sorts after all it was given before, so that the oldest can be told even when
-    /// the clock was set back.
-    fn rename(&self, path: &Path) -> io::Result<PathBuf> {
-        let stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ").to_string();
-        let (stamp, n) = match renamed_of(path).into_iter().max() {
-            Some((newest, n, _)) if newest >= stamp => (newest, n.saturating_add(1)),
-            _ => (stamp, 0),
-        };
-        let mut to = path.as_os_str().to_owned();
-        to.push(if n == 0 { format!(".{stamp}") } else { format!(".{stamp}-{n}") });
-        let to = PathBuf::from(to);
-        // No other process of ours writes here (the lock), so nothing takes the name in between.
-        match fs::symlink_metadata(&to) {
-            Err(e) if e.kind() == ErrorKind::NotFound => fs::rename(path, &to).map(|()| to),
-            Err(e) => Err(e),
-            Ok(_) => Err(io::Error::other(format!("`{}` is there already", to.display()))),
-        }
-    }
-
-    /// Deletes the oldest renamed files beyond `keep`.
-    fn delete_old(&self, path: &Path) {
-        let Some(keep) = self.keep else { return };
-        let mut renamed = renamed_of(path);
-        renamed.sort();
-        let excess = renamed.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
-        for (_, _, old) in renamed.into_iter().take(excess) {
-            match fs::remove_file(&old) {
-                Ok(()) => tracing::info!(path = %old.display(), "old file was deleted (`keep`)"),
-                Err(error) => tracing::warn!(path = %old.display(), "cannot delete the old file: {error}"),
+    /// Looks at the file without changing anything.
+    fn glance(&mut self) -> Result<(), FileSinkError> {
+        match &self.open {
+            Some(open) if is_at(open.storage.file(), &self.path) => {
+                self.check_length().map_err(|source| self.not_writable(source))
             }
+            // The next write opens it anew, or makes it; whether it may is known now.
+            _ => match fs::metadata(&self.path) {
+                Ok(there) if !there.is_file() => Err(FileSinkError::NotRegular { path: self.path.clone() }),
+                _ => self.place().map(drop),
+            },
         }
     }
 }
 
-/// The files [`Rotation::rename`] made of `path`, each with what orders it.
-fn renamed_of(path: &Path) -> Vec<(String, u32, PathBuf)> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Vec::new();
-    };
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let file = entry.file_name();
-            let suffix = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?;
-            let (stamp, n) = suffix.split_once('-').unwrap_or((suffix, "0"));
-            // Only names of exactly the form we give: whatever else lies here is somebody's.
-            let is_stamp = stamp.len() == 16
-                && stamp.bytes().enumerate().all(|(i, b)| match i {
-                    8 => b == b'T',
-                    15 => b == b'Z',
-                    _ => b.is_ascii_digit(),
-                });
-            let n = n.parse().ok().filter(|_| is_stamp)?;
-            Some((stamp.to_owned(), n, entry.path()))
-        })
-        .collect()
+fn told(error: &FileSinkError) -> String {
+    format!("{}: {error} (hint: {})", error.slug(), error.hint())
 }
 
 impl BlockingSink for FileSink {
     fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
         let (written, failure) = self.write_group(batches);
-        let why = failure.map_or_else(|| "nothing was written".into(), |e| e.to_string());
+        // What a look found wrong is told by the refusal now, or is over.
+        self.remembered.set_passing(None);
+        let why = failure.map_or_else(|| "nothing was written".into(), |error| told(&error));
         (0..batches.len()).map(|i| if i < written { Written::Delivered } else { Written::refused(&why) }).collect()
+    }
+
+    fn notices(&self) -> Option<watch::Receiver<Option<String>>> {
+        Some(self.remembered.notices())
+    }
+
+    fn look(&mut self) {
+        let found = self.glance().err().map(|error| told(&error));
+        self.remembered.set_passing(found);
     }
 }
 
@@ -327,13 +444,13 @@ impl Drop for Open {
 }
 
 impl Open {
-    /// Appends whole batches and syncs them; returns how many are durable, and what stopped it.
+    /// Appends whole batches and syncs them; returns how many are durable, and what stopped it. [`Open::end`] is then
+    /// where the last of them should end.
     fn append_group(&mut self, batches: &[Batch]) -> (usize, Option<io::Error>) {
-        // The length is asked for each time: `copytruncate` shortens the file under us.
-        let start = match self.restore().and_then(|()| Ok(self.storage.file().metadata()?.len())) {
-            Ok(start) => start,
-            Err(e) => return (0, Some(e)),
-        };
+        if let Err(e) = self.restore() {
+            return (0, Some(e));
+        }
+        let start = self.end;
         let mut good = start;
         let mut written = 0;
         let mut failure = None;
@@ -353,7 +470,10 @@ impl Open {
             return (0, failure);
         }
         match self.storage.sync() {
-            Ok(()) => (written, failure),
+            Ok(()) => {
+                self.end = good;
+                (written, failure)
+            }
             Err(e) => {
                 // After a failed sync the kernel may have forgotten the pages: they are written again.
                 self.cut_back_to = Some(start);
@@ -369,6 +489,7 @@ impl Open {
             if self.storage.file().metadata()?.len() > good {
                 self.storage.truncate(good)?;
             }
+            self.end = good;
             self.cut_back_to = None;
         }
         Ok(())
@@ -397,10 +518,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 fn open_for_append(path: &Path, mode: u32) -> Result<File, FileSinkError> {
     let not_writable = |source| FileSinkError::NotWritable { path: path.to_owned(), source };
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
+    let dir = &directory_of(path);
     // Before opening: to open a pipe would wait for its reader.
     let created = match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => return Err(FileSinkError::NotRegular { path: path.to_owned() }),
@@ -417,16 +535,15 @@ fn open_for_append(path: &Path, mode: u32) -> Result<File, FileSinkError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(FileSinkError::Locked { path: path.to_owned() }),
         // A file system without locks cannot keep a second process away; that is no reason not to write.
-        Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(e)) if has_no_locks(&e) => {}
         Err(TryLockError::Error(e)) => return Err(not_writable(e)),
     }
-    cut_torn_line(&file, path)?;
     // Each time, not only after creating: a crash may have come between an earlier creation and its sync.
     sync_dir(dir).map_err(not_writable)?;
     Ok(file)
 }
 
-/// Creates `dir` and what is missing above it, each name synced.
+/// Creates `dir` and what is missing above it, for the owner alone whatever the umask; each name synced.
 fn create_dirs(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -438,7 +555,7 @@ fn create_dirs(dir: &Path) -> io::Result<()> {
     if parent != dir {
         create_dirs(parent)?;
     }
-    match fs::create_dir(dir) {
+    match DirBuilder::new().mode(DIRECTORY_MODE).create(dir) {
         Err(e) if e.kind() == ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
         Err(e) => Err(e),
         Ok(()) => sync_dir(parent),
@@ -492,8 +609,11 @@ mod tests {
     use super::*;
     use crate::host::BatchBuilder;
     use crate::model::ContentType;
+    use crate::model::Timestamp;
     use crate::severity::Severity;
     use std::cell::Cell;
+    use std::sync::Arc;
+    use std::time::Duration;
 
     fn batch(lines: &[&str]) -> Batch {
         let mut builder = BatchBuilder::default();
@@ -555,7 +675,7 @@ mod tests {
     }
 
     fn faulty(path: &Path) -> FileSink {
-        FileSink::open_with(path.to_owned(), FILE_MODE, |file| Box::new(Faulty(file))).unwrap()
+        FileSink::open_with(path.to_owned(), FILE_MODE, None, |file| Box::new(Faulty(file))).unwrap()
     }
 
     fn delivered(written: &[Written]) -> Vec<bool> {
@@ -566,10 +686,33 @@ mod tests {
     fn a_new_file_is_made_with_its_directories_for_its_owner_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("var/log/audit.ndjson");
-        let mut sink = FileSink::open(&path, FILE_MODE).unwrap();
+        let clock = Arc::new(crate::clock::TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let rotation = Rotation { bytes: Some(4), age: None, keep: None, clock };
+        let mut sink = FileSink::open(&path, FILE_MODE).unwrap().rotating(rotation);
         assert_eq!(sink.write(&[batch(&["1", "2"]), batch(&["3"])]), [Written::Delivered, Written::Delivered]);
         assert_eq!(text(&path), "1\n2\n3\n");
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(sink.write(&[batch(&["4"])]), [Written::Delivered]);
+        for file in [path.clone(), dir.path().join("var/log/audit.ndjson.20260501T000000Z")] {
+            assert_eq!(mode(&file), 0o600, "{}", file.display());
+        }
+        for made in ["var", "var/log"] {
+            assert_eq!(mode(&dir.path().join(made)), 0o700, "{made}");
+        }
+    }
+
+    #[test]
+    fn the_mode_of_a_directory_and_file_that_are_there_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, path) = (dir.path().join("logs"), dir.path().join("logs/f"));
+        fs::create_dir(&logs).unwrap();
+        fs::write(&path, "{}\n").unwrap();
+        for (path, mode) in [(&logs, 0o755), (&path, 0o640)] {
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        }
+        FileSink::open(&path, FILE_MODE).unwrap().write(&[batch(&["1"])]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&logs), mode(&path)), (0o755, 0o640));
     }
 
     #[test]

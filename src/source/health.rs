@@ -4,7 +4,9 @@
 //! host hears of a change once, not once per request.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::host::{Health, Host};
@@ -18,6 +20,8 @@ pub enum Place {
     Tenant,
     /// The state store.
     State,
+    /// The state store does not answer.
+    Store,
     /// The host does not take records.
     Delivery,
     /// Microsoft's clock.
@@ -55,12 +59,21 @@ struct Inner {
     host: Arc<dyn Host>,
     clock: Arc<dyn Clock>,
     troubles: Mutex<(BTreeMap<Place, Trouble>, Option<Health>)>,
+    /// How much the state store has not answered for long.
+    slow: AtomicI64,
 }
 
 impl Board {
     /// A board without troubles; nothing is reported until the first change.
     pub fn new(source: Arc<str>, tenant: TenantId, host: Arc<dyn Host>, clock: Arc<dyn Clock>) -> Self {
-        let inner = Inner { source, tenant, host, clock, troubles: Mutex::new((BTreeMap::new(), None)) };
+        let inner = Inner {
+            source,
+            tenant,
+            host,
+            clock,
+            troubles: Mutex::new((BTreeMap::new(), None)),
+            slow: AtomicI64::new(0),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -93,6 +106,17 @@ impl Board {
             tracing::info!(source = %self.inner.source, tenant = %self.inner.tenant, "recovered: {}", trouble.why);
             self.publish();
         }
+    }
+
+    /// Counts what the state store has not answered for long, up or down; how much there is now.
+    pub(super) fn note_slow(&self, change: i64) -> i64 {
+        self.inner.slow.fetch_add(change, Ordering::Relaxed) + change
+    }
+
+    /// Tells the metric for how long the state store has not answered.
+    pub(super) fn set_store_waiting(&self, age: Duration) {
+        let tenant = self.inner.tenant.to_string();
+        ::metrics::gauge!(metrics::STATE_WAITING_SECONDS, "tenant" => tenant).set(age.as_secs_f64());
     }
 
     /// The state as a whole.

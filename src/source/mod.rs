@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod health;
 pub mod hold;
 pub mod listing;
+pub mod slow_store;
 pub mod subscription;
 mod tasks;
 pub mod tenant;

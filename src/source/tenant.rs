@@ -22,6 +22,7 @@ use super::fetch::{FetchContext, Job, Outcome, Patience, Reading, deliver_notice
 use super::health::{Board, Level, Place};
 use super::hold::{self, Hold, HoldSettings};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
+use super::slow_store::SlowStore;
 use super::subscription::Subscriptions;
 use super::tasks::Tasks;
 use super::unsettled::{Blob, Unsettled};
@@ -309,7 +310,7 @@ pub(super) fn fetch_context(
         normaliser: parts.normaliser.clone(),
         events,
         ledger,
-        store: parts.host.state(),
+        store: SlowStore::watching(parts.host.state(), parts.clock.clone(), board),
         courier: Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() },
         budget: Budget::new(for_batches(parts.in_flight_bytes_max), &parts.pool),
         buffers: Buffers::default(),
@@ -349,8 +350,9 @@ pub(super) async fn open_ledger(
             ),
             None => trouble_board.clear(Place::State),
         });
-        let opened = match Ledger::open(parts.host.state(), parts.clock.clone(), &settings, on_trouble).await {
-            Ok(opened) => Hold::load(parts.host.state(), parts.hold.clone()).await.map(|hold| (opened, hold)),
+        let store = SlowStore::watching(parts.host.state(), parts.clock.clone(), board);
+        let opened = match Ledger::open(store.clone(), parts.clock.clone(), &settings, on_trouble).await {
+            Ok(opened) => Hold::load(store, parts.hold.clone()).await.map(|hold| (opened, hold)),
             Err(error) => Err(error),
         };
         match opened {

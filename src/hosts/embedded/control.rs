@@ -1,9 +1,11 @@
-//! The control socket of a running process: `control.sock` under `data_dir`, for the operator's commands.
+//! The control socket of a running process: `control.sock` under `data_dir`, or `control_socket`, for the operator's
+//! commands.
 //!
 //! Owns the socket and its protocol: one question a connection, one JSON object a line, the version in each; answers
 //! until the last one. Who may ask: the user the process runs as, and root; the file is 0600 and the peer's user is
 //! looked at besides, because the file's mode comes a moment after the file. A process that dies leaves the file; as
-//! the state's lock is held before the socket is made, a file found then is nobody's and is replaced.
+//! the state's lock is held before the socket is made, a socket that nobody answers on is nobody's and is replaced. One
+//! that is removed while the process runs is made anew.
 //!
 //! Refuses to know how a question is carried out: `status` is put together here from what the process measures, a
 //! back-fill goes to the source's desk, a move of positions to whoever owns the sources.
@@ -12,11 +14,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -29,8 +32,6 @@ use crate::clock::Clock;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::backfill::{Ask, Asked, Counter, Ended, Progress, Snapshot};
 
-/// The socket's name under `data_dir`.
-pub const SOCKET_FILE: &str = "control.sock";
 /// The protocol's version.
 pub const VERSION: u32 = 1;
 
@@ -40,6 +41,8 @@ const QUESTION_BYTES_MAX: u64 = 64 * 1024;
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A question must be asked within this time, an answer taken.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether the socket still has its name.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 16;
 /// A client is told how a back-fill goes this often.
@@ -172,9 +175,18 @@ impl Actionable for ControlError {
 
     fn hint(&self) -> String {
         match self {
-            Self::Listen { .. } => {
-                "records are read and delivered all the same; check the permissions of `data_dir`".into()
+            Self::Listen { source, .. } if refuses_sockets(source) => {
+                "records are read and delivered all the same; its file system may refuse Unix sockets (SMB, Azure Files, \
+                 some NFS and FUSE): set `control_socket` to a path on another, as in `control_socket = \
+                 \"/run/m365-audit/control.sock\"`"
+                    .into()
             }
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "records are read and delivered all the same; give each process a `control_socket` of its own".into()
+            }
+            Self::Listen { .. } => "records are read and delivered all the same; check the permissions of its directory, \
+                                    or set `control_socket` to another path"
+                .into(),
             Self::Denied { .. } => "run this as the user the service runs as, or as root".into(),
             Self::Broken { .. } => {
                 "look at its log, then run the same command again: a back-fill goes on where it was".into()
@@ -182,6 +194,13 @@ impl Actionable for ControlError {
             Self::Version { .. } => "use the program the service runs, or restart the service with this one".into(),
         }
     }
+}
+
+/// Whether the file system, and no permission, keeps a socket from being made.
+fn refuses_sockets(error: &io::Error) -> bool {
+    // A bind answers `EPERM` where a file system has no special files, `EACCES` where a directory may not be written.
+    let no_special_files = [libc::EPERM, libc::EINVAL, libc::ENXIO, libc::ENODEV];
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|e| no_special_files.contains(&e))
 }
 
 /// A move of positions, for whoever owns the sources.
@@ -263,13 +282,23 @@ pub struct Backend {
 }
 
 /// The path for the system call: through the open directory where the plain one is too long for a socket's address.
-fn reachable(data_dir: &Path, name: &str) -> io::Result<(PathBuf, Option<fs::File>)> {
-    let path = data_dir.join(name);
+fn reachable(path: &Path) -> io::Result<(PathBuf, Option<fs::File>)> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::other("it does not end in the name of a file"));
+    };
     if path.as_os_str().len() <= PATH_BYTES_MAX {
-        return Ok((path, None));
+        return Ok((path.to_owned(), None));
     }
-    let dir = fs::File::open(data_dir)?;
-    Ok((PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd())), Some(dir)))
+    let dir = fs::File::open(dir)?;
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    if short.as_os_str().len() > PATH_BYTES_MAX {
+        return Err(io::Error::other("its name is too long for a socket: at most 80 bytes"));
+    }
+    Ok((short, Some(dir)))
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// The listening side.
@@ -277,42 +306,78 @@ fn reachable(data_dir: &Path, name: &str) -> io::Result<(PathBuf, Option<fs::Fil
 pub struct ControlServer {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the socket.
+    identity: (u64, u64),
     owner: u32,
 }
 
 impl ControlServer {
-    /// Listens. Call it only while the state's lock is held.
+    /// Listens at `path`, whose directory is made (0700) if it is missing. Call it only while the state's lock is held.
     ///
     /// # Errors
-    /// The file cannot be made.
-    pub fn bind(data_dir: &Path) -> Result<Self, ControlError> {
-        let path = data_dir.join(SOCKET_FILE);
-        let failed = |source| ControlError::Listen { path: path.clone(), source };
-        // Under another name until its mode is right: nobody finds an open one under this name.
-        let new = format!("{SOCKET_FILE}.new");
-        for leftover in [data_dir.join(&new), path.clone()] {
-            match fs::remove_file(leftover) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-                _ => {}
-            }
+    /// The socket cannot be made, or something else lies there.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        Self::listen(path).map_err(|source| ControlError::Listen { path: path.to_owned(), source })
+    }
+
+    fn listen(path: &Path) -> io::Result<Self> {
+        let path = &std::path::absolute(path)?;
+        if let Some(dir) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        let (bound, _dir) = reachable(data_dir, &new).map_err(failed)?;
-        let listener = UnixListener::bind(&bound).map_err(failed)?;
-        let new = data_dir.join(&new);
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        let owner = fs::metadata(&new).map_err(failed)?.uid();
-        fs::rename(&new, &path).map_err(failed)?;
-        Ok(Self { listener, path, owner })
+        // Under another name until its mode is right: nobody finds an open one under this name.
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        let new = PathBuf::from(new);
+        for leftover in [&new, path] {
+            take_away(leftover)?;
+        }
+        let (bound, _dir) = reachable(&new)?;
+        let listener = UnixListener::bind(&bound)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
+        let owner = fs::metadata(&new)?.uid();
+        fs::rename(&new, path)?;
+        let identity = identity(path)?;
+        Ok(Self { listener, path: path.to_owned(), identity, owner })
+    }
+
+    /// Whether the socket's name is gone, after a while. Whatever else lies there now is somebody's; without its directory
+    /// the state is gone, too, and whoever writes that anew makes the directory. On a thread of its own: a file system
+    /// that does not answer must not keep this process from answering.
+    fn look(&self, clock: &dyn Clock) -> BoxFuture<'static, bool> {
+        let (pause, path) = (clock.sleep(LOOK_EVERY), self.path.clone());
+        Box::pin(async move {
+            pause.await;
+            tokio::task::spawn_blocking(move || is_gone(&path)).await.unwrap_or(false)
+        })
+    }
+
+    fn make_anew(&mut self) {
+        match Self::listen(&self.path) {
+            Ok(anew) => {
+                tracing::warn!(path = %self.path.display(), "the control socket was removed while this process ran, and was made anew");
+                *self = anew;
+            }
+            Err(error) => tracing::debug!("control socket: {error}"),
+        }
     }
 
     /// Answers until `stop`, then removes the file.
-    pub async fn serve(self, backend: Backend, stop: CancellationToken) {
+    pub async fn serve(mut self, backend: Backend, stop: CancellationToken) {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
+        let mut looked = self.look(&*backend.clock);
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 Some(_) = connections.join_next() => continue,
+                is_gone = &mut looked => {
+                    if is_gone {
+                        self.make_anew();
+                    }
+                    looked = self.look(&*backend.clock);
+                    continue;
+                }
                 () = stop.cancelled() => break,
             };
             match accepted {
@@ -337,9 +402,34 @@ impl ControlServer {
                 }
             }
         }
-        let _ = fs::remove_file(&self.path);
+        if identity(&self.path).is_ok_and(|there| there == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
         connections.shutdown().await;
     }
+}
+
+fn is_gone(path: &Path) -> bool {
+    identity(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        && path.parent().is_some_and(Path::is_dir)
+}
+
+/// Removes a socket on which nobody answers.
+fn take_away(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(metadata) if metadata.file_type().is_socket() => {
+            let (reached, _dir) = reachable(path)?;
+            if std::os::unix::net::UnixStream::connect(reached).is_ok() {
+                return Err(io::ErrorKind::AddrInUse.into());
+            }
+        }
+        // A link is removed, not followed.
+        Ok(metadata) if metadata.is_symlink() => {}
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket lies there")),
+    }
+    fs::remove_file(path)
 }
 
 async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -> io::Result<()> {
@@ -495,13 +585,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the process that runs on `data_dir`; `None` when none does (or one without a socket).
+    /// Connects to the process that listens at `socket`; `None` when none does.
     ///
     /// # Errors
     /// The socket is there and may not be used.
-    pub async fn connect(data_dir: &Path) -> Result<Option<Self>, ControlError> {
-        let denied = |source| ControlError::Denied { path: data_dir.join(SOCKET_FILE), source };
-        let (path, _dir) = match reachable(data_dir, SOCKET_FILE) {
+    pub async fn connect(socket: &Path) -> Result<Option<Self>, ControlError> {
+        let denied = |source| ControlError::Denied { path: socket.to_owned(), source };
+        let (path, _dir) = match reachable(socket) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(denied(error)),
@@ -560,5 +650,79 @@ impl Client {
         }
         let answer: Answer = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
         Ok(answer.say)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_made_in_a_directory_of_its_own_under_any_path() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["control.sock", "run/m365/control.sock", &format!("{}/c.sock", "deep".repeat(60))] {
+            let path = dir.path().join(path);
+            let server = ControlServer::bind(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+            assert!(Client::connect(&path).await.unwrap().is_some(), "{}", path.display());
+            // Its process lives: nobody takes it away.
+            let taken = ControlServer::bind(&path).unwrap_err();
+            assert!(taken.hint().contains("of its own"), "{taken}: {}", taken.hint());
+            drop(server);
+            assert!(Client::connect(&path).await.unwrap().is_none(), "left behind");
+            ControlServer::bind(&path).unwrap();
+        }
+        assert_eq!(fs::metadata(dir.path().join("run")).unwrap().mode() & 0o777, 0o700);
+        let long = ControlServer::bind(&dir.path().join("x".repeat(200))).unwrap_err();
+        assert!(long.to_string().contains("at most 80 bytes"), "{long}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("precious");
+        fs::write(&file, "text").unwrap();
+        for path in [&file, &dir.path().to_owned()] {
+            let error = ControlServer::bind(path).unwrap_err();
+            assert!(error.to_string().contains("no socket"), "{error}");
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), "text");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_removed_is_made_anew_and_one_of_another_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data/control.sock");
+        let mut server = ControlServer::bind(&path).unwrap();
+        let first = server.identity;
+        assert!(!is_gone(&path), "it is there");
+        fs::remove_file(&path).unwrap();
+        assert!(is_gone(&path));
+        server.make_anew();
+        assert_ne!(server.identity, first);
+        assert!(Client::connect(&path).await.unwrap().is_some());
+        fs::remove_dir_all(dir.path().join("data")).unwrap();
+        assert!(!is_gone(&path), "the directory is the state's to make");
+        fs::create_dir(dir.path().join("data")).unwrap();
+        fs::write(&path, "another's").unwrap();
+        assert!(!is_gone(&path));
+        server.make_anew();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another's");
+    }
+
+    #[test]
+    fn a_file_system_without_sockets_is_told_as_that_and_a_permission_as_that() {
+        for (code, hint) in [
+            (libc::EOPNOTSUPP, "control_socket = "),
+            (libc::EPERM, "control_socket = "),
+            (libc::EINVAL, "control_socket = "),
+            (libc::ENOSYS, "control_socket = "),
+            (libc::EACCES, "check the permissions"),
+            (libc::EROFS, "check the permissions"),
+            (libc::EADDRINUSE, "of its own"),
+        ] {
+            let error = ControlError::Listen { path: "x".into(), source: io::Error::from_raw_os_error(code) };
+            assert!(error.hint().contains(hint), "{code}: {}", error.hint());
+        }
     }
 }

@@ -147,10 +147,13 @@ fn health_page(report: &HealthReport) -> Response {
 /// The body of `/health`.
 #[derive(Debug, Serialize)]
 struct HealthPage<'a> {
-    /// The worst of the sources; `degraded` also when a sink is in trouble.
+    /// The worst of the sources; `degraded` also when a sink or the state is in trouble.
     state: &'static str,
     sources: BTreeMap<&'a str, Entry<'a>>,
     sinks: BTreeMap<&'a str, Entry<'a>>,
+    /// The files of the state, when something is wrong with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<Entry<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -167,14 +170,15 @@ impl<'a> HealthPage<'a> {
             side.iter().map(|(name, standing)| (name.as_str(), Entry::of(standing))).collect()
         };
         let (sources, sinks) = (entries(&report.sources), entries(&report.sinks));
+        let store = report.store.as_ref().map(Entry::of);
         let state = if sources.values().any(|e| e.state == "failed") {
             "failed"
-        } else if sources.values().chain(sinks.values()).any(|e| e.state != "healthy") {
+        } else if sources.values().chain(sinks.values()).chain(&store).any(|e| e.state != "healthy") {
             "degraded"
         } else {
             "healthy"
         };
-        Self { state, sources, sinks }
+        Self { state, sources, sinks, store }
     }
 
     fn failed(&self) -> bool {
@@ -215,6 +219,7 @@ mod tests {
         HealthReport {
             sources: BTreeMap::from([("contoso".into(), source)]),
             sinks: BTreeMap::from([("out".into(), sink)]),
+            store: None,
         }
     }
 
@@ -229,6 +234,7 @@ mod tests {
             (report(healthy(), degraded("disk full")), "degraded", 200),
             (report(healthy(), failed()), "degraded", 200),
             (report(failed(), healthy()), "failed", 503),
+            (HealthReport { store: Some(degraded("gone")), ..report(healthy(), healthy()) }, "degraded", 200),
         ] {
             assert_eq!(HealthPage::of(&report).state, state);
             assert_eq!(health_page(&report).status().as_u16(), status);

@@ -13,10 +13,13 @@
 pub mod control;
 pub mod memory;
 pub mod metrics_server;
+pub mod notebook;
+pub mod place;
 pub mod recorder;
 pub mod sink;
 pub mod status;
 pub mod store;
+pub mod troubles;
 pub mod writable;
 
 use std::collections::BTreeMap;
@@ -63,6 +66,8 @@ pub struct HealthReport {
     pub sources: BTreeMap<String, Standing>,
     /// By sink name; a sink that cannot write is degraded, since it is tried for ever.
     pub sinks: BTreeMap<String, Standing>,
+    /// What is wrong with the files of the state; `None` when nothing is.
+    pub store: Option<Standing>,
 }
 
 /// One health and since when.
@@ -143,6 +148,15 @@ impl EmbeddedHost {
             if let Some(route) = routes.iter_mut().find(|r| &*r.worker.name == name) {
                 route.inputs = inputs;
             }
+        });
+    }
+
+    /// Notes what is wrong with the files of the state, or (`None`) that nothing is.
+    pub fn store_trouble(&self, why: Option<String>) {
+        let now = self.clock.now();
+        self.signals.report.send_modify(|report| {
+            let since = report.store.as_ref().map_or(now, |standing| standing.since);
+            report.store = why.map(|why| Standing { health: Health::Degraded { why, since }, since });
         });
     }
 

@@ -17,9 +17,10 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, select_all};
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::troubles::Troubles;
 use crate::clock::Clock;
 use crate::host::Batch;
 use crate::metrics::{SINK_RECORDS_TOTAL, SINK_RETRIES_TOTAL};
@@ -36,6 +37,8 @@ pub const GROUP_BYTES_MAX: usize = 8 << 20;
 const QUIET_PART: u32 = 10;
 /// First pause after a failed write.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
+/// How often a quiet sink that has an eye on its destination looks at it.
+pub const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Longest pause between failed writes, before jitter.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 
@@ -102,6 +105,15 @@ pub trait Sink: Send + 'static {
     /// what was being written then counts as refused.
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written>;
 
+    /// What the sink finds beside its writes, in words with the remedy, for its health; asked for once. Who has it is
+    /// also asked to [`Sink::look`].
+    fn notices(&self) -> Option<watch::Receiver<Option<String>>> {
+        None
+    }
+
+    /// Looks whether the destination is as it was left; called every [`LOOK_EVERY`] while nothing is written.
+    async fn look(&mut self) {}
+
     /// Called once after the last write of an orderly stop.
     async fn close(&mut self) {}
 }
@@ -110,6 +122,14 @@ pub trait Sink: Send + 'static {
 pub trait BlockingSink: Send + 'static {
     /// As [`Sink::write`].
     fn write(&mut self, batches: &[Batch]) -> Vec<Written>;
+
+    /// As [`Sink::notices`].
+    fn notices(&self) -> Option<watch::Receiver<Option<String>>> {
+        None
+    }
+
+    /// As [`Sink::look`].
+    fn look(&mut self) {}
 }
 
 /// Runs a [`BlockingSink`] on a thread of its own.
@@ -118,6 +138,7 @@ pub trait BlockingSink: Send + 'static {
 /// pool when it is dropped. A thread of its own ends with its write or with the process.
 pub struct OwnThread<S> {
     state: State<S>,
+    notices: Option<watch::Receiver<Option<String>>>,
 }
 
 enum State<S> {
@@ -125,6 +146,7 @@ enum State<S> {
     Running { jobs: SyncSender<Job>, ended: oneshot::Receiver<()>, thread: JoinHandle<()> },
 }
 
+/// Batches to be written; none: to have a look.
 struct Job {
     batches: Vec<Batch>,
     answer: oneshot::Sender<Vec<Written>>,
@@ -133,7 +155,7 @@ struct Job {
 impl<S: BlockingSink> OwnThread<S> {
     /// The thread is started by the first write.
     pub fn new(sink: S) -> Self {
-        Self { state: State::Idle(Some(sink)) }
+        Self { notices: sink.notices(), state: State::Idle(Some(sink)) }
     }
 
     fn start(sink: S) -> std::io::Result<State<S>> {
@@ -143,7 +165,14 @@ impl<S: BlockingSink> OwnThread<S> {
         let thread = std::thread::Builder::new().name("m365-sink".into()).spawn(move || {
             let mut sink = sink;
             for job in todo {
-                let _ = job.answer.send(sink.write(&job.batches));
+                let written = match job.batches.is_empty() {
+                    true => {
+                        sink.look();
+                        Vec::new()
+                    }
+                    false => sink.write(&job.batches),
+                };
+                let _ = job.answer.send(written);
             }
             drop(sink);
             drop(end);
@@ -174,6 +203,14 @@ impl<S: BlockingSink + Sync> Sink for OwnThread<S> {
             },
             Err(_) => vec![Written::refused("the write before this one has not ended"); batches.len()],
         }
+    }
+
+    fn notices(&self) -> Option<watch::Receiver<Option<String>>> {
+        self.notices.clone()
+    }
+
+    async fn look(&mut self) {
+        self.write(&[]).await;
     }
 
     async fn close(&mut self) {
@@ -255,6 +292,11 @@ impl Worker {
         let (drain, abort) = (CancellationToken::new(), CancellationToken::new());
         let mut sinks = sink.beside();
         let bounds = sink.bounds();
+        let notices = sink.notices();
+        let troubles = Arc::new(Troubles::new(name.clone(), clock.clone(), observer.clone()));
+        if let Some(notices) = &notices {
+            troubles.noticed(notices.borrow().clone());
+        }
         sinks.push(sink);
         let feeder = Feeder {
             name: name.clone(),
@@ -268,6 +310,9 @@ impl Worker {
             room: room.clone(),
             drain: drain.clone(),
             abort: abort.clone(),
+            look: notices.as_ref().map(|_| clock.sleep(LOOK_EVERY)),
+            notices,
+            troubles,
             clock,
             observer,
         };
@@ -322,6 +367,10 @@ struct Feeder {
     room: Arc<Semaphore>,
     drain: CancellationToken,
     abort: CancellationToken,
+    /// What resolves when the sink is to have a look, for those that do.
+    look: Option<BoxFuture<'static, ()>>,
+    notices: Option<watch::Receiver<Option<String>>>,
+    troubles: Arc<Troubles>,
     clock: Arc<dyn Clock>,
     observer: Arc<dyn Observer>,
 }
@@ -335,9 +384,15 @@ struct Lane {
 }
 
 impl Lane {
-    async fn write(mut self) -> (Self, Vec<Written>) {
+    /// Writes its group; without one, has a look.
+    async fn work(mut self, troubles: Arc<Troubles>) -> (Self, Vec<Written>) {
         let batches: Vec<Batch> = self.group.iter().map(|queued| queued.batch.clone()).collect();
-        let written = self.sink.write(&batches).await;
+        let written = if batches.is_empty() {
+            troubles.watched(0, self.sink.look()).await;
+            Vec::new()
+        } else {
+            troubles.watched(batches.len(), self.sink.write(&batches)).await
+        };
         (self, written)
     }
 }
@@ -430,7 +485,7 @@ impl Feeder {
         loop {
             self.collect();
             if let Some(lane) = self.begin_next() {
-                writing.push(lane.write());
+                writing.push(lane.work(self.troubles.clone()));
                 continue;
             }
             if self.ended && writing.is_empty() && self.waiting.pause.is_none() {
@@ -443,6 +498,7 @@ impl Feeder {
             let has_room = self.next.is_none() && !self.group.is_full(&self.bounds);
             let pause = self.waiting.pause.as_mut().map(|(_, pause)| std::slice::from_mut(pause));
             let young = self.group.young.as_mut().map(|waits| &mut waits[..]);
+            let look = self.look.as_mut().filter(|_| !self.idle.is_empty()).map(std::slice::from_mut);
             tokio::select! {
                 biased;
                 Some((lane, written)) = writing.next() => {
@@ -458,6 +514,13 @@ impl Feeder {
                     None => self.ended = true,
                 },
                 () = over(young) => self.group.young = None,
+                () = over(look) => {
+                    self.look = Some(self.clock.sleep(LOOK_EVERY));
+                    // One that has to write again finds out by that.
+                    if let Some(lane) = self.idle.pop_if(|lane| lane.group.is_empty()) {
+                        writing.push(lane.work(self.troubles.clone()));
+                    }
+                }
             }
         }
     }
@@ -554,6 +617,9 @@ impl Feeder {
         if progress {
             self.waiting.delays = None;
         }
+        if let Some(notices) = &self.notices {
+            self.troubles.noticed(notices.borrow().clone());
+        }
         lane.was_refused = refused.is_some();
         self.idle.push(lane);
         match refused {
@@ -564,12 +630,12 @@ impl Feeder {
                 }
                 self.waiting.failures += 1;
                 self.waiting.refused += 1;
-                self.observer.trouble(&self.name, Some(&why));
+                self.troubles.failing(Some(&why));
                 self.waiting.refused(retry_after, &*self.clock);
             }
             None if self.waiting.failures > 0 && self.waiting.refused == 0 => {
                 tracing::info!(sink = %self.name, failures = self.waiting.failures, "sink takes records again");
-                self.observer.trouble(&self.name, None);
+                self.troubles.failing(None);
                 self.waiting.failures = 0;
             }
             None => {}

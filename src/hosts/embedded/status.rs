@@ -37,6 +37,9 @@ pub struct Status {
     pub sources: Vec<Source>,
     /// The sinks.
     pub sinks: Vec<Sink>,
+    /// What is wrong with the files of the state, with the remedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
     /// What was wrong lately, newest last.
     pub recent: Vec<Line>,
 }
@@ -327,10 +330,11 @@ impl Monitor {
                 }
             })
             .collect();
+        let store = report.store.as_ref().and_then(|standing| words(standing).1);
         let states = || sources.iter().map(|s| &s.state).chain(sinks.iter().map(|s| &s.state));
         let state = if sources.iter().any(|s| s.state == "failed") {
             "failed"
-        } else if states().any(|s| s == "degraded" || s == "failed") {
+        } else if store.is_some() || states().any(|s| s == "degraded" || s == "failed") {
             "degraded"
         } else {
             "healthy"
@@ -345,6 +349,7 @@ impl Monitor {
             state: state.into(),
             sources,
             sinks,
+            store,
             recent: self.recent.lines(),
         }
     }

@@ -8,10 +8,16 @@
 //! reported and kept byte for byte. Every row carries a checksum over key, revision and value, because SQLite finds
 //! a damaged page only where its structure is hurt. SQLite's own rules: <https://www.sqlite.org/wal.html>.
 
+mod error;
+mod presence;
+mod writer;
+
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -19,11 +25,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
-use tokio::sync::{mpsc, oneshot};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::error::StoreError;
+use self::error::{NO_LOCKS, NO_SHARED_MEMORY, NO_SYNC, holder};
+pub use self::writer::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT};
+use self::writer::{Shared, Task, Writer, state_error, sum};
+use super::place::file_system_of;
 use crate::host::{Expected, Op, Revision, StateError, StateStore};
-use crate::model::Actionable;
 
 /// The state file's name under `data_dir`.
 pub const STATE_FILE: &str = "state.sqlite3";
@@ -60,127 +70,32 @@ const VERIFY_BYTES_MAX: u64 = 32 << 20;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// `SQLITE_IOERR_SHMSIZE`: the shared-memory file could not be grown, which is what a full disk looks like at open.
 const IOERR_SHMSIZE: i32 = 4874;
-
-/// Why the state store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process has it.
-    #[error("cannot open state in `{}`: {} is running on it", data_dir.display(), holder(*pid))]
-    Locked {
-        /// The directory.
-        data_dir: PathBuf,
-        /// The process id in the lock file, when it could be read.
-        pid: Option<u32>,
-    },
-    /// Written by a newer build.
-    #[error("`{}` has {what} {found}, this build knows {known}; not started, nothing was changed", path.display())]
-    TooNew {
-        /// The state file.
-        path: PathBuf,
-        /// Which format.
-        what: &'static str,
-        /// The version found.
-        found: i64,
-        /// The newest version this build knows.
-        known: i64,
-    },
-    /// Not a state file, or a damaged one. It was left as it is.
-    #[error("`{}` cannot be read as state: {why}; not started, the file was left as it is", path.display())]
-    Corrupt {
-        /// The state file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// No permission, a read-only file system, a path that is no directory.
-    #[error("cannot write state under `{}`: {why}", path.display())]
-    NotWritable {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's reason.
-        why: String,
-    },
-    /// No room.
-    #[error("cannot write state under `{}`: {why}", path.display())]
-    Full {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's reason.
-        why: String,
-    },
-    /// Opened for reading, and there is nothing.
-    #[error("there is no state in `{}`", data_dir.display())]
-    Missing {
-        /// The directory.
-        data_dir: PathBuf,
-    },
-    /// Opened for reading, and it cannot be read.
-    #[error("cannot read state in `{}`: {why}", path.display())]
-    NotReadable {
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's reason.
-        why: String,
-    },
-}
-
-fn holder(pid: Option<u32>) -> String {
-    match pid {
-        Some(pid) => format!("process `{pid}`"),
-        None => "another process".into(),
-    }
-}
-
-impl Actionable for StoreError {
-    fn slug(&self) -> &'static str {
-        match self {
-            Self::Locked { .. } => "state-locked",
-            Self::TooNew { .. } => "state-too-new",
-            Self::Corrupt { .. } => "state-corrupt",
-            Self::NotWritable { .. } => "state-not-writable",
-            Self::Full { .. } => "state-full",
-            Self::Missing { .. } => "state-missing",
-            Self::NotReadable { .. } => "state-not-readable",
-        }
-    }
-
-    fn hint(&self) -> String {
-        match self {
-            Self::Locked { pid: Some(pid), .. } => {
-                format!("stop process {pid}, or give this one a `data_dir` of its own")
-            }
-            Self::Locked { pid: None, .. } => "stop the other process, or give this one a `data_dir` of its own".into(),
-            Self::TooNew { .. } => {
-                "start the newer build again, or keep the file and begin with an empty `data_dir`".into()
-            }
-            Self::Corrupt { .. } => {
-                "move the file away (and its `-wal`), keep it, and restore a backup or start anew; \
-                                     a new start repeats what Microsoft still lists within `backfill_secs`"
-                    .into()
-            }
-            Self::NotWritable { .. } => {
-                "the directory and the files in it must belong to the user this runs as, on a writable file system"
-                    .into()
-            }
-            Self::Full { .. } => "make room on the file system of `data_dir`, then start again".into(),
-            Self::Missing { .. } => "check `data_dir`; the first `run` creates it".into(),
-            Self::NotReadable { .. } => "run this as the user the service runs as, or as root".into(),
-        }
-    }
-}
+/// `SQLITE_IOERR_UNLOCK`, `_RDLOCK`, `_CHECKRESERVEDLOCK`, `_LOCK`, `_SHMLOCK`: the system answers a lock with an error
+/// other than that somebody has it.
+const IOERR_LOCKS: [i32; 5] = [2058, 2314, 3594, 3850, 5130];
+/// `SQLITE_IOERR_SHMOPEN`, `_SHMMAP`.
+const IOERR_SHARED_MEMORY: [i32; 2] = [4618, 5386];
 
 /// The embedded state store. Dropping it waits for the commit in progress, folds the log back and releases the lock.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: Option<Worker<Commit>>,
+    writer: Option<Worker<Task>>,
     reader: Option<Worker<ReadRequest>>,
+    shared: Arc<Shared>,
+    is_new: bool,
 }
+
+/// How long the store waits for each of its threads when it is dropped: one that hangs in a file system that does not
+/// answer must not keep the process.
+const END_WAIT: Duration = Duration::from_secs(3);
 
 /// A thread and the bounded queue it drains; it ends when the queue closes.
 #[derive(Debug)]
 struct Worker<T> {
     queue: mpsc::Sender<T>,
     thread: JoinHandle<()>,
+    /// Closes when the thread ends.
+    ended: Mutex<std::sync::mpsc::Receiver<()>>,
 }
 
 #[derive(Debug)]
@@ -202,16 +117,26 @@ impl SqliteStore {
     pub fn open(data_dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let data_dir = absolute(data_dir.as_ref())?;
         create_data_dir(&data_dir)?;
+        let lock_path = data_dir.join(LOCK_FILE);
+        let was_used = fs::symlink_metadata(&lock_path).is_ok();
         let lock = lock(&data_dir)?;
         let path = data_dir.join(STATE_FILE);
-        match fs::symlink_metadata(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => create(&data_dir, &path)?,
+        let is_new = match fs::symlink_metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                create(&data_dir, &path).inspect_err(|_| {
+                    // A lock that is found without a state says that there was one.
+                    if !was_used {
+                        let _ = fs::remove_file(&lock_path);
+                    }
+                })?;
+                true
+            }
             Err(e) => return Err(io_error(&path, &e)),
-            Ok(_) => {}
-        }
+            Ok(_) => false,
+        };
         inspect(&path)?;
         tighten(&path);
-        let connection = open_writer(&path).map_err(|e| sqlite_error(&path, &e))?;
+        let connection = open_writer(&path).map_err(|e| opened_error(&path, &e))?;
         if connection.is_readonly("main").map_err(|e| sqlite_error(&path, &e))? {
             // SQLite falls back to reading when the file may not be written.
             return Err(StoreError::NotWritable { path, why: "the file is read-only".into() });
@@ -219,11 +144,37 @@ impl SqliteStore {
         let revision = connection
             .execute_batch("BEGIN IMMEDIATE; ROLLBACK")
             .and_then(|()| stored_revision(&connection))
-            .map_err(|e| sqlite_error(&path, &e))?;
-        let reader = spawn_reader(&path)?;
-        let writer = Writer { connection, revision, unfolded_bytes: 0, _lock: lock };
+            .map_err(|e| opened_error(&path, &e))?;
+        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let reader = spawn_reader(&path, shared.clone())?;
+        let mut writer = Writer::new(connection, revision, &path, shared.clone(), lock);
+        if is_new && was_used {
+            writer.tell(format!(
+                "state-lost: `{}` was used before (its `{LOCK_FILE}` is there) and had no state: a first run begins (hint: {LOST_HINT})",
+                data_dir.display()
+            ));
+        }
         let writer = spawn("m365-state-write", &path, COMMITS_QUEUED_MAX, move |queue| writer.run(queue))?;
-        Ok(Self { writer: Some(writer), reader: Some(reader) })
+        Ok(Self { writer: Some(writer), reader: Some(reader), shared, is_new })
+    }
+
+    /// Whether there was no state and this made one.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// What is wrong with the state's files, in words with the remedy.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.shared.trouble.subscribe()
+    }
+
+    /// Has the writer look whether the files are there, as it does with each commit. To be called every few seconds;
+    /// does not wait.
+    pub fn look(&self) {
+        if let Some(writer) = &self.writer {
+            // A queue that is full has commits in it.
+            let _ = writer.queue.try_send(Task::Look);
+        }
     }
 
     /// Opens the store for reading, beside a running process or without one. `commit` then always fails.
@@ -242,8 +193,9 @@ impl SqliteStore {
             other => other,
         };
         inspect(&path).map_err(readable)?;
-        let reader = spawn_reader(&path).map_err(readable)?;
-        Ok(Self { writer: None, reader: Some(reader) })
+        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let reader = spawn_reader(&path, shared.clone()).map_err(readable)?;
+        Ok(Self { writer: None, reader: Some(reader), shared, is_new: false })
     }
 
     async fn read<T>(
@@ -276,7 +228,7 @@ impl StateStore for SqliteStore {
             return Err(StateError::Unavailable("opened for reading only".into()));
         };
         let (answer, answered) = oneshot::channel();
-        writer.queue.send(Commit { ops, answer }).await.map_err(|_| ended())?;
+        writer.queue.send(Task::Commit(Commit { ops, answer })).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
     }
 }
@@ -294,10 +246,18 @@ impl Drop for SqliteStore {
 }
 
 impl<T> Worker<T> {
-    /// Closes the queue and waits until the thread has answered what was in it.
+    /// Closes the queue and waits until the thread has answered what was in it, or [`END_WAIT`].
     fn finish(self) {
         drop(self.queue);
-        let _ = self.thread.join();
+        let ended = self.ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match ended.recv_timeout(END_WAIT) {
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                tracing::warn!(
+                    "the state's file system does not answer: not waited for; what was not confirmed stays owed"
+                );
+            }
+            _ => drop(self.thread.join()),
+        }
     }
 }
 
@@ -308,11 +268,15 @@ fn spawn<T: Send + 'static>(
     run: impl FnOnce(mpsc::Receiver<T>) + Send + 'static,
 ) -> Result<Worker<T>, StoreError> {
     let (queue, queued) = mpsc::channel(queued_max);
+    let (end, ended) = std::sync::mpsc::channel::<()>();
     let thread = thread::Builder::new()
         .name(name.into())
-        .spawn(move || run(queued))
+        .spawn(move || {
+            run(queued);
+            drop(end);
+        })
         .map_err(|e| StoreError::NotWritable { path: path.to_owned(), why: format!("cannot start a thread: {e}") })?;
-    Ok(Worker { queue, thread })
+    Ok(Worker { queue, thread, ended: Mutex::new(ended) })
 }
 
 // ---------------------------------------------------------------------------------------------- opening
@@ -335,7 +299,8 @@ fn create_data_dir(data_dir: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     if let Some(parent) = data_dir.parent() {
-        fs::create_dir_all(parent).map_err(|e| io_error(parent, &e))?;
+        // A parent that others may write to would let them put another directory here.
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(|e| io_error(parent, &e))?;
     }
     match DirBuilder::new().mode(0o700).create(data_dir) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && data_dir.is_dir() => Ok(()),
@@ -369,6 +334,7 @@ fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
             let _ = (&file).take(16).read_to_string(&mut text);
             return Err(StoreError::Locked { data_dir: data_dir.to_owned(), pid: text.trim().parse().ok() });
         }
+        Err(TryLockError::Error(e)) if has_no_locks(&e) => return Err(unsuited(&path, NO_LOCKS, &e)),
         Err(TryLockError::Error(e)) => return Err(io_error(&path, &e)),
     }
     // The id only helps whoever is turned away: a full disk here is no reason to stop.
@@ -377,6 +343,20 @@ fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
         .and_then(|()| file.seek(SeekFrom::Start(0)))
         .and_then(|_| writeln!(file, "{}", std::process::id()));
     Ok(Lock(file))
+}
+
+/// Whether a lock is refused because there are none.
+pub(crate) fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::EINVAL))
+}
+
+/// The process that holds the state in `data_dir`, in words; `None` when none does.
+pub fn running(data_dir: &Path) -> Option<String> {
+    let file = File::open(data_dir.join(LOCK_FILE)).ok()?;
+    let Err(TryLockError::WouldBlock) = file.try_lock_shared() else { return None };
+    let mut text = String::new();
+    let _ = (&file).take(16).read_to_string(&mut text);
+    Some(holder(text.trim().parse().ok()))
 }
 
 /// The lock taken by [`lock`].
@@ -398,18 +378,7 @@ fn create(data_dir: &Path, path: &Path) -> Result<(), StoreError> {
             why: format!("the file is gone, but its log `{}` is there", wal.display()),
         });
     }
-    let new = data_dir.join(NEW_FILE);
-    for leftover in ["", "-wal", "-shm", "-journal"] {
-        let leftover = with_suffix(&new, leftover);
-        match fs::remove_file(&leftover) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&leftover, &e)),
-            _ => {}
-        }
-    }
-    // Made here, not by SQLite, for its mode: the log and the shared memory inherit it.
-    let file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(|e| io_error(&new, &e))?;
-    drop(file);
+    let new = new_file(data_dir)?;
     let make = || {
         let connection = connect(&new, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
@@ -427,12 +396,72 @@ fn create(data_dir: &Path, path: &Path) -> Result<(), StoreError> {
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.close().map_err(|(_, e)| e)
     };
-    make().map_err(|e| sqlite_error(&new, &e))?;
-    File::open(&new)
-        .and_then(|f| f.sync_all())
-        .and_then(|()| fs::rename(&new, path))
-        .and_then(|()| sync_dir(data_dir))
-        .map_err(|e| io_error(path, &e))
+    // Nobody but us knows this file: a lock that is refused on it is refused on all.
+    make().map_err(|e| fresh_error(&new, &e))?;
+    File::open(&new).and_then(|f| f.sync_all()).map_err(|e| io_error(&new, &e))?;
+    fs::rename(&new, path).and_then(|()| sync_dir(data_dir)).map_err(|e| match e.kind() {
+        io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput => unsuited(path, NO_SYNC, &e),
+        _ => io_error(path, &e),
+    })
+}
+
+/// Tries what the state needs of a file system on a file that is removed again.
+pub(super) fn try_file_system(dir: &Path) -> Result<(), StoreError> {
+    let trial = dir.join(format!(".m365-audit-check-{}.sqlite3", std::process::id()));
+    let tried = (|| {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&trial).map_err(|e| io_error(&trial, &e))?;
+        let file = File::open(&trial).map_err(|e| io_error(&trial, &e))?;
+        match file.try_lock() {
+            Err(TryLockError::Error(e)) if has_no_locks(&e) => return Err(unsuited(dir, NO_LOCKS, &e)),
+            _ => drop(file),
+        }
+        open_writer(&trial)
+            .and_then(|connection| {
+                connection.execute_batch("BEGIN IMMEDIATE; CREATE TABLE trial(x); COMMIT")?;
+                connection.close().map_err(|(_, e)| e)
+            })
+            .map_err(|e| fresh_error(dir, &e))
+    })();
+    for leftover in ["", "-wal", "-shm", "-journal"] {
+        let _ = fs::remove_file(with_suffix(&trial, leftover));
+    }
+    tried
+}
+
+/// An error of a file that nobody else has open.
+fn fresh_error(path: &Path, error: &rusqlite::Error) -> StoreError {
+    let is_locked = matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked));
+    if is_locked { unsuited(path, NO_LOCKS, error) } else { sqlite_error(path, error) }
+}
+
+/// An error of a file that others may have open, too: whether one of them has locked it, or nobody can lock at all.
+fn opened_error(path: &Path, error: &rusqlite::Error) -> StoreError {
+    if !matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)) {
+        return sqlite_error(path, error);
+    }
+    match try_file_system(path.parent().unwrap_or(Path::new("/"))) {
+        Err(error @ StoreError::FileSystem { .. }) => error,
+        _ => StoreError::Busy { path: path.to_owned() },
+    }
+}
+
+fn unsuited(path: &Path, lacks: &'static str, why: &dyn std::fmt::Display) -> StoreError {
+    StoreError::FileSystem { path: path.to_owned(), file_system: file_system_of(path), lacks, why: why.to_string() }
+}
+
+/// An empty file under another name, for what is to become the state's file.
+fn new_file(data_dir: &Path) -> Result<PathBuf, StoreError> {
+    let new = data_dir.join(NEW_FILE);
+    for leftover in ["", "-wal", "-shm", "-journal"] {
+        let leftover = with_suffix(&new, leftover);
+        match fs::remove_file(&leftover) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&leftover, &e)),
+            _ => {}
+        }
+    }
+    // Made here, not by SQLite, for its mode: the log and the shared memory inherit it.
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(|e| io_error(&new, &e))?;
+    Ok(new)
 }
 
 /// Others may not read what the records of a tenant are kept in, whoever copied the file here.
@@ -463,7 +492,7 @@ fn inspect(path: &Path) -> Result<(), StoreError> {
         let format: i64 = connection.pragma_query_value(None, "user_version", |r| r.get(0))?;
         Ok((connection, application_id, format))
     };
-    let (connection, application_id, format) = look().map_err(|e| sqlite_error(path, &e))?;
+    let (connection, application_id, format) = look().map_err(|e| opened_error(path, &e))?;
     if application_id != APPLICATION_ID {
         return Err(corrupt("it is a database of another program".into()));
     }
@@ -551,7 +580,12 @@ fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
 
 fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        // Without shared memory SQLite stays in the mode it was in and says no more.
+        let error = rusqlite::ffi::Error::new(IOERR_SHARED_MEMORY[1]);
+        return Err(rusqlite::Error::SqliteFailure(error, Some(format!("the journal stays in mode `{mode}`"))));
+    }
     connection.pragma_update(None, "synchronous", "FULL")?;
     // A safety net only: `Writer::fold` does it after the answers are out.
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 8192, |_| Ok(()))?;
@@ -590,7 +624,12 @@ fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StoreError {
     }
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt { path, why },
-        Some(_) => StoreError::NotWritable { path, why },
+        Some(ErrorCode::FileLockingProtocolFailed) => unsuited(&path, NO_LOCKS, &why),
+        Some(_) => match error.sqlite_error().map(|e| e.extended_code) {
+            Some(code) if IOERR_LOCKS.contains(&code) => unsuited(&path, NO_LOCKS, &why),
+            Some(code) if IOERR_SHARED_MEMORY.contains(&code) => unsuited(&path, NO_SHARED_MEMORY, &why),
+            _ => StoreError::NotWritable { path, why },
+        },
         // Not from SQLite: a column of another type, a row that should be there and is not.
         None => StoreError::Corrupt { path, why },
     }
@@ -601,183 +640,25 @@ fn is_full(error: &rusqlite::Error) -> bool {
         || error.sqlite_error().is_some_and(|e| e.extended_code == IOERR_SHMSIZE)
 }
 
-// ---------------------------------------------------------------------------------------------- writing
-
-/// What the writer thread owns. Fields drop in this order: the lock goes last, after the connection is closed.
-struct Writer {
-    connection: Connection,
-    /// The newest revision given out by a commit that is on disk.
-    revision: i64,
-    /// Bytes in the log since it was last folded into the file, estimated.
-    unfolded_bytes: usize,
-    _lock: Lock,
-}
-
-impl Writer {
-    fn run(mut self, mut queue: mpsc::Receiver<Commit>) {
-        while let Some(first) = queue.blocking_recv() {
-            let mut bytes = size(&first.ops);
-            let mut group = vec![first];
-            // Whatever queued up during the last fsync shares the next one; nobody is kept waiting for company.
-            while group.len() < GROUP_COMMITS_MAX && bytes < GROUP_BYTES_MAX {
-                match queue.try_recv() {
-                    Ok(commit) => {
-                        bytes += size(&commit.ops);
-                        group.push(commit);
-                    }
-                    Err(_) => break,
-                }
-            }
-            let (all_ops, answers): (Vec<_>, Vec<_>) = group.into_iter().map(|c| (c.ops, c.answer)).unzip();
-            let results = self.commit_all(&all_ops);
-            for (answer, result) in answers.into_iter().zip(results) {
-                let _ = answer.send(result);
-            }
-            self.unfolded_bytes += bytes;
-            if self.unfolded_bytes >= CHECKPOINT_EVERY_BYTES {
-                self.fold();
-            }
-        }
-    }
-
-    /// One transaction for all; when that fails as a whole, one for each, so that a commit too large for what room
-    /// is left does not take its neighbours with it.
-    fn commit_all(&mut self, group: &[Vec<Op>]) -> Vec<Result<Revision, StateError>> {
-        match self.transaction(group) {
-            Ok(results) => results,
-            Err(error) if group.len() == 1 => vec![Err(error)],
-            Err(_) => group
-                .iter()
-                .map(|ops| match self.transaction(std::slice::from_ref(ops)) {
-                    Ok(mut results) => results.pop().unwrap_or_else(|| Err(ended())),
-                    Err(error) => Err(error),
-                })
-                .collect(),
-        }
-    }
-
-    /// All commits of the group in one transaction, each in its savepoint, so that a conflict undoes only its own.
-    /// `Err` says that nothing of the group was kept.
-    fn transaction(&mut self, group: &[Vec<Op>]) -> Result<Vec<Result<Revision, StateError>>, StateError> {
-        let mut revision = self.revision;
-        let mut results = Vec::with_capacity(group.len());
-        let outcome = (|| {
-            self.connection.execute_batch("BEGIN IMMEDIATE").map_err(|e| state_error("", &e))?;
-            for ops in group {
-                self.connection.execute_batch("SAVEPOINT one").map_err(|e| state_error("", &e))?;
-                match apply(&self.connection, revision + 1, ops) {
-                    Ok(()) => {
-                        revision += 1;
-                        results.push(Ok(Revision(revision.cast_unsigned())));
-                        self.connection.execute_batch("RELEASE one")
-                    }
-                    Err(conflict @ StateError::Conflict { .. }) => {
-                        results.push(Err(conflict));
-                        self.connection.execute_batch("ROLLBACK TO one; RELEASE one")
-                    }
-                    Err(error) => return Err(error),
-                }
-                .map_err(|e| state_error("", &e))?;
-            }
-            self.connection
-                .prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'revision'")
-                .and_then(|mut s| s.execute([revision]))
-                .and_then(|_| self.connection.execute_batch("COMMIT"))
-                .map_err(|e| state_error("", &e))
-        })();
-        match outcome {
-            Ok(()) => {
-                self.revision = revision;
-                Ok(results)
-            }
-            Err(error) => {
-                // SQLite may have rolled back by itself, on a full disk for one.
-                if !self.connection.is_autocommit() {
-                    let _ = self.connection.execute_batch("ROLLBACK");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Folds the log into the file, as far as readers allow. Failure costs only room: the log is as good a home.
-    fn fold(&mut self) {
-        self.unfolded_bytes = 0;
-        if let Err(e) = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-            tracing::debug!(error = %e, "state log was not folded into the state file");
-        }
-    }
-}
-
-fn size(ops: &[Op]) -> usize {
-    ops.iter()
-        .map(|op| match op {
-            Op::Put { value, .. } => value.len() + ROW_LOG_BYTES,
-            Op::Delete { .. } => ROW_LOG_BYTES,
-        })
-        .sum()
-}
-
-fn apply(connection: &Connection, revision: i64, ops: &[Op]) -> Result<(), StateError> {
-    for op in ops {
-        let key = op.key();
-        let failed = |e: rusqlite::Error| state_error(key, &e);
-        let found: Option<i64> = match op.expected() {
-            Expected::Any => None,
-            _ => connection
-                .prepare_cached("SELECT revision FROM kv WHERE key = ?1")
-                .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
-                .map_err(failed)?,
-        };
-        let as_expected = match op.expected() {
-            Expected::Any => true,
-            Expected::Absent => found.is_none(),
-            Expected::At(expected) => found.map(i64::cast_unsigned) == Some(expected.0),
-        };
-        if !as_expected {
-            return Err(StateError::Conflict { key: key.to_owned() });
-        }
-        match op {
-            Op::Put { value, .. } => connection
-                .prepare_cached("INSERT OR REPLACE INTO kv(key, revision, sum, value) VALUES(?1, ?2, ?3, ?4)")
-                .and_then(|mut s| s.execute(params![key, revision, sum(key.as_bytes(), revision, value), &value[..]])),
-            Op::Delete { .. } => {
-                connection.prepare_cached("DELETE FROM kv WHERE key = ?1").and_then(|mut s| s.execute([key]))
-            }
-        }
-        .map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// Checksum of a row: the first eight bytes of BLAKE3 over its parts, the key's length first so that none can lend
-/// bytes to another.
-fn sum(key: &[u8], revision: i64, value: &[u8]) -> i64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&(key.len() as u64).to_le_bytes());
-    hasher.update(key);
-    hasher.update(&revision.to_le_bytes());
-    hasher.update(value);
-    let mut first = [0; 8];
-    hasher.finalize_xof().fill(&mut first);
-    i64::from_le_bytes(first)
-}
-
-fn state_error(key: &str, error: &rusqlite::Error) -> StateError {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StateError::Corrupt { key: key.to_owned(), why: error.to_string() }
-        }
-        _ => StateError::Unavailable(error.to_string()),
-    }
-}
-
 // ---------------------------------------------------------------------------------------------- reading
 
-fn spawn_reader(path: &Path) -> Result<Worker<ReadRequest>, StoreError> {
-    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|e| sqlite_error(path, &e))?;
-    spawn("m365-state-read", path, READS_QUEUED_MAX, move |mut queue: mpsc::Receiver<ReadRequest>| {
+fn spawn_reader(path: &Path, shared: Arc<Shared>) -> Result<Worker<ReadRequest>, StoreError> {
+    let mut connection = open_reader(path).map_err(|e| sqlite_error(path, &e))?;
+    let mut written_anew = shared.written_anew.load(Ordering::Acquire);
+    let path = path.to_owned();
+    spawn("m365-state-read", &path.clone(), READS_QUEUED_MAX, move |mut queue: mpsc::Receiver<ReadRequest>| {
         while let Some(request) = queue.blocking_recv() {
+            let now = shared.written_anew.load(Ordering::Acquire);
+            if now != written_anew {
+                // A failure is the answer's: the old file is not read any more, what was committed since is not in it.
+                match open_reader(&path) {
+                    Ok(opened) => (connection, written_anew) = (opened, now),
+                    Err(error) => {
+                        request.refuse(&state_error("", &error));
+                        continue;
+                    }
+                }
+            }
             match request {
                 ReadRequest::Load(key, answer) => {
                     let _ = answer.send(load(&connection, &key));
@@ -788,6 +669,22 @@ fn spawn_reader(path: &Path) -> Result<Worker<ReadRequest>, StoreError> {
             }
         }
     })
+}
+
+fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    // The writer closes last and folds the log. A reader of a file that lost its name must not touch that of another.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(connection)
+}
+
+impl ReadRequest {
+    fn refuse(self, error: &StateError) {
+        match self {
+            Self::Load(_, answer) => drop(answer.send(Err(error.clone()))),
+            Self::List(_, answer) => drop(answer.send(Err(error.clone()))),
+        }
+    }
 }
 
 fn load(connection: &Connection, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
@@ -844,7 +741,7 @@ fn first_after(prefix: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use crate::model::Actionable;
 
     fn put(key: &str, value: &str, expected: Expected) -> Op {
         Op::Put { key: key.into(), value: Bytes::copy_from_slice(value.as_bytes()), expected }
@@ -856,6 +753,58 @@ mod tests {
 
     fn raw(dir: &Path) -> Connection {
         Connection::open(dir.join(STATE_FILE)).unwrap()
+    }
+
+    #[test]
+    fn a_file_system_without_locks_or_shared_memory_is_named_as_the_cause() {
+        let path = Path::new("/proc/x/state.sqlite3");
+        let error =
+            |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some("database is locked".into()));
+        // What a new file answers: nobody else can have it.
+        for (code, lacks) in [
+            (rusqlite::ffi::SQLITE_BUSY, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_LOCKED, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_PROTOCOL, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_IOERR_LOCK, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_IOERR_RDLOCK, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_IOERR_CHECKRESERVEDLOCK, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_IOERR_UNLOCK, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_IOERR_SHMLOCK, NO_LOCKS),
+            (rusqlite::ffi::SQLITE_IOERR_SHMMAP, NO_SHARED_MEMORY),
+            (rusqlite::ffi::SQLITE_IOERR_SHMOPEN, NO_SHARED_MEMORY),
+        ] {
+            let found = fresh_error(path, &error(code));
+            assert_eq!(found.slug(), "state-file-system", "{code}: {found}");
+            let text = found.to_string();
+            assert!(text.contains(lacks) && text.contains("(proc)") && text.contains("database is locked"), "{text}");
+            assert!(found.hint().contains("nobrl") && !found.hint().contains("belong to the user"));
+        }
+        for (code, slug) in [
+            (rusqlite::ffi::SQLITE_FULL, "state-full"),
+            (rusqlite::ffi::SQLITE_READONLY, "state-not-writable"),
+            (rusqlite::ffi::SQLITE_IOERR_WRITE, "state-not-writable"),
+            (rusqlite::ffi::SQLITE_NOTADB, "state-corrupt"),
+        ] {
+            assert_eq!(fresh_error(path, &error(code)).slug(), slug, "{code}");
+        }
+        for (code, is) in [(libc::ENOLCK, true), (libc::EOPNOTSUPP, true), (libc::ENOSYS, true), (libc::EACCES, false)]
+        {
+            assert_eq!(has_no_locks(&io::Error::from_raw_os_error(code)), is, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_lock_of_another_program_on_a_good_file_system_is_told_as_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(STATE_FILE);
+        let busy = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY), None);
+        assert_eq!(opened_error(&path, &busy).slug(), "state-busy");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the trial is removed");
+        assert_eq!(running(dir.path()), None);
+        let store = SqliteStore::open(dir.path()).unwrap();
+        assert_eq!(running(dir.path()), Some(format!("process `{}`", std::process::id())));
+        drop(store);
+        assert_eq!(running(dir.path()), None);
     }
 
     #[tokio::test]
@@ -909,7 +858,8 @@ mod tests {
         drop(store);
         let connection = open_writer(&dir.path().join(STATE_FILE)).unwrap();
         let lock = lock(dir.path()).unwrap();
-        let mut writer = Writer { connection, revision: 0, unfolded_bytes: 0, _lock: lock };
+        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let mut writer = Writer::new(connection, 0, &dir.path().join(STATE_FILE), shared, lock);
         let results = writer.commit_all(&[
             vec![put("a", "1", Expected::Absent)],
             vec![put("b", "1", Expected::Any), put("a", "2", Expected::Absent)],
@@ -918,7 +868,7 @@ mod tests {
         assert_eq!(results[0], Ok(Revision(1)));
         assert_eq!(results[1], Err(StateError::Conflict { key: "a".into() }));
         assert_eq!(results[2], Ok(Revision(2)));
-        let keys: Vec<_> = list(&writer.connection, "").unwrap().into_iter().map(|(k, _)| k).collect();
+        let keys: Vec<_> = list(writer.connection.as_ref().unwrap(), "").unwrap().into_iter().map(|(k, _)| k).collect();
         assert_eq!(keys, ["a", "c"]);
     }
 

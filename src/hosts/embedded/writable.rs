@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::store::StoreError;
+use super::store::{StoreError, try_file_system};
 
 /// Written and synced, so that a full disk shows.
 const TRIAL_BYTES: usize = 4096;
@@ -43,6 +43,7 @@ pub fn check_writable(data_dir: &Path) -> Result<String, StoreError> {
         outcome
     });
     written.map_err(|error| failed(place, &error))?;
+    try_file_system(place)?;
     Ok(match place == data_dir {
         true => format!("`{}` can be written", data_dir.display()),
         false => format!("`{}` will be created by the first `run`", data_dir.display()),

@@ -1,0 +1,126 @@
+//! Whether the state's files are still where they were opened. An open file outlives its name: without a look at the
+//! name a process would go on writing into a file that is gone with it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{LOCK_FILE, with_suffix};
+use crate::hosts::embedded::place::{Moved, Place};
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+/// What was opened.
+#[derive(Debug)]
+pub(super) struct Presence {
+    path: PathBuf,
+    lock: PathBuf,
+    place: Option<Place>,
+    state: Option<Identity>,
+    /// The log and the shared memory beside it.
+    beside: [(PathBuf, Option<Identity>); 2],
+    locked: Option<Identity>,
+    /// The longest the file was.
+    length: u64,
+}
+
+/// What a look found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// All is as it was left.
+    AsLeft,
+    /// This file is gone, and nothing lies in its place.
+    Gone(PathBuf),
+    /// Another file lies where the state was.
+    Other,
+    /// The file is shorter than it was.
+    Cut,
+    /// What `data_dir` lay on is not mounted any more.
+    MountGone(PathBuf),
+    /// It cannot be looked at.
+    Unseen(String),
+}
+
+impl Presence {
+    /// The files as they are now, just opened.
+    pub(super) fn of(path: &Path, lock: &File) -> Self {
+        let beside = ["-wal", "-shm"].map(|suffix| with_suffix(path, suffix));
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        Self {
+            lock: dir.join(LOCK_FILE),
+            place: Place::of(dir).ok(),
+            state: identity(path).ok().flatten(),
+            beside: beside.map(|path| {
+                let found = identity(&path).ok().flatten();
+                (path, found)
+            }),
+            locked: lock.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino())),
+            length: fs::metadata(path).map_or(0, |metadata| metadata.len()),
+            path: path.to_owned(),
+        }
+    }
+
+    /// Looks: four names, nothing is read.
+    pub(super) fn look(&mut self) -> Found {
+        let metadata = match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => metadata,
+            Err(error) if is_absent(&error) => return self.absent(&self.path),
+            Err(error) => return Found::Unseen(error.to_string()),
+        };
+        if Some((metadata.dev(), metadata.ino())) != self.state {
+            return match self.absent(&self.path) {
+                Found::Gone(_) => Found::Other,
+                found => found,
+            };
+        }
+        if metadata.len() < self.length {
+            return Found::Cut;
+        }
+        self.length = metadata.len();
+        for (path, known) in &self.beside {
+            match identity(path) {
+                Ok(now) if known.is_none() || now == *known => {}
+                Ok(None) => return self.absent(path),
+                // A log of another state must not be taken for ours.
+                Ok(Some(_)) => return Found::Other,
+                Err(error) => return Found::Unseen(error.to_string()),
+            }
+        }
+        if self.locked.is_some() && !self.has_lock() { self.absent(&self.lock) } else { Found::AsLeft }
+    }
+
+    /// Whether the lock file still has its name.
+    pub(super) fn has_lock(&self) -> bool {
+        self.locked.is_some() && identity(&self.lock).is_ok_and(|now| now == self.locked)
+    }
+
+    /// As if `data_dir` was a mount of its own.
+    #[cfg(test)]
+    pub(super) fn pretend_mounted_at(&mut self, dir: &Path) {
+        self.place = Some(Place { directory: Some((1, 1)), mount: Some(dir.to_owned()) });
+    }
+
+    /// Which absence it is.
+    fn absent(&self, path: &Path) -> Found {
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        match (Place::of(dir), &self.place) {
+            (Ok(now), Some(known)) if now.since(known) != Moved::No => Found::MountGone(known.mount().to_owned()),
+            (Err(error), _) => Found::Unseen(error.to_string()),
+            _ => Found::Gone(path.to_owned()),
+        }
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn identity(path: &Path) -> io::Result<Option<Identity>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

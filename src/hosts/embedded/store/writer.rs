@@ -1,0 +1,589 @@
+//! The thread that writes the state: commits in groups, and an eye on the file's name.
+//!
+//! A state whose name is gone is written out anew from the open file, which outlives its name, as long as nothing else
+//! lies there. Where that cannot be done nothing is committed, so that no position passes what only a file without a
+//! name would remember.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::{mpsc, watch};
+
+use super::presence::{Found, Presence};
+use super::*;
+use crate::model::Actionable;
+
+/// How long health tells of a state that was gone and was written anew.
+const TOLD_FOR: Duration = Duration::from_secs(3600);
+
+/// What the writer is asked.
+#[derive(Debug)]
+pub(super) enum Task {
+    Commit(Commit),
+    /// To look whether the files are there.
+    Look,
+}
+
+/// What the writer shares with the store and the reader.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// What is wrong with the files, in words with the remedy.
+    pub(super) trouble: watch::Sender<Option<String>>,
+    /// Counts how often the file was written anew: a reader of an older one opens it again.
+    pub(super) written_anew: AtomicU64,
+}
+
+/// What the writer thread owns. Fields drop in this order: the lock goes last, after the connection is closed.
+pub(super) struct Writer {
+    /// `None` while a file that was written anew could not be opened yet.
+    pub(super) connection: Option<Connection>,
+    /// The newest revision given out by a commit that is on disk.
+    pub(super) revision: i64,
+    /// Bytes in the log since it was last folded into the file, estimated.
+    pub(super) unfolded_bytes: usize,
+    pub(super) presence: Presence,
+    pub(super) path: PathBuf,
+    pub(super) shared: Arc<Shared>,
+    /// What was mended, and when.
+    pub(super) mended: Option<(Instant, String)>,
+    pub(super) lock: Lock,
+}
+
+impl Writer {
+    pub(super) fn new(connection: Connection, revision: i64, path: &Path, shared: Arc<Shared>, lock: Lock) -> Self {
+        Self {
+            connection: Some(connection),
+            revision,
+            unfolded_bytes: 0,
+            presence: Presence::of(path, &lock.0),
+            path: path.to_owned(),
+            shared,
+            mended: None,
+            lock,
+        }
+    }
+
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Task>) {
+        while let Some(first) = queue.blocking_recv() {
+            let there = self.look();
+            let Task::Commit(first) = first else { continue };
+            let mut bytes = size(&first.ops);
+            let mut group = vec![first];
+            // Whatever queued up during the last fsync shares the next one; nobody is kept waiting for company.
+            while group.len() < GROUP_COMMITS_MAX && bytes < GROUP_BYTES_MAX {
+                match queue.try_recv() {
+                    Ok(Task::Commit(commit)) => {
+                        bytes += size(&commit.ops);
+                        group.push(commit);
+                    }
+                    Ok(Task::Look) => {}
+                    Err(_) => break,
+                }
+            }
+            let (all_ops, answers): (Vec<_>, Vec<_>) = group.into_iter().map(|c| (c.ops, c.answer)).unzip();
+            let results = match there {
+                Ok(()) => self.commit_all(&all_ops),
+                Err(why) => vec![Err(StateError::Unavailable(why)); all_ops.len()],
+            };
+            for (answer, result) in answers.into_iter().zip(results) {
+                let _ = answer.send(result);
+            }
+            self.unfolded_bytes += bytes;
+            if self.unfolded_bytes >= CHECKPOINT_EVERY_BYTES {
+                self.fold();
+            }
+        }
+    }
+
+    /// Looks whether the files are there, and mends what can be; why nothing may be committed otherwise.
+    pub(super) fn look(&mut self) -> Result<(), String> {
+        let outcome = self.mend();
+        let now = match &outcome {
+            Err(why) => Some(why.clone()),
+            Ok(()) => match &self.mended {
+                Some((at, what)) if at.elapsed() < TOLD_FOR => Some(what.clone()),
+                _ => None,
+            },
+        };
+        self.shared.trouble.send_if_modified(|known| {
+            if *known == now {
+                return false;
+            }
+            match &now {
+                Some(what) => tracing::warn!("{what}"),
+                None => tracing::info!("the state's file is as it should be again"),
+            }
+            *known = now;
+            true
+        });
+        outcome
+    }
+
+    /// Has health tell of something for a while.
+    pub(super) fn tell(&mut self, what: String) {
+        self.mended = Some((Instant::now(), what));
+        let _ = self.look();
+    }
+
+    fn mend(&mut self) -> Result<(), String> {
+        if self.connection.is_none() {
+            return self.open_again();
+        }
+        let path = self.path.display();
+        match self.presence.look() {
+            Found::AsLeft => Ok(()),
+            Found::Gone(lock) if lock.ends_with(LOCK_FILE) => {
+                self.lock_again()?;
+                self.mended = Some((
+                    Instant::now(),
+                    format!(
+                        "state-removed: `{}` was removed or replaced while this process ran, and was made anew (hint: {REMOVED_HINT})",
+                        lock.display()
+                    ),
+                ));
+                Ok(())
+            }
+            Found::Gone(gone) => {
+                let gone = gone.display();
+                self.write_anew().map_err(|error| {
+                    format!("state-removed: `{gone}` was removed while this process ran, and cannot be written anew yet: {error} (hint: {REMOVED_HINT})")
+                })?;
+                self.mended = Some((
+                    Instant::now(),
+                    format!(
+                        "state-removed: `{gone}` was removed or moved away while this process ran; the whole state was written anew, nothing is lost (hint: {REMOVED_HINT})"
+                    ),
+                ));
+                Ok(())
+            }
+            Found::Other => Err(format!(
+                "state-replaced: another file was put in the place of `{path}` while this process ran; it is left alone, and nothing is written (hint: {REPLACED_HINT})"
+            )),
+            Found::Cut => Err(format!(
+                "state-replaced: `{path}` was cut or overwritten while this process ran; nothing is written (hint: {REPLACED_HINT})"
+            )),
+            Found::MountGone(mount) => Err(format!(
+                "state-mount-gone: what was mounted at `{}` is not mounted any more, and with it `{path}`; nothing is written beneath it (hint: {MOUNT_HINT})",
+                mount.display()
+            )),
+            Found::Unseen(why) => {
+                Err(format!("state-not-written: `{path}` cannot be looked at: {why} (hint: {MOUNT_HINT})"))
+            }
+        }
+    }
+
+    fn lock_again(&mut self) -> Result<(), String> {
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        self.lock = lock(dir).map_err(|error| told(&error))?;
+        self.presence = Presence::of(&self.path, &self.lock.0);
+        Ok(())
+    }
+
+    /// Writes the whole state under its name from the file that lost it.
+    fn write_anew(&mut self) -> Result<(), String> {
+        let Some(connection) = &self.connection else { return self.open_again() };
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        create_data_dir(dir).map_err(|error| told(&error))?;
+        // A lock of ours that still has its name stays as it is.
+        if !self.presence.has_lock() {
+            self.lock = lock(dir).map_err(|error| told(&error))?;
+        }
+        let new = new_file(dir).map_err(|error| told(&error))?;
+        let copied = connection.execute("VACUUM INTO ?1", [new.to_string_lossy()]);
+        copied.map_err(|error| told(&sqlite_error(&new, &error)))?;
+        let failed = |error: std::io::Error| told(&io_error(&self.path, &error));
+        File::open(&new).and_then(|file| file.sync_all()).map_err(failed)?;
+        // Their frames belong to the file that is gone; a new one must not be read with them.
+        for beside in ["-wal", "-shm"] {
+            match fs::remove_file(with_suffix(&self.path, beside)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        fs::rename(&new, &self.path).and_then(|()| sync_dir(dir)).map_err(failed)?;
+        if let Some(old) = self.connection.take() {
+            // It would remove the new file's log by its name.
+            let _ = old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
+        self.open_again()
+    }
+
+    /// Opens a file that was written anew.
+    fn open_again(&mut self) -> Result<(), String> {
+        let opened = open_writer(&self.path).and_then(|connection| {
+            connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")?;
+            Ok(connection)
+        });
+        self.connection = Some(opened.map_err(|error| told(&sqlite_error(&self.path, &error)))?);
+        self.unfolded_bytes = 0;
+        self.presence = Presence::of(&self.path, &self.lock.0);
+        self.shared.written_anew.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// One transaction for all; when that fails as a whole, one for each, so that a commit too large for what room
+    /// is left does not take its neighbours with it.
+    pub(super) fn commit_all(&mut self, group: &[Vec<Op>]) -> Vec<Result<Revision, StateError>> {
+        match self.transaction(group) {
+            Ok(results) => results,
+            Err(error) if group.len() == 1 => vec![Err(error)],
+            Err(_) => group
+                .iter()
+                .map(|ops| match self.transaction(std::slice::from_ref(ops)) {
+                    Ok(mut results) => results.pop().unwrap_or_else(|| Err(ended())),
+                    Err(error) => Err(error),
+                })
+                .collect(),
+        }
+    }
+
+    /// All commits of the group in one transaction, each in its savepoint, so that a conflict undoes only its own.
+    /// `Err` says that nothing of the group was kept.
+    fn transaction(&mut self, group: &[Vec<Op>]) -> Result<Vec<Result<Revision, StateError>>, StateError> {
+        let Some(connection) = &self.connection else { return Err(ended()) };
+        let mut revision = self.revision;
+        let mut results = Vec::with_capacity(group.len());
+        let outcome = (|| {
+            connection.execute_batch("BEGIN IMMEDIATE").map_err(|e| state_error("", &e))?;
+            for ops in group {
+                connection.execute_batch("SAVEPOINT one").map_err(|e| state_error("", &e))?;
+                match apply(connection, revision + 1, ops) {
+                    Ok(()) => {
+                        revision += 1;
+                        results.push(Ok(Revision(revision.cast_unsigned())));
+                        connection.execute_batch("RELEASE one")
+                    }
+                    Err(conflict @ StateError::Conflict { .. }) => {
+                        results.push(Err(conflict));
+                        connection.execute_batch("ROLLBACK TO one; RELEASE one")
+                    }
+                    Err(error) => return Err(error),
+                }
+                .map_err(|e| state_error("", &e))?;
+            }
+            connection
+                .prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'revision'")
+                .and_then(|mut s| s.execute([revision]))
+                .and_then(|_| connection.execute_batch("COMMIT"))
+                .map_err(|e| state_error("", &e))
+        })();
+        match outcome {
+            Ok(()) => {
+                self.revision = revision;
+                Ok(results)
+            }
+            Err(error) => {
+                // SQLite may have rolled back by itself, on a full disk for one.
+                if !connection.is_autocommit() {
+                    let _ = connection.execute_batch("ROLLBACK");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Folds the log into the file, as far as readers allow. Failure costs only room: the log is as good a home.
+    fn fold(&mut self) {
+        self.unfolded_bytes = 0;
+        let Some(connection) = &self.connection else { return };
+        if let Err(e) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            tracing::debug!(error = %e, "state log was not folded into the state file");
+        }
+    }
+}
+
+fn size(ops: &[Op]) -> usize {
+    ops.iter()
+        .map(|op| match op {
+            Op::Put { value, .. } => value.len() + ROW_LOG_BYTES,
+            Op::Delete { .. } => ROW_LOG_BYTES,
+        })
+        .sum()
+}
+
+fn apply(connection: &Connection, revision: i64, ops: &[Op]) -> Result<(), StateError> {
+    for op in ops {
+        let key = op.key();
+        let failed = |e: rusqlite::Error| state_error(key, &e);
+        let found: Option<i64> = match op.expected() {
+            Expected::Any => None,
+            _ => connection
+                .prepare_cached("SELECT revision FROM kv WHERE key = ?1")
+                .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
+                .map_err(failed)?,
+        };
+        let as_expected = match op.expected() {
+            Expected::Any => true,
+            Expected::Absent => found.is_none(),
+            Expected::At(expected) => found.map(i64::cast_unsigned) == Some(expected.0),
+        };
+        if !as_expected {
+            return Err(StateError::Conflict { key: key.to_owned() });
+        }
+        match op {
+            Op::Put { value, .. } => connection
+                .prepare_cached("INSERT OR REPLACE INTO kv(key, revision, sum, value) VALUES(?1, ?2, ?3, ?4)")
+                .and_then(|mut s| s.execute(params![key, revision, sum(key.as_bytes(), revision, value), &value[..]])),
+            Op::Delete { .. } => {
+                connection.prepare_cached("DELETE FROM kv WHERE key = ?1").and_then(|mut s| s.execute([key]))
+            }
+        }
+        .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Checksum of a row: the first eight bytes of BLAKE3 over its parts, the key's length first so that none can lend
+/// bytes to another.
+pub(super) fn sum(key: &[u8], revision: i64, value: &[u8]) -> i64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(key.len() as u64).to_le_bytes());
+    hasher.update(key);
+    hasher.update(&revision.to_le_bytes());
+    hasher.update(value);
+    let mut first = [0; 8];
+    hasher.finalize_xof().fill(&mut first);
+    i64::from_le_bytes(first)
+}
+
+pub(super) fn state_error(key: &str, error: &rusqlite::Error) -> StateError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StateError::Corrupt { key: key.to_owned(), why: error.to_string() }
+        }
+        _ => StateError::Unavailable(error.to_string()),
+    }
+}
+
+fn told(error: &StoreError) -> String {
+    format!("{}: {error}", error.slug())
+}
+
+/// What to do about a state that is not there.
+pub const LOST_HINT: &str = "if that is not meant, stop, restore the state from a backup and start again; what it still \
+                             owed from before `backfill_secs` comes by `m365-audit backfill -c FILE --from 7d`";
+
+/// What to do about files that vanish.
+pub const REMOVED_HINT: &str = "find out what removes files under `data_dir` while this runs; stop it first when the \
+                                state is to be moved or restored";
+
+/// What to do about a file that was put there.
+pub const REPLACED_HINT: &str = "to go on with what this process holds, move that file away: the state is written anew \
+                                 within seconds; to use that file, restart";
+
+/// What to do about a mount that went away.
+pub const MOUNT_HINT: &str = "mount it again: writing goes on by itself; positions stand until then, nothing is lost";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use std::time::Duration;
+
+    fn put(key: &str, value: &str) -> Op {
+        Op::Put { key: key.into(), value: Bytes::copy_from_slice(value.as_bytes()), expected: Expected::Any }
+    }
+
+    async fn value(store: &SqliteStore, key: &str) -> Option<String> {
+        store.load(key).await.unwrap().map(|(v, _)| String::from_utf8(v.to_vec()).unwrap())
+    }
+
+    /// Has the store look, and waits for what it says.
+    async fn trouble(store: &SqliteStore) -> Option<String> {
+        store.look();
+        // Answered by the same thread, after the look.
+        let _ = store.commit(vec![put("look", "")]).await;
+        let trouble = store.trouble();
+        let trouble = trouble.borrow().clone();
+        trouble
+    }
+
+    fn state(dir: &Path) -> PathBuf {
+        dir.join(STATE_FILE)
+    }
+
+    fn remove_all(dir: &Path) {
+        for suffix in ["", "-wal", "-shm"] {
+            fs::remove_file(with_suffix(&state(dir), suffix)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_state_that_vanishes_is_told_and_written_anew_with_all_that_was_in_it() {
+        type Case = (&'static str, fn(&Path));
+        let cases: [Case; 7] = [
+            ("all three files", remove_all),
+            ("the file alone", |dir| fs::remove_file(state(dir)).unwrap()),
+            ("the log alone", |dir| fs::remove_file(with_suffix(&state(dir), "-wal")).unwrap()),
+            ("the shared memory alone", |dir| fs::remove_file(with_suffix(&state(dir), "-shm")).unwrap()),
+            ("renamed", |dir| fs::rename(state(dir), dir.join("backup")).unwrap()),
+            ("the directory moved away", |dir| fs::rename(dir, dir.with_extension("moved")).unwrap()),
+            ("the directory removed", |dir| fs::remove_dir_all(dir).unwrap()),
+        ];
+        for (what, done) in cases {
+            let outer = tempfile::tempdir().unwrap();
+            let dir = outer.path().join("data");
+            let store = SqliteStore::open(&dir).unwrap();
+            let mut revision = store.commit(vec![put("folded", &"x".repeat(100_000)), put("gone", "1")]).await.unwrap();
+            for n in 0..50 {
+                store.commit(vec![put(&format!("key/{n}"), &n.to_string())]).await.unwrap();
+            }
+            store.commit(vec![Op::Delete { key: "gone".into(), expected: Expected::Any }]).await.unwrap();
+            assert_eq!(trouble(&store).await, None, "{what}");
+            done(&dir);
+            let told = trouble(&store).await.unwrap_or_else(|| panic!("{what}: nothing is told"));
+            assert!(told.starts_with("state-removed:") && told.contains("hint:"), "{what}: {told}");
+            for _ in 0..2 {
+                assert_eq!(value(&store, "key/49").await.as_deref(), Some("49"), "{what}");
+                assert_eq!(value(&store, "gone").await, None, "{what}");
+                let next = store.commit(vec![put("after", what)]).await.unwrap();
+                assert!(next.0 > revision.0, "{what}: revisions go on");
+                revision = next;
+                store.look();
+            }
+            assert_eq!(value(&store, "after").await.as_deref(), Some(what), "the reader sees the new file");
+            for (path, mode) in [(dir.clone(), 0o700), (state(&dir), 0o600), (dir.join(LOCK_FILE), 0o600)] {
+                assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+            }
+            assert!(matches!(SqliteStore::open(&dir), Err(StoreError::Locked { .. })), "{what}: it is locked");
+            drop(store);
+            let store = SqliteStore::open(&dir).unwrap();
+            assert_eq!(store.list("key/").await.unwrap().len(), 50, "{what}");
+            assert_eq!(value(&store, "after").await.as_deref(), Some(what));
+            assert_eq!(value(&store, "folded").await.unwrap().len(), 100_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_state_that_is_gone_from_a_directory_that_was_used_is_told_and_a_first_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        // A first start that failed is none.
+        fs::create_dir(dir.path().join(NEW_FILE)).unwrap();
+        SqliteStore::open(dir.path()).unwrap_err();
+        fs::remove_dir(dir.path().join(NEW_FILE)).unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        assert_eq!((trouble(&store).await, store.is_new()), (None, true));
+        drop(store);
+        let store = SqliteStore::open(dir.path()).unwrap();
+        assert_eq!((trouble(&store).await, store.is_new()), (None, false));
+        drop(store);
+        fs::remove_file(state(dir.path())).unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        assert!(trouble(&store).await.unwrap().starts_with("state-lost:"));
+    }
+
+    #[tokio::test]
+    async fn a_state_that_was_written_anew_outlives_a_process_that_is_killed() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("data");
+        let store = SqliteStore::open(&dir).unwrap();
+        store.commit(vec![put("a", "1")]).await.unwrap();
+        remove_all(&dir);
+        store.commit(vec![put("b", "2")]).await.unwrap();
+        store.commit(vec![put("c", "3")]).await.unwrap();
+        // What a killed process leaves: the files as they are.
+        let left = outer.path().join("left");
+        fs::create_dir(&left).unwrap();
+        for suffix in ["", "-wal"] {
+            fs::copy(with_suffix(&state(&dir), suffix), with_suffix(&state(&left), suffix)).unwrap();
+        }
+        let left = SqliteStore::open(&left).unwrap();
+        for (key, found) in [("a", "1"), ("b", "2"), ("c", "3")] {
+            assert_eq!(value(&left, key).await.as_deref(), Some(found));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_put_in_the_place_of_the_state_is_left_alone_and_nothing_is_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        store.commit(vec![put("a", "1")]).await.unwrap();
+        fs::write(dir.path().join("other"), "somebody's").unwrap();
+        fs::rename(dir.path().join("other"), state(dir.path())).unwrap();
+        let refused = store.commit(vec![put("a", "2")]).await.unwrap_err();
+        assert!(matches!(&refused, StateError::Unavailable(why) if why.starts_with("state-replaced:")), "{refused}");
+        assert!(trouble(&store).await.unwrap().contains("move that file away"));
+        assert_eq!(fs::read_to_string(state(dir.path())).unwrap(), "somebody's");
+        // The remedy it names.
+        fs::rename(state(dir.path()), dir.path().join("other")).unwrap();
+        store.commit(vec![put("a", "2")]).await.unwrap();
+        assert_eq!(value(&store, "a").await.as_deref(), Some("2"));
+    }
+
+    #[tokio::test]
+    async fn a_log_of_another_state_and_a_file_that_was_cut_stop_commits() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        store.commit(vec![put("a", "1")]).await.unwrap();
+        let wal = with_suffix(&state(dir.path()), "-wal");
+        fs::rename(&wal, dir.path().join("ours")).unwrap();
+        fs::write(&wal, "another").unwrap();
+        assert!(store.commit(vec![put("a", "2")]).await.is_err());
+        fs::rename(dir.path().join("ours"), &wal).unwrap();
+        store.commit(vec![put("a", "2")]).await.unwrap();
+        File::options().write(true).open(state(dir.path())).unwrap().set_len(0).unwrap();
+        assert!(trouble(&store).await.unwrap().starts_with("state-replaced:"));
+        assert!(store.commit(vec![put("a", "3")]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_was_removed_is_taken_again_unless_another_process_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path()).unwrap();
+        store.commit(vec![put("a", "1")]).await.unwrap();
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        assert!(trouble(&store).await.unwrap().contains("made anew"));
+        assert!(matches!(SqliteStore::open(dir.path()), Err(StoreError::Locked { .. })));
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        let other = lock(dir.path()).unwrap_or_else(|error| panic!("{error}"));
+        let refused = store.commit(vec![put("a", "2")]).await.unwrap_err();
+        assert!(matches!(&refused, StateError::Unavailable(why) if why.contains("is running on it")), "{refused}");
+        drop(other);
+        store.commit(vec![put("a", "2")]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_beneath_a_mount_that_went_away() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("data");
+        drop(SqliteStore::open(&dir).unwrap());
+        let lock = lock(&dir).unwrap();
+        let connection = open_writer(&state(&dir)).unwrap();
+        let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
+        let mut writer = Writer::new(connection, 0, &state(&dir), shared.clone(), lock);
+        writer.presence.pretend_mounted_at(&dir);
+        assert_eq!(writer.look(), Ok(()));
+        let mounted = outer.path().join("mounted");
+        fs::rename(&dir, &mounted).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let why = writer.look().unwrap_err();
+        assert!(why.starts_with("state-mount-gone:") && why.contains("hint: mount it again"), "{why}");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        fs::remove_dir(&dir).unwrap();
+        fs::rename(&mounted, &dir).unwrap();
+        assert_eq!(writer.look(), Ok(()));
+        assert_eq!(*shared.trouble.borrow(), None);
+    }
+
+    #[test]
+    fn a_store_whose_thread_hangs_is_not_waited_for_long() {
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let worker = spawn("hangs", Path::new("/"), 1, move |_: mpsc::Receiver<Task>| {
+            let _ = hang.recv();
+        });
+        let began = Instant::now();
+        worker.unwrap().finish();
+        assert!(began.elapsed() >= END_WAIT);
+        drop(release);
+        let worker = spawn("ends", Path::new("/"), 1, |mut queue: mpsc::Receiver<Task>| {
+            std::thread::sleep(Duration::from_millis(1));
+            while queue.blocking_recv().is_some() {}
+        });
+        worker.unwrap().finish();
+    }
+}

@@ -1,0 +1,697 @@
+//! What the `file` sink remembers of its file over restarts, and what it makes of what it finds.
+//!
+//! Remembered with each group: which file it was, how long it was after the sync, a checksum of its last bytes, and
+//! where its directory lay. A file that was renamed (rotation) is no loss; one that is shorter, or holds something else
+//! where our last record ended, is. A device number is not compared over a restart: it may change with a reboot.
+
+use std::fs::{self, DirEntry, File, Metadata};
+use std::io;
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::hosts::embedded::notebook::Page;
+use crate::hosts::embedded::place::Place;
+use crate::metrics::SINK_FILE_CUT_TOTAL;
+use crate::model::Timestamp;
+
+/// Bytes at the end of the file whose checksum is remembered.
+const TAIL_BYTES: usize = 256;
+/// How long health tells of a file that was cut: long enough for the next working day to begin.
+const TOLD_FOR: SignedDuration = SignedDuration::from_hours(24);
+/// Links followed, one behind the other; the system follows 40.
+const LINKS_MAX: usize = 40;
+/// Format of the page; one of a newer build is not read.
+const FORMAT: u32 = 1;
+
+/// What a `file` sink is given to remember with.
+#[derive(Debug)]
+pub struct Memory {
+    /// The sink's name in the configuration.
+    pub sink: String,
+    /// Its page.
+    pub page: Page,
+    /// For when something was found.
+    pub clock: Arc<dyn Clock>,
+    /// The state was made by this run: records that are in the file already were written by nobody it knows of.
+    pub state_is_new: bool,
+}
+
+/// What is remembered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Known {
+    format: u32,
+    /// The configured path; a sink that was given another begins anew.
+    path: PathBuf,
+    /// The file; `None` when it was renamed by us and no other was written yet.
+    file: Option<Identity>,
+    /// Its length after the last sync.
+    length: u64,
+    /// How many of its last bytes `sum` is of.
+    tail: usize,
+    /// BLAKE3, hexadecimal.
+    sum: String,
+    /// Where its directory lay; `None` before the first write.
+    place: Option<Place>,
+    /// What was found last.
+    found: Option<Found>,
+}
+
+/// Which file it is. An inode is given to another file as soon as it is free; the time of birth then differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    inode: u64,
+    /// Nanoseconds; `None` where the file system knows none.
+    born: Option<u64>,
+}
+
+impl Identity {
+    /// No file has it.
+    const GONE: Self = Self { inode: u64::MAX, born: None };
+
+    fn of(metadata: &Metadata) -> Self {
+        let born = metadata.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
+        Self { inode: metadata.ino(), born: born.and_then(|born| u64::try_from(born.as_nanos()).ok()) }
+    }
+
+    /// Whether a file of this identity is in `dir`.
+    fn is_in(&self, dir: &Path) -> bool {
+        let found = |entry: &DirEntry| {
+            entry.ino() == self.inode && entry.metadata().is_ok_and(|metadata| Self::of(&metadata) == *self)
+        };
+        fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| found(&entry))
+    }
+}
+
+/// Something that was found and is told for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Found {
+    at: Timestamp,
+    what: String,
+}
+
+/// How a file differs from what is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Differs {
+    /// It is as it was left, or it is another one and the one that was left is elsewhere.
+    No,
+    /// It ends before our last record does.
+    Shorter {
+        /// How long it was.
+        was: u64,
+    },
+    /// It is long enough and holds something else there.
+    Content {
+        /// How long it was.
+        was: u64,
+    },
+}
+
+/// The memory of one sink, and its voice.
+pub(super) struct Remembered {
+    path: PathBuf,
+    memory: Option<Memory>,
+    known: Option<Known>,
+    /// What the last look found wrong and may be over with the next.
+    passing: Option<String>,
+    notices: watch::Sender<Option<String>>,
+}
+
+impl Remembered {
+    pub(super) fn new(path: &Path, memory: Option<Memory>) -> Self {
+        let page = memory.as_ref().and_then(|memory| memory.page.read());
+        let known: Option<Known> = page.and_then(|page| serde_json::from_slice(&page).ok());
+        let known = known.filter(|known| known.format <= FORMAT && known.path == path);
+        let remembered =
+            Self { path: path.to_owned(), memory, known, passing: None, notices: watch::Sender::new(None) };
+        remembered.tell();
+        remembered
+    }
+
+    pub(super) fn notices(&self) -> watch::Receiver<Option<String>> {
+        self.notices.subscribe()
+    }
+
+    /// Where the file lay when it was last written.
+    pub(super) fn place(&self) -> Option<&Place> {
+        self.known.as_ref()?.place.as_ref()
+    }
+
+    /// Takes note of a group that was synced: `last` are its last bytes, which end at `length`.
+    pub(super) fn written(&mut self, file: &Metadata, length: u64, last: &[u8]) {
+        let tail = last.len().saturating_sub(TAIL_BYTES);
+        let last = last.get(tail..).unwrap_or_default();
+        self.remember(Some(Identity::of(file)), length, last);
+        if self.known.as_ref().is_some_and(|known| known.place.is_none()) {
+            self.lies_at(place_of(&self.path).ok());
+        }
+        self.store();
+    }
+
+    /// Takes note of a file as it was found, without having written to it.
+    pub(super) fn accepted(&mut self, file: &File) -> io::Result<()> {
+        let metadata = file.metadata()?;
+        let length = metadata.len();
+        let tail = length.min(TAIL_BYTES as u64);
+        let mut last = vec![0; tail as usize];
+        file.read_exact_at(&mut last, length - tail)?;
+        self.remember(Some(Identity::of(&metadata)), length, &last);
+        Ok(())
+    }
+
+    fn remember(&mut self, file: Option<Identity>, length: u64, last: &[u8]) {
+        let path = &self.path;
+        let known = self.known.get_or_insert_with(|| Known {
+            format: FORMAT,
+            path: path.clone(),
+            file,
+            length,
+            tail: 0,
+            sum: String::new(),
+            place: None,
+            found: None,
+        });
+        (known.file, known.length, known.tail) = (file, length, last.len());
+        known.sum = blake3::hash(last).to_hex().to_string();
+    }
+
+    /// The file was renamed, by us or by a rotation: the next one begins empty.
+    pub(super) fn begins_anew(&mut self) {
+        if let Some(known) = &mut self.known {
+            (known.file, known.length, known.tail) = (None, 0, 0);
+            known.sum = blake3::hash(&[]).to_hex().to_string();
+        }
+        self.store();
+    }
+
+    /// The file was removed, or another was put in its place: what lies there now is not it, whatever its inode.
+    pub(super) fn is_gone(&mut self) {
+        if let Some(known) = &mut self.known {
+            known.file = Some(Identity::GONE);
+        }
+    }
+
+    /// The directory of the file lies here from now on.
+    pub(super) fn lies_at(&mut self, place: Option<Place>) {
+        if let (Some(known), Some(place)) = (&mut self.known, place) {
+            known.place = Some(place);
+        }
+    }
+
+    /// How `file` differs from what is remembered.
+    pub(super) fn compare(&self, file: &File) -> io::Result<Differs> {
+        let Some(known) = &self.known else { return Ok(Differs::No) };
+        let metadata = file.metadata()?;
+        // Nothing of ours is to be in another one when ours was renamed, or was taken away whole by whoever reads it.
+        let Some(left) = known.file else { return Ok(Differs::No) };
+        if left != Identity::of(&metadata) && (metadata.len() == 0 || left.is_in(&real_directory_of(&self.path))) {
+            return Ok(Differs::No);
+        }
+        let was = known.length;
+        if metadata.len() < was {
+            return Ok(Differs::Shorter { was });
+        }
+        Ok(if self.holds_ours(file)? { Differs::No } else { Differs::Content { was } })
+    }
+
+    /// Whether our last bytes are where they were written.
+    fn holds_ours(&self, file: &File) -> io::Result<bool> {
+        let Some(known) = &self.known else { return Ok(true) };
+        if file.metadata()?.len() < known.length || known.tail as u64 > known.length || known.tail > TAIL_BYTES {
+            return Ok(false);
+        }
+        let mut last = vec![0; known.tail];
+        file.read_exact_at(&mut last, known.length - known.tail as u64)?;
+        Ok(blake3::hash(&last).to_hex().as_str() == known.sum)
+    }
+
+    /// Whether `file` is the one we wrote to, wherever it lies: our last record is in it.
+    pub(super) fn is_ours(&self, file: &File) -> bool {
+        self.known.as_ref().is_some_and(|known| known.tail > 0) && self.holds_ours(file).unwrap_or(false)
+    }
+
+    /// Says that records were lost from the file, in the log, in health for a day, and in the metric.
+    pub(super) fn report_cut(&mut self, differs: Differs, now: u64) {
+        let path = self.path.display();
+        let what = match differs {
+            Differs::No => return,
+            Differs::Shorter { was } => format!(
+                "sink-file-shorter: `{path}` is shorter than it was after the last write ({was} bytes then, {now} now): \
+                 records that were confirmed are gone from it (hint: {SHORTER_HINT})"
+            ),
+            Differs::Content { was } => format!(
+                "sink-file-replaced: `{path}` is not the file that was written last ({was} bytes then, {now} now): \
+                 records that were confirmed are not in it (hint: {SHORTER_HINT})"
+            ),
+        };
+        if let Some(memory) = &self.memory {
+            metrics::counter!(SINK_FILE_CUT_TOTAL, "sink" => memory.sink.clone()).increment(1);
+        }
+        self.report(what);
+    }
+
+    /// Says that the state knows nothing of the records in the file.
+    pub(super) fn report_unknown_records(&mut self, file: &File) {
+        let is_new = self.memory.as_ref().is_some_and(|memory| memory.state_is_new);
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        if !is_new || self.known.is_some() || length == 0 {
+            return;
+        }
+        let path = self.path.display();
+        self.report(format!(
+            "state-new-beside-records: the state is new, and `{path}` has {length} bytes of records already: the state \
+             was lost, or `data_dir` is not where it was (hint: {NEW_STATE_HINT})"
+        ));
+        let _ = self.accepted(file);
+        self.store();
+    }
+
+    fn report(&mut self, what: String) {
+        tracing::warn!("{what}");
+        let at = self.memory.as_ref().map_or(Timestamp::UNIX_EPOCH, |memory| memory.clock.now());
+        if self.known.is_none() {
+            self.remember(None, 0, &[]);
+        }
+        if let Some(known) = &mut self.known {
+            known.found = Some(Found { at, what });
+        }
+        self.tell();
+    }
+
+    /// What is wrong now, as long as the next look finds it, too.
+    pub(super) fn set_passing(&mut self, what: Option<String>) {
+        if let Some(what) = what.as_ref().filter(|what| self.passing.as_ref() != Some(what)) {
+            tracing::warn!("{what}");
+        }
+        self.passing = what;
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let found = self.known.as_ref().and_then(|known| known.found.as_ref());
+        let is_fresh = |found: &&Found| {
+            let now = self.memory.as_ref().map_or(found.at, |memory| memory.clock.now());
+            now.duration_since(found.at) < TOLD_FOR
+        };
+        let found = found.filter(is_fresh).map(|found| format!("{}; found {}, told for a day", found.what, found.at));
+        let told: Vec<&str> = self.passing.iter().chain(&found).map(String::as_str).collect();
+        let told = (!told.is_empty()).then(|| told.join("; "));
+        self.notices.send_if_modified(|known| {
+            let is_other = *known != told;
+            *known = told;
+            is_other
+        });
+    }
+
+    pub(super) fn store(&self) {
+        if let (Some(memory), Some(known)) = (&self.memory, &self.known)
+            && let Ok(json) = serde_json::to_vec(known)
+        {
+            memory.page.write(Bytes::from(json));
+        }
+    }
+}
+
+/// What to do about a file that lost records.
+pub const SHORTER_HINT: &str = "rotate by renaming (logrotate: `create`, not `copytruncate`) or with `rotate_bytes`; \
+                                after a restore from a backup fetch again what is missing: `m365-audit backfill -c FILE \
+                                --from TIME --again`, TIME being that of the backup";
+
+/// What to do about a new state beside records.
+pub const NEW_STATE_HINT: &str = "if that is not meant, stop, bring the state back (mount its file system, correct \
+                                  `data_dir`, restore a backup) and start again; what the lost state still owed from \
+                                  before `backfill_secs` comes by `m365-audit backfill -c FILE --from 7d`";
+
+/// The place of the directory that a file is in, past links in its own place: one that leads onto a mount is written
+/// through, and would make a file beneath when that went away.
+pub(super) fn place_of(path: &Path) -> io::Result<Place> {
+    Place::of(&real_directory_of(path))
+}
+
+fn real_directory_of(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match fs::read_link(&path) {
+            Ok(target) => path = directory_of(&path).join(target),
+            Err(_) => break,
+        }
+    }
+    directory_of(&path)
+}
+
+/// The directory a file is in.
+pub(super) fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TestClock;
+    use crate::host::{Batch, BatchBuilder};
+    use crate::hosts::embedded::memory::MemoryStore;
+    use crate::hosts::embedded::notebook::Notebook;
+    use crate::hosts::embedded::sink::{BlockingSink, Written};
+    use crate::hosts::file::{FILE_MODE, FileSink};
+    use crate::model::ContentType;
+    use crate::severity::Severity;
+
+    fn batch(lines: &[&str]) -> Batch {
+        let mut builder = BatchBuilder::default();
+        for line in lines {
+            builder.push_with(|out| {
+                out.extend_from_slice(line.as_bytes());
+                Some((Timestamp::UNIX_EPOCH, Severity::Info))
+            });
+        }
+        builder.finish("s".into(), "00000000-0000-0000-0000-000000000000".parse().unwrap(), ContentType::General)
+    }
+
+    /// A sink's file and what outlives the sink.
+    struct Place {
+        dir: tempfile::TempDir,
+        book: Notebook,
+        clock: Arc<TestClock>,
+        is_new: bool,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let clock = Arc::new(TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+            Self { dir: tempfile::tempdir().unwrap(), book: Notebook::default(), clock, is_new: false }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.dir.path().join("out.ndjson")
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn open(&self) -> FileSink {
+            let memory = Memory {
+                sink: "out".into(),
+                page: self.book.page("out"),
+                clock: self.clock.clone(),
+                state_is_new: self.is_new,
+            };
+            FileSink::open_remembering(self.path(), FILE_MODE, memory).unwrap()
+        }
+
+        /// A file of ten records, written and closed.
+        fn written(&self) {
+            let mut sink = self.open();
+            for n in 0..10 {
+                write(&mut sink, &format!("{{\"n\":{n}}}"));
+            }
+            assert_eq!(notice(&sink), None);
+        }
+
+        fn page(&self) -> Known {
+            serde_json::from_slice(&self.book.page("out").read().unwrap()).unwrap()
+        }
+    }
+
+    fn write(sink: &mut FileSink, line: &str) {
+        assert_eq!(sink.write(&[batch(&[line])]), [Written::Delivered], "{line}");
+    }
+
+    fn notice(sink: &FileSink) -> Option<String> {
+        let notices = sink.notices().unwrap();
+        let notice = notices.borrow().clone();
+        notice
+    }
+
+    fn slug(notice: Option<String>) -> Option<String> {
+        notice.map(|text| text.split(':').next().unwrap().to_owned())
+    }
+
+    fn cut(path: &Path, length: u64) {
+        File::options().write(true).open(path).unwrap().set_len(length).unwrap();
+    }
+
+    /// What is done to the file, and whether that loses records.
+    type Case = (&'static str, fn(&Place), Option<&'static str>);
+
+    const CASES: &[Case] = &[
+        ("nothing", |_| {}, None),
+        ("cut to a part", |p| cut(&p.path(), 30), Some("sink-file-shorter")),
+        ("cut to nothing", |p| cut(&p.path(), 0), Some("sink-file-shorter")),
+        (
+            "copytruncate",
+            |p| {
+                fs::copy(p.path(), p.at("out.ndjson.1")).unwrap();
+                cut(&p.path(), 0);
+            },
+            Some("sink-file-shorter"),
+        ),
+        ("renamed", |p| fs::rename(p.path(), p.at("out.ndjson.1")).unwrap(), None),
+        (
+            "renamed, and an empty one made",
+            |p| {
+                fs::rename(p.path(), p.at("out.ndjson.1")).unwrap();
+                fs::write(p.path(), "").unwrap();
+            },
+            None,
+        ),
+        ("hard-linked", |p| fs::hard_link(p.path(), p.at("again")).unwrap(), None),
+        (
+            "linked away",
+            |p| {
+                fs::hard_link(p.path(), p.at("out.ndjson.1")).unwrap();
+                fs::remove_file(p.path()).unwrap();
+            },
+            None,
+        ),
+        ("removed by whoever has read it", |p| fs::remove_file(p.path()).unwrap(), None),
+        (
+            "replaced by an older backup",
+            |p| {
+                let text = fs::read(p.path()).unwrap();
+                fs::write(p.at("backup"), &text[..40]).unwrap();
+                fs::rename(p.at("backup"), p.path()).unwrap();
+            },
+            Some("sink-file-shorter"),
+        ),
+        (
+            "replaced by a copy of itself",
+            |p| {
+                fs::copy(p.path(), p.at("copy")).unwrap();
+                fs::rename(p.at("copy"), p.path()).unwrap();
+            },
+            None,
+        ),
+        (
+            "replaced by another of the same length",
+            |p| {
+                let text = fs::read_to_string(p.path()).unwrap().replace('n', "m");
+                fs::write(p.at("other"), text).unwrap();
+                fs::rename(p.at("other"), p.path()).unwrap();
+            },
+            Some("sink-file-replaced"),
+        ),
+        (
+            "replaced by a longer one",
+            |p| {
+                fs::write(p.at("other"), "{\"other\":1}\n".repeat(50)).unwrap();
+                fs::rename(p.at("other"), p.path()).unwrap();
+            },
+            Some("sink-file-replaced"),
+        ),
+    ];
+
+    #[test]
+    fn a_file_that_lost_records_is_told_at_the_next_start_and_one_that_was_rotated_is_not() {
+        for (what, done, expected) in CASES {
+            let place = Place::new();
+            place.written();
+            done(&place);
+            let mut sink = place.open();
+            assert_eq!(slug(notice(&sink)).as_deref(), *expected, "{what}");
+            let before = fs::metadata(place.path()).unwrap().len();
+            write(&mut sink, "{\"after\":1}");
+            assert_eq!(fs::metadata(place.path()).unwrap().len(), before + 12, "{what}: nothing is overwritten");
+            // Told once, and for a day, whatever is started meanwhile.
+            drop(sink);
+            assert_eq!(slug(notice(&place.open())).as_deref(), *expected, "{what}, at the second start");
+            place.clock.advance(std::time::Duration::from_secs(24 * 3600));
+            assert_eq!(notice(&place.open()), None, "{what}, a day later");
+        }
+    }
+
+    #[test]
+    fn a_file_that_lost_records_is_told_while_running_by_the_next_write() {
+        for (what, done, expected) in CASES {
+            let place = Place::new();
+            let mut sink = place.open();
+            for n in 0..10 {
+                write(&mut sink, &format!("{{\"n\":{n}}}"));
+            }
+            done(&place);
+            write(&mut sink, "{\"after\":1}");
+            assert_eq!(slug(notice(&sink)).as_deref(), *expected, "{what}");
+            write(&mut sink, "{\"after\":2}");
+            let text = fs::read_to_string(place.path()).unwrap();
+            assert!(text.ends_with("{\"after\":1}\n{\"after\":2}\n"), "{what}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_cut_is_counted_once() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            let place = Place::new();
+            place.written();
+            cut(&place.path(), 20);
+            let mut sink = place.open();
+            sink.look();
+            write(&mut sink, "{}");
+            drop(sink);
+            drop(place.open());
+        });
+        let text = recorder.handle().render();
+        assert!(text.contains("m365_audit_sink_file_cut_total{sink=\"out\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_quiet_sink_looks_at_its_file_and_says_what_it_finds() {
+        let place = Place::new();
+        let mut sink = place.open();
+        write(&mut sink, "{\"n\":1}");
+        sink.look();
+        assert_eq!(notice(&sink), None);
+        cut(&place.path(), 0);
+        sink.look();
+        let told = notice(&sink).unwrap();
+        assert!(told.contains("sink-file-shorter") && told.contains("8 bytes then, 0 now"), "{told}");
+        assert!(told.contains("copytruncate") && told.contains("backfill"), "{told}");
+        // A look makes nothing and goes on telling until the file is as it should be.
+        fs::remove_file(place.path()).unwrap();
+        sink.look();
+        assert!(!place.path().exists());
+        fs::create_dir(place.path()).unwrap();
+        sink.look();
+        assert!(notice(&sink).unwrap().starts_with("sink-file-not-regular"));
+        assert!(matches!(&sink.write(&[batch(&["1"])])[..], [Written::Refused { why, .. }] if why.contains("hint: ")));
+        fs::remove_dir(place.path()).unwrap();
+        write(&mut sink, "{\"n\":2}");
+        assert_eq!(slug(notice(&sink)).as_deref(), Some("sink-file-shorter"));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_and_grew_past_its_old_length_is_told() {
+        let place = Place::new();
+        place.written();
+        cut(&place.path(), 0);
+        fs::write(place.path(), "{\"by\":\"another\"}\n".repeat(40)).unwrap();
+        assert_eq!(slug(notice(&place.open())).as_deref(), Some("sink-file-replaced"));
+    }
+
+    #[test]
+    fn our_own_rotation_is_no_loss_also_when_it_was_the_last_thing_done() {
+        let place = Place::new();
+        let rotation =
+            || super::super::Rotation { bytes: Some(8), age: None, keep: Some(1), clock: place.clock.clone() };
+        for _ in 0..3 {
+            let mut sink = place.open().rotating(rotation());
+            for n in 0..3 {
+                write(&mut sink, &format!("{{\"n\":{n}}}"));
+            }
+            assert_eq!(notice(&sink), None);
+        }
+    }
+
+    #[test]
+    fn a_new_state_beside_records_is_told_and_beside_none_is_not() {
+        let mut place = Place::new();
+        place.is_new = true;
+        assert_eq!(notice(&place.open()), None, "a first run");
+        place.book = Notebook::default();
+        fs::write(place.path(), "{\"Id\":\"1\"}\n").unwrap();
+        let told = notice(&place.open()).unwrap();
+        assert!(told.starts_with("state-new-beside-records:") && told.contains("11 bytes"), "{told}");
+        place.is_new = false;
+        assert_eq!(slug(notice(&place.open())).as_deref(), Some("state-new-beside-records"), "for a day");
+        place.book = Notebook::default();
+        assert_eq!(notice(&place.open()), None, "a state of an older build knows nothing of files");
+    }
+
+    #[test]
+    fn nothing_is_written_beneath_a_mount_that_went_away_without_a_word() {
+        let place = Place::new();
+        place.written();
+        let length = fs::metadata(place.path()).unwrap().len();
+        // As if the file had lain on a mount that is not there now: what is there is the directory beneath.
+        let mount = |place: &Place, file: Option<&str>| {
+            let mut known = place.page();
+            let directory = Some((1, 1));
+            let mount = Some(place.dir.path().to_owned());
+            known.place = Some(crate::hosts::embedded::place::Place { directory, mount });
+            place.book.page("out").write(serde_json::to_vec(&known).unwrap().into());
+            fs::remove_file(place.path()).unwrap();
+            if let Some(text) = file {
+                fs::write(place.path(), text).unwrap();
+            }
+        };
+        for file in [None, Some("{\"left\":\"beneath by an older build\"}\n")] {
+            mount(&place, file);
+            let mut sink = place.open();
+            let told = notice(&sink).unwrap();
+            assert!(told.starts_with("sink-file-mount-gone:") && told.contains("install -D -m 600"), "{told}");
+            let refused = sink.write(&[batch(&["1"])]);
+            assert!(matches!(&refused[..], [Written::Refused { why, .. }] if why.contains("mount `")), "{refused:?}");
+            sink.look();
+            assert!(notice(&sink).unwrap().starts_with("sink-file-mount-gone:"));
+            assert_eq!(fs::read_to_string(place.path()).ok().as_deref(), file, "nothing was written");
+            // The operator's word is an empty file.
+            fs::write(place.path(), "").unwrap();
+            write(&mut sink, "{\"n\":1}");
+            assert_eq!(notice(&sink), None);
+            drop(sink);
+            assert_eq!(notice(&place.open()), None, "the new place is known");
+        }
+        assert!(length > 0);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_file_is_followed_to_where_it_lies() {
+        let place = Place::new();
+        let real = place.at("real");
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink("real/there.ndjson", place.at("second")).unwrap();
+        std::os::unix::fs::symlink(place.at("second"), place.path()).unwrap();
+        let mut sink = place.open();
+        write(&mut sink, "{}");
+        let metadata = fs::metadata(&real).unwrap();
+        assert_eq!(place.page().place.unwrap().directory, Some((metadata.dev(), metadata.ino())));
+        fs::rename(real.join("there.ndjson"), real.join("there.ndjson.1")).unwrap();
+        write(&mut sink, "{}");
+        drop(sink);
+        fs::rename(real.join("there.ndjson"), real.join("there.ndjson.2")).unwrap();
+        assert_eq!(notice(&place.open()), None, "rotated where it lies");
+    }
+
+    #[tokio::test]
+    async fn what_is_known_of_a_file_is_stored_with_the_commit_after_its_write() {
+        let place = Place::new();
+        let memory = Arc::new(MemoryStore::new());
+        let store = place.book.kept_in(memory.clone());
+        let mut sink = place.open();
+        write(&mut sink, "{\"n\":1}");
+        assert!(memory.entries().is_empty(), "no commit of its own");
+        store.commit(Vec::new()).await.unwrap();
+        let known: Known = serde_json::from_slice(&memory.entries()["m365_audit_sinks/v1/out"]).unwrap();
+        assert_eq!((known.length, known.file), (8, Some(Identity::of(&fs::metadata(place.path()).unwrap()))));
+    }
+}

@@ -1,0 +1,196 @@
+//! The host's state store, with an eye on how long it takes: a disk or server that hangs answers nothing, not even an
+//! error, and a source that waits for it would look healthy.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+
+use super::health::{Board, Level, Place};
+use crate::clock::Clock;
+use crate::host::{Op, Revision, StateError, StateStore};
+
+/// What takes longer than this is trouble.
+const SLOW_AFTER: Duration = Duration::from_secs(10);
+
+/// What to do about a store that does not answer.
+pub const SLOW_HINT: &str = "look at the file system of the state (`fsfreeze`, NFS, a disk that fails); nothing is lost, \
+                             what is not written stays owed";
+
+/// A store that tells when it does not answer.
+pub struct SlowStore {
+    store: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    board: Board,
+}
+
+impl SlowStore {
+    /// `store`, whose silence is told on `board`.
+    pub fn watching(store: Arc<dyn StateStore>, clock: Arc<dyn Clock>, board: &Board) -> Arc<dyn StateStore> {
+        Arc::new(Self { store, clock, board: board.clone() })
+    }
+
+    async fn watched<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        // Most stores answer at once where nothing is written, and then no clock is asked.
+        if let Some(done) = (&mut work).now_or_never() {
+            return done;
+        }
+        let began = self.clock.monotonic();
+        let mut slow: Option<Slow<'_>> = None;
+        let mut next = SLOW_AFTER;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = self.clock.sleep(SLOW_AFTER) => {
+                    let age = self.clock.monotonic().saturating_sub(began);
+                    let slow = slow.get_or_insert_with(|| Slow::new(&self.board));
+                    slow.board.set_store_waiting(age);
+                    // Each of these is a line of the log.
+                    if age >= next {
+                        next = age * 2;
+                        let why = format!("state-slow: {what} the state has been under way for {} s", age.as_secs());
+                        slow.board.report(Place::Store, Level::Degraded, why, SLOW_HINT);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Something that takes long. The last to end says that it is over.
+struct Slow<'a> {
+    board: &'a Board,
+}
+
+impl<'a> Slow<'a> {
+    fn new(board: &'a Board) -> Self {
+        board.note_slow(1);
+        Self { board }
+    }
+}
+
+impl Drop for Slow<'_> {
+    fn drop(&mut self) {
+        if self.board.note_slow(-1) == 0 {
+            self.board.set_store_waiting(Duration::ZERO);
+            self.board.clear(Place::Store);
+        }
+    }
+}
+
+#[async_trait]
+impl StateStore for SlowStore {
+    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+        self.watched("a read of", self.store.load(key)).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
+        self.watched("a read of", self.store.list(prefix)).await
+    }
+
+    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
+        self.watched("a commit to", self.store.commit(ops)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TestClock;
+    use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host};
+    use std::sync::Mutex;
+    use tokio::sync::Semaphore;
+
+    /// Answers as often as it is let.
+    struct Hanging(Semaphore);
+
+    impl Hanging {
+        async fn turn(&self) {
+            self.0.acquire().await.unwrap().forget();
+        }
+    }
+
+    #[async_trait]
+    impl StateStore for Hanging {
+        async fn load(&self, _: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+            self.turn().await;
+            Ok(None)
+        }
+
+        async fn list(&self, _: &str) -> Result<Vec<(String, Revision)>, StateError> {
+            self.turn().await;
+            Ok(Vec::new())
+        }
+
+        async fn commit(&self, _: Vec<Op>) -> Result<Revision, StateError> {
+            self.turn().await;
+            Ok(Revision(1))
+        }
+    }
+
+    struct Ear(Mutex<Vec<Health>>);
+
+    #[async_trait]
+    impl Host for Ear {
+        async fn deliver(&self, _: Batch) -> DeliveryTicket {
+            DeliveryTicket::resolved(Delivery::Delivered)
+        }
+        fn state(&self) -> Arc<dyn StateStore> {
+            unreachable!()
+        }
+        fn health(&self, _: &str, health: Health) {
+            self.0.lock().unwrap().push(health);
+        }
+    }
+
+    async fn settle() {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_is_told_with_the_age_until_its_last_answer() {
+        let clock = Arc::new(TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let ear = Arc::new(Ear(Mutex::default()));
+        let tenant = "00000000-0000-0000-0000-000000000000".parse().unwrap();
+        let board = Board::new("s".into(), tenant, ear.clone(), clock.clone());
+        let hanging = Arc::new(Hanging(Semaphore::new(1)));
+        let store = SlowStore::watching(hanging.clone(), clock.clone(), &board);
+        store.commit(Vec::new()).await.unwrap();
+        assert_eq!(clock.sleepers(), 0, "a store that answers at once asks no clock");
+        let commit = tokio::spawn({
+            let store = store.clone();
+            async move { store.commit(Vec::new()).await }
+        });
+        let load = tokio::spawn({
+            let store = store.clone();
+            async move { store.load("key").await }
+        });
+        settle().await;
+        clock.advance(Duration::from_secs(9));
+        settle().await;
+        assert_eq!(board.health(), Health::Healthy);
+        clock.advance(Duration::from_secs(1));
+        settle().await;
+        let Health::Degraded { why, .. } = board.health() else { panic!("{:?}", board.health()) };
+        assert!(why.contains("under way for 10 s") && why.contains("hint: look at"), "{why}");
+        for _ in 0..29 {
+            clock.advance(Duration::from_secs(10));
+            settle().await;
+        }
+        // 10, 20, 40, 80, 160: not a line every ten seconds, for the commit and the read each.
+        assert!(ear.0.lock().unwrap().len() <= 12, "{:?}", ear.0.lock().unwrap());
+        hanging.0.add_permits(1);
+        settle().await;
+        assert!(matches!(board.health(), Health::Degraded { .. }), "one still hangs");
+        hanging.0.add_permits(1);
+        commit.await.unwrap().unwrap();
+        load.await.unwrap().unwrap();
+        assert_eq!(board.health(), Health::Healthy);
+    }
+}
