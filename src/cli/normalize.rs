@@ -6,10 +6,10 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
@@ -18,7 +18,8 @@ use super::utf16;
 use crate::clock::Clock;
 use crate::config::{Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
 use crate::model::{Actionable, TenantId};
-use crate::normalise::{self, BadBytes, Event, Mask, Normaliser, NotAPointer, Origin, Rendered, Settings};
+use crate::normalise::split::{Piece, Splitter};
+use crate::normalise::{self, BadBytes, Event, Mask, Normaliser, NotAPointer, NotAnEvent, Origin, Rendered, Settings};
 use crate::severity::Rules;
 
 /// Makes records of raw audit events.
@@ -205,6 +206,7 @@ pub fn normalize(
         out,
         err,
         summary: Summary::default(),
+        bad: None,
     };
     let done = records.read_all(input).and_then(|()| records.out.flush().map_err(NormalizeError::Write));
     match done {
@@ -234,6 +236,8 @@ struct Records<'a, O, E> {
     out: O,
     err: E,
     summary: Summary,
+    /// Bytes that are no event, until it is known where they end.
+    bad: Option<Bad>,
 }
 
 impl<O: Write, E: Write> Records<'_, O, E> {
@@ -274,25 +278,25 @@ impl<O: Write, E: Write> Records<'_, O, E> {
     }
 
     fn read_json(&mut self, beginning: Vec<u8>, mut input: Input<impl Read>) -> Result<(), NormalizeError> {
-        let mut elements = Elements::new(beginning);
-        let mut ended = false;
+        let mut splitter = Splitter::of_stream(ELEMENT_BYTES_MAX);
+        splitter.push(beginning.into());
         loop {
-            while let Some(range) = elements.next(ended) {
-                let offset = elements.offset(&range);
-                // Taken out and put back, so that the element can be borrowed while records are made of it.
-                let buffer = std::mem::take(&mut elements.buffer);
-                let done = self.element(buffer.get(range).unwrap_or_default(), offset);
-                elements.buffer = buffer;
-                done?;
-            }
-            if ended {
-                return Ok(());
+            while let Some(piece) = splitter.next() {
+                self.piece(piece, 0)?;
             }
             // Whoever follows a growing input sees each record when its event is complete.
             self.out.flush().map_err(NormalizeError::Write)?;
-            elements.forget_what_was_taken();
-            ended = !input.read_more(&mut elements.buffer)?;
+            let mut chunk = Vec::new();
+            if !input.read_more(&mut chunk)? {
+                break;
+            }
+            splitter.push(chunk.into());
         }
+        splitter.finish();
+        while let Some(piece) = splitter.next() {
+            self.piece(piece, 0)?;
+        }
+        self.bad_ends()
     }
 
     fn read_csv(&mut self, delimiter: u8, input: impl Read) -> Result<(), NormalizeError> {
@@ -304,40 +308,52 @@ impl<O: Write, E: Write> Records<'_, O, E> {
         while reader.read_byte_record(&mut row).map_err(read_error)? {
             let offset = row.position().map_or(0, csv::Position::byte);
             match column.and_then(|column| row.get(column)) {
-                Some(event) => self.element(event, offset)?,
+                Some(event) => self.cell(event, offset)?,
                 None => {
                     let fields: Vec<&[u8]> = row.iter().collect();
                     self.bad(&fields.join(&delimiter), offset, "a row without `AuditData`")?;
+                    self.bad_ends()?;
                 }
             }
         }
         Ok(())
     }
 
-    /// One element: an event, or lines of which some may be events, or bytes that are none.
-    fn element(&mut self, bytes: &[u8], offset: u64) -> Result<(), NormalizeError> {
-        match Event::parse(bytes) {
-            Ok(event) => self.event(&event),
-            Err(error) if !bytes.contains(&b'\n') => self.bad(bytes, offset, &error.to_string()),
-            Err(error) => {
-                // Damage has run several lines together. Those that are events by themselves are cut out again.
-                let mut start = 0;
-                let mut at = 0;
-                for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-                    let trimmed = line.trim_ascii();
-                    let trimmed = trimmed.strip_suffix(b",").unwrap_or(trimmed);
-                    // Part of a damaged event can be an object, too; an event has an identity.
-                    if let Ok(event) = Event::parse(trimmed)
-                        && event.identity().is_some_and(|identity| !identity.operation.is_empty())
-                    {
-                        self.bad_unless_blank(bytes, start..at, offset, &error.to_string())?;
-                        self.event(&event)?;
-                        start = at + line.len();
-                    }
-                    at += line.len();
-                }
-                self.bad_unless_blank(bytes, start..at, offset, &error.to_string())
+    /// A cell of an export: an event, or what damage has made of some.
+    fn cell(&mut self, bytes: &[u8], offset: u64) -> Result<(), NormalizeError> {
+        if let Ok(event) = Event::parse(bytes) {
+            return self.event(&event);
+        }
+        let mut splitter = Splitter::of_stream(ELEMENT_BYTES_MAX);
+        splitter.push(Bytes::copy_from_slice(bytes));
+        let mut pieces: Vec<Piece> = std::iter::from_fn(|| splitter.next()).collect();
+        splitter.finish();
+        pieces.extend(std::iter::from_fn(|| splitter.next()));
+        let is_event = |piece: &Piece| match piece {
+            Piece::Element { bytes, .. } => Event::parse(bytes).is_ok_and(|event| event.identity().is_some()),
+            Piece::Damaged { .. } => false,
+        };
+        if pieces.iter().any(is_event) {
+            for piece in pieces {
+                self.piece(piece, offset)?;
             }
+        } else {
+            self.bad(bytes, offset, &NotAnEvent.to_string())?;
+        }
+        self.bad_ends()
+    }
+
+    /// A piece of what begins at `base`.
+    fn piece(&mut self, piece: Piece, base: u64) -> Result<(), NormalizeError> {
+        match piece {
+            Piece::Element { bytes, offset, .. } => match Event::parse(&bytes) {
+                Ok(event) => {
+                    self.bad_ends()?;
+                    self.event(&event)
+                }
+                Err(error) => self.bad(&bytes, base + offset, &error.to_string()),
+            },
+            Piece::Damaged { bytes, offset, .. } => self.bad(&bytes, base + offset, &NotAnEvent.to_string()),
         }
     }
 
@@ -355,32 +371,48 @@ impl<O: Write, E: Write> Records<'_, O, E> {
         }
     }
 
-    fn bad_unless_blank(
-        &mut self,
-        all: &[u8],
-        part: Range<usize>,
-        offset: u64,
-        why: &str,
-    ) -> Result<(), NormalizeError> {
-        let offset = offset + part.start as u64;
-        let bytes = all.get(part).unwrap_or_default();
-        if bytes.trim_ascii().is_empty() { Ok(()) } else { self.bad(bytes, offset, why) }
+    /// Bytes that are no event, which may go on where the last ended.
+    fn bad(&mut self, bytes: &[u8], offset: u64, why: &str) -> Result<(), NormalizeError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if self.bad.as_ref().is_none_or(|bad| bad.end() != offset) {
+            self.bad_ends()?;
+            self.bad = Some(Bad { offset, written: 0, bytes: Vec::new(), why: why.to_owned() });
+        }
+        if let Some(bad) = &mut self.bad {
+            bad.bytes.extend_from_slice(bytes);
+        }
+        self.write_bad(PIECE_BYTES_MAX)
     }
 
-    fn bad(&mut self, bytes: &[u8], offset: u64, why: &str) -> Result<(), NormalizeError> {
-        self.summary.bad += 1;
-        // Nobody may be reading standard error; the records say the same.
-        let _ = writeln!(self.err, "at byte {offset}: {} bytes are no audit event: {why}", bytes.len());
-        let now = self.clock.now();
-        let mut at = offset;
-        let empty: [&[u8]; 1] = [b""];
-        let pieces = bytes.chunks(PIECE_BYTES_MAX).chain(empty.into_iter().take(usize::from(bytes.is_empty())));
-        for piece in pieces {
+    /// Writes what there is of bad bytes, in pieces, as long as there are `at_least` so many.
+    fn write_bad(&mut self, at_least: usize) -> Result<(), NormalizeError> {
+        let Some(mut bad) = self.bad.take() else { return Ok(()) };
+        let mut rest = bad.bytes.as_slice();
+        while !rest.is_empty() && rest.len() >= at_least {
+            let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES_MAX));
+            let offset = bad.offset + bad.written;
             self.line.clear();
-            let bad = BadBytes { origin: self.origin, now, offset: at, total: None, bytes: piece, reason: why };
-            normalise::render_bad_bytes(&bad, &mut self.line);
-            at += piece.len() as u64;
+            let now = self.clock.now();
+            let bytes = BadBytes { origin: self.origin, now, offset, total: None, bytes: piece, reason: &bad.why };
+            normalise::render_bad_bytes(&bytes, &mut self.line);
             self.write_line()?;
+            bad.written += piece.len() as u64;
+            rest = after;
+        }
+        bad.bytes = rest.to_vec();
+        self.bad = Some(bad);
+        Ok(())
+    }
+
+    /// What comes next does not belong to the bad bytes.
+    fn bad_ends(&mut self) -> Result<(), NormalizeError> {
+        self.write_bad(1)?;
+        if let Some(bad) = self.bad.take() {
+            self.summary.bad += 1;
+            // Nobody may be reading standard error; the records say the same.
+            let _ = writeln!(self.err, "at byte {}: {} bytes are no audit event: {}", bad.offset, bad.written, bad.why);
         }
         Ok(())
     }
@@ -388,6 +420,22 @@ impl<O: Write, E: Write> Records<'_, O, E> {
     fn write_line(&mut self) -> Result<(), NormalizeError> {
         self.line.push(b'\n');
         self.out.write_all(&self.line).map_err(NormalizeError::Write)
+    }
+}
+
+/// Bytes that are no event, as far as they were read.
+struct Bad {
+    offset: u64,
+    /// How many are in records already.
+    written: u64,
+    /// Those that are not.
+    bytes: Vec<u8>,
+    why: String,
+}
+
+impl Bad {
+    fn end(&self) -> u64 {
+        self.offset + self.written + self.bytes.len() as u64
     }
 }
 
@@ -444,180 +492,6 @@ fn csv_delimiter(header: &[u8]) -> Option<u8> {
         field.trim_ascii().eq_ignore_ascii_case(AUDIT_DATA.as_bytes())
     };
     header.split(|byte| *byte == delimiter).any(named).then_some(delimiter)
-}
-
-/// Cuts a stream of JSON into elements: objects one after the other or inside arrays, whatever stands between them.
-///
-/// Finds where an element ends, not whether it is valid. Damage is contained: a string does not go on past a line
-/// break (JSON does not allow it), and an object that a new line with `{` interrupts ends there.
-struct Elements {
-    buffer: Vec<u8>,
-    /// Everything before is scanned.
-    at: usize,
-    /// Bytes forgotten before the buffer's start.
-    forgotten: u64,
-    in_array: bool,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum State {
-    Between,
-    /// Inside an object or array begun at `start`.
-    Nested {
-        start: usize,
-        depth: usize,
-        in_string: bool,
-        /// The last byte that is not white space.
-        last: u8,
-    },
-    /// Inside something else begun at `start`.
-    Other {
-        start: usize,
-    },
-}
-
-impl Elements {
-    fn new(beginning: Vec<u8>) -> Self {
-        Self { buffer: beginning, at: 0, forgotten: 0, in_array: false, state: State::Between }
-    }
-
-    /// The next element's place in the buffer; `None` when more input is needed, or at the end.
-    fn next(&mut self, ended: bool) -> Option<Range<usize>> {
-        loop {
-            match self.state {
-                State::Between => self.begin()?,
-                State::Other { start } => {
-                    let rest = self.buffer.get(self.at..)?;
-                    let stop = |byte: &u8| match byte {
-                        b'\n' => true,
-                        b',' | b']' => self.in_array,
-                        _ => false,
-                    };
-                    match rest.iter().position(stop) {
-                        Some(found) => return Some(self.take(start, self.at + found)),
-                        None => return self.unfinished(start, ended),
-                    }
-                }
-                State::Nested { start, .. } => match self.nested(ended) {
-                    Some(end) => return Some(self.take(start, end)),
-                    None => return self.unfinished(start, ended),
-                },
-            }
-        }
-    }
-
-    /// Finds where the next element begins.
-    fn begin(&mut self) -> Option<()> {
-        loop {
-            match *self.buffer.get(self.at)? {
-                b' ' | b'\t' | b'\r' | b'\n' | b',' => self.at += 1,
-                b'[' if !self.in_array => {
-                    self.in_array = true;
-                    self.at += 1;
-                }
-                b']' if self.in_array => {
-                    self.in_array = false;
-                    self.at += 1;
-                }
-                b'{' | b'[' => {
-                    self.state = State::Nested { start: self.at, depth: 0, in_string: false, last: b' ' };
-                    return Some(());
-                }
-                _ => {
-                    self.state = State::Other { start: self.at };
-                    return Some(());
-                }
-            }
-        }
-    }
-
-    /// Goes on inside an object or array; its end when that is reached.
-    fn nested(&mut self, ended: bool) -> Option<usize> {
-        let State::Nested { start, mut depth, mut in_string, mut last } = self.state else { return None };
-        let mut at = self.at;
-        let end = loop {
-            if in_string {
-                let rest = self.buffer.get(at..).unwrap_or_default();
-                let Some(found) = memchr::memchr3(b'"', b'\\', b'\n', rest) else {
-                    at = self.buffer.len();
-                    break None;
-                };
-                at += found;
-                match self.buffer.get(at) {
-                    Some(b'"') => {
-                        in_string = false;
-                        last = b'"';
-                        at += 1;
-                    }
-                    // What is escaped may not have been read yet.
-                    Some(b'\\') if at + 1 < self.buffer.len() => {
-                        at += if self.buffer.get(at + 1) == Some(&b'\n') { 1 } else { 2 };
-                    }
-                    Some(b'\\') => break None,
-                    _ => break Some(at),
-                }
-                continue;
-            }
-            let Some(&byte) = self.buffer.get(at) else { break None };
-            match byte {
-                b'"' => in_string = true,
-                b'{' | b'[' => depth += 1,
-                b'}' | b']' => {
-                    depth = depth.saturating_sub(1);
-                    if depth == 0 {
-                        break Some(at + 1);
-                    }
-                }
-                b'\n' => match self.buffer.get(at + 1) {
-                    // In an object laid out over lines a `{` at the start of one follows a bracket, comma or colon.
-                    Some(b'{') if !matches!(last, b'[' | b',' | b':') => break Some(at),
-                    None if !ended => break None,
-                    _ => {}
-                },
-                _ => {}
-            }
-            if !byte.is_ascii_whitespace() {
-                last = byte;
-            }
-            at += 1;
-        };
-        self.at = at;
-        self.state = State::Nested { start, depth, in_string, last };
-        end
-    }
-
-    /// The element so far, at the end of the input or when it has grown past all measure.
-    fn unfinished(&mut self, start: usize, ended: bool) -> Option<Range<usize>> {
-        let length = self.buffer.len() - start;
-        self.at = if matches!(self.state, State::Other { .. }) { self.buffer.len() } else { self.at };
-        ((ended && length > 0) || length > ELEMENT_BYTES_MAX).then(|| self.take(start, self.buffer.len()))
-    }
-
-    fn take(&mut self, start: usize, end: usize) -> Range<usize> {
-        self.at = end;
-        self.state = State::Between;
-        start..end
-    }
-
-    fn offset(&self, range: &Range<usize>) -> u64 {
-        self.forgotten + range.start as u64
-    }
-
-    /// Makes room: drops what lies before the element being read.
-    fn forget_what_was_taken(&mut self) {
-        let keep = match self.state {
-            State::Between => self.at,
-            State::Nested { start, .. } | State::Other { start } => start,
-        };
-        self.buffer.drain(..keep.min(self.buffer.len()));
-        self.forgotten += keep as u64;
-        self.at -= keep;
-        match &mut self.state {
-            State::Between => {}
-            State::Nested { start, .. } | State::Other { start } => *start = 0,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -722,10 +596,23 @@ mod tests {
             (format!("[{A},null,{B},3]"), "a bad b bad"),
             (format!("[{A},[1,2],{B}"), "a bad b"),
             (format!("[{A},{{\"Id\":"), "a bad"),
+            // One line, one byte: what the feed's blobs keep is kept here.
+            (format!("[{A},{},{B}]", &A[..A.len() - 1]), "a bad b"),
+            (format!("[{A},{},{B},{A}]", &A[1..]), "a bad b a"),
+            (format!("[{A},{},{B},{A}]", A.replacen("\"a\"", "a\"", 1)), "a bad b a"),
+            (format!("[{A},{},{B},{A}]", A.replacen("\"a\"", "\"a", 1)), "a bad b a"),
+            (format!("[{A}],{B},{A}]"), "a b a bad"),
+            (format!("{A},{},{B}\n{A}", &A[..A.len() - 1]), "a bad b a"),
+            (format!("{A} {} {B}\n{A}", A.replacen("\"a\"", "\"a", 1)), "a bad b a"),
+            // A line that lost its end in a list.
+            (format!("{A}\n{{\"Id\":\"x\",\"L\":[1,\n{B}\n{A}\n"), "a bad b a"),
+            // Objects that are no events are found on their lines.
+            ("{\"Id\":\"x\n{\"other\":1}\n{\"Id\":\"c\"}\n".to_owned(), "bad bad c"),
+            (format!("{A}\n\"text\"\n17 18\n{B}"), "a bad b"),
             (format!("{A}\n\u{1}\u{2}\n"), "a bad"),
             (format!("AuditData,Identity\n{{}}x,1\n\"{}\",2\n", B.replace('"', "\"\"")), "bad b"),
             (format!("Identity,AuditData\n1\n2,\"{}\"\n", B.replace('"', "\"\"")), "bad b"),
-            ("Identity,Else\n1,2\n".to_owned(), "bad bad"),
+            ("Identity,Else\n1,2\n".to_owned(), "bad"),
         ] {
             assert_eq!(ids(input.as_bytes()), expected, "{input}");
         }

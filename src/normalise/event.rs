@@ -322,6 +322,15 @@ impl<'a> Event<'a> {
     }
 }
 
+/// Whether the bytes are one valid JSON object that has two or more of the members that make an event's identity: what
+/// tells an event from the objects inside one, of which some have an `Id`.
+pub(crate) fn is_like_an_event(bytes: &[u8]) -> bool {
+    const IDENTITY: [Member; 4] = [Member::Id, Member::RecordType, Member::CreationTime, Member::Operation];
+    let mut members = Members::default();
+    members.read(bytes) == Some(bytes.len())
+        && IDENTITY.iter().filter(|member| members.present >> (**member as usize) & 1 == 1).count() >= 2
+}
+
 impl std::fmt::Debug for Event<'_> {
     // The body can hold secrets found by DLP; its identity is enough to find it again.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

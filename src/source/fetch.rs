@@ -434,7 +434,6 @@ impl<'a> Run<'a> {
         };
         let mut splitter = Splitter::new();
         let mut members = Box::new(Members::default());
-        let mut is_array = None;
         // Only a body that failed before is worth hashing.
         let mut hasher = (self.job.failures > 0 || self.job.last_chance).then(blake3::Hasher::new);
         loop {
@@ -450,13 +449,6 @@ impl<'a> Run<'a> {
             }
             if let Some(hasher) = &mut hasher {
                 hasher.update(&chunk);
-            }
-            // Before it expires, a body that is no array at all is shipped as it is.
-            if self.salvage == Salvage::Anything && is_array.is_none() {
-                is_array = first_byte(&chunk).map(|byte| byte == b'[');
-            }
-            if is_array == Some(false) {
-                self.ship_bad(&chunk, self.tally.bytes - chunk.len() as u64, "the body is not a JSON array").await?;
             }
             splitter.push(chunk);
             while let Some(piece) = splitter.next_read(|bytes| members.read(bytes)) {
@@ -494,13 +486,8 @@ impl<'a> Run<'a> {
         let mut may_salvage = true;
         let unreadable = match ending {
             Ending::Complete => None,
-            Ending::Cut { tail } => {
-                if let Some(tail) = tail {
-                    self.take(tail, &Members::default()).await?;
-                }
-                Some("the array is not closed".to_owned())
-            }
-            // The bytes came as a damaged piece.
+            Ending::Cut => Some("the array is not closed".to_owned()),
+            // The bytes came as damaged pieces, here and below.
             Ending::TrailingData { .. } => Some("something follows the array".to_owned()),
             Ending::Null => Some("the body is `null`, not an array".to_owned()),
             Ending::Empty => {
@@ -608,14 +595,12 @@ impl<'a> Run<'a> {
                         self.ship_bad(&bytes, offset, "the element is not an object").await?;
                     } else {
                         self.damage.get_or_insert_with(|| error.to_string());
-                        self.bad(&bytes, offset, "the element is not valid JSON").await?;
+                        self.collect(&bytes, offset, "the element is not valid JSON").await?;
                     }
                 }
             },
             Piece::Damaged { bytes, offset, why } => {
-                if self.salvage != Salvage::Nothing {
-                    self.collect(&bytes, offset, why.as_str()).await?;
-                }
+                self.collect(&bytes, offset, why.as_str()).await?;
                 self.damage.get_or_insert_with(|| why.as_str().to_owned());
             }
         }
@@ -809,17 +794,14 @@ impl<'a> Run<'a> {
         Ok(standing)
     }
 
-    /// Bytes that are no event: shipped when the blob is being salvaged, else the fetch will count as failed.
-    async fn bad(&mut self, bytes: &[u8], offset: u64, why: &str) -> Result<(), Outcome> {
-        if self.salvage == Salvage::Nothing { Ok(()) } else { self.ship_bad(bytes, offset, why).await }
-    }
-
-    /// Joins damaged pieces that stand side by side: hostile bytes may come as one piece each.
+    /// Bytes that are no event: shipped when the blob is being salvaged, else the fetch will count as failed. Pieces that
+    /// touch are joined: one damage comes in several, hostile bytes in as many as there are bytes.
     async fn collect(&mut self, bytes: &[u8], offset: u64, why: &'static str) -> Result<(), Outcome> {
+        if self.salvage == Salvage::Nothing || bytes.is_empty() {
+            return Ok(());
+        }
         match &mut self.scrap {
-            Some(scrap) if scrap.why == why && scrap.offset + scrap.bytes.len() as u64 == offset => {
-                scrap.bytes.extend_from_slice(bytes);
-            }
+            Some(scrap) if scrap.offset + scrap.bytes.len() as u64 == offset => scrap.bytes.extend_from_slice(bytes),
             _ => {
                 self.ship_scrap().await?;
                 self.scrap = Some(Scrap { bytes: bytes.to_vec(), offset, why });
@@ -981,11 +963,6 @@ impl<'a> Run<'a> {
 
 fn event_of<'a>(bytes: &'a [u8], members: &'a Members, read: bool) -> Result<Event<'a>, NotAnEvent> {
     if read { Event::of(bytes, members) } else { Event::parse(bytes) }
-}
-
-/// The first byte that counts: neither white space nor a byte order mark.
-fn first_byte(chunk: &[u8]) -> Option<u8> {
-    chunk.iter().copied().find(|b| !b.is_ascii_whitespace() && ![0xef, 0xbb, 0xbf].contains(b))
 }
 
 fn context_of<'a>(tenant: &'a TenantId, blob: &'a BlobRef) -> BlobContext<'a> {
