@@ -31,6 +31,22 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; "))
 }
 
+/// How much of a text of others is shown, in bytes.
+const SHOWN_BYTES_MAX: usize = 1024;
+
+/// A text that somebody else chose, as it may be put into a log, an error or a state: its beginning and how long it is,
+/// where it is long.
+pub fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN_BYTES_MAX {
+        return Cow::Borrowed(text);
+    }
+    let mut end = SHOWN_BYTES_MAX;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(format!("{}… ({} bytes in all)", text.get(..end).unwrap_or_default(), text.len()))
+}
+
 /// Where the page of an error stands, from the root of the repository and of the package's documents.
 pub fn error_page(slug: &str) -> String {
     format!("docs/errors/{slug}.md")

@@ -10,10 +10,16 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::model::{BlobRef, ContentType, Timestamp, Window};
+use crate::model::{BlobRef, ContentType, Timestamp, Window, shortened};
 
 /// Assumed when a listing does not say when a blob expires: the documented time.
 const LISTED_LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// The longest id of a blob. Microsoft's have some 150 bytes; what one costs in state, records and logs is paid for each
+/// blob.
+const ID_BYTES_MAX: usize = 4 * 1024;
+/// The longest address of a blob.
+const URI_BYTES_MAX: usize = 8 * 1024;
 
 /// One subscription of `GET /subscriptions/list`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +53,7 @@ pub struct Webhook {
 /// An item of a listing that names no blob we could fetch. Never to be passed over in silence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedItem {
-    /// The item as received.
+    /// The item as received, its beginning if it is long.
     pub json: String,
     /// What is wrong with it.
     pub why: &'static str,
@@ -80,14 +86,14 @@ impl ErrorBody {
         // Microsoft's own documentation prints the AF429 body with single quotes, which is not JSON.
         let text = String::from_utf8_lossy(body);
         match loose_code(&text) {
-            Some(code) => Self::Af { code, message: text.into_owned() },
+            Some(code) => Self::Af { code, message: shortened(&text).into_owned() },
             None => Self::NotJson,
         }
     }
 
     pub fn of_json(value: &Value) -> Self {
         let text = |value: Option<&Value>| match value {
-            Some(Value::String(text)) => text.clone(),
+            Some(Value::String(text)) => shortened(text).into_owned(),
             Some(Value::Number(number)) => number.to_string(),
             _ => String::new(),
         };
@@ -108,9 +114,9 @@ impl ErrorBody {
                     None => Self::ServerException { text: format!("{code}:{message}") },
                 }
             }
-            Some(Value::String(error)) => Self::ServerException { text: error.clone() },
+            Some(Value::String(error)) => Self::ServerException { text: shortened(error).into_owned() },
             _ => match get("message") {
-                Some(Value::String(message)) => Self::FrontEnd { message: message.clone() },
+                Some(Value::String(message)) => Self::FrontEnd { message: shortened(message).into_owned() },
                 _ => Self::NotJson,
             },
         }
@@ -203,7 +209,7 @@ pub(super) fn parse_listing(
     for item in items {
         match parse_item(item, content_type, window, &uri_of_id) {
             Ok(blob) => listing.blobs.push(blob),
-            Err(why) => listing.skipped.push(SkippedItem { json: item.get().to_owned(), why }),
+            Err(why) => listing.skipped.push(SkippedItem { json: shortened(item.get()).into_owned(), why }),
         }
     }
     Ok(listing)
@@ -236,6 +242,12 @@ fn parse_item(
         }
         (None, None) => return Err("neither id nor address"),
     };
+    if id.len() > ID_BYTES_MAX {
+        return Err("its id is over 4 KiB");
+    }
+    if uri.len() > URI_BYTES_MAX {
+        return Err("its address is over 8 KiB");
+    }
     // The API lists by this time, so a blob that does not say lies in the window; its start keeps it longest in view.
     let created = text("contentCreated").and_then(parse_time).unwrap_or(window.start);
     let expires = text("contentExpiration")
@@ -279,7 +291,7 @@ pub(super) fn parse_subscriptions(body: &[u8]) -> Result<Vec<Subscription>, Erro
         return Ok(Vec::new());
     }
     let items: Vec<Value> = serde_json::from_slice(body).map_err(|_| ErrorBody::parse(body))?;
-    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let text = |value: &Value, name: &str| Some(shortened(value.get(name)?.as_str()?).into_owned());
     Ok(items
         .iter()
         .filter_map(|item| {
@@ -305,6 +317,30 @@ fn without_bom(body: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_microsoft_names_is_bounded_and_refused_with_its_reason() {
+        let long = "x".repeat(1 << 20);
+        let blob = |id: &str, uri: &str| format!(r#"{{"contentId":"{id}","contentUri":"{uri}"}}"#);
+        let body = format!("[{},{},{}]", blob(&long, "https://a/b"), blob("b", &long), blob("c", "https://a/c"));
+        let listing = listing(&body).unwrap();
+        assert_eq!(listing.blobs.iter().map(|blob| &*blob.id).collect::<Vec<_>>(), ["c"]);
+        let skipped: Vec<&str> = listing.skipped.iter().map(|item| item.why).collect();
+        assert_eq!(skipped, ["its id is over 4 KiB", "its address is over 8 KiB"]);
+        assert!(listing.skipped.iter().all(|item| item.json.len() < 2000 && item.json.contains("bytes in all")));
+        for body in [
+            format!(r#"{{"error":{{"code":"AF50000","message":"{long}"}}}}"#),
+            format!(r#"{{"error":"{long}"}}"#),
+            format!(r#"{{"Message":"{long}"}}"#),
+            format!(r#"{{"error":{{"code":"{long}","message":"m"}}}}"#),
+            format!("AF50000 {long}"),
+        ] {
+            let shown = format!("{:?}", ErrorBody::parse(body.as_bytes()));
+            assert!(shown.len() < 2500, "{} of {}", shown.len(), &body[..40]);
+        }
+        let list = format!(r#"[{{"contentType":"{long}","status":"{long}","webhook":{{"address":"{long}"}}}}]"#);
+        assert!(format!("{:?}", parse_subscriptions(list.as_bytes()).unwrap()).len() < 5000);
+    }
 
     fn window() -> Window {
         Window { start: "2026-07-16T20:00:00.9Z".parse().unwrap(), end: "2026-07-16T21:00:00.1Z".parse().unwrap() }

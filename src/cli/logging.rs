@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::config::{LogConfig, LogFormat};
 use crate::hosts::embedded::status::{Line, Recent};
-use crate::model::{Timestamp, plain};
+use crate::model::{Timestamp, plain, shortened};
 
 /// Installs the process's log and returns the last of its lines that say something is wrong. A second call changes
 /// nothing, and its lines stay empty.
@@ -86,7 +86,7 @@ impl Visit for Words {
         let _ = if field.name() == "message" {
             write!(self.message, "{value:?}")
         } else {
-            write!(self.fields, " {}={value:?}", field.name())
+            write!(self.fields, " {}={}", field.name(), shortened(&format!("{value:?}")))
         };
     }
 }
@@ -120,7 +120,7 @@ impl PlainVisit<'_> {
         let between = if std::mem::replace(&mut self.begun, true) { " " } else { "" };
         self.result = match field.name() {
             "message" => write!(self.writer, "{between}{}", plain(value)),
-            name => write!(self.writer, "{between}{name}={}", plain(value)),
+            name => write!(self.writer, "{between}{name}={}", plain(&shortened(value))),
         };
     }
 }
