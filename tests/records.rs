@@ -9,7 +9,9 @@ use std::sync::Arc;
 use m365_audit::config::{Format, OcsfVersion, RawForm};
 use m365_audit::host::BatchBuilder;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::normalise::{BlobContext, Event, Mask, Normaliser, Rendered, Settings};
+use m365_audit::normalise::{
+    BadBody, BadBytes, BlobContext, Event, GapNotice, Mask, Normaliser, Rendered, Settings, Withheld,
+};
 use m365_audit::severity::{Rules, Severity};
 use serde_json::Value;
 
@@ -195,6 +197,9 @@ fn no_ecs_field_has_two_types_and_the_original_is_whole() {
         let masked = record["m365"]["audit"]["raw_masked"] == true;
         assert!(masked || original == event.trim(), "{original}");
     }
+    for record in records_of_ours(Format::Ecs, OcsfVersion::default()) {
+        walk("", &record, &mut types);
+    }
 }
 
 #[test]
@@ -203,14 +208,16 @@ fn every_ocsf_record_is_valid_against_the_published_schema() {
         let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/ocsf/{name}.json"));
         let schema: Value = serde_json::from_str(&fs::read_to_string(schema).unwrap()).unwrap();
         let mut faults = Vec::new();
-        for event in all_events() {
-            let record = in_format(Format::Ocsf, version, &event);
+        let ours = records_of_ours(Format::Ocsf, version);
+        for record in all_events().iter().map(|event| in_format(Format::Ocsf, version, event)).chain(ours) {
             assert_eq!(record["metadata"]["version"], name);
             let class = &schema["classes"][record["class_uid"].to_string()];
             assert!(class.is_object(), "{}", record["class_uid"]);
             let profiles = record["metadata"]["profiles"].as_array().cloned().unwrap_or_default();
             assert_eq!(record["class_name"], class["caption"]);
-            assert_eq!(record["category_name"], schema["categories"][record["category_uid"].to_string()]);
+            if record["category_uid"] != 0 {
+                assert_eq!(record["category_name"], schema["categories"][record["category_uid"].to_string()]);
+            }
             let activity = &class["attributes"]["activity_id"]["e"][record["activity_id"].to_string()];
             assert!(record["activity_id"] == 99 || record["activity_name"] == *activity, "{record}");
             let (class_uid, activity) =
@@ -224,6 +231,81 @@ fn every_ocsf_record_is_valid_against_the_published_schema() {
         faults.sort();
         faults.dedup();
         assert!(faults.is_empty(), "{name}:\n{}", faults.join("\n"));
+    }
+}
+
+/// Every kind of record of ours, as this format has it.
+fn records_of_ours(format: Format, ocsf_version: OcsfVersion) -> Vec<Value> {
+    let tenant = tenant();
+    let normaliser = Normaliser::new(Settings { format, ocsf_version, ..Settings::default() });
+    let now = "2026-05-10T00:00:00Z".parse().unwrap();
+    let blob = blob(&tenant, ContentType::General);
+    let gap = GapNotice {
+        tenant: &tenant,
+        content_type: ContentType::General,
+        from: "2026-05-01T10:00:00Z".parse().unwrap(),
+        to: "2026-05-03T09:00:00Z".parse().unwrap(),
+        reason: "outage",
+        detail: "nothing was listed for 9 days",
+        now,
+        content_id: None,
+    };
+    let shown = BadBytes::of(&blob, now, 7, b"{\xff\"a", "not JSON");
+    let withheld = |why, stretches| BadBytes {
+        body: BadBody::Withheld { bytes: 9, sha256: &[0xab; 32], why, stretches },
+        total: Some(16),
+        ..shown
+    };
+    let bare = BadBytes { origin: Default::default(), ..shown };
+    let mut records = Vec::new();
+    let mut add = |write: &dyn Fn(&mut Vec<u8>) -> (m365_audit::model::Timestamp, Severity)| {
+        let mut line = Vec::new();
+        assert_eq!(write(&mut line), (now, Severity::High));
+        assert!(!line.contains(&b'\n'));
+        records.push(serde_json::from_slice(&line).unwrap());
+    };
+    add(&|out| normaliser.render_gap(&gap, out));
+    add(&|out| normaliser.render_gap(&GapNotice { content_id: Some("2026$1"), reason: "blob_expired", ..gap }, out));
+    add(&|out| normaliser.render_bad(&shown, out));
+    add(&|out| normaliser.render_bad(&bare, out));
+    for bad in
+        [withheld(Withheld::Masked, None), withheld(Withheld::MaskedHere, None), withheld(Withheld::TooMany, Some(3))]
+    {
+        add(&|out| normaliser.render_bad(&bad, out));
+    }
+    records
+}
+
+/// They are what makes a loss visible, so they must be indexed where the events are.
+#[test]
+fn records_of_ours_have_the_envelope_of_each_format() {
+    let version = OcsfVersion::default();
+    for format in [Format::Native, Format::Raw] {
+        for record in records_of_ours(format, version) {
+            assert_eq!((&record["source"], &record["category"]), (&"m365".into(), &"other".into()));
+            assert!(record["event_type"].as_str().unwrap().starts_with("m365_audit."), "{record}");
+            assert_eq!((&record["timestamp"], &record["severity"]), (&"2026-05-10T00:00:00Z".into(), &"high".into()));
+            assert!(record["event_id"].is_null() && record["title"].is_string());
+        }
+    }
+    for record in records_of_ours(Format::Ecs, version) {
+        assert_eq!(
+            (&record["@timestamp"], &record["ecs"]["version"]),
+            (&"2026-05-10T00:00:00Z".into(), &"8.17.0".into())
+        );
+        let event = &record["event"];
+        assert_eq!((&event["kind"], &event["dataset"]), (&"pipeline_error".into(), &"m365.audit".into()));
+        assert!(event["action"].as_str().unwrap().starts_with("m365_audit."), "{record}");
+        assert!(event["id"].is_null() && record["source"].is_null() && record["event_type"].is_null(), "{record}");
+        assert!(record["message"].is_string() && record["m365"]["audit"]["reason"].is_string(), "{record}");
+        assert_eq!(record["m365"]["audit"]["category"], "other");
+    }
+    for record in records_of_ours(Format::Ocsf, version) {
+        assert_eq!((&record["class_uid"], &record["time"]), (&0.into(), &1_778_371_200_000_i64.into()));
+        assert_eq!((&record["severity_id"], &record["type_uid"]), (&4.into(), &99.into()));
+        assert!(record["metadata"]["event_code"].as_str().unwrap().starts_with("m365_audit."), "{record}");
+        assert!(record["metadata"]["uid"].is_null() && record["source"].is_null(), "{record}");
+        assert!(record["message"].is_string() && record["unmapped"]["reason"].is_string(), "{record}");
     }
 }
 

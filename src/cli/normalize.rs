@@ -18,8 +18,11 @@ use super::utf16;
 use crate::clock::Clock;
 use crate::config::{Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
 use crate::model::{Actionable, TenantId};
+use crate::normalise::scraps::{Fate, Scraps};
 use crate::normalise::split::{Piece, Splitter};
-use crate::normalise::{self, BadBytes, Event, Mask, Normaliser, NotAPointer, NotAnEvent, Origin, Rendered, Settings};
+use crate::normalise::{
+    BadBody, BadBytes, Event, Mask, Normaliser, NotAPointer, NotAnEvent, Origin, Rendered, Settings, Withheld,
+};
 use crate::severity::Rules;
 
 /// Makes records of raw audit events.
@@ -198,16 +201,8 @@ pub fn normalize(
         rules: args.meaning.rules().map_err(NormalizeError::Rules)?,
         mask: Mask::new(!args.meaning.keep_detected_values, &args.meaning.mask).map_err(NormalizeError::Mask)?,
     };
-    let mut records = Records {
-        normaliser: Normaliser::new(settings),
-        origin: Origin { tenant: args.tenant_id.as_ref().map(TenantId::as_str), ..Origin::default() },
-        clock,
-        line: Vec::new(),
-        out,
-        err,
-        summary: Summary::default(),
-        bad: None,
-    };
+    let tenant = args.tenant_id.as_ref().map(TenantId::as_str);
+    let mut records = Records::new(Normaliser::new(settings), tenant, clock, out, err);
     let done = records.read_all(input).and_then(|()| records.out.flush().map_err(NormalizeError::Write));
     match done {
         Err(NormalizeError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(records.summary),
@@ -238,9 +233,28 @@ struct Records<'a, O, E> {
     summary: Summary,
     /// Bytes that are no event, until it is known where they end.
     bad: Option<Bad>,
+    scraps: Scraps,
+    /// The event that came last.
+    last: Bytes,
 }
 
-impl<O: Write, E: Write> Records<'_, O, E> {
+impl<'a, O: Write, E: Write> Records<'a, O, E> {
+    fn new(normaliser: Normaliser, tenant: Option<&'a str>, clock: &'a dyn Clock, out: O, err: E) -> Self {
+        Self {
+            // A file is what somebody has at hand: all of it comes out.
+            scraps: Scraps::new(normaliser.censor(), usize::MAX, usize::MAX),
+            normaliser,
+            origin: Origin { tenant, ..Origin::default() },
+            clock,
+            line: Vec::new(),
+            out,
+            err,
+            summary: Summary::default(),
+            bad: None,
+            last: Bytes::new(),
+        }
+    }
+
     fn read_all(&mut self, input: impl Read) -> Result<(), NormalizeError> {
         let mut input = Input::new(input);
         let mut beginning = Vec::new();
@@ -349,7 +363,9 @@ impl<O: Write, E: Write> Records<'_, O, E> {
             Piece::Element { bytes, offset, .. } => match Event::parse(&bytes) {
                 Ok(event) => {
                     self.bad_ends()?;
-                    self.event(&event)
+                    self.event(&event)?;
+                    self.last = bytes;
+                    Ok(())
                 }
                 Err(error) => self.bad(&bytes, base + offset, &error.to_string()),
             },
@@ -378,6 +394,9 @@ impl<O: Write, E: Write> Records<'_, O, E> {
         }
         if self.bad.as_ref().is_none_or(|bad| bad.end() != offset) {
             self.bad_ends()?;
+            if !self.last.is_empty() {
+                self.scraps.follows(&std::mem::take(&mut self.last));
+            }
             self.bad = Some(Bad { offset, written: 0, bytes: Vec::new(), why: why.to_owned() });
         }
         if let Some(bad) = &mut self.bad {
@@ -395,8 +414,16 @@ impl<O: Write, E: Write> Records<'_, O, E> {
             let offset = bad.offset + bad.written;
             self.line.clear();
             let now = self.clock.now();
-            let bytes = BadBytes { origin: self.origin, now, offset, total: None, bytes: piece, reason: &bad.why };
-            normalise::render_bad_bytes(&bytes, &mut self.line);
+            let fate = self.scraps.judge(piece, offset);
+            let body = match &fate {
+                Fate::Withheld(sha256) => {
+                    let bytes = piece.len() as u64;
+                    BadBody::Withheld { bytes, sha256, why: Withheld::MaskedHere, stretches: None }
+                }
+                Fate::Shown | Fate::Counted => BadBody::Shown(piece),
+            };
+            let bytes = BadBytes { origin: self.origin, now, offset, total: None, body, reason: &bad.why };
+            self.normaliser.render_bad(&bytes, &mut self.line);
             self.write_line()?;
             bad.written += piece.len() as u64;
             rest = after;
@@ -662,6 +689,94 @@ mod tests {
             .collect();
         assert_eq!(offsets, [0, PIECE_BYTES_MAX as u64, 2 * PIECE_BYTES_MAX as u64]);
         assert_eq!((summary.bad, err.lines().count()), (1, 1));
+    }
+
+    /// Whether a record, a line about it, or the body that a record carries holds a text.
+    fn holds(output: &[u8], text: &str) -> bool {
+        use base64::Engine as _;
+        let in_body = |line: &str| {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let bodies =
+                [&record["body_base64"], &record["m365"]["audit"]["body_base64"], &record["unmapped"]["body_base64"]];
+            bodies.iter().filter_map(|body| body.as_str()).any(|body| {
+                let body = base64::engine::general_purpose::STANDARD.decode(body).unwrap();
+                memchr::memmem::find(&body, text.as_bytes()).is_some()
+            })
+        };
+        memchr::memmem::find(output, text.as_bytes()).is_some()
+            || std::str::from_utf8(output).unwrap().lines().any(in_body)
+    }
+
+    fn normalised(normaliser: &Normaliser, input: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let clock = TestClock::at("2026-05-10T00:00:00Z".parse().unwrap());
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        Records::new(normaliser.clone(), None, &clock, &mut out, &mut err).read_all(input).unwrap();
+        (out, err)
+    }
+
+    /// README: what data loss prevention found leaves in no format, whatever byte of the record is damaged, wherever it
+    /// is cut.
+    #[test]
+    fn nothing_that_was_found_leaves_whatever_byte_is_damaged_and_wherever_it_is_cut() {
+        const FOUND: &str = "4111222233334444";
+        let found = |name: &str, quote: &str| {
+            format!(r#"{{"{name}":[{{"Name":"{FOUND}","Value":"a {FOUND}"}},{{"Name":"{FOUND}"}}],"Count":2}}"#)
+                .replace('"', quote)
+        };
+        let inner = [
+            found("DetectedValues", "\""),
+            found("\\u0044etectedV\\u0061lues", "\""),
+            found("DETECTEDVALUES", "\""),
+            format!("\"{}\"", found("DetectedValues", "\\\"")),
+            format!("[\"{{\\\"a\\\":\\\"{}\\\"}}\"]", found("DetectedValues", r#"\\\""#)),
+        ];
+        let normalisers = [Format::Native, Format::Ecs, Format::Ocsf, Format::Raw]
+            .map(|format| Normaliser::new(Settings { format, ..Settings::default() }));
+        for (index, inner) in inner.iter().enumerate() {
+            // Those in strings are known by this member, which all records of data loss prevention have.
+            let policy = if index < 3 { "" } else { r#""PolicyDetails":[],"# };
+            let body = format!(r#"[{B},{{"Id":"d","Operation":"o",{policy}"X":{inner},"Y":{{}}}},{A}]"#);
+            let body = body.as_bytes();
+            for at in 0..=body.len() {
+                let edits: &[Option<u8>] =
+                    &[None, Some(b'x'), Some(b'"'), Some(b'\\'), Some(b'}'), Some(b']'), Some(b',')];
+                let damaged = edits.iter().flat_map(|byte| {
+                    [0, 1].map(|skip| {
+                        let rest = body.get(at + skip..).unwrap_or_default();
+                        [&body[..at], byte.as_slice(), rest].concat()
+                    })
+                });
+                for (n, input) in damaged.chain([body[..at].to_vec()]).enumerate() {
+                    // Each way in one format, and each format in every fourth.
+                    let (out, err) = normalised(&normalisers[(n + at) % 4], &input);
+                    let shown = || format!("{}\n{}", String::from_utf8_lossy(&input), String::from_utf8_lossy(&out));
+                    assert!(!holds(&out, FOUND), "at {at}: {}", shown());
+                    assert!(memchr::memmem::find(&err, FOUND.as_bytes()).is_none(), "{}", shown());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_parsed_and_names_what_is_masked_is_withheld_with_its_length_and_hash() {
+        let secret = r#"{"Id":"x","Operation":"y","Subject":"the plan","Z":[1}"#;
+        let (out, _, _) = run_in_steps(&["--mask=/Subject"], format!("{secret}\n{B}").as_bytes(), 7);
+        let record: serde_json::Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
+        assert!(record["body_base64"].is_null() && record["body_withheld"].is_string(), "{record}");
+        assert_eq!((&record["body_bytes"], &record["offset"]), (&(secret.len() + 1).into(), &0.into()));
+        let hash = ring::digest::digest(&ring::digest::SHA256, format!("{secret}\n").as_bytes());
+        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(record["body_sha256"], hash);
+        let (out, _, _) = run_in_steps(&[], format!("{secret}\n{B}").as_bytes(), 7);
+        assert!(out.contains("body_base64"), "{out}");
+        // UTF-16, and a cell of an export.
+        let found = r#"{"Id":"x","Operation":"y","DetectedValues":["4111"],"Z":[1}"#;
+        let wide: Vec<u8> = std::iter::once(0xfeff).chain(found.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+        let cell = format!("RecordId,AuditData\n1,\"{}\"\n", found.replace('"', "\"\""));
+        for input in [wide, cell.into_bytes(), found.encode_utf16().flat_map(u16::to_be_bytes).collect()] {
+            let (out, _, _) = run_in_steps(&[], &input, 7);
+            assert!(out.contains("body_withheld") && !out.contains("body_base64"), "{out}");
+        }
     }
 
     proptest! {

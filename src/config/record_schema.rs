@@ -95,6 +95,32 @@ struct Record {
     /// `true` when values in `raw` were masked, those that data loss prevention found or those of `mask`; each reads
     /// `[masked]` (a number 0), so types and counts are kept.
     raw_masked: Option<bool>,
+    /// Of `m365_audit.gap`: the first instant of `contentCreated` that is gone.
+    #[schemars(extend("format" = "date-time"))]
+    gap_from: Option<String>,
+    /// Of `m365_audit.gap`: the first instant after it.
+    #[schemars(extend("format" = "date-time"))]
+    gap_to: Option<String>,
+    /// Of a record of ours: why. Of `m365_audit.gap` one of `outage`, `subscription_disabled`, `blob_expired`,
+    /// `position_moved`; of `m365_audit.bad_blob` in words.
+    reason: Option<String>,
+    /// Of `m365_audit.gap`: why, in words.
+    detail: Option<String>,
+    /// Of `m365_audit.bad_blob`: where the bytes begin in the blob, decompressed.
+    offset: Option<u64>,
+    /// Of `m365_audit.bad_blob`: how many bytes there are in all, where that is known.
+    total: Option<u64>,
+    /// Of `m365_audit.bad_blob`: the bytes, in base64.
+    body_base64: Option<String>,
+    /// Of `m365_audit.bad_blob`: why the bytes are not shown, and where they are: they may hold what is masked, or their
+    /// blob has over 1 MiB, or over 100 records, of such bytes.
+    body_withheld: Option<String>,
+    /// Of bytes that are not shown: how many.
+    body_bytes: Option<u64>,
+    /// Of bytes that are not shown: their SHA-256.
+    body_sha256: Option<String>,
+    /// Of the rest of a blob that is not shown: how many stretches it is; `body_sha256` is of all, one after the other.
+    body_stretches: Option<u64>,
 }
 
 /// Who acted.

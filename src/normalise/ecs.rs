@@ -10,6 +10,7 @@ use super::actor::Actor;
 use super::category::Category;
 use super::event::Member;
 use super::outcome::Outcome;
+use super::own::Notice;
 use super::parts::{Parts, inner, is_address, push_modified, push_pairs};
 use super::writer::Writer;
 use super::{Origin, json, record_types, time};
@@ -180,6 +181,41 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
             w.texts("user", related);
             w.texts("hash", file.sha256.as_deref().map(str::to_lowercase));
         });
+    });
+}
+
+/// Appends a record of ours: of the data set of the events, so that it is indexed where they are, and of the kind that
+/// says of a pipeline that it failed.
+pub(crate) fn push_notice(notice: &Notice<'_>, out: &mut Vec<u8>) {
+    let Notice { origin, .. } = notice;
+    let failed = notice.severity >= Severity::High;
+    Writer::object(out, |w| {
+        w.value("@timestamp", |out| time::push(out, notice.time));
+        w.nested("ecs", |w| w.text("version", VERSION));
+        w.text("message", &notice.title);
+        w.nested("event", |w| {
+            w.text("kind", if failed { "pipeline_error" } else { "event" });
+            w.texts("type", [if failed { "error" } else { "info" }]);
+            w.text("action", notice.event_type);
+            w.text("provider", "m365_audit");
+            w.text("dataset", "m365.audit");
+            w.text("module", "m365");
+            w.number("severity", number_of(notice.severity));
+            if let Some(created) = origin.content_created {
+                w.value("created", |out| time::push(out, created));
+            }
+        });
+        w.nested("m365", |w| {
+            w.nested("audit", |w| {
+                w.text("category", Category::Other.as_str());
+                w.text("severity", notice.severity.as_str());
+                w.maybe("content_type", origin.content_type.map(|content_type| content_type.as_str()));
+                w.maybe("content_id", origin.content_id);
+                notice.push_members(w);
+            });
+        });
+        w.nested("organization", |w| w.maybe("id", origin.tenant));
+        w.nested("cloud", |w| w.nested("account", |w| w.maybe("id", origin.tenant)));
     });
 }
 

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use super::json;
+use super::mask::may_be_detected_values;
 use crate::model::EventIdentity;
 
 /// The bytes are not one valid UTF-8 JSON object.
@@ -137,13 +138,14 @@ pub struct Members {
     /// A bit for each known member: to clear these takes less time than to clear all `values`.
     present: u128,
     breaks: bool,
+    suspect: bool,
 }
 
 const _: () = assert!(NAMES.len() <= u128::BITS as usize, "a known name without a bit");
 
 impl Default for Members {
     fn default() -> Self {
-        Self { values: [(0, 0); NAMES.len()], present: 0, breaks: false }
+        Self { values: [(0, 0); NAMES.len()], present: 0, breaks: false, suspect: false }
     }
 }
 
@@ -157,7 +159,8 @@ impl Members {
 
     /// As [`Members::read`], into members that hold nothing yet.
     fn fill(&mut self, bytes: &[u8]) -> Option<usize> {
-        let Self { values, present, .. } = self;
+        let Self { values, present, suspect, .. } = self;
+        *suspect = false;
         let layout = json::scan_bytes(bytes, |key, value| {
             let key = bytes.get(key).unwrap_or_default();
             // No name has a backslash, so a key that is found as it stands needs no look for one.
@@ -172,6 +175,8 @@ impl Members {
                 // What lies beyond 4 GiB makes the whole too long, below.
                 *noted = (value.start as u32, value.end as u32);
                 *present |= 1 << slot;
+            } else if key.len() > 12 {
+                *suspect |= may_be_detected_values(key);
             }
         })
         .ok()?;
@@ -264,6 +269,14 @@ impl<'a> Event<'a> {
     /// The event's text, without white space around it.
     pub fn text(&self) -> &'a str {
         self.text
+    }
+
+    /// Whether values that data loss prevention found are to be looked for in every spelling, damaged or not: a member may
+    /// be theirs, or the record is one of its, or does not say what it is.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.members.suspect
+            || self.get(Member::PolicyDetails).is_some()
+            || matches!(&*self.record_type, "" | "11" | "13" | "33" | "63" | "99" | "100" | "107")
     }
 
     /// Appends the event on one line: the bytes as received without CR and LF between tokens.

@@ -9,7 +9,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::event::{Event, Member};
+use super::censor::Censor;
+use super::event::Event;
 use super::json;
 
 /// What stands in the place of a masked text.
@@ -51,6 +52,22 @@ impl Mask {
         Ok(Mask { detected_values, pointers: pointers.collect::<Result<_, _>>()? })
     }
 
+    /// What says of bytes that cannot be parsed whether they may be shown.
+    pub(crate) fn censor(&self) -> Censor {
+        let detected = self.detected_values.then_some(DETECTED_VALUES);
+        let pointed = self.pointers.iter().map(|pointer| {
+            // The innermost name; a pointer that names nothing may point at anything.
+            let names = pointer.iter().rev().filter(|name| *name != "*" && name.parse::<usize>().is_err());
+            names.map(String::as_str).next().unwrap_or_default()
+        });
+        Censor::new(detected.into_iter().chain(pointed))
+    }
+
+    /// The event's text without what data loss prevention found; `None` when there was nothing of it, or it is kept.
+    pub(crate) fn without_detected(&self, event: &Event<'_>) -> Option<String> {
+        Mask { detected_values: self.detected_values, pointers: Vec::new() }.apply(event)
+    }
+
     /// Whether something may have to be masked; false is certain and cheap.
     pub(crate) fn may_apply(&self, event: &Event<'_>) -> bool {
         !self.pointers.is_empty() || self.detected_values && may_have_detected(event)
@@ -74,13 +91,43 @@ impl Mask {
     }
 }
 
-/// Whether the name can occur: cheap, and right for every spelling of it outside records of data loss prevention.
+/// Whether the name can occur: cheap, and right for every spelling, damaged in one byte or not, in records of data loss
+/// prevention, in those that do not say their type, and of a member of the event itself. Deep in a record of another type
+/// it is right for the spellings that Microsoft uses.
 fn may_have_detected(event: &Event<'_>) -> bool {
-    if event.get(Member::PolicyDetails).is_some() {
+    event.is_suspect() || names_it(event.text())
+}
+
+/// Whether a key of more than twelve bytes, as it stands, may be the name: one damaged byte leaves one half of it as it
+/// is, or a backslash of an escape.
+pub(super) fn may_be_detected_values(key: &[u8]) -> bool {
+    let (Some(first), Some(last)) = (key.first_chunk::<7>(), key.last_chunk::<7>()) else { return false };
+    first.eq_ignore_ascii_case(b"Detecte")
+        || last.eq_ignore_ascii_case(b"dValues")
+        || key.len() > 16 && key.contains(&b'\\')
+}
+
+/// Whether a key, as it stands, is the name that is masked, or was before a byte of it was damaged.
+fn is_detected_values(key: &str) -> bool {
+    let name = json::unescape(key);
+    if name.eq_ignore_ascii_case(DETECTED_VALUES) {
         return true;
     }
-    names_it(event.text())
+    if !may_be_detected_values(key.as_bytes()) {
+        return false;
+    }
+    match key.len() {
+        ..=16 => {
+            // A byte that became a backslash takes the next with it.
+            let edits_max = if key.contains('\\') { 2 } else { 1 };
+            strsim::levenshtein(&name.to_ascii_lowercase(), &DETECTED_VALUES.to_ascii_lowercase()) <= edits_max
+        }
+        _ => !DETECTED.clone().admits(key.as_bytes()),
+    }
 }
+
+/// Looks for the name in what cannot be parsed.
+static DETECTED: LazyLock<Censor> = LazyLock::new(|| Censor::new([DETECTED_VALUES]));
 
 /// A searcher made once: making it costs as much as searching an event.
 static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CORE));
@@ -134,8 +181,7 @@ impl<'t> Edits<'t> {
                     let is_key = colon.and_then(|colon| after.get(colon)) == Some(&b':');
                     let token = text.get(at..end).unwrap_or_default();
                     if is_key {
-                        let name = json::inner(token).map(json::unescape).unwrap_or_default();
-                        pending = inside.is_none() && name.eq_ignore_ascii_case(DETECTED_VALUES);
+                        pending = inside.is_none() && json::inner(token).is_some_and(is_detected_values);
                     } else if inside.is_some() || pending {
                         self.edits.push((offset + at, offset + end, Cow::Borrowed("\"[masked]\"")));
                         pending = false;
@@ -180,14 +226,16 @@ impl<'t> Edits<'t> {
 
     /// JSON in a string can hold the member, too. Where it names it and cannot be read, the whole string goes.
     fn look_inside(&mut self, token: &'t str, offset: usize, nesting: usize) {
-        if !names_it(token) {
+        if token.len() < DETECTED_VALUES.len() || DETECTED.clone().admits(token.as_bytes()) {
             return;
         }
         let inner = json::inner(token).map(json::unescape).unwrap_or_default();
-        if !inner.trim_start().starts_with(['{', '[']) {
+        // A sentence may name it. What has values beside the name has quotes or brackets, or is base64.
+        if !inner.contains(['{', '[', '"', ':']) && !DETECTED.is_in_base64(token.as_bytes()) {
             return;
         }
-        let readable = nesting < NESTING_MAX && json::is_valid(inner.trim());
+        let is_container = inner.trim_start().starts_with(['{', '[']);
+        let readable = nesting < NESTING_MAX && is_container && json::is_valid(inner.trim());
         let masked = if readable {
             let mut inside = Edits { text: inner.trim(), edits: Vec::new() };
             inside.find(Wanted::DetectedValues, nesting + 1);

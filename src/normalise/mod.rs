@@ -10,9 +10,11 @@
 pub mod address;
 pub mod category;
 pub mod dlp_link;
+pub mod scraps;
 pub mod split;
 
 mod actor;
+mod censor;
 mod ecs;
 mod event;
 mod facts;
@@ -31,10 +33,11 @@ mod writer;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+pub use censor::Censor;
 pub use event::{Event, Members, NotAnEvent};
 pub use json::unescape;
 pub use mask::{MASKED, Mask, NotAPointer};
-pub use own::{BAD_BLOB, BadBytes, BadPiece, GAP, GapNotice, render_bad_blob, render_bad_bytes, render_gap};
+pub use own::{BAD_BLOB, BadBody, BadBytes, GAP, GapNotice, Withheld};
 
 use crate::config::{Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
@@ -193,6 +196,27 @@ impl Normaliser {
         }
         let (time, severity) = self.render_assessed(event, &facts, &assessment, (origin, None), out);
         Rendered::Record { time, severity: Some(severity) }
+    }
+
+    /// Appends a gap record; its time and severity.
+    pub fn render_gap(&self, gap: &GapNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
+        gap.notice().push((self.settings.format, self.settings.ocsf_version), out)
+    }
+
+    /// Appends a record of bytes that could not be read as an event; its time and severity. What may be shown of them,
+    /// [`Normaliser::censor`] says.
+    pub fn render_bad(&self, bad: &BadBytes<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
+        bad.notice().push((self.settings.format, self.settings.ocsf_version), out)
+    }
+
+    /// What says of bytes that cannot be parsed whether they may be shown.
+    pub fn censor(&self) -> Censor {
+        self.settings.mask.censor()
+    }
+
+    /// The event's text as it may be kept: without what data loss prevention found, if that is masked.
+    pub fn keepable<'e>(&self, event: &Event<'e>) -> Cow<'e, str> {
+        self.settings.mask.without_detected(event).map_or(Cow::Borrowed(event.text()), Cow::Owned)
     }
 
     /// Whether a record of this event in the raw format may be dropped or differs from the event.

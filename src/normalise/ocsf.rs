@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use super::category::{Category, DLP_RECORD_TYPES};
 use super::event::Member;
 use super::outcome::Outcome;
+use super::own::Notice;
 use super::parts::{Parts, Target, inner, is_address, push_modified, push_pairs};
 use super::writer::Writer;
 use super::{Origin, ecs, json, record_types, time};
@@ -152,6 +153,46 @@ pub(crate) fn push(
         if let Some((original, _)) = original {
             w.value("raw_data", |out| json::push_string(out, original));
         }
+    });
+}
+
+/// Appends a record of ours: a Base Event, for no class is about a collector.
+pub(crate) fn push_notice(notice: &Notice<'_>, version: OcsfVersion, out: &mut Vec<u8>) {
+    let Notice { origin, .. } = notice;
+    Writer::object(out, |w| {
+        w.number("class_uid", 0);
+        w.text("class_name", "Base Event");
+        w.number("category_uid", 0);
+        w.text("category_name", "Uncategorized");
+        w.number("activity_id", OTHER);
+        w.text("activity_name", notice.event_type);
+        w.number("type_uid", OTHER);
+        w.text("type_name", "Base Event: Other");
+        w.number("time", notice.time.as_millisecond());
+        w.number("severity_id", severity_of(notice.severity).0);
+        w.text("severity", severity_of(notice.severity).1);
+        w.text("message", &notice.title);
+        w.nested("metadata", |w| {
+            w.text("version", if version == OcsfVersion::V1_8_0 { "1.8.0" } else { "1.1.0" });
+            w.nested("product", |w| {
+                w.text("name", "m365-audit");
+                w.text("vendor_name", "m365-audit");
+                w.text("version", env!("CARGO_PKG_VERSION"));
+            });
+            w.text("event_code", notice.event_type);
+            w.maybe("log_name", origin.content_type.map(|content_type| content_type.as_str()));
+            w.text("log_provider", "Office 365 Management Activity API");
+            w.maybe("tenant_uid", origin.tenant);
+            if let Some(created) = origin.content_created {
+                w.number("logged_time", created.as_millisecond());
+            }
+        });
+        w.nested("unmapped", |w| {
+            w.text("category", Category::Other.as_str());
+            w.text("event_type", notice.event_type);
+            w.maybe("content_id", origin.content_id);
+            notice.push_members(w);
+        });
     });
 }
 

@@ -1,11 +1,14 @@
 //! Records of ours that are not audit events: an interval that is gone, bytes that could not be read.
 //!
-//! They have no `event_id` and look the same in every format, so that one filter finds them everywhere.
+//! What a record tells is a [`Notice`]; each format has one envelope for all of them, so that they are indexed where the
+//! events are. They have no `event_id`. In the raw format, which has no envelope, they are as in the native one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{BlobContext, Origin, json, time};
+use super::writer::Writer;
+use super::{BlobContext, Origin, ecs, json, ocsf, time};
+use crate::config::{Format, OcsfVersion};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::Severity;
 
@@ -13,8 +16,97 @@ use crate::severity::Severity;
 pub const GAP: &str = "m365_audit.gap";
 /// `event_type` of a record that carries bytes which could not be read as events.
 pub const BAD_BLOB: &str = "m365_audit.bad_blob";
-/// Both are about something lost or nearly so.
-const SEVERITY: Severity = Severity::High;
+
+/// What a record of ours tells, before it has a shape. Its members have the same names in every format: at the top in
+/// the native format, below `m365.audit` in ECS, below `unmapped` in OCSF.
+#[derive(Debug)]
+pub(crate) struct Notice<'a> {
+    /// `event_type`.
+    pub event_type: &'static str,
+    /// One line for people.
+    pub title: String,
+    /// When it was noticed.
+    pub time: Timestamp,
+    /// How much it matters.
+    pub severity: Severity,
+    /// Where what it is about came from.
+    pub origin: Origin<'a>,
+    /// The rest, in order.
+    pub members: Vec<(&'static str, Value<'a>)>,
+}
+
+/// The value of a member of a [`Notice`].
+#[derive(Debug)]
+pub(crate) enum Value<'a> {
+    /// A text.
+    Text(&'a str),
+    /// A text made for the record.
+    Made(String),
+    /// A number.
+    Number(u64),
+    /// A time.
+    Time(Timestamp),
+    /// Bytes, as base64.
+    Base64(&'a [u8]),
+}
+
+impl Value<'_> {
+    fn push(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Text(text) => json::push_string(out, text),
+            Self::Made(text) => json::push_string(out, text),
+            Self::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
+            Self::Time(at) => time::push(out, *at),
+            Self::Base64(bytes) => {
+                out.push(b'"');
+                let start = out.len();
+                out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+                // The room is exactly what padded base64 takes, so this cannot fail; if it did the body would be cut,
+                // not the record.
+                let written = out.get_mut(start..).and_then(|room| STANDARD.encode_slice(bytes, room).ok());
+                out.truncate(start + written.unwrap_or(0));
+                out.push(b'"');
+            }
+        }
+    }
+}
+
+impl Notice<'_> {
+    /// Appends the record; its time and severity.
+    pub fn push(&self, (format, version): (Format, OcsfVersion), out: &mut Vec<u8>) -> (Timestamp, Severity) {
+        match format {
+            Format::Native | Format::Raw => self.push_native(out),
+            Format::Ecs => ecs::push_notice(self, out),
+            Format::Ocsf => ocsf::push_notice(self, version, out),
+        }
+        (self.time, self.severity)
+    }
+
+    fn push_native(&self, out: &mut Vec<u8>) {
+        Writer::object(out, |w| {
+            w.text("source", "m365");
+            w.text("category", "other");
+            w.value("timestamp", |out| time::push(out, self.time));
+            w.text("event_type", self.event_type);
+            w.text("severity", self.severity.as_str());
+            w.text("title", &self.title);
+            w.maybe("tenant_id", self.origin.tenant);
+            w.maybe("content_type", self.origin.content_type.map(|content_type| content_type.as_str()));
+            w.maybe("content_id", self.origin.content_id);
+            if let Some(created) = self.origin.content_created {
+                w.value("content_created", |out| time::push(out, created));
+            }
+            self.push_members(w);
+        });
+    }
+
+    /// Appends what only a record of this type has.
+    pub fn push_members(&self, w: &mut Writer<'_>) {
+        for (name, value) in &self.members {
+            w.value(name, |out| value.push(out));
+        }
+    }
+}
 
 /// An interval of one content type that can never be read.
 #[derive(Debug, Clone, Copy)]
@@ -37,44 +129,31 @@ pub struct GapNotice<'a> {
     pub content_id: Option<&'a str>,
 }
 
-/// Bytes of a blob that could not be read as an event, or a piece of them.
-#[derive(Debug, Clone, Copy)]
-pub struct BadPiece<'a> {
-    /// The blob they came in.
-    pub blob: &'a BlobContext<'a>,
-    /// When it was noticed.
-    pub now: Timestamp,
-    /// Where the piece begins in the blob, in bytes.
-    pub offset: u64,
-    /// How many bytes the blob has, when that is known.
-    pub total: Option<u64>,
-    /// The piece.
-    pub bytes: &'a [u8],
-    /// Why they could not be read, in words.
-    pub reason: &'a str,
-}
-
-/// Appends a gap record; its time and severity.
-pub fn render_gap(gap: &GapNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
-    let tenant = gap.tenant.as_str();
-    begin(out, GAP, gap.now);
-    let title =
-        format!("{} of tenant {tenant} has a gap from {} to {}: {}", gap.content_type, gap.from, gap.to, gap.reason);
-    text(out, "title", &title);
-    text(out, "tenant_id", tenant);
-    text(out, "content_type", gap.content_type.as_str());
-    if let Some(content_id) = gap.content_id {
-        text(out, "content_id", content_id);
+impl<'a> GapNotice<'a> {
+    pub(crate) fn notice(&self) -> Notice<'a> {
+        let GapNotice { tenant, content_type, from, to, reason, detail, now, content_id } = *self;
+        Notice {
+            event_type: GAP,
+            title: format!("{content_type} of tenant {tenant} has a gap from {from} to {to}: {reason}"),
+            time: now,
+            severity: Severity::High,
+            origin: Origin {
+                tenant: Some(tenant.as_str()),
+                content_type: Some(content_type),
+                content_id,
+                content_created: None,
+            },
+            members: vec![
+                ("gap_from", Value::Time(from)),
+                ("gap_to", Value::Time(to)),
+                ("reason", Value::Text(reason)),
+                ("detail", Value::Text(detail)),
+            ],
+        }
     }
-    instant(out, "gap_from", gap.from);
-    instant(out, "gap_to", gap.to);
-    text(out, "reason", gap.reason);
-    text(out, "detail", gap.detail);
-    out.push(b'}');
-    (gap.now, SEVERITY)
 }
 
-/// The same as [`BadPiece`] for bytes of any origin.
+/// Bytes that could not be read as an event, or a piece of them.
 #[derive(Debug, Clone, Copy)]
 pub struct BadBytes<'a> {
     /// Where they came from.
@@ -86,65 +165,93 @@ pub struct BadBytes<'a> {
     /// How many bytes the input has, when that is known.
     pub total: Option<u64>,
     /// The piece.
-    pub bytes: &'a [u8],
+    pub body: BadBody<'a>,
     /// Why they could not be read, in words.
     pub reason: &'a str,
 }
 
-/// Appends a record that carries bytes as base64 in `body_base64`; its time and severity.
-pub fn render_bad_blob(piece: &BadPiece<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
-    let BadPiece { blob, now, offset, total, bytes, reason } = *piece;
-    render_bad_bytes(&BadBytes { origin: Origin::of(blob), now, offset, total, bytes, reason }, out)
+/// The bytes of a [`BadBytes`], or what there is instead.
+#[derive(Debug, Clone, Copy)]
+pub enum BadBody<'a> {
+    /// The bytes.
+    Shown(&'a [u8]),
+    /// So many bytes with this SHA-256, which are not shown for this reason.
+    Withheld {
+        /// How many.
+        bytes: u64,
+        /// Their SHA-256.
+        sha256: &'a [u8],
+        /// Why they are not shown.
+        why: Withheld,
+        /// How many stretches they are, when they are not one.
+        stretches: Option<u64>,
+    },
 }
 
-/// The same for bytes that may have come from elsewhere than a blob.
-pub fn render_bad_bytes(piece: &BadBytes<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
-    let BadBytes { origin, now, offset, total, bytes, reason } = *piece;
-    begin(out, BAD_BLOB, now);
-    text(out, "title", &format!("{} bytes could not be read as an audit event: {reason}", bytes.len()));
-    origin.push(origin.tenant, out);
-    text(out, "reason", reason);
-    number(out, "offset", offset);
-    if let Some(total) = total {
-        number(out, "total", total);
+/// Why bytes are not shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withheld {
+    /// They name what is masked, or follow such a name, and cannot be parsed.
+    Masked,
+    /// The same of an input that is at hand.
+    MaskedHere,
+    /// Their blob had too many such bytes before them.
+    TooMany,
+}
+
+impl Withheld {
+    /// In words, with where the bytes are.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Masked => {
+                "they may hold what is masked and cannot be parsed; Microsoft has the original under `content_id` for seven days"
+            }
+            Self::MaskedHere => "they may hold what is masked and cannot be parsed; the input has them at `offset`",
+            Self::TooMany => {
+                "their blob has more such bytes than are shipped; Microsoft has the original under `content_id` for seven days"
+            }
+        }
     }
-    key(out, "body_base64");
-    out.push(b'"');
-    let start = out.len();
-    out.resize(start + bytes.len().div_ceil(3) * 4, 0);
-    // The room is exactly what padded base64 takes, so this cannot fail; if it did the body would be cut, not the record.
-    let written = out.get_mut(start..).and_then(|room| STANDARD.encode_slice(bytes, room).ok()).unwrap_or(0);
-    out.truncate(start + written);
-    out.extend_from_slice(b"\"}");
-    (now, SEVERITY)
 }
 
-fn begin(out: &mut Vec<u8>, event_type: &str, now: Timestamp) {
-    out.extend_from_slice(br#"{"source":"m365","category":"other""#);
-    instant(out, "timestamp", now);
-    text(out, "event_type", event_type);
-    text(out, "severity", SEVERITY.as_str());
+impl<'a> BadBytes<'a> {
+    /// Bytes that may be shown.
+    pub fn of(blob: &BlobContext<'a>, now: Timestamp, offset: u64, bytes: &'a [u8], reason: &'a str) -> Self {
+        let body = BadBody::Shown(bytes);
+        Self { origin: Origin::of(blob), now, offset, total: None, body, reason }
+    }
+
+    pub(crate) fn notice(&self) -> Notice<'a> {
+        let BadBytes { origin, now, offset, total, body, reason } = *self;
+        let count = match body {
+            BadBody::Shown(bytes) => bytes.len() as u64,
+            BadBody::Withheld { bytes, .. } => bytes,
+        };
+        let mut title = format!("{count} bytes could not be read as an audit event: {reason}");
+        let mut members = vec![("reason", Value::Text(reason)), ("offset", Value::Number(offset))];
+        members.extend(total.map(|total| ("total", Value::Number(total))));
+        match body {
+            BadBody::Shown(bytes) => members.push(("body_base64", Value::Base64(bytes))),
+            BadBody::Withheld { bytes, sha256, why, stretches } => {
+                title.push_str("; they are withheld");
+                members.push(("body_withheld", Value::Text(why.in_words())));
+                members.push(("body_bytes", Value::Number(bytes)));
+                members.push(("body_sha256", Value::Made(hex(sha256))));
+                members.extend(stretches.map(|stretches| ("body_stretches", Value::Number(stretches))));
+            }
+        }
+        Notice { event_type: BAD_BLOB, title, time: now, severity: Severity::High, origin, members }
+    }
 }
 
-fn key(out: &mut Vec<u8>, key: &str) {
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(key.as_bytes());
-    out.extend_from_slice(b"\":");
-}
-
-fn text(out: &mut Vec<u8>, name: &str, value: &str) {
-    key(out, name);
-    json::push_string(out, value);
-}
-
-fn instant(out: &mut Vec<u8>, name: &str, at: Timestamp) {
-    key(out, name);
-    time::push(out, at);
-}
-
-fn number(out: &mut Vec<u8>, name: &str, value: u64) {
-    key(out, name);
-    out.extend_from_slice(value.to_string().as_bytes());
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing into a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -157,19 +264,18 @@ mod tests {
         let tenant: TenantId = "7f3c0000-0000-0000-0000-000000000001".parse().unwrap();
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         let mut out = Vec::new();
-        render_gap(
-            &GapNotice {
-                tenant: &tenant,
-                content_type: ContentType::General,
-                from: at("2026-05-01T10:00:00Z"),
-                to: at("2026-05-03T09:00:00Z"),
-                reason: "outage",
-                detail: "nothing was listed for 9 days",
-                now: at("2026-05-10T00:00:00Z"),
-                content_id: None,
-            },
-            &mut out,
-        );
+        let native = (Format::Native, OcsfVersion::default());
+        let gap = GapNotice {
+            tenant: &tenant,
+            content_type: ContentType::General,
+            from: at("2026-05-01T10:00:00Z"),
+            to: at("2026-05-03T09:00:00Z"),
+            reason: "outage",
+            detail: "nothing was listed for 9 days",
+            now: at("2026-05-10T00:00:00Z"),
+            content_id: None,
+        };
+        gap.notice().push(native, &mut out);
         out.push(b'\n');
         let blob = BlobContext {
             tenant: &tenant,
@@ -177,18 +283,16 @@ mod tests {
             content_id: "2026$1",
             content_created: at("2026-05-01T10:00:00.123Z"),
         };
-        let piece = BadPiece {
-            blob: &blob,
-            now: at("2026-05-10T00:00:00Z"),
-            offset: 3,
-            total: Some(9),
-            bytes: b"{\xff\"a",
-            reason: "not JSON",
-        };
-        render_bad_blob(&piece, &mut out);
+        let piece =
+            BadBytes { total: Some(9), ..BadBytes::of(&blob, at("2026-05-10T00:00:00Z"), 3, b"{\xff\"a", "not JSON") };
+        piece.notice().push(native, &mut out);
+        out.push(b'\n');
+        let body = BadBody::Withheld { bytes: 5, sha256: &[0xab, 0x01], why: Withheld::Masked, stretches: Some(2) };
+        BadBytes { body, ..piece }.notice().push(native, &mut out);
         expect![[r#"
             {"source":"m365","category":"other","timestamp":"2026-05-10T00:00:00Z","event_type":"m365_audit.gap","severity":"high","title":"Audit.General of tenant 7f3c0000-0000-0000-0000-000000000001 has a gap from 2026-05-01T10:00:00Z to 2026-05-03T09:00:00Z: outage","tenant_id":"7f3c0000-0000-0000-0000-000000000001","content_type":"Audit.General","gap_from":"2026-05-01T10:00:00Z","gap_to":"2026-05-03T09:00:00Z","reason":"outage","detail":"nothing was listed for 9 days"}
-            {"source":"m365","category":"other","timestamp":"2026-05-10T00:00:00Z","event_type":"m365_audit.bad_blob","severity":"high","title":"4 bytes could not be read as an audit event: not JSON","tenant_id":"7f3c0000-0000-0000-0000-000000000001","content_type":"Audit.Exchange","content_id":"2026$1","content_created":"2026-05-01T10:00:00.123Z","reason":"not JSON","offset":3,"total":9,"body_base64":"e/8iYQ=="}"#]]
+            {"source":"m365","category":"other","timestamp":"2026-05-10T00:00:00Z","event_type":"m365_audit.bad_blob","severity":"high","title":"4 bytes could not be read as an audit event: not JSON","tenant_id":"7f3c0000-0000-0000-0000-000000000001","content_type":"Audit.Exchange","content_id":"2026$1","content_created":"2026-05-01T10:00:00.123Z","reason":"not JSON","offset":3,"total":9,"body_base64":"e/8iYQ=="}
+            {"source":"m365","category":"other","timestamp":"2026-05-10T00:00:00Z","event_type":"m365_audit.bad_blob","severity":"high","title":"5 bytes could not be read as an audit event: not JSON; they are withheld","tenant_id":"7f3c0000-0000-0000-0000-000000000001","content_type":"Audit.Exchange","content_id":"2026$1","content_created":"2026-05-01T10:00:00.123Z","reason":"not JSON","offset":3,"total":9,"body_withheld":"they may hold what is masked and cannot be parsed; Microsoft has the original under `content_id` for seven days","body_bytes":5,"body_sha256":"ab01","body_stretches":2}"#]]
         .assert_eq(std::str::from_utf8(&out).unwrap());
     }
 }

@@ -38,7 +38,7 @@ use memchr::{memchr, memchr2};
 
 use super::event::is_like_an_event;
 use super::json;
-use scan::{CLASS, Class, Found, Scan, blank_len, is_blank, is_scalar};
+use scan::{Found, Scan, blank_len, is_blank, is_plain, is_scalar};
 
 /// Longest element, in bytes; a longer one is delivered as damage, piece by piece. The largest records known (Exchange
 /// and Defender, with nested JSON in strings) stay well under 1 MiB.
@@ -424,7 +424,7 @@ impl Splitter {
                 b',' | b']' => self.text(chunk, length),
                 _ => self.unbalanced(chunk),
             },
-            State::Scalar => match rest.iter().position(|b| CLASS[*b as usize] != Class::Plain) {
+            State::Scalar => match rest.iter().position(|b| !is_plain(*b)) {
                 None => self.pos = chunk.len(),
                 Some(n) => {
                     self.pos += n;

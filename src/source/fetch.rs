@@ -28,8 +28,11 @@ use crate::host::{Batch, BatchBuilder, Buffers, RECORDS_EXPECTED, StateError, St
 use crate::metrics;
 use crate::model::{BlobRef, TenantId, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
+use crate::normalise::scraps::{Fate, Scraps};
 use crate::normalise::split::{Ending, Piece, Splitter};
-use crate::normalise::{BadPiece, BlobContext, Event, Members, Normaliser, NotAnEvent, Rendered, render_bad_blob};
+use crate::normalise::{
+    BadBody, BadBytes, BlobContext, Event, Members, Normaliser, NotAnEvent, Origin, Rendered, Withheld,
+};
 use crate::severity::Severity;
 
 /// A batch is handed over when it has grown to this.
@@ -43,6 +46,12 @@ pub const BAD_PIECE_BYTES: usize = 48 * 1024;
 /// A blob whose fetch was throttled is asked for again after this, doubling.
 const THROTTLED_DELAY_MIN: Duration = Duration::from_secs(2);
 const THROTTLED_DELAY_MAX: Duration = Duration::from_secs(60);
+/// Bytes of one blob that are shipped in such records; of what goes beyond, one more says how much it is.
+pub const BAD_BYTES_MAX: usize = 1024 * 1024;
+/// Such records of one blob.
+pub const BAD_RECORDS_MAX: usize = 100;
+/// Different events without an identity in one blob whose repeats are counted: what is remembered of one is some 40 bytes.
+const ANONYMOUS_MAX: usize = 100_000;
 /// A damaged body is given up as events only when it came byte-identical this often.
 pub const IDENTICAL_BODIES: u32 = 3;
 
@@ -378,6 +387,9 @@ struct Run<'a> {
     unclaimed: (Vec<Key>, Vec<usize>),
     /// Neighbouring bytes that are no event, until there are enough for a record.
     scrap: Option<Scrap>,
+    scraps: Scraps,
+    /// The element that was taken last.
+    last: Option<bytes::Bytes>,
     tally: Tally,
 }
 
@@ -419,6 +431,8 @@ impl<'a> Run<'a> {
             claimed: 0,
             unclaimed: Default::default(),
             scrap: None,
+            scraps: Scraps::new(context.normaliser.censor(), BAD_BYTES_MAX, BAD_RECORDS_MAX),
+            last: None,
             tally: Tally::default(),
         }
     }
@@ -457,14 +471,20 @@ impl<'a> Run<'a> {
                     Left::Nothing => {}
                     Left::Full => self.hand_over().await?,
                     Left::Routine(key, rule) => self.take_routine(&piece, &members, key, rule).await?,
-                    Left::All => self.take(piece, &members).await?,
+                    Left::All => self.take(&piece, &members).await?,
+                }
+                if let Piece::Element { bytes, .. } = piece {
+                    self.last = Some(bytes);
                 }
             }
             asked = clock.monotonic();
         }
         let ending = splitter.finish();
         while let Some(piece) = splitter.next() {
-            self.take(piece, &members).await?;
+            self.take(&piece, &members).await?;
+            if let Piece::Element { bytes, .. } = piece {
+                self.last = Some(bytes);
+            }
         }
         let hash = hasher.map(|h| h.finalize());
         self.judge(ending, hash).await
@@ -496,18 +516,23 @@ impl<'a> Run<'a> {
             }
             Ending::NotAnArray { head } => {
                 may_salvage = false;
-                let head = String::from_utf8_lossy(&head[..head.len().min(80)]).into_owned();
-                Some(format!("the body is not a JSON array; it begins {head:?}"))
+                if self.context.normaliser.censor().admits(&head) {
+                    let head = String::from_utf8_lossy(&head[..head.len().min(80)]).into_owned();
+                    Some(format!("the body is not a JSON array; it begins {head:?}"))
+                } else {
+                    Some("the body is not a JSON array; how it begins may hold what is masked".to_owned())
+                }
             }
         };
         self.ship_scrap().await?;
-        let Some(why) = unreadable.or(self.damage.take()) else { return Ok(()) };
+        let Some(why) = unreadable.or(self.damage.take()) else { return self.ship_rest().await };
         let shipped = match self.salvage {
             Salvage::Anything => true,
             Salvage::Body(expected) => may_salvage && hash == Some(expected),
             Salvage::Nothing => false,
         };
         if shipped {
+            self.ship_rest().await?;
             tracing::warn!(
                 tenant = %self.context.tenant, content_type = %self.job.blob.content_type, content_id = %self.job.blob.id,
                 "bad-blob: {why}; what is no event was shipped as m365_audit.bad_blob records"
@@ -578,8 +603,8 @@ impl<'a> Run<'a> {
     }
 
     /// One piece of the body. `members` are those of the element, if it was read.
-    async fn take(&mut self, piece: Piece, members: &Members) -> Result<(), Outcome> {
-        match &piece {
+    async fn take(&mut self, piece: &Piece, members: &Members) -> Result<(), Outcome> {
+        match piece {
             Piece::Element { bytes, offset, .. } if bytes[..] == *b"null" && self.nulls.len() < NULLS_MAX => {
                 self.nulls.push(*offset);
                 return Ok(());
@@ -587,20 +612,24 @@ impl<'a> Run<'a> {
             _ => self.something = true,
         }
         match piece {
-            Piece::Element { bytes, offset, read } => match event_of(&bytes, members, read) {
-                Ok(event) => self.event(&event, &bytes).await?,
+            // It says nothing, and three bytes would become a record of hundreds.
+            Piece::Element { bytes, offset, .. } if is_empty_object(bytes) => {
+                self.ship_bad(bytes, *offset, "the element is an object without members").await?;
+            }
+            Piece::Element { bytes, offset, read } => match event_of(bytes, members, *read) {
+                Ok(event) => self.event(&event, bytes, *offset).await?,
                 Err(error) => {
                     // A value that is valid and no object is what Microsoft sent, not damage.
-                    if serde_json::from_slice::<&serde_json::value::RawValue>(&bytes).is_ok() {
-                        self.ship_bad(&bytes, offset, "the element is not an object").await?;
+                    if serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok() {
+                        self.ship_bad(bytes, *offset, "the element is not an object").await?;
                     } else {
                         self.damage.get_or_insert_with(|| error.to_string());
-                        self.collect(&bytes, offset, "the element is not valid JSON").await?;
+                        self.collect(bytes, *offset, "the element is not valid JSON").await?;
                     }
                 }
             },
             Piece::Damaged { bytes, offset, why } => {
-                self.collect(&bytes, offset, why.as_str()).await?;
+                self.collect(bytes, *offset, why.as_str()).await?;
                 self.damage.get_or_insert_with(|| why.as_str().to_owned());
             }
         }
@@ -612,15 +641,23 @@ impl<'a> Run<'a> {
         self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX
     }
 
-    async fn event(&mut self, event: &Event<'_>, bytes: &[u8]) -> Result<(), Outcome> {
+    /// The key of bytes without an identity: what they are and how often they came before in this blob; beyond what is
+    /// remembered of that, where in the body they stand.
+    fn anonymous_key(&mut self, bytes: &[u8], offset: u64) -> Key {
+        let hash = short_hash(bytes);
+        if self.anonymous.len() >= ANONYMOUS_MAX && !self.anonymous.contains_key(&hash) {
+            return Key::of_anonymous(&self.job.blob.id, bytes, u64::MAX - offset);
+        }
+        let occurrence = self.anonymous.entry(hash).or_default();
+        let key = Key::of_anonymous(&self.job.blob.id, bytes, *occurrence);
+        *occurrence += 1;
+        key
+    }
+
+    async fn event(&mut self, event: &Event<'_>, bytes: &[u8], offset: u64) -> Result<(), Outcome> {
         let key = match event.identity() {
             Some(identity) => Key::of_event(&identity),
-            None => {
-                let occurrence = self.anonymous.entry(short_hash(bytes)).or_default();
-                let key = Key::of_anonymous(&self.job.blob.id, bytes, *occurrence);
-                *occurrence += 1;
-                key
-            }
+            None => self.anonymous_key(bytes, offset),
         };
         let found = self.match_in(event);
         // What a repeat leaves behind beside its record must not come about at all.
@@ -758,7 +795,7 @@ impl<'a> Run<'a> {
             self.unclaim();
             return Err(Outcome::Stopped);
         }
-        let raw = bytes::Bytes::copy_from_slice(event.text().as_bytes());
+        let raw = bytes::Bytes::copy_from_slice(self.context.normaliser.keepable(event).as_bytes());
         self.held_bytes += raw.len();
         self.held.push(HeldRecord { rule, raw, links: links.iter().map(|link| link.prefix()).collect() });
         Ok(())
@@ -821,32 +858,52 @@ impl<'a> Run<'a> {
     }
 
     async fn ship_bad(&mut self, bytes: &[u8], mut offset: u64, why: &str) -> Result<(), Outcome> {
+        if let Some(last) = self.last.take() {
+            self.scraps.follows(&last);
+        }
         for piece in bytes.chunks(BAD_PIECE_BYTES) {
             let at = offset;
             offset += piece.len() as u64;
-            let occurrence = self.anonymous.entry(short_hash(piece)).or_default();
-            let key = Key::of_anonymous(&self.job.blob.id, piece, *occurrence);
-            *occurrence += 1;
-            match self.claim(key).await? {
-                Standing::Claimed => {}
-                _ => continue,
-            }
-            self.reserve().await;
-            let blob = context_of(&self.context.tenant, &self.job.blob);
-            let now = self.context.clock.now();
-            self.tally.bad += 1;
-            self.builder.push_with(|out| {
-                render_bad_blob(
-                    &BadPiece { blob: &blob, now, offset: at, total: None, bytes: piece, reason: why },
-                    out,
-                );
-                Some((now, Severity::High))
-            });
-            if self.builder.bytes() >= BATCH_BYTES {
-                self.hand_over().await?;
-            }
+            let fate = self.scraps.judge(piece, at);
+            let body = match &fate {
+                Fate::Counted => continue,
+                Fate::Shown => BadBody::Shown(piece),
+                Fate::Withheld(sha256) => {
+                    let bytes = piece.len() as u64;
+                    BadBody::Withheld { bytes, sha256, why: Withheld::Masked, stretches: None }
+                }
+            };
+            let key = self.anonymous_key(piece, at);
+            self.push_bad(key, at, body, why).await?;
         }
         Ok(())
+    }
+
+    /// Ships a record of what one blob had beyond what is shipped of such bytes.
+    async fn ship_rest(&mut self) -> Result<(), Outcome> {
+        let Some(rest) = self.scraps.rest() else { return Ok(()) };
+        let body = BadBody::Withheld {
+            bytes: rest.bytes,
+            sha256: &rest.sha256,
+            why: Withheld::TooMany,
+            stretches: Some(rest.stretches),
+        };
+        let key = Key::of_anonymous(&self.job.blob.id, &rest.sha256, 0);
+        self.push_bad(key, rest.offset, body, "bytes that are no event, in the rest of the blob").await
+    }
+
+    async fn push_bad(&mut self, key: Key, offset: u64, body: BadBody<'_>, reason: &str) -> Result<(), Outcome> {
+        if !matches!(self.claim(key).await?, Standing::Claimed) {
+            return Ok(());
+        }
+        self.reserve().await;
+        let blob = context_of(&self.context.tenant, &self.job.blob);
+        let now = self.context.clock.now();
+        self.tally.bad += 1;
+        let bad = BadBytes { origin: Origin::of(&blob), now, offset, total: None, body, reason };
+        let normaliser = &self.context.normaliser;
+        self.builder.push_with(|out| Some(normaliser.render_bad(&bad, out)));
+        if self.builder.bytes() >= BATCH_BYTES { self.hand_over().await } else { Ok(()) }
     }
 
     /// Gives what was collected so far to a delivery of its own.
@@ -963,6 +1020,12 @@ impl<'a> Run<'a> {
 
 fn event_of<'a>(bytes: &'a [u8], members: &'a Members, read: bool) -> Result<Event<'a>, NotAnEvent> {
     if read { Event::of(bytes, members) } else { Event::parse(bytes) }
+}
+
+/// Whether an element is `{}`, blanks inside or not.
+fn is_empty_object(element: &[u8]) -> bool {
+    let inside = element.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
+    inside.is_some_and(|inside| inside.trim_ascii().is_empty())
 }
 
 fn context_of<'a>(tenant: &'a TenantId, blob: &'a BlobRef) -> BlobContext<'a> {

@@ -26,7 +26,8 @@ use crate::host::{BatchBuilder, Expected, Op, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, Flag, Link, Match, links_of_read};
-use crate::normalise::{BadPiece, BlobContext, Event, render_bad_blob};
+use crate::normalise::scraps::{Fate, Scraps};
+use crate::normalise::{BadBody, BadBytes, BlobContext, Event, Normaliser, Withheld};
 use crate::severity::Severity;
 
 /// What a page costs beside its value: a row in the store and an entry in memory. Counted against the bound, so that
@@ -545,7 +546,7 @@ impl Hold {
         for record in page.records {
             let Ok(event) = Event::parse(&record.raw) else {
                 // It was one when it was put on hold. It is not kept, or each look at its page would end here again.
-                release.push_bad(&record.raw, &blob, context.clock.now());
+                release.push_bad(&record.raw, &blob, context.clock.now(), &context.normaliser);
                 continue;
             };
             let flag = self.flag_of(&links_of_read(&event)).await?;
@@ -779,20 +780,21 @@ struct Release {
 
 impl Release {
     /// Takes bytes that are no event.
-    fn push_bad(&mut self, bytes: &[u8], blob: &BlobContext<'_>, now: Timestamp) {
-        for (n, piece) in bytes.chunks(BAD_PIECE_BYTES).enumerate() {
+    fn push_bad(&mut self, bytes: &[u8], blob: &BlobContext<'_>, now: Timestamp, normaliser: &Normaliser) {
+        let mut scraps = Scraps::new(normaliser.censor(), usize::MAX, usize::MAX);
+        let mut offset = 0;
+        for piece in bytes.chunks(BAD_PIECE_BYTES) {
             self.bad += 1;
-            self.builder.push_with(|out| {
-                let bad = BadPiece {
-                    blob,
-                    now,
-                    offset: (n * BAD_PIECE_BYTES) as u64,
-                    total: Some(bytes.len() as u64),
-                    bytes: piece,
-                    reason: "a routine read that was on hold can be read as an event no more",
-                };
-                Some(render_bad_blob(&bad, out))
-            });
+            let reason = "a routine read that was on hold can be read as an event no more";
+            let mut bad =
+                BadBytes { total: Some(bytes.len() as u64), ..BadBytes::of(blob, now, offset, piece, reason) };
+            let fate = scraps.judge(piece, offset);
+            if let Fate::Withheld(sha256) = &fate {
+                let bytes = piece.len() as u64;
+                bad.body = BadBody::Withheld { bytes, sha256, why: Withheld::Masked, stretches: None };
+            }
+            self.builder.push_with(|out| Some(normaliser.render_bad(&bad, out)));
+            offset += piece.len() as u64;
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, Buffers, Host, StateError};
 use crate::metrics;
 use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window, counted};
-use crate::normalise::{GapNotice, Normaliser, render_gap};
+use crate::normalise::{GapNotice, Normaliser};
 use crate::plan::{self, Bounds, Reach};
 use crate::severity::Severity;
 
@@ -1524,7 +1524,7 @@ async fn deliver_gap(
         now,
     };
     deliver_notice(context, content_type, now, |out| {
-        render_gap(&notice, out);
+        context.normaliser.render_gap(&notice, out);
     })
     .await
 }

@@ -612,6 +612,21 @@ async fn what_can_be_read_no_more_when_it_is_to_be_shipped_is_shipped_as_its_byt
     assert_eq!(w.reads().len(), 1);
 }
 
+/// What waits on disk holds nothing that is masked.
+#[tokio::test]
+async fn what_waits_holds_nothing_that_was_found() {
+    let mut w = world().await;
+    w.set("mask_detected_values", true);
+    let read = file_read(&w, 1, 0).replacen('{', r#"{"DetectedValues":[{"Name":"4111222233334444"}],"#, 1);
+    w.publish(SHAREPOINT, [read]);
+    w.run_for(mins(12)).await;
+    assert_eq!(w.watch.held(), 1);
+    let (key, value) = w.store.entries().into_iter().find(|(key, _)| key.contains("/dlp/held/")).unwrap();
+    let page = HeldPage::decode(&key, &value).unwrap();
+    let kept = String::from_utf8(page.records[0].raw.to_vec()).unwrap();
+    assert!(!kept.contains("4111") && kept.contains("[masked]"), "{kept}");
+}
+
 /// A single pass reads matches first, holds what is too young to tell, says so without an error, and the next decides.
 #[tokio::test]
 async fn a_single_pass_leaves_the_youngest_reads_on_hold_for_the_next() {

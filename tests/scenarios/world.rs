@@ -372,15 +372,13 @@ impl World {
             .collect()
     }
 
-    /// The bytes of all `m365_audit.bad_blob` records, in order of offset.
+    /// The bytes that `m365_audit.bad_blob` records show, in order of offset.
     pub fn bad_bytes(&self) -> Vec<u8> {
         use base64::Engine as _;
         let mut pieces = self.host.notices("m365_audit.bad_blob");
         pieces.sort_by_key(|piece| piece["offset"].as_u64());
-        let decode = |piece: &Value| {
-            base64::engine::general_purpose::STANDARD.decode(piece["body_base64"].as_str().unwrap()).unwrap()
-        };
-        pieces.iter().flat_map(decode).collect()
+        let decode = |body: &str| base64::engine::general_purpose::STANDARD.decode(body).unwrap();
+        pieces.iter().filter_map(|piece| piece["body_base64"].as_str()).flat_map(decode).collect()
     }
 
     /// Nothing lost, altered, misdated or made up; duplicates as the caller says; and what was watched all along.

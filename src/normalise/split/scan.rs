@@ -63,64 +63,83 @@ impl Scan {
 
     pub(super) fn run(&mut self, bytes: &[u8]) -> Found {
         let mut next = self.next;
-        let found = self.run_from(bytes, &mut next);
-        self.next = next;
-        found
-    }
-
-    #[inline]
-    fn run_from(&mut self, bytes: &[u8], next: &mut u8) -> Found {
         let mut at = 0;
-        loop {
-            if self.in_string {
-                let Some(rest) = bytes.get(at..) else { return Found::More };
-                if self.escaped {
-                    if rest.is_empty() {
-                        return Found::More;
-                    }
-                    self.escaped = false;
-                    at += 1;
-                    continue;
-                }
-                let Some(n) = string_stop(rest) else { return Found::More };
-                at += n + 1;
-                if rest.get(n) == Some(&b'\\') {
-                    self.escaped = true;
-                    continue;
-                }
-                self.in_string = false;
-                if self.depth == 0 {
-                    return Found::End(at);
-                }
-                *next = if *next & (may::FIRST_KEY | may::KEY) != 0 { may::COLON } else { may::AFTER };
+        if self.in_string {
+            let Some(end) = self.string(bytes, 0) else { return Found::More };
+            if self.depth == 0 {
+                return Found::End(end);
             }
-            let Some(&byte) = bytes.get(at) else { return Found::More };
-            let class = CLASS[byte as usize];
-            if ALLOWED[byte as usize] & *next == 0 {
+            next = after_string(next);
+            at = end;
+        }
+        while let Some(&byte) = bytes.get(at) {
+            let Place { class, allowed } = PLACES[byte as usize];
+            if allowed & next == 0 {
+                self.next = next;
                 return Found::Bad(at);
             }
+            at += 1;
             match class {
                 Class::Blank | Class::Never => {}
-                Class::Comma => *next = if self.in_object() { may::KEY } else { may::VALUE },
-                Class::Colon => *next = may::VALUE,
-                Class::Plain => *next = may::PLAIN,
-                Class::Quote => self.in_string = true,
-                Class::Open(is_object) => {
-                    self.push(is_object);
-                    *next = if is_object { may::FIRST_KEY } else { may::FIRST_VALUE };
+                Class::Comma => next = if self.in_object() { may::KEY } else { may::VALUE },
+                Class::Colon => next = may::VALUE,
+                Class::Plain => next = may::PLAIN,
+                Class::Quote => {
+                    let Some(end) = self.string(bytes, at) else {
+                        self.next = next;
+                        return Found::More;
+                    };
+                    if self.depth == 0 {
+                        return Found::End(end);
+                    }
+                    next = after_string(next);
+                    at = end;
                 }
-                Class::Close(is_object) => {
-                    if !self.pop(is_object) {
-                        return Found::Bad(at);
+                Class::OpenObject | Class::OpenList => {
+                    let is_object = class == Class::OpenObject;
+                    self.push(is_object);
+                    next = if is_object { may::FIRST_KEY } else { may::FIRST_VALUE };
+                }
+                Class::CloseObject | Class::CloseList => {
+                    if !self.pop(class == Class::CloseObject) {
+                        self.next = next;
+                        return Found::Bad(at - 1);
                     }
                     if self.depth == 0 {
-                        return Found::End(at + 1);
+                        return Found::End(at);
                     }
-                    *next = may::AFTER;
+                    next = may::AFTER;
                 }
+            }
+        }
+        self.next = next;
+        Found::More
+    }
+
+    /// Goes on inside a string: the index after its closing quote; `None` when it goes on after `bytes`.
+    #[inline]
+    fn string(&mut self, bytes: &[u8], mut at: usize) -> Option<usize> {
+        if self.escaped {
+            if bytes.is_empty() {
+                return None;
+            }
+            self.escaped = false;
+            at += 1;
+        }
+        while let Some(n) = string_stop(bytes.get(at..).unwrap_or_default()) {
+            at += n + 1;
+            if bytes.get(at - 1) == Some(&b'"') {
+                self.in_string = false;
+                return Some(at);
+            }
+            if at == bytes.len() {
+                self.escaped = true;
+                break;
             }
             at += 1;
         }
+        self.in_string = true;
+        None
     }
 
     fn in_object(&self) -> bool {
@@ -162,6 +181,11 @@ fn string_stop(bytes: &[u8]) -> Option<usize> {
     }
 }
 
+/// What may follow a string that stood where `next` was expected.
+const fn after_string(next: u8) -> u8 {
+    if next & (may::FIRST_KEY | may::KEY) != 0 { may::COLON } else { may::AFTER }
+}
+
 /// What a byte outside strings is to the scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
@@ -172,59 +196,53 @@ pub(super) enum Class {
     /// Part of a number or literal.
     Plain,
     Quote,
-    /// `{` (true) or `[`.
-    Open(bool),
-    /// `}` (true) or `]`.
-    Close(bool),
+    OpenObject,
+    OpenList,
+    CloseObject,
+    CloseList,
     /// Not to be found outside strings.
     Never,
 }
 
-pub(super) const CLASS: [Class; 256] = {
-    let mut table = [Class::Never; 256];
-    let plain = b"0123456789+-.eEtrufalsn";
-    let mut i = 0;
-    while i < plain.len() {
-        table[plain[i] as usize] = Class::Plain;
-        i += 1;
+/// What a byte is and where it may stand outside strings: bits of [`may`].
+#[derive(Clone, Copy)]
+struct Place {
+    class: Class,
+    allowed: u8,
+}
+
+const PLACES: [Place; 256] = {
+    let mut table = [Place { class: Class::Never, allowed: 0 }; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (class, allowed) = match byte as u8 {
+            b' ' | b'\t' | b'\n' | b'\r' => (Class::Blank, may::ANYTHING),
+            b',' => (Class::Comma, may::AFTER | may::PLAIN),
+            b':' => (Class::Colon, may::COLON),
+            b'"' => (Class::Quote, may::VALUE | may::FIRST_VALUE | may::FIRST_KEY | may::KEY),
+            b'{' => (Class::OpenObject, may::VALUE | may::FIRST_VALUE),
+            b'[' => (Class::OpenList, may::VALUE | may::FIRST_VALUE),
+            b'}' => (Class::CloseObject, may::AFTER | may::PLAIN | may::FIRST_KEY),
+            b']' => (Class::CloseList, may::AFTER | may::PLAIN | may::FIRST_VALUE),
+            // Numbers, `true`, `false`, `null`.
+            b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E' | b't' | b'r' | b'u' | b'f' | b'a' | b'l' | b's' | b'n' => {
+                (Class::Plain, may::VALUE | may::FIRST_VALUE | may::PLAIN)
+            }
+            _ => (Class::Never, 0),
+        };
+        table[byte] = Place { class, allowed };
+        byte += 1;
     }
-    table[b' ' as usize] = Class::Blank;
-    table[b'\t' as usize] = Class::Blank;
-    table[b'\n' as usize] = Class::Blank;
-    table[b'\r' as usize] = Class::Blank;
-    table[b':' as usize] = Class::Colon;
-    table[b',' as usize] = Class::Comma;
-    table[b'"' as usize] = Class::Quote;
-    table[b'{' as usize] = Class::Open(true);
-    table[b'[' as usize] = Class::Open(false);
-    table[b'}' as usize] = Class::Close(true);
-    table[b']' as usize] = Class::Close(false);
     table
 };
 
-/// Where a byte may stand outside strings: bits of [`may`].
-const ALLOWED: [u8; 256] = {
-    let mut table = [0; 256];
-    let mut i = 0;
-    while i < 256 {
-        table[i] = match CLASS[i] {
-            Class::Blank => may::ANYTHING,
-            Class::Comma => may::AFTER | may::PLAIN,
-            Class::Colon => may::COLON,
-            Class::Plain => may::VALUE | may::FIRST_VALUE | may::PLAIN,
-            Class::Quote => may::VALUE | may::FIRST_VALUE | may::FIRST_KEY | may::KEY,
-            Class::Open(_) => may::VALUE | may::FIRST_VALUE,
-            Class::Close(true) => may::AFTER | may::PLAIN | may::FIRST_KEY,
-            Class::Close(false) => may::AFTER | may::PLAIN | may::FIRST_VALUE,
-            Class::Never => 0,
-        };
-        i += 1;
-    }
-    table
-};
+/// Whether a byte can be part of a number or literal.
+pub(super) fn is_plain(byte: u8) -> bool {
+    PLACES[byte as usize].class == Class::Plain
+}
 
 pub(super) fn is_blank(byte: u8) -> bool {
-    CLASS[byte as usize] == Class::Blank
+    PLACES[byte as usize].class == Class::Blank
 }
 
 pub(super) fn blank_len(bytes: &[u8]) -> usize {

@@ -435,7 +435,7 @@ fn one_damaged_byte_costs_one_event_at_most_and_makes_three_records_at_most() {
                 let blank = |bytes: &[u8]| bytes.iter().copied().filter(|b| !is_blank(*b)).collect::<Vec<u8>>();
                 assert!(!sound || blank(&edited) == blank(body), "not said: {}", shown());
                 // Wherever the chunks end.
-                if at % 7 == 0 {
+                if at % 16 == 0 {
                     for chunks in [&[1][..], &[at.max(1)], &[at + 1], &[7, 2]] {
                         let (parts, ending_of_parts) = split(&edited, chunks, ELEMENT_BYTES_MAX);
                         assert_eq!(elements(&parts), elements(&pieces), "{chunks:?} {}", shown());
