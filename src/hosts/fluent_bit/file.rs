@@ -277,15 +277,15 @@ impl Reader {
                 for (path, text) in self.included(&place, named, &[Path::new(""), &root]) {
                     self.classic(&path, &text);
                 }
-            } else if line.starts_with('@') {
-                let (command, rest) = line[1..].split_once(' ').unwrap_or((&line[1..], ""));
+            } else if let Some(instruction) = line.strip_prefix('@') {
+                let (command, rest) = instruction.split_once(' ').unwrap_or((instruction, ""));
                 if let Some((name, value)) = rest.split_once('=').filter(|_| command.eq_ignore_ascii_case("set")) {
                     self.set(&place, name.trim(), value.trim());
                 }
-            } else if line.starts_with('[') {
+            } else if let Some(header) = line.strip_prefix('[') {
                 self.end_section(section.take());
                 in_group = false;
-                match line[1..].split_once(']') {
+                match header.split_once(']') {
                     Some((name, _)) => {
                         section = Some((name.to_ascii_lowercase(), Section { place, properties: Vec::new() }));
                     }
