@@ -286,7 +286,9 @@ fn a_quota_a_fiftieth_of_the_configured_one_is_found_with_few_refusals() {
                 let setting = Setting { counts, latency, seed, minutes: 60, ..PLAIN };
                 let outcome = run(setting);
                 let begun: u32 = outcome.minutes[..10].iter().map(|minute| minute.1).sum();
-                assert!(begun <= 100, "{begun} refused in the first ten minutes: {setting:?}");
+                // A bucket gives the rest of its savings meanwhile, which are taken for quota.
+                let allowed = if matches!(counts, Counts::Bucket(..)) { 160 } else { 100 };
+                assert!(begun <= allowed, "{begun} refused in the first ten minutes: {setting:?}");
                 let refused = outcome.refused_share(10..60);
                 assert!(refused <= most, "{refused:.3} refused: {setting:?} {:?}", outcome.minutes);
                 let used = outcome.granted(10..60) / 40.0;
