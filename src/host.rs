@@ -8,9 +8,10 @@ mod buffers;
 
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -54,6 +55,7 @@ pub struct Batch {
     /// The size of the buffer behind `ndjson`.
     memory_bytes: usize,
     spans: Arc<[Span]>,
+    is_trial: bool,
     assess: Option<Arc<dyn Assess>>,
 }
 
@@ -121,19 +123,42 @@ impl Batch {
         self.memory_bytes
     }
 
-    /// The batch in two halves, for a host that rejects it as a whole; `None` for a single record.
-    pub fn split(&self) -> Option<(Batch, Batch)> {
-        if self.spans.len() < 2 {
-            return None;
+    /// These of its records as a batch of their own, which shares the bytes and begins with a copy of the receipts.
+    pub fn part(&self, records: Range<usize>) -> Batch {
+        let end = records.end.min(self.spans.len());
+        let records = records.start.min(end)..end;
+        let receipts = self.receipts.fork(&records);
+        Batch { id: next_batch_id(), spans: self.spans[records].into(), receipts, ..self.clone() }
+    }
+
+    /// Where to cut it so that each part has at most so many bytes and records; a single record may have more bytes.
+    pub fn cut(&self, bytes_max: usize, records_max: usize) -> Vec<Range<usize>> {
+        let mut parts = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        for (at, span) in self.spans.iter().enumerate() {
+            let length = span.end + 1 - span.start;
+            if at > start && (bytes + length > bytes_max || at - start >= records_max) {
+                parts.push(start..at);
+                (start, bytes) = (at, 0);
+            }
+            bytes += length;
         }
-        let half = self.spans.len() / 2;
-        let part = |spans: &[Span]| Batch {
-            id: next_batch_id(),
-            spans: spans.into(),
-            receipts: self.receipts.fork(),
-            ..self.clone()
-        };
-        Some((part(&self.spans[..half]), part(&self.spans[half..])))
+        if start < self.spans.len() {
+            parts.push(start..self.spans.len());
+        }
+        parts
+    }
+
+    /// The batch as a trial: the host offers it once and answers what became of that, [`Delivery::Rejected`] included,
+    /// instead of finding out whose fault a rejection is.
+    #[must_use]
+    pub fn as_trial(self) -> Batch {
+        Batch { is_trial: true, ..self }
+    }
+
+    /// Whether it is one.
+    pub fn is_trial(&self) -> bool {
+        self.is_trial
     }
 }
 
@@ -249,6 +274,7 @@ impl BatchBuilder {
             ndjson,
             memory_bytes,
             spans,
+            is_trial: false,
             assess: self.assess.clone(),
         }
     }
@@ -259,28 +285,63 @@ fn next_batch_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Which of a host's outputs have confirmed a batch, so that it is sent again only to those that have not.
+/// Which of a host's outputs have confirmed a batch, so that it is sent again only to those that have not, and which
+/// records of it they will never take.
 #[derive(Debug, Clone, Default)]
-pub struct Receipts(Arc<Mutex<Vec<u32>>>);
+pub struct Receipts(Arc<Mutex<Vec<Receipt>>>);
+
+#[derive(Debug, Clone)]
+struct Receipt {
+    output: u32,
+    unfit: Vec<Unfit>,
+}
 
 impl Receipts {
     /// Whether output `index` has confirmed.
     pub fn has(&self, index: u32) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&index)
+        self.lock().iter().any(|receipt| receipt.output == index)
     }
 
     /// Notes that output `index` has confirmed.
     pub fn add(&self, index: u32) {
-        let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !confirmed.contains(&index) {
-            confirmed.push(index);
+        self.add_except(index, Vec::new());
+    }
+
+    /// Notes that output `index` has confirmed all records but these.
+    pub fn add_except(&self, index: u32, unfit: Vec<Unfit>) {
+        let mut receipts = self.lock();
+        if !receipts.iter().any(|receipt| receipt.output == index) {
+            receipts.push(Receipt { output: index, unfit });
         }
     }
 
-    /// A copy of its own, for one half of a split batch.
-    fn fork(&self) -> Self {
-        Self(Arc::new(Mutex::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())))
+    /// The records that output `index` will never take.
+    pub fn unfit_for(&self, index: u32) -> Vec<Unfit> {
+        self.lock().iter().find(|receipt| receipt.output == index).map_or_else(Vec::new, |r| r.unfit.clone())
     }
+
+    /// A copy of its own, for a part of the batch.
+    fn fork(&self, records: &Range<usize>) -> Self {
+        let mut receipts = self.lock().clone();
+        for receipt in &mut receipts {
+            receipt.unfit.retain(|unfit| records.contains(&unfit.record));
+            receipt.unfit.iter_mut().for_each(|unfit| unfit.record -= records.start);
+        }
+        Self(Arc::new(Mutex::new(receipts)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Receipt>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A record of a batch that a host will never take, while it takes others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// Its place in the batch, from 0.
+    pub record: usize,
+    /// What the host said of it.
+    pub why: String,
 }
 
 /// What became of a batch.
@@ -288,9 +349,14 @@ impl Receipts {
 pub enum Delivery {
     /// The host has the records for good.
     Delivered,
+    /// The host has the records for good, but for these, which it refused alone while it took others: they are set
+    /// aside.
+    DeliveredExcept(Vec<Unfit>),
     /// Passing trouble: the source keeps the bytes and sends them again.
     Refused(String),
-    /// Never acceptable as it is: the source splits the batch down to single records and sets those aside.
+    /// Not acceptable as it is, for a reason the host does not know to be the records': the source offers the batch in
+    /// smaller parts. It sets aside single records that are rejected alone while the host takes others, and holds all
+    /// back while the host takes nothing (`delivery`).
     Rejected(String),
 }
 
@@ -476,16 +542,24 @@ mod tests {
     }
 
     #[test]
-    fn halves_of_a_split_hold_every_record_once_and_keep_the_receipts() {
+    fn parts_hold_every_record_once_and_keep_the_receipts() {
         let batch = batch_of(&["1", "2", "3"]);
-        batch.receipts.add(7);
-        let (left, right) = batch.split().unwrap();
+        batch.receipts.add_except(7, vec![Unfit { record: 2, why: "no".into() }]);
+        let (left, right) = (batch.part(0..1), batch.part(1..3));
         assert_eq!(left.ndjson(), "1\n");
         assert_eq!(right.ndjson(), "2\n3\n");
-        assert!(left.receipts.has(7) && right.receipts.has(7));
+        assert_eq!(left.receipts.unfit_for(7), []);
+        assert_eq!(right.receipts.unfit_for(7), [Unfit { record: 1, why: "no".into() }]);
         left.receipts.add(9);
-        assert!(!right.receipts.has(9));
-        assert!(left.split().is_none());
+        assert!(left.receipts.has(7) && !right.receipts.has(9));
+    }
+
+    #[test]
+    fn a_batch_is_cut_at_its_records() {
+        let batch = batch_of(&["5", "6", "7", "8888888888", "9"]);
+        assert_eq!(batch.cut(6, 1_000), [0..3, 3..4, 4..5]);
+        assert_eq!(batch.cut(1_000, 2), [0..2, 2..4, 4..5]);
+        assert_eq!(batch.cut(1_000, 1_000), [0..5]);
     }
 
     #[test]

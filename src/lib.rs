@@ -27,6 +27,7 @@
 //! - `source`: what a host runs: the loop of a tenant, and the connection test.
 //! - `checkpoint`: what is delivered, settled and remembered, and the one writer of it.
 //! - `plan`: pure: from a position and the time to the windows to list.
+//! - `delivery`: to one receiver: trying again, and finding the records it will never take.
 //! - `host`: what any agent must offer.
 //! - `normalise`: from an audit event to a record.
 //! - `api`: the feed's calls, its errors and its quota.
@@ -54,6 +55,8 @@ pub mod source;
 pub mod checkpoint;
 
 pub mod plan;
+
+pub mod delivery;
 
 pub mod host;
 

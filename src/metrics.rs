@@ -89,9 +89,10 @@ metrics_table! {
     HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed; absent when the tenant is no longer configured.";
     SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] "Records a sink of the embedded host has confirmed.";
     SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";
-    SINK_WAITING_SECONDS = Gauge "m365_audit_sink_waiting_seconds" ["sink"] "How long a write of a sink of the embedded host has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
     SINK_FILE_CUT_TOTAL = Counter "m365_audit_sink_file_cut_total" ["sink"] "How often the file of a `file` sink was found shorter than it was left, or with other content.";
     STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
+    SINK_HELD_BACK = Gauge "m365_audit_sink_held_back" ["sink"] "1 while the receiver of a sink rejects everything, so that nothing is set aside and all records wait; else 0.";
+    SINK_OLDEST_REQUEST_SECONDS = Gauge "m365_audit_sink_oldest_request_seconds" ["sink"] "Age of the oldest request of a sink that has no answer yet; 0 when none is under way.";
 }
 
 /// Recorded in place of a gauge's value when there is none: not a number, which no comparison of an alert matches. Our

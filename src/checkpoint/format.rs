@@ -136,6 +136,11 @@ macro_rules! stored {
     )*};
 }
 
+/// The hash a set-aside record's key ends in.
+pub fn hash_of(key: &str) -> Option<u128> {
+    u128::from_str_radix(key.rsplit('/').next()?, 16).ok()
+}
+
 stored!(TenantState, Position, TrackedBlob, AsideRecord, StoredBackfill, Owner);
 
 /// The bytes of a stored value.

@@ -5,7 +5,7 @@
 //! answered, and so nothing moves, until it can. The order of the steps inside a commit (held bodies, records set aside,
 //! event keys, blob marks, tracked blobs, positions, held bodies that may go) is safe at every cut for stores that apply them one by one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBack
 use super::key_set::{self, Key, KeySet, Kind, Retention, Token};
 use crate::clock::Clock;
 use crate::host::{Expected, Op, StateError, StateStore};
+use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 
 /// Changes waiting for the writer; a sender waits when there are this many.
@@ -91,8 +92,8 @@ pub struct Opened {
     pub positions: BTreeMap<ContentType, Position>,
     /// Blobs tracked on their own.
     pub tracked: Vec<BlobRef>,
-    /// Records set aside, as stored.
-    pub aside: Vec<(ContentType, u128, AsideRecord)>,
+    /// How many records are set aside.
+    pub aside: usize,
     /// Delivered events.
     pub events: EventIndex,
     /// Settled blobs, per stream.
@@ -137,6 +138,9 @@ pub struct Ledger {
     events: EventIndex,
     blobs: BTreeMap<ContentType, EventIndex>,
     event_keys_max: u64,
+    /// The records that are set aside.
+    aside: BTreeSet<(ContentType, u128)>,
+    tenant: TenantId,
     changes: mpsc::Receiver<Box<Pending>>,
     on_trouble: OnTrouble,
 }
@@ -183,7 +187,7 @@ impl Ledger {
         let mut positions = BTreeMap::new();
         let mut position_revisions = BTreeMap::new();
         let mut tracked = Vec::new();
-        let mut aside = Vec::new();
+        let mut aside = BTreeSet::new();
         let mut blobs = BTreeMap::new();
         for &content_type in &settings.content_types {
             let (stored, revision) = load(keys.position(content_type)).await?;
@@ -197,9 +201,11 @@ impl Ledger {
                 }
             }
             for (key, _) in store.list(&keys.aside(content_type)).await? {
-                if let (Some(hash), Some((bytes, _))) = (hash_of(&key), store.load(&key).await?) {
-                    aside.push((content_type, hash, format::decode(&key, &bytes)?));
+                // Read to be refused if it cannot be understood, and not kept: there may be many.
+                if let Some((bytes, _)) = store.load(&key).await? {
+                    format::decode::<AsideRecord>(&key, &bytes)?;
                 }
+                aside.extend(format::hash_of(&key).map(|hash| (content_type, hash)));
             }
             let set = KeySet::load(&*store, &keys.blobs(content_type), Kind::Blobs).await?;
             blobs.insert(content_type, EventIndex::new(set));
@@ -219,9 +225,13 @@ impl Ledger {
             events: events.clone(),
             blobs: blobs.clone(),
             event_keys_max: settings.event_keys_max,
+            aside,
+            tenant: settings.tenant.clone(),
             changes,
             on_trouble,
         };
+        ledger.count_aside();
+        let set_aside = ledger.aside.len();
         // Takes the tenant over before anything else is done with it.
         ledger.commit_once(vec![ledger.owner_step()], &BTreeMap::new(), false).await?;
         Ok(Opened {
@@ -230,7 +240,7 @@ impl Ledger {
             tenant,
             positions,
             tracked,
-            aside,
+            aside: set_aside,
             events,
             blobs,
         })
@@ -348,7 +358,27 @@ impl Ledger {
         ops.append(&mut tail);
         ops.append(&mut unheld);
         self.commit_until_taken(ops, staged, &positions, tenant.is_some()).await?;
+        self.note_aside(group);
         self.maintain(expire_at).await
+    }
+
+    /// Notes what was set aside and taken back by changes that are durable now, in their order.
+    fn note_aside(&mut self, group: &[Box<Pending>]) {
+        let mut is_changed = false;
+        for Pending { change, .. } in group.iter().map(|pending| &**pending) {
+            is_changed |= !change.aside.is_empty() || !change.taken_back.is_empty();
+            self.aside.extend(change.aside.iter().map(|(content_type, hash, _)| (*content_type, *hash)));
+            for taken in &change.taken_back {
+                self.aside.remove(taken);
+            }
+        }
+        if is_changed {
+            self.count_aside();
+        }
+    }
+
+    fn count_aside(&self) {
+        ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.tenant.to_string()).set(self.aside.len() as f64);
     }
 
     /// Folds, merges and forgets keys, between commits.
@@ -433,9 +463,4 @@ impl Ledger {
     fn put(&self, key: String, value: Bytes, expected: Expected) -> Op {
         Op::Put { key, value, expected }
     }
-}
-
-/// The hash a set-aside record's key ends in.
-fn hash_of(key: &str) -> Option<u128> {
-    u128::from_str_radix(key.rsplit('/').next()?, 16).ok()
 }

@@ -27,11 +27,12 @@ use crate::hosts::embedded::recorder::{self, Recorded};
 use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
-use crate::hosts::embedded::{EmbeddedHost, SinkSpec, troubles};
+use crate::delivery;
+use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::{Actionable, TenantId};
 use crate::source::fleet::Fleet;
-use crate::source::{M365Audit, Report, Source, SourceError, backfill};
+use crate::source::{M365Audit, Report, Source, SourceError, aside, backfill};
 
 /// A sink being replaced or ended gets this long to write what it has.
 const SINK_GRACE: Duration = Duration::from_secs(8);
@@ -241,6 +242,7 @@ impl Process {
         let Some(config) = self.config.sources.get(&name).cloned() else { return };
         let stop = CancellationToken::new();
         let (counter, desk) = backfill::desk();
+        let (retries, asked) = aside::asking();
         let tenant = config.tenant_id.clone();
         let entry = Entry {
             tenant: config.tenant_id.clone(),
@@ -248,13 +250,17 @@ impl Process {
             max_requests_per_minute: config.max_requests_per_minute,
             counter,
             backfill: None,
+            retries,
         };
         self.registry.put(&name, entry);
         tracing::info!(
             source = %name, tenant = %config.tenant_id, content_types = ?config.content_types, poll_interval_secs = config.poll_interval_secs,
             backfill_secs = config.backfill_secs, "source started"
         );
-        let source = M365Audit::new(name.as_str(), config, self.clock.clone()).with_desk(desk).in_fleet(&self.fleet);
+        let source = M365Audit::new(name.as_str(), config, self.clock.clone())
+            .with_desk(desk)
+            .with_retries(asked)
+            .in_fleet(&self.fleet);
         let source: Box<dyn Source> = Box::new(if self.once { source.once() } else { source });
         let running = source.run(self.host.clone(), stop.clone());
         self.sources.insert(name.clone(), Running { tenant, stop, ended: false });
@@ -460,9 +466,9 @@ fn tell_when_slow(clock: Arc<dyn Clock>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let began = clock.monotonic();
         loop {
-            clock.sleep(troubles::SLOW_AFTER).await;
+            clock.sleep(delivery::SLOW_AFTER).await;
             let age = clock.monotonic().saturating_sub(began).as_secs();
-            let hint = troubles::SLOW_HINT;
+            let hint = delivery::SLOW_HINT;
             tracing::warn!("state-slow: opening the state and the sinks has been under way for {age} s (hint: {hint})");
         }
     })

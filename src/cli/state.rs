@@ -1,13 +1,14 @@
 //! `m365-audit state`: what is remembered, and changing it on purpose.
 //!
-//! `show` and `export` read beside a running process. `set` asks that process, because the state has one writer, and
-//! writes itself when none runs. Moving a position back forgets the marks of what is to be read again; moving it forward
+//! `show` and `export` read beside a running process. `set` and `retry` ask that process, because the state has one
+//! writer, and write themselves when none runs. Moving a position back forgets the marks of what is to be read again; moving it forward
 //! passes events over, so it asks for `--yes`, and a gap record says so.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -16,14 +17,20 @@ use super::Failure;
 use super::exit::Exit;
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::held::HeldHead;
+use crate::checkpoint::ledger::LedgerSettings;
 use crate::checkpoint::moving::{self, Move, Moved};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
 use crate::host::{Revision, StateError, StateStore};
+use crate::hosts::embedded::EmbeddedHost;
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{ContentType, Timestamp};
+use crate::source::aside::{self, Retried, StillAside};
 use crate::source::backfill;
+
+/// What a sink gets to end after `retry`.
+const RETRY_GRACE: Duration = Duration::from_secs(8);
 
 /// Arguments of `state`.
 #[derive(Debug, clap::Args)]
@@ -61,6 +68,15 @@ enum StateCommand {
         /// Pass events over, when the position moves forward
         #[arg(long)]
         yes: bool,
+    },
+    /// Offer the records that were set aside to the sinks again, beside a running process too
+    Retry {
+        /// The configuration file
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Only those of this source, by its name in the configuration
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
     },
     /// Write the records a host rejected to standard output, one per line, as they were offered
     Export {
@@ -119,12 +135,10 @@ pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit
     match args.command {
         StateCommand::Show { config, json } => show(&Config::load(&config)?, json, out).await,
         StateCommand::Export { config } => export(&Config::load(&config)?, out).await,
+        StateCommand::Retry { config, source } => retry(&Config::load(&config)?, source.as_deref(), out).await,
         StateCommand::Set { config, source, content_type, from, yes } => {
             let config = Config::load(&config)?;
-            let Some(found) = config.sources.get(&source) else {
-                let known = config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                return Err(usage(format!("no source is named `{source}`; there are: {known}")));
-            };
+            let found = source_of(&config, &source)?;
             if let Some(other) = content_type.iter().find(|t| !found.content_types.contains(t)) {
                 return Err(usage(format!("source `{source}` does not read `{other}`")));
             }
@@ -132,6 +146,13 @@ pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit
             set(&config, &source, found, &types, from, yes, out).await
         }
     }
+}
+
+fn source_of<'a>(config: &'a Config, name: &str) -> Result<&'a SourceConfig, Failure> {
+    config.sources.get(name).ok_or_else(|| {
+        let known = config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        usage(format!("no source is named `{name}`; there are: {known}"))
+    })
 }
 
 fn usage(message: String) -> Failure {
@@ -255,6 +276,82 @@ async fn export(config: &Config, out: &mut (dyn Write + Send)) -> Result<Exit, F
         }
     }
     Ok(Exit::Done)
+}
+
+/// Offers what is set aside again: in the process that runs, or with the sinks of the configuration.
+async fn retry(config: &Config, only: Option<&str>, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    if let Some(name) = only {
+        source_of(config, name)?;
+    }
+    let names = config.sources.keys().filter(|name| only.is_none_or(|only| only == *name));
+    let mut all = Vec::new();
+    if Client::connect(&config.data_dir).await?.is_some() {
+        for name in names {
+            all.push((name.clone(), retry_beside(config, name).await?));
+        }
+    } else {
+        all = retry_alone(config, names.cloned().collect()).await?;
+    }
+    let mut exit = Exit::Done;
+    for (name, Retried { delivered, left }) in all {
+        writeln!(out, "{name}: {delivered} delivered, {} still set aside", left.len()).map_err(Failure::io)?;
+        for StillAside { content_type, since, time, why } in &left {
+            writeln!(out, "  {content_type}  event of {time}, set aside {since}: {why}").map_err(Failure::io)?;
+        }
+        if !left.is_empty() {
+            exit = Exit::Left;
+        }
+    }
+    Ok(exit)
+}
+
+async fn retry_beside(config: &Config, name: &str) -> Result<Retried, Failure> {
+    let gone = || Failure::internal("the process has ended".to_owned());
+    let mut client = Client::connect(&config.data_dir).await?.ok_or_else(gone)?;
+    client.ask(What::Retry { source: name.to_owned() }).await?;
+    match client.next().await? {
+        Say::Retried(retried) => Ok(retried),
+        Say::Refused(refusal) => Err(refusal.into()),
+        other => Err(Failure::internal(format!("an answer to another question: {other:?}"))),
+    }
+}
+
+async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String, Retried)>, Failure> {
+    let clock: Arc<dyn Clock> = SystemClock::new();
+    let store: Arc<dyn StateStore> = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let mut sources = Vec::new();
+    for name in names {
+        let source = source_of(config, &name)?;
+        let keys = Keys::of(&source.tenant_id);
+        let mut count = 0;
+        for &content_type in &source.content_types {
+            count += store.list(&keys.aside(content_type)).await.map_err(broken)?.len();
+        }
+        sources.push((name, source, count));
+    }
+    let mut all = Vec::new();
+    // A sink is opened only for something that goes there: a file has one writer.
+    let specs = match sources.iter().any(|(.., count)| *count > 0) {
+        true => config.sinks.keys().map(|name| super::run::sink_spec(config, name)).collect::<Result<Vec<_>, _>>()?,
+        false => Vec::new(),
+    };
+    let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
+    for (name, source, count) in sources {
+        let mut retried = Retried::default();
+        if count > 0 {
+            let settings = LedgerSettings {
+                tenant: source.tenant_id.clone(),
+                content_types: source.content_types.clone(),
+                event_keys_max: source.event_keys_max,
+            };
+            retried = aside::retry_alone(name.as_str().into(), &settings, host.clone(), clock.clone())
+                .await
+                .map_err(broken)?;
+        }
+        all.push((name, retried));
+    }
+    host.shutdown(RETRY_GRACE).await;
+    Ok(all)
 }
 
 async fn set(

@@ -263,7 +263,8 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
     }
     words.push(format!("{:.1} MB in flight", source.in_flight_bytes as f64 / 1e6));
     if source.set_aside > 0 {
-        words.push(format!("{} set aside (`m365-audit state show`)", counted(source.set_aside, "record")));
+        let records = counted(source.set_aside, "record");
+        words.push(format!("{records} set aside (`m365-audit state show`, `state retry`)"));
     }
     lines.push(Line::from(format!("  {}", words.join(", "))));
     if let Some(backfill) = &source.backfill {
@@ -372,6 +373,10 @@ fn sink_lines(sink: &Sink, now: Timestamp) -> Vec<Line<'static>> {
             counted(sink.records, "record"),
             counted(sink.retries, "failed write")
         )),
+        Span::raw(match sink.oldest_request_secs {
+            secs if secs >= 1.0 => format!(", waiting {} for an answer", span(secs)),
+            _ => String::new(),
+        }),
     ])];
     if let Some(reason) = &sink.reason {
         lines.push(Line::styled(format!("  {}", one_line(reason)), colour_of(&sink.state)));
@@ -472,6 +477,7 @@ mod tests {
                 records_per_sec: 3.2,
                 records: 12_345,
                 retries: 0,
+                oldest_request_secs: 0.0,
             }],
             store: None,
             recent: vec![LogLine {

@@ -20,7 +20,7 @@ use crate::host::StateError;
 use crate::hosts::embedded::control::ControlError;
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT, StoreError};
-use crate::hosts::embedded::troubles::SLOW_HINT;
+use crate::delivery::SLOW_HINT;
 use crate::hosts::file::{FileSinkError, NEW_STATE_HINT, SHORTER_HINT};
 use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
@@ -302,7 +302,7 @@ const WRITTEN: &[Written] = &[
     ("dlp-flags-full", "more files and messages are flagged by data loss prevention than `dlp_flags_max`: those flagged longest ago are forgotten, reads of them count as routine", "raise `dlp_flags_max`, or lower `dlp_flag_secs`", "a running source: log (`src/source/hold.rs`)"),
     ("sink-file-shorter", "the file of a `file` sink is shorter than it was after the last write: records that were confirmed are gone from it", SHORTER_HINT, "a sink of type `file`: log, health for a day, and `m365_audit_sink_file_cut_total` (`src/hosts/file/known.rs`)"),
     ("sink-file-replaced", "the file of a `file` sink is not the one that was written last: records that were confirmed are not in it", SHORTER_HINT, "a sink of type `file`: log, health for a day, and `m365_audit_sink_file_cut_total` (`src/hosts/file/known.rs`)"),
-    ("sink-slow", "a write of a sink has been under way for more than 10 seconds", SLOW_HINT, "a sink: log, health, and `m365_audit_sink_waiting_seconds` (`src/hosts/embedded/troubles.rs`)"),
+    ("sink-slow", "a write of a sink has been under way for more than 10 seconds", SLOW_HINT, "a sink: log, health, and `m365_audit_sink_oldest_request_seconds` (`src/delivery/worker.rs`)"),
     ("state-slow", "a commit to the state, or a read of it, has been under way for more than 10 seconds", STORE_SLOW_HINT, "a running source: log, health, and `m365_audit_state_waiting_seconds` (`src/source/slow_store.rs`)"),
     ("state-new-beside-records", "the state is new, and the file of a sink has records already: the state was lost, or `data_dir` is not where it was", NEW_STATE_HINT, "the start of a sink of type `file`: log and health for a day (`src/hosts/file/known.rs`)"),
     ("state-lost", "`data_dir` was used before and has no state: a first run begins", LOST_HINT, "the start: log, and health for an hour (`src/hosts/embedded/store.rs`)"),
@@ -316,7 +316,8 @@ const WRITTEN: &[Written] = &[
     ("listing-null", "a listing is `null` in place of an array; it was asked for again five times and stayed so", "none needed: the same time is listed again by the polls of the next hours, of the day and of the week. If it lasts, look for a proxy that alters answers", "a running source: log (`src/source/listing.rs`)"),
     ("bad-blob", "a damaged blob was shipped: events where they could be cut out, the rest as `m365_audit.bad_blob` records", "report the blob to Microsoft, or look for a proxy that alters answers", "a running source: log (`src/source/fetch.rs`)"),
     ("clock-jumped", "Microsoft's answers carry a date more than 10 minutes off what is expected", "events are still read; no position moves and nothing is declared until three answers over 5 minutes agree", LOOP),
-    ("record-rejected", "the host will never take a record; it is set aside in the state", "`m365-audit state show` lists such records, `m365-audit state export` writes them out", "a running source: log (`src/source/deliver.rs`)"),
+    ("record-rejected", "a receiver refused a record alone, several times, while it took others; it is set aside in the state", "`m365-audit state show` lists such records with the receiver's words, `m365-audit state export` writes them out; correct what the receiver did not like, then run `m365-audit state retry`", "a running source: log (`src/source/deliver.rs`)"),
+    ("sink-rejects-everything", "the receiver of a sink rejects every record; none is set aside, they wait until it takes them", "look for a wrong setting of the sink or of its receiver: address, credentials, index, channel, format; the receiver's own words are in the message", "a running sink: log, `/health` and `status` (`src/delivery/worker.rs`)"),
     ("listing-item-unreadable", "an entry of a listing has no content id, address or time that can be read", "report it with the log line; the window is listed again and does not count as read meanwhile", "a running source: log (`src/source/listing.rs`)"),
 ];
 
@@ -327,6 +328,17 @@ fn more(slug: &str) -> Option<&'static str> {
             "What happened before auditing is switched on was not recorded: none of it will ever come, by this feed or any \
              other way.\n\n`Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` shows the setting; ask it of Exchange \
              Online PowerShell, since Security & Compliance PowerShell always answers `False`."
+        }
+        "record-rejected" => {
+            "The record's neighbours were delivered. `state retry` offers what is set aside again, beside a running process, \
+             prints what was delivered and what is still rejected, and exits with 75 while something is left; a restart is \
+             not needed. `m365_audit_set_aside_records` counts what is set aside now."
+        }
+        "sink-rejects-everything" => {
+            "The sink asks one request at a time, with pauses up to 30 s or for as long as the receiver asks, and goes on by \
+             itself as soon as the receiver takes something: no restart is needed, and nothing has to be retried by hand. A \
+             sink whose own configuration was wrong goes on after a reload (SIGHUP). Until then no position moves; \
+             Microsoft keeps content for seven days. `m365_audit_sink_held_back` is 1 meanwhile."
         }
         "state-corrupt" => {
             "The file is kept byte for byte. A new start without it begins `backfill_secs` before now: events that were \

@@ -4,9 +4,8 @@
 //! Owns frames (PackedForward, CompressedPackedForward with EventTime in legacy entries, which every receiver reads),
 //! the handshake, and which frames are acknowledged. Several frames are under way on one connection; an
 //! acknowledgement names its frame by `chunk`. One server is used at a time; after any trouble the next one.
-//! Vector answers an empty map when its sinks failed or rejected, so that is a refusal like any other.
+//! Vector answers an empty map when its sinks failed or rejected, so that may be either.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,8 +32,8 @@ use super::msgpack::{
     write_uint,
 };
 use super::net::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, Kept, NetSinkError, tls_config};
-use super::requests::{Answer, Item, Outbox, Part};
-use crate::auth::excerpt;
+use super::requests::Bodies;
+use crate::auth::{error_chain, excerpt};
 use crate::clock::Clock;
 use crate::config::{FluentForwardConfig, ForwardCompression, Secret, host_and_port};
 use crate::host::{Batch, Record};
@@ -51,7 +50,7 @@ const SALT_BYTES: usize = 16;
 /// The sink.
 pub struct FluentForwardSink {
     settings: Arc<Settings>,
-    outbox: Outbox,
+    frames: Bodies,
     connection: Option<Connection>,
     /// The server in use or to be tried next.
     server: usize,
@@ -110,11 +109,7 @@ impl FluentForwardSink {
             tls,
             clock,
         };
-        Ok(Self::of(Arc::new(settings)))
-    }
-
-    fn of(settings: Arc<Settings>) -> Self {
-        Self { settings, outbox: Outbox::default(), connection: None, server: 0 }
+        Ok(Self { settings: Arc::new(settings), frames: Bodies::default(), connection: None, server: 0 })
     }
 
     /// The connection in use, or a new one to the first server that takes it.
@@ -146,36 +141,40 @@ impl FluentForwardSink {
         self.server = (self.server + 1) % self.settings.servers.len().max(1);
     }
 
-    /// Makes the frames that are not made yet. Such that turn out too large are made again from fewer records.
-    async fn pack(&self, items: Vec<Item>) -> Vec<Item> {
-        let settings = self.settings.clone();
-        let packing = tokio::task::spawn_blocking(move || {
-            let mut todo: VecDeque<Item> = items.into();
-            let mut packed = Vec::new();
-            let mut encoder = Encoder::default();
-            while let Some(mut item) = todo.pop_front() {
-                if item.body.is_some() || item.answer == Answer::Taken {
-                    packed.push(item);
-                    continue;
+    /// The frame of these batches, made now unless it was before.
+    async fn frame(&self, batches: &[Batch]) -> Result<Bytes, Written> {
+        if let Some(frame) = self.frames.take(batches) {
+            return Ok(frame);
+        }
+        let (settings, batches) = (self.settings.clone(), batches.to_vec());
+        match tokio::task::spawn_blocking(move || frame(&settings, &batches, &mut Encoder::default())).await {
+            Ok(made) => made,
+            Err(_) => Err(Written::refused("the frame could not be made")),
+        }
+    }
+
+    async fn write_once(&mut self, batches: &[Batch]) -> Written {
+        let frame = match self.frame(batches).await {
+            Ok(frame) => frame,
+            Err(written) => return written,
+        };
+        let written = match self.connect().await {
+            Err(why) => Written::refused(why),
+            Ok(mut connection) => match connection.send(&self.settings, &frame).await {
+                Ok(()) => {
+                    self.connection = Some(connection);
+                    Written::Delivered
                 }
-                match frame(&settings, &item, &mut encoder) {
-                    Ok(frame) => item.body = Some(frame),
-                    Err(why) => match item.split() {
-                        Some(parts) => {
-                            for part in parts.into_iter().rev() {
-                                todo.push_front(part);
-                            }
-                            continue;
-                        }
-                        None => item.answer = Answer::Never(why),
-                    },
+                Err(why) => {
+                    let server = self.settings.servers.get(self.server).cloned().unwrap_or_default();
+                    self.next_server();
+                    // The protocol has no word for records that will never be taken: such a frame goes unacknowledged.
+                    Written::Unclear(format!("`{server}`: {why}"))
                 }
-                packed.push(item);
-            }
-            packed
-        });
-        // Without an answer every batch counts as refused.
-        packing.await.unwrap_or_default()
+            },
+        };
+        self.frames.keep_after(&written, batches, frame);
+        written
     }
 }
 
@@ -183,37 +182,22 @@ impl FluentForwardSink {
 impl Sink for FluentForwardSink {
     fn bounds(&self) -> GroupBounds {
         let Settings { frame_bytes_max, records_max: records, age, .. } = *self.settings;
-        GroupBounds { bytes: frame_bytes_max.min(FRAME_FILL_BYTES), records, age }
+        GroupBounds { bytes: frame_bytes_max.min(FRAME_FILL_BYTES), records, age, ..GroupBounds::default() }
     }
 
     fn beside(&self) -> Vec<Box<dyn Sink>> {
+        let another =
+            |_| Self { settings: self.settings.clone(), frames: self.frames.clone(), connection: None, server: 0 };
         let more = 1..self.settings.frames_in_flight_max;
-        more.map(|_| Box::new(Self::of(self.settings.clone())) as Box<dyn Sink>).collect()
+        more.map(another).map(|another| Box::new(another) as Box<dyn Sink>).collect()
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
-        let items = self.outbox.open(batches, self.settings.frame_bytes_max, self.settings.records_max);
-        let mut items = self.pack(items).await;
-        let trouble = match self.connect().await {
-            Ok(mut connection) => match connection.exchange(&self.settings, &mut items).await {
-                Ok(()) => {
-                    self.connection = Some(connection);
-                    None
-                }
-                Err(why) => {
-                    let server = self.settings.servers.get(self.server).cloned().unwrap_or_default();
-                    self.next_server();
-                    Some(format!("`{server}`: {why}"))
-                }
-            },
-            Err(why) => Some(why),
-        };
-        if let Some(why) = trouble {
-            for item in items.iter_mut().filter(|item| matches!(item.answer, Answer::Later { .. })) {
-                item.answer = Answer::later(why.clone());
-            }
-        }
-        self.outbox.close(batches, items)
+        vec![self.write_once(batches).await; batches.len()]
+    }
+
+    fn forget(&mut self, batches: &[Batch]) {
+        self.frames.take(batches);
     }
 
     async fn close(&mut self) {
@@ -227,21 +211,21 @@ impl Sink for FluentForwardSink {
 ///
 /// # Errors
 /// A record is not JSON, or the frame is larger than allowed.
-fn frame(settings: &Settings, item: &Item, encoder: &mut Encoder) -> Result<Bytes, String> {
-    let mut entries = Vec::with_capacity(item.parts.iter().map(|part| part.ndjson().len()).sum());
-    for record in item.parts.iter().flat_map(Part::records) {
-        push_entry(&record, settings.keep_timestamp, encoder, &mut entries)?;
+fn frame(settings: &Settings, batches: &[Batch], encoder: &mut Encoder) -> Result<Bytes, Written> {
+    let mut entries = Vec::with_capacity(batches.iter().map(|batch| batch.ndjson().len()).sum());
+    for record in batches.iter().flat_map(Batch::records) {
+        push_entry(&record, settings.keep_timestamp, encoder, &mut entries).map_err(Written::Rejected)?;
     }
     let bytes = entries.len() + settings.tag.len() + FRAME_OVERHEAD_BYTES;
     if bytes > settings.frame_bytes_max {
-        return Err(format!(
-            "a record makes a frame of {bytes} bytes, `frame_bytes_max` is {}",
-            settings.frame_bytes_max
-        ));
+        let max = settings.frame_bytes_max;
+        return Err(Written::TooLarge(format!(
+            "the records make a frame of {bytes} bytes, `frame_bytes_max` is {max}"
+        )));
     }
     // From what it names, so that the same records have the same id when they are sent again.
-    let chunk = settings.require_ack.then(|| chunk_id(item, &entries));
-    let entries: Bytes = if settings.gzip { gzip(&entries)? } else { entries.into() };
+    let chunk = settings.require_ack.then(|| chunk_id(batches, &entries));
+    let entries: Bytes = if settings.gzip { gzip(&entries).map_err(Written::Rejected)? } else { entries.into() };
     let mut out = Vec::with_capacity(entries.len() + settings.tag.len() + FRAME_OVERHEAD_BYTES);
     write_array(&mut out, 3);
     write_str(&mut out, &settings.tag);
@@ -249,7 +233,7 @@ fn frame(settings: &Settings, item: &Item, encoder: &mut Encoder) -> Result<Byte
     out.extend_from_slice(&entries);
     write_map(&mut out, 1 + usize::from(chunk.is_some()) + usize::from(settings.gzip));
     write_str(&mut out, "size");
-    write_uint(&mut out, item.records() as u64);
+    write_uint(&mut out, batches.iter().map(Batch::len).sum::<usize>() as u64);
     if let Some(chunk) = &chunk {
         write_str(&mut out, "chunk");
         write_str(&mut out, chunk);
@@ -290,10 +274,10 @@ pub fn encode(batch: &Batch) -> Result<Vec<u8>, String> {
 }
 
 /// The id of a frame: 128 bits in Base64, as the specification has it.
-fn chunk_id(item: &Item, entries: &[u8]) -> String {
+fn chunk_id(batches: &[Batch], entries: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new();
     // Two frames of equal content may be under way together.
-    hasher.update(&item.parts.first().map_or(0, |part| part.batch.id).to_be_bytes());
+    hasher.update(&batches.first().map_or(0, |batch| batch.id).to_be_bytes());
     hasher.update(entries);
     let mut id = [0; 16];
     hasher.finalize_xof().fill(&mut id);
@@ -366,14 +350,14 @@ struct Connection<S = Stream> {
 impl Connection<Stream> {
     async fn open(settings: &Settings, server: &str) -> Result<Self, String> {
         let (host, port) = host_and_port(server).ok_or("it is not `host:port`")?;
-        let tcp = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
+        let tcp = TcpStream::connect((host, port)).await.map_err(|error| error_chain(&error))?;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let stream = match &settings.tls {
             None => Stream::Plain(tcp),
             Some(tls) => {
                 let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
                 let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await;
-                Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {error}"))?))
+                Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {}", error_chain(&error)))?))
             }
         };
         let mut connection = Self { stream, received: BytesMut::new() };
@@ -457,20 +441,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Err(error) => return Err(error.to_string()),
             }
         }
-    }
-
-    /// Sends the frames that are not taken, each after the acknowledgement of the one before, and notes which are.
-    ///
-    /// # Errors
-    /// What went wrong; the connection is of no more use then.
-    async fn exchange(&mut self, settings: &Settings, items: &mut [Item]) -> Result<(), String> {
-        for item in items {
-            if let (Some(frame), Answer::Later { .. }) = (&item.body, &item.answer) {
-                self.send(settings, frame).await?;
-                item.answer = Answer::Taken;
-            }
-        }
-        Ok(())
     }
 
     /// Sends a frame and reads its acknowledgement.
@@ -605,8 +575,7 @@ mod tests {
     async fn an_acknowledgement_that_outruns_the_flush_counts() {
         let config: FluentForwardConfig = toml::from_str("servers = [\"127.0.0.1:1\"]").unwrap();
         let sink = FluentForwardSink::new(&config, SystemClock::new()).unwrap();
-        let item = Outbox::default().open(&[batch(&["{\"a\":1}"])], 1_000, 10).remove(0);
-        let frame = frame(&sink.settings, &item, &mut Encoder::default()).unwrap();
+        let frame = frame(&sink.settings, &[batch(&["{\"a\":1}"])], &mut Encoder::default()).unwrap();
         let mut ack = Vec::new();
         write_map(&mut ack, 1);
         write_str(&mut ack, "ack");

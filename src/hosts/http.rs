@@ -1,8 +1,8 @@
 //! The `http` sink: batches posted over HTTP/1.1 or HTTP/2 to anything that answers a status.
 //!
-//! Owns what a status means for the records; the answers of Vector's `http_server` are those of its source code
-//! (200 after its sinks confirmed, 500 when they failed, 400 when they rejected or the body cannot be read). That a
-//! receiver's 2xx means "for good" is the receiver's affair: `docs/hosts/` says how each is configured for it.
+//! What a status means is `answers`'; the answers of Vector's `http_server` are those of its source code (200 after its
+//! sinks confirmed, 500 when they failed, 400 when they rejected or the body cannot be read). That a receiver's 2xx
+//! means "for good" is the receiver's affair: `docs/hosts/` says how each is configured for it.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use reqwest::StatusCode;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use url::Url;
 
+use super::answers::of_status;
 use super::net::{Identity, NetSinkError, Presented, http_client, read_answer};
-use super::requests::{Answer, Exchange, Part, Requests};
+use super::requests::{Exchange, Requests};
 use crate::auth::{error_chain, parse_retry_after};
 use crate::clock::Clock;
 use crate::config::{HttpCompression, HttpConfig, HttpEncoding};
@@ -31,10 +32,7 @@ const GZIP_LEVEL: u32 = 3;
 const ZSTD_LEVEL: i32 = 3;
 
 /// The sink.
-pub struct HttpSink {
-    requests: Requests<Post>,
-    bounds: GroupBounds,
-}
+pub struct HttpSink(Requests<Post>);
 
 impl HttpSink {
     /// A sink as configured. Nothing is connected yet.
@@ -51,25 +49,32 @@ impl HttpSink {
             timeout: Duration::from_secs(config.timeout_secs),
             clock,
         };
-        let (bytes, records) = (config.batch_bytes_max, config.batch_records_max);
-        let bounds = GroupBounds { bytes, records, age: Duration::from_secs(config.batch_age_secs) };
-        Ok(Self { requests: Requests::new(post, bytes, records, config.requests_in_flight_max), bounds })
+        let bounds = GroupBounds {
+            bytes: config.batch_bytes_max,
+            records: config.batch_records_max,
+            age: Duration::from_secs(config.batch_age_secs),
+            ..GroupBounds::default()
+        };
+        Ok(Self(Requests::new(post, bounds, config.requests_in_flight_max)))
     }
 }
 
 #[async_trait]
 impl Sink for HttpSink {
     fn bounds(&self) -> GroupBounds {
-        self.bounds
+        self.0.bounds()
     }
 
     fn beside(&self) -> Vec<Box<dyn Sink>> {
-        let bounds = self.bounds;
-        self.requests.beside().map(|requests| Box::new(Self { requests, bounds }) as Box<dyn Sink>).collect()
+        self.0.beside()
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
-        self.requests.write(batches).await
+        self.0.write(batches).await
+    }
+
+    fn forget(&mut self, batches: &[Batch]) {
+        self.0.forget(batches);
     }
 }
 
@@ -85,11 +90,11 @@ struct Post {
 
 #[async_trait]
 impl Exchange for Post {
-    fn pack(&self, parts: &[Part]) -> Result<Bytes, String> {
-        let plain = match (self.encoding, parts) {
-            (HttpEncoding::Ndjson, [part]) => part.ndjson(),
-            (HttpEncoding::Ndjson, parts) => parts.iter().map(Part::ndjson).collect::<Vec<_>>().concat().into(),
-            (HttpEncoding::Json, parts) => array_of(parts),
+    fn pack(&self, batches: &[Batch]) -> Result<Bytes, String> {
+        let plain = match (self.encoding, batches) {
+            (HttpEncoding::Ndjson, [batch]) => batch.ndjson(),
+            (HttpEncoding::Ndjson, batches) => batches.iter().map(Batch::ndjson).collect::<Vec<_>>().concat().into(),
+            (HttpEncoding::Json, batches) => array_of(batches),
         };
         match self.compression {
             HttpCompression::None => Ok(plain),
@@ -100,27 +105,27 @@ impl Exchange for Post {
         }
     }
 
-    async fn send(&self, body: Bytes) -> Answer {
+    async fn send(&self, body: Bytes) -> Written {
         let presented = match self.identity.present() {
             Ok(presented) => presented,
-            Err(why) => return Answer::later(why),
+            Err(why) => return Written::refused(why),
         };
         let mut request = self.client.post(self.uri.clone()).headers(self.headers()).headers(presented.headers.clone());
         request = request.body(body);
         let exchange = async {
             match request.send().await {
                 Ok(mut response) => {
-                    let text = read_answer(&mut response).await;
-                    self.meaning(response.status(), response.headers(), &text, &presented)
+                    let answer = read_answer(&mut response).await;
+                    let (why, words) = said(response.status(), &answer.body, &presented);
+                    let meaning = of_status(response.status().as_u16(), &words);
+                    meaning.written(why, retry_after(response.headers(), &*self.clock))
                 }
-                Err(error) => Answer::later(format!("no answer: {}", error_chain(&error.without_url()))),
+                Err(error) => no_answer(error),
             }
         };
         tokio::select! {
-            answer = exchange => answer,
-            () = self.clock.sleep(self.timeout) => {
-                Answer::later(format!("no answer within {} s", self.timeout.as_secs()))
-            }
+            written = exchange => written,
+            () = self.clock.sleep(self.timeout) => no_answer_within(self.timeout),
         }
     }
 }
@@ -141,54 +146,36 @@ impl Post {
         headers.insert(CONTENT_ENCODING, reqwest::header::HeaderValue::from_static(encoding));
         headers
     }
-
-    fn meaning(&self, status: StatusCode, headers: &HeaderMap, text: &[u8], presented: &Presented) -> Answer {
-        let why = || said(status, text, presented);
-        match kind_of(status) {
-            StatusKind::Success => Answer::Taken,
-            StatusKind::Passing => {
-                let retry_after = headers.get(RETRY_AFTER).and_then(|value| parse_retry_after(value, self.clock.now()));
-                Answer::Later { why: why(), retry_after }
-            }
-            StatusKind::Ours => Answer::later(format!("{} (check the sink's address and credentials)", why())),
-            StatusKind::Rejection => Answer::Never(why()),
-        }
-    }
 }
 
-/// What a status says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StatusKind {
-    /// The receiver has the records.
-    Success,
-    /// It does not take them now.
-    Passing,
-    /// It does not take anything as we are configured. Setting records aside for an expired token would be wrong, and
-    /// an operator mends it.
-    Ours,
-    /// It will never take these records.
-    Rejection,
+/// A request without an answer. One that was not even sent was not taken; of others nobody knows.
+pub(crate) fn no_answer(error: reqwest::Error) -> Written {
+    let is_connect = error.is_connect();
+    let why = format!("no answer: {}", error_chain(&error.without_url()));
+    if is_connect { Written::refused(why) } else { Written::Unclear(why) }
 }
 
-pub(crate) fn kind_of(status: StatusCode) -> StatusKind {
-    match status.as_u16() {
-        200..=299 => StatusKind::Success,
-        408 | 425 | 429 | 500.. => StatusKind::Passing,
-        // Informational answers and redirects, which are not followed: the records are not there.
-        ..=399 | 401 | 403 | 404 | 405 | 407 | 415 | 421 => StatusKind::Ours,
-        _ => StatusKind::Rejection,
-    }
+/// A request without an answer for so long.
+pub(crate) fn no_answer_within(timeout: Duration) -> Written {
+    Written::Unclear(format!("no answer within {} s", timeout.as_secs()))
 }
 
-/// A failure as the operator reads it: the status and the receiver's own words, bounded.
-pub(crate) fn said(status: StatusCode, text: &[u8], presented: &Presented) -> String {
-    let words = presented.shown(&String::from_utf8_lossy(text));
-    if words.is_empty() { format!("answer {status}") } else { format!("answer {status}: {words}") }
+/// The wait that an answer asks for.
+pub(crate) fn retry_after(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
+    headers.get(RETRY_AFTER).and_then(|value| parse_retry_after(value, clock.now()))
 }
 
-fn array_of(parts: &[Part]) -> Bytes {
-    let mut out = Vec::with_capacity(parts.iter().map(|part| part.ndjson().len() + 1).sum::<usize>() + 1);
-    for record in parts.iter().flat_map(Part::records) {
+/// A failure as the operator reads it, the status and the receiver's own words, bounded; and those words.
+pub(crate) fn said(status: StatusCode, text: &[u8], presented: &Presented) -> (String, String) {
+    let text = String::from_utf8_lossy(text).into_owned();
+    let words = presented.shown(&text);
+    let why = if words.is_empty() { format!("answer {status}") } else { format!("answer {status}: {words}") };
+    (why, text)
+}
+
+fn array_of(batches: &[Batch]) -> Bytes {
+    let mut out = Vec::with_capacity(batches.iter().map(|batch| batch.ndjson().len() + 1).sum::<usize>() + 1);
+    for record in batches.iter().flat_map(Batch::records) {
         out.push(if out.is_empty() { b'[' } else { b',' });
         out.extend_from_slice(record.json);
     }
@@ -211,23 +198,4 @@ pub(crate) fn gzip_after(before: usize, plain: &[u8]) -> Result<Vec<u8>, String>
     let mut encoder = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
     let compressed = encoder.write_all(plain).and_then(|()| encoder.finish());
     compressed.map_err(|error| format!("cannot compress: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_speaks_of_the_records_of_us_or_of_the_moment() {
-        for (kind, statuses) in [
-            (StatusKind::Success, vec![200, 201, 202, 204, 299]),
-            (StatusKind::Passing, vec![408, 425, 429, 500, 501, 502, 503, 504, 599]),
-            (StatusKind::Ours, vec![301, 302, 307, 401, 403, 404, 405, 407, 415]),
-            (StatusKind::Rejection, vec![400, 406, 409, 411, 413, 414, 422, 431, 499]),
-        ] {
-            for status in statuses {
-                assert_eq!(kind_of(StatusCode::from_u16(status).unwrap()), kind, "{status}");
-            }
-        }
-    }
 }

@@ -2,6 +2,8 @@
 //! `plugins/`.
 
 #[cfg(feature = "embedded")]
+pub(crate) mod answers;
+#[cfg(feature = "embedded")]
 pub mod embedded;
 #[cfg(feature = "embedded")]
 pub mod file;

@@ -197,17 +197,31 @@ impl Presented {
     }
 }
 
-/// At most [`ANSWER_BYTES_MAX`] of an answer's body; a broken rest is left out.
-pub(crate) async fn read_answer(response: &mut reqwest::Response) -> Vec<u8> {
+/// An answer's body.
+pub(crate) struct AnswerBody {
+    /// At most [`ANSWER_BYTES_MAX`] of it.
+    pub body: Vec<u8>,
+    /// It came to its end, or to that bound.
+    pub is_whole: bool,
+}
+
+/// Reads an answer's body; a broken rest is left out.
+pub(crate) async fn read_answer(response: &mut reqwest::Response) -> AnswerBody {
     let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        let room = ANSWER_BYTES_MAX - body.len();
-        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
-        if chunk.len() >= room {
-            break;
+    let is_whole = loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) => {
+                let room = ANSWER_BYTES_MAX - body.len();
+                body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+                if chunk.len() >= room {
+                    break true;
+                }
+            }
+            Ok(None) => break true,
+            Err(_) => break false,
         }
-    }
-    body
+    };
+    AnswerBody { body, is_whole }
 }
 
 #[cfg(test)]

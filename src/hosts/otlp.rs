@@ -1,17 +1,15 @@
 //! The `otlp` sink: records as OpenTelemetry logs over gRPC or HTTP with protobuf.
 //!
-//! Follows the OTLP specification (<https://opentelemetry.io/docs/specs/otlp/>) with these exceptions, each for a
-//! receiver that would lose records otherwise. HTTP 500 and gRPC INTERNAL are tried again: Vector answers so when its
-//! sinks failed. Answers that speak of our address or credentials are tried again, since an operator mends those.
-//! A partial success names no records: its request is rejected and comes again in parts until the rejected ones stand
-//! alone, which repeats the others.
+//! Follows the OTLP specification (<https://opentelemetry.io/docs/specs/otlp/>) but for what an answer means, which is
+//! `answers`' for all sinks, and for a partial success: it names no records, so its request comes again in parts until
+//! the rejected ones stand alone, which repeats the others.
 //!
 //! `otlp_message` writes the requests; the types of answers are those of `opentelemetry-proto`. A gRPC request is
 //! encoded and compressed once, where work may take its time, so that what is sent again is the same and nothing else
 //! waits for it. tonic would compress in the task that sends; that is why its channel and its reading of answers are
 //! used, and its client is not.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,8 +17,7 @@ use bytes::{Buf, Bytes};
 use http_body_util::Full;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use prost::Message;
-use reqwest::StatusCode;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, TE};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codec::{CompressionEncoding, DecodeBuf, Decoder};
@@ -28,11 +25,14 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status, Streaming};
 use url::Url;
 
-use super::http::{StatusKind, gzip_after, kind_of, said};
-use super::net::{CONNECT_TIMEOUT, Identity, NetSinkError, Presented, http_client, read_answer, read_ca, shown};
+use super::answers::{Meaning, of_code, of_status};
+use super::http::{gzip_after, no_answer, no_answer_within, retry_after, said};
+use super::net::{
+    AnswerBody, CONNECT_TIMEOUT, Identity, NetSinkError, Presented, http_client, read_answer, read_ca, shown,
+};
 use super::otlp_message;
-use super::requests::{Answer, Exchange, Part, Requests};
-use crate::auth::{error_chain, parse_retry_after};
+use super::requests::{Exchange, Requests};
+use crate::auth::error_chain;
 use crate::clock::Clock;
 use crate::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 use crate::host::Batch;
@@ -48,20 +48,13 @@ const GRPC_ENCODING: &str = "grpc-encoding";
 const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 /// Before each message of gRPC: whether it is compressed, and its length.
 const GRPC_HEAD_BYTES: usize = 5;
-/// What Vector says when its sinks rejected events for good. It answers DATA_LOSS or 500 then, which mean passing
-/// trouble elsewhere.
-const VECTOR_REJECTED: &str = "Contents failed to deliver to sink";
-/// What tonic, with which Vector reads, says of a message over its bound. It answers OUT_OF_RANGE then, which means
-/// passing trouble elsewhere.
-const TONIC_TOO_LARGE: &str = "message length too large";
-/// How often an idle gRPC connection is probed, so that one whose peer vanished is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How often the system looks whether an idle connection's peer is still there. Not by pings of HTTP/2: receivers count
+/// those (gRPC in Go allows one in five minutes and closes the connection at the third too many), and a request that
+/// waits longer would be cut.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// The sink.
-pub struct OtlpSink {
-    requests: Requests<Export>,
-    bounds: GroupBounds,
-}
+pub struct OtlpSink(Requests<Export>);
 
 impl OtlpSink {
     /// A sink as configured. Nothing is connected yet. Must be called on a tokio runtime.
@@ -70,7 +63,10 @@ impl OtlpSink {
     /// TLS cannot be set up.
     pub fn new(config: &OtlpConfig, clock: Arc<dyn Clock>) -> Result<Self, NetSinkError> {
         let transport = match config.protocol {
-            OtlpProtocol::Grpc => Transport::Grpc(Box::new(channel(config)?)),
+            OtlpProtocol::Grpc => {
+                let endpoint = endpoint(config)?;
+                Transport::Grpc(Box::new(GrpcTransport { channel: Mutex::new(endpoint.connect_lazy()), endpoint }))
+            }
             OtlpProtocol::Http => {
                 let mut url = config.endpoint.clone();
                 if url.path() == "/" {
@@ -86,29 +82,36 @@ impl OtlpSink {
             timeout: Duration::from_secs(config.timeout_secs),
             clock,
         };
-        let (bytes, records) = (config.batch_bytes_max, config.batch_records_max);
-        let bounds = GroupBounds { bytes, records, age: Duration::from_secs(config.batch_age_secs) };
-        Ok(Self { requests: Requests::new(export, bytes, records, config.requests_in_flight_max), bounds })
+        let bounds = GroupBounds {
+            bytes: config.batch_bytes_max,
+            records: config.batch_records_max,
+            age: Duration::from_secs(config.batch_age_secs),
+            ..GroupBounds::default()
+        };
+        Ok(Self(Requests::new(export, bounds, config.requests_in_flight_max)))
     }
 }
 
 #[async_trait]
 impl Sink for OtlpSink {
     fn bounds(&self) -> GroupBounds {
-        self.bounds
+        self.0.bounds()
     }
 
     fn beside(&self) -> Vec<Box<dyn Sink>> {
-        let bounds = self.bounds;
-        self.requests.beside().map(|requests| Box::new(Self { requests, bounds }) as Box<dyn Sink>).collect()
+        self.0.beside()
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
-        self.requests.write(batches).await
+        self.0.write(batches).await
+    }
+
+    fn forget(&mut self, batches: &[Batch]) {
+        self.0.forget(batches);
     }
 }
 
-fn channel(config: &OtlpConfig) -> Result<Channel, NetSinkError> {
+fn endpoint(config: &OtlpConfig) -> Result<Endpoint, NetSinkError> {
     let failed =
         |error: tonic::transport::Error| NetSinkError::Tls { to: shown(&config.endpoint), why: error_chain(&error) };
     let mut endpoint = Endpoint::from_shared(config.endpoint.as_str().to_owned())
@@ -116,7 +119,7 @@ fn channel(config: &OtlpConfig) -> Result<Channel, NetSinkError> {
         .user_agent(concat!("m365-audit/", env!("CARGO_PKG_VERSION")))
         .map_err(failed)?
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE);
+        .tcp_keepalive(Some(KEEP_ALIVE));
     if config.endpoint.scheme() == "https" {
         let mut tls = ClientTlsConfig::new().with_native_roots();
         if let Some(ca) = read_ca(config.ca_file.as_deref())? {
@@ -124,12 +127,28 @@ fn channel(config: &OtlpConfig) -> Result<Channel, NetSinkError> {
         }
         endpoint = endpoint.tls_config(tls).map_err(failed)?;
     }
-    Ok(endpoint.connect_lazy())
+    Ok(endpoint)
 }
 
 enum Transport {
-    Grpc(Box<Channel>),
+    Grpc(Box<GrpcTransport>),
     Http(reqwest::Client, Url),
+}
+
+struct GrpcTransport {
+    endpoint: Endpoint,
+    channel: Mutex<Channel>,
+}
+
+impl GrpcTransport {
+    fn channel(&self) -> Channel {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Later requests go over a new connection: the peer of this one may be gone without a word.
+    fn renew(&self) {
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = self.endpoint.connect_lazy();
+    }
 }
 
 struct Export {
@@ -142,12 +161,12 @@ struct Export {
 
 #[async_trait]
 impl Exchange for Export {
-    fn pack(&self, parts: &[Part]) -> Result<Bytes, String> {
+    fn pack(&self, batches: &[Batch]) -> Result<Bytes, String> {
         let before = match &self.transport {
             Transport::Grpc(_) => GRPC_HEAD_BYTES,
             Transport::Http(..) => 0,
         };
-        let message = otlp_message::encode(parts, self.clock.now(), before)?;
+        let message = otlp_message::encode(batches, self.clock.now(), before)?;
         let mut packed = match self.gzip {
             true => gzip_after(before, message.get(before..).unwrap_or_default())?,
             false => message,
@@ -160,28 +179,31 @@ impl Exchange for Export {
         Ok(packed.into())
     }
 
-    async fn send(&self, body: Bytes) -> Answer {
+    async fn send(&self, body: Bytes) -> Written {
         let presented = match self.identity.present() {
             Ok(presented) => presented,
-            Err(why) => return Answer::later(why),
+            Err(why) => return Written::refused(why),
         };
         let exchange = async {
             match &self.transport {
-                Transport::Grpc(channel) => self.call((**channel).clone(), body, &presented).await,
+                Transport::Grpc(grpc) => self.call(grpc.channel(), body, &presented).await,
                 Transport::Http(client, url) => self.post(client, url.clone(), body, &presented).await,
             }
         };
         tokio::select! {
-            answer = exchange => answer,
+            written = exchange => written,
             () = self.clock.sleep(self.timeout) => {
-                Answer::later(format!("no answer within {} s", self.timeout.as_secs()))
+                if let Transport::Grpc(grpc) = &self.transport {
+                    grpc.renew();
+                }
+                no_answer_within(self.timeout)
             }
         }
     }
 }
 
 impl Export {
-    async fn post(&self, client: &reqwest::Client, url: Url, body: Bytes, presented: &Presented) -> Answer {
+    async fn post(&self, client: &reqwest::Client, url: Url, body: Bytes, presented: &Presented) -> Written {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         if self.gzip {
@@ -190,32 +212,22 @@ impl Export {
         let request = client.post(url).headers(headers).headers(presented.headers.clone()).body(body);
         let mut response = match request.send().await {
             Ok(response) => response,
-            Err(error) => return Answer::later(format!("no answer: {}", error_chain(&error.without_url()))),
+            Err(error) => return no_answer(error),
         };
-        let text = read_answer(&mut response).await;
+        let answer = read_answer(&mut response).await;
         let status = response.status();
-        // A failure's body is a `google.rpc.Status`; a proxy in between may answer anything.
-        let words = RpcStatus::decode(text.as_slice()).map_or_else(|_| text.clone(), |s| s.message.into_bytes());
-        let why = || said(status, &words, presented);
-        match http_kind(status, &words) {
-            StatusKind::Success => match ExportLogsServiceResponse::decode(text.as_slice()) {
-                Ok(response) => taken(&response, presented),
-                // 2xx by itself is success; some receivers answer JSON or nothing.
-                Err(_) => Answer::Taken,
-            },
-            StatusKind::Passing => {
-                let retry_after = response.headers().get(RETRY_AFTER);
-                let retry_after = retry_after.and_then(|value| parse_retry_after(value, self.clock.now()));
-                Answer::Later { why: why(), retry_after }
-            }
-            StatusKind::Ours => Answer::later(format!("{} (check the sink's address and credentials)", why())),
-            StatusKind::Rejection => Answer::Never(why()),
+        if status.is_success() {
+            return taken_over_http(&response, &answer, presented);
         }
+        // A failure's body is a `google.rpc.Status`; a proxy in between may answer anything.
+        let words = RpcStatus::decode(answer.body.as_slice()).map_or(answer.body, |s| s.message.into_bytes());
+        let (why, words) = said(status, &words, presented);
+        of_status(status.as_u16(), &words).written(why, retry_after(response.headers(), &*self.clock))
     }
 
-    async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Answer {
+    async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Written {
         if let Err(error) = std::future::poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await {
-            return Answer::later(format!("no connection: {}", error_chain(&error)));
+            return Written::refused(format!("no connection: {}", error_chain(&error)));
         }
         let mut request = http::Request::new(Body::new(Full::new(body)));
         *request.method_mut() = http::Method::POST;
@@ -232,7 +244,7 @@ impl Export {
         match response(channel.call(request).await).await {
             Ok(response) => match ExportLogsServiceResponse::decode(response) {
                 Ok(response) => taken(&response, presented),
-                Err(_) => Answer::Taken,
+                Err(_) => Written::Delivered,
             },
             Err(status) => refused(&status, presented),
         }
@@ -256,12 +268,27 @@ async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>)
     message.ok_or_else(|| Status::internal("the answer has no message"))
 }
 
+/// What a success over HTTP says. 2xx by itself is success, some receivers answer JSON or nothing; but a page for people
+/// comes from something in between, and an answer that was cut may have said that some records were rejected.
+fn taken_over_http(response: &reqwest::Response, answer: &AnswerBody, presented: &Presented) -> Written {
+    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if content_type.to_ascii_lowercase().starts_with("text/html") {
+        let (why, _) = said(response.status(), &answer.body, presented);
+        return Meaning::Setting.written(format!("{why} (a web page, not an OTLP receiver's answer)"), None);
+    }
+    if !answer.is_whole {
+        return Written::Unclear(format!("answer {}, but it was cut", response.status()));
+    }
+    ExportLogsServiceResponse::decode(answer.body.as_slice())
+        .map_or(Written::Delivered, |response| taken(&response, presented))
+}
+
 /// What success says: all of it, or that some records were not taken.
-fn taken(response: &ExportLogsServiceResponse, presented: &Presented) -> Answer {
-    let Some(partial) = &response.partial_success else { return Answer::Taken };
+fn taken(response: &ExportLogsServiceResponse, presented: &Presented) -> Written {
+    let Some(partial) = &response.partial_success else { return Written::Delivered };
     let words = presented.shown(&partial.error_message);
     if partial.rejected_log_records > 0 {
-        return Answer::Never(format!(
+        return Written::RejectedSome(format!(
             "the receiver rejected {} of the records: {words}",
             partial.rejected_log_records
         ));
@@ -269,45 +296,18 @@ fn taken(response: &ExportLogsServiceResponse, presented: &Presented) -> Answer 
     if !words.is_empty() {
         tracing::warn!(answer = words, "the OTLP receiver took the records and has something to say");
     }
-    Answer::Taken
-}
-
-/// The specification's retryable statuses and the exceptions this file's head names.
-fn http_kind(status: StatusCode, words: &[u8]) -> StatusKind {
-    match (status.as_u16(), kind_of(status)) {
-        (500.., _) if memchr::memmem::find(words, VECTOR_REJECTED.as_bytes()).is_some() => StatusKind::Rejection,
-        (408 | 429 | 500 | 502 | 503 | 504, _) => StatusKind::Passing,
-        (_, StatusKind::Passing) => StatusKind::Rejection,
-        (_, kind) => kind,
-    }
+    Written::Delivered
 }
 
 /// What a gRPC failure says of the records.
-fn refused(status: &Status, presented: &Presented) -> Answer {
-    let retry_after = retry_delay(status);
-    let words = presented.shown(status.message());
-    let why = format!("answer {:?}: {words}", status.code());
-    let later = |why| Answer::Later { why, retry_after };
-    match status.code() {
-        Code::DataLoss if status.message().contains(VECTOR_REJECTED) => Answer::Never(why),
-        Code::OutOfRange if status.message().contains(TONIC_TOO_LARGE) => Answer::Never(why),
-        Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::Unavailable
-        | Code::DataLoss => later(why),
-        // Retryable if the receiver says when; else the message is too large, or a quota is used up for good.
-        Code::ResourceExhausted if retry_after.is_some() => later(why),
-        // INTERNAL is Vector's word for a sink that failed, and both are tonic's for a connection that broke.
-        Code::Internal | Code::Unknown | Code::Ok => later(why),
-        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented | Code::NotFound => {
-            later(format!("{why} (check the sink's address and credentials)"))
-        }
-        Code::InvalidArgument | Code::ResourceExhausted | Code::FailedPrecondition | Code::AlreadyExists => {
-            Answer::Never(why)
-        }
+fn refused(status: &Status, presented: &Presented) -> Written {
+    let mut why = format!("answer {:?}: {}", status.code(), presented.shown(status.message()));
+    // An error made here, of a connection that broke, says why only in its causes.
+    if let Some(cause) = std::error::Error::source(status) {
+        why = format!("no answer: {}", presented.shown(&format!("{}: {}", status.message(), error_chain(cause))));
+        return if status.code() == Code::Unavailable { Written::refused(why) } else { Written::Unclear(why) };
     }
+    of_code(status.code(), status.message()).written(why, retry_delay(status))
 }
 
 /// `google.rpc.Status`, of which the details hold what gRPC has no place for.
@@ -375,7 +375,7 @@ impl Decoder for Raw {
 /// # Errors
 /// A record is no JSON object.
 pub fn encode(batch: &Batch, observed: Timestamp) -> Result<Vec<u8>, String> {
-    otlp_message::encode(&[Part::whole(batch)], observed, 0)
+    otlp_message::encode(std::slice::from_ref(batch), observed, 0)
 }
 
 #[cfg(test)]
@@ -383,51 +383,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grpc_code_speaks_of_the_records_of_us_or_of_the_moment() {
-        let none = crate::hosts::net::Identity::new(
-            &Default::default(),
-            crate::config::Credentials {
-                username: None,
-                password: None,
-                password_file: None,
-                bearer_token: None,
-                bearer_token_file: None,
-            },
-        );
-        let presented = none.present().unwrap();
-        let is_later = |status: &Status| matches!(refused(status, &presented), Answer::Later { .. });
-        for code in [1, 4, 10, 11, 14, 15, 13, 2, 16, 7, 12, 5] {
-            assert!(is_later(&Status::new(Code::from(code), "x")), "{code}");
-        }
-        for code in [3, 8, 9, 6] {
-            assert!(!is_later(&Status::new(Code::from(code), "x")), "{code}");
-        }
-        assert!(!is_later(&Status::new(Code::DataLoss, VECTOR_REJECTED)));
+    fn a_wait_in_the_details_is_the_receivers_own_word() {
+        let none = crate::config::Credentials {
+            username: None,
+            password: None,
+            password_file: None,
+            bearer_token: None,
+            bearer_token_file: None,
+        };
+        let presented = Identity::new(&Default::default(), none).present().unwrap();
         let info = RetryInfo { retry_delay: Some(RpcDuration { seconds: 3, nanos: 500_000_000 }) };
         let any = RpcAny { type_url: "type.googleapis.com/google.rpc.RetryInfo".into(), value: info.encode_to_vec() };
         let details = RpcStatus { code: 8, message: String::new(), details: vec![any] }.encode_to_vec();
         let status = Status::with_details(Code::ResourceExhausted, "busy", details.into());
         assert_eq!(
             refused(&status, &presented),
-            Answer::Later {
+            Written::Refused {
                 why: "answer ResourceExhausted: busy".into(),
                 retry_after: Some(Duration::from_millis(3_500))
             }
         );
-    }
-
-    #[test]
-    fn over_http_only_the_specified_statuses_and_500_are_passing() {
-        for (status, words, kind) in [
-            (500, "", StatusKind::Passing),
-            (503, "", StatusKind::Passing),
-            (429, "", StatusKind::Passing),
-            (501, "", StatusKind::Rejection),
-            (400, "", StatusKind::Rejection),
-            (401, "", StatusKind::Ours),
-            (500, VECTOR_REJECTED, StatusKind::Rejection),
-        ] {
-            assert_eq!(http_kind(StatusCode::from_u16(status).unwrap(), words.as_bytes()), kind, "{status} {words}");
-        }
     }
 }

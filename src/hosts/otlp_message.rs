@@ -13,7 +13,6 @@ use foldhash::fast::RandomState;
 use opentelemetry_proto::tonic::logs::v1::SeverityNumber;
 
 use super::json_walk::{NotAnObject, Number, Visit, walk};
-use super::requests::Part;
 use crate::host::{Batch, Record};
 use crate::model::Timestamp;
 use crate::severity::Severity;
@@ -60,15 +59,15 @@ mod tag {
 ///
 /// # Errors
 /// A record is no JSON object.
-pub(super) fn encode(parts: &[Part], observed: Timestamp, before: usize) -> Result<Vec<u8>, String> {
+pub(super) fn encode(batches: &[Batch], observed: Timestamp, before: usize) -> Result<Vec<u8>, String> {
     let observed = unix_nanos(observed);
-    let json: usize = parts.iter().map(|part| part.ndjson().len()).sum();
+    let json: usize = batches.iter().map(|batch| batch.ndjson().len()).sum();
     let room = before + HEAD_BYTES_MAX;
     let mut writer = Writer::new(room + json + json / 4);
     writer.out.resize(room, 0);
-    for part in parts {
-        for record in part.records() {
-            writer.log_record(&part.batch, &record, observed).map_err(|error| error.to_string())?;
+    for batch in batches {
+        for record in batch.records() {
+            writer.log_record(batch, &record, observed).map_err(|error| error.to_string())?;
         }
     }
     let mut out = writer.out;
@@ -583,7 +582,7 @@ mod tests {
 
     /// What prost reads, after a look at its length: prost writes every length in its shortest form.
     fn decoded(lines: &[&str]) -> Vec<LogRecord> {
-        let bytes = encode(&[Part::whole(&batch(lines))], "2026-01-01T00:00:00Z".parse().unwrap(), 3).unwrap();
+        let bytes = encode(&[batch(lines)], "2026-01-01T00:00:00Z".parse().unwrap(), 3).unwrap();
         assert_eq!(bytes[..3], [0; 3]);
         let message = ExportLogsServiceRequest::decode(&bytes[3..]).unwrap();
         assert_eq!(message.encoded_len(), bytes.len() - 3, "{lines:?}");
@@ -717,7 +716,7 @@ mod tests {
     #[test]
     fn what_is_no_object_is_an_error() {
         for json in ["1", "[]", "{\"a\":}", "{\"a\":{\"b\":[1,}"] {
-            assert!(encode(&[Part::whole(&batch(&["{}", json]))], Timestamp::UNIX_EPOCH, 0).is_err(), "{json}");
+            assert!(encode(&[batch(&["{}", json])], Timestamp::UNIX_EPOCH, 0).is_err(), "{json}");
         }
     }
 }

@@ -1,17 +1,23 @@
 //! Handing a batch to the host until the host has it for good.
 //!
-//! A refusal keeps the bytes and sends them again, for ever, with back-off. A rejection splits the batch down to the
-//! single records the host will never take; those are returned to be set aside in the state store.
+//! A refusal keeps the bytes and sends them again, for ever, with back-off. A rejection is judged by `delivery`: the
+//! batch is offered in smaller parts, until those records are found that the host rejects alone while it takes others.
+//! They are returned, to be set aside in the state store. A host that knows its own receivers (the embedded one) judges
+//! by itself and names such records in its answer.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::oneshot;
 
 use super::health::{Board, Level, Place};
 use crate::checkpoint::format::{AsideRecord, FORMAT};
 use crate::clock::Clock;
-use crate::host::{Batch, Delivery, Host};
+use crate::delivery::{Confirm, GroupBounds, Observer, Settled, Sink, Worker, Written};
+use crate::host::{Batch, Delivery, Host, Unfit};
 use crate::metrics;
 use crate::model::ContentType;
 
@@ -19,6 +25,10 @@ const DELAY_MIN: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(60);
 /// Refusals in a row before health says so: a sink that restarts is no trouble.
 const REFUSALS_BEFORE_TROUBLE: u32 = 3;
+/// Batches offered at once while rejections are judged.
+const JUDGED_AT_ONCE: usize = 8;
+/// How often a trial is offered to a host that refuses it: it may be busy, or want the record alone.
+const TRIALS: u32 = 3;
 
 /// A record the host rejected, ready to be stored.
 pub type Aside = (ContentType, u128, AsideRecord);
@@ -26,89 +36,186 @@ pub type Aside = (ContentType, u128, AsideRecord);
 /// Delivers batches to one host.
 #[derive(Clone)]
 pub struct Courier {
-    /// The host.
-    pub host: Arc<dyn Host>,
-    /// Time, for the back-off.
-    pub clock: Arc<dyn Clock>,
-    /// Told when the host keeps refusing.
-    pub board: Board,
+    host: Arc<dyn Host>,
+    clock: Arc<dyn Clock>,
+    board: Board,
+    /// Made at the first rejection: most hosts never say one.
+    judge: Arc<OnceLock<Judge>>,
+}
+
+/// Where rejected batches are judged.
+struct Judge {
+    worker: Worker,
+    in_trouble: Arc<AtomicBool>,
 }
 
 impl Courier {
-    /// Resolves when every record of `batch` is delivered or was rejected on its own; the latter are returned.
-    pub async fn deliver(&self, batch: Batch) -> Vec<Aside> {
-        let mut aside = Vec::new();
-        let mut todo = vec![batch];
-        while let Some(batch) = todo.pop() {
-            let mut delays = ExponentialBuilder::default()
-                .with_min_delay(DELAY_MIN)
-                .with_max_delay(DELAY_MAX)
-                .without_max_times()
-                .with_jitter()
-                .build();
-            let mut refusals = 0;
-            loop {
-                match self.host.deliver(batch.clone()).await.await {
-                    Delivery::Delivered => {
-                        let events = batch.len() as u64;
-                        ::metrics::counter!(metrics::EVENTS_TOTAL, "tenant" => batch.tenant.to_string(), "content_type" => batch.content_type.as_str()).increment(events);
-                        if refusals >= REFUSALS_BEFORE_TROUBLE {
-                            self.board.clear(Place::Delivery);
-                        }
-                        break;
-                    }
-                    Delivery::Refused(why) => {
-                        refusals += 1;
-                        ::metrics::counter!(metrics::REFUSED_BATCHES_TOTAL, "tenant" => batch.tenant.to_string())
-                            .increment(1);
-                        tracing::debug!(source = %batch.source, batch = batch.id, why, "the host refused a batch, it is sent again");
-                        if refusals >= REFUSALS_BEFORE_TROUBLE {
-                            self.board.report(
-                                Place::Delivery,
-                                Level::Degraded,
-                                format!("the host refuses records: {why}"),
-                                "nothing is lost, they are sent again until it takes them",
-                            );
-                        }
-                        self.clock.sleep(delays.next().unwrap_or(DELAY_MAX)).await;
-                    }
-                    Delivery::Rejected(why) => {
-                        match batch.split() {
-                            Some((first, second)) => {
-                                todo.push(second);
-                                todo.push(first);
-                            }
-                            None => aside.extend(self.set_aside(&batch, &why)),
-                        }
-                        break;
-                    }
-                }
-            }
-        }
-        aside
+    /// To this host; `board` is told when it keeps refusing.
+    pub fn new(host: Arc<dyn Host>, clock: Arc<dyn Clock>, board: Board) -> Self {
+        Self { host, clock, board, judge: Arc::default() }
     }
 
-    fn set_aside(&self, batch: &Batch, why: &str) -> Vec<Aside> {
+    /// Resolves when every record of `batch` is delivered or was rejected on its own; the latter are returned.
+    pub async fn deliver(&self, batch: Batch) -> Vec<Aside> {
+        let mut delays = retry_delays();
+        let mut refusals = 0;
+        loop {
+            // While the host rejects everything, what is new waits with the rest.
+            let is_held = self.judge.get().is_some_and(|judge| judge.in_trouble.load(Ordering::Relaxed));
+            let delivery = if is_held { None } else { Some(self.host.deliver(batch.clone()).await.await) };
+            let delivery = match delivery {
+                None | Some(Delivery::Rejected(_)) => self.judged(&batch).await,
+                Some(delivery) => delivery,
+            };
+            let unfit = match delivery {
+                Delivery::Delivered => Vec::new(),
+                Delivery::DeliveredExcept(unfit) => unfit,
+                Delivery::Refused(why) | Delivery::Rejected(why) => {
+                    refusals += 1;
+                    self.refused(&batch, &why, refusals);
+                    self.clock.sleep(delays.next().unwrap_or(DELAY_MAX)).await;
+                    continue;
+                }
+            };
+            let events = (batch.len() - unfit.len().min(batch.len())) as u64;
+            ::metrics::counter!(metrics::EVENTS_TOTAL, "tenant" => batch.tenant.to_string(), "content_type" => batch.content_type.as_str()).increment(events);
+            if refusals >= REFUSALS_BEFORE_TROUBLE {
+                self.board.clear(Place::Delivery);
+            }
+            return self.set_aside(&batch, &unfit);
+        }
+    }
+
+    /// Offers a batch as a trial and answers what became of it; a host that refuses it is asked again a few times.
+    pub async fn try_once(&self, batch: Batch) -> Delivery {
+        let batch = batch.as_trial();
+        let mut delays = retry_delays();
+        let mut delivery = Delivery::Refused(String::new());
+        for _ in 0..TRIALS {
+            delivery = self.host.deliver(batch.clone()).await.await;
+            if !matches!(delivery, Delivery::Refused(_)) {
+                break;
+            }
+            self.clock.sleep(delays.next().unwrap_or(DELAY_MAX)).await;
+        }
+        delivery
+    }
+
+    async fn judged(&self, batch: &Batch) -> Delivery {
+        let judge = self.judge.get_or_init(|| {
+            let in_trouble = Arc::new(AtomicBool::new(false));
+            let observer = BoardObserver { board: self.board.clone(), in_trouble: in_trouble.clone() };
+            let sink = Box::new(HostSink(self.host.clone()));
+            let worker = Worker::start(&batch.source, sink, self.clock.clone(), Arc::new(observer));
+            Judge { worker, in_trouble }
+        });
+        let (settled, answer) = oneshot::channel();
+        let confirm = Confirm::new(move |what| drop(settled.send(what)));
+        judge.worker.enqueue(batch.clone(), confirm).await;
+        match answer.await {
+            Ok(Settled::Delivered) => Delivery::Delivered,
+            Ok(Settled::Except(unfit)) => Delivery::DeliveredExcept(unfit),
+            Ok(Settled::Refused(why) | Settled::Rejected(why)) => Delivery::Refused(why),
+            Err(_) => Delivery::Refused("the host's answers are not judged any more".into()),
+        }
+    }
+
+    fn refused(&self, batch: &Batch, why: &str, refusals: u32) {
+        ::metrics::counter!(metrics::REFUSED_BATCHES_TOTAL, "tenant" => batch.tenant.to_string()).increment(1);
+        tracing::debug!(source = %batch.source, batch = batch.id, why, "the host refused a batch, it is sent again");
+        if refusals >= REFUSALS_BEFORE_TROUBLE {
+            self.board.report(
+                Place::Delivery,
+                Level::Degraded,
+                format!("the host refuses records: {why}"),
+                "nothing is lost, they are sent again until it takes them",
+            );
+        }
+    }
+
+    fn set_aside(&self, batch: &Batch, unfit: &[Unfit]) -> Vec<Aside> {
+        let Some(first) = unfit.first() else { return Vec::new() };
         tracing::error!(
-            source = %batch.source, tenant = %batch.tenant, content_type = %batch.content_type, why,
-            "record-rejected: the host rejected a record for good; it is set aside in the state store (see `m365-audit state show`)"
+            source = %batch.source, tenant = %batch.tenant, content_type = %batch.content_type, records = unfit.len(), why = first.why,
+            "record-rejected: the host rejected records, each alone while it took others; they are set aside in the state store (see `m365-audit state show`, `m365-audit state retry`)"
         );
-        batch
-            .records()
-            .map(|record| {
-                let hash = blake3::hash(record.json);
-                let mut first = [0; 16];
-                first.copy_from_slice(&hash.as_bytes()[..16]);
-                let aside = AsideRecord {
-                    format: FORMAT,
-                    why: why.to_owned(),
-                    since: self.clock.now(),
-                    time: record.time,
-                    severity: record.severity().as_str().to_owned(),
-                    record: String::from_utf8_lossy(record.json).into_owned(),
-                };
-                (batch.content_type, u128::from_be_bytes(first), aside)
-            })
-            .collect()
+        let records: Vec<_> = batch.records().collect();
+        let aside = |unfit: &Unfit| {
+            let record = records.get(unfit.record)?;
+            let hash = blake3::hash(record.json);
+            let mut first = [0; 16];
+            first.copy_from_slice(&hash.as_bytes()[..16]);
+            let aside = AsideRecord {
+                format: FORMAT,
+                why: unfit.why.clone(),
+                since: self.clock.now(),
+                time: record.time,
+                severity: record.severity().as_str().to_owned(),
+                record: String::from_utf8_lossy(record.json).into_owned(),
+            };
+            Some((batch.content_type, u128::from_be_bytes(first), aside))
+        };
+        unfit.iter().filter_map(aside).collect()
+    }
+}
+
+fn retry_delays() -> backon::ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(DELAY_MIN)
+        .with_max_delay(DELAY_MAX)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// A host as a receiver, batch by batch.
+#[derive(Clone)]
+struct HostSink(Arc<dyn Host>);
+
+#[async_trait]
+impl Sink for HostSink {
+    fn bounds(&self) -> GroupBounds {
+        GroupBounds { batches: 1, ..GroupBounds::default() }
+    }
+
+    fn beside(&self) -> Vec<Box<dyn Sink>> {
+        (1..JUDGED_AT_ONCE).map(|_| Box::new(self.clone()) as Box<dyn Sink>).collect()
+    }
+
+    async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
+        let mut written = Vec::with_capacity(batches.len());
+        for batch in batches {
+            written.push(match self.0.deliver(batch.clone()).await.await {
+                Delivery::Delivered => Written::Delivered,
+                Delivery::Refused(why) => Written::refused(why),
+                Delivery::Rejected(why) => Written::Rejected(why),
+                // It has the others: they come twice where it does not remember that.
+                Delivery::DeliveredExcept(unfit) => {
+                    Written::RejectedSome(unfit.into_iter().next().map_or_else(String::new, |unfit| unfit.why))
+                }
+            });
+        }
+        written
+    }
+}
+
+/// Puts a host's trouble on the source's board.
+struct BoardObserver {
+    board: Board,
+    in_trouble: Arc<AtomicBool>,
+}
+
+impl Observer for BoardObserver {
+    fn trouble(&self, _: &str, why: Option<&str>) {
+        self.in_trouble.store(why.is_some(), Ordering::Relaxed);
+        match why {
+            Some(why) => self.board.report(
+                Place::Delivery,
+                Level::Degraded,
+                format!("the host does not take records: {why}"),
+                "nothing is lost, they are sent again until it takes them",
+            ),
+            None => self.board.clear(Place::Delivery),
+        }
     }
 }

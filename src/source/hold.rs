@@ -1552,7 +1552,7 @@ mod tests {
             events: opened.events,
             ledger: opened.handle,
             store: host.state(),
-            courier: Courier { host: host.clone(), clock: clock.clone(), board },
+            courier: Courier::new(host.clone(), clock.clone(), board),
             budget: Budget::new(1 << 20, &Pool::default()),
             buffers: crate::host::Buffers::default(),
             hold: Hold::load(host.state(), settings.clone()).await.unwrap(),

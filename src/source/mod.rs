@@ -1,10 +1,12 @@
 //! The source: what a host runs, and the `m365_audit` source itself, built from its configuration.
 //!
 //! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop;
-//! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`subscription`] keeps the feed on,
+//! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`aside`] offers again what
+//! the host would not take, [`subscription`] keeps the feed on,
 //! [`health`] says how it fares, [`hold`] keeps routine reads that data loss prevention may flag yet, [`budget`] bounds
 //! what is in memory, [`fleet`] is what the sources of one process share. None of them knows a host by name or Microsoft's wire format.
 
+pub mod aside;
 pub mod backfill;
 pub mod budget;
 pub mod check;
@@ -26,6 +28,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -256,6 +259,7 @@ pub struct M365Audit {
     clock: Arc<dyn Clock>,
     once: bool,
     desk: Option<Desk>,
+    retries: Option<mpsc::Receiver<aside::Ask>>,
     fleet: Fleet,
 }
 
@@ -268,7 +272,7 @@ impl fmt::Debug for M365Audit {
 impl M365Audit {
     /// A source that runs on until it is stopped.
     pub fn new(name: impl Into<Arc<str>>, config: SourceConfig, clock: Arc<dyn Clock>) -> Self {
-        Self { name: name.into(), config, clock, once: false, desk: None, fleet: Fleet::new() }
+        Self { name: name.into(), config, clock, once: false, desk: None, retries: None, fleet: Fleet::new() }
     }
 
     /// The same source as one of many in a process: it shares their connections and begins when its turn comes. A single
@@ -280,6 +284,11 @@ impl M365Audit {
     /// The same source, with a desk at which back-fills are asked for while it runs.
     pub fn with_desk(self, desk: Desk) -> Self {
         Self { desk: Some(desk), ..self }
+    }
+
+    /// The same source, which offers what it has set aside to the host again when it is asked here.
+    pub fn with_retries(self, retries: mpsc::Receiver<aside::Ask>) -> Self {
+        Self { retries: Some(retries), ..self }
     }
 
     /// Runs one back-fill without the loop: for when no process runs the source.
@@ -480,6 +489,7 @@ impl M365Audit {
             },
             once: self.once,
             desk: self.desk,
+            retries: self.retries,
         })
     }
 }

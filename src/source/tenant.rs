@@ -15,6 +15,7 @@ use jiff::SignedDuration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::aside::{self, SetAside};
 use super::backfill::{self, Desk};
 use super::budget::{Budget, Pool};
 use super::deliver::Courier;
@@ -29,17 +30,16 @@ use super::unsettled::{Blob, Unsettled};
 use super::{Report, ServerTime, SourceError};
 use crate::api::{Action, ApiClient};
 use crate::checkpoint::claims::EventIndex;
-use crate::checkpoint::format::{AsideRecord, Position};
+use crate::checkpoint::format::Position;
 use crate::checkpoint::key_set::{Key, Probe};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings, Opened};
 use crate::checkpoint::server_clock::{JUMP, ServerClock};
 use crate::clock::Clock;
-use crate::host::{Batch, BatchBuilder, Buffers, Host, StateError};
+use crate::host::{Buffers, Host, StateError};
 use crate::metrics;
 use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window, counted};
 use crate::normalise::{GapNotice, Normaliser};
 use crate::plan::{self, Bounds, Reach};
-use crate::severity::Severity;
 
 /// Bodies downloaded at once: at least.
 const DOWNLOADS_MIN: usize = 4;
@@ -124,6 +124,8 @@ pub struct TenantParts {
     pub once: bool,
     /// Where back-fills are asked for while it runs.
     pub desk: Option<Desk>,
+    /// Where what was set aside is asked to be offered again.
+    pub retries: Option<mpsc::Receiver<aside::Ask>>,
 }
 
 struct Stream {
@@ -272,17 +274,35 @@ pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Repo
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
-        let enabled = Box::pin(subscriptions_on(&parts, &board, &stop)).await?;
-        let Some(enabled) = enabled else { return Ok(Report::default()) };
-        let subscriptions =
-            Subscriptions::new(parts.api.clone(), parts.server.clone(), parts.clock.clone(), handle.clone(), tenant);
         let context = fetch_context(&parts, &board, handle.clone(), events, hold, &stop);
-        let reader = backfill::Reader::new(&parts, &context, subscriptions.clone());
-        let backfills = backfill::serve(parts.desk.take(), reader);
-        let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop));
+        let of = (parts.source.clone(), parts.tenant.clone(), parts.content_types.clone());
+        let set_aside =
+            SetAside::new(of, context.courier.clone(), handle.clone(), context.store.clone(), parts.clock.clone());
+        let asked = parts.retries.take();
+        // Before anything of Microsoft's is known: what is set aside needs none of it.
+        let retries = Box::pin(set_aside.serve(asked));
+        let to_offer = (aside > 0).then(|| set_aside.clone());
+        let run = async {
+            let enabled = Box::pin(subscriptions_on(&parts, &board, &stop)).await?;
+            let Some(enabled) = enabled else { return Ok(Report::default()) };
+            let subscriptions = Subscriptions::new(
+                parts.api.clone(),
+                parts.server.clone(),
+                parts.clock.clone(),
+                handle.clone(),
+                tenant,
+            );
+            let reader = backfill::Reader::new(&parts, &context, subscriptions.clone());
+            let backfills = backfill::serve(parts.desk.take(), reader);
+            let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop));
+            tokio::select! {
+                report = tenant_loop.run(&mut writer, enabled, tracked, to_offer) => report,
+                () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
+            }
+        };
         tokio::select! {
-            report = tenant_loop.run(&mut writer, enabled, tracked, aside) => report,
-            () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
+            report = run => report,
+            () = retries => Err(SourceError::Internal("nobody offers what was set aside".into())),
         }
     }
     .await;
@@ -311,7 +331,7 @@ pub(super) fn fetch_context(
         events,
         ledger,
         store: SlowStore::watching(parts.host.state(), parts.clock.clone(), board),
-        courier: Courier { host: parts.host.clone(), clock: parts.clock.clone(), board: board.clone() },
+        courier: Courier::new(parts.host.clone(), parts.clock.clone(), board.clone()),
         budget: Budget::new(for_batches(parts.in_flight_bytes_max), &parts.pool),
         buffers: Buffers::default(),
         clock: parts.clock.clone(),
@@ -541,12 +561,18 @@ impl Loop {
         writer: &mut tokio::task::JoinHandle<Result<(), StateError>>,
         enabled: Vec<ContentType>,
         tracked: Vec<BlobRef>,
-        aside: Vec<(ContentType, u128, AsideRecord)>,
+        to_offer: Option<SetAside>,
     ) -> Result<Report, SourceError> {
-        ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.parts.tenant.to_string())
-            .set(aside.len() as f64);
-        for record in aside {
-            self.offer_again(record);
+        if let Some(set_aside) = to_offer {
+            self.tasks.spawn(async move {
+                Done::Aside(match set_aside.offer_at_start().await {
+                    Err(StateError::Unavailable(why)) => {
+                        tracing::warn!("state-not-read: what is set aside is not offered at this start: {why}");
+                        Ok(())
+                    }
+                    result => result,
+                })
+            });
         }
         for blob in tracked {
             self.adopt(blob);
@@ -1173,25 +1199,6 @@ impl Loop {
         });
     }
 
-    /// Offers a record that was set aside to the host once more.
-    fn offer_again(&mut self, (content_type, hash, record): (ContentType, u128, AsideRecord)) {
-        let context = self.context.clone();
-        self.tasks.spawn(async move {
-            let mut builder = BatchBuilder::default();
-            builder.push_with(|out| {
-                out.extend_from_slice(record.record.as_bytes());
-                Some((record.time, severity_of(&record.severity)))
-            });
-            let batch: Batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
-            let rejected = context.courier.deliver(batch).await;
-            if !rejected.is_empty() {
-                return Done::Aside(Ok(()));
-            }
-            let change = Change { taken_back: vec![(content_type, hash)], ..Change::default() };
-            Done::Aside(context.ledger.commit(change).await)
-        });
-    }
-
     // ---- position ----
 
     /// Moves `complete_until` and `listed_until` as far as what was read and settled allows.
@@ -1494,13 +1501,6 @@ fn guidance_of(position: &Position, room: bool) -> Guidance {
         week_listed: position.week_listed,
         room,
     }
-}
-
-fn severity_of(word: &str) -> Severity {
-    [Severity::Low, Severity::Medium, Severity::High, Severity::Critical]
-        .into_iter()
-        .find(|s| s.as_str() == word)
-        .unwrap_or(Severity::Info)
 }
 
 async fn deliver_gap(

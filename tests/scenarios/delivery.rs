@@ -126,3 +126,26 @@ async fn a_slow_host_delays_only_the_position() {
     w.stop(running).await;
     w.assert_clean();
 }
+
+/// A host that rejects everything has a wrong setting: it is asked seldom, the source is degraded with the host's words,
+/// nothing is set aside, and it goes on by itself.
+#[tokio::test]
+async fn a_host_that_rejects_everything_is_held_back_and_nothing_is_set_aside() {
+    let mut w = World::new().await;
+    for n in 0..20 {
+        w.add_aged(40, mins(20 + n));
+    }
+    w.host.answer(Manner::RejectAll);
+    let running = w.start();
+    w.pass(hours(2)).await;
+    assert!(matches!(w.host.health(), Health::Degraded { why, .. } if why.contains("the test says so")));
+    let offered = w.host.activity();
+    assert!(offered < 400, "{offered} batches offered in two hours");
+    assert_eq!(w.store.entries().keys().filter(|key| key.contains("/aside/")).count(), 0);
+    w.host.answer(Manner::Take);
+    w.pass(hours(1)).await;
+    w.stop(running).await;
+    assert_eq!(w.host.event_count(), 800);
+    w.assert_clean();
+    w.assert_healthy();
+}

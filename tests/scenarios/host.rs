@@ -24,6 +24,8 @@ pub enum Manner {
     Refuse,
     /// Forgets it: the ticket is dropped.
     Forget,
+    /// Rejects every batch, whatever it holds.
+    RejectAll,
     /// Rejects every batch that holds a record this is true of.
     RejectIf(fn(&Value) -> bool),
 }
@@ -195,6 +197,7 @@ impl Recorder {
                 DeliveryTicket::resolved(Delivery::Refused("the test says so".into()))
             }
             Manner::Forget => DeliveryTicket::new().1,
+            Manner::RejectAll => DeliveryTicket::resolved(Delivery::Rejected("the test says so".into())),
             Manner::RejectIf(bad) => {
                 let records: Vec<Value> =
                     batch.records().map(|record| serde_json::from_slice(record.json).unwrap()).collect();

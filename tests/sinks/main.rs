@@ -2,12 +2,14 @@
 //! are installed: what a simulated tenant published is what arrives.
 
 mod agents;
+mod collector;
 mod elastic;
 mod forward;
 mod http;
 mod kill;
 mod logstash;
 mod otlp;
+mod retry;
 mod tail;
 mod truth;
 mod vector;

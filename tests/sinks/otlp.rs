@@ -9,7 +9,10 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::post;
+use m365_audit::host::{Delivery, Host};
+use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::hosts::embedded::sink::Written;
+use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
@@ -34,6 +37,8 @@ enum Mood {
     Fail(Code),
     /// Take the records but those whose id begins so, and say how many those are.
     TakeBut(char),
+    /// Answer so to what holds a record whose id ends so.
+    RefuseIf(char, Code, &'static str),
 }
 
 #[derive(Clone)]
@@ -74,19 +79,15 @@ impl Receiver {
             requests.push(request.clone());
             requests.len() - 1
         };
-        let mut bodies = Vec::new();
-        for resource in &request.resource_logs {
-            let attributes = &resource.resource.as_ref().expect("a resource").attributes;
-            assert!(attributes.iter().any(|a| a.key == "service.name" && is(&a.value, "m365-audit")));
-            for scope in &resource.scope_logs {
-                assert_eq!(scope.scope.as_ref().expect("a scope").name, "m365-audit");
-                bodies.extend(scope.log_records.iter().map(json_body));
-            }
-        }
-        assert!(!bodies.is_empty());
+        let mut bodies = bodies_of(&request);
         match (self.mood)(number) {
             Mood::Take => {}
             Mood::Fail(code) => return Err(Status::new(code, "not today")),
+            Mood::RefuseIf(end, code, words) => {
+                if bodies.iter().any(|b| b["event_id"].as_str().is_some_and(|id| id.ends_with(end))) {
+                    return Err(Status::new(code, words));
+                }
+            }
             Mood::TakeBut(start) => {
                 let all = bodies.len();
                 bodies.retain(|b| b["event_id"].as_str().is_none_or(|id| !id.starts_with(start)));
@@ -133,6 +134,21 @@ impl LogsService for Receiver {
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
         self.take(request.into_inner()).map(Response::new)
     }
+}
+
+/// The records of a request, which must say whose they are.
+pub fn bodies_of(request: &ExportLogsServiceRequest) -> Vec<serde_json::Value> {
+    let mut bodies = Vec::new();
+    for resource in &request.resource_logs {
+        let attributes = &resource.resource.as_ref().expect("a resource").attributes;
+        assert!(attributes.iter().any(|a| a.key == "service.name" && is(&a.value, "m365-audit")));
+        for scope in &resource.scope_logs {
+            assert_eq!(scope.scope.as_ref().expect("a scope").name, "m365-audit");
+            bodies.extend(scope.log_records.iter().map(json_body));
+        }
+    }
+    assert!(!bodies.is_empty());
+    bodies
 }
 
 fn is(value: &Option<AnyValue>, text: &str) -> bool {
@@ -229,7 +245,7 @@ async fn of_a_partial_success_only_the_rejected_records_are_missing_in_the_end()
 }
 
 #[tokio::test]
-async fn failures_over_http_are_told_apart() {
+async fn a_wait_asked_for_over_http_is_kept_whatever_the_status() {
     let receiver =
         Receiver::new(|number| Mood::Fail([Code::Unavailable, Code::Internal, Code::InvalidArgument][number]));
     let (port, serving) = receiver.http().await;
@@ -245,7 +261,8 @@ async fn failures_over_http_are_told_apart() {
         [
             refused("answer 503 Service Unavailable: not today"),
             refused("answer 500 Internal Server Error: not today"),
-            Written::Rejected("answer 400 Bad Request: not today".into()),
+            // Whoever says when to come again does not say never.
+            refused("answer 400 Bad Request: not today"),
         ]
     );
     serving.abort();
@@ -291,12 +308,38 @@ async fn a_request_that_is_too_large_is_sent_in_smaller_parts() {
     let clock = FastClock::start();
     let more = "compression = \"none\"\nbatch_records_max = 100000".to_owned();
     let table = table("grpc", port, &more).replace("65536", "67108864");
-    let mut sink = sink(&table, &clock);
     let line = format!("{{\"x\":\"{}\"}}", "y".repeat(1 << 20));
-    let small = [batch(&[&line]), batch(&[&line]), batch(&[&line]), batch(&[&line]), batch(&[&line])];
-    assert_eq!(sink.write(&small).await, vec![Written::Delivered; 5]);
+    let written = sink(&table, &clock).write(&[batch(&[line.as_str(); 5])]).await;
+    assert!(matches!(&written[..], [Written::TooLarge(_)]), "{written:?}");
+    let spec = SinkSpec { name: "out".into(), inputs: vec!["s".into()], sink: sink(&table, &clock) };
+    let host = EmbeddedHost::new(vec![spec], Arc::new(MemoryStore::new()), clock);
+    let whole = host.deliver(batch(&[line.as_str(); 5])).await;
+    assert_eq!(whole.await, Delivery::Delivered);
     assert_eq!(receiver.received.count(), 5);
-    let large = batch(&[line.as_str(); 5]);
-    assert!(matches!(&sink.write(&[large]).await[..], [Written::Rejected(_)]));
     serving.abort();
+}
+
+/// What a receiver answers to a request that holds a record whose id ends so, and what a test expects of it.
+type Fault = (Code, &'static str);
+
+/// Codes for a record that is not taken, as receivers have them; each is found and set aside, and its neighbours arrive.
+#[tokio::test]
+async fn a_record_that_is_refused_alone_is_set_aside_whatever_the_code() {
+    let permanent = "Permanent error: rpc error: code = Unknown desc = error exporting items, HTTP Status Code 422";
+    let faults: [Fault; 5] = [
+        (Code::InvalidArgument, "bad record"),
+        (Code::Unknown, permanent),
+        (Code::Internal, "Permanent error: cannot marshal"),
+        (Code::OutOfRange, "bad time"),
+        (Code::Internal, "no words"),
+    ];
+    for (code, words) in faults {
+        let receiver = Receiver::new(move |_| Mood::RefuseIf('7', code, words));
+        let (port, serving) = receiver.grpc(0).await;
+        let comparison = pass(&table("grpc", port, ""), 6, 20, &receiver.received).await;
+        assert!(!comparison.lost.is_empty(), "{code:?}: {comparison}");
+        assert!(comparison.lost.iter().all(|id| id.ends_with('7')), "{code:?}: {comparison}");
+        assert!(comparison.duplicated.is_empty() && comparison.unexpected.is_empty(), "{code:?}: {comparison}");
+        serving.abort();
+    }
 }

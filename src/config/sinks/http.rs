@@ -14,10 +14,9 @@ use crate::config::Secret;
 /// Posts records over HTTP: to Vector's `http_server`, Logstash, Elastic's `http_endpoint`, Splunk's collector and
 /// whatever else answers a status.
 ///
-/// Any 2xx confirms the request's records, for as much as the receiver means by it. 408, 429, 5xx and network trouble
-/// are tried again with the same bytes, for ever, and so are 401, 403, 404, 405 and 415, which speak of this
-/// configuration and not of the records. Any other 4xx rejects them: they are sent in smaller parts, and single
-/// records still rejected are set aside.
+/// Any 2xx confirms the request's records, for as much as the receiver means by it. What is refused is sent again for
+/// ever, at once in smaller parts where the answer speaks of the records. A record is set aside only when it is refused
+/// alone, again and again, while others are taken; a receiver that rejects everything is held back instead.
 #[serde_as]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpConfig {

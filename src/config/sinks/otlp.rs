@@ -15,8 +15,9 @@ use crate::config::Secret;
 ///
 /// Success confirms a request's records, for as much as the receiver means by it: a Collector answers when its next
 /// component has them, which by default is a queue in memory (`docs/hosts/otel-collector.md` names the settings that
-/// make it disk). Unavailable receivers are tried again for ever with the same bytes. What a receiver rejects for
-/// good, all of a request or a part of it, is sent in smaller parts, and single records still rejected are set aside.
+/// make it disk). What is refused is sent again for ever, in smaller parts where the answer speaks of the records. A
+/// record is set aside only when it is refused alone, again and again, while others are taken; a receiver that rejects
+/// everything is held back instead.
 #[serde_as]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OtlpConfig {

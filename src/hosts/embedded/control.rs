@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::status::{Monitor, Status};
 use crate::clock::Clock;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
+use crate::source::aside::{self, Retried};
 use crate::source::backfill::{Ask, Asked, Counter, Ended, Progress, Snapshot};
 
 /// The protocol's version.
@@ -72,6 +73,11 @@ pub enum What {
         /// The range.
         ask: Ask,
     },
+    /// Offer what a source has set aside to the sinks again.
+    Retry {
+        /// The source.
+        source: String,
+    },
     /// Move positions.
     Move {
         /// The source.
@@ -104,6 +110,8 @@ pub enum Say {
     Progress(Snapshot),
     /// How a back-fill ended.
     Ended(Ended),
+    /// What became of the records that were set aside.
+    Retried(Retried),
     /// Positions were moved: what to print.
     Moved(Vec<String>),
     /// It is not done.
@@ -230,6 +238,8 @@ pub struct Entry {
     pub counter: Counter,
     /// The back-fill that runs.
     pub backfill: Option<Arc<Progress>>,
+    /// Where it is asked to offer what it has set aside.
+    pub retries: mpsc::Sender<aside::Ask>,
 }
 
 /// The sources of the process. Cheap to clone.
@@ -479,6 +489,32 @@ async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -
         What::Status {} => {
             let status = backend.monitor.status(&backend.registry);
             say(&mut write, Say::Status(Box::new(status))).await
+        }
+        What::Retry { source } => {
+            let Some(entry) = backend.registry.entries().remove(&source) else {
+                return say(&mut write, unknown(&source)).await;
+            };
+            let (answer, answered) = oneshot::channel();
+            let asked = async {
+                entry.retries.send(answer).await.ok()?;
+                answered.await.ok()
+            };
+            let result = match asked.await {
+                Some(Ok(retried)) => Say::Retried(retried),
+                Some(Err(error)) => refuse(
+                    "state-not-read",
+                    error.to_string(),
+                    "what was delivered is delivered, the rest stays set aside; see docs/errors/state-not-read.md",
+                    73,
+                ),
+                None => refuse(
+                    "source-unknown",
+                    format!("the source `{source}` has ended"),
+                    "reload the process (SIGHUP) or start it again, then run the same command",
+                    75,
+                ),
+            };
+            say(&mut write, result).await
         }
         What::Move { source, content_types, from, yes } => {
             let Some(entry) = backend.registry.entries().remove(&source) else {

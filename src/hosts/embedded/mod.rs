@@ -2,7 +2,7 @@
 //!
 //! Owns which sink takes which source and when a batch counts as delivered: when every sink of its source has
 //! confirmed it. A batch that comes again goes only to the sinks that have not. Refuses to know how a sink writes
-//! ([`sink`] and the files beside this folder), how state is kept ([`store`]), and how any of it is configured.
+//! (`delivery`, [`sink`] and the files beside this folder), how state is kept ([`store`]), and how any of it is configured.
 //!
 //! # Reloading
 //! The host lives as long as the process; a reload changes its sinks one by one ([`EmbeddedHost::put_sink`],
@@ -19,7 +19,6 @@ pub mod recorder;
 pub mod sink;
 pub mod status;
 pub mod store;
-pub mod troubles;
 pub mod writable;
 
 use std::collections::BTreeMap;
@@ -31,9 +30,10 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, Receipts, StateStore, TicketAnswer};
+use crate::delivery::{Confirm, Observer, Settled, Sink, Worker};
+use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, Receipts, StateStore, TicketAnswer, Unfit};
+use crate::metrics;
 use crate::model::Timestamp;
-use sink::{Confirm, Observer, Settled, Sink, Worker};
 
 /// A sink and the sources it takes.
 pub struct SinkSpec {
@@ -224,6 +224,9 @@ impl Host for EmbeddedHost {
         }
         let (answer, ticket) = DeliveryTicket::new();
         let verdict = Arc::new(Verdict::new(answer));
+        for worker in &workers {
+            verdict.except(&worker.name, batch.receipts.unfit_for(worker.id));
+        }
         let handovers: Vec<_> = workers
             .into_iter()
             .filter(|worker| !batch.receipts.has(worker.id))
@@ -280,6 +283,22 @@ impl Signals {
 }
 
 impl Observer for Signals {
+    fn confirmed(&self, sink: &str, records: u64) {
+        ::metrics::counter!(metrics::SINK_RECORDS_TOTAL, "sink" => sink.to_owned()).increment(records);
+    }
+
+    fn refused(&self, sink: &str) {
+        ::metrics::counter!(metrics::SINK_RETRIES_TOTAL, "sink" => sink.to_owned()).increment(1);
+    }
+
+    fn held_back(&self, sink: &str, is_held: bool) {
+        ::metrics::gauge!(metrics::SINK_HELD_BACK, "sink" => sink.to_owned()).set(f64::from(u8::from(is_held)));
+    }
+
+    fn oldest_request(&self, sink: &str, age: Duration) {
+        ::metrics::gauge!(metrics::SINK_OLDEST_REQUEST_SECONDS, "sink" => sink.to_owned()).set(age.as_secs_f64());
+    }
+
     fn trouble(&self, sink: &str, why: Option<&str>) {
         let health = match why {
             None => Health::Healthy,
@@ -318,16 +337,47 @@ impl Verdict {
 
     fn confirm(self: &Arc<Self>, worker: &Worker, receipts: Receipts) -> Confirm {
         let (verdict, id, name) = (self.clone(), worker.id, worker.name.clone());
-        Confirm::new(move |settled| {
-            let mut worst = verdict.worst.lock().unwrap_or_else(PoisonError::into_inner);
-            match (settled, &*worst) {
-                (Settled::Delivered, _) => receipts.add(id),
-                // A refusal outweighs a rejection: the source must keep the batch whole for whoever refused it.
-                (Settled::Refused(why), _) => *worst = Delivery::Refused(format!("sink `{name}`: {why}")),
-                (Settled::Rejected(_), Delivery::Refused(_)) => {}
-                (Settled::Rejected(why), _) => *worst = Delivery::Rejected(format!("sink `{name}`: {why}")),
+        Confirm::new(move |settled| match settled {
+            Settled::Delivered => receipts.add(id),
+            Settled::Except(unfit) => {
+                receipts.add_except(id, unfit.clone());
+                verdict.except(&name, unfit);
             }
+            Settled::Refused(why) => verdict.note(Delivery::Refused(format!("sink `{name}`: {why}"))),
+            Settled::Rejected(why) => verdict.note(Delivery::Rejected(format!("sink `{name}`: {why}"))),
         })
+    }
+
+    /// The sink has all records but these.
+    fn except(&self, sink: &str, unfit: Vec<Unfit>) {
+        if !unfit.is_empty() {
+            let named = |unfit: Unfit| Unfit { why: format!("sink `{sink}`: {}", unfit.why), ..unfit };
+            self.note(Delivery::DeliveredExcept(unfit.into_iter().map(named).collect()));
+        }
+    }
+
+    /// A refusal outweighs everything: the source must keep the batch whole for whoever refused it.
+    fn note(&self, delivery: Delivery) {
+        let rank = |delivery: &Delivery| match delivery {
+            Delivery::Delivered => 0,
+            Delivery::DeliveredExcept(_) => 1,
+            Delivery::Rejected(_) => 2,
+            Delivery::Refused(_) => 3,
+        };
+        let mut worst = self.worst.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut *worst, delivery) {
+            (Delivery::DeliveredExcept(known), Delivery::DeliveredExcept(more)) => {
+                for unfit in more {
+                    match known.iter_mut().find(|known| known.record == unfit.record) {
+                        Some(known) => known.why = format!("{}; {}", known.why, unfit.why),
+                        None => known.push(unfit),
+                    }
+                }
+                known.sort_by_key(|unfit| unfit.record);
+            }
+            (worst, delivery) if rank(&delivery) >= rank(worst) => *worst = delivery,
+            _ => {}
+        }
     }
 }
 

@@ -146,6 +146,9 @@ pub struct Sink {
     pub records: u64,
     /// Failed writes since the start.
     pub retries: u64,
+    /// Age of the oldest request that has no answer yet.
+    #[serde(default)]
+    pub oldest_request_secs: f64,
 }
 
 /// One line of the log.
@@ -327,6 +330,7 @@ impl Monitor {
                     records_per_sec: view.rate_of_sum(metrics::SINK_RECORDS_TOTAL, name),
                     records: now.sum(metrics::SINK_RECORDS_TOTAL, name) as u64,
                     retries: now.sum(metrics::SINK_RETRIES_TOTAL, name) as u64,
+                    oldest_request_secs: now.sum(metrics::SINK_OLDEST_REQUEST_SECONDS, name),
                 }
             })
             .collect();

@@ -1,0 +1,100 @@
+//! Who is told what became of a batch, once all of its parts are settled.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::host::Unfit;
+
+/// What a worker answers for one batch, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// The receiver has all of it.
+    Delivered,
+    /// The receiver has all of it but these records, which it refused alone while it took others.
+    Except(Vec<Unfit>),
+    /// The worker has ended, or the batch was a trial and was not taken now.
+    Refused(String),
+    /// The batch was a trial, and the receiver rejected it.
+    Rejected(String),
+}
+
+/// Called with what became of a batch; called with a refusal when the worker is lost.
+pub struct Confirm(Option<Box<dyn FnOnce(Settled) + Send>>);
+
+impl Confirm {
+    /// Has `settle` called.
+    pub fn new(settle: impl FnOnce(Settled) + Send + 'static) -> Self {
+        Self(Some(Box::new(settle)))
+    }
+
+    fn settle(mut self, settled: Settled) {
+        if let Some(settle) = self.0.take() {
+            settle(settled);
+        }
+    }
+}
+
+impl Drop for Confirm {
+    fn drop(&mut self) {
+        if let Some(settle) = self.0.take() {
+            settle(Settled::Refused("the sink has stopped".into()));
+        }
+    }
+}
+
+/// A batch whose parts are on their way. Dropping the last handle of one that is not settled refuses it.
+#[derive(Clone)]
+pub(super) struct Account(Arc<Mutex<Open>>);
+
+struct Open {
+    confirm: Option<Confirm>,
+    /// Records that are not settled.
+    left: usize,
+    unfit: Vec<Unfit>,
+    /// Room in the queue, given back as records are settled.
+    room: OwnedSemaphorePermit,
+}
+
+impl Account {
+    pub(super) fn new(records: usize, confirm: Confirm, room: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(Mutex::new(Open { confirm: Some(confirm), left: records, unfit: Vec::new(), room })))
+    }
+
+    /// So many records of so many bytes are delivered.
+    pub(super) fn delivered(&self, records: usize, bytes: usize) {
+        self.settle(records, bytes, None);
+    }
+
+    /// One record will never be.
+    pub(super) fn unfit(&self, unfit: Unfit, bytes: usize) {
+        self.settle(1, bytes, Some(unfit));
+    }
+
+    fn settle(&self, records: usize, bytes: usize, unfit: Option<Unfit>) {
+        let mut open = self.lock();
+        drop(open.room.split(bytes));
+        open.left = open.left.saturating_sub(records);
+        open.unfit.extend(unfit);
+        if open.left > 0 {
+            return;
+        }
+        let mut unfit = std::mem::take(&mut open.unfit);
+        unfit.sort_by_key(|unfit| unfit.record);
+        let settled = if unfit.is_empty() { Settled::Delivered } else { Settled::Except(unfit) };
+        if let Some(confirm) = open.confirm.take() {
+            confirm.settle(settled);
+        }
+    }
+
+    /// Ends it as a whole, whatever became of its parts.
+    pub(super) fn end(&self, settled: Settled) {
+        if let Some(confirm) = self.lock().confirm.take() {
+            confirm.settle(settled);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,177 @@
+//! What is sent as one request, and what is known about its refusals.
+
+use std::time::Duration;
+
+use super::account::{Account, Settled};
+use super::evidence::Kind;
+use crate::host::{Batch, Unfit};
+
+/// First pause of a request that was refused, before it comes again.
+const DELAY_MIN: Duration = Duration::from_millis(200);
+/// Longest pause of a request that was refused while others are taken.
+const DELAY_MAX: Duration = Duration::from_secs(30);
+
+/// Records of one batch on their way, with the account of the whole batch.
+pub(super) struct Piece {
+    pub(super) batch: Batch,
+    /// The place of its first record in the whole.
+    first: usize,
+    account: Account,
+}
+
+impl Piece {
+    pub(super) fn whole(batch: Batch, account: Account) -> Self {
+        Self { batch, first: 0, account }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.batch.ndjson().len()
+    }
+
+    /// These of its records as a piece of their own.
+    pub(super) fn part(&self, records: std::ops::Range<usize>) -> Self {
+        let first = self.first + records.start;
+        Self { batch: self.batch.part(records), first, account: self.account.clone() }
+    }
+
+    pub(super) fn delivered(self) {
+        self.account.delivered(self.batch.len(), self.bytes());
+    }
+
+    /// A single record that is set aside.
+    pub(super) fn unfit(self, why: String) {
+        self.account.unfit(Unfit { record: self.first, why }, self.bytes());
+    }
+
+    pub(super) fn end(self, settled: Settled) {
+        self.account.end(settled);
+    }
+}
+
+/// One request.
+pub(super) struct Unit {
+    pub(super) pieces: Vec<Piece>,
+    /// What was said of it last; `None` before it was sent.
+    pub(super) kind: Option<Kind>,
+    pub(super) why: String,
+    /// Refusals of this request as it is, since the worker last held back.
+    pub(super) refusals: u32,
+    /// Refusals of it as it is, ever.
+    pub(super) refusals_ever: u32,
+    /// How much the receiver had taken when this request, or the one it is a part of, was first refused.
+    pub(super) since: Option<u64>,
+    /// How often this, a single record, was refused for a reason that may be its own, since the worker last held back.
+    pub(super) alone: u32,
+    /// How much the receiver had taken when that happened first.
+    pub(super) alone_since: Option<u64>,
+    /// It, or the request it is a part of, was refused while others were taken.
+    pub(super) is_suspected: bool,
+    /// It is a part of another request.
+    pub(super) is_part: bool,
+    /// It is to be sent with no other request under way.
+    pub(super) wants_quiet: bool,
+    /// When it may be sent, by the monotonic clock.
+    pub(super) due: Duration,
+    /// When it was sent last, in requests of this worker.
+    pub(super) sent: u64,
+}
+
+impl Unit {
+    pub(super) fn new(pieces: Vec<Piece>) -> Self {
+        Self {
+            pieces,
+            kind: None,
+            why: String::new(),
+            refusals: 0,
+            refusals_ever: 0,
+            since: None,
+            alone: 0,
+            alone_since: None,
+            is_suspected: false,
+            is_part: false,
+            wants_quiet: false,
+            due: Duration::ZERO,
+            sent: 0,
+        }
+    }
+
+    pub(super) fn records(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.batch.len()).sum()
+    }
+
+    pub(super) fn batches(&self) -> Vec<Batch> {
+        self.pieces.iter().map(|piece| piece.batch.clone()).collect()
+    }
+
+    /// A single record that was refused alone before.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone > 0
+    }
+
+    /// Whether a host asks for an answer, whatever it is.
+    pub(super) fn is_trial(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.batch.is_trial())
+    }
+
+    /// Whether the receiver took something since it was first refused.
+    pub(super) fn has_contrast(&self, taken: u64) -> bool {
+        self.since.is_some_and(|since| since < taken)
+    }
+
+    /// The worker holds back no more, since something was taken after `taken_before`: what was counted against this
+    /// request is forgotten, and it may be sent. A single record that was refused alone before is one that others can be
+    /// compared with now; `by_part`: a part of what waited was taken, so it may be a part of this that is refused.
+    pub(super) fn acquit(&mut self, now: Duration, taken_before: u64, by_part: bool) {
+        self.since = self.is_alone().then_some(taken_before);
+        self.alone_since = self.since;
+        (self.refusals, self.alone, self.wants_quiet) = (0, 0, false);
+        self.is_suspected = by_part && self.records() > 1;
+        self.due = now;
+    }
+
+    /// The pause before it comes again.
+    pub(super) fn delay(&self) -> Duration {
+        let doubled = DELAY_MIN.saturating_mul(1 << self.refusals.saturating_sub(1).min(10)).min(DELAY_MAX);
+        // Not all at the same moment.
+        doubled.mul_f64(0.75 + fastrand::f64() / 2.0)
+    }
+
+    /// In smaller ones: one for each piece, or two halves of a piece. A single record stays as it is.
+    pub(super) fn split(self) -> Vec<Unit> {
+        let pieces: Vec<Piece> = match self.pieces.as_slice() {
+            [only] if only.batch.len() > 1 => {
+                let middle = only.batch.len() / 2;
+                vec![only.part(0..middle), only.part(middle..only.batch.len())]
+            }
+            [_] => return vec![self],
+            _ => return self.inherit(|unit| unit.pieces.drain(..).map(|piece| vec![piece]).collect()),
+        };
+        self.inherit(|_| pieces.into_iter().map(|piece| vec![piece]).collect())
+    }
+
+    /// One record of it, and the rest.
+    pub(super) fn split_off_one(mut self) -> (Unit, Option<Unit>) {
+        let Some(piece) = self.pieces.pop() else { return (self, None) };
+        let all = piece.batch.len();
+        let (one, rest) = if all > 1 { (piece.part(0..1), Some(piece.part(1..all))) } else { (piece, None) };
+        let mut pieces = std::mem::take(&mut self.pieces);
+        pieces.extend(rest);
+        let mut parts = self.inherit(|_| vec![vec![one], pieces]).into_iter();
+        let one = parts.next().unwrap_or_else(|| Unit::new(Vec::new()));
+        (one, parts.next().filter(|rest| !rest.pieces.is_empty()))
+    }
+
+    fn inherit(mut self, pieces: impl FnOnce(&mut Self) -> Vec<Vec<Piece>>) -> Vec<Unit> {
+        let parts = pieces(&mut self);
+        let part = |pieces| Unit {
+            kind: self.kind,
+            why: self.why.clone(),
+            since: self.since,
+            is_suspected: self.is_suspected,
+            is_part: true,
+            sent: self.sent,
+            ..Unit::new(pieces)
+        };
+        parts.into_iter().map(part).collect()
+    }
+}

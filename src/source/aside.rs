@@ -1,0 +1,195 @@
+//! Records that were set aside, offered to the host once more: at each start, and when an operator asks.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::deliver::Courier;
+use super::health::Board;
+use super::listing::backoff;
+use crate::checkpoint::format::{self, AsideRecord, Keys};
+use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings};
+use crate::clock::Clock;
+use crate::host::{Batch, BatchBuilder, Delivery, Host, StateError, StateStore};
+use crate::model::{ContentType, TenantId, Timestamp};
+use crate::severity::Severity;
+
+/// At a start no more are offered after so many were rejected in a row: their remedy is not there yet.
+const REJECTIONS_AT_START_MAX: u32 = 16;
+/// Pause before a host that refuses is asked again, at a start.
+const DELAY_MIN: std::time::Duration = std::time::Duration::from_secs(1);
+const DELAY_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// What became of the records set aside when they were offered again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retried {
+    /// How many the host took.
+    pub delivered: u64,
+    /// Those that stay set aside.
+    pub left: Vec<StillAside>,
+}
+
+/// A record that stays set aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StillAside {
+    /// Its content type.
+    pub content_type: String,
+    /// When it was set aside.
+    pub since: Timestamp,
+    /// When the event happened.
+    pub time: Timestamp,
+    /// What the host said now.
+    pub why: String,
+}
+
+/// Asks a running source to offer what it has set aside; the answer comes when all were offered.
+pub type Ask = oneshot::Sender<Result<Retried, StateError>>;
+
+/// Both ends for asking a source.
+pub fn asking() -> (mpsc::Sender<Ask>, mpsc::Receiver<Ask>) {
+    mpsc::channel(1)
+}
+
+/// The records that a tenant has set aside. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct SetAside {
+    source: Arc<str>,
+    tenant: TenantId,
+    content_types: Arc<[ContentType]>,
+    courier: Courier,
+    ledger: LedgerHandle,
+    store: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    /// One at a time: no record is offered twice at once.
+    turn: Arc<Mutex<()>>,
+}
+
+impl SetAside {
+    pub(super) fn new(
+        of: (Arc<str>, TenantId, Vec<ContentType>),
+        courier: Courier,
+        ledger: LedgerHandle,
+        store: Arc<dyn StateStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let (source, tenant, content_types) = of;
+        let turn = Arc::default();
+        Self { source, tenant, content_types: content_types.into(), courier, ledger, store, clock, turn }
+    }
+
+    /// Offers them as a source starts: patiently, as long as the host refuses.
+    pub(super) async fn offer_at_start(&self) -> Result<(), StateError> {
+        let _turn = self.turn.lock().await;
+        let mut rejections = 0;
+        for (content_type, hash) in self.list().await? {
+            let mut refusals = 0;
+            while rejections < REJECTIONS_AT_START_MAX
+                && let Some(record) = self.load(content_type, hash).await?
+            {
+                match self.courier.try_once(self.batch(content_type, &record)).await {
+                    Delivery::Delivered => {
+                        self.taken(content_type, hash).await?;
+                        rejections = 0;
+                    }
+                    Delivery::Rejected(_) | Delivery::DeliveredExcept(_) => rejections += 1,
+                    Delivery::Refused(_) => {
+                        refusals += 1;
+                        self.clock.sleep(backoff(refusals, DELAY_MIN, DELAY_MAX)).await;
+                        continue;
+                    }
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers each once. After a refusal the rest is left: the host takes nothing now.
+    pub(super) async fn offer(&self) -> Result<Retried, StateError> {
+        let _turn = self.turn.lock().await;
+        let mut retried = Retried::default();
+        let mut refused = None;
+        for (content_type, hash) in self.list().await? {
+            let Some(record) = self.load(content_type, hash).await? else { continue };
+            let why = match &refused {
+                Some(why) => String::clone(why),
+                None => match self.courier.try_once(self.batch(content_type, &record)).await {
+                    Delivery::Delivered => {
+                        self.taken(content_type, hash).await?;
+                        retried.delivered += 1;
+                        continue;
+                    }
+                    Delivery::DeliveredExcept(unfit) => unfit.into_iter().map(|u| u.why).next().unwrap_or_default(),
+                    Delivery::Rejected(why) => why,
+                    Delivery::Refused(why) => {
+                        let why = format!("not taken now: {why}");
+                        refused.insert(why).clone()
+                    }
+                },
+            };
+            let AsideRecord { since, time, .. } = record;
+            retried.left.push(StillAside { content_type: content_type.to_string(), since, time, why });
+        }
+        Ok(retried)
+    }
+
+    /// Answers those who ask, until nobody can any more; never returns.
+    pub(super) async fn serve(&self, asked: Option<mpsc::Receiver<Ask>>) {
+        if let Some(mut asked) = asked {
+            while let Some(answer) = asked.recv().await {
+                let _ = answer.send(self.offer().await);
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn list(&self) -> Result<Vec<(ContentType, u128)>, StateError> {
+        let keys = Keys::of(&self.tenant);
+        let mut all = Vec::new();
+        for &content_type in &*self.content_types {
+            let listed = self.store.list(&keys.aside(content_type)).await?;
+            all.extend(listed.iter().filter_map(|(key, _)| Some((content_type, format::hash_of(key)?))));
+        }
+        Ok(all)
+    }
+
+    async fn load(&self, content_type: ContentType, hash: u128) -> Result<Option<AsideRecord>, StateError> {
+        let key = Keys::of(&self.tenant).aside_record(content_type, hash);
+        self.store.load(&key).await?.map(|(bytes, _)| format::decode(&key, &bytes)).transpose()
+    }
+
+    async fn taken(&self, content_type: ContentType, hash: u128) -> Result<(), StateError> {
+        self.ledger.commit(Change { taken_back: vec![(content_type, hash)], ..Change::default() }).await
+    }
+
+    fn batch(&self, content_type: ContentType, record: &AsideRecord) -> Batch {
+        let mut builder = BatchBuilder::default();
+        builder.push_with(|out| {
+            out.extend_from_slice(record.record.as_bytes());
+            Some((record.time, Severity::of_word(&record.severity).unwrap_or(Severity::Info)))
+        });
+        builder.finish(self.source.clone(), self.tenant.clone(), content_type)
+    }
+}
+
+/// Offers what a source has set aside while no process runs it.
+///
+/// # Errors
+/// When the state cannot be used.
+pub async fn retry_alone(
+    source: Arc<str>,
+    settings: &LedgerSettings,
+    host: Arc<dyn Host>,
+    clock: Arc<dyn Clock>,
+) -> Result<Retried, StateError> {
+    let opened = Ledger::open(host.state(), clock.clone(), settings, Box::new(|_| {})).await?;
+    let writer = tokio::spawn(opened.ledger.run());
+    let board = Board::new(source.clone(), settings.tenant.clone(), host.clone(), clock.clone());
+    let courier = Courier::new(host.clone(), clock.clone(), board);
+    let of = (source, settings.tenant.clone(), settings.content_types.clone());
+    let retried = SetAside::new(of, courier, opened.handle, host.state(), clock).offer().await;
+    // Every handle is gone: the writer ends when it has written what it was given.
+    writer.await.unwrap_or_else(|error| Err(StateError::Unavailable(error.to_string())))?;
+    retried
+}
