@@ -285,7 +285,7 @@ async fn retry(config: &Config, only: Option<&str>, out: &mut (dyn Write + Send)
     }
     let names = config.sources.keys().filter(|name| only.is_none_or(|only| only == *name));
     let mut all = Vec::new();
-    if Client::connect(&config.data_dir).await?.is_some() {
+    if Client::connect(&config.control_socket()).await?.is_some() {
         for name in names {
             all.push((name.clone(), retry_beside(config, name).await?));
         }
@@ -307,7 +307,7 @@ async fn retry(config: &Config, only: Option<&str>, out: &mut (dyn Write + Send)
 
 async fn retry_beside(config: &Config, name: &str) -> Result<Retried, Failure> {
     let gone = || Failure::internal("the process has ended".to_owned());
-    let mut client = Client::connect(&config.data_dir).await?.ok_or_else(gone)?;
+    let mut client = Client::connect(&config.control_socket()).await?.ok_or_else(gone)?;
     client.ask(What::Retry { source: name.to_owned() }).await?;
     match client.next().await? {
         Say::Retried(retried) => Ok(retried),
@@ -318,7 +318,8 @@ async fn retry_beside(config: &Config, name: &str) -> Result<Retried, Failure> {
 
 async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String, Retried)>, Failure> {
     let clock: Arc<dyn Clock> = SystemClock::new();
-    let store: Arc<dyn StateStore> = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let memory = super::run::SinkMemory::load(&store).await?;
     let mut sources = Vec::new();
     for name in names {
         let source = source_of(config, &name)?;
@@ -332,10 +333,14 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
     let mut all = Vec::new();
     // A sink is opened only for something that goes there: a file has one writer.
     let specs = match sources.iter().any(|(.., count)| *count > 0) {
-        true => config.sinks.keys().map(|name| super::run::sink_spec(config, name)).collect::<Result<Vec<_>, _>>()?,
+        true => config
+            .sinks
+            .keys()
+            .map(|name| super::run::sink_spec(config, name, &memory))
+            .collect::<Result<Vec<_>, _>>()?,
         false => Vec::new(),
     };
-    let host = Arc::new(EmbeddedHost::new(specs, store, clock.clone()));
+    let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store), clock.clone()));
     for (name, source, count) in sources {
         let mut retried = Retried::default();
         if count > 0 {

@@ -16,8 +16,8 @@ use super::account::{Account, Confirm, Settled};
 use super::evidence::{Evidence, Kind, Verdict};
 use super::unit::{Piece, Unit};
 use super::{
-    GROUP_BATCHES_MAX, GROUP_BYTES_MAX, GroupBounds, LOOK_EVERY, Observer, QUEUE_BATCHES_MAX, QUEUE_BYTES_MAX, SLOW_HINT,
-    Sink, Written,
+    GROUP_BATCHES_MAX, GROUP_BYTES_MAX, GroupBounds, LOOK_EVERY, Observer, QUEUE_BATCHES_MAX, QUEUE_BYTES_MAX,
+    SLOW_HINT, Sink, Written,
 };
 use crate::clock::Clock;
 use crate::host::Batch;
