@@ -405,11 +405,15 @@ fn the_kubernetes_example_has_a_valid_configuration() {
     let toml: String = block.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
     let token = tempfile::NamedTempFile::new().unwrap();
     fs::write(token.path(), "eyJhbGciOiJub25lIn0.e30.").unwrap();
-    let config = m365_audit::config::Config::parse(&toml, &|name| {
-        (name == "AZURE_FEDERATED_TOKEN_FILE").then(|| token.path().display().to_string())
+    let config = m365_audit::config::Config::parse(&toml, &|name| match name {
+        "AZURE_FEDERATED_TOKEN_FILE" => Some(token.path().display().to_string()),
+        "POD_IP" => Some("10.42.0.17".into()),
+        _ => None,
     });
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.warnings(), []);
+    assert!(text.contains("name: POD_IP") && text.contains("fieldPath: status.podIP"));
+    assert!(text.contains("kind: NetworkPolicy"), "who may ask is named");
     // Its probes ask where it listens.
     let port = config.metrics.unwrap().listen.port();
     assert!(

@@ -181,13 +181,13 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
     }
 }
 
-/// Cancelled by SIGINT or SIGTERM.
+/// Cancelled by SIGINT or SIGTERM, or by SIGHUP: the terminal has gone, and there is nothing to reload.
 fn stop_at_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
     tokio::spawn(async move {
         if let Ok(mut signals) = run::Signals::new() {
-            signals.next_stop().await;
+            signals.any().await;
             cancel.cancel();
         }
     });
@@ -195,7 +195,9 @@ fn stop_at_signal() -> CancellationToken {
 }
 
 fn told(failure: Failure) -> Exit {
-    let _ = writeln!(std::io::stderr(), "{failure}");
+    if !failure.message.is_empty() {
+        let _ = writeln!(std::io::stderr(), "{failure}");
+    }
     failure.exit
 }
 
@@ -220,8 +222,11 @@ impl Failure {
         Self { message: format!("internal: {what}\n  hint: this is a bug, please report it"), exit: Exit::Internal }
     }
 
-    /// Standard input or output failed.
+    /// Standard input or output failed. A reader that has seen enough (`| head`) is no failure and no message.
     pub fn io(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self { message: String::new(), exit: Exit::Done };
+        }
         Self { message: format!("io: {error}"), exit: Exit::Internal }
     }
 }

@@ -554,6 +554,11 @@ impl Signals {
         }
     }
 
+    /// Resolves at the first signal of any kind: for commands that have nothing to reload.
+    pub(super) async fn any(&mut self) {
+        self.next().await;
+    }
+
     /// Resolves at the first signal that ends the process.
     pub(super) async fn next_stop(&mut self) {
         while let Asked::Reload = self.next().await {}

@@ -3,7 +3,7 @@
 //! Only the keywords our own schemas use are understood. Deserialization follows where nothing was found, so what
 //! this module lets through is still refused there, with a poorer message.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde_json::Value as Schema;
@@ -27,7 +27,7 @@ const LISTED_KEYS_MAX: usize = 8;
 pub(super) struct Findings {
     pub problems: Vec<Problem>,
     /// Strings as they were written before `${NAME}` was replaced, by path: what the environment holds is not shown.
-    written: HashMap<String, String>,
+    written: BTreeMap<String, String>,
 }
 
 impl Findings {
@@ -40,7 +40,9 @@ impl Findings {
         let mut copies = Vec::new();
         for key in keys {
             let at = join(from, key);
-            for (path, text) in &self.written {
+            // What is below a path stands behind it in the order of paths.
+            let from_there = self.written.range(at.clone()..).take_while(|(path, _)| path.starts_with(&at));
+            for (path, text) in from_there {
                 if let Some(below) = path.strip_prefix(&at)
                     && (below.is_empty() || below.starts_with(['.', '[']))
                 {

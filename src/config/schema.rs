@@ -2,6 +2,7 @@
 //! Schema, the reference page and `plugin.toml`.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
@@ -39,7 +40,13 @@ pub fn config_schema() -> Value {
 
 /// The JSON Schema of a source's own keys, without `type`.
 pub fn source_schema() -> Value {
-    schema_of::<SourceConfig>().to_value()
+    known_source_schema().clone()
+}
+
+/// The same, made once: a file may have thousands of sources.
+pub(crate) fn known_source_schema() -> &'static Value {
+    static KNOWN: OnceLock<Value> = OnceLock::new();
+    KNOWN.get_or_init(|| schema_of::<SourceConfig>().to_value())
 }
 
 /// A source's own keys in the order they are declared.

@@ -1,6 +1,8 @@
 //! `[[sources.<name>.tenants]]`: one template, many tenants. Each entry becomes a source of its own, named
 //! `<name>.<tenant>`, with the template's keys and its own over them; nothing behind the configuration knows of it.
 
+use std::collections::HashSet;
+
 use serde_json::{Value as Schema, json};
 use toml::{Table, Value};
 
@@ -61,6 +63,7 @@ pub(super) fn expand(findings: &mut Findings, name: String, mut table: Table) ->
         table.remove("tenant_id");
     }
     let mut sources: Vec<SourceTable> = Vec::new();
+    let mut names: HashSet<String> = HashSet::new();
     for (index, entry) in entries.into_iter().enumerate() {
         let at = format!("{list}[{index}]");
         let Value::Table(mut own) = entry else {
@@ -69,7 +72,7 @@ pub(super) fn expand(findings: &mut Findings, name: String, mut table: Table) ->
         };
         let Some(tenant) = tenant_name(findings, &mut own, &at) else { continue };
         let full = format!("{name}.{tenant}");
-        if sources.iter().any(|source| source.name == full) {
+        if !names.insert(full.clone()) {
             let expected = "a name that no other tenant of this source has";
             findings.note(Problem::new(join(&at, NAME), Fault::Invalid, expected).value(&tenant));
             continue;

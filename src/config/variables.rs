@@ -1,6 +1,6 @@
 //! `${NAME}` in any string: replaced in parsed strings, not in the text, so that a value can never become TOML.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use toml::Value;
 
@@ -15,7 +15,7 @@ pub(super) fn expand(
     table: &mut toml::Table,
     path: &str,
     env: Env<'_>,
-    written: &mut HashMap<String, String>,
+    written: &mut BTreeMap<String, String>,
     problems: &mut Vec<Problem>,
 ) {
     for (key, value) in table.iter_mut() {
@@ -27,7 +27,7 @@ fn expand_value(
     value: &mut Value,
     path: &str,
     env: Env<'_>,
-    written: &mut HashMap<String, String>,
+    written: &mut BTreeMap<String, String>,
     problems: &mut Vec<Problem>,
 ) {
     match value {

@@ -3,22 +3,33 @@
 //! Owns the HTTP side only; what is measured is in [`crate::metrics`], how things fare comes from the host's
 //! [`HealthReport`]. `/health` answers 503 only when a source has failed: a degraded one still delivers, and a probe
 //! that restarts it would help nobody. `/live` says that the process runs.
+//!
+//! Whoever connects can hold little: connections are bounded, each has one request, which must come within seconds and
+//! be taken within half a minute. Where there are too many, the oldest that has not asked anything yet goes first, so
+//! that a probe, which asks at once, is answered whatever else is open.
 
 use std::collections::BTreeMap;
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{HealthReport, Standing};
 use crate::clock::Clock;
@@ -29,6 +40,27 @@ use crate::model::Actionable;
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long open requests may take to end at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(1);
+/// When to try again after the system gave no connection.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What whoever connects may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Connections at once.
+    pub connections: usize,
+    /// Answers to `/metrics` on their way at once: with many tenants one is megabytes.
+    pub pages: usize,
+    /// Time until the request has come.
+    pub request: Duration,
+    /// Time from there until the answer was taken.
+    pub answer: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { connections: 64, pages: 4, request: Duration::from_secs(5), answer: Duration::from_secs(30) }
+    }
+}
 
 /// Why metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -63,15 +95,21 @@ impl Actionable for MetricsError {
 #[derive(Debug)]
 pub struct MetricsServer {
     listener: TcpListener,
+    bounds: Bounds,
 }
 
 impl MetricsServer {
     /// Binds `listen`, `address:port`.
     pub async fn bind(listen: &str) -> Result<Self, MetricsError> {
         match TcpListener::bind(listen).await {
-            Ok(listener) => Ok(Self { listener }),
+            Ok(listener) => Ok(Self { listener, bounds: Bounds::default() }),
             Err(source) => Err(MetricsError::Listen { listen: listen.to_owned(), source }),
         }
+    }
+
+    /// The same with other bounds.
+    pub fn with_bounds(self, bounds: Bounds) -> Self {
+        Self { bounds, ..self }
     }
 
     /// The address bound, with the port chosen when `listen` said 0.
@@ -87,28 +125,105 @@ impl MetricsServer {
         clock: Arc<dyn Clock>,
         shutdown: impl Future<Output = ()> + Send,
     ) {
-        let (stop, stopped) = watch::channel(false);
-        let serve = axum::serve(self.listener, router(recorder.clone(), report)).with_graceful_shutdown({
-            let mut stopped = stopped;
-            async move {
-                let _ = stopped.wait_for(|stopped| *stopped).await;
-            }
-        });
-        let mut serve = std::pin::pin!(serve.into_future());
+        let pages =
+            Pages { router: router(recorder.clone(), report), large: Arc::new(Semaphore::new(self.bounds.pages)) };
+        let mut open = Open::default();
         let mut shutdown = std::pin::pin!(shutdown);
+        let mut upkeep = clock.sleep(UPKEEP_EVERY);
         loop {
             tokio::select! {
-                // Never before the stop: accepting is retried inside.
-                _ = &mut serve => return,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        open.make_room(self.bounds.connections);
+                        open.add(|asked| answer_one(stream, pages.clone(), self.bounds, clock.clone(), asked));
+                    }
+                    // Out of descriptors, or the peer has gone already.
+                    Err(_) => clock.sleep(ACCEPT_RETRY).await,
+                },
+                Some(_) = open.tasks.join_next() => {}
+                () = &mut upkeep => {
+                    recorder.run_upkeep();
+                    upkeep = clock.sleep(UPKEEP_EVERY);
+                }
                 () = &mut shutdown => break,
-                () = clock.sleep(UPKEEP_EVERY) => recorder.run_upkeep(),
             }
         }
-        let _ = stop.send(true);
+        drop(self.listener);
         tokio::select! {
-            _ = &mut serve => {}
+            () = async { while open.tasks.join_next().await.is_some() {} } => {}
             // Whoever keeps a request open does not keep the process.
-            () = clock.sleep(STOP_GRACE) => {}
+            () = clock.sleep(STOP_GRACE) => open.tasks.shutdown().await,
+        }
+    }
+}
+
+/// Connections now, oldest first, each with whether its request has come.
+#[derive(Default)]
+struct Open {
+    tasks: JoinSet<()>,
+    connections: Vec<(Arc<AtomicBool>, AbortHandle)>,
+}
+
+impl Open {
+    /// Ends the oldest that has asked nothing; if all have, the oldest, which has had the most time.
+    fn make_room(&mut self, most: usize) {
+        self.connections.retain(|(_, task)| !task.is_finished());
+        while self.connections.len() >= most.max(1) {
+            let silent = self.connections.iter().position(|(asked, _)| !asked.load(Ordering::Relaxed));
+            self.connections.remove(silent.unwrap_or(0)).1.abort();
+        }
+    }
+
+    fn add<F: Future<Output = ()> + Send + 'static>(&mut self, connection: impl FnOnce(Arc<AtomicBool>) -> F) {
+        let asked = Arc::new(AtomicBool::new(false));
+        let task = self.tasks.spawn(connection(asked.clone()));
+        self.connections.push((asked, task));
+    }
+}
+
+/// What is served.
+#[derive(Clone)]
+struct Pages {
+    router: Router,
+    /// Leave to hold a large answer.
+    large: Arc<Semaphore>,
+}
+
+/// Answers the one request of a connection, or gives it up in time.
+async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<dyn Clock>, asked: Arc<AtomicBool>) {
+    // Held until the connection is over: until then the page is in memory.
+    let held = Mutex::new(None);
+    let router = TowerToHyperService::new(pages.router);
+    let service = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
+        let may = request.uri().path() != "/metrics" || {
+            let permit = pages.large.clone().try_acquire_owned().ok();
+            let got = permit.is_some();
+            *held.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+            got
+        };
+        let answer = may.then(|| router.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok((StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "too many readers\n")
+                    .into_response()),
+            }
+        }
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = &mut connection => return,
+        () = clock.sleep(bounds.request) => {}
+    }
+    if asked.load(Ordering::Relaxed) {
+        tokio::select! {
+            _ = &mut connection => {}
+            () = clock.sleep(bounds.answer) => {}
         }
     }
 }
@@ -307,5 +422,85 @@ mod tests {
         assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200"));
         stop.send(()).unwrap();
         serving.await.unwrap();
+    }
+
+    use crate::clock::TestClock;
+    use tokio::net::TcpStream;
+
+    /// A server on a test clock with so many bytes of metrics, and its address.
+    async fn served(bounds: Bounds, padding: usize) -> (SocketAddr, TestClock, tokio::task::JoinHandle<()>) {
+        let server = MetricsServer::bind("127.0.0.1:0").await.unwrap().with_bounds(bounds);
+        let address = server.local_addr().unwrap();
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            metrics::describe_counter!("m365_audit_test_total", "x".repeat(padding));
+            metrics::counter!("m365_audit_test_total").increment(1);
+        });
+        let clock = TestClock::at("2026-05-01T00:00:00Z".parse().unwrap());
+        let (report, watched) = watch::channel(HealthReport::default());
+        let handle = recorder.handle();
+        let serving = server.serve(handle, watched, Arc::new(clock.clone()), std::future::pending());
+        let serving = tokio::spawn(async move {
+            let _report = report;
+            serving.await;
+        });
+        (address, clock, serving)
+    }
+
+    async fn half_open(address: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /metrics HTT").await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_is_answered_whatever_else_is_half_open() {
+        let bounds = Bounds { connections: 8, ..Bounds::default() };
+        let (address, _clock, serving) = served(bounds, 0).await;
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            silent.push(half_open(address).await);
+            if silent.len() % 10 == 0 {
+                assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200"));
+            }
+        }
+        assert!(fetch(address, "/health").await.starts_with("HTTP/1.1 200"));
+        // The first of them were let go.
+        assert_eq!(silent[0].read(&mut [0; 16]).await.unwrap_or(0), 0);
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_does_not_come_is_given_up_in_time() {
+        let (address, clock, serving) = served(Bounds::default(), 0).await;
+        let mut silent = half_open(address).await;
+        // Its connection sleeps towards its end beside the upkeep.
+        while clock.sleepers() < 2 {
+            tokio::task::yield_now().await;
+        }
+        clock.advance(Bounds::default().request);
+        assert_eq!(silent.read(&mut [0; 16]).await.unwrap_or(0), 0, "it is closed");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn readers_that_do_not_read_hold_a_few_pages_and_no_probe() {
+        let bounds = Bounds { pages: 2, ..Bounds::default() };
+        // More than two sockets hold.
+        let (address, _clock, serving) = served(bounds, 32 << 20).await;
+        let mut slow = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut first = [0; 64];
+            stream.read_exact(&mut first).await.unwrap();
+            assert!(first.starts_with(b"HTTP/1.1 200"));
+            slow.push(stream);
+        }
+        let refused = fetch(address, "/metrics").await;
+        assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1"), "{refused}");
+        assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200"));
+        drop(slow);
+        serving.abort();
     }
 }
