@@ -169,7 +169,7 @@ fn module_of(file: &str) -> &str {
 fn only_the_clock_reads_the_time() {
     let readers = files_with(&["SystemTime::now(", "Instant::now(", "Timestamp::now(", "Zoned::now(", "Utc::now("]);
     let readers: BTreeSet<&str> = readers.iter().map(String::as_str).collect();
-    assert_eq!(readers, BTreeSet::from(["clock.rs", "cli/logging.rs"]));
+    assert_eq!(readers, BTreeSet::from(["clock.rs", "cli/logging.rs", "hosts/embedded/store/writer.rs"]));
 }
 
 #[test]

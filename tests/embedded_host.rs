@@ -431,8 +431,7 @@ async fn a_refusal_holds_up_every_write_for_as_long_as_the_destination_asks() {
     let others = begun(&mut writes).await;
     assert_eq!(others.len(), 2, "then as many as there may be");
     for (text, answer) in others {
-        // Healthy only when none is left that was refused.
-        assert!(text != "2" || !is_healthy());
+        // It takes records again, so that those refused while it took none count as never sent.
         texts.push(text);
         answer.send(Written::Delivered).unwrap();
         settle().await;
@@ -587,14 +586,14 @@ async fn a_sink_that_hangs_is_told_with_the_age_until_its_write_ends() {
         rest.push(host.deliver(batch(&[line])).await);
     }
     settle().await;
-    clock.advance(Duration::from_secs(9));
+    clock.advance(Duration::from_secs(29));
     settle().await;
     assert_eq!(reason(), None);
-    for (step, age) in [(1, "10 s"), (10, "20 s"), (10, "30 s")] {
+    for (step, age) in [(6, "35 s"), (10, "45 s"), (10, "55 s")] {
         clock.advance(Duration::from_secs(step));
         settle().await;
         let why = reason().unwrap();
-        assert!(why.contains("a write of 1 batch has been under way") && why.contains(age), "{why}");
+        assert!(why.starts_with("sink-slow: a request has been waiting") && why.contains(age), "{why}");
         assert!(why.contains("(hint: "), "{why}");
     }
     assert_eq!(report.borrow().sinks["fast"].health, Health::Healthy);

@@ -249,7 +249,9 @@ async fn everything_but_the_poison_is_taken_once_and_the_poison_is_set_aside() {
             // Down to each, some times alone, and what is beside it.
             let bound = bad.len() * (2 * 11 + 12) + sizes.len() * 4;
             assert!(world.requests() <= bound, "{case}: {} requests, at most {bound}", world.requests());
-            assert!(took < Duration::from_secs(1800), "{case}: {took:?}");
+            // Simulated time: where every other record is poison, evidence against each comes slowly.
+            let longest = Duration::from_secs(1800.max(14 * bad.len() as u64));
+            assert!(took < longest, "{case}: {took:?}");
             assert_eq!(world.noted.lock().unwrap().confirmed as usize, all as usize - bad.len(), "{case}");
         }
     }
@@ -441,7 +443,7 @@ async fn the_age_of_what_waits_for_an_answer_is_reported_and_is_trouble_after_ha
         World::rest().await;
     }
     let why = noted.lock().unwrap().troubles.last().cloned().flatten().unwrap();
-    assert_eq!(why, "a request has been waiting 40 s for its answer");
+    assert!(why.starts_with("sink-slow: a request has been waiting 40 s for its answer (hint: "), "{why}");
     clock.advance(Duration::from_secs(60));
     World::rest().await;
     assert_eq!(noted.lock().unwrap().troubles.last(), Some(&None));

@@ -362,6 +362,7 @@ mod tests {
     use super::*;
 
     const TENANT: &str = "00000000-1111-2222-3333-444444444444";
+    const CLIENT: &str = "00000000-1111-2222-3333-555555555555";
 
     fn environment(name: &str) -> Option<String> {
         match name {
@@ -397,7 +398,7 @@ mod tests {
         format!(
             "service:\n  storage.path: /x\nplugins: [/lib/libm365_audit.so]\npipeline:\n  outputs:\n    - {{name: http, match: 'm365.*', retry_limit: no_limits}}\n\
              \x20 inputs:\n    - name: m365_audit\n      tag: m365.audit\n      threaded: off\n      storage.type: filesystem\n      tenant_id: {TENANT}\n\
-             \x20     client_id: {TENANT}\n      client_secret: ${{M365_CLIENT_SECRET}}\n{more}{beside}"
+             \x20     client_id: {CLIENT}\n      client_secret: ${{M365_CLIENT_SECRET}}\n{more}{beside}"
         )
     }
 
@@ -414,7 +415,7 @@ mod tests {
         );
         let classic = format!(
             "[SERVICE]\n  storage.path /x\n  plugins_file plugins.conf\n[INPUT]\n  Name m365_audit\n  Tag m365.audit\n  Threaded Off\n  Storage.Type filesystem\n\
-             \x20 Tenant_Id {TENANT}\n  client_id {TENANT}\n  client_secret ${{M365_CLIENT_SECRET}}\n  content_types Audit.General, DLP.All\n[OUTPUT]\n  name stdout\n  match *\n  retry_limit False\n"
+             \x20 Tenant_Id {TENANT}\n  client_id {CLIENT}\n  client_secret ${{M365_CLIENT_SECRET}}\n  content_types Audit.General, DLP.All\n[OUTPUT]\n  name stdout\n  match *\n  retry_limit False\n"
         );
         assert_eq!(found("a.conf", &classic), "");
     }

@@ -279,6 +279,7 @@ mod tests {
     use super::*;
 
     const TENANT: &str = "00000000-1111-2222-3333-444444444444";
+    const CLIENT: &str = "00000000-1111-2222-3333-555555555555";
 
     fn read(properties: &[(&str, &str)]) -> Result<Settings, Vec<Complaint>> {
         let value = |key: &str| {
@@ -292,7 +293,7 @@ mod tests {
     }
 
     fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-        let least = [("tenant_id", TENANT), ("client_id", TENANT), ("client_secret", "pa$$w${o}rd")];
+        let least = [("tenant_id", TENANT), ("client_id", CLIENT), ("client_secret", "pa$$w${o}rd")];
         least.into_iter().chain(more.iter().copied()).collect()
     }
 
@@ -410,7 +411,7 @@ mod tests {
     fn all_problems_are_told_at_once() {
         let problems = read(&[
             ("tenant_id", "contoso.com"),
-            ("client_id", TENANT),
+            ("client_id", CLIENT),
             ("bytes_per_tick_max", "1"),
             ("metrics_listen", "here"),
         ]);
