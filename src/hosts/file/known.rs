@@ -428,9 +428,7 @@ mod tests {
     }
 
     fn notice(sink: &FileSink) -> Option<String> {
-        let notices = sink.notices().unwrap();
-        let notice = notices.borrow().clone();
-        notice
+        sink.notices().unwrap().borrow_and_update().clone()
     }
 
     fn slug(notice: Option<String>) -> Option<String> {

@@ -398,9 +398,7 @@ mod tests {
         store.look();
         // Answered by the same thread, after the look.
         let _ = store.commit(vec![put("look", "")]).await;
-        let trouble = store.trouble();
-        let trouble = trouble.borrow().clone();
-        trouble
+        store.trouble().borrow_and_update().clone()
     }
 
     fn state(dir: &Path) -> PathBuf {
