@@ -467,6 +467,10 @@ async fn a_position_set_forward_asks_first_passes_over_and_leaves_a_gap_record()
         let running = place.start();
         let first = || place.sim.requests().iter().filter(|r| r.kind == CallKind::Blob).count() > 40;
         place.until("every blob was asked for in vain", first).await;
+        while place.stream().await["origin"].is_null() {
+            // The position is written a moment after the first listing.
+            tokio::task::yield_now().await;
+        }
         let running = if beside {
             Some(running)
         } else {
