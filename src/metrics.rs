@@ -91,7 +91,7 @@ metrics_table! {
     SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";
     SINK_FILE_CUT_TOTAL = Counter "m365_audit_sink_file_cut_total" ["sink"] "How often the file of a `file` sink was found shorter than it was left, or with other content.";
     STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
-    SINK_HELD_BACK = Gauge "m365_audit_sink_held_back" ["sink"] "1 while the receiver of a sink rejects everything, so that nothing is set aside and all records wait; else 0.";
+    SINK_HELD_BACK = Gauge "m365_audit_sink_held_back" ["sink"] "1 while the receiver of a sink takes nothing (it rejects everything, or fails or does not answer each time), so that nothing is set aside and all records wait; else 0. Busy or out of reach is not meant.";
     SINK_OLDEST_REQUEST_SECONDS = Gauge "m365_audit_sink_oldest_request_seconds" ["sink"] "Age of the oldest request of a sink that has no answer yet; 0 when none is under way.";
 }
 

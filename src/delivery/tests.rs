@@ -290,6 +290,16 @@ async fn a_receiver_that_refuses_everything_holds_back_with_few_requests_until_i
 }
 
 #[tokio::test]
+async fn a_worker_that_ends_while_it_holds_back_says_so_no_more() {
+    let mut world = World::new(4, 1000, |_, _, _: &[u32]| Written::Misconfigured("no such index".into()));
+    world.send(batches(&[500; 3]));
+    world.until_settled(1, Duration::from_secs(600)).await;
+    assert_eq!(world.noted.lock().unwrap().held.last(), Some(&true));
+    world.worker.stop(Duration::ZERO, &*world.clock).await;
+    assert_eq!(world.noted.lock().unwrap().held.last(), Some(&false));
+}
+
+#[tokio::test]
 async fn a_receiver_that_refuses_at_random_gets_everything_and_nothing_is_set_aside() {
     for seed in 0..5 {
         for percent in [10, 30, 45] {

@@ -786,6 +786,8 @@ impl Drop for Feeder {
         // Also when the sink panicked: nobody may wait for room in a queue without a reader.
         self.close_queue();
         self.observer.oldest_request(&self.name, Duration::ZERO);
+        // A sink that is removed, as the remedy of a wrong one may be, holds nothing back.
+        self.observer.held_back(&self.name, false);
         if std::thread::panicking() {
             self.observer.closed(&self.name, "the sink's task has failed");
         }

@@ -10,13 +10,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use m365_audit::clock::SystemClock;
+use m365_audit::host::Delivery;
 use m365_audit::hosts::embedded::HealthReport;
 use m365_audit::hosts::embedded::metrics_server::MetricsServer;
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::sim::{CallKind, Fault, SimConfig, SubscriptionState};
+use m365_audit::source::aside;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::host::Manner;
 use crate::world::{BEGIN, World, days, hours, mins};
@@ -429,6 +431,129 @@ async fn one_silent_process_of_two_is_alarmed_of_and_named() {
         minute.extend(others[n].clone());
     }
     assert_alerts("removed", &[Target::answering("a", &two)], &[(29, &[]), (60, &[]), (120, &[])]);
+}
+
+/// As long as `http` and `otlp` wait for an answer by default.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// `m365-audit state retry`: how many were delivered, and how many are left.
+async fn retry(world: &World, retries: &mpsc::Sender<aside::Ask>) -> (u64, usize) {
+    let (ask, mut answer) = oneshot::channel();
+    retries.send(ask).await.unwrap();
+    let mut retried = None;
+    world
+        .until("what was set aside is offered", || {
+            retried = answer.try_recv().ok();
+            retried.is_some()
+        })
+        .await;
+    let retried = retried.unwrap().unwrap();
+    (retried.delivered, retried.left.len())
+}
+
+#[tokio::test]
+async fn a_record_that_is_set_aside_is_alarmed_of_until_it_is_taken() {
+    let mut world = World::new().await;
+    world.add_aged(20, mins(30));
+    world.host.answer(Manner::RejectIf(|record| record["event_id"].as_str().is_some_and(|id| id.ends_with("13"))));
+    let mut scraped = Scraped::new().await;
+    let (running, retries) = world.start_with_sink(TIMEOUT);
+    scraped.pass(&world, 22).await;
+    assert_eq!(world.host.event_count(), 19);
+    assert_eq!(retry(&world, &retries).await, (0, 1), "the receiver still rejects it");
+    scraped.pass(&world, 5).await;
+    let corrected = scraped.now();
+    world.host.answer(Manner::Take);
+    assert_eq!(retry(&world, &retries).await, (1, 0));
+    scraped.pass(&world, 20).await;
+    let fires: &[&str] = &["M365AuditSetAside"];
+    let minutes = [(10, &[][..]), (21, fires), (corrected - 1, fires), (corrected + 1, &[]), (corrected + 19, &[])];
+    assert_alerts("aside", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+    world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_receiver_that_rejects_everything_is_alarmed_of_until_it_takes_something_and_nothing_is_set_aside() {
+    let mut world = World::new().await;
+    for n in 0..5 {
+        world.add_aged(20, mins(20 + n));
+    }
+    world.host.answer(Manner::RejectAll);
+    let mut scraped = Scraped::new().await;
+    let (running, _retries) = world.start_with_sink(TIMEOUT);
+    scraped.pass(&world, 25).await;
+    assert_eq!(world.host.event_count(), 0);
+    let corrected = scraped.now();
+    world.host.answer(Manner::Take);
+    scraped.pass(&world, 10).await;
+    let minutes = [(5, &[][..]), (corrected - 1, &["M365AuditSinkHeldBack"]), (corrected + 2, &[]), (34, &[])];
+    assert_alerts("held back", &[Target::answering("a", &scraped.minutes)], &minutes);
+    let asides = |minute: &BTreeMap<String, f64>| -> f64 {
+        minute.iter().filter(|(series, _)| series.starts_with("m365_audit_set_aside_records")).map(|(_, n)| n).sum()
+    };
+    assert_eq!(scraped.minutes.iter().map(asides).sum::<f64>(), 0.0);
+    world.stop(running).await;
+    world.assert_clean();
+}
+
+/// A request that is given up takes its age with it: however often that happens, the receiver does not answer.
+#[tokio::test]
+async fn a_receiver_that_does_not_answer_is_alarmed_of_until_it_does_whatever_the_timeout_of_its_sink() {
+    let (unanswered, both): (&[&str], &[&str]) =
+        (&["M365AuditSinkUnanswered"], &["M365AuditSinkHeldBack", "M365AuditSinkUnanswered"]);
+    // Those of `fluent_forward`, of `http` and `otlp`; a file has none. Two requests that were given up are what the
+    // receiver is held back for.
+    for (timeout, at_last) in [(Duration::from_secs(190), both), (TIMEOUT, both), (days(1), unanswered)] {
+        let mut world = World::new().await;
+        world.add_aged(3, mins(30));
+        world.host.answer(Manner::Hold);
+        let mut scraped = Scraped::new().await;
+        let (running, _retries) = world.start_with_sink(timeout);
+        scraped.pass(&world, 26).await;
+        let answers = scraped.now();
+        world.host.release();
+        scraped.pass(&world, 15).await;
+        assert_eq!(world.host.event_count(), 3, "{timeout:?}");
+        let minutes = [(5, &[][..]), (15, unanswered), (answers - 1, at_last), (answers + 6, &[]), (answers + 14, &[])];
+        assert_alerts(&format!("unanswered, {timeout:?}"), &[Target::answering("a", &scraped.minutes)], &minutes);
+        world.stop(running).await;
+        world.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_takes_its_time_or_misses_one_answer_raises_no_alert() {
+    let mut world = World::new().await;
+    let mut scraped = Scraped::new().await;
+    world.host.answer(Manner::Hold);
+    let (running, _retries) = world.start_with_sink(TIMEOUT);
+    let mut answered = 0;
+    for _ in 0..15 {
+        world.add_now(1);
+        scraped.pass(&world, 2).await;
+        answered += world.host.held();
+        world.host.answer_held(Delivery::Delivered);
+    }
+    assert!(answered >= 5, "{answered}");
+    scraped.pass(&world, 1).await;
+    world.host.answer_held(Delivery::Delivered);
+    world.add_now(1);
+    while world.host.held() == 0 {
+        scraped.pass(&world, 1).await;
+    }
+    // It is given up within the fifth minute from now, and the second time it is taken.
+    scraped.pass(&world, 5).await;
+    world.host.release();
+    scraped.pass(&world, 20).await;
+    let oldest = |minute: &BTreeMap<String, f64>| {
+        minute.iter().filter(|(series, _)| series.contains("oldest_request")).map(|(_, age)| *age).fold(0.0, f64::max)
+    };
+    assert!(scraped.minutes.iter().map(oldest).fold(0.0, f64::max) > 120.0, "one was missed");
+    let minutes: Vec<(usize, &[&str])> = (0..scraped.now()).map(|minute| (minute, &[][..])).collect();
+    assert_alerts("slow", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+    world.assert_clean();
 }
 
 #[tokio::test]

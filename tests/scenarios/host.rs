@@ -3,9 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
+use m365_audit::clock::{Clock, TestClock};
 use m365_audit::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore, TicketAnswer};
+use m365_audit::hosts::embedded::EmbeddedHost;
+use m365_audit::hosts::embedded::sink::{Sink, Written};
 use m365_audit::sim::Delivered;
 use serde::Deserialize;
 use serde_json::Value;
@@ -215,16 +220,51 @@ impl Recorder {
     }
 }
 
+/// A sink of the embedded host. Its receiver answers as the recorder is told, and a request that has no answer after
+/// `timeout` is given up, as those of `http` and `otlp` are.
+pub struct RecordingSink {
+    pub recorder: Arc<Recorder>,
+    pub clock: TestClock,
+    pub timeout: Duration,
+}
+
+#[async_trait]
+impl Sink for RecordingSink {
+    async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
+        let answers = join_all(batches.iter().map(|batch| self.recorder.deliver(batch.clone())));
+        let answers = tokio::select! {
+            answers = answers => answers,
+            () = self.clock.sleep(self.timeout) => {
+                self.recorder.forget_held();
+                let why = format!("no answer within {} s", self.timeout.as_secs());
+                return vec![Written::Unclear(why); batches.len()];
+            }
+        };
+        let written = |answer| match answer {
+            Delivery::Delivered => Written::Delivered,
+            Delivery::Refused(why) => Written::refused(why),
+            Delivery::Rejected(why) => Written::Rejected(why),
+            Delivery::DeliveredExcept(unfit) => panic!("no manner answers so: {unfit:?}"),
+        };
+        answers.into_iter().map(written).collect()
+    }
+}
+
 /// The host of one run of the process.
 pub struct RecordingHost {
     pub recorder: Arc<Recorder>,
+    /// What takes the records, if it is not the recorder itself: its sink is a [`RecordingSink`].
+    pub embedded: Option<EmbeddedHost>,
     pub store: Arc<dyn StateStore>,
 }
 
 #[async_trait]
 impl Host for RecordingHost {
     async fn deliver(&self, batch: Batch) -> DeliveryTicket {
-        self.recorder.deliver(batch)
+        match &self.embedded {
+            Some(embedded) => embedded.deliver(batch).await,
+            None => self.recorder.deliver(batch),
+        }
     }
 
     fn state(&self) -> Arc<dyn StateStore> {

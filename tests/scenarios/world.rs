@@ -9,14 +9,16 @@ use m365_audit::clock::{Clock, TestClock};
 use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, StateError};
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::sim::{CallKind, Comparison, GenerateSpec, NewBlob, RequestLog, Sim, SimConfig, SubscriptionState};
-use m365_audit::source::{M365Audit, Report, Source, SourceError, backfill};
+use m365_audit::source::{M365Audit, Report, Source, SourceError, aside, backfill};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::host::{Recorder, RecordingHost};
+use crate::host::{Recorder, RecordingHost, RecordingSink};
 use crate::watch::{Watch, WatchedStore};
 
 /// The stream of scenarios that need only one.
@@ -194,8 +196,13 @@ impl World {
     }
 
     fn spawn(&self, source: M365Audit) -> Running {
+        self.spawn_with(source, None)
+    }
+
+    fn spawn_with(&self, source: M365Audit, sink: Option<SinkSpec>) -> Running {
         let store = Arc::new(WatchedStore::new(self.store.clone(), self.watch.clone(), self.commits.clone()));
-        let host = Arc::new(RecordingHost { recorder: self.host.clone(), store: store.clone() });
+        let embedded = sink.map(|sink| EmbeddedHost::new(vec![sink], store.clone(), Arc::new(self.clock.clone())));
+        let host = Arc::new(RecordingHost { recorder: self.host.clone(), embedded, store: store.clone() });
         let stop = CancellationToken::new();
         let task = tokio::spawn(Box::new(source).run(host, stop.clone()));
         Running { task, stop, store }
@@ -210,6 +217,15 @@ impl World {
     pub fn start_with_desk(&self) -> (Running, backfill::Counter) {
         let (counter, desk) = backfill::desk();
         (self.spawn(self.source().with_desk(desk)), counter)
+    }
+
+    /// Starts the source to run on in the embedded host, whose one sink gives up a request after `timeout`; with the way
+    /// to ask for what is set aside once more, as `state retry` does.
+    pub fn start_with_sink(&self, timeout: Duration) -> (Running, mpsc::Sender<aside::Ask>) {
+        let (retries, asked) = aside::asking();
+        let sink = RecordingSink { recorder: self.host.clone(), clock: self.clock.clone(), timeout };
+        let sink = SinkSpec { name: "siem".to_owned(), inputs: vec!["test".to_owned()], sink: Box::new(sink) };
+        (self.spawn_with(self.source().with_retries(asked), Some(sink)), retries)
     }
 
     /// Starts the source for a single pass.
