@@ -1,6 +1,6 @@
 //! Many tenants in one process, the real binary: what is broken at one is not felt by the others, and tenants come and
 //! go by SIGHUP.
-#![cfg(all(unix, feature = "cli"))]
+#![cfg(all(target_os = "linux", feature = "cli"))]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -208,4 +208,82 @@ async fn broken_tenants_among_a_hundred_are_not_felt_by_the_others_and_tenants_c
         })
         .await;
     assert!(bench.delivered().is_superset(&expected), "nothing came twice");
+}
+
+/// A limit as of a small machine: 128 files, soft and hard, so that it cannot be raised.
+const FILES: u64 = 128;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_tenants_catch_up_over_slow_blobs_with_few_files_and_health_answers() {
+    use std::io::{Read, Write};
+    const MORE: usize = 5;
+    let bench = Bench::new().await;
+    let hour_ago = bench.sim.now().checked_sub(jiff::SignedDuration::from_hours(1)).unwrap();
+    for number in 0..TENANTS {
+        for blob in 0..MORE {
+            let event = format!(
+                r#"{{"Id":"{number}-more{blob}","CreationTime":"{hour_ago}","Operation":"Test","RecordType":1,"Workload":"X"}}"#
+            );
+            bench.sim.add_blob(&tenant(number), ContentType::General, NewBlob::at(hour_ago).with_events([event]));
+        }
+    }
+    bench.sim.faults().rate(CallKind::Blob, 1.0, Fault::Slow(Duration::from_millis(500)));
+    bench.configure(0..TENANTS, &|_| String::new());
+    let shell = format!("ulimit -n {FILES}; exec \"$0\" \"$@\"");
+    let mut child = Command::new("sh")
+        .args(["-c", &shell, env!("CARGO_BIN_EXE_m365-audit"), "run", "-c"])
+        .arg(bench.at("agent.toml"))
+        .env_remove("M365_AUDIT_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(bench.at("log")).unwrap())
+        .spawn()
+        .unwrap();
+    let files = format!("/proc/{}/fd", child.id());
+    let (mut most, mut answers) = (0, 0);
+    bench
+        .until("all of them", || {
+            most = most.max(fs::read_dir(&files).map_or(0, Iterator::count));
+            // Not there before the listener is; from then on every one is answered.
+            if let Ok(mut stream) = std::net::TcpStream::connect(bench.metrics) {
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut answer = String::new();
+                stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
+                stream.read_to_string(&mut answer).unwrap();
+                assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
+                answers += 1;
+            } else {
+                assert_eq!(answers, 0, "the listener is gone");
+            }
+            let text = fs::read_to_string(bench.at("out")).unwrap_or_default();
+            bench.delivered().len() == TENANTS && text.matches("-more").count() >= TENANTS * MORE
+        })
+        .await;
+    signal(&child, "-TERM");
+    assert!(child.wait().unwrap().success());
+    let log = bench.log();
+    assert!(!log.contains("Too many open files") && !log.contains("os error 24"), "{log}");
+    assert!(log.contains("few files may be open"), "{log}");
+    assert!(answers > 0 && most < FILES as usize, "{answers} answers, at most {most} files");
+    println!("at most {most} of {FILES} files, {answers} answers of /health");
+}
+
+#[test]
+fn the_soft_limit_of_files_is_raised_to_the_hard_one() {
+    // Standard output is full at once, so that the process is there to be looked at.
+    let shell = "ulimit -Sn 256; ulimit -Hn 3000; exec \"$0\" \"$@\"";
+    let mut child = Command::new("sh")
+        .args(["-c", shell, env!("CARGO_BIN_EXE_m365-audit"), "schema", "config"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", child.id()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let limits = limits.unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["3000", "3000"]);
 }

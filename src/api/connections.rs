@@ -1,32 +1,111 @@
-//! Connections that tenants of one process share: one [`Way`] for each host and manner of reaching it.
+//! Connections that tenants of one process share: one [`Way`] for each host and manner of reaching it, and a bound on all
+//! of them, since each is an open file.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-use super::http::{HttpSettings, Way};
+use super::http::{HttpSettings, IDLE_MAX, Way};
+
+/// Connections at once where nobody says how many: half of what a process may usually open.
+const CONNECTIONS_MAX: usize = 512;
+/// Clients that keep connections open: calls and blobs of the API, and sign-in.
+const IDLE_CLIENTS: usize = 3;
+/// Downloads of one tenant at once, where there is room for all: what it may use.
+const OWN_MAX: usize = 32;
 
 /// Ways to hosts, for every client made with it. Cheap to clone. Its connections are driven by the runtime on which the
 /// first call was made, so one belongs to one runtime.
-#[derive(Clone, Default)]
-pub struct Connections(Arc<Mutex<HashMap<blake3::Hash, Weak<Way>>>>);
+#[derive(Clone)]
+pub struct Connections {
+    ways: Arc<Mutex<HashMap<blake3::Hash, Weak<Way>>>>,
+    bound: Bound,
+}
+
+/// Leave to have connections. Small calls have a quarter of their own, so that no download keeps them waiting.
+#[derive(Clone)]
+pub(super) struct Bound {
+    pub calls: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+    /// Of one tenant.
+    own: usize,
+    /// Connections that one way keeps open for the next call, and again as many for blobs.
+    idle: usize,
+}
+
+impl Bound {
+    fn new(connections: usize) -> Self {
+        // What is kept open for the next call counts as well.
+        let idle = (connections / 16).clamp(1, IDLE_MAX);
+        let in_use = connections.saturating_sub(IDLE_CLIENTS * idle).max(8);
+        let calls = in_use / 4;
+        let downloads = in_use - calls;
+        Self {
+            calls: Arc::new(Semaphore::new(calls)),
+            downloads: Arc::new(Semaphore::new(downloads)),
+            own: (downloads / 8).clamp(1, OWN_MAX),
+            idle,
+        }
+    }
+
+    /// A tenant's own part: slow answers of some tenants must not take all there is.
+    pub fn own_downloads(&self) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(self.own))
+    }
+
+    /// Waits for room for a small call. Never closed; were it, the call would go without.
+    pub async fn call(&self) -> Option<Room> {
+        let all = self.calls.clone().acquire_owned().await.ok()?;
+        Some(Room { _all: all, _own: None })
+    }
+
+    /// Waits for room for a download.
+    pub async fn download(&self, own: &Arc<Semaphore>) -> Option<Room> {
+        let own = own.clone().acquire_owned().await.ok()?;
+        let all = self.downloads.clone().acquire_owned().await.ok()?;
+        Some(Room { _all: all, _own: Some(own) })
+    }
+}
+
+/// Room for one connection, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    _all: OwnedSemaphorePermit,
+    _own: Option<OwnedSemaphorePermit>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self::at_most(CONNECTIONS_MAX)
+    }
+}
 
 impl Connections {
-    /// None yet.
+    /// None yet, and as many as half of what a process may usually have open.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// None yet, and at most so many at once, those included that are kept open for the next call.
+    pub fn at_most(connections: usize) -> Self {
+        Self { ways: Arc::default(), bound: Bound::new(connections) }
+    }
+
+    pub(super) fn bound(&self) -> &Bound {
+        &self.bound
     }
 
     /// The way to the origin of `target`: the one that other clients use, if theirs has the same settings.
     pub(super) fn way(&self, settings: &HttpSettings<'_>, target: &Url) -> Result<Arc<Way>, String> {
         let key = key(settings, target);
-        let mut ways = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(way) = ways.get(&key).and_then(Weak::upgrade) {
             return Ok(way);
         }
-        let way = Arc::new(Way::new(settings, target)?);
+        let way = Arc::new(Way::new(settings, target, self.bound.idle)?);
         // Ways nobody uses any more: a CA file was replaced, a tenant left.
         ways.retain(|_, way| way.strong_count() > 0);
         ways.insert(key, Arc::downgrade(&way));
@@ -93,9 +172,26 @@ mod tests {
         assert!(others.iter().all(|other| !Arc::ptr_eq(&one, other)));
         drop((one, same, others));
         assert!(
-            connections.0.lock().unwrap().values().all(|way| way.strong_count() == 0),
+            connections.ways.lock().unwrap().values().all(|way| way.strong_count() == 0),
             "nothing outlives its users"
         );
+    }
+
+    #[test]
+    fn all_connections_stay_under_the_bound_and_no_tenant_takes_all() {
+        use futures_util::FutureExt;
+        for (most, calls, downloads, own) in [(1, 2, 6, 1), (192, 39, 117, 14), (768, 168, 504, 32)] {
+            let bound = Connections::at_most(most).bound().clone();
+            let small: Vec<_> = std::iter::from_fn(|| bound.call().now_or_never().flatten()).collect();
+            let tenants: Vec<_> = (0..1000).map(|_| bound.own_downloads()).collect();
+            let first: Vec<_> = std::iter::from_fn(|| bound.download(&tenants[0]).now_or_never().flatten()).collect();
+            assert_eq!((small.len(), first.len()), (calls, own), "{most}");
+            let rest: Vec<_> = tenants.iter().filter_map(|own| bound.download(own).now_or_never().flatten()).collect();
+            assert_eq!(first.len() + rest.len(), downloads, "{most}");
+            assert!(most < 100 || small.len() + first.len() + rest.len() + IDLE_CLIENTS * bound.idle <= most);
+            drop(first);
+            assert!(bound.download(&tenants[0]).now_or_never().is_some());
+        }
     }
 
     #[test]

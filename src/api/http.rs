@@ -25,15 +25,13 @@ use crate::config::{Places, is_link_local, is_loopback};
 const USER_AGENT: &str = concat!("m365-audit/", env!("CARGO_PKG_VERSION"));
 /// Decoded bytes handed on at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// HTTP/2 flow control: what one stream, and one connection with up to 32 of them, may have under way. Bounds memory.
-const H2_STREAM_WINDOW: u32 = 512 * 1024;
-const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Connections for small calls kept open for the next ones: a thousand tenants make some 20 calls a second.
-const CALLS_IDLE_MAX: usize = 32;
+/// Connections kept open for the next call, and as many for the next blob, where the process may have many: a thousand
+/// tenants make some 20 calls a second.
+pub(super) const IDLE_MAX: usize = 32;
 /// How long; shorter than the front ends of such services keep theirs (two minutes and more), so that it is seldom they
 /// who close.
 const CALLS_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A tenant's connections for blobs are closed soon after the last one: they are used without a pause or not at all.
+/// Those for blobs are closed soon after the last one: they are used without a pause or not at all.
 const TRANSFERS_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a way to a host is made from.
@@ -45,13 +43,15 @@ pub(super) struct HttpSettings<'a> {
     pub proxy_client_pem: Option<&'a [u8]>,
 }
 
-/// How a host is reached: TLS, proxy, and the connections for calls that are small and soon over.
+/// How a host is reached: TLS, proxy, and the connections for small calls and for blobs.
 ///
 /// One for all tenants that reach the host alike ([`super::Connections`]): a connection holds some 30 KiB and a
-/// handshake costs a millisecond, and a thousand idle tenants have no more than a handful of calls under way. These
-/// calls speak HTTP/1.1, so that each has a connection to itself and none waits for another tenant's.
+/// handshake costs a millisecond, and a thousand idle tenants have no more than a handful of calls under way. All speak
+/// HTTP/1.1, so that each call has a connection to itself: none waits for another tenant's, and whoever reads a blob
+/// slowly, because its host is slow, fills no connection of others.
 pub(super) struct Way {
     calls: reqwest::Client,
+    transfers: reqwest::Client,
     tls: rustls::ClientConfig,
     target: Url,
     proxying: Proxying,
@@ -72,18 +72,23 @@ impl Way {
     /// The way to `target`. Loopback and link-local hosts are reached without a proxy.
     ///
     /// Its clients have no timeout but the one for connecting: the library's own read timeout runs on while the caller,
-    /// held back by its host, does not ask for the next bytes. See [`Body`].
-    pub fn new(settings: &HttpSettings<'_>, target: &Url) -> Result<Self, String> {
+    /// held back by its host, does not ask for the next bytes. See [`Body`]. Each keeps at most `idle_max` connections
+    /// open for the next call.
+    pub fn new(settings: &HttpSettings<'_>, target: &Url, idle_max: usize) -> Result<Self, String> {
         let tls = tls_with(settings.ca_pem, target, settings.proxy_url, settings.proxy_client_pem)?;
         let proxying = Proxying::of(settings, target)?;
-        let mut calls_tls = tls.clone();
-        calls_tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let calls = builder(calls_tls, &proxying, settings.connect_timeout)
-            .http1_only()
-            .pool_idle_timeout(CALLS_IDLE_TIMEOUT)
-            .pool_max_idle_per_host(CALLS_IDLE_MAX);
-        let calls = calls.build().map_err(|error| error_chain(&error.without_url()))?;
-        Ok(Self { calls, tls, target: target.clone(), proxying, connect_timeout: settings.connect_timeout })
+        let mut client_tls = tls.clone();
+        client_tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let client = |idle_timeout| {
+            builder(client_tls.clone(), &proxying, settings.connect_timeout)
+                .http1_only()
+                .pool_idle_timeout(idle_timeout)
+                .pool_max_idle_per_host(idle_max)
+                .build()
+                .map_err(|error| error_chain(&error.without_url()))
+        };
+        let (calls, transfers) = (client(CALLS_IDLE_TIMEOUT)?, client(TRANSFERS_IDLE_TIMEOUT)?);
+        Ok(Self { calls, transfers, tls, target: target.clone(), proxying, connect_timeout: settings.connect_timeout })
     }
 
     /// For small calls; shares its connections.
@@ -102,15 +107,9 @@ impl Way {
         Route::new(self.target.clone(), proxy, places)
     }
 
-    /// A client with connections of its own, for large answers: whoever reads them slowly, because its host is slow,
-    /// must not fill a connection of others.
-    pub fn transfers(&self) -> Result<reqwest::Client, String> {
-        builder(self.tls.clone(), &self.proxying, self.connect_timeout)
-            .pool_idle_timeout(TRANSFERS_IDLE_TIMEOUT)
-            .http2_initial_stream_window_size(H2_STREAM_WINDOW)
-            .http2_initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .build()
-            .map_err(|error| error_chain(&error.without_url()))
+    /// For blobs; apart from the former, so that a slow blob never stands before a small call.
+    pub fn transfers(&self) -> &reqwest::Client {
+        &self.transfers
     }
 }
 

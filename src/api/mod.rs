@@ -16,7 +16,7 @@ mod wire;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, RETRY_AFTER};
+use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::auth::{self, Token, TokenSettings, TokenSource};
@@ -41,6 +42,7 @@ pub use link::PageLink;
 pub use wire::{SkippedItem, Subscription, Webhook};
 
 use crate::auth::network::Route;
+use connections::{Bound, Room};
 use error::Details;
 use http::{Body, BodyFault, HttpSettings, Way};
 use link::{Links, Resolved};
@@ -211,8 +213,10 @@ struct Inner {
     route: Route,
     /// Where remedies lead.
     places: Places,
-    /// Made at the first blob.
-    transfers: OnceLock<reqwest::Client>,
+    /// Leave to have connections, of all tenants.
+    bound: Bound,
+    /// Of this tenant's downloads.
+    own_downloads: Arc<Semaphore>,
     #[expect(dead_code, reason = "held so that other tenants find it")]
     authority_way: Arc<Way>,
     connect_timeout: Duration,
@@ -265,6 +269,8 @@ struct Answer<'a> {
     body: Body,
     token: Token,
     leave: Leave<'a>,
+    /// Of its connection, as long as the body is read.
+    room: Option<Room>,
 }
 
 impl ApiClient {
@@ -350,10 +356,17 @@ impl ApiClient {
             inner: Arc::new(Inner {
                 links: Links::new(&settings.api_url, settings.cloud, &settings.tenant, &settings.publisher_identifier),
                 tenant: settings.tenant,
-                transfers: OnceLock::new(),
+                bound: connections.bound().clone(),
+                own_downloads: connections.bound().own_downloads(),
                 connect_timeout: settings.connect_timeout,
                 read_timeout: settings.read_timeout,
-                tokens: TokenSource::new(token_settings, authority_way.calls().clone(), authority_route, clock.clone()),
+                tokens: TokenSource::new(
+                    token_settings,
+                    authority_way.calls().clone(),
+                    authority_route,
+                    connections.bound().calls.clone(),
+                    clock.clone(),
+                ),
                 route: api_way.route(places.clone()),
                 way: api_way,
                 places,
@@ -479,7 +492,7 @@ impl ApiClient {
         };
         self.turn().await;
         let answer = self.inner.send(call, Method::GET, url).await?;
-        Ok(BlobBody { inner: self.inner.clone(), call, body: answer.body, link_refused })
+        Ok(BlobBody { inner: self.inner.clone(), call, body: answer.body, link_refused, _room: answer.room })
     }
 
     /// Microsoft's clock by the latest answer of the API; `None` before the first.
@@ -506,6 +519,7 @@ pub struct BlobBody {
     call: Call,
     body: Body,
     link_refused: bool,
+    _room: Option<Room>,
 }
 
 impl BlobBody {
@@ -552,19 +566,18 @@ impl Inner {
         }
     }
 
-    /// Blobs go over connections of the tenant's own, everything else over those that tenants share.
     fn http(&self, call: Call) -> &reqwest::Client {
-        match (call.endpoint, self.transfers.get()) {
-            (Endpoint::FetchBlob, Some(own)) => own,
-            (Endpoint::FetchBlob, None) => match self.way.transfers() {
-                Ok(own) => self.transfers.get_or_init(|| own),
-                // The way was made from the same settings, so this does not happen; a blob is fetched all the same.
-                Err(why) => {
-                    tracing::warn!(tenant = %self.tenant, "no connections of its own: {why}");
-                    self.way.calls()
-                }
-            },
+        match call.endpoint {
+            Endpoint::FetchBlob => self.way.transfers(),
             _ => self.way.calls(),
+        }
+    }
+
+    /// Waits for room for a connection.
+    async fn room(&self, call: Call) -> Option<Room> {
+        match call.endpoint {
+            Endpoint::FetchBlob => self.bound.download(&self.own_downloads).await,
+            _ => self.bound.call().await,
         }
     }
 
@@ -586,9 +599,10 @@ impl Inner {
             // Without it some proxies answer 411 to a POST that has no body.
             request = request.header(CONTENT_LENGTH, "0");
         }
+        let room = self.room(call).await;
         let patience = self.connect_timeout.saturating_add(self.read_timeout);
         let (known, why) = match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => return self.judge_response(call, response, token, leave).await,
+            Ok(Ok(response)) => return self.judge_response(call, response, token, leave, room).await,
             Ok(Err(error)) => (self.route.fault(&error).await, auth::error_chain(&error.without_url())),
             Err(_) => (None, format!("nothing came for {} s", patience.as_secs())),
         };
@@ -617,6 +631,7 @@ impl Inner {
         response: reqwest::Response,
         token: &Token,
         leave: Leave<'a>,
+        room: Option<Room>,
     ) -> Result<Answer<'a>, ApiError> {
         let status = response.status();
         self.count_request(call, status.as_str());
@@ -629,7 +644,7 @@ impl Inner {
             leave.granted();
             let headers = response.headers().clone();
             let body = Body::of(response, self.read_timeout).map_err(|fault| self.body_error_uncounted(call, fault))?;
-            return Ok(Answer { headers, body, token: token.clone(), leave });
+            return Ok(Answer { headers, body, token: token.clone(), leave, room });
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| auth::parse_retry_after(value, now));

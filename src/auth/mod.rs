@@ -280,6 +280,8 @@ pub struct TokenSource {
     token_url: Url,
     http: reqwest::Client,
     route: Route,
+    /// Bounds the connections of all tenants together.
+    connections: Arc<Semaphore>,
     clock: Arc<dyn Clock>,
     /// One exchange at a time; who comes second finds the token of the first.
     turn: Semaphore,
@@ -336,8 +338,15 @@ struct Failure {
 }
 
 impl TokenSource {
-    /// `http` must follow no redirect and decode no body; `route` is the way it takes.
-    pub(crate) fn new(settings: TokenSettings, http: reqwest::Client, route: Route, clock: Arc<dyn Clock>) -> Self {
+    /// `http` must follow no redirect and decode no body; `route` is the way it takes, and
+    /// each request has a permit of `connections`.
+    pub(crate) fn new(
+        settings: TokenSettings,
+        http: reqwest::Client,
+        route: Route,
+        connections: Arc<Semaphore>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let path = match settings.endpoint {
             TokenEndpoint::V1 => "oauth2/token",
             TokenEndpoint::V2 => "oauth2/v2.0/token",
@@ -355,6 +364,7 @@ impl TokenSource {
             token_url,
             http,
             route,
+            connections,
             clock,
             turn: Semaphore::new(1),
             state: Mutex::new(State {
@@ -711,6 +721,8 @@ impl TokenSource {
         let Some(request) = request else {
             return Err(self.unusable(self.unreachable(), "the request cannot be sent"));
         };
+        // Room for its connection; never closed, and without it the request goes all the same.
+        let _room = self.connections.acquire().await;
         match request.send().await {
             Ok(response) => {
                 self.count(response.status().as_str());

@@ -4,7 +4,21 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     give_memory_back();
+    raise_limit_of_files();
     m365_audit::cli::main(std::env::args_os()).into()
+}
+
+/// Takes as many files as the system allows: the usual soft limit, 1,024, is for programs that use `select`. What may
+/// not be changed (a filter of system calls) stays; `run` keeps within the limit there is.
+fn raise_limit_of_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// More is of no use and makes some systems allocate for all of them.
+    const ENOUGH: u64 = 1 << 20;
+    let now = getrlimit(Resource::Nofile);
+    let most = now.maximum.unwrap_or(ENOUGH).min(ENOUGH);
+    if now.current.is_some_and(|current| current < most) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: now.maximum });
+    }
 }
 
 /// Tells glibc to give large memory back to the system at once and to keep two arenas: by default it learns from the

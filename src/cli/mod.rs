@@ -185,12 +185,13 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
 fn stop_at_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
-    tokio::spawn(async move {
-        if let Ok(mut signals) = run::Signals::new() {
+    // Listened to from here on, not from when the task is first run.
+    if let Ok(mut signals) = run::Signals::new() {
+        tokio::spawn(async move {
             signals.any().await;
             cancel.cancel();
-        }
-    });
+        });
+    }
     stop
 }
 

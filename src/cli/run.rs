@@ -22,6 +22,7 @@ use crate::config::{Config, SinkConfig};
 use crate::delivery;
 use crate::host::Host;
 use crate::hosts::embedded::control::{Backend, ControlServer, Entry, MoveAsked, Refusal, Registry};
+use crate::hosts::embedded::descriptors;
 use crate::hosts::embedded::metrics_server::MetricsServer;
 use crate::hosts::embedded::notebook::Notebook;
 use crate::hosts::embedded::recorder::{self, Recorded};
@@ -52,6 +53,9 @@ pub struct RunArgs {
     #[arg(long)]
     pub stop_on_stdin_eof: bool,
 }
+
+/// With fewer connections to Microsoft than these tenants wait for each other.
+const FEW_CONNECTIONS: usize = 256;
 
 type Ended = (String, Result<Report, SourceError>);
 
@@ -144,7 +148,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         host,
         sources: BTreeMap::new(),
         tasks: JoinSet::new(),
-        fleet: Fleet::new(),
+        fleet: Fleet::bounded(connections_bound()),
         once: args.once,
         worst: Exit::Done,
         registry,
@@ -524,6 +528,23 @@ enum Asked {
     Stop,
     Reload,
     Quit,
+}
+
+/// How many connections to Microsoft all tenants together may have.
+fn connections_bound() -> usize {
+    let files = descriptors::limit();
+    let connections = descriptors::for_connections(files);
+    if connections < FEW_CONNECTIONS {
+        tracing::warn!(
+            files,
+            connections,
+            "few files may be open, so tenants wait for each other's connections (hint: raise the hard limit: \
+             `LimitNOFILE` of the unit, `ulimit -Hn`)"
+        );
+    } else {
+        tracing::debug!(files, connections, "connections to Microsoft are bounded");
+    }
+    connections
 }
 
 /// The signals this process listens to.

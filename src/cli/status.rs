@@ -4,16 +4,19 @@
 //! colours and scrolls it, and `--once`, which prints it.
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Wrap};
 use ratatui::{DefaultTerminal, Frame};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
+use tokio::sync::mpsc;
 
 use super::backfill::span;
 use super::exit::Exit;
@@ -73,8 +76,10 @@ pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Ex
     }
     // Before the screen is taken, so that a first failure is told like any other.
     let first = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;
+    // And signals, so that none ends the process with the screen taken.
+    let mut signals = run::Signals::new()?;
     let mut terminal = ratatui::try_init().map_err(Failure::io)?;
-    let shown = live(&mut terminal, &socket, first, Duration::from_secs(args.every)).await;
+    let shown = live(&mut terminal, &mut signals, &socket, first, Duration::from_secs(args.every)).await;
     ratatui::restore();
     shown.map(|()| Exit::Done)
 }
@@ -122,32 +127,75 @@ struct View {
     scroll: u16,
 }
 
-async fn live(terminal: &mut DefaultTerminal, socket: &Path, first: Status, every: Duration) -> Result<(), Failure> {
-    let mut signals = run::Signals::new()?;
+/// Shows the status until a key, a signal, or the end of the terminal ends it.
+async fn live(
+    terminal: &mut DefaultTerminal,
+    signals: &mut run::Signals,
+    socket: &Path,
+    first: Status,
+    every: Duration,
+) -> Result<(), Failure> {
     let mut view = View { status: first, trouble: None, scroll: 0 };
+    // On a thread of its own: at a terminal that has gone, the library's reads come back at once and for ever.
+    let (key, mut keys) = mpsc::channel(16);
+    std::thread::spawn(move || read_keys(&key));
+    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    let mut checks = tokio::time::interval(KEYS_EVERY);
     loop {
-        let mut waited = Duration::ZERO;
-        while waited < every {
-            terminal.draw(|frame| draw(frame, &mut view)).map_err(Failure::io)?;
-            // Keys are read by a system call that blocks.
-            let key = tokio::task::block_in_place(|| -> std::io::Result<Option<Event>> {
-                if event::poll(KEYS_EVERY)? { event::read().map(Some) } else { Ok(None) }
-            });
-            match key.map_err(Failure::io)? {
-                Some(event) if !on_event(&mut view, &event) => return Ok(()),
-                Some(_) => {}
-                None => waited += KEYS_EVERY,
-            }
-            if signals.next_stop().now_or_never().is_some() {
-                return Ok(());
-            }
+        if let Err(error) = terminal.draw(|frame| draw(frame, &mut view)) {
+            return if has_gone() { Ok(()) } else { Err(Failure::io(error)) };
         }
-        match ask(socket).await {
-            Ok(Some(status)) => (view.status, view.trouble) = (status, None),
-            Ok(None) => view.trouble = Some("the process has ended; waiting for another".into()),
-            Err(failure) => view.trouble = Some(failure.message.lines().next().unwrap_or_default().to_owned()),
+        loop {
+            tokio::select! {
+                biased;
+                () = signals.any() => return Ok(()),
+                _ = checks.tick() => if has_gone() { return Ok(()) },
+                event = keys.recv() => match event {
+                    Some(event) if on_event(&mut view, &event) => break,
+                    // A key to end it, or no terminal to read keys from.
+                    _ => return Ok(()),
+                },
+                _ = looks.tick() => {
+                    match ask(socket).await {
+                        Ok(Some(status)) => (view.status, view.trouble) = (status, None),
+                        Ok(None) => view.trouble = Some("the process has ended; waiting for another".into()),
+                        Err(failure) => {
+                            view.trouble = Some(failure.message.lines().next().unwrap_or_default().to_owned());
+                        }
+                    }
+                    break;
+                }
+            }
         }
     }
+}
+
+/// Hands on what is typed, until nobody wants it or the terminal has gone.
+fn read_keys(key: &mpsc::Sender<Event>) {
+    while !key.is_closed() && !has_gone() {
+        match event::poll(KEYS_EVERY) {
+            Ok(false) => {}
+            Ok(true) => match event::read() {
+                Ok(event) => drop(key.blocking_send(event)),
+                Err(_) => return,
+            },
+            Err(_) => return,
+        }
+    }
+}
+
+/// Whether the terminal of standard input or output has hung up, as when a connection was lost. A pipe at the other end
+/// of either says nothing of the terminal.
+fn has_gone() -> bool {
+    let (input, output) = (std::io::stdin(), std::io::stdout());
+    let gone = |end: BorrowedFd<'_>| {
+        let mut asked = [PollFd::from_borrowed_fd(end, PollFlags::empty())];
+        let hung_up = poll(&mut asked, Some(&Timespec::default())).is_ok()
+            && asked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
+        // One that has hung up is no longer taken for a terminal, so that its kind is asked of the file.
+        hung_up && rustix::fs::fstat(end).is_ok_and(|kind| FileType::from_raw_mode(kind.st_mode).is_char_device())
+    };
+    gone(input.as_fd()) || gone(output.as_fd())
 }
 
 /// Whether to go on.

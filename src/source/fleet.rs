@@ -1,4 +1,4 @@
-//! What the sources of one process share: connections for small calls, room in memory, and turns to begin.
+//! What the sources of one process share: connections, room in memory, and turns to begin.
 //!
 //! A thousand tenants that begin together ask for some ten thousand listings in their first seconds, and again together
 //! whenever the process starts. So each takes a turn: the first begins at once, every other one [`BEGIN_EVERY`] after
@@ -27,6 +27,11 @@ impl Fleet {
     /// A fleet without sources.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, with at most so many connections to Microsoft.
+    pub fn bounded(connections: usize) -> Self {
+        Self { connections: Connections::at_most(connections), ..Self::default() }
     }
 
     /// The connections they share.

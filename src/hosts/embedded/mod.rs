@@ -11,6 +11,7 @@
 //! confirmed without it.
 
 pub mod control;
+pub mod descriptors;
 pub mod memory;
 pub mod metrics_server;
 pub mod notebook;
