@@ -142,6 +142,8 @@ impl Desk {
         fs::write(dir.path().join("blob.json"), format!("[{}]", events.trim_end().replace('\n', ","))).unwrap();
         let rows = events.lines().map(|event| format!("\"{}\"\n", event.replace('"', "\"\"")));
         fs::write(dir.path().join("export.csv"), format!("AuditData\n{}", rows.collect::<String>())).unwrap();
+        let fluent_bit = include_str!("../examples/fluent-bit/fluent-bit.yaml");
+        fs::write(dir.path().join("fluent-bit.yaml"), fluent_bit).unwrap();
         let desk = Self { dir, running: Vec::new() };
         // Most of the book speaks of a collector that has run before.
         let output = desk.run("m365-audit run --once -c agent.toml");
@@ -161,6 +163,7 @@ impl Desk {
             then.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
         };
         let command = command.replace("2026-05-01T00:00:00Z", &day(2)).replace("2026-05-02T00:00:00Z", &day(1));
+        let command = command.replace("/etc/fluent-bit/", "./");
         shell.arg("-c").arg(command.replace("/etc/m365-audit/", "./").replace("/etc/m365-audit", "."));
         shell.current_dir(self.dir.path()).env("PATH", path.unwrap()).env("NO_PROXY", "*").stdin(Stdio::null());
         shell.env_remove("NOTIFY_SOCKET");

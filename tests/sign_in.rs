@@ -329,7 +329,7 @@ async fn a_certificate_that_cannot_be_used_is_told_before_anybody_is_asked() {
         (files(bench.file("empty", "")), "is empty"),
         (files(bench.file("noise", "noise")), "neither PEM nor a PFX"),
         (files(fixture("client.pem")), "holds no private key"),
-        (files(fixture("client.key")), "holds no certificate"),
+        (files(fixture("client.key")), "no certificate"),
         (with_key(elliptic_certificate, fixture("client.key")), "does not belong to the certificate"),
         (with_key(fixture("client.pem"), elliptic_key), "not RSA"),
         (with_key(fixture("client.pem"), fixture("client.encrypted.key")), "set `key_passphrase`"),

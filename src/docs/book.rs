@@ -25,6 +25,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Guarantees", "guarantees.md", 0),
     ("Operating", "operating.md", 0),
     ("Network", "network.md", 0),
+    ("Files beneath it", "files.md", 0),
     ("Monitoring", "monitoring.md", 0),
     ("Upgrading", "upgrading.md", 0),
     ("Security", "security.md", 0),

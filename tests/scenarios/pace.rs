@@ -81,7 +81,7 @@ async fn stray_refusals_leave_the_quota_in_use() {
 #[tokio::test]
 async fn a_quota_a_fiftieth_of_the_configured_one_is_not_fought() {
     for (quota_counts, throttle_status, allowed) in
-        [(QuotaCounts::Sliding, 403, 0.12), (QuotaCounts::FixedMinute, 429, 0.12), (QuotaCounts::Bucket, 429, 0.3)]
+        [(QuotaCounts::Sliding, 403, 0.12), (QuotaCounts::FixedMinute, 429, 0.12), (QuotaCounts::Bucket, 429, 0.4)]
     {
         let config = SimConfig { quota_per_minute: Some(40), quota_counts, throttle_status, ..SimConfig::default() };
         let mut w = World::with(config).await;

@@ -166,7 +166,8 @@ async fn what_is_set_aside_is_retried_beside_the_program_and_without_it_and_coun
     let output = program.run(&["state", "retry", "--source", "s"]).await;
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(text, format!("s: {bad} delivered, 0 still set aside\n"));
+    // The program tries them at its start, too, and may have been first.
+    assert!(text.starts_with("s: ") && text.ends_with(" delivered, 0 still set aside\n"), "{text}");
     program.wait_for("delivered", SET_ASIDE, |now| now == 0.0).await;
     let comparison = compare(&sim, receiver.received.all());
     assert!(comparison.lost.is_empty(), "{comparison}");

@@ -588,31 +588,47 @@ fn every_event_comes_once_in_a_host_that_appends() {
 
 fn every_event_comes_once(threading: Threading, callbacks: Callbacks) {
     on_host_thread(threading, move |library| {
-        let service = Service::new(1);
-        service.publish(40, 25);
-        let dir = tempfile::tempdir().unwrap();
-        let address = free_address();
-        let properties = with_data_dir(&service, dir.path(), &[("metrics_listen", &address)]);
-        let mut agent = Agent::new(library, callbacks, &properties);
-        agent.start();
-        agent.tick_until_all(&service);
-        service.assert_exact(&agent.records);
-        // In either mode; threaded, where nothing is counted, by time.
-        let blobs = service.sim.truth().blobs;
-        agent.tick_until("settlement of every blob", |_| settled_blobs(&address) >= blobs);
-        agent.stop();
-        agent.start();
-        let listed = service.sim.activity();
-        agent.tick_until("polls after the restart", |_| service.sim.activity() > listed + 20);
-        service.assert_exact(&agent.records);
-        agent.stop();
-        let log = taken_log();
-        let state =
-            format!("[input:m365_audit:m365_audit.0] state (positions and delivered events): {}", dir.path().display());
-        assert!(logged(&log, 3, &state) && logged(&log, 3, "not by default: client_id="), "{log:?}");
-        assert!(log.iter().all(|(_, line)| line.len() < 300), "{log:?}");
-        assert!(!log.iter().any(|(_, line)| line.contains(&service.config.client_secret)), "a secret is logged");
+        let begun = Instant::now();
+        while !comes_once(library, callbacks) {
+            assert!(begun.elapsed() < PATIENCE, "this machine never ends an input within its grace");
+        }
     });
+}
+
+/// `false`: the machine was too slow for the input to write down within its grace what it had settled, so that it may
+/// come again.
+fn comes_once(library: &Path, callbacks: Callbacks) -> bool {
+    let service = Service::new(1);
+    service.publish(40, 25);
+    let dir = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let properties = with_data_dir(&service, dir.path(), &[("metrics_listen", &address)]);
+    let mut agent = Agent::new(library, callbacks, &properties);
+    agent.start();
+    agent.tick_until_all(&service);
+    service.assert_exact(&agent.records);
+    // In either mode; threaded, where nothing is counted, by time.
+    let blobs = service.sim.truth().blobs;
+    agent.tick_until("settlement of every blob", |_| settled_blobs(&address) >= blobs);
+    agent.stop();
+    let mut log = taken_log();
+    let in_time = !log.iter().any(|(_, line)| line.contains("not everything ended in time"));
+    agent.start();
+    let listed = service.sim.activity();
+    agent.tick_until("polls after the restart", |_| service.sim.activity() > listed + 20);
+    if in_time {
+        service.assert_exact(&agent.records);
+    } else {
+        service.assert_nothing_lost(&agent.records);
+    }
+    agent.stop();
+    log.extend(taken_log());
+    let state =
+        format!("[input:m365_audit:m365_audit.0] state (positions and delivered events): {}", dir.path().display());
+    assert!(logged(&log, 3, &state) && logged(&log, 3, "not by default: client_id="), "{log:?}");
+    assert!(log.iter().all(|(_, line)| line.len() < 300), "{log:?}");
+    assert!(!log.iter().any(|(_, line)| line.contains(&service.config.client_secret)), "a secret is logged");
+    in_time
 }
 
 #[test]
