@@ -334,7 +334,7 @@ async fn a_client_certificate_is_shown_to_a_proxy_that_asks_for_one() {
     let (exit, text, _) = bench.check(&proxy, &[]);
     assert_eq!(exit, 69, "without one the proxy refuses: {text}");
     let shown = |path: &Path| path.display().to_string();
-    let two = (bench.file("c.pem", &certificate.pem()), bench.file("k.pem", &key.serialize_pem()));
+    let two = (bench.file("c.pem", certificate.pem()), bench.file("k.pem", key.serialize_pem()));
     let one = bench.file("both.pem", &(certificate.pem() + &key.serialize_pem()));
     for keys in [
         format!("proxy_certificate_file = '{}'\nproxy_key_file = '{}'", shown(&two.0), shown(&two.1)),

@@ -175,7 +175,8 @@ async fn a_certificate_signs_in_however_it_was_handed_out() {
     let pkcs1 = format!("-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----\n", STANDARD.encode(&rsa));
     let (chain, _) = other_authority();
     #[rustfmt::skip]
-    let table: Vec<(&str, Vec<u8>, Option<Vec<u8>>)> = vec![
+    type Form = (&'static str, Vec<u8>, Option<Vec<u8>>);
+    let table: Vec<Form> = vec![
         ("a PFX without a password", pfx.clone(), None),
         ("Key Vault's secret", vault.clone().into_bytes(), None),
         ("with line breaks of Windows", lines.into_bytes(), None),
@@ -190,9 +191,17 @@ async fn a_certificate_signs_in_however_it_was_handed_out() {
         ("Key Vault's JSON in UTF-16", utf16(&json(&vault, "application/x-pkcs12")), None),
         ("PEM, the certificate first", format!("{pem}{key}").into_bytes(), None),
         ("PEM, with a chain on both sides", format!("{chain}{both}{chain}").into_bytes(), None),
-        ("PEM with line breaks of Windows and a mark", format!("\u{feff}{}", both.replace('\n', "\r\n")).into_bytes(), None),
+        (
+            "PEM with line breaks of Windows and a mark",
+            format!("\u{feff}{}", both.replace('\n', "\r\n")).into_bytes(),
+            None,
+        ),
         ("PEM in UTF-16", utf16(&both), None),
-        ("PEM with words between", format!("Bag Attributes\n    friendlyName: x\n{pem}subject=CN = x\n{key}").into_bytes(), None),
+        (
+            "PEM with words between",
+            format!("Bag Attributes\n    friendlyName: x\n{pem}subject=CN = x\n{key}").into_bytes(),
+            None,
+        ),
         ("PEM whose line breaks are two signs", both.replace('\n', "\\n").into_bytes(), None),
         ("PEM on one line", both.replace('\n', " ").into_bytes(), None),
         ("PEM in base64", STANDARD.encode(&both).into_bytes(), None),
@@ -252,7 +261,7 @@ async fn what_is_no_certificate_with_its_key_is_named_with_what_helps() {
         ("PKCS#7", [&[0x30, 0x0d, 0x06, 0x09][..], b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02\xa0\x00"].concat()),
         ("keytool -importkeystore", b"\xfe\xed\xfe\xed\0\0\0\x02".to_vec()),
         ("is empty", b"\xef\xbb\xbf\r\n".to_vec()),
-        ("without its end: the file is cut", pem[..pem.len() - 40].as_bytes().to_vec()),
+        ("without its end: the file is cut", pem.as_bytes()[..pem.len() - 40].to_vec()),
         ("encrypted the old way", b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n".to_vec()),
         ("set `key_passphrase`", fs::read(fixture("client.encrypted.key")).unwrap()),
         ("does not open without a password", fs::read(fixture("client.pfx")).unwrap()),

@@ -374,7 +374,8 @@ impl Splitter {
         let why = if matches!(self.state, State::Doubt) { self.skip.why } else { Damage::Cut };
         let held = Bytes::from(std::mem::take(&mut self.held));
         // A `[` that nothing follows separates in a stream.
-        if !held.is_empty() && !(self.state == State::Bracket && self.form != Form::Array) {
+        let separates = self.state == State::Bracket && self.form != Form::Array;
+        if !held.is_empty() && !separates {
             self.say(held, why);
         }
         found.append(&mut self.ready);

@@ -226,8 +226,7 @@ impl Times {
 
     fn note(&mut self, reading: Reading) {
         let (waited, worked) = (reading.waited.as_secs_f64(), reading.worked.as_secs_f64());
-        let average = |known: f64, new: f64| if self.count == 0 { new } else { known * 0.875 + new * 0.125 };
-        self.worked = average(self.worked, worked);
+        self.worked = if self.count == 0 { worked } else { self.worked * 0.875 + worked * 0.125 };
         if self.count.is_multiple_of(Self::WINDOW) {
             self.shortest_before = if self.count == 0 { waited } else { self.shortest };
             self.shortest = waited;
