@@ -497,6 +497,32 @@ async fn a_receiver_that_rejects_everything_is_alarmed_of_until_it_takes_somethi
     world.assert_clean();
 }
 
+#[tokio::test]
+async fn a_receiver_that_is_out_of_reach_is_alarmed_of_until_it_takes_something_and_a_busy_one_is_not() {
+    let mut world = World::new().await;
+    let mut scraped = Scraped::new().await;
+    let (running, _retries) = world.start_with_sink(TIMEOUT);
+    // Refuses at first each time, and takes all of it.
+    for _ in 0..9 {
+        world.add_now(1);
+        world.host.answer_next(4, Manner::Refuse);
+        scraped.pass(&world, 10).await;
+    }
+    assert!(world.host.refused() >= 30, "{}", world.host.refused());
+    let away = scraped.now();
+    world.host.answer(Manner::Refuse);
+    world.add_now(3);
+    scraped.pass(&world, 70).await;
+    let back = scraped.now();
+    world.host.answer(Manner::Take);
+    scraped.pass(&world, 20).await;
+    let minutes =
+        [(60, &[][..]), (away - 1, &[]), (back - 1, &["M365AuditSinkRefused"]), (back + 2, &[]), (back + 19, &[])];
+    assert_alerts("away", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+    world.assert_clean();
+}
+
 /// A request that is given up takes its age with it: however often that happens, the receiver does not answer.
 #[tokio::test]
 async fn a_receiver_that_does_not_answer_is_alarmed_of_until_it_does_whatever_the_timeout_of_its_sink() {
