@@ -10,7 +10,7 @@
 //! # Damage
 //!
 //! Every byte is a separator (white space, `,`, the outer brackets, a byte order mark), part of an element, or part of
-//! a [`Piece::Damaged`]. [`scan`] follows JSON's grammar, so an element is found damaged at the first byte that cannot
+//! a [`Piece::Damaged`]. The scan follows JSON's grammar, so an element is found damaged at the first byte that cannot
 //! be there. What was read of it is then looked through once more, and what follows it is looked through for the first
 //! time, for *an object that is an event*: whole, not the value of a member, and with two or more of the four members
 //! that make an event's identity (`Id`, `RecordType`, `CreationTime`, `Operation`). Where elements of this body came and
