@@ -16,7 +16,7 @@ mod wire;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -201,7 +201,9 @@ pub struct ApiClient {
 
 /// A part of the allowance, for work that leaves room for the rest.
 struct Share {
-    pace: Pace,
+    max_requests_per_minute: u32,
+    /// Made at the first call: every tenant has a share, and hardly any uses it.
+    pace: OnceLock<Box<Pace>>,
     sent: AtomicU64,
 }
 
@@ -383,8 +385,7 @@ impl ApiClient {
     /// The same feed, with its listings and blobs limited to `max_requests_per_minute` of its own (0: no limit), and to
     /// half of what Microsoft is taken to grant, beside the limit they share with all calls.
     pub fn with_share(&self, max_requests_per_minute: u32) -> ApiClient {
-        let pace = Pace::new(max_requests_per_minute, self.inner.clock.clone());
-        let share = Share { pace, sent: AtomicU64::new(0) };
+        let share = Share { max_requests_per_minute, pace: OnceLock::new(), sent: AtomicU64::new(0) };
         ApiClient { inner: self.inner.clone(), share: Some(Arc::new(share)) }
     }
 
@@ -402,8 +403,10 @@ impl ApiClient {
     /// A turn within the share. It is never refused, so that its limiter holds nothing back but by number.
     async fn turn(&self) {
         if let Some(share) = &self.share {
-            share.pace.follow_half_of(&self.inner.pace);
-            if let Ok(leave) = share.pace.ready(About::default()).await {
+            let new = || Box::new(Pace::new(share.max_requests_per_minute, self.inner.clock.clone()));
+            let pace = share.pace.get_or_init(new);
+            pace.follow_half_of(&self.inner.pace);
+            if let Ok(leave) = pace.ready(About::default()).await {
                 leave.granted();
             }
             share.sent.fetch_add(1, Ordering::Relaxed);

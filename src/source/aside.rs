@@ -138,7 +138,8 @@ impl SetAside {
     pub(super) async fn serve(&self, asked: Option<mpsc::Receiver<Ask>>) {
         if let Some(mut asked) = asked {
             while let Some(answer) = asked.recv().await {
-                let _ = answer.send(self.offer().await);
+                // Boxed: every tenant waits for this, and hardly any is ever asked.
+                let _ = answer.send(Box::pin(self.offer()).await);
             }
         }
         std::future::pending().await

@@ -404,7 +404,7 @@ fn range(from: Timestamp, to: Option<Timestamp>, now: Timestamp) -> Result<(Time
 }
 
 /// Answers questions one after another for as long as it is polled; never ends.
-pub async fn serve(desk: Option<Desk>, reader: Reader) {
+pub async fn serve(desk: Option<Desk>, reader: Box<Reader>) {
     let Some(Desk(mut asks)) = desk else { return std::future::pending().await };
     while let Some(asked) = asks.recv().await {
         // Boxed: every tenant has a desk, and hardly ever a question.
@@ -429,10 +429,10 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
     // Like a single pass: what is wrong is said, not waited for.
     let parts = TenantParts { once: true, ..parts };
-    let Some((opened, hold)) = open_ledger(&parts, &board, &asked.stop).await? else {
+    let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else {
         return Err(BackfillError::SourceEnded);
     };
-    let Opened { ledger, handle, tenant, events, .. } = opened;
+    let (Opened { ledger, handle, tenant, events, .. }, hold) = *opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let writer = tokio::spawn(ledger.run());
     let (answer, mut answered) = oneshot::channel();

@@ -313,7 +313,7 @@ impl Lister {
                     // Microsoft's clock stands before all that is to be listed. If that was a wrong answer, only
                     // another answer can say so.
                     tokio::select! {
-                        _ = self.api.list_subscriptions() => {}
+                        _ = Box::pin(self.api.list_subscriptions()) => {}
                         () = self.stop.cancelled() => return Err(Ending),
                     }
                 }

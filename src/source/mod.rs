@@ -440,8 +440,8 @@ impl M365Audit {
         api: ApiClient,
         server: ServerTime,
         host: Arc<dyn Host>,
-    ) -> Result<tenant::TenantParts, SourceError> {
-        (*self).parts(api, server, host)
+    ) -> Result<Box<tenant::TenantParts>, SourceError> {
+        (*self).parts(api, server, host).map(Box::new)
     }
 
     fn parts(

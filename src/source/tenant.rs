@@ -139,6 +139,8 @@ struct Stream {
     unsettled: Unsettled,
     guidance: watch::Sender<Guidance>,
     declaring: bool,
+    /// The gauge of the next expiry has a value.
+    expiry_shown: bool,
     new_content_at: Duration,
     newest: Option<Timestamp>,
     ended: Option<Option<Left>>,
@@ -263,13 +265,14 @@ impl Downloads {
 ///
 /// # Errors
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
-pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Report, SourceError> {
+pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result<Report, SourceError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
-    // What runs once is boxed: a tenant's task lives for months, and a process may have a thousand.
+    // What runs once and what is handed on is boxed: a tenant's task lives for months, a process may have a thousand, and
+    // a future keeps room for what it is given in each place where it was.
     let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
-    let Some((opened, hold)) = opened else { return Ok(Report::default()) };
+    let Some(opened) = opened else { return Ok(Report::default()) };
     board.publish();
-    let Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs } = opened;
+    let (Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs }, hold) = *opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
@@ -280,8 +283,8 @@ pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Repo
         let asked = parts.retries.take();
         // Before anything of Microsoft's is known: what is set aside needs none of it.
         let retries = Box::pin(set_aside.serve(asked));
-        let to_offer = (aside > 0).then(|| set_aside.clone());
-        let run = async {
+        let to_offer = (aside > 0).then(|| Box::new(set_aside.clone()));
+        let run = std::pin::pin!(async {
             let enabled = Box::pin(subscriptions_on(&parts, &board, &stop)).await?;
             let Some(enabled) = enabled else { return Ok(Report::default()) };
             let subscriptions = Subscriptions::new(
@@ -291,14 +294,14 @@ pub async fn run(mut parts: TenantParts, stop: CancellationToken) -> Result<Repo
                 handle.clone(),
                 tenant,
             );
-            let reader = backfill::Reader::new(&parts, &context, subscriptions.clone());
-            let backfills = backfill::serve(parts.desk.take(), reader);
+            let reader = Box::new(backfill::Reader::new(&parts, &context, subscriptions.clone()));
+            let backfills = std::pin::pin!(backfill::serve(parts.desk.take(), reader));
             let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, positions, blobs, stop));
             tokio::select! {
                 report = tenant_loop.run(&mut writer, enabled, tracked, to_offer) => report,
                 () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
             }
-        };
+        });
         tokio::select! {
             report = run => report,
             () = retries => Err(SourceError::Internal("nobody offers what was set aside".into())),
@@ -345,7 +348,7 @@ pub(super) async fn open_ledger(
     parts: &TenantParts,
     board: &Board,
     stop: &CancellationToken,
-) -> Result<Option<(Opened, Hold)>, SourceError> {
+) -> Result<Option<Box<(Opened, Hold)>>, SourceError> {
     let settings = LedgerSettings {
         tenant: parts.tenant.clone(),
         content_types: parts.content_types.clone(),
@@ -377,7 +380,7 @@ pub(super) async fn open_ledger(
         match opened {
             Ok(opened) => {
                 board.clear(Place::State);
-                return Ok(Some(opened));
+                return Ok(Some(Box::new(opened)));
             }
             Err(StateError::Unavailable(why)) if !parts.once => {
                 failures += 1;
@@ -439,7 +442,7 @@ async fn subscriptions_on(
 }
 
 struct Loop {
-    parts: TenantParts,
+    parts: Box<TenantParts>,
     board: Board,
     context: FetchContext,
     subscriptions: Subscriptions,
@@ -477,7 +480,7 @@ struct Loop {
 impl Loop {
     #[allow(clippy::too_many_arguments)]
     fn new(
-        parts: TenantParts,
+        parts: Box<TenantParts>,
         board: Board,
         context: FetchContext,
         subscriptions: Subscriptions,
@@ -514,6 +517,7 @@ impl Loop {
                 unsettled: Unsettled::default(),
                 guidance,
                 declaring: false,
+                expiry_shown: false,
                 new_content_at: now,
                 newest: None,
                 ended: None,
@@ -560,7 +564,7 @@ impl Loop {
         writer: &mut tokio::task::JoinHandle<Result<(), StateError>>,
         enabled: Vec<ContentType>,
         tracked: Vec<BlobRef>,
-        to_offer: Option<SetAside>,
+        to_offer: Option<Box<SetAside>>,
     ) -> Result<Report, SourceError> {
         if let Some(set_aside) = to_offer {
             self.tasks.spawn(async move {
@@ -1409,7 +1413,7 @@ impl Loop {
         self.gauges_at = now + GAUGES_EVERY;
         let tenant = metrics::tenant_label(&self.parts.tenant);
         let server_now = self.parts.server.trusted();
-        for (content_type, stream) in &self.streams {
+        for (content_type, stream) in &mut self.streams {
             let set = |name, value: f64| {
                 ::metrics::gauge!(name, "tenant" => tenant.clone(), "content_type" => content_type.as_str()).set(value);
             };
@@ -1421,13 +1425,17 @@ impl Loop {
             if stream.unsettled.len() == 0 {
                 // Whatever the clock says: an alert on a blob that is settled must end.
                 set(metrics::OLDEST_BLOB_AGE_SECONDS, 0.0);
-                set(metrics::OLDEST_BLOB_EXPIRY_SECONDS, metrics::ABSENT);
+                // A series that never had a value need not be made to say that it has none.
+                if std::mem::take(&mut stream.expiry_shown) {
+                    set(metrics::OLDEST_BLOB_EXPIRY_SECONDS, metrics::ABSENT);
+                }
             }
             let Some(server_now) = server_now else { continue };
             if let Some(oldest) = stream.unsettled.values().map(|b| b.created).min() {
                 set(metrics::OLDEST_BLOB_AGE_SECONDS, server_now.duration_since(oldest).as_secs_f64());
             }
             if let Some(expires) = stream.unsettled.values().map(|b| b.expires).min() {
+                stream.expiry_shown = true;
                 set(metrics::OLDEST_BLOB_EXPIRY_SECONDS, expires.duration_since(server_now).as_secs_f64());
             }
             if let Some(newest) = stream.newest {
