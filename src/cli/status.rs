@@ -139,7 +139,7 @@ async fn live(
     // On a thread of its own: at a terminal that has gone, the library's reads come back at once and for ever.
     let (key, mut keys) = mpsc::channel(16);
     std::thread::spawn(move || read_keys(&key));
-    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    let mut looks = tokio::time::interval(every);
     let mut checks = tokio::time::interval(KEYS_EVERY);
     loop {
         if let Err(error) = terminal.draw(|frame| draw(frame, &mut view)) {

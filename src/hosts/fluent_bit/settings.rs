@@ -390,7 +390,7 @@ mod tests {
             state (positions and delivered events): /var/lib/elsewhere
             not by default: metrics_listen=127.0.0.1:9598
             source `m365_audit`: tenant 00000000-1111-2222-3333-444444444444, Audit.AzureActiveDirectory, Audit.Exchange, Audit.SharePoint, Audit.General, DLP.All
-            source `m365_audit`, not by default: client_id=00000000-1111-2222-3333-444444444444, client_secret=***
+            source `m365_audit`, not by default: client_id=00000000-1111-2222-3333-555555555555, client_secret=***
             source `m365_audit`, not by default: poll_interval_secs=60, internal_domains=contoso.example,fabrikam.example
             source `m365_audit`, not by default: proxy_url=http://***@proxy.example:3128/"#]]
         .assert_eq(&settings.unwrap().shown().join("\n"));
