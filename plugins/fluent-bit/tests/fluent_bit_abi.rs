@@ -588,16 +588,12 @@ fn every_event_comes_once_in_a_host_that_appends() {
 
 fn every_event_comes_once(threading: Threading, callbacks: Callbacks) {
     on_host_thread(threading, move |library| {
-        let begun = Instant::now();
-        while !comes_once(library, callbacks) {
-            assert!(begun.elapsed() < PATIENCE, "this machine never ends an input within its grace");
-        }
+        comes_once(library, callbacks);
     });
 }
 
-/// `false`: the machine was too slow for the input to write down within its grace what it had settled, so that it may
-/// come again.
-fn comes_once(library: &Path, callbacks: Callbacks) -> bool {
+/// Where the input could not write down within its grace what it had settled, and says so, that may come again.
+fn comes_once(library: &Path, callbacks: Callbacks) {
     let service = Service::new(1);
     service.publish(40, 25);
     let dir = tempfile::tempdir().unwrap();
@@ -628,7 +624,6 @@ fn comes_once(library: &Path, callbacks: Callbacks) -> bool {
     assert!(logged(&log, 3, &state) && logged(&log, 3, "not by default: client_id="), "{log:?}");
     assert!(log.iter().all(|(_, line)| line.len() < 300), "{log:?}");
     assert!(!log.iter().any(|(_, line)| line.contains(&service.config.client_secret)), "a secret is logged");
-    in_time
 }
 
 #[test]
