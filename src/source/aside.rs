@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::deliver::Courier;
 use super::health::Board;
@@ -60,7 +61,7 @@ pub(super) struct SetAside {
     courier: Courier,
     ledger: LedgerHandle,
     store: Arc<dyn StateStore>,
-    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
     /// One at a time: no record is offered twice at once.
     turn: Arc<Mutex<()>>,
 }
@@ -71,11 +72,11 @@ impl SetAside {
         courier: Courier,
         ledger: LedgerHandle,
         store: Arc<dyn StateStore>,
-        clock: Arc<dyn Clock>,
+        stop: CancellationToken,
     ) -> Self {
         let (source, tenant, content_types) = of;
         let turn = Arc::default();
-        Self { source, tenant, content_types: content_types.into(), courier, ledger, store, clock, turn }
+        Self { source, tenant, content_types: content_types.into(), courier, ledger, store, stop, turn }
     }
 
     /// Offers them as a source starts: patiently, as long as the host refuses.
@@ -87,7 +88,7 @@ impl SetAside {
             while rejections < REJECTIONS_AT_START_MAX
                 && let Some(record) = self.load(content_type, hash).await?
             {
-                match self.courier.try_once(self.batch(content_type, &record)).await {
+                match self.courier.try_once(self.batch(content_type, &record), &self.stop).await {
                     Delivery::Delivered => {
                         self.taken(content_type, hash).await?;
                         rejections = 0;
@@ -95,7 +96,9 @@ impl SetAside {
                     Delivery::Rejected(_) | Delivery::DeliveredExcept(_) => rejections += 1,
                     Delivery::Refused(_) => {
                         refusals += 1;
-                        self.clock.sleep(backoff(refusals, DELAY_MIN, DELAY_MAX)).await;
+                        if self.courier.pause(backoff(refusals, DELAY_MIN, DELAY_MAX), &self.stop).await.is_err() {
+                            return Ok(());
+                        }
                         continue;
                     }
                 }
@@ -114,7 +117,7 @@ impl SetAside {
             let Some(record) = self.load(content_type, hash).await? else { continue };
             let why = match &refused {
                 Some(why) => String::clone(why),
-                None => match self.courier.try_once(self.batch(content_type, &record)).await {
+                None => match self.courier.try_once(self.batch(content_type, &record), &self.stop).await {
                     Delivery::Delivered => {
                         self.taken(content_type, hash).await?;
                         retried.delivered += 1;
@@ -189,7 +192,7 @@ pub async fn retry_alone(
     let board = Board::new(source.clone(), settings.tenant.clone(), host.clone(), clock.clone());
     let courier = Courier::new(host.clone(), clock.clone(), board);
     let of = (source, settings.tenant.clone(), settings.content_types.clone());
-    let retried = SetAside::new(of, courier, opened.handle, host.state(), clock).offer().await;
+    let retried = SetAside::new(of, courier, opened.handle, host.state(), CancellationToken::new()).offer().await;
     // Every handle is gone: the writer ends when it has written what it was given.
     writer.await.unwrap_or_else(|error| Err(StateError::Unavailable(error.to_string())))?;
     retried

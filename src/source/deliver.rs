@@ -1,6 +1,7 @@
 //! Handing a batch to the host until the host has it for good.
 //!
-//! A refusal keeps the bytes and sends them again, for ever, with back-off. A rejection is judged by `delivery`: the
+//! A refusal keeps the bytes and sends them again, with back-off, until the source stops: a host that ends refuses all,
+//! and what it did not take is fetched again. A rejection is judged by `delivery`: the
 //! batch is offered in smaller parts, until those records are found that the host rejects alone while it takes others.
 //! They are returned, to be set aside in the state store. A host that knows its own receivers (the embedded one) judges
 //! by itself and names such records in its answer.
@@ -12,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::health::{Board, Level, Place};
 use crate::checkpoint::format::{AsideRecord, FORMAT};
@@ -32,6 +34,10 @@ const TRIALS: u32 = 3;
 
 /// A record the host rejected, ready to be stored.
 pub type Aside = (ContentType, u128, AsideRecord);
+
+/// The source stops and the host has not taken the records: they are fetched again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
 
 /// Delivers batches to one host.
 #[derive(Clone)]
@@ -55,8 +61,12 @@ impl Courier {
         Self { host, clock, board, judge: Arc::default() }
     }
 
-    /// Resolves when every record of `batch` is delivered or was rejected on its own; the latter are returned.
-    pub async fn deliver(&self, batch: Batch) -> Vec<Aside> {
+    /// Resolves when every record of `batch` is delivered or was rejected on its own; the latter are returned. What the
+    /// host refuses after `stop` is not offered again.
+    ///
+    /// # Errors
+    /// Stopped before the host took the records.
+    pub async fn deliver(&self, batch: Batch, stop: &CancellationToken) -> Result<Vec<Aside>, Stopped> {
         let mut delays = retry_delays();
         let mut refusals = 0;
         loop {
@@ -73,7 +83,7 @@ impl Courier {
                 Delivery::Refused(why) | Delivery::Rejected(why) => {
                     refusals += 1;
                     self.refused(&batch, &why, refusals);
-                    self.clock.sleep(delays.next().unwrap_or(DELAY_MAX)).await;
+                    self.pause(delays.next().unwrap_or(DELAY_MAX), stop).await?;
                     continue;
                 }
             };
@@ -82,12 +92,12 @@ impl Courier {
             if refusals >= REFUSALS_BEFORE_TROUBLE {
                 self.board.clear(Place::Delivery);
             }
-            return self.set_aside(&batch, &unfit);
+            return Ok(self.set_aside(&batch, &unfit));
         }
     }
 
     /// Offers a batch as a trial and answers what became of it; a host that refuses it is asked again a few times.
-    pub async fn try_once(&self, batch: Batch) -> Delivery {
+    pub async fn try_once(&self, batch: Batch, stop: &CancellationToken) -> Delivery {
         let batch = batch.as_trial();
         let mut delays = retry_delays();
         let mut delivery = Delivery::Refused(String::new());
@@ -96,9 +106,23 @@ impl Courier {
             if !matches!(delivery, Delivery::Refused(_)) {
                 break;
             }
-            self.clock.sleep(delays.next().unwrap_or(DELAY_MAX)).await;
+            if self.pause(delays.next().unwrap_or(DELAY_MAX), stop).await.is_err() {
+                break;
+            }
         }
         delivery
+    }
+
+    /// Waits before a batch is offered again.
+    ///
+    /// # Errors
+    /// Stopped meanwhile, or before.
+    pub async fn pause(&self, delay: Duration, stop: &CancellationToken) -> Result<(), Stopped> {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(Stopped),
+            () = self.clock.sleep(delay) => Ok(()),
+        }
     }
 
     async fn judged(&self, batch: &Batch) -> Delivery {

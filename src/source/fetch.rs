@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backfill::Progress;
 use super::budget::{Budget, Room};
-use super::deliver::Courier;
+use super::deliver::{Courier, Stopped};
 use super::hold::{Hold, Judgement, Staged};
 use super::listing::backoff;
 use super::tasks::Tasks;
@@ -271,16 +271,17 @@ impl FetchContext {
         // Lets the connection go back to its pool, where the next download finds it, instead of opening one more.
         tokio::task::yield_now().await;
         on_body(Reading { waited: run.waited, worked: took.saturating_sub(run.waited) });
-        match read {
+        let settled = match read {
             Ok(()) => run.settle().await,
-            Err(outcome) => {
-                // What came out of the part that was read is good and known by its keys.
-                if !matches!(outcome, Outcome::State(_)) {
-                    run.hand_over().await?;
-                    run.join().await?;
-                }
-                Err(outcome)
-            }
+            Err(Outcome::State(error)) => return Err(Outcome::State(error)),
+            // What came out of the part that was read is good and known by its keys.
+            Err(outcome) => run.hand_over().await.and(Err(outcome)),
+        };
+        // Whatever ended it: what the host takes of a delivery under way would come twice if its keys were not written.
+        match (settled, run.join().await) {
+            (Err(Outcome::State(error)), _) | (_, Err(Outcome::State(error))) => Err(Outcome::State(error)),
+            (Err(outcome), _) | (_, Err(outcome)) => Err(outcome),
+            (settled, Ok(())) => settled,
         }
     }
 
@@ -299,7 +300,7 @@ impl FetchContext {
 
     /// Delivers a batch and makes its keys permanent, with what else came up beside it.
     async fn deliver_and_commit(self, closed: Closed) -> Result<(), Outcome> {
-        let (change, done) = closed.deliver(&self).await;
+        let (change, done) = closed.deliver(&self).await?;
         self.commit(change).await?;
         done.open.committed();
         Ok(())
@@ -322,14 +323,18 @@ struct Delivered {
 
 impl Closed {
     /// Hands the records to the host; what the commit must hold after that.
-    async fn deliver(self, context: &FetchContext) -> (Change, Delivered) {
+    async fn deliver(self, context: &FetchContext) -> Result<(Change, Delivered), Outcome> {
         let Closed { batch, open, mut staged, permit } = self;
-        let aside = if batch.is_empty() { Vec::new() } else { context.courier.deliver(batch).await };
+        let aside = if batch.is_empty() {
+            Vec::new()
+        } else {
+            context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| Outcome::Stopped)?
+        };
         let held = std::mem::take(&mut staged.ops);
         let hold = context.hold.clone();
         let on_durable = OnDurable::new(move || hold.committed(staged));
         let change = Change { held, aside, delivered: open.keys().to_vec(), on_durable, ..Change::default() };
-        (change, Delivered { open, _permit: permit })
+        Ok((change, Delivered { open, _permit: permit }))
     }
 }
 
@@ -950,22 +955,31 @@ impl<'a> Run<'a> {
         Ok(Some(Closed { batch, open, staged, permit }))
     }
 
+    /// Waits for every delivery under way, also after one of them failed; the first failure.
     async fn join(&mut self) -> Result<(), Outcome> {
+        let mut joined = Ok(());
         while let Some(done) = self.deliveries.join_next().await {
-            done.unwrap_or(Err(Outcome::Stopped))?;
+            joined = joined.and(done.unwrap_or(Err(Outcome::Stopped)));
         }
-        Ok(())
+        joined
     }
 
     /// Delivers the rest, waits for everything this blob depends on, and marks it.
-    async fn settle(mut self) -> Result<Outcome, Outcome> {
+    async fn settle(&mut self) -> Result<Outcome, Outcome> {
         let last = match self.close_batch().await? {
-            Some(closed) => Some(closed.deliver(self.context).await),
+            Some(closed) => Some(closed.deliver(self.context).await?),
             None => None,
         };
         // From here on others are waited for, and they may wait for room.
         self.reserved = None;
-        self.join().await?;
+        if let Err(outcome) = self.join().await {
+            if let (Outcome::Stopped, Some((change, done))) = (&outcome, last) {
+                // The host has these, whatever became of the rest.
+                self.context.commit(change).await?;
+                done.open.committed();
+            }
+            return Err(outcome);
+        }
         debug_assert!(self.builder.is_empty() && self.deliveries.is_empty(), "CK-3: a record is not confirmed");
         let blob = &self.job.blob;
         let marks = vec![(blob.content_type, self.job.key)];
@@ -1053,19 +1067,34 @@ fn short_hash(bytes: &[u8]) -> u128 {
     u128::from_be_bytes(first)
 }
 
+/// Why a record of our own is not with the host.
+#[derive(Debug)]
+pub enum NotNoticed {
+    /// The source stops: it is made again after the next start.
+    Stopped,
+    /// The host rejected it and it cannot be set aside: the state cannot be written.
+    State(StateError),
+}
+
 /// Delivers one record of our own (a gap) and resolves when the host has it.
+///
+/// # Errors
+/// The host does not have it.
 pub async fn deliver_notice(
     context: &FetchContext,
     content_type: crate::model::ContentType,
     time: Timestamp,
     write: impl FnOnce(&mut Vec<u8>),
-) -> Result<(), StateError> {
+) -> Result<(), NotNoticed> {
     let mut builder = BatchBuilder::default();
     builder.push_with(|out| {
         write(out);
         Some((time, Severity::High))
     });
     let batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
-    let aside = context.courier.deliver(batch).await;
-    if aside.is_empty() { Ok(()) } else { context.ledger.commit(Change { aside, ..Change::default() }).await }
+    let aside = context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| NotNoticed::Stopped)?;
+    if aside.is_empty() {
+        return Ok(());
+    }
+    context.ledger.commit(Change { aside, ..Change::default() }).await.map_err(NotNoticed::State)
 }

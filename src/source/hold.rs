@@ -18,6 +18,7 @@ use jiff::SignedDuration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::deliver::Stopped;
 use super::fetch::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::held::{FlagEntry, FlagPage, HeldHead, HeldPage, HeldRecord};
@@ -580,7 +581,11 @@ impl Hold {
         let _permit = context.budget.take(release.builder.bytes()).await;
         if !release.builder.is_empty() {
             let batch = release.builder.finish(context.source.clone(), tenant.clone(), content_type);
-            change.aside = context.courier.deliver(batch).await;
+            match context.courier.deliver(batch, &context.stop).await {
+                Ok(aside) => change.aside = aside,
+                // The reads stay on hold, and the next start finds them there.
+                Err(Stopped) => return Ok(()),
+            }
         }
         for (id, page) in release.pages {
             let key = self.0.keys.held_page(id.1);

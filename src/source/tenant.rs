@@ -19,7 +19,7 @@ use super::aside::{self, SetAside};
 use super::backfill::{self, Desk};
 use super::budget::{Budget, Pool};
 use super::deliver::Courier;
-use super::fetch::{FetchContext, Job, Outcome, Patience, Reading, deliver_notice};
+use super::fetch::{FetchContext, Job, NotNoticed, Outcome, Patience, Reading, deliver_notice};
 use super::health::{Board, Level, Place};
 use super::hold::{self, Hold, HoldSettings};
 use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
@@ -170,8 +170,8 @@ impl Ord for Ready {
 
 enum Done {
     Blob { job: Box<Job>, outcome: Outcome },
-    Lost { content_type: ContentType, key: Key, result: Result<(), StateError> },
-    Gap { content_type: ContentType, window: Window, reason: GapReason, result: Result<(), StateError> },
+    Lost { content_type: ContentType, key: Key, result: Result<(), NotNoticed> },
+    Gap { content_type: ContentType, window: Window, reason: GapReason, result: Result<(), NotNoticed> },
     Positions(Result<(), StateError>),
     Aside(Result<(), StateError>),
     Held(Result<(), StateError>),
@@ -279,7 +279,7 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
         let context = fetch_context(&parts, &board, handle.clone(), events, hold, &stop);
         let of = (parts.source.clone(), parts.tenant.clone(), parts.content_types.clone());
         let set_aside =
-            SetAside::new(of, context.courier.clone(), handle.clone(), context.store.clone(), parts.clock.clone());
+            SetAside::new(of, context.courier.clone(), handle.clone(), context.store.clone(), context.stop.clone());
         let asked = parts.retries.take();
         // Before anything of Microsoft's is known: what is set aside needs none of it.
         let retries = Box::pin(set_aside.serve(asked));
@@ -1031,14 +1031,12 @@ impl Loop {
                 Outcome::Stopped => {}
                 Outcome::State(error) => return Err(state(error)),
             },
-            Done::Lost { content_type, key, result } => {
-                result.map_err(state)?;
-                self.settled(content_type, key, None);
-            }
-            Done::Gap { content_type, window, reason, result } => {
-                result.map_err(state)?;
-                self.declared(content_type, window, reason);
-            }
+            Done::Lost { result: Err(NotNoticed::Stopped), .. }
+            | Done::Gap { result: Err(NotNoticed::Stopped), .. } => {}
+            Done::Lost { result: Err(NotNoticed::State(error)), .. }
+            | Done::Gap { result: Err(NotNoticed::State(error)), .. } => return Err(state(error)),
+            Done::Lost { content_type, key, result: Ok(()) } => self.settled(content_type, key, None),
+            Done::Gap { content_type, window, reason, result: Ok(()) } => self.declared(content_type, window, reason),
             Done::Positions(result) => {
                 self.writing_positions = false;
                 result.map_err(state)?;
@@ -1195,7 +1193,7 @@ impl Loop {
                     untracked: vec![(blob.content_type, job.key)],
                     ..Change::default()
                 };
-                context.ledger.commit(change).await
+                context.ledger.commit(change).await.map_err(NotNoticed::State)
             }
             .await;
             Done::Lost { content_type: blob.content_type, key: job.key, result }
@@ -1518,7 +1516,7 @@ async fn deliver_gap(
     detail: &str,
     content_id: Option<&str>,
     now: Timestamp,
-) -> Result<(), StateError> {
+) -> Result<(), NotNoticed> {
     let tenant = context.tenant.clone();
     let notice = GapNotice {
         tenant: &tenant,

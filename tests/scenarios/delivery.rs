@@ -1,5 +1,6 @@
 //! Hosts that are slow, refuse, reject or forget.
 
+use m365_audit::clock::Clock;
 use m365_audit::host::Health;
 use m365_audit::sim::{CallKind, NewBlob};
 use serde_json::Value;
@@ -73,6 +74,48 @@ async fn refused_batches_are_sent_again_without_fetching_again() {
     assert!(ids.iter().all(|id| w.fetches(id) == 1));
     w.assert_clean();
     w.assert_healthy();
+}
+
+/// An agent that ends refuses what waits. Nobody waits for it to take that after all.
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_host_that_refuses() {
+    let mut w = World::new().await;
+    w.add_now(3);
+    w.host.answer(Manner::Refuse);
+    let running = w.start();
+    w.until("a refusal", || w.host.refused() > 0).await;
+    let before = w.clock.monotonic();
+    w.stop(running).await;
+    assert_eq!(w.clock.monotonic(), before, "it waited to offer them again");
+    w.host.answer(Manner::Take);
+    let running = w.start();
+    w.until_all_delivered().await;
+    w.stop(running).await;
+    w.assert_clean();
+}
+
+/// A blob in pieces, some taken as the agent ends and some not: what was taken does not come twice.
+#[tokio::test]
+async fn what_a_host_takes_of_a_blob_as_it_ends_is_not_repeated() {
+    for taken in 1..4 {
+        let mut w = World::new().await;
+        // A few batches of 512 KiB.
+        let blob = w.blob(6_000, mins(1));
+        w.add(blob);
+        w.host.answer(Manner::Hold);
+        let running = w.start();
+        w.until("three batches", || w.host.held() >= 3).await;
+        running.stop.cancel();
+        w.rest().await;
+        w.host.answer_held_apart(taken);
+        w.ended(running).await.unwrap();
+        assert!(w.host.event_count() > 0, "the host took {taken} batches");
+        w.host.answer(Manner::Take);
+        let running = w.start();
+        w.until_all_delivered().await;
+        w.stop(running).await;
+        w.assert_clean();
+    }
 }
 
 /// A ticket that is dropped is a refusal.

@@ -103,6 +103,24 @@ impl Recorder {
         }
     }
 
+    /// Refuses what is held but the last `taken` batches, which it takes, and refuses everything from now on.
+    pub fn answer_held_apart(&self, taken: usize) {
+        let held = {
+            let mut inner = self.inner.lock().unwrap();
+            inner.manner = Manner::Refuse;
+            std::mem::take(&mut inner.held)
+        };
+        let refused = held.len() - taken;
+        for (at, (batch, answer)) in held.into_iter().enumerate() {
+            if at >= refused {
+                self.take(&batch);
+                answer.answer(Delivery::Delivered);
+            } else {
+                answer.answer(Delivery::Refused("the agent ends".into()));
+            }
+        }
+    }
+
     pub fn held(&self) -> usize {
         self.inner.lock().unwrap().held.len()
     }

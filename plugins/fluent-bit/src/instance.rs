@@ -12,6 +12,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -396,8 +397,10 @@ impl Crew {
     async fn work(self) {
         let report = watch::Sender::new(HealthReport::default());
         let listener = self.settings.metrics_listen.map(|listen| {
+            // Before anything is counted: what is counted before it is not shown.
+            let handle = recorder().prometheus();
             let (stop, health, clock) = (self.stop.clone(), report.subscribe(), self.clock.clone());
-            tokio::spawn(serve_metrics(listen.to_string(), health, clock, stop))
+            tokio::spawn(serve_metrics(listen.to_string(), handle, health, clock, stop))
         });
         let Some(store) = self.open_store().await else { return };
         let host = FluentBitHost::new(self.handover.clone(), Arc::new(store), self.clock.clone(), report);
@@ -475,11 +478,11 @@ async fn keep_running(
 
 async fn serve_metrics(
     listen: String,
+    handle: PrometheusHandle,
     health: watch::Receiver<HealthReport>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
-    let handle = recorder().prometheus();
     match MetricsServer::bind(&listen).await {
         Ok(server) => {
             tracing::info!(%listen, "metrics at /metrics, health at /health");

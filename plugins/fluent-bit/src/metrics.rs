@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
@@ -20,7 +20,7 @@ use m365_audit::metrics::{ALL, Kind, Metric};
 #[derive(Default)]
 pub struct PluginRecorder {
     series: Mutex<HashMap<Key, Series>>,
-    listener: OnceLock<PrometheusRecorder>,
+    listener: RwLock<Option<Arc<PrometheusRecorder>>>,
 }
 
 struct Series {
@@ -54,14 +54,18 @@ pub fn record_this_thread() {
 }
 
 impl PluginRecorder {
-    /// What the listener shows. What was counted before the first call is not in it.
+    /// What the listener of a new instance shows: what is counted from now on. An instance before it may have had tenants
+    /// that this one has not.
     pub fn prometheus(&self) -> PrometheusHandle {
-        let recorder = self.listener.get_or_init(|| {
-            let recorder = PrometheusBuilder::new().build_recorder();
-            metrics::with_local_recorder(&recorder, m365_audit::metrics::describe);
-            recorder
-        });
-        recorder.handle()
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, m365_audit::metrics::describe);
+        let handle = recorder.handle();
+        *self.listener.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(recorder));
+        handle
+    }
+
+    fn listener(&self) -> Option<Arc<PrometheusRecorder>> {
+        self.listener.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All series that have a value, or had one when they were last asked for: those are not a number now.
@@ -109,7 +113,7 @@ impl Recorder for PluginRecorder {
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        let listener = self.listener.get().map(|recorder| recorder.register_counter(key, metadata));
+        let listener = self.listener().map(|recorder| recorder.register_counter(key, metadata));
         match (self.cell(key, Kind::Counter), listener) {
             (Some(cell), None) => Counter::from_arc(cell),
             (Some(cell), Some(listener)) => Counter::from_arc(Arc::new(Both(cell, listener))),
@@ -118,7 +122,7 @@ impl Recorder for PluginRecorder {
     }
 
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        let listener = self.listener.get().map(|recorder| recorder.register_gauge(key, metadata));
+        let listener = self.listener().map(|recorder| recorder.register_gauge(key, metadata));
         match (self.cell(key, Kind::Gauge), listener) {
             (Some(cell), None) => Gauge::from_arc(cell),
             (Some(cell), Some(listener)) => Gauge::from_arc(Arc::new(Both(cell, listener))),
@@ -127,7 +131,7 @@ impl Recorder for PluginRecorder {
     }
 
     fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
-        self.listener.get().map_or_else(Histogram::noop, |recorder| recorder.register_histogram(key, metadata))
+        self.listener().map_or_else(Histogram::noop, |recorder| recorder.register_histogram(key, metadata))
     }
 }
 
@@ -193,7 +197,10 @@ mod tests {
         assert!(matches!(&*gauges, [gauge] if gauge.value.is_nan() && gauge.label_values[0] == "t"), "{gauges:?}");
         recorder.clear();
         assert!(recorder.samples().is_empty());
-        let page = page.render();
+        let next = recorder.prometheus();
+        metrics::with_local_recorder(&recorder, count);
+        let (page, next) = (page.render(), next.render());
+        assert!(next.contains("} 3") && !next.contains("never"), "the page of a new instance begins anew: {next}");
         assert!(page.contains("m365_audit_events_total") && page.contains("} 3"), "{page}");
     }
 }
