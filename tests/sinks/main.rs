@@ -3,6 +3,7 @@
 
 mod agents;
 mod collector;
+mod destinations;
 mod elastic;
 mod forward;
 mod http;
