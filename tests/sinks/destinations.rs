@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::agents::{example, program};
 use crate::logstash::records;
-use crate::truth::{FastClock, compare, pass_in, tenant};
+use crate::truth::{FastClock, compare, pass_in, pass_of, tenant};
 
 /// Nothing here takes nearly so long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -183,6 +183,107 @@ async fn opensearch_refuses_no_ecs_record_and_a_repeat_is_no_second_document() {
     let fields = fields(&index["mappings"]["properties"]);
     assert!(fields < 400, "{fields} fields");
     println!("{} documents, {fields} fields", documents.len());
+}
+
+/// Fluent Bit with the example's configuration, in a directory of its own.
+struct FluentBit {
+    program: PathBuf,
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Drop for FluentBit {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl FluentBit {
+    fn start(program: PathBuf, opensearch: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let to = opensearch.rsplit(':').next().unwrap();
+        let chunks = dir.path().join("chunks");
+        let config = example("opensearch/fluent-bit.yaml")
+            .replace("port: 24224", &format!("port: {port}"))
+            .replace("port: 9200", &format!("port: {to}"))
+            .replace("/var/lib/fluent-bit/chunks", chunks.to_str().unwrap());
+        fs::write(dir.path().join("f.yaml"), config).unwrap();
+        let child = Self::spawn(&program, dir.path());
+        Self { program, dir, port, child }
+    }
+
+    fn spawn(program: &Path, dir: &Path) -> Child {
+        let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
+        let mut command = Command::new(program);
+        command.arg("-c").arg(dir.join("f.yaml")).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command.spawn().unwrap()
+    }
+
+    fn kill_and_start_again(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.program, self.dir.path());
+    }
+}
+
+/// The route of `docs/hosts/elastic.md`: Fluent Bit and OpenSearch are killed while records flow.
+#[tokio::test(flavor = "multi_thread")]
+async fn opensearch_has_every_event_once_through_fluent_bit_and_kills_of_either() {
+    let Some(home) = found("OPENSEARCH", "opensearch-library", "opensearch") else { return };
+    let Some(program) = program("FLUENT_BIT", "fluent-bit") else {
+        return eprintln!("skipped: no fluent-bit (set FLUENT_BIT or PATH)");
+    };
+    let mut server = opensearch(&home).await;
+    let template = example("elastic/index-template.json");
+    server.ask(reqwest::Method::PUT, "/_index_template/m365-audit", "application/json", template).await;
+    let mut fluent_bit = FluentBit::start(program, &server.url);
+    let clock = FastClock::start();
+    let (sim, tenant) = tenant(clock.clone(), 30, 60).await;
+    let table = format!(
+        "type = \"fluent_forward\"\nservers = [\"127.0.0.1:{}\"]\ntag = \"m365.contoso\"\nack_timeout_secs = 600\n",
+        fluent_bit.port
+    );
+    let killer = async {
+        for round in 0..4 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            fluent_bit.kill_and_start_again();
+            if round == 1 {
+                server.kill_and_start_again().await;
+            }
+        }
+    };
+    tokio::join!(killer, pass_of("format = \"ecs\"", &table, &sim, &tenant, clock.clone()));
+    let expected: BTreeSet<String> =
+        sim.truth().events.iter().filter_map(|event| event.id.as_deref().map(str::to_owned)).collect();
+    let begun = Instant::now();
+    let path = "/logs-m365.audit-default/_search?size=10000&_source=event.id&ignore_unavailable=true";
+    loop {
+        server
+            .ask(
+                reqwest::Method::POST,
+                "/logs-m365.audit-default/_refresh?ignore_unavailable=true",
+                "application/json",
+                "",
+            )
+            .await;
+        let answer = server.ask(reqwest::Method::GET, path, "application/json", "").await;
+        let hits = answer["hits"]["hits"].as_array().unwrap();
+        let ids: Vec<&str> = hits.iter().filter_map(|hit| hit["_source"]["event"]["id"].as_str()).collect();
+        let stored: BTreeSet<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        assert_eq!(ids.len(), stored.len(), "an event is there twice");
+        assert!(stored.is_subset(&expected), "{:?}", stored.difference(&expected).next());
+        if stored.len() == expected.len() {
+            println!("{} events once, {} documents", ids.len(), hits.len());
+            break;
+        }
+        let log = || fs::read_to_string(fluent_bit.dir.path().join("log")).unwrap_or_default();
+        let missing = expected.len() - stored.len();
+        assert!(begun.elapsed() < PATIENCE, "{missing} of {} are missing: {}", expected.len(), log());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 async fn victorialogs(program: &Path) -> Server {

@@ -150,7 +150,13 @@ pub async fn pass_at(
 
 /// One full pass over a simulated tenant that is there already.
 pub async fn pass_in(table: &str, sim: &Sim, tenant: &TenantId, clock: Arc<dyn Clock>) {
-    let source = source_table(sim, tenant).parse::<toml::Table>().unwrap();
+    pass_of("", table, sim, tenant, clock).await;
+}
+
+/// The same, with more keys of the source.
+pub async fn pass_of(keys: &str, table: &str, sim: &Sim, tenant: &TenantId, clock: Arc<dyn Clock>) {
+    let mut source = source_table(sim, tenant).parse::<toml::Table>().unwrap();
+    source.extend(keys.parse::<toml::Table>().unwrap());
     let source = SourceConfig::parse_table("s", source, &|_| None).unwrap();
     let spec = SinkSpec { name: "out".into(), inputs: vec!["s".into()], sink: sink(table, &clock) };
     let host = Arc::new(EmbeddedHost::new(vec![spec], Arc::new(MemoryStore::new()), clock.clone()));
