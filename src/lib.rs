@@ -36,6 +36,7 @@
 //! - `severity`: how bad an event is, one row of a table for each rule.
 //! - `metrics`: every metric by name.
 //! - `clock`: the reader of the time of day and of the monotonic clock.
+//! - `backoff`: how long to wait before something is tried again.
 //! - `model`: the nouns.
 
 pub mod docs;
@@ -73,5 +74,7 @@ pub mod severity;
 pub mod metrics;
 
 pub mod clock;
+
+pub mod backoff;
 
 pub mod model;

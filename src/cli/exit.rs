@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::checkpoint::moving::MoveError;
 use crate::source::backfill::BackfillError;
-use crate::source::listing::LeftKind;
+use crate::source::report::LeftKind;
 use crate::source::{FaultKind, SourceError, fault_kind};
 
 /// Why the process ends. The numbers follow sysexits(3) and are part of the interface.

@@ -1,6 +1,7 @@
 //! Records that were set aside, offered to the host once more: at each start, and when an operator asks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -8,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::deliver::Courier;
 use super::health::Board;
-use super::listing::backoff;
+use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, AsideRecord, Keys};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings};
 use crate::clock::Clock;
@@ -19,8 +20,7 @@ use crate::severity::Severity;
 /// At a start no more are offered after so many were rejected in a row: their remedy is not there yet.
 const REJECTIONS_AT_START_MAX: u32 = 16;
 /// Pause before a host that refuses is asked again, at a start.
-const DELAY_MIN: std::time::Duration = std::time::Duration::from_secs(1);
-const DELAY_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+const RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
 
 /// What became of the records set aside when they were offered again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ impl SetAside {
                     Delivery::Rejected(_) | Delivery::DeliveredExcept(_) => rejections += 1,
                     Delivery::Refused(_) => {
                         refusals += 1;
-                        if self.courier.pause(backoff(refusals, DELAY_MIN, DELAY_MAX), &self.stop).await.is_err() {
+                        if self.courier.pause(RETRY.after(refusals), &self.stop).await.is_err() {
                             return Ok(());
                         }
                         continue;

@@ -9,22 +9,27 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::fetch::{Backfilling, FetchContext, Job, Outcome, Patience};
+use super::context::FetchContext;
+use super::desk::Backfilling;
+pub use super::desk::{Ask, Asked, BackfillError, Counter, Desk, Ended, Progress, Snapshot, desk};
+use super::error::SourceError;
 use super::health::Board;
-use super::listing::{NULL_LISTINGS_MAX, backoff};
+use super::job::{Job, Outcome, Patience};
+use super::listing::NULL_LISTINGS_MAX;
+use super::opening::open_ledger;
+use super::parts::TenantParts;
+use super::server_time::ServerTime;
 use super::subscription::{Restart, Subscriptions};
-use super::tenant::{TenantParts, fetch_context, open_ledger};
-use super::{ServerTime, SourceError};
 use crate::api::{Action, ApiError};
+use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, FORMAT, Keys, StoredBackfill};
 use crate::checkpoint::key_set::Key;
 use crate::checkpoint::ledger::{Change, Opened};
@@ -37,8 +42,7 @@ use crate::plan;
 const BLOBS_AT_ONCE: usize = 16;
 /// A listing or blob that failed this often is left for the next attempt.
 const ATTEMPTS_MAX: u32 = 10;
-const DELAY_MIN: Duration = Duration::from_millis(500);
-const DELAY_MAX: Duration = Duration::from_secs(20);
+const RETRY: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(20));
 /// A subscription that is off again after it was started this often in one back-fill is left.
 const STARTS_MAX: u32 = 3;
 /// Pages followed in one window before it is listed in halves.
@@ -57,230 +61,10 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 const STOP_GRACE: Duration = Duration::from_secs(8);
 /// Reasons kept of what was left.
 const REASONS_MAX: usize = 20;
-/// Questions waiting at a desk.
-const QUEUED_MAX: usize = 4;
-
-/// What to read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ask {
-    /// A range. One that is the same as an unfinished one goes on.
-    Range {
-        /// Made available from here on.
-        from: Timestamp,
-        /// Until here (exclusive); Microsoft's now when absent.
-        to: Option<Timestamp>,
-        /// Only these content types; all of the source's when empty.
-        content_types: Vec<String>,
-        /// Deliver again what was delivered already.
-        again: bool,
-    },
-    /// Go on with the one that is not done.
-    Resume,
-    /// Give up the one that is not done.
-    Discard,
-}
-
-/// How far a back-fill has come; shared with those who fetch.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Blobs listed.
-    pub found: AtomicU64,
-    /// Blobs settled.
-    pub blobs: AtomicU64,
-    /// Events delivered.
-    pub events: AtomicU64,
-    /// Events that were delivered before.
-    pub duplicates: AtomicU64,
-    /// Bytes received.
-    pub bytes: AtomicU64,
-    /// Listings and blobs asked for.
-    pub requests: AtomicU64,
-    span_secs: AtomicU64,
-    read_secs: AtomicU64,
-    quota: AtomicU64,
-}
-
-/// [`Progress`] at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// Blobs listed.
-    pub found: u64,
-    /// Blobs settled.
-    pub blobs: u64,
-    /// Events delivered.
-    pub events: u64,
-    /// Events that were delivered before and not sent again.
-    pub duplicates: u64,
-    /// Bytes received.
-    pub bytes: u64,
-    /// Listings and blobs asked for.
-    pub requests: u64,
-    /// Summed length of the intervals to read, over the content types.
-    pub span_secs: u64,
-    /// Of that, read.
-    pub read_secs: u64,
-    /// Requests a minute it may make; 0 is no limit.
-    pub requests_per_minute_max: u64,
-}
-
-impl Progress {
-    /// The numbers now.
-    pub fn snapshot(&self) -> Snapshot {
-        let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        Snapshot {
-            found: of(&self.found),
-            blobs: of(&self.blobs),
-            events: of(&self.events),
-            duplicates: of(&self.duplicates),
-            bytes: of(&self.bytes),
-            requests: of(&self.requests),
-            span_secs: of(&self.span_secs),
-            read_secs: of(&self.read_secs),
-            requests_per_minute_max: of(&self.quota),
-        }
-    }
-}
-
-/// How a back-fill ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
-    /// The numbers at the end.
-    pub progress: Snapshot,
-    /// It was stopped before its end; the same command goes on.
-    pub interrupted: bool,
-    /// What could not be read now, with reasons; the same command tries it again.
-    pub left: Vec<String>,
-    /// Content types and intervals that Microsoft does not list, because of their age or because the subscription was
-    /// off.
-    pub gone: Vec<String>,
-    /// Content types whose subscription was started.
-    #[serde(default)]
-    pub started: Vec<String>,
-}
-
-/// Why a back-fill does not begin, or cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum BackfillError {
-    /// Nothing lies in the range.
-    #[error("nothing lies between `{from}` and `{to}`: the range must begin before it ends, and before now")]
-    Range {
-        /// Its beginning.
-        from: Timestamp,
-        /// Its end.
-        to: Timestamp,
-    },
-    /// Microsoft lists nothing that old.
-    #[error(
-        "cannot read from `{from}` on: Microsoft keeps seven days, the oldest content still listed is of `{oldest}`"
-    )]
-    TooOld {
-        /// Asked for.
-        from: Timestamp,
-        /// What is still there.
-        oldest: Timestamp,
-    },
-    /// The source does not read this content type.
-    #[error("the source does not read `{0}`")]
-    TypeNotRead(String),
-    /// Another range is not done.
-    #[error("the back-fill from `{from}` to `{to}` is not done")]
-    Unfinished {
-        /// Its beginning.
-        from: Timestamp,
-        /// Its end.
-        to: Timestamp,
-    },
-    /// There is none to go on with.
-    #[error("there is no unfinished back-fill")]
-    Nothing,
-    /// One is running.
-    #[error("a back-fill of this source is running")]
-    Busy,
-    /// The source ended meanwhile.
-    #[error("the source has ended")]
-    SourceEnded,
-    /// The state, or signing in.
-    #[error("{0}")]
-    Source(#[from] SourceError),
-}
-
-impl Actionable for BackfillError {
-    fn slug(&self) -> &'static str {
-        match self {
-            Self::Range { .. } => "backfill-range",
-            Self::TooOld { .. } => "backfill-too-old",
-            Self::TypeNotRead(_) => "backfill-type-not-read",
-            Self::Unfinished { .. } => "backfill-unfinished",
-            Self::Nothing => "backfill-none",
-            Self::Busy => "backfill-busy",
-            Self::SourceEnded => "backfill-source-ended",
-            Self::Source(error) => error.slug(),
-        }
-    }
-
-    fn hint(&self) -> String {
-        match self {
-            Self::Range { .. } => {
-                "give --from and --to in UTC, as in 2026-05-01T00:00:00Z, or as ages: --from 3d --to 12h".into()
-            }
-            Self::TooOld { oldest, .. } => format!(
-                "use --from {oldest} or later; what is older can only be exported from Purview's audit search and turned into records with `m365-audit normalize`"
-            ),
-            Self::TypeNotRead(_) => "add it to `content_types` of the source, or leave --content-type out".into(),
-            Self::Unfinished { .. } => {
-                "go on with it by --resume, or give it up by --discard, then ask for the other range".into()
-            }
-            Self::Nothing => "give a range with --from".into(),
-            Self::Busy => "wait until it is done, or stop it where it was started; `m365-audit status` shows it".into(),
-            Self::SourceEnded => "run the same command again: it goes on where it was".into(),
-            Self::Source(error) => error.hint(),
-        }
-    }
-}
-
 impl From<StateError> for Stop {
     fn from(error: StateError) -> Self {
         Self::State(error)
     }
-}
-
-/// One question at a desk.
-pub struct Asked {
-    /// What to read.
-    pub ask: Ask,
-    /// Told the numbers once it begins.
-    pub begun: oneshot::Sender<Arc<Progress>>,
-    /// Stops it.
-    pub stop: CancellationToken,
-    /// Told how it ended.
-    pub answer: oneshot::Sender<Result<Ended, BackfillError>>,
-}
-
-/// Where a running source takes questions.
-pub struct Desk(mpsc::Receiver<Box<Asked>>);
-
-/// Where questions are handed in. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Counter(mpsc::Sender<Box<Asked>>);
-
-impl Counter {
-    /// Hands a question in.
-    ///
-    /// # Errors
-    /// The source has ended, or questions queue up.
-    pub fn hand_in(&self, asked: Asked) -> Result<(), BackfillError> {
-        self.0.try_send(Box::new(asked)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => BackfillError::Busy,
-            mpsc::error::TrySendError::Closed(_) => BackfillError::SourceEnded,
-        })
-    }
-}
-
-/// A desk and its counter.
-pub fn desk() -> (Counter, Desk) {
-    let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-    (Counter(sender), Desk(receiver))
 }
 
 /// What a back-fill reads with: the machinery of one tenant.
@@ -405,7 +189,7 @@ fn range(from: Timestamp, to: Option<Timestamp>, now: Timestamp) -> Result<(Time
 
 /// Answers questions one after another for as long as it is polled; never ends.
 pub async fn serve(desk: Option<Desk>, reader: Box<Reader>) {
-    let Some(Desk(mut asks)) = desk else { return std::future::pending().await };
+    let Some(mut asks) = desk.map(Desk::into_asked) else { return std::future::pending().await };
     while let Some(asked) = asks.recv().await {
         // Boxed: every tenant has a desk, and hardly ever a question.
         let mut work = Box::pin(reader.run(*asked));
@@ -449,7 +233,7 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
         }
         let (api, server, clock) = (parts.api.clone(), parts.server.clone(), parts.clock.clone());
         let subscriptions = Subscriptions::new(api, server, clock, handle.clone(), tenant);
-        let context = fetch_context(&parts, &board, handle, events, hold, &CancellationToken::new());
+        let context = FetchContext::new(&parts, &board, handle, events, hold, &CancellationToken::new());
         let reader = Reader::new(&parts, &context, subscriptions);
         drop(context);
         reader.run_with(Asked { answer, ..asked }, off).await;
@@ -682,7 +466,7 @@ impl<'a> Work<'a> {
                 Ok(listed) if listed.null && nulls < NULL_LISTINGS_MAX => {
                     nulls += 1;
                     self.context.count_empty(content_type, "list_content");
-                    self.pause(backoff(nulls, DELAY_MIN, DELAY_MAX)).await?;
+                    self.pause(RETRY.after(nulls)).await?;
                     continue;
                 }
                 Ok(listed) => {
@@ -728,7 +512,7 @@ impl<'a> Work<'a> {
                     Refused::Again => error.to_string(),
                     Refused::Wait => {
                         throttled += 1;
-                        let pause = backoff(throttled, DELAY_MIN, DELAY_MAX);
+                        let pause = RETRY.after(throttled);
                         self.pause(pause.max(error.not_before().unwrap_or_default())).await?;
                         continue;
                     }
@@ -750,7 +534,7 @@ impl<'a> Work<'a> {
             }
             (page, pages) = (None, 0);
             visited.clear();
-            self.pause(backoff(failures, DELAY_MIN, DELAY_MAX)).await?;
+            self.pause(RETRY.after(failures)).await?;
         }
         self.listed(id);
         Ok(())
@@ -973,7 +757,7 @@ async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), Failed> {
                 if job.failures >= ATTEMPTS_MAX {
                     return Err(Failed::Left(format!("blob `{}` of `{}`: {why}", job.blob.id, job.blob.content_type)));
                 }
-                backoff(job.failures, DELAY_MIN, DELAY_MAX)
+                RETRY.after(job.failures)
             }
         };
         tokio::select! {

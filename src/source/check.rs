@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 
+use super::error::{FaultKind, SourceError, fault_kind};
+use super::server_time::ServerTime;
 use super::subscription::START_INTERVAL;
-use super::{CheckFault, CheckStep, FaultKind, M365Audit, ServerTime, SourceError, certificate_files, fault_kind};
+use super::{CheckFault, CheckStep, M365Audit, certificate_files};
 use crate::api::{Action, ApiClient, ApiError, Started, TokenFacts};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG, EXPIRY_WARNING};
 use crate::checkpoint::format::{self, Keys, TenantState};

@@ -10,235 +10,37 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
-use super::backfill::Progress;
-use super::budget::{Budget, Room};
-use super::deliver::{Courier, Stopped};
-use super::hold::{Hold, Judgement, Staged};
-use super::listing::backoff;
+use super::budget::Room;
+use super::context::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
+use super::deliver::Stopped;
+use super::hold::{Judgement, Staged};
+use super::job::{Job, Outcome, Salvage};
 use super::tasks::Tasks;
-use crate::api::{ApiClient, ApiError};
-use crate::checkpoint::claims::{Dependency, EventIndex, OpenBatch, Standing};
+use crate::api::ApiError;
+use crate::checkpoint::claims::{Dependency, OpenBatch, Standing};
 use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key_set::Key;
-use crate::checkpoint::ledger::{Change, LedgerHandle, OnDurable};
-use crate::clock::Clock;
-use crate::host::{Batch, BatchBuilder, Buffers, RECORDS_EXPECTED, StateError, StateStore};
+use crate::checkpoint::ledger::{Change, OnDurable};
+use crate::host::{Batch, BatchBuilder, RECORDS_EXPECTED, StateError};
 use crate::metrics;
-use crate::model::{BlobRef, TenantId, Timestamp};
+use crate::model::{BlobRef, TenantId};
 use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
 use crate::normalise::scraps::{Fate, Scraps};
 use crate::normalise::split::{Ending, Piece, Splitter};
-use crate::normalise::{
-    BadBody, BadBytes, BlobContext, Event, Members, Normaliser, NotAnEvent, Origin, Rendered, Withheld,
-};
-use crate::severity::Severity;
+use crate::normalise::{BadBody, BadBytes, BlobContext, Event, Members, NotAnEvent, Origin, Rendered, Withheld};
 
-/// A batch is handed over when it has grown to this.
-pub const BATCH_BYTES: usize = 256 * 1024;
 /// Room for a batch: what it is handed over at and most records that may be its last.
 const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
 /// Records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
-/// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
-pub const BAD_PIECE_BYTES: usize = 48 * 1024;
-/// A blob whose fetch was throttled is asked for again after this, doubling.
-const THROTTLED_DELAY_MIN: Duration = Duration::from_secs(2);
-const THROTTLED_DELAY_MAX: Duration = Duration::from_secs(60);
 /// Bytes of one blob that are shipped in such records; of what goes beyond, one more says how much it is.
 pub const BAD_BYTES_MAX: usize = 1024 * 1024;
 /// Such records of one blob.
 pub const BAD_RECORDS_MAX: usize = 100;
 /// Different events without an identity in one blob whose repeats are counted: what is remembered of one is some 40 bytes.
 const ANONYMOUS_MAX: usize = 100_000;
-/// A damaged body is given up as events only when it came byte-identical this often.
-pub const IDENTICAL_BODIES: u32 = 3;
-
-/// How long after an answer without events the same blob is asked for again: soon, in case it was a slip, then over most
-/// of an hour, in case what holds the events lags behind what lists them. The answer after the last of these is believed:
-/// no public report knows of a blob that is empty for longer and has events after all, the position must not wait for
-/// ever, and a blob that stays empty would otherwise hold it back until it expires.
-const EMPTY_PAUSES: [Duration; 6] = [
-    Duration::from_secs(2),
-    Duration::from_secs(10),
-    Duration::from_secs(60),
-    Duration::from_secs(5 * 60),
-    Duration::from_secs(15 * 60),
-    Duration::from_secs(30 * 60),
-];
-/// The same for a single pass and a back-fill, which somebody waits for.
-const EMPTY_PAUSES_SHORT: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 /// Elements `null` kept in mind until it is known whether anything else is in the array.
 const NULLS_MAX: usize = 64;
-
-/// How long an answer without events is doubted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// Over most of an hour.
-    Long,
-    /// Some seconds.
-    Short,
-}
-
-impl Patience {
-    const fn pauses(self) -> &'static [Duration] {
-        match self {
-            Self::Long => &EMPTY_PAUSES,
-            Self::Short => &EMPTY_PAUSES_SHORT,
-        }
-    }
-}
-
-/// Everything a fetch needs that is the same for all blobs of a tenant. Cheap to clone.
-#[derive(Clone)]
-pub struct FetchContext {
-    /// The source's name.
-    pub source: Arc<str>,
-    /// The tenant.
-    pub tenant: TenantId,
-    /// The feed.
-    pub api: ApiClient,
-    /// Events into records.
-    pub normaliser: Arc<Normaliser>,
-    /// Delivered events and claims.
-    pub events: EventIndex,
-    /// Where what became true is remembered.
-    pub ledger: LedgerHandle,
-    /// For pages of keys that are not in memory.
-    pub store: Arc<dyn StateStore>,
-    /// Delivery.
-    pub courier: Courier,
-    /// Bytes in flight.
-    pub budget: Budget,
-    /// What batches are written into.
-    pub buffers: Buffers,
-    /// Routine reads on hold, and what data loss prevention has flagged.
-    pub hold: Hold,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// No new body is read once this is cancelled.
-    pub stop: CancellationToken,
-    /// Set when a back-fill asks: then blobs are not marked, which is the loop's to do.
-    pub backfill: Option<Backfilling>,
-}
-
-/// A blob to be fetched, with what earlier attempts taught.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// The blob.
-    pub blob: BlobRef,
-    /// Its key.
-    pub key: Key,
-    /// Must be written to the state before it is fetched.
-    pub track_first: bool,
-    /// Is in the state on its own.
-    pub tracked: bool,
-    /// Fetches that failed so far, throttled ones left out.
-    pub failures: u32,
-    /// Fetches that were throttled so far.
-    pub throttled: u32,
-    /// The damaged body seen last and how often in a row.
-    pub damaged: Option<(blake3::Hash, u32)>,
-    /// Whether the blob is about to expire: whatever it holds is shipped now.
-    pub last_chance: bool,
-    /// Answers in a row that held no event.
-    pub empties: u32,
-    patience: Patience,
-}
-
-impl Job {
-    /// A blob seen for the first time.
-    pub fn new(blob: BlobRef, key: Key, track_first: bool, patience: Patience) -> Self {
-        Self {
-            blob,
-            key,
-            track_first,
-            tracked: track_first,
-            failures: 0,
-            throttled: 0,
-            damaged: None,
-            last_chance: false,
-            empties: 0,
-            patience,
-        }
-    }
-
-    /// Counts an answer without events; the pause before the next attempt.
-    pub fn note_empty(&mut self) -> Duration {
-        let pause = self.patience.pauses().get(self.empties as usize).copied();
-        self.empties += 1;
-        pause.unwrap_or_default()
-    }
-
-    /// Whether one more answer without events is taken for what it says.
-    fn believes_empty(&self) -> bool {
-        self.last_chance || self.empties as usize >= self.patience.pauses().len()
-    }
-
-    /// Counts a fetch that failed and, when it was damaged, whether it is the damage known.
-    pub fn note_failure(&mut self, damaged: Option<blake3::Hash>) {
-        self.failures += 1;
-        self.damaged = match (damaged, self.damaged) {
-            (Some(hash), Some((known, count))) if hash == known => Some((hash, count + 1)),
-            (Some(hash), _) => Some((hash, 1)),
-            (None, known) => known,
-        };
-    }
-
-    /// Counts a fetch that was throttled; how long until the next. Its own pause, since others may be granted meanwhile.
-    pub fn note_throttled(&mut self, error: &ApiError) -> Duration {
-        self.throttled += 1;
-        let pause = backoff(self.throttled, THROTTLED_DELAY_MIN, THROTTLED_DELAY_MAX);
-        pause.max(error.not_before().unwrap_or_default())
-    }
-
-    fn salvage(&self) -> Salvage {
-        match self.damaged {
-            _ if self.last_chance => Salvage::Anything,
-            Some((hash, count)) if count >= IDENTICAL_BODIES => Salvage::Body(hash),
-            _ => Salvage::Nothing,
-        }
-    }
-}
-
-/// What to do with bytes that are no event.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Salvage {
-    /// The fetch counts as failed.
-    Nothing,
-    /// Ship them, if the body is again the one with this hash.
-    Body(blake3::Hash),
-    /// Ship them.
-    Anything,
-}
-
-/// How a fetch ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The blob is marked as settled.
-    Settled,
-    /// To be tried again. `damaged` names a whole body that is no array of events.
-    Failed {
-        /// What happened, for the log.
-        why: String,
-        /// The API's error, when it was one.
-        error: Option<ApiError>,
-        /// The body, when it arrived whole and is damaged but may be shipped once it came often enough.
-        damaged: Option<blake3::Hash>,
-    },
-    /// It arrived whole and holds no event, though it was listed: to be asked for again before that is believed.
-    Empty {
-        /// What it holds in their place.
-        why: String,
-    },
-    /// A batch of another blob, which carried an event of this one, was given up: try again at once.
-    Superseded,
-    /// The source is stopping.
-    Stopped,
-    /// State cannot be written any more.
-    State(StateError),
-}
 
 /// Told once the body was read (or could not be): the next download may start.
 pub type OnBody = Box<dyn FnOnce(Reading) + Send>;
@@ -285,15 +87,6 @@ impl FetchContext {
         }
     }
 
-    /// Counts an answer that is empty where something was to be expected.
-    pub fn count_empty(&self, content_type: crate::model::ContentType, endpoint: &'static str) {
-        ::metrics::counter!(
-            metrics::EMPTY_ANSWERS_TOTAL, "tenant" => self.tenant.to_string(), "content_type" => content_type.as_str(),
-            "endpoint" => endpoint
-        )
-        .increment(1);
-    }
-
     async fn commit(&self, change: Change) -> Result<(), Outcome> {
         self.ledger.commit(change).await.map_err(Outcome::State)
     }
@@ -336,15 +129,6 @@ impl Closed {
         let change = Change { held, aside, delivered: open.keys().to_vec(), on_durable, ..Change::default() };
         Ok((change, Delivered { open, _permit: permit }))
     }
-}
-
-/// How a back-fill reads.
-#[derive(Clone)]
-pub struct Backfilling {
-    /// Counts what is read and delivered.
-    pub progress: Arc<Progress>,
-    /// Deliver again what was delivered, once for this salt.
-    pub again: Option<Arc<str>>,
 }
 
 /// What is left to be done with a piece.
@@ -1065,36 +849,4 @@ fn short_hash(bytes: &[u8]) -> u128 {
     let mut first = [0; 16];
     first.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
     u128::from_be_bytes(first)
-}
-
-/// Why a record of our own is not with the host.
-#[derive(Debug)]
-pub enum NotNoticed {
-    /// The source stops: it is made again after the next start.
-    Stopped,
-    /// The host rejected it and it cannot be set aside: the state cannot be written.
-    State(StateError),
-}
-
-/// Delivers one record of our own (a gap) and resolves when the host has it.
-///
-/// # Errors
-/// The host does not have it.
-pub async fn deliver_notice(
-    context: &FetchContext,
-    content_type: crate::model::ContentType,
-    time: Timestamp,
-    write: impl FnOnce(&mut Vec<u8>),
-) -> Result<(), NotNoticed> {
-    let mut builder = BatchBuilder::default();
-    builder.push_with(|out| {
-        write(out);
-        Some((time, Severity::High))
-    });
-    let batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
-    let aside = context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| NotNoticed::Stopped)?;
-    if aside.is_empty() {
-        return Ok(());
-    }
-    context.ledger.commit(Change { aside, ..Change::default() }).await.map_err(NotNoticed::State)
 }

@@ -12,10 +12,13 @@ use jiff::SignedDuration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::error::{FaultKind, fault_kind};
 use super::health::{Board, Level, Place};
+use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX};
+use super::server_time::ServerTime;
 use super::subscription::{Restart, Subscriptions};
-use super::{FaultKind, ServerTime};
 use crate::api::{Action, ApiClient, ApiError, ErrorKind, PageLink};
+use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::key_set::Key;
 use crate::clock::Clock;
@@ -29,16 +32,14 @@ const PAGES_MAX: u32 = 1000;
 /// Answers `null` to one page before it is taken for an empty one. Each window is listed again by the polls of the next
 /// hours, of the day and of the week, so what it may have hidden is found all the same.
 pub const NULL_LISTINGS_MAX: u32 = 5;
-const DELAY_MIN: Duration = Duration::from_secs(1);
 const DELAY_MAX: Duration = Duration::from_secs(60);
+const RETRY: Backoff = Backoff::between(Duration::from_secs(1), DELAY_MAX);
 /// Failures of one window in a row before health says so.
 const FAILURES_BEFORE_TROUBLE: u32 = 3;
 /// A type that lacks its permission is tried again this often.
 const PARKED_DELAY: Duration = Duration::from_secs(15 * 60);
-/// With `--once`, a page that failed this often is left.
-pub const ONCE_ATTEMPTS_MAX: u32 = 10;
-/// With `--once`, the longest pause between two attempts.
-const ONCE_DELAY_MAX: Duration = Duration::from_secs(10);
+/// The same with `--once`, which somebody waits for.
+const RETRY_ONCE: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(10));
 
 /// What a lister tells the tenant's loop.
 #[derive(Debug)]
@@ -90,32 +91,6 @@ pub enum Found {
         /// Why something was left, if it was.
         left: Option<Left>,
     },
-}
-
-/// Why a `--once` pass did not read everything of a stream.
-#[derive(Debug, Clone)]
-pub struct Left {
-    /// For the operator.
-    pub why: String,
-    /// What kind of fault it was.
-    pub kind: LeftKind,
-}
-
-/// The kind decides the exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LeftKind {
-    /// Could not be read now; a later run may.
-    Passing,
-    /// Microsoft could not be reached.
-    Network,
-    /// A permission or subscription is missing.
-    Permission,
-    /// Routine reads are on hold for the next run: said, and not an error.
-    Held,
-    /// `DLP.All` without `ActivityFeed.ReadDlp`: said, and not an error.
-    Optional,
-    /// Sign-in failed.
-    Authentication,
 }
 
 /// What a lister is told by the loop.
@@ -526,7 +501,7 @@ impl Lister {
     }
 
     fn delay(&self, failures: u32) -> Duration {
-        backoff(failures, DELAY_MIN, if self.settings.once { ONCE_DELAY_MAX } else { DELAY_MAX })
+        if self.settings.once { RETRY_ONCE } else { RETRY }.after(failures)
     }
 
     async fn page_failed(
@@ -743,7 +718,7 @@ impl Lister {
 }
 
 fn left_kind(error: &ApiError) -> LeftKind {
-    match super::fault_kind(error) {
+    match fault_kind(error) {
         FaultKind::Authentication => LeftKind::Authentication,
         FaultKind::Permission => LeftKind::Permission,
         FaultKind::Network if error.kind() == ErrorKind::Unreachable => LeftKind::Network,
@@ -754,10 +729,4 @@ fn left_kind(error: &ApiError) -> LeftKind {
 fn take_ready(queue: &mut VecDeque<Cursor>, now: Duration) -> Option<Cursor> {
     let ready = queue.iter().position(|cursor| cursor.not_before <= now)?;
     queue.remove(ready)
-}
-
-/// The pause after the `failures`-th failure in a row: doubling from `min` to `max`, half of it drawn at random.
-pub fn backoff(failures: u32, min: Duration, max: Duration) -> Duration {
-    let doubled = min.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(max);
-    doubled.mul_f64(0.5 + 0.5 * fastrand::f64())
 }

@@ -3,19 +3,29 @@
 //! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop;
 //! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`aside`] offers again what
 //! the host would not take, [`subscription`] keeps the feed on,
-//! [`health`] says how it fares, [`hold`] keeps routine reads that data loss prevention may flag yet, [`budget`] bounds
+//! [`health`] says how it fares, [`hold`] knows which routine reads wait because data loss prevention may flag them yet and
+//! [`release`] ships and drops them, [`backfill`] reads a range again when it is asked to at the [`desk`], [`budget`] bounds
 //! what is in memory, [`fleet`] is what the sources of one process share. None of them knows a host by name or Microsoft's wire format.
 
 pub mod aside;
 pub mod backfill;
 pub mod budget;
 pub mod check;
+pub mod context;
 pub mod deliver;
+pub mod desk;
+pub mod error;
 pub mod fetch;
 pub mod fleet;
 pub mod health;
 pub mod hold;
+pub mod job;
 pub mod listing;
+mod opening;
+pub mod parts;
+pub mod release;
+pub mod report;
+pub mod server_time;
 pub mod slow_store;
 pub mod subscription;
 mod tasks;
@@ -23,7 +33,7 @@ pub mod tenant;
 mod unsettled;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,19 +42,18 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::api::{
-    ARC_KEY_DIR, Action, ApiClient, ApiError, ApiSettings, CertificateFiles, ErrorKind, ManagedIdentity, ServerDate,
-};
+use crate::api::{ARC_KEY_DIR, ApiClient, ApiSettings, CertificateFiles, ManagedIdentity};
 use crate::auth::{Credential, TokenEndpoint};
-use crate::checkpoint::server_clock::ServerClock;
 use crate::clock::Clock;
 use crate::config::{self, AuthMethod, Problem, SourceConfig};
-use crate::host::{Health, Host, StateError};
-use crate::model::{Actionable, TenantId, Timestamp};
+use crate::host::{Health, Host};
+use crate::model::Actionable;
 use crate::normalise::{Mask, Normaliser, Settings};
-use backfill::{BackfillError, Desk};
+use desk::{BackfillError, Desk};
+pub use error::{FaultKind, SourceError, fault_kind};
 use fleet::Fleet;
-use listing::{Left, LeftKind};
+pub use report::Report;
+pub use server_time::ServerTime;
 
 /// How often a file that cannot be read is looked for.
 const FILE_RETRY: Duration = Duration::from_secs(30);
@@ -96,160 +105,6 @@ pub struct CheckFault {
     pub remedy: String,
     /// What kind of fault.
     pub kind: FaultKind,
-}
-
-/// Kinds of fault, worst last; each has an exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FaultKind {
-    /// To be known, nothing to fail over.
-    Notice,
-    /// The network, or Microsoft's side.
-    Network,
-    /// Permission, subscription or audit setting in the tenant.
-    Permission,
-    /// Sign-in.
-    Authentication,
-    /// The state store.
-    State,
-}
-
-/// How a run ended.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// What a single pass did not read, and why.
-    pub left: Vec<Left>,
-}
-
-impl Report {
-    /// The worst kind of what was left, notices aside.
-    pub fn worst(&self) -> Option<LeftKind> {
-        self.left.iter().map(|l| l.kind).filter(|k| !matches!(k, LeftKind::Optional | LeftKind::Held)).max()
-    }
-}
-
-/// Why a source cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The state store.
-    #[error("the state of tenant `{tenant}` cannot be used: {source}")]
-    State {
-        /// The tenant.
-        tenant: TenantId,
-        /// What is wrong with it.
-        source: StateError,
-    },
-    /// The feed or sign-in.
-    #[error("{source}")]
-    Api {
-        /// What went wrong.
-        source: Box<ApiError>,
-    },
-    /// A file that the configuration names and that could be read when it was checked.
-    #[error("`{key}`: `{}` cannot be read: {why}", path.display())]
-    File {
-        /// The key that names it.
-        key: &'static str,
-        /// The file.
-        path: std::path::PathBuf,
-        /// What the system said.
-        why: String,
-    },
-    /// The rules, which were fit to use when the configuration was read.
-    #[error("the rules of source `{name}` cannot be used: {source}")]
-    Rules {
-        /// The source.
-        name: Arc<str>,
-        /// What is wrong with them.
-        source: config::RulesError,
-    },
-    /// A bug of ours.
-    #[error("internal error: {0}")]
-    Internal(String),
-}
-
-impl Actionable for SourceError {
-    fn slug(&self) -> &'static str {
-        match self {
-            Self::State { source: StateError::Conflict { .. }, .. } => "state-conflict",
-            Self::State { source: StateError::Corrupt { .. }, .. } => "state-corrupt",
-            Self::State { source: StateError::Unavailable(_), .. } => "state-not-written",
-            Self::Api { source } => source.slug(),
-            Self::File { .. } => "file-unreadable",
-            Self::Rules { source, .. } => source.slug(),
-            Self::Internal(_) => "internal",
-        }
-    }
-
-    fn hint(&self) -> String {
-        match self {
-            Self::State { source: StateError::Conflict { .. }, .. } => {
-                "two collectors share this tenant's state: stop one of them, then restart".into()
-            }
-            Self::State { source: StateError::Corrupt { .. }, .. } => {
-                "nothing was changed: restore the state from a backup, start the build that wrote it, or move `data_dir` away and begin anew".into()
-            }
-            Self::State { source: StateError::Unavailable(_), .. } => "check space and permissions of `data_dir`".into(),
-            Self::Api { source } => source.hint(),
-            Self::File { .. } => {
-                "check that it exists and that this user may read it (`namei -l FILE`); a running source looks again by itself".into()
-            }
-            Self::Rules { source, .. } => source.hint(),
-            Self::Internal(_) => "this is a bug: please report it with the log".into(),
-        }
-    }
-}
-
-/// Microsoft's time, shared between the client that sees it and the loop that acts on it. Cheap to clone.
-#[derive(Clone)]
-pub struct ServerTime {
-    clock: Arc<dyn Clock>,
-    inner: Arc<Mutex<ServerClock>>,
-}
-
-impl ServerTime {
-    /// Nothing seen yet.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, inner: Arc::default() }
-    }
-
-    /// Takes note of an answer's date.
-    pub fn observe(&self, seen: ServerDate) {
-        self.lock().observe(seen.date, seen.at);
-    }
-
-    /// Begins anew from what an earlier run knew.
-    pub fn reset(&self, clock: ServerClock) {
-        *self.lock() = clock;
-    }
-
-    /// The time by which Microsoft judges the next request; this machine's before the first answer.
-    pub fn for_requests(&self) -> Timestamp {
-        let at = self.clock.monotonic();
-        self.lock().latest_answer(at).unwrap_or_else(|| self.clock.now())
-    }
-
-    /// Microsoft's time, if it may be acted on.
-    pub fn trusted(&self) -> Option<Timestamp> {
-        let at = self.clock.monotonic();
-        let clock = self.lock();
-        if clock.is_trusted() { clock.now(at) } else { None }
-    }
-
-    /// Whether the latest answers contradict what is believed.
-    pub fn is_doubted(&self) -> bool {
-        let at = self.clock.monotonic();
-        let clock = self.lock();
-        clock.now(at).is_some() && !clock.is_trusted()
-    }
-
-    /// Microsoft's time minus this machine's.
-    pub fn skew(&self) -> Option<SignedDuration> {
-        self.trusted().map(|server| server.duration_since(self.clock.now()))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, ServerClock> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The Microsoft 365 audit source of one tenant.
@@ -440,16 +295,11 @@ impl M365Audit {
         api: ApiClient,
         server: ServerTime,
         host: Arc<dyn Host>,
-    ) -> Result<Box<tenant::TenantParts>, SourceError> {
+    ) -> Result<Box<parts::TenantParts>, SourceError> {
         (*self).parts(api, server, host).map(Box::new)
     }
 
-    fn parts(
-        self,
-        api: ApiClient,
-        server: ServerTime,
-        host: Arc<dyn Host>,
-    ) -> Result<tenant::TenantParts, SourceError> {
+    fn parts(self, api: ApiClient, server: ServerTime, host: Arc<dyn Host>) -> Result<parts::TenantParts, SourceError> {
         let config = &self.config;
         let rules = config.severity.load().map_err(|source| SourceError::Rules { name: self.name.clone(), source })?;
         let mask = Mask::new(config.mask_detected_values, &config.mask);
@@ -463,7 +313,7 @@ impl M365Audit {
             mask: mask.map_err(|error| SourceError::Internal(format!("`mask`: {error}")))?,
         });
         let seconds = |n: u64| SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX));
-        Ok(tenant::TenantParts {
+        Ok(parts::TenantParts {
             source: self.name.clone(),
             tenant: config.tenant_id.clone(),
             content_types: config.content_types.clone(),
@@ -491,22 +341,6 @@ impl M365Audit {
             desk: self.desk,
             retries: self.retries,
         })
-    }
-}
-
-/// What kind of fault an error of the feed is.
-pub fn fault_kind(error: &ApiError) -> FaultKind {
-    match (error.kind(), error.action()) {
-        (ErrorKind::Auth, _) if error.auth().is_some_and(|auth| auth.is_passing()) => FaultKind::Network,
-        (ErrorKind::Auth, _) => FaultKind::Authentication,
-        // A 401 without a code is the front end's word on the token, whatever the permissions are.
-        (ErrorKind::Answer, Action::SlowRetryTenant) if error.status() == Some(401) && error.code().is_none() => {
-            FaultKind::Authentication
-        }
-        (ErrorKind::Answer, Action::SlowRetryTenant | Action::ParkType | Action::StartSubscription) => {
-            FaultKind::Permission
-        }
-        _ => FaultKind::Network,
     }
 }
 

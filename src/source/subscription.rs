@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use tokio::sync::Mutex;
 
-use super::ServerTime;
+use super::server_time::ServerTime;
 use crate::api::{Action, ApiClient, ApiError, Started};
 use crate::checkpoint::format::TenantState;
 use crate::checkpoint::ledger::{Change, LedgerHandle};

@@ -15,30 +15,33 @@ use jiff::SignedDuration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::aside::{self, SetAside};
-use super::backfill::{self, Desk};
-use super::budget::{Budget, Pool};
-use super::deliver::Courier;
-use super::fetch::{FetchContext, Job, NotNoticed, Outcome, Patience, Reading, deliver_notice};
+use super::aside::SetAside;
+use super::backfill;
+use super::context::{FetchContext, NotNoticed, deliver_notice};
+use super::error::SourceError;
+use super::fetch::Reading;
 use super::health::{Board, Level, Place};
-use super::hold::{self, Hold, HoldSettings};
-use super::listing::{Found, Guidance, Left, LeftKind, Lister, ListerSettings, ONCE_ATTEMPTS_MAX, backoff};
-use super::slow_store::SlowStore;
+use super::hold;
+use super::job::{Job, Outcome, Patience};
+use super::listing::{Found, Guidance, Lister, ListerSettings};
+use super::opening::open_ledger;
+use super::parts::TenantParts;
+use super::release;
+use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX, Report};
 use super::subscription::Subscriptions;
 use super::tasks::Tasks;
 use super::unsettled::{Blob, Unsettled};
-use super::{Report, ServerTime, SourceError};
-use crate::api::{Action, ApiClient};
+use crate::api::Action;
+use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::format::Position;
 use crate::checkpoint::key_set::{Key, Probe};
-use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings, Opened};
+use crate::checkpoint::ledger::{Change, LedgerHandle, Opened};
 use crate::checkpoint::server_clock::{JUMP, ServerClock};
-use crate::clock::Clock;
-use crate::host::{Buffers, Host, StateError};
+use crate::host::StateError;
 use crate::metrics;
-use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window, counted};
-use crate::normalise::{GapNotice, Normaliser};
+use crate::model::{Actionable, BlobRef, ContentType, Timestamp, Window, counted};
+use crate::normalise::GapNotice;
 use crate::plan::{self, Bounds, Reach};
 
 /// Bodies downloaded at once: at least.
@@ -57,11 +60,15 @@ const TICK: Duration = Duration::from_secs(15);
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// Positions are written at most this often while blobs settle.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
-const BLOB_DELAY_MIN: Duration = Duration::from_millis(500);
-const BLOB_DELAY_MAX: Duration = Duration::from_secs(300);
+/// Between two requests for what subscriptions there are.
+const ASK_AGAIN: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
+/// The same for a single pass, which somebody waits for; likewise below.
+const ASK_AGAIN_ONCE: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(10));
+/// Before a blob that could not be read is asked for again.
+const BLOB_AGAIN: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(300));
+const BLOB_AGAIN_ONCE: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(10));
 /// "Content does not exist", "expired" and 404 are asked again no sooner than this.
 const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
-const ONCE_DELAY_MAX: Duration = Duration::from_secs(10);
 /// Whatever a blob holds is shipped when it has no longer than this to live.
 const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
 /// An unsettled blob this near its expiry is an alarm.
@@ -80,53 +87,6 @@ const SKEW_TO_EXPIRE_MAX: SignedDuration = SignedDuration::from_hours(24);
 const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
 /// Windows remembered as read, per stream, before they are merged.
 const READ_WINDOWS_MAX: usize = 512;
-
-/// What batches may take of `in_flight_bytes_max`: the rest is for bodies being read, which are in memory as well.
-const fn for_batches(in_flight_bytes_max: u64) -> u64 {
-    in_flight_bytes_max - in_flight_bytes_max / 4
-}
-
-/// What a tenant's loop is made from.
-pub struct TenantParts {
-    /// The source's name.
-    pub source: Arc<str>,
-    /// The tenant.
-    pub tenant: TenantId,
-    /// The streams to run.
-    pub content_types: Vec<ContentType>,
-    /// The feed; its answers' dates go to `server`.
-    pub api: ApiClient,
-    /// Microsoft's clock, fed by `api`.
-    pub server: ServerTime,
-    /// Events into records.
-    pub normaliser: Arc<Normaliser>,
-    /// The host.
-    pub host: Arc<dyn Host>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Time between polls.
-    pub poll_interval: Duration,
-    /// How far before `complete_until` a poll begins.
-    pub overlap: SignedDuration,
-    /// How far back the first run begins.
-    pub backfill: SignedDuration,
-    /// Bound on bytes in flight.
-    pub in_flight_bytes_max: u64,
-    /// Bound on those of all sources of the process.
-    pub pool: Pool,
-    /// Bound on event keys.
-    pub event_keys_max: u64,
-    /// Requests a minute, 0 for no limit.
-    pub max_requests_per_minute: u32,
-    /// Routine reads on hold.
-    pub hold: HoldSettings,
-    /// One pass from `origin`, then end.
-    pub once: bool,
-    /// Where back-fills are asked for while it runs.
-    pub desk: Option<Desk>,
-    /// Where what was set aside is asked to be offered again.
-    pub retries: Option<mpsc::Receiver<aside::Ask>>,
-}
 
 struct Stream {
     position: Position,
@@ -276,7 +236,7 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
-        let context = fetch_context(&parts, &board, handle.clone(), events, hold, &stop);
+        let context = FetchContext::new(&parts, &board, handle.clone(), events, hold, &stop);
         let of = (parts.source.clone(), parts.tenant.clone(), parts.content_types.clone());
         let set_aside =
             SetAside::new(of, context.courier.clone(), handle.clone(), context.store.clone(), context.stop.clone());
@@ -316,88 +276,6 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
     result
 }
 
-/// What fetches of this tenant need.
-pub(super) fn fetch_context(
-    parts: &TenantParts,
-    board: &Board,
-    ledger: LedgerHandle,
-    events: EventIndex,
-    hold: Hold,
-    stop: &CancellationToken,
-) -> FetchContext {
-    FetchContext {
-        source: parts.source.clone(),
-        tenant: parts.tenant.clone(),
-        api: parts.api.clone(),
-        normaliser: parts.normaliser.clone(),
-        events,
-        ledger,
-        store: SlowStore::watching(parts.host.state(), parts.clock.clone(), board),
-        courier: Courier::new(parts.host.clone(), parts.clock.clone(), board.clone()),
-        budget: Budget::new(for_batches(parts.in_flight_bytes_max), &parts.pool),
-        buffers: Buffers::default(),
-        clock: parts.clock.clone(),
-        stop: stop.child_token(),
-        hold,
-        backfill: None,
-    }
-}
-
-/// Opens the state; while the store cannot be reached, tries again (`None`: stopped).
-pub(super) async fn open_ledger(
-    parts: &TenantParts,
-    board: &Board,
-    stop: &CancellationToken,
-) -> Result<Option<Box<(Opened, Hold)>>, SourceError> {
-    let settings = LedgerSettings {
-        tenant: parts.tenant.clone(),
-        content_types: parts.content_types.clone(),
-        event_keys_max: parts.event_keys_max,
-    };
-    let mut failures = 0;
-    loop {
-        let trouble_board = board.clone();
-        let on_trouble = Box::new(move |error: Option<&StateError>| match error {
-            Some(error @ StateError::Unavailable(_)) => trouble_board.report(
-                Place::State,
-                Level::Degraded,
-                format!("state-not-written: {error}"),
-                "free disk space or repair the store; no checkpoint advances until writes succeed, nothing is lost",
-            ),
-            Some(error) => trouble_board.report(
-                Place::State,
-                Level::Failed,
-                format!("state-conflict: {error}"),
-                "run one collector per tenant and state store, then restart",
-            ),
-            None => trouble_board.clear(Place::State),
-        });
-        let store = SlowStore::watching(parts.host.state(), parts.clock.clone(), board);
-        let opened = match Ledger::open(store.clone(), parts.clock.clone(), &settings, on_trouble).await {
-            Ok(opened) => Hold::load(store, parts.hold.clone()).await.map(|hold| (opened, hold)),
-            Err(error) => Err(error),
-        };
-        match opened {
-            Ok(opened) => {
-                board.clear(Place::State);
-                return Ok(Some(Box::new(opened)));
-            }
-            Err(StateError::Unavailable(why)) if !parts.once => {
-                failures += 1;
-                board.report(Place::State, Level::Failed, format!("state-not-read: {why}"), "it will be retried");
-                tokio::select! {
-                    () = parts.clock.sleep(backoff(failures, Duration::from_secs(1), Duration::from_secs(60))) => {}
-                    () = stop.cancelled() => return Ok(None),
-                }
-            }
-            Err(error) => {
-                board.report(Place::State, Level::Failed, error.to_string(), "nothing was changed");
-                return Err(SourceError::State { tenant: parts.tenant.clone(), source: error });
-            }
-        }
-    }
-}
-
 /// Asks which subscriptions are on, until Microsoft answers (`None`: stopped).
 async fn subscriptions_on(
     parts: &TenantParts,
@@ -432,7 +310,7 @@ async fn subscriptions_on(
         let pause = if slow {
             parts.poll_interval.max(Duration::from_secs(60))
         } else {
-            backoff(failures, Duration::from_secs(1), if parts.once { ONCE_DELAY_MAX } else { Duration::from_secs(60) })
+            if parts.once { ASK_AGAIN_ONCE } else { ASK_AGAIN }.after(failures)
         };
         tokio::select! {
             () = parts.clock.sleep(pause) => {}
@@ -767,7 +645,7 @@ impl Loop {
         }
         self.tending = true;
         let context = self.context.clone();
-        self.tasks.spawn(async move { Done::Held(context.hold.turn(&context, now).await) });
+        self.tasks.spawn(async move { Done::Held(release::turn(&context, now).await) });
     }
 
     fn say_blind(&self, why: &str, when: &str) {
@@ -1130,7 +1008,7 @@ impl Loop {
         // The next attempt first writes the blob to the state, so that it outlives the listing it was found in.
         job.track_first = !job.tracked;
         job.tracked = true;
-        let delay = backoff(job.failures, BLOB_DELAY_MIN, if once { ONCE_DELAY_MAX } else { BLOB_DELAY_MAX });
+        let delay = if once { BLOB_AGAIN_ONCE } else { BLOB_AGAIN }.after(job.failures);
         let slow =
             !once && matches!(action, Some(Action::RetryBlobSlowly | Action::SlowRetryTenant | Action::ParkType));
         let named = error.as_ref().and_then(|error| error.not_before()).unwrap_or_default();

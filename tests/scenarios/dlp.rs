@@ -6,7 +6,7 @@ use m365_audit::checkpoint::held::HeldPage;
 use m365_audit::host::{Expected, Health, Op, StateStore as _};
 use m365_audit::model::ContentType;
 use m365_audit::sim::{CallKind, Fault, GenerateSpec, NewBlob};
-use m365_audit::source::listing::LeftKind;
+use m365_audit::source::report::LeftKind;
 use serde_json::{Value, json};
 
 use crate::host::Manner;

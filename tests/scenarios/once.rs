@@ -3,7 +3,7 @@
 use m365_audit::model::ContentType;
 use m365_audit::sim::{CallKind, Fault, NewBlob, SimConfig};
 use m365_audit::source::SourceError;
-use m365_audit::source::listing::LeftKind;
+use m365_audit::source::report::LeftKind;
 
 use crate::world::{EXCHANGE, World, days, hours, mins};
 

@@ -1,0 +1,135 @@
+//! What all parts of a tenant's work need: fetches, the hold's worker, a back-fill.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::budget::Budget;
+use super::deliver::{Courier, Stopped};
+use super::desk::Backfilling;
+use super::health::Board;
+use super::hold::Hold;
+use super::parts::TenantParts;
+use super::slow_store::SlowStore;
+use crate::api::ApiClient;
+use crate::checkpoint::claims::EventIndex;
+use crate::checkpoint::ledger::{Change, LedgerHandle};
+use crate::clock::Clock;
+use crate::host::{BatchBuilder, Buffers, StateError, StateStore};
+use crate::metrics;
+use crate::model::{ContentType, TenantId, Timestamp};
+use crate::normalise::Normaliser;
+use crate::severity::Severity;
+
+/// A batch is handed over when it has grown to this.
+pub const BATCH_BYTES: usize = 256 * 1024;
+/// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
+pub const BAD_PIECE_BYTES: usize = 48 * 1024;
+
+/// What batches may take of `in_flight_bytes_max`: the rest is for bodies being read, which are in memory as well.
+const fn for_batches(in_flight_bytes_max: u64) -> u64 {
+    in_flight_bytes_max - in_flight_bytes_max / 4
+}
+
+/// Everything a fetch needs that is the same for all blobs of a tenant. Cheap to clone.
+#[derive(Clone)]
+pub struct FetchContext {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The feed.
+    pub api: ApiClient,
+    /// Events into records.
+    pub normaliser: Arc<Normaliser>,
+    /// Delivered events and claims.
+    pub events: EventIndex,
+    /// Where what became true is remembered.
+    pub ledger: LedgerHandle,
+    /// For pages of keys that are not in memory.
+    pub store: Arc<dyn StateStore>,
+    /// Delivery.
+    pub courier: Courier,
+    /// Bytes in flight.
+    pub budget: Budget,
+    /// What batches are written into.
+    pub buffers: Buffers,
+    /// Routine reads on hold, and what data loss prevention has flagged.
+    pub hold: Hold,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// No new body is read once this is cancelled.
+    pub stop: CancellationToken,
+    /// Set when a back-fill asks: then blobs are not marked, which is the loop's to do.
+    pub backfill: Option<Backfilling>,
+}
+
+impl FetchContext {
+    /// The context of a tenant whose state is open.
+    pub(super) fn new(
+        parts: &TenantParts,
+        board: &Board,
+        ledger: LedgerHandle,
+        events: EventIndex,
+        hold: Hold,
+        stop: &CancellationToken,
+    ) -> Self {
+        Self {
+            source: parts.source.clone(),
+            tenant: parts.tenant.clone(),
+            api: parts.api.clone(),
+            normaliser: parts.normaliser.clone(),
+            events,
+            ledger,
+            store: SlowStore::watching(parts.host.state(), parts.clock.clone(), board),
+            courier: Courier::new(parts.host.clone(), parts.clock.clone(), board.clone()),
+            budget: Budget::new(for_batches(parts.in_flight_bytes_max), &parts.pool),
+            buffers: Buffers::default(),
+            clock: parts.clock.clone(),
+            stop: stop.child_token(),
+            hold,
+            backfill: None,
+        }
+    }
+
+    /// Counts an answer that is empty where something was to be expected.
+    pub fn count_empty(&self, content_type: ContentType, endpoint: &'static str) {
+        ::metrics::counter!(
+            metrics::EMPTY_ANSWERS_TOTAL, "tenant" => self.tenant.to_string(), "content_type" => content_type.as_str(),
+            "endpoint" => endpoint
+        )
+        .increment(1);
+    }
+}
+
+/// Why a record of our own is not with the host.
+#[derive(Debug)]
+pub enum NotNoticed {
+    /// The source stops: it is made again after the next start.
+    Stopped,
+    /// The host rejected it and it cannot be set aside: the state cannot be written.
+    State(StateError),
+}
+
+/// Delivers one record of our own (a gap) and resolves when the host has it.
+///
+/// # Errors
+/// The host does not have it.
+pub async fn deliver_notice(
+    context: &FetchContext,
+    content_type: ContentType,
+    time: Timestamp,
+    write: impl FnOnce(&mut Vec<u8>),
+) -> Result<(), NotNoticed> {
+    let mut builder = BatchBuilder::default();
+    builder.push_with(|out| {
+        write(out);
+        Some((time, Severity::High))
+    });
+    let batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
+    let aside = context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| NotNoticed::Stopped)?;
+    if aside.is_empty() {
+        return Ok(());
+    }
+    context.ledger.commit(Change { aside, ..Change::default() }).await.map_err(NotNoticed::State)
+}

@@ -1,0 +1,249 @@
+//! Where back-fills of a running source are asked for, and what is heard of one: the questions, the numbers, the answer.
+//!
+//! It knows nothing of how a range is read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::error::SourceError;
+use crate::model::{Actionable, Timestamp};
+
+/// Questions waiting at a desk.
+const QUEUED_MAX: usize = 4;
+
+/// What to read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// A range. One that is the same as an unfinished one goes on.
+    Range {
+        /// Made available from here on.
+        from: Timestamp,
+        /// Until here (exclusive); Microsoft's now when absent.
+        to: Option<Timestamp>,
+        /// Only these content types; all of the source's when empty.
+        content_types: Vec<String>,
+        /// Deliver again what was delivered already.
+        again: bool,
+    },
+    /// Go on with the one that is not done.
+    Resume,
+    /// Give up the one that is not done.
+    Discard,
+}
+
+/// How far a back-fill has come; shared with those who fetch.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Blobs listed.
+    pub found: AtomicU64,
+    /// Blobs settled.
+    pub blobs: AtomicU64,
+    /// Events delivered.
+    pub events: AtomicU64,
+    /// Events that were delivered before.
+    pub duplicates: AtomicU64,
+    /// Bytes received.
+    pub bytes: AtomicU64,
+    /// Listings and blobs asked for.
+    pub requests: AtomicU64,
+    pub(super) span_secs: AtomicU64,
+    pub(super) read_secs: AtomicU64,
+    pub(super) quota: AtomicU64,
+}
+
+/// [`Progress`] at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Blobs listed.
+    pub found: u64,
+    /// Blobs settled.
+    pub blobs: u64,
+    /// Events delivered.
+    pub events: u64,
+    /// Events that were delivered before and not sent again.
+    pub duplicates: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Listings and blobs asked for.
+    pub requests: u64,
+    /// Summed length of the intervals to read, over the content types.
+    pub span_secs: u64,
+    /// Of that, read.
+    pub read_secs: u64,
+    /// Requests a minute it may make; 0 is no limit.
+    pub requests_per_minute_max: u64,
+}
+
+impl Progress {
+    /// The numbers now.
+    pub fn snapshot(&self) -> Snapshot {
+        let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Snapshot {
+            found: of(&self.found),
+            blobs: of(&self.blobs),
+            events: of(&self.events),
+            duplicates: of(&self.duplicates),
+            bytes: of(&self.bytes),
+            requests: of(&self.requests),
+            span_secs: of(&self.span_secs),
+            read_secs: of(&self.read_secs),
+            requests_per_minute_max: of(&self.quota),
+        }
+    }
+}
+
+/// How a back-fill ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The numbers at the end.
+    pub progress: Snapshot,
+    /// It was stopped before its end; the same command goes on.
+    pub interrupted: bool,
+    /// What could not be read now, with reasons; the same command tries it again.
+    pub left: Vec<String>,
+    /// Content types and intervals that Microsoft does not list, because of their age or because the subscription was
+    /// off.
+    pub gone: Vec<String>,
+    /// Content types whose subscription was started.
+    #[serde(default)]
+    pub started: Vec<String>,
+}
+
+/// Why a back-fill does not begin, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BackfillError {
+    /// Nothing lies in the range.
+    #[error("nothing lies between `{from}` and `{to}`: the range must begin before it ends, and before now")]
+    Range {
+        /// Its beginning.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+    },
+    /// Microsoft lists nothing that old.
+    #[error(
+        "cannot read from `{from}` on: Microsoft keeps seven days, the oldest content still listed is of `{oldest}`"
+    )]
+    TooOld {
+        /// Asked for.
+        from: Timestamp,
+        /// What is still there.
+        oldest: Timestamp,
+    },
+    /// The source does not read this content type.
+    #[error("the source does not read `{0}`")]
+    TypeNotRead(String),
+    /// Another range is not done.
+    #[error("the back-fill from `{from}` to `{to}` is not done")]
+    Unfinished {
+        /// Its beginning.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+    },
+    /// There is none to go on with.
+    #[error("there is no unfinished back-fill")]
+    Nothing,
+    /// One is running.
+    #[error("a back-fill of this source is running")]
+    Busy,
+    /// The source ended meanwhile.
+    #[error("the source has ended")]
+    SourceEnded,
+    /// The state, or signing in.
+    #[error("{0}")]
+    Source(#[from] SourceError),
+}
+
+impl Actionable for BackfillError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::Range { .. } => "backfill-range",
+            Self::TooOld { .. } => "backfill-too-old",
+            Self::TypeNotRead(_) => "backfill-type-not-read",
+            Self::Unfinished { .. } => "backfill-unfinished",
+            Self::Nothing => "backfill-none",
+            Self::Busy => "backfill-busy",
+            Self::SourceEnded => "backfill-source-ended",
+            Self::Source(error) => error.slug(),
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Range { .. } => {
+                "give --from and --to in UTC, as in 2026-05-01T00:00:00Z, or as ages: --from 3d --to 12h".into()
+            }
+            Self::TooOld { oldest, .. } => format!(
+                "use --from {oldest} or later; what is older can only be exported from Purview's audit search and turned into records with `m365-audit normalize`"
+            ),
+            Self::TypeNotRead(_) => "add it to `content_types` of the source, or leave --content-type out".into(),
+            Self::Unfinished { .. } => {
+                "go on with it by --resume, or give it up by --discard, then ask for the other range".into()
+            }
+            Self::Nothing => "give a range with --from".into(),
+            Self::Busy => "wait until it is done, or stop it where it was started; `m365-audit status` shows it".into(),
+            Self::SourceEnded => "run the same command again: it goes on where it was".into(),
+            Self::Source(error) => error.hint(),
+        }
+    }
+}
+
+/// One question at a desk.
+pub struct Asked {
+    /// What to read.
+    pub ask: Ask,
+    /// Told the numbers once it begins.
+    pub begun: oneshot::Sender<Arc<Progress>>,
+    /// Stops it.
+    pub stop: CancellationToken,
+    /// Told how it ended.
+    pub answer: oneshot::Sender<Result<Ended, BackfillError>>,
+}
+
+/// Where a running source takes questions.
+pub struct Desk(mpsc::Receiver<Box<Asked>>);
+
+impl Desk {
+    /// The questions, in the order in which they come.
+    pub(super) fn into_asked(self) -> mpsc::Receiver<Box<Asked>> {
+        self.0
+    }
+}
+
+/// Where questions are handed in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Counter(mpsc::Sender<Box<Asked>>);
+
+impl Counter {
+    /// Hands a question in.
+    ///
+    /// # Errors
+    /// The source has ended, or questions queue up.
+    pub fn hand_in(&self, asked: Asked) -> Result<(), BackfillError> {
+        self.0.try_send(Box::new(asked)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => BackfillError::Busy,
+            mpsc::error::TrySendError::Closed(_) => BackfillError::SourceEnded,
+        })
+    }
+}
+
+/// A desk and its counter.
+pub fn desk() -> (Counter, Desk) {
+    let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+    (Counter(sender), Desk(receiver))
+}
+
+/// How a back-fill reads.
+#[derive(Clone)]
+pub struct Backfilling {
+    /// Counts what is read and delivered.
+    pub progress: Arc<Progress>,
+    /// Deliver again what was delivered, once for this salt.
+    pub again: Option<Arc<str>>,
+}

@@ -1,0 +1,164 @@
+//! A blob to be fetched: what earlier attempts taught of it, how an attempt can end, and when the next one is due.
+
+use std::time::Duration;
+
+use crate::api::ApiError;
+use crate::backoff::Backoff;
+use crate::checkpoint::key_set::Key;
+use crate::host::StateError;
+use crate::model::BlobRef;
+
+/// Before a blob whose fetch was throttled is asked for again.
+const THROTTLED: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(60));
+/// A damaged body is given up as events only when it came byte-identical this often.
+pub const IDENTICAL_BODIES: u32 = 3;
+
+/// How long after an answer without events the same blob is asked for again: soon, in case it was a slip, then over most
+/// of an hour, in case what holds the events lags behind what lists them. The answer after the last of these is believed:
+/// no public report knows of a blob that is empty for longer and has events after all, the position must not wait for
+/// ever, and a blob that stays empty would otherwise hold it back until it expires.
+const EMPTY_PAUSES: [Duration; 6] = [
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(15 * 60),
+    Duration::from_secs(30 * 60),
+];
+/// The same for a single pass and a back-fill, which somebody waits for.
+const EMPTY_PAUSES_SHORT: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+
+/// How long an answer without events is doubted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Over most of an hour.
+    Long,
+    /// Some seconds.
+    Short,
+}
+
+impl Patience {
+    const fn pauses(self) -> &'static [Duration] {
+        match self {
+            Self::Long => &EMPTY_PAUSES,
+            Self::Short => &EMPTY_PAUSES_SHORT,
+        }
+    }
+}
+
+/// A blob to be fetched, with what earlier attempts taught.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The blob.
+    pub blob: BlobRef,
+    /// Its key.
+    pub key: Key,
+    /// Must be written to the state before it is fetched.
+    pub track_first: bool,
+    /// Is in the state on its own.
+    pub tracked: bool,
+    /// Fetches that failed so far, throttled ones left out.
+    pub failures: u32,
+    /// Fetches that were throttled so far.
+    pub throttled: u32,
+    /// The damaged body seen last and how often in a row.
+    pub damaged: Option<(blake3::Hash, u32)>,
+    /// Whether the blob is about to expire: whatever it holds is shipped now.
+    pub last_chance: bool,
+    /// Answers in a row that held no event.
+    pub empties: u32,
+    patience: Patience,
+}
+
+impl Job {
+    /// A blob seen for the first time.
+    pub fn new(blob: BlobRef, key: Key, track_first: bool, patience: Patience) -> Self {
+        Self {
+            blob,
+            key,
+            track_first,
+            tracked: track_first,
+            failures: 0,
+            throttled: 0,
+            damaged: None,
+            last_chance: false,
+            empties: 0,
+            patience,
+        }
+    }
+
+    /// Counts an answer without events; the pause before the next attempt.
+    pub fn note_empty(&mut self) -> Duration {
+        let pause = self.patience.pauses().get(self.empties as usize).copied();
+        self.empties += 1;
+        pause.unwrap_or_default()
+    }
+
+    /// Whether one more answer without events is taken for what it says.
+    pub(super) fn believes_empty(&self) -> bool {
+        self.last_chance || self.empties as usize >= self.patience.pauses().len()
+    }
+
+    /// Counts a fetch that failed and, when it was damaged, whether it is the damage known.
+    pub fn note_failure(&mut self, damaged: Option<blake3::Hash>) {
+        self.failures += 1;
+        self.damaged = match (damaged, self.damaged) {
+            (Some(hash), Some((known, count))) if hash == known => Some((hash, count + 1)),
+            (Some(hash), _) => Some((hash, 1)),
+            (None, known) => known,
+        };
+    }
+
+    /// Counts a fetch that was throttled; how long until the next. Its own pause, since others may be granted meanwhile.
+    pub fn note_throttled(&mut self, error: &ApiError) -> Duration {
+        self.throttled += 1;
+        let pause = THROTTLED.after(self.throttled);
+        pause.max(error.not_before().unwrap_or_default())
+    }
+
+    pub(super) fn salvage(&self) -> Salvage {
+        match self.damaged {
+            _ if self.last_chance => Salvage::Anything,
+            Some((hash, count)) if count >= IDENTICAL_BODIES => Salvage::Body(hash),
+            _ => Salvage::Nothing,
+        }
+    }
+}
+
+/// What to do with bytes that are no event.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Salvage {
+    /// The fetch counts as failed.
+    Nothing,
+    /// Ship them, if the body is again the one with this hash.
+    Body(blake3::Hash),
+    /// Ship them.
+    Anything,
+}
+
+/// How a fetch ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The blob is marked as settled.
+    Settled,
+    /// To be tried again. `damaged` names a whole body that is no array of events.
+    Failed {
+        /// What happened, for the log.
+        why: String,
+        /// The API's error, when it was one.
+        error: Option<ApiError>,
+        /// The body, when it arrived whole and is damaged but may be shipped once it came often enough.
+        damaged: Option<blake3::Hash>,
+    },
+    /// It arrived whole and holds no event, though it was listed: to be asked for again before that is believed.
+    Empty {
+        /// What it holds in their place.
+        why: String,
+    },
+    /// A batch of another blob, which carried an event of this one, was given up: try again at once.
+    Superseded,
+    /// The source is stopping.
+    Stopped,
+    /// State cannot be written any more.
+    State(StateError),
+}

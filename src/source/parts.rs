@@ -1,0 +1,60 @@
+//! What a tenant's work is made from, as the configuration and the host give it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::mpsc;
+
+use super::aside;
+use super::budget::Pool;
+use super::desk::Desk;
+use super::hold::HoldSettings;
+use super::server_time::ServerTime;
+use crate::api::ApiClient;
+use crate::clock::Clock;
+use crate::host::Host;
+use crate::model::{ContentType, TenantId};
+use crate::normalise::Normaliser;
+
+/// What a tenant's loop is made from.
+pub struct TenantParts {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The streams to run.
+    pub content_types: Vec<ContentType>,
+    /// The feed; its answers' dates go to `server`.
+    pub api: ApiClient,
+    /// Microsoft's clock, fed by `api`.
+    pub server: ServerTime,
+    /// Events into records.
+    pub normaliser: Arc<Normaliser>,
+    /// The host.
+    pub host: Arc<dyn Host>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Time between polls.
+    pub poll_interval: Duration,
+    /// How far before `complete_until` a poll begins.
+    pub overlap: SignedDuration,
+    /// How far back the first run begins.
+    pub backfill: SignedDuration,
+    /// Bound on bytes in flight.
+    pub in_flight_bytes_max: u64,
+    /// Bound on those of all sources of the process.
+    pub pool: Pool,
+    /// Bound on event keys.
+    pub event_keys_max: u64,
+    /// Requests a minute, 0 for no limit.
+    pub max_requests_per_minute: u32,
+    /// Routine reads on hold.
+    pub hold: HoldSettings,
+    /// One pass from `origin`, then end.
+    pub once: bool,
+    /// Where back-fills are asked for while it runs.
+    pub desk: Option<Desk>,
+    /// Where what was set aside is asked to be offered again.
+    pub retries: Option<mpsc::Receiver<aside::Ask>>,
+}

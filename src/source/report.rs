@@ -1,0 +1,44 @@
+//! What a run left undone, and why: what a single pass reports at its end.
+
+/// With `--once`, a page or a blob that failed this often is left.
+pub const ONCE_ATTEMPTS_MAX: u32 = 10;
+
+/// Why a `--once` pass did not read everything of a stream.
+#[derive(Debug, Clone)]
+pub struct Left {
+    /// For the operator.
+    pub why: String,
+    /// What kind of fault it was.
+    pub kind: LeftKind,
+}
+
+/// The kind decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeftKind {
+    /// Could not be read now; a later run may.
+    Passing,
+    /// Microsoft could not be reached.
+    Network,
+    /// A permission or subscription is missing.
+    Permission,
+    /// Routine reads are on hold for the next run: said, and not an error.
+    Held,
+    /// `DLP.All` without `ActivityFeed.ReadDlp`: said, and not an error.
+    Optional,
+    /// Sign-in failed.
+    Authentication,
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What a single pass did not read, and why.
+    pub left: Vec<Left>,
+}
+
+impl Report {
+    /// The worst kind of what was left, notices aside.
+    pub fn worst(&self) -> Option<LeftKind> {
+        self.left.iter().map(|l| l.kind).filter(|k| !matches!(k, LeftKind::Optional | LeftKind::Held)).max()
+    }
+}
