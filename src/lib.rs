@@ -5,8 +5,8 @@
 //! moves only after the host has the records for good.
 //!
 //! # The journey of one event
-//! [`plan`] gives the windows to list; [`source::listing`] reads every page through [`api`]; [`source::tenant`] chooses
-//! the blob; [`source::fetch`] streams its body through [`normalise::split`]; [`checkpoint::claims`] tells whether the
+//! [`plan`] gives the windows to list; [`source::listing`] reads every page through [`api`]; [`source::tenant`] has
+//! the newest blob fetched; [`source::fetch`] streams its body through [`normalise::split`]; [`checkpoint::claims`] tells whether the
 //! event was delivered already; [`normalise`] renders the record with its [`severity`]; [`source::deliver`] hands the
 //! batch to [`host::Host::deliver`], and the ticket says what became of it.
 //!

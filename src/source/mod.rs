@@ -1,22 +1,25 @@
 //! The source: what a host runs, and the `m365_audit` source itself, built from its configuration.
 //!
-//! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop;
-//! [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`aside`] offers again what
-//! the host would not take, [`subscription`] keeps the feed on,
-//! [`health`] says how it fares, [`hold`] knows which routine reads wait because data loss prevention may flag them yet and
-//! [`release`] ships and drops them, [`backfill`] reads a range again when it is asked to at the [`desk`], [`budget`] bounds
-//! what is in memory, [`fleet`] is what the sources of one process share. None of them knows a host by name or Microsoft's wire format.
+//! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop, and
+//! `decisions` what it decides; [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`aside`]
+//! offers again what the host would not take, [`subscription`] keeps the feed on, [`health`] says how it fares, [`hold`]
+//! knows which routine reads wait because data loss prevention may flag them yet and [`release`] ships and drops them,
+//! [`backfill`] reads a range again when it is asked to at the [`desk`], [`budget`] bounds what is in memory, [`fleet`] is
+//! what the sources of one process share. None of them knows a host by name or Microsoft's wire format.
 
 pub mod aside;
 pub mod backfill;
 pub mod budget;
 pub mod check;
 pub mod context;
+mod decisions;
 pub mod deliver;
 pub mod desk;
+mod downloads;
 pub mod error;
 pub mod fetch;
 pub mod fleet;
+mod gap;
 pub mod health;
 pub mod hold;
 pub mod job;
@@ -27,6 +30,7 @@ pub mod release;
 pub mod report;
 pub mod server_time;
 pub mod slow_store;
+mod stream;
 pub mod subscription;
 mod tasks;
 pub mod tenant;

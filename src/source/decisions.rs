@@ -1,0 +1,944 @@
+//! What the loop of a tenant decides: which blob is fetched next, where the position stands, when a gap is declared, what
+//! the hold does, when a single pass is over.
+//!
+//! Synchronous: it waits for nobody, spawns nothing and needs no runtime. [`Decisions::apply`] takes what happened and
+//! ends by restoring what must always hold: as many downloads are under way as may be, what changed of a position is
+//! being written when it is due, the hold knows how far matches are known and has its turn when it has work, and in a
+//! single pass the next content type begins when those before it are done. What is to be done for that is handed out as
+//! an [`Action`]; how it ended comes back as a [`Done`].
+
+use std::cmp::Ordering as Order;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use super::budget::Budget;
+use super::context::NotNoticed;
+use super::downloads::{Download, Downloads};
+use super::error::SourceError;
+use super::gap::{Gap, GapReason};
+use super::health::{Board, Level, Place};
+use super::hold::{self, Hold};
+use super::job::{Job, Outcome, Patience};
+use super::listing::Found;
+use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX, Report};
+use super::server_time::ServerTime;
+use super::stream::{Stream, Unlistable, Unwritten};
+use crate::api::{Action as Advice, ApiError};
+use crate::backoff::Backoff;
+use crate::checkpoint::claims::EventIndex;
+use crate::checkpoint::format::Position;
+use crate::checkpoint::key_set::{Key, Probe};
+use crate::checkpoint::server_clock::JUMP;
+use crate::clock::Clock;
+use crate::host::StateError;
+use crate::metrics;
+use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window, counted};
+use crate::plan;
+
+/// Blobs downloaded and not settled yet, with their batches under way.
+const SETTLING_MAX: usize = 512;
+/// Blobs known and not settled; beyond it listers read no more backlog.
+const UNSETTLED_MAX: usize = 10_000;
+/// How often gauges, alarms and gaps are looked at.
+const TICK: Duration = Duration::from_secs(15);
+/// Gauges are set this soon after a blob was found or settled.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+/// Positions are written at most this often while blobs settle.
+const POSITION_EVERY: Duration = Duration::from_secs(1);
+/// Before a blob that could not be read is asked for again.
+const BLOB_AGAIN: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(300));
+/// The same in a single pass, which somebody waits for.
+const BLOB_AGAIN_ONCE: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(10));
+/// "Content does not exist", "expired" and 404 are asked again no sooner than this.
+const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
+/// Whatever a blob holds is shipped when it has no longer than this to live.
+const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
+/// An unsettled blob this near its expiry is an alarm.
+const EXPIRY_ALARM: SignedDuration = SignedDuration::from_hours(24);
+/// With `--once`: so many throttled fetches in a row without one that worked, and the rest is left.
+const ONCE_THROTTLED_MAX: u32 = 500;
+/// With `--once`: a blob that was throttled this often is left.
+const ONCE_BLOB_THROTTLED_MAX: u32 = 20;
+/// Keys past their time are forgotten this often.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// Further apart than this, the two clocks do not agree well enough to evict at once.
+const SKEW_TO_EXPIRE_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// Failed fetches are a metric, and one line in this time.
+const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What the decisions of a tenant depend on, beside what happens.
+pub(super) struct Terms {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// One pass, then end.
+    pub once: bool,
+    /// Time between polls.
+    pub poll_interval: Duration,
+    /// Whether routine reads are dropped.
+    pub dropping: bool,
+    /// How long past a read all matches must be known.
+    pub hold_for: SignedDuration,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Microsoft's time.
+    pub server: ServerTime,
+    /// Where trouble is reported.
+    pub board: Board,
+    /// The index of reads on hold.
+    pub hold: Hold,
+    /// Bytes in flight.
+    pub budget: Budget,
+}
+
+/// What an earlier run left of the streams.
+pub(super) struct Remembered {
+    /// Positions, of the streams that ever ran.
+    pub positions: BTreeMap<ContentType, Position>,
+    /// Settled blobs, per stream.
+    pub settled: BTreeMap<ContentType, EventIndex>,
+}
+
+/// What happened.
+pub(super) enum Event {
+    /// A lister found something.
+    Found(Found),
+    /// What was begun has ended.
+    Done(Done),
+    /// A download has ended, or the hold may have work.
+    Woken,
+    /// It is as late as [`Decisions::next_due`] said. With the requests a minute that Microsoft grants, where known.
+    Due(Option<f64>),
+}
+
+/// What is to be begun. All but the first end in one [`Done`].
+pub(super) enum Action {
+    /// List a stream, whose subscription is known to be on or not.
+    List(ContentType, bool),
+    /// Offer again what was set aside.
+    OfferAside,
+    /// Fetch and settle a blob.
+    Fetch(Box<Job>, Download),
+    /// Report that a blob is gone, then settle it.
+    SettleLost(Box<Job>, Gap),
+    /// Report a gap.
+    Declare(Gap),
+    /// Write positions.
+    Write(BTreeMap<ContentType, Position>),
+    /// Forget keys past their time.
+    Expire,
+    /// A turn of the hold, at Microsoft's time.
+    TendHold(Option<Timestamp>),
+}
+
+/// How something ended.
+pub(super) enum Done {
+    /// [`Action::Fetch`].
+    Blob(Box<Job>, Outcome),
+    /// [`Action::SettleLost`].
+    Lost(ContentType, Key, Result<(), NotNoticed>),
+    /// [`Action::Declare`].
+    Gap(Gap, Result<(), NotNoticed>),
+    /// [`Action::Write`].
+    Written(Result<(), StateError>),
+    /// [`Action::Expire`], [`Action::OfferAside`].
+    Aside(Result<(), StateError>),
+    /// [`Action::TendHold`].
+    Held(Result<(), StateError>),
+}
+
+/// A blob that may be fetched.
+struct Ready(Job);
+
+impl PartialEq for Ready {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Order::Equal
+    }
+}
+impl Eq for Ready {}
+impl PartialOrd for Ready {
+    fn partial_cmp(&self, other: &Self) -> Option<Order> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Ready {
+    /// Newest first: today's events are not starved by a back-fill.
+    fn cmp(&self, other: &Self) -> Order {
+        (self.0.blob.created, self.0.key).cmp(&(other.0.blob.created, other.0.key))
+    }
+}
+
+/// See the module's documentation.
+pub(super) struct Decisions {
+    terms: Terms,
+    /// Boxed, since a map has room for eleven from the start.
+    streams: BTreeMap<ContentType, Box<Stream>>,
+    ready: BinaryHeap<Ready>,
+    retry: BTreeMap<(Duration, u64), Job>,
+    retries: u64,
+    downloads: Downloads,
+    /// What is to be begun, in order.
+    actions: VecDeque<Action>,
+    /// Actions begun, or to be begun, that have not ended; listings aside.
+    under_way: usize,
+    /// Content types that are not listed yet, and whether their subscription is on.
+    waiting: Vec<(ContentType, bool)>,
+    writing_positions: bool,
+    /// A turn of the hold is under way; after one that failed, the next waits until then.
+    tending: bool,
+    tend_at: Duration,
+    positions_at: Duration,
+    tick_at: Duration,
+    /// When the gauges may be set again, and whether something has changed that they show.
+    gauges_at: Duration,
+    gauges_stale: bool,
+    expire_at: Duration,
+    started_at: Duration,
+    throttled: u32,
+    failures_unsaid: u32,
+    failure_line_at: Duration,
+}
+
+impl Decisions {
+    /// For these content types, from where an earlier run left them or else `backfill` ago.
+    pub(super) fn new(
+        terms: Terms,
+        content_types: &[ContentType],
+        backfill: SignedDuration,
+        mut remembered: Remembered,
+    ) -> Self {
+        let now = terms.clock.monotonic();
+        let server_now = terms.server.for_requests();
+        // A very first date cannot be checked against an earlier one. Where it contradicts this machine's, the earlier
+        // of the two is taken: an origin too late would lose events, one too early costs some listings.
+        let machine_now = terms.clock.now();
+        let contradicts = server_now.duration_since(machine_now).abs() > JUMP;
+        let first_now = if contradicts { server_now.min(machine_now) } else { server_now };
+        let first = plan::first_origin(first_now, backfill);
+        let listable_from = plan::earliest_listable(server_now);
+        let mut streams = BTreeMap::new();
+        for &content_type in content_types {
+            let stored = remembered.positions.remove(&content_type);
+            let Some(settled) = remembered.settled.remove(&content_type) else { continue };
+            streams.insert(content_type, Box::new(Stream::new(stored, first, listable_from, settled, now)));
+        }
+        Self {
+            terms,
+            streams,
+            ready: BinaryHeap::new(),
+            retry: BTreeMap::new(),
+            retries: 0,
+            downloads: Downloads::new(),
+            actions: VecDeque::new(),
+            under_way: 0,
+            waiting: Vec::new(),
+            writing_positions: false,
+            tending: false,
+            tend_at: now,
+            positions_at: now,
+            tick_at: now,
+            gauges_at: now,
+            gauges_stale: false,
+            expire_at: now,
+            started_at: now,
+            throttled: 0,
+            failures_unsaid: 0,
+            failure_line_at: now,
+        }
+    }
+
+    /// Begins with the subscriptions that are on, the blobs an earlier run tracked, and whether it set something aside.
+    pub(super) fn begin(&mut self, enabled: &[ContentType], tracked: Vec<BlobRef>, has_aside: bool) {
+        if has_aside {
+            self.start(Action::OfferAside);
+        }
+        for blob in tracked {
+            self.adopt(blob);
+        }
+        self.check_gaps();
+        if self.terms.dropping && !self.streams.contains_key(&ContentType::Dlp) {
+            self.say_blind("it is not in `content_types`", "");
+        }
+        let mut types = self.types();
+        types.sort_by_key(|t| self.rank(*t));
+        for content_type in types {
+            self.waiting.push((content_type, enabled.contains(&content_type)));
+        }
+        if !self.terms.once {
+            for (content_type, on) in std::mem::take(&mut self.waiting) {
+                self.actions.push_back(Action::List(content_type, on));
+            }
+        }
+        self.restore();
+    }
+
+    /// Takes what happened and restores what must hold.
+    ///
+    /// # Errors
+    /// When the state cannot be used any more: nothing is decided on then.
+    pub(super) fn apply(&mut self, event: Event) -> Result<(), SourceError> {
+        match event {
+            Event::Found(found) => self.on_found(found),
+            Event::Done(done) => self.on_done(done)?,
+            Event::Due(granted) => self.on_time(granted),
+            Event::Woken => {}
+        }
+        self.restore();
+        Ok(())
+    }
+
+    fn restore(&mut self) {
+        if self.terms.once {
+            self.start_next_listers();
+            if self.is_finished() {
+                return;
+            }
+        }
+        self.start_fetches();
+        self.write_positions(false);
+        self.tend_hold();
+    }
+
+    /// As [`Decisions::apply`] while the source stops: nothing new is begun but what this itself asks for.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn wind_up(&mut self, done: Done) -> Result<(), SourceError> {
+        self.on_done(done)
+    }
+
+    /// What changed of positions is to be written now; false when that is nothing.
+    pub(super) fn write_last_positions(&mut self) -> bool {
+        let some = self.streams.values().any(|s| s.unwritten != Unwritten::Nothing);
+        if some {
+            self.write_positions(true);
+        }
+        some
+    }
+
+    /// What is to be begun next.
+    pub(super) fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn start(&mut self, action: Action) {
+        self.under_way += 1;
+        self.actions.push_back(action);
+    }
+
+    /// A stream, for its lister.
+    pub(super) fn stream(&self, content_type: ContentType) -> Option<&Stream> {
+        self.streams.get(&content_type).map(|stream| &**stream)
+    }
+
+    /// The downloads under way. Cheap to clone.
+    pub(super) fn downloads(&self) -> &Downloads {
+        &self.downloads
+    }
+
+    /// When [`Event::Due`] is due, by the monotonic clock.
+    pub(super) fn next_due(&self) -> Duration {
+        let retry = self.retry.keys().next().map(|(due, _)| *due);
+        let positions = self.positions_due().filter(|_| !self.writing_positions);
+        let gauges = self.gauges_stale.then_some(self.gauges_at);
+        [Some(self.tick_at), retry, positions, gauges].into_iter().flatten().min().unwrap_or(self.tick_at)
+    }
+
+    /// With `once`: everything was listed and settled, or given up.
+    pub(super) fn is_finished(&self) -> bool {
+        self.terms.once
+            && self.waiting.is_empty()
+            && self.under_way == 0
+            && self.streams.values().all(|s| s.is_finished() && s.unwritten != Unwritten::Change)
+            && !self.terms.hold.has_work(self.terms.server.trusted())
+    }
+
+    /// What was left.
+    pub(super) fn report(&self) -> Report {
+        let mut left: Vec<Left> = Vec::new();
+        for (content_type, stream) in &self.streams {
+            left.extend(stream.ended.iter().flatten().cloned());
+            let given_up = stream.unsettled.given_up();
+            if given_up > 0 {
+                left.push(Left {
+                    why: format!(
+                        "{} of `{content_type}` of tenant `{}` could not be read after {ONCE_ATTEMPTS_MAX} attempts each; the next run tries again",
+                        counted(given_up as u64, "blob"),
+                        self.terms.tenant
+                    ),
+                    kind: LeftKind::Passing,
+                });
+            }
+        }
+        let (records, _) = self.terms.hold.held();
+        if records > 0 && self.terms.once {
+            left.push(Left {
+                why: format!(
+                    "{records} routine reads of tenant `{}` are on hold: the next run ships those that data loss prevention flags and drops the others, once `DLP.All` and `Audit.General` are complete {} past them",
+                    self.terms.tenant, self.terms.hold_for
+                ),
+                kind: LeftKind::Held,
+            });
+        }
+        Report { left }
+    }
+
+    fn types(&self) -> Vec<ContentType> {
+        self.streams.keys().copied().collect()
+    }
+
+    /// With `once`: DLP alone until it is done, so that a match is known before the reads it flags; where routine reads
+    /// are dropped then what else they wait for, so that few are put on hold; then all others.
+    fn start_next_listers(&mut self) {
+        let Some(rank) = self.waiting.first().map(|(t, _)| self.rank(*t)) else { return };
+        let before_done = self.streams.iter().all(|(t, stream)| self.rank(*t) >= rank || stream.is_finished());
+        if before_done {
+            for (content_type, on) in std::mem::take(&mut self.waiting) {
+                if self.rank(content_type) == rank {
+                    self.actions.push_back(Action::List(content_type, on));
+                } else {
+                    self.waiting.push((content_type, on));
+                }
+            }
+        }
+    }
+
+    fn rank(&self, content_type: ContentType) -> u8 {
+        match content_type {
+            ContentType::Dlp => 0,
+            ContentType::General if self.terms.dropping => 1,
+            _ => 2,
+        }
+    }
+
+    // ---- the hold ----
+
+    /// Tells the hold how far matches are known, and starts a turn of it when it has something to do.
+    fn tend_hold(&mut self) {
+        let now = self.terms.server.trusted();
+        let at = self.terms.clock.monotonic();
+        let hold_for = self.terms.hold_for.unsigned_abs();
+        let waited: Vec<_> = [ContentType::Dlp, ContentType::General]
+            .iter()
+            .filter_map(|content_type| self.streams.get(content_type))
+            .map(|stream| stream.waited(now, at, hold_for, self.terms.once))
+            .collect();
+        self.terms.hold.set_horizon(hold::horizon(&waited, now));
+        if !self.tending && at >= self.tend_at && self.terms.hold.has_work(now) {
+            self.tending = true;
+            self.start(Action::TendHold(now));
+        }
+    }
+
+    fn say_blind(&self, why: &str, when: &str) {
+        tracing::warn!(
+            tenant = %self.terms.tenant,
+            "dlp-blind: `DLP.All` is not read ({why}): {when}routine reads are dropped without knowing whether data loss prevention flagged them (hint: grant `ActivityFeed.ReadDlp` and list `DLP.All`, or set `drop_routine = false`)"
+        );
+    }
+
+    // ---- finding ----
+
+    fn on_found(&mut self, found: Found) {
+        match found {
+            Found::Page { content_type, blobs, read } => self.on_page(content_type, blobs, read),
+            Found::PassDone { content_type, reach, at } => {
+                // Planned by a clock in doubt, it may have looked at other days than it was to.
+                let trusted = self.terms.server.trusted().is_some();
+                if let Some(stream) = self.streams.get_mut(&content_type).filter(|_| trusted) {
+                    stream.note_pass(reach, at);
+                }
+                self.guide(content_type);
+            }
+            Found::Listed { content_type, at } => {
+                let Some(stream) = self.streams.get_mut(&content_type) else { return };
+                if let Some(from) = stream.position.disabled_since.filter(|_| !stream.declaring) {
+                    let window = Window { start: from, end: at };
+                    self.declare(content_type, window, GapReason::SubscriptionDisabled);
+                    return;
+                }
+                // Written with the next position; a listing alone is no reason to write.
+                stream.position.last_listing = stream.position.last_listing.max(Some(at));
+            }
+            Found::Disabled { content_type } => {
+                if let Some(stream) = self.streams.get_mut(&content_type)
+                    && stream.position.disabled_since.is_none()
+                    && stream.position.last_listing.is_some()
+                {
+                    stream.position.disabled_since = stream.position.last_listing;
+                    stream.unwritten = Unwritten::Change;
+                }
+            }
+            Found::NotDisabled { content_type } => {
+                if let Some(stream) = self.streams.get_mut(&content_type)
+                    && !stream.declaring
+                    && stream.position.disabled_since.take().is_some()
+                {
+                    stream.unwritten = Unwritten::Change;
+                }
+            }
+            Found::Parked { content_type } => self.on_parked(content_type),
+            Found::Ended { content_type, left } => {
+                if let Some(left) = &left {
+                    tracing::error!(tenant = %self.terms.tenant, %content_type, "{}", left.why);
+                }
+                if let Some(stream) = self.streams.get_mut(&content_type) {
+                    stream.ended = Some(left);
+                }
+            }
+        }
+    }
+
+    fn on_page(&mut self, content_type: ContentType, blobs: Vec<BlobRef>, read: Option<Window>) {
+        for blob in blobs {
+            self.on_blob(blob);
+        }
+        // What was read while the clock is in doubt, or to an end that lies ahead, vouches for nothing there.
+        let read = read.zip(self.terms.server.trusted());
+        let read = read.map(|(window, now)| Window { end: window.end.min(now), ..window });
+        let read = read.filter(|window| window.start < window.end);
+        if let Some(stream) = self.streams.get_mut(&content_type) {
+            stream.parked = None;
+            if let Some(window) = read {
+                stream.note_read(window);
+                self.advance(content_type);
+            }
+        }
+        self.guide(content_type);
+    }
+
+    fn on_parked(&mut self, content_type: ContentType) {
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        let was = stream.parked.is_some();
+        stream.parked.get_or_insert_with(|| self.terms.clock.monotonic());
+        if !was && content_type == ContentType::Dlp && self.terms.dropping {
+            let was_read = stream.position.complete_until.is_some();
+            self.say_blind("its permission is missing", if was_read { "if that lasts " } else { "" });
+        }
+    }
+
+    fn on_blob(&mut self, blob: BlobRef) {
+        let Some(stream) = self.streams.get_mut(&blob.content_type) else { return };
+        let key = Key::of_blob(&blob.id, blob.created);
+        if stream.unsettled.contains(key) {
+            return;
+        }
+        // The lister has asked the disk. Only a blob settled since then is left to find, and its key is still in memory;
+        // were it not, the blob would be fetched again and its events found to be delivered.
+        if matches!(stream.settled.with_keys(|set| set.probe(key)), Probe::Present) {
+            self.count(metrics::DUPLICATES_TOTAL, blob.content_type, "level", "blob");
+            return;
+        }
+        stream.new_content_at = self.terms.clock.monotonic();
+        let late = stream.add(key, &blob, false);
+        self.gauges_stale = true;
+        self.count(metrics::BLOBS_TOTAL, blob.content_type, "state", "listed");
+        let patience = self.patience();
+        self.ready.push(Ready(Job::new(blob, key, late, patience)));
+    }
+
+    /// Takes over a blob an earlier run tracked.
+    fn adopt(&mut self, blob: BlobRef) {
+        let Some(stream) = self.streams.get_mut(&blob.content_type) else { return };
+        let key = Key::of_blob(&blob.id, blob.created);
+        stream.add(key, &blob, true);
+        let mut job = Job::new(blob, key, false, self.patience());
+        job.tracked = true;
+        self.ready.push(Ready(job));
+    }
+
+    /// Tells a stream's lister where its position stands, and all listers when there is room again or no more.
+    fn guide(&self, content_type: ContentType) {
+        let unsettled: usize = self.streams.values().map(|s| s.unsettled.wanted()).sum();
+        let room = unsettled < UNSETTLED_MAX;
+        for (other, stream) in &self.streams {
+            if *other == content_type || stream.guidance.borrow().room != room {
+                stream.guide(room);
+            }
+        }
+    }
+
+    // ---- fetching ----
+
+    fn start_fetches(&mut self) {
+        let allowed = self.downloads.allowed(&self.terms.budget);
+        while self.downloads.active() < allowed && self.under_way < SETTLING_MAX {
+            let Some(Ready(job)) = self.ready.pop() else { return };
+            debug_assert!(!self.is_settled(&job), "CK-2: a settled blob is fetched again");
+            let download = self.downloads.begin();
+            self.start(Action::Fetch(Box::new(job), download));
+        }
+    }
+
+    fn is_settled(&self, job: &Job) -> bool {
+        self.streams.get(&job.blob.content_type).is_some_and(|stream| stream.is_settled(job.key))
+    }
+
+    fn on_done(&mut self, done: Done) -> Result<(), SourceError> {
+        self.under_way = self.under_way.saturating_sub(1);
+        let state = |source| SourceError::State { tenant: self.terms.tenant.clone(), source };
+        match done {
+            Done::Blob(job, outcome) => match outcome {
+                Outcome::Settled => {
+                    self.throttled = 0;
+                    self.count(metrics::BLOBS_TOTAL, job.blob.content_type, "state", "settled");
+                    self.settled(job.blob.content_type, job.key, Some(job.blob.created));
+                }
+                Outcome::Failed { why, error, damaged } => self.on_failed(*job, &why, error, damaged),
+                Outcome::Empty { why } => self.on_empty(*job, &why),
+                Outcome::Superseded => self.ready.push(Ready(*job)),
+                Outcome::Stopped => {}
+                Outcome::State(error) => return Err(state(error)),
+            },
+            Done::Lost(_, _, Err(NotNoticed::Stopped)) | Done::Gap(_, Err(NotNoticed::Stopped)) => {}
+            Done::Lost(_, _, Err(NotNoticed::State(error))) | Done::Gap(_, Err(NotNoticed::State(error))) => {
+                return Err(state(error));
+            }
+            Done::Lost(content_type, key, Ok(())) => self.settled(content_type, key, None),
+            Done::Gap(gap, Ok(())) => {
+                if let Some(stream) = self.streams.get_mut(&gap.content_type) {
+                    stream.declared(gap.window, gap.reason);
+                    self.guide(gap.content_type);
+                }
+            }
+            Done::Written(result) => {
+                self.writing_positions = false;
+                result.map_err(state)?;
+            }
+            Done::Aside(result) => result.map_err(state)?,
+            Done::Held(result) => {
+                self.tending = false;
+                match result {
+                    Err(error @ StateError::Unavailable(_)) => {
+                        tracing::warn!(tenant = %self.terms.tenant, "state-not-read: what is on hold stays there for now: {error}");
+                        self.tend_at = self.terms.clock.monotonic() + TICK;
+                    }
+                    result => result.map_err(state)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn settled(&mut self, content_type: ContentType, key: Key, created: Option<Timestamp>) {
+        self.gauges_stale = true;
+        if let Some(stream) = self.streams.get_mut(&content_type) {
+            stream.unsettled.remove(key);
+            stream.newest = stream.newest.max(created);
+        }
+        self.advance(content_type);
+        if let Some(stream) = self.streams.get_mut(&content_type)
+            && stream.unwritten == Unwritten::Drift
+        {
+            // What a settled blob moves is written soon.
+            stream.unwritten = Unwritten::Change;
+        }
+        self.guide(content_type);
+    }
+
+    fn on_failed(&mut self, mut job: Job, why: &str, error: Option<ApiError>, damaged: Option<blake3::Hash>) {
+        let content_type = job.blob.content_type;
+        let advice = error.as_ref().map(|e| e.action());
+        let now = self.terms.clock.monotonic();
+        let once = self.terms.once;
+        if let (Some(Advice::Throttled { .. }), Some(error)) = (advice, &error) {
+            self.throttled += 1;
+            let pause = job.note_throttled(error);
+            if !self.is_throttled_out(&job) {
+                self.requeue(job, now + pause);
+                return;
+            }
+        }
+        job.note_failure(damaged);
+        self.note_failed(&job, why, error.as_ref());
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        let known = stream.unsettled.update(job.key, |blob| {
+            blob.failures = job.failures;
+            blob.persisted = job.tracked;
+        });
+        if !known {
+            return;
+        }
+        if let Some(server_now) = self.terms.server.trusted() {
+            if server_now >= job.blob.expires {
+                self.lost(job, why);
+                return;
+            }
+            job.last_chance = job.blob.expires.duration_since(server_now) <= LAST_CHANCE;
+        }
+        if once && (job.failures >= ONCE_ATTEMPTS_MAX || self.is_throttled_out(&job)) {
+            if let Some(stream) = self.streams.get_mut(&content_type) {
+                stream.unsettled.update(job.key, |blob| blob.given_up = true);
+            }
+            self.guide(content_type);
+            return;
+        }
+        // The next attempt first writes the blob to the state, so that it outlives the listing it was found in.
+        job.track_first = !job.tracked;
+        job.tracked = true;
+        let delay = if once { BLOB_AGAIN_ONCE } else { BLOB_AGAIN }.after(job.failures);
+        let slow =
+            !once && matches!(advice, Some(Advice::RetryBlobSlowly | Advice::SlowRetryTenant | Advice::ParkType));
+        let named = error.as_ref().and_then(|error| error.not_before()).unwrap_or_default();
+        self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay }.max(named));
+    }
+
+    /// With `once`: whether this blob, or all of them, were throttled so often that the rest is left.
+    fn is_throttled_out(&self, job: &Job) -> bool {
+        self.terms.once && (self.throttled > ONCE_THROTTLED_MAX || job.throttled > ONCE_BLOB_THROTTLED_MAX)
+    }
+
+    /// Counts a failed fetch, and says so once in a while.
+    fn note_failed(&mut self, job: &Job, why: &str, error: Option<&ApiError>) {
+        let content_type = job.blob.content_type;
+        let now = self.terms.clock.monotonic();
+        self.count(metrics::BLOBS_TOTAL, content_type, "state", "failed");
+        let kind = error.map_or("blob-unreadable", |e| e.slug());
+        ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => self.terms.tenant.to_string(), "kind" => kind)
+            .increment(1);
+        self.failures_unsaid += 1;
+        if now >= self.failure_line_at {
+            tracing::warn!(
+                tenant = %self.terms.tenant, %content_type, content_id = %job.blob.id, attempts = job.failures,
+                failures = self.failures_unsaid, "{kind}: a blob could not be read, it is tried again: {why}"
+            );
+            self.failures_unsaid = 0;
+            self.failure_line_at = now + FAILURE_LINE_EVERY;
+        }
+        if let Some(error) = error.filter(|error| matches!(error.action(), Advice::SlowRetryTenant)) {
+            self.terms.board.report(Place::Tenant, Level::Failed, format!("{}: {error}", error.slug()), &error.hint());
+        }
+    }
+
+    /// How long an answer without events is doubted: a single pass is waited for.
+    const fn patience(&self) -> Patience {
+        if self.terms.once { Patience::Short } else { Patience::Long }
+    }
+
+    /// A blob that was listed was answered with no event: asked for again after a while, and believed when the answer
+    /// stays the same.
+    fn on_empty(&mut self, mut job: Job, why: &str) {
+        let content_type = job.blob.content_type;
+        let now = self.terms.clock.monotonic();
+        self.count(metrics::EMPTY_ANSWERS_TOTAL, content_type, "endpoint", "fetch_blob");
+        let pause = job.note_empty();
+        tracing::debug!(
+            tenant = %self.terms.tenant, %content_type, content_id = %job.blob.id, answers = job.empties,
+            "blob-empty: {why}; it is asked for again in {} s", pause.as_secs()
+        );
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        if !stream.unsettled.update(job.key, |blob| blob.persisted = job.tracked) {
+            return;
+        }
+        if let Some(server_now) = self.terms.server.trusted() {
+            job.last_chance = job.blob.expires.duration_since(server_now) <= LAST_CHANCE;
+        }
+        job.track_first = !job.tracked;
+        job.tracked = true;
+        self.requeue(job, now + pause);
+    }
+
+    fn requeue(&mut self, job: Job, due: Duration) {
+        self.retries += 1;
+        self.retry.insert((due, self.retries), job);
+    }
+
+    /// The blob is gone at Microsoft: says so, then settles it as lost.
+    fn lost(&mut self, job: Job, why: &str) {
+        let BlobRef { content_type, created, expires, ref id, .. } = job.blob;
+        self.count(metrics::BLOBS_TOTAL, content_type, "state", "lost");
+        self.count(metrics::GAPS_TOTAL, content_type, "reason", GapReason::BlobExpired.as_str());
+        tracing::error!(
+            tenant = %self.terms.tenant, %content_type, content_id = %id, %created, expired = %expires,
+            "blob-expired: a blob could not be read before Microsoft removed it, its events are lost: {why}"
+        );
+        let gap = Gap {
+            content_type,
+            window: Window { start: created, end: created + SignedDuration::from_millis(1) },
+            reason: GapReason::BlobExpired,
+            detail: format!("blob `{id}` expired at {expires} unread: {why}"),
+            noticed: self.terms.server.for_requests(),
+        };
+        self.start(Action::SettleLost(Box::new(job), gap));
+    }
+
+    // ---- position ----
+
+    fn advance(&mut self, content_type: ContentType) {
+        let Some(now) = self.terms.server.trusted() else { return };
+        if let Some(stream) = self.streams.get_mut(&content_type) {
+            stream.advance(now, self.terms.once);
+        }
+    }
+
+    /// When changed positions are to be written; `None` when none has changed. Those that moved by time and empty listings
+    /// alone are written once in an interval, or with the next write: a restart lists so much more, which the overlap
+    /// dwarfs, and a thousand idle tenants do not sync the disk sixty times a second.
+    fn positions_due(&self) -> Option<Duration> {
+        match self.streams.values().map(|s| s.unwritten).max()? {
+            Unwritten::Nothing => None,
+            Unwritten::Drift => Some(self.positions_at + self.terms.poll_interval.max(POSITION_EVERY)),
+            Unwritten::Change => Some(self.positions_at + POSITION_EVERY),
+        }
+    }
+
+    /// Hands changed positions to the ledger, one write at a time.
+    fn write_positions(&mut self, at_once: bool) {
+        let Some(due) = self.positions_due().filter(|_| !self.writing_positions) else { return };
+        let now = self.terms.clock.monotonic();
+        if !at_once && !self.terms.once && now < due {
+            return;
+        }
+        let changed = self.streams.iter_mut().filter_map(|(t, stream)| Some((*t, stream.take_unwritten()?)));
+        let positions: BTreeMap<ContentType, Position> = changed.collect();
+        self.writing_positions = true;
+        self.positions_at = now;
+        self.start(Action::Write(positions));
+        for content_type in self.types() {
+            self.guide(content_type);
+        }
+    }
+
+    // ---- gaps ----
+
+    /// Declares what was never listed and no longer can be.
+    fn check_gaps(&mut self) {
+        let Some(now) = self.terms.server.trusted() else { return };
+        for content_type in self.types() {
+            let Some(stream) = self.streams.get_mut(&content_type) else { continue };
+            match stream.unlistable(now) {
+                None => {}
+                Some(Unlistable::BeforeTheFirst { from, begins }) => {
+                    tracing::warn!(
+                        tenant = %self.terms.tenant, %content_type, %from, to = %begins,
+                        "the first pass begins later than asked for: Microsoft does not list older content any more"
+                    );
+                    stream.position.origin = begins;
+                    stream.unwritten = Unwritten::Change;
+                    self.advance(content_type);
+                    self.guide(content_type);
+                }
+                Some(Unlistable::Gap(window, reason)) => self.declare(content_type, window, reason),
+            }
+        }
+    }
+
+    fn declare(&mut self, content_type: ContentType, window: Window, reason: GapReason) {
+        let Some(stream) = self.streams.get_mut(&content_type) else { return };
+        stream.declaring = true;
+        self.count(metrics::GAPS_TOTAL, content_type, "reason", reason.as_str());
+        let seconds = window.end.duration_since(window.start).as_secs().unsigned_abs();
+        ::metrics::counter!(metrics::GAP_SECONDS_TOTAL, "tenant" => self.terms.tenant.to_string(), "content_type" => content_type.as_str()).increment(seconds);
+        let Window { start, end } = window;
+        let detail = match reason {
+            GapReason::Outage => format!(
+                "`{content_type}` was read until {}; what was made available before {} is no longer listed by Microsoft",
+                start, end
+            ),
+            GapReason::SubscriptionDisabled => format!(
+                "the subscription to `{content_type}` was off at some time between {} and {}; what became available meanwhile can never be fetched",
+                start, end
+            ),
+            GapReason::PositionMoved => format!(
+                "the position of `{content_type}` was moved by hand from {} to {}; what was made available between, and what is listed late of the time before, is not read",
+                start, end
+            ),
+            GapReason::BlobExpired => String::new(),
+        };
+        tracing::error!(tenant = %self.terms.tenant, %content_type, from = %start, to = %end, "stream-gap: {detail}");
+        let noticed = self.terms.server.for_requests();
+        self.start(Action::Declare(Gap { content_type, window, reason, detail, noticed }));
+    }
+
+    // ---- looking after itself ----
+
+    fn on_time(&mut self, granted_per_minute: Option<f64>) {
+        let now = self.terms.clock.monotonic();
+        while let Some(entry) = self.retry.first_entry().filter(|e| e.key().0 <= now) {
+            self.ready.push(Ready(entry.remove()));
+        }
+        if now >= self.tick_at {
+            self.tick_at = now + TICK;
+            self.check_gaps();
+            self.check_clock();
+            self.check_blobs();
+            for content_type in self.types() {
+                self.advance(content_type);
+            }
+            self.terms.hold.tick();
+            self.set_gauges(now, granted_per_minute);
+        } else if self.gauges_stale && now >= self.gauges_at {
+            self.set_gauges(now, granted_per_minute);
+        }
+        // At the first look, too: a collector that is started every few minutes with `--once` must not keep keys for
+        // ever. A first date that contradicts this machine's by a day has to stand for an hour before it may evict.
+        let agrees = self.terms.server.skew().is_some_and(|skew| skew.abs() < SKEW_TO_EXPIRE_MAX);
+        let may_expire = agrees || now >= self.started_at + EXPIRE_EVERY;
+        if now >= self.expire_at && may_expire && self.terms.server.trusted().is_some() {
+            self.expire_at = now + EXPIRE_EVERY;
+            self.start(Action::Expire);
+        }
+    }
+
+    fn check_clock(&self) {
+        if self.terms.server.is_doubted() {
+            self.terms.board.report(
+                Place::Clock,
+                Level::Degraded,
+                "clock-jumped: Microsoft's answers carry a date more than 10 minutes off what is expected",
+                "events are still read; no position moves and nothing is declared until three answers over 5 minutes agree",
+            );
+        } else {
+            self.terms.board.clear(Place::Clock);
+        }
+    }
+
+    fn check_blobs(&self) {
+        let Some(now) = self.terms.server.trusted() else { return };
+        for (content_type, stream) in &self.streams {
+            let failing = stream.unsettled.values().filter(|b| b.failures >= 3);
+            let Some(expires) = failing.clone().map(|b| b.expires).min() else {
+                self.terms.board.clear(Place::Blobs(*content_type));
+                continue;
+            };
+            let near = expires.duration_since(now) < EXPIRY_ALARM;
+            let count = failing.count();
+            let what = if near { "blob-expiry-near" } else { "blobs-failing" };
+            self.terms.board.report(
+                Place::Blobs(*content_type),
+                Level::Degraded,
+                format!(
+                    "{what}: {} of `{content_type}` cannot be read; the first is gone at {expires}",
+                    counted(count as u64, "blob")
+                ),
+                "the source retries until then; look for a proxy or filter that cuts large answers",
+            );
+        }
+    }
+
+    fn set_gauges(&mut self, now: Duration, granted_per_minute: Option<f64>) {
+        self.gauges_stale = false;
+        self.gauges_at = now + GAUGES_EVERY;
+        let tenant = metrics::tenant_label(&self.terms.tenant);
+        let server_now = self.terms.server.trusted();
+        for (content_type, stream) in &mut self.streams {
+            stream.set_gauges(&tenant, *content_type, now, server_now);
+        }
+        if let Some(granted) = granted_per_minute {
+            ::metrics::gauge!(metrics::GRANTED_REQUESTS_PER_MINUTE, "tenant" => tenant.clone()).set(granted);
+        }
+        ::metrics::gauge!(metrics::IN_FLIGHT_BYTES, "tenant" => tenant.clone()).set(self.terms.budget.used() as f64);
+        if let Some(skew) = self.terms.server.skew() {
+            ::metrics::gauge!(metrics::CLOCK_SKEW_SECONDS, "tenant" => tenant).set(skew.as_secs_f64());
+        }
+    }
+
+    fn count(&self, name: &'static str, content_type: ContentType, label: &'static str, value: &'static str) {
+        ::metrics::counter!(name, "tenant" => self.terms.tenant.to_string(), "content_type" => content_type.as_str(), label => value).increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests;
