@@ -169,6 +169,15 @@ impl Fold {
     }
 }
 
+/// Whether a key of more than twelve bytes, as it stands, may be `DetectedValues`: one damaged byte leaves one half of it as it
+/// is, or a backslash of an escape.
+pub(super) fn may_be_detected_values(key: &[u8]) -> bool {
+    let (Some(first), Some(last)) = (key.first_chunk::<7>(), key.last_chunk::<7>()) else { return false };
+    first.eq_ignore_ascii_case(b"Detecte")
+        || last.eq_ignore_ascii_case(b"dValues")
+        || key.len() > 16 && key.contains(&b'\\')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

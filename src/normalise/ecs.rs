@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use super::actor::Actor;
 use super::category::Category;
 use super::event::Member;
+use super::notice::Notice;
 use super::outcome::Outcome;
-use super::own::Notice;
-use super::parts::{Parts, inner, is_address, push_modified, push_pairs};
+use super::parts::{Parts, correlation, inner, is_address, push_modified, push_pairs};
 use super::writer::Writer;
 use super::{Origin, json, record_types, time};
 use crate::severity::Severity;
@@ -314,14 +314,6 @@ fn push_own(
     push_pairs("parameters", parts.facts.parameters(), w);
     push_pairs("extended_properties", parts.facts.extended(), w);
     push_modified(parts, w);
-}
-
-/// What ties records of one act together.
-pub(crate) fn correlation<'a>(parts: &Parts<'_, 'a>) -> Option<Cow<'a, str>> {
-    parts
-        .text(Member::InterSystemsId)
-        .or_else(|| parts.text(Member::CorrelationId))
-        .or_else(|| parts.inner(Member::AppAccessContext, "CorrelationId"))
 }
 
 fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &super::parts::Target<'_>, w: &mut Writer<'_>) {

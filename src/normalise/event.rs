@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 
+use super::censor::may_be_detected_values;
 use super::json;
-use super::mask::may_be_detected_values;
 use crate::model::EventIdentity;
 
 /// The bytes are not one valid UTF-8 JSON object.

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::censor::Censor;
+use super::censor::{Censor, may_be_detected_values};
 use super::event::Event;
 use super::json;
 
@@ -96,15 +96,6 @@ impl Mask {
 /// it is right for the spellings that Microsoft uses.
 fn may_have_detected(event: &Event<'_>) -> bool {
     event.is_suspect() || names_it(event.text())
-}
-
-/// Whether a key of more than twelve bytes, as it stands, may be the name: one damaged byte leaves one half of it as it
-/// is, or a backslash of an escape.
-pub(super) fn may_be_detected_values(key: &[u8]) -> bool {
-    let (Some(first), Some(last)) = (key.first_chunk::<7>(), key.last_chunk::<7>()) else { return false };
-    first.eq_ignore_ascii_case(b"Detecte")
-        || last.eq_ignore_ascii_case(b"dValues")
-        || key.len() > 16 && key.contains(&b'\\')
 }
 
 /// Whether a key, as it stands, is the name that is masked, or was before a byte of it was damaged.

@@ -21,6 +21,7 @@ mod facts;
 mod inbox_rule;
 pub(crate) mod json;
 mod mask;
+mod notice;
 mod ocsf;
 mod outcome;
 mod own;
@@ -28,6 +29,7 @@ mod parameters;
 mod parts;
 mod record_types;
 mod time;
+mod workload;
 mod writer;
 
 use std::borrow::Cow;
@@ -200,13 +202,13 @@ impl Normaliser {
 
     /// Appends a gap record; its time and severity.
     pub fn render_gap(&self, gap: &GapNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
-        gap.notice().push((self.settings.format, self.settings.ocsf_version), out)
+        own::push(&gap.notice(), (self.settings.format, self.settings.ocsf_version), out)
     }
 
     /// Appends a record of bytes that could not be read as an event; its time and severity. What may be shown of them,
     /// [`Normaliser::censor`] says.
     pub fn render_bad(&self, bad: &BadBytes<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
-        bad.notice().push((self.settings.format, self.settings.ocsf_version), out)
+        own::push(&bad.notice(), (self.settings.format, self.settings.ocsf_version), out)
     }
 
     /// What says of bytes that cannot be parsed whether they may be shown.
@@ -440,7 +442,7 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
 
     out.extend_from_slice(br#"{"source":"m365","category":""#);
     let alert_category = event.text_of(Member::Category);
-    let category = category::of(workload.as_deref(), record_type, alert_category.as_deref());
+    let category = workload::category(workload.as_deref(), record_type, alert_category.as_deref());
     out.extend_from_slice(category.as_str().as_bytes());
     out.push(b'"');
 

@@ -8,11 +8,11 @@ use std::borrow::Cow;
 
 use super::category::{Category, DLP_RECORD_TYPES};
 use super::event::Member;
+use super::notice::Notice;
 use super::outcome::Outcome;
-use super::own::Notice;
-use super::parts::{Parts, Target, inner, is_address, push_modified, push_pairs};
+use super::parts::{Parts, Target, correlation, inner, is_address, push_modified, push_pairs};
 use super::writer::Writer;
-use super::{Origin, ecs, json, record_types, time};
+use super::{Origin, json, record_types, time};
 use crate::config::OcsfVersion;
 use crate::severity::Severity;
 
@@ -264,7 +264,7 @@ fn push_metadata(parts: &Parts<'_, '_>, origin: &Origin<'_>, class: Class, newes
         let organization = parts.text(Member::OrganizationId).map(|id| id.to_lowercase());
         w.maybe("tenant_uid", organization.as_deref().or(origin.tenant));
         let by_type = parts.text(Member::IncidentId).or_else(|| parts.text(Member::AlertId));
-        w.maybe("correlation_uid", ecs::correlation(parts).or(by_type));
+        w.maybe("correlation_uid", correlation(parts).or(by_type));
         w.maybe("original_time", Some(parts.event.creation_time()));
         if let Some(created) = origin.content_created {
             w.number("logged_time", created.as_millisecond());

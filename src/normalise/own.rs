@@ -3,11 +3,9 @@
 //! What a record tells is a [`Notice`]; each format has one envelope for all of them, so that they are indexed where the
 //! events are. They have no `event_id`. In the raw format, which has no envelope, they are as in the native one.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
+use super::notice::{Notice, Value};
 use super::writer::Writer;
-use super::{BlobContext, Origin, ecs, json, ocsf, time};
+use super::{BlobContext, Origin, ecs, ocsf, time};
 use crate::config::{Format, OcsfVersion};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::Severity;
@@ -17,95 +15,36 @@ pub const GAP: &str = "m365_audit.gap";
 /// `event_type` of a record that carries bytes which could not be read as events.
 pub const BAD_BLOB: &str = "m365_audit.bad_blob";
 
-/// What a record of ours tells, before it has a shape. Its members have the same names in every format: at the top in
-/// the native format, below `m365.audit` in ECS, below `unmapped` in OCSF.
-#[derive(Debug)]
-pub(crate) struct Notice<'a> {
-    /// `event_type`.
-    pub event_type: &'static str,
-    /// One line for people.
-    pub title: String,
-    /// When it was noticed.
-    pub time: Timestamp,
-    /// How much it matters.
-    pub severity: Severity,
-    /// Where what it is about came from.
-    pub origin: Origin<'a>,
-    /// The rest, in order.
-    pub members: Vec<(&'static str, Value<'a>)>,
+/// Appends the record; its time and severity.
+pub(crate) fn push(
+    notice: &Notice<'_>,
+    (format, version): (Format, OcsfVersion),
+    out: &mut Vec<u8>,
+) -> (Timestamp, Severity) {
+    match format {
+        Format::Native | Format::Raw => push_native(notice, out),
+        Format::Ecs => ecs::push_notice(notice, out),
+        Format::Ocsf => ocsf::push_notice(notice, version, out),
+    }
+    (notice.time, notice.severity)
 }
 
-/// The value of a member of a [`Notice`].
-#[derive(Debug)]
-pub(crate) enum Value<'a> {
-    /// A text.
-    Text(&'a str),
-    /// A text made for the record.
-    Made(String),
-    /// A number.
-    Number(u64),
-    /// A time.
-    Time(Timestamp),
-    /// Bytes, as base64.
-    Base64(&'a [u8]),
-}
-
-impl Value<'_> {
-    fn push(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Text(text) => json::push_string(out, text),
-            Self::Made(text) => json::push_string(out, text),
-            Self::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
-            Self::Time(at) => time::push(out, *at),
-            Self::Base64(bytes) => {
-                out.push(b'"');
-                let start = out.len();
-                out.resize(start + bytes.len().div_ceil(3) * 4, 0);
-                // The room is exactly what padded base64 takes, so this cannot fail; if it did the body would be cut,
-                // not the record.
-                let written = out.get_mut(start..).and_then(|room| STANDARD.encode_slice(bytes, room).ok());
-                out.truncate(start + written.unwrap_or(0));
-                out.push(b'"');
-            }
+fn push_native(notice: &Notice<'_>, out: &mut Vec<u8>) {
+    Writer::object(out, |w| {
+        w.text("source", "m365");
+        w.text("category", "other");
+        w.value("timestamp", |out| time::push(out, notice.time));
+        w.text("event_type", notice.event_type);
+        w.text("severity", notice.severity.as_str());
+        w.text("title", &notice.title);
+        w.maybe("tenant_id", notice.origin.tenant);
+        w.maybe("content_type", notice.origin.content_type.map(|content_type| content_type.as_str()));
+        w.maybe("content_id", notice.origin.content_id);
+        if let Some(created) = notice.origin.content_created {
+            w.value("content_created", |out| time::push(out, created));
         }
-    }
-}
-
-impl Notice<'_> {
-    /// Appends the record; its time and severity.
-    pub fn push(&self, (format, version): (Format, OcsfVersion), out: &mut Vec<u8>) -> (Timestamp, Severity) {
-        match format {
-            Format::Native | Format::Raw => self.push_native(out),
-            Format::Ecs => ecs::push_notice(self, out),
-            Format::Ocsf => ocsf::push_notice(self, version, out),
-        }
-        (self.time, self.severity)
-    }
-
-    fn push_native(&self, out: &mut Vec<u8>) {
-        Writer::object(out, |w| {
-            w.text("source", "m365");
-            w.text("category", "other");
-            w.value("timestamp", |out| time::push(out, self.time));
-            w.text("event_type", self.event_type);
-            w.text("severity", self.severity.as_str());
-            w.text("title", &self.title);
-            w.maybe("tenant_id", self.origin.tenant);
-            w.maybe("content_type", self.origin.content_type.map(|content_type| content_type.as_str()));
-            w.maybe("content_id", self.origin.content_id);
-            if let Some(created) = self.origin.content_created {
-                w.value("content_created", |out| time::push(out, created));
-            }
-            self.push_members(w);
-        });
-    }
-
-    /// Appends what only a record of this type has.
-    pub fn push_members(&self, w: &mut Writer<'_>) {
-        for (name, value) in &self.members {
-            w.value(name, |out| value.push(out));
-        }
-    }
+        notice.push_members(w);
+    });
 }
 
 /// An interval of one content type that can never be read.
@@ -275,7 +214,7 @@ mod tests {
             now: at("2026-05-10T00:00:00Z"),
             content_id: None,
         };
-        gap.notice().push(native, &mut out);
+        push(&gap.notice(), native, &mut out);
         out.push(b'\n');
         let blob = BlobContext {
             tenant: &tenant,
@@ -285,10 +224,10 @@ mod tests {
         };
         let piece =
             BadBytes { total: Some(9), ..BadBytes::of(&blob, at("2026-05-10T00:00:00Z"), 3, b"{\xff\"a", "not JSON") };
-        piece.notice().push(native, &mut out);
+        push(&piece.notice(), native, &mut out);
         out.push(b'\n');
         let body = BadBody::Withheld { bytes: 5, sha256: &[0xab, 0x01], why: Withheld::Masked, stretches: Some(2) };
-        BadBytes { body, ..piece }.notice().push(native, &mut out);
+        push(&BadBytes { body, ..piece }.notice(), native, &mut out);
         expect![[r#"
             {"source":"m365","category":"other","timestamp":"2026-05-10T00:00:00Z","event_type":"m365_audit.gap","severity":"high","title":"Audit.General of tenant 7f3c0000-0000-0000-0000-000000000001 has a gap from 2026-05-01T10:00:00Z to 2026-05-03T09:00:00Z: outage","tenant_id":"7f3c0000-0000-0000-0000-000000000001","content_type":"Audit.General","gap_from":"2026-05-01T10:00:00Z","gap_to":"2026-05-03T09:00:00Z","reason":"outage","detail":"nothing was listed for 9 days"}
             {"source":"m365","category":"other","timestamp":"2026-05-10T00:00:00Z","event_type":"m365_audit.bad_blob","severity":"high","title":"4 bytes could not be read as an audit event: not JSON","tenant_id":"7f3c0000-0000-0000-0000-000000000001","content_type":"Audit.Exchange","content_id":"2026$1","content_created":"2026-05-01T10:00:00.123Z","reason":"not JSON","offset":3,"total":9,"body_base64":"e/8iYQ=="}

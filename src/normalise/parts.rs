@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use super::actor::Actor;
-use super::category::{self, Category, DLP_RECORD_TYPES};
+use super::category::{Category, DLP_RECORD_TYPES};
 use super::dlp_link::{DlpNote, push_note};
 use super::event::{Event, Member};
 use super::facts::EventFacts;
 use super::json;
 use super::parameters::{Pairs, TokenOrText};
+use super::workload;
 use super::writer::Writer;
 use crate::severity::{Assessment, Modification};
 
@@ -45,7 +46,7 @@ impl<'d, 'a> Parts<'d, 'a> {
         let record_type = facts.number_of_type();
         let workload = event.text_of(Member::Workload);
         let alert_category = event.text_of(Member::Category);
-        let category = category::of(workload.as_deref(), record_type, alert_category.as_deref());
+        let category = workload::category(workload.as_deref(), record_type, alert_category.as_deref());
         let operation = facts.folded_operation();
         Parts {
             event,
@@ -506,4 +507,12 @@ pub(crate) struct DlpRule<'a> {
     pub id: Option<Cow<'a, str>>,
     /// Names of the sensitive types found.
     pub types: Vec<Cow<'a, str>>,
+}
+
+/// What ties records of one act together.
+pub(crate) fn correlation<'a>(parts: &Parts<'_, 'a>) -> Option<Cow<'a, str>> {
+    parts
+        .text(Member::InterSystemsId)
+        .or_else(|| parts.text(Member::CorrelationId))
+        .or_else(|| parts.inner(Member::AppAccessContext, "CorrelationId"))
 }
