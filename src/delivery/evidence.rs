@@ -1,7 +1,7 @@
 //! What a receiver's refusals say of it, and of the records: the tables at the head of `delivery` as code. Does nothing
 //! and knows no time.
 
-use super::Written;
+use super::kind::Kind;
 use super::unit::Unit;
 
 /// Refusals with nothing taken between, weighed, after which one request is sent at a time.
@@ -21,50 +21,6 @@ const WHOLE_PROBES: u32 = 6;
 const REFUSALS_BEFORE_SPLIT: u32 = 3;
 /// Most that is asked more of a receiver that took what it had rejected.
 const FICKLE_MAX: u32 = 3;
-
-/// What an answer is about, by its own words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The moment.
-    Moment,
-    /// It does not say.
-    Unclear,
-    /// Our settings, or the receiver's.
-    Setting,
-    /// These records.
-    Records,
-    /// How much it is at once.
-    Size,
-}
-
-impl Kind {
-    /// `None` for what needs no judgement.
-    pub(super) fn of(written: &Written) -> Option<Self> {
-        match written {
-            Written::Delivered | Written::Closed(_) => None,
-            Written::Refused { .. } => Some(Self::Moment),
-            Written::Unclear(_) => Some(Self::Unclear),
-            Written::Misconfigured(_) => Some(Self::Setting),
-            Written::Rejected(_) | Written::RejectedSome(_) => Some(Self::Records),
-            Written::TooLarge(_) => Some(Self::Size),
-        }
-    }
-
-    /// Whether it speaks of what was sent.
-    pub(super) fn is_rejection(self) -> bool {
-        matches!(self, Self::Records | Self::Size)
-    }
-
-    /// How often a single record is refused alone before it is set aside; `None`: never.
-    fn refusals_alone(self) -> Option<u32> {
-        match self {
-            Self::Moment => None,
-            Self::Unclear => Some(8),
-            Self::Setting => Some(6),
-            Self::Records | Self::Size => Some(4),
-        }
-    }
-}
 
 /// What is to be done with a request that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,6 +36,7 @@
 
 mod account;
 mod evidence;
+mod kind;
 #[cfg(test)]
 mod tests;
 mod unit;

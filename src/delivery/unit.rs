@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::account::{Account, Settled};
-use super::evidence::Kind;
+use super::kind::Kind;
 use crate::host::{Batch, Unfit};
 
 /// First pause of a request that was refused, before it comes again.

@@ -13,7 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, Confirm, Settled};
-use super::evidence::{Evidence, Kind, Verdict};
+use super::evidence::{Evidence, Verdict};
+use super::kind::Kind;
 use super::unit::{Piece, Unit};
 use super::{
     GROUP_BATCHES_MAX, GROUP_BYTES_MAX, GroupBounds, LOOK_EVERY, Observer, QUEUE_BATCHES_MAX, QUEUE_BYTES_MAX,
