@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use url::Url;
 
 use super::pasted::{self, may_be_shown, odd, odd_guid, odd_secret, trimmed};
-use super::problem::{Fault, Problem, masked_url};
+use super::problem::{Fault, Problem, join, masked_url};
 use super::secret::MASK;
 use super::variables::{Env, expand};
 use crate::model::is_guid;
@@ -227,11 +227,6 @@ fn cut(text: &str) -> String {
         shown.push('…');
     }
     shown
-}
-
-/// `parent.key`.
-pub(super) fn join(parent: &str, key: &str) -> String {
-    if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
 }
 
 /// The problem of a key nobody knows, with the nearest one that is known.
@@ -462,6 +457,24 @@ fn integer_from_text(key: &str, text: &str) -> Option<i64> {
     });
     let (number, factor) = unit.unwrap_or((text, 1));
     number.trim().parse::<i64>().ok()?.checked_mul(factor)
+}
+
+/// Whether the file a key names can be opened.
+pub(super) fn check_file(findings: &mut Findings, table: &Table, path: &str, key: &str) {
+    let path = join(path, key);
+    let Some(file) = table.get(key).and_then(Value::as_str).filter(|f| !f.is_empty()) else { return };
+    if findings.clean(&path)
+        && let Err(error) = std::fs::File::open(file)
+    {
+        unreadable(findings, path, file, &error);
+    }
+}
+
+/// Notes that a file cannot be read now.
+pub(super) fn unreadable(findings: &mut Findings, path: String, file: &str, error: &std::io::Error) {
+    let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
+    let expected = format!("a file that can be read: {error}");
+    findings.note(Problem::new(path, Fault::File, expected).value(shown));
 }
 
 #[cfg(test)]

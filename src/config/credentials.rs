@@ -5,10 +5,9 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::check::{Findings, join};
+use super::check::{Findings, check_file, unreadable};
 use super::pasted::odd_secret;
-use super::problem::{Fault, Problem};
-use super::read::{check_file, unreadable};
+use super::problem::{Fault, Problem, join};
 use super::source::{AuthMethod, read_secret_file};
 
 /// A way of signing in and the keys that are its own.

@@ -7,6 +7,7 @@
 
 mod check;
 mod credentials;
+mod file_schema;
 mod pasted;
 mod places;
 mod problem;
@@ -32,24 +33,26 @@ use serde::{Deserialize, Serialize};
 
 pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
+pub use file_schema::config_schema;
+pub(crate) use file_schema::sink_schema;
 pub(crate) use pasted::odd_secret;
 pub use places::Places;
 pub use problem::{ConfigError, Fault, Problem};
 pub use record::{Format, OcsfVersion, RawForm};
 pub(crate) use record_schema::record_keys;
 pub use record_schema::record_schema;
-pub use schema::{config_schema, pretty, source_keys, source_schema};
-pub(crate) use schema::{keys_of, schema_of, sink_schema};
+pub(crate) use schema::{keys_of, schema_of};
+pub use schema::{pretty, source_keys, source_schema};
 pub use secret::{MASK, Secret};
 pub(crate) use secret::{secret_header, wiped_bytes};
 pub use severity::{RulesError, SeverityConfig};
+pub(crate) use sinks::SINK_KINDS;
 #[cfg(feature = "embedded")]
 pub(crate) use sinks::{Credentials, host_and_port};
 pub use sinks::{
     FileConfig, FluentForwardConfig, ForwardCompression, HttpCompression, HttpConfig, HttpEncoding, OtlpCompression,
     OtlpConfig, OtlpProtocol, SinkConfig, SinkEntry, StdoutConfig,
 };
-pub(crate) use sinks::{SINK_KINDS, SinkKind};
 pub(crate) use source::read_secret_file;
 pub use source::{AssertionAlgorithm, AuthMethod, Cloud, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint};
 pub(crate) use transport::{is_link_local, is_loopback};

@@ -6,7 +6,7 @@
 
 use url::Url;
 
-use super::{Cloud, SourceConfig};
+use super::source::{Cloud, SourceConfig};
 use crate::model::is_guid;
 
 impl Cloud {

@@ -150,3 +150,8 @@ pub(super) fn masked_url(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
     if url.set_username(MASK).is_ok() && url.set_password(None).is_ok() { url.into() } else { MASK.to_owned() }
 }
+
+/// `parent.key`.
+pub(super) fn join(parent: &str, key: &str) -> String {
+    if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
+}

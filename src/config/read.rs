@@ -3,22 +3,25 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value as Schema;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::check::{Findings, join, nearest, one_of, typed_from_text};
+use super::Config;
+use super::check::{Findings, check_file, nearest, one_of, typed_from_text};
 use super::credentials::check_credentials;
-use super::problem::{ConfigError, Fault, Problem};
-use super::schema::{known_source_schema, schema_of, sink_schema, source_schema};
-use super::source::{SOURCE_TYPE, SourceConfig};
+use super::file_schema::sink_schema;
+use super::problem::{ConfigError, Fault, Problem, join};
+use super::schema::{known_source_schema, schema_of, source_schema};
+use super::severity::{RulesError, SeverityConfig};
+use super::sinks::{SINK_KINDS, SinkConfig, SinkEntry};
+use super::source::{Cloud, SOURCE_TYPE, SourceConfig};
 use super::tenants::{self, SourceTable, is_name};
 use super::text;
 use super::transport::{check_transport, is_exposed};
-use super::{Cloud, Config, RulesError, SINK_KINDS, SeverityConfig, SinkConfig, SinkEntry};
 use crate::model::{ContentType, is_guid};
 
 impl Config {
@@ -508,24 +511,6 @@ fn from_json(value: serde_json::Value) -> Option<Value> {
             Value::Table(map.into_iter().filter_map(|(key, value)| Some((key, from_json(value)?))).collect())
         }
     })
-}
-
-/// Whether the file a key names can be opened.
-pub(super) fn check_file(findings: &mut Findings, table: &Table, path: &str, key: &str) {
-    let path = join(path, key);
-    let Some(file) = table.get(key).and_then(Value::as_str).filter(|f| !f.is_empty()) else { return };
-    if findings.clean(&path)
-        && let Err(error) = fs::File::open(PathBuf::from(file))
-    {
-        unreadable(findings, path, file, &error);
-    }
-}
-
-/// Notes that a file cannot be read now.
-pub(super) fn unreadable(findings: &mut Findings, path: String, file: &str, error: &std::io::Error) {
-    let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
-    let expected = format!("a file that can be read: {error}");
-    findings.note(Problem::new(path, Fault::File, expected).value(shown));
 }
 
 fn check_mask(findings: &mut Findings, table: &Table, path: &str) {

@@ -1,4 +1,4 @@
-//! The schema of the configuration, made from the types that read it: the one source for the checker, the JSON
+//! The schema of a part of the configuration, made from the type that reads it: the one source for the checker, the JSON
 //! Schema, the reference page and `plugin.toml`.
 
 use std::fmt;
@@ -7,35 +7,13 @@ use std::sync::OnceLock;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde::de::{Deserialize, Deserializer, Visitor};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::tenants::file_source_schema;
-use super::{Config, SINK_KINDS, SOURCE_TYPE, SinkKind, SourceConfig};
+use super::source::SourceConfig;
 
 /// A schema as text: indented, with a line break at the end.
 pub fn pretty(schema: &Value) -> String {
     format!("{schema:#}\n")
-}
-
-/// The JSON Schema of the whole file: what `m365-audit schema config` prints.
-pub fn config_schema() -> Value {
-    let mut root = schema_of::<Config>().to_value();
-    let mut source = file_source_schema();
-    with_type(&mut source, SOURCE_TYPE);
-    // Draft 2020-12 resolves relative to the root; everything is inlined, so no `$defs` are needed.
-    root["properties"]["sources"]["additionalProperties"] = source;
-    let sinks: Vec<Value> = SINK_KINDS
-        .iter()
-        .map(|kind| {
-            let mut sink = sink_schema(kind);
-            with_type(&mut sink, kind.name);
-            sink
-        })
-        .collect();
-    root["properties"]["sinks"]["additionalProperties"] = json!({ "oneOf": sinks });
-    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
-    root["title"] = json!("m365-audit configuration");
-    root
 }
 
 /// The JSON Schema of a source's own keys, without `type`.
@@ -52,34 +30,6 @@ pub(crate) fn known_source_schema() -> &'static Value {
 /// A source's own keys in the order they are declared.
 pub fn source_keys() -> &'static [&'static str] {
     keys_of::<SourceConfig>()
-}
-
-/// The schema of a sink's keys, `inputs` among them, without `type`.
-pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
-    let mut schema = (kind.schema)().to_value();
-    schema["properties"]["inputs"] = json!({
-        "description": "The sources whose records this sink receives.",
-        "type": "array",
-        "items": { "type": "string" },
-        "minItems": 1,
-        "uniqueItems": true,
-        "x-expected": "a list of the sources to receive",
-        "examples": [["contoso"]],
-    });
-    require(&mut schema, "inputs");
-    schema
-}
-
-fn with_type(schema: &mut Value, name: &str) {
-    schema["properties"]["type"] = json!({ "description": "The component's type.", "const": name });
-    require(schema, "type");
-}
-
-fn require(schema: &mut Value, key: &str) {
-    match schema["required"].as_array_mut() {
-        Some(keys) => keys.insert(0, json!(key)),
-        None => schema["required"] = json!([key]),
-    }
 }
 
 /// The schema of one component: inlined, closed to unknown keys, and without the nulls that TOML does not have.

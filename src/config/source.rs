@@ -17,7 +17,9 @@ use serde_with::{DeserializeAs, DisplayFromStr, SerializeAs, serde_as};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Format, OcsfVersion, RawForm, Secret, SeverityConfig};
+use super::record::{Format, OcsfVersion, RawForm};
+use super::secret::Secret;
+use super::severity::SeverityConfig;
 use crate::model::{ContentType, NotAGuid, TenantId, Timestamp, is_guid};
 
 /// The word in `type` of a source, and this source's name to every host.

@@ -6,9 +6,9 @@ use std::collections::HashSet;
 use serde_json::{Value as Schema, json};
 use toml::{Table, Value};
 
-use super::check::{Findings, join};
+use super::check::Findings;
 use super::credentials::is_credential;
-use super::problem::{Fault, Problem};
+use super::problem::{Fault, Problem, join};
 use super::schema::source_schema;
 
 /// The key of the entries.

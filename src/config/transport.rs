@@ -7,7 +7,8 @@ use serde_json::Value as Schema;
 use toml::{Table, Value};
 use url::{Host, Url};
 
-use super::check::{Findings, join};
+use super::check::Findings;
+use super::problem::join;
 use super::problem::{Fault, Problem};
 
 /// The addresses at which clouds tell a machine about itself, beside the link-local ones: Azure's wire server, Alibaba's

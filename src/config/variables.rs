@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::Value;
 
-use super::problem::{Fault, Problem};
+use super::problem::{Fault, Problem, join};
 
 /// Looks up an environment variable.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -19,7 +19,7 @@ pub(super) fn expand(
     problems: &mut Vec<Problem>,
 ) {
     for (key, value) in table.iter_mut() {
-        expand_value(value, &super::check::join(path, key), env, written, problems);
+        expand_value(value, &join(path, key), env, written, problems);
     }
 }
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Issue, MIB, exclusive, readable};
-use crate::config::Secret;
+use crate::config::secret::Secret;
 
 /// Sends records by the Fluent Forward protocol: to Fluentd, Fluent Bit, Vector's `fluent` source and the
 /// Collector's `fluentforward` receiver.

@@ -9,7 +9,7 @@ use serde_with::{DisplayFromStr, serde_as};
 use url::Url;
 
 use super::{Credentials, Issue, MIB, headers_schema, readable, uri_issues};
-use crate::config::Secret;
+use crate::config::secret::Secret;
 
 /// Posts records over HTTP: to Vector's `http_server`, Logstash, Elastic's `http_endpoint`, Splunk's collector and
 /// whatever else answers a status.

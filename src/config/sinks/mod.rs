@@ -25,7 +25,8 @@ pub use http::{HttpCompression, HttpConfig, HttpEncoding};
 pub use otlp::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use stdout::StdoutConfig;
 
-use super::{Secret, schema};
+use super::schema;
+use super::secret::Secret;
 
 /// A sink and the sources it reads.
 #[derive(Debug, Clone, PartialEq, Serialize)]

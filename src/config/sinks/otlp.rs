@@ -9,7 +9,7 @@ use serde_with::{DisplayFromStr, serde_as};
 use url::Url;
 
 use super::{Credentials, Issue, MIB, headers_schema, readable, uri_issues};
-use crate::config::Secret;
+use crate::config::secret::Secret;
 
 /// Sends records as OpenTelemetry logs, over gRPC or HTTP with protobuf.
 ///

@@ -1,0 +1,58 @@
+//! The schema of the whole file, put together from those of its parts.
+
+use serde_json::{Value, json};
+
+use super::Config;
+use super::schema::schema_of;
+use super::sinks::{SINK_KINDS, SinkKind};
+use super::source::SOURCE_TYPE;
+use super::tenants::file_source_schema;
+
+/// The JSON Schema of the whole file: what `m365-audit schema config` prints.
+pub fn config_schema() -> Value {
+    let mut root = schema_of::<Config>().to_value();
+    let mut source = file_source_schema();
+    with_type(&mut source, SOURCE_TYPE);
+    // Draft 2020-12 resolves relative to the root; everything is inlined, so no `$defs` are needed.
+    root["properties"]["sources"]["additionalProperties"] = source;
+    let sinks: Vec<Value> = SINK_KINDS
+        .iter()
+        .map(|kind| {
+            let mut sink = sink_schema(kind);
+            with_type(&mut sink, kind.name);
+            sink
+        })
+        .collect();
+    root["properties"]["sinks"]["additionalProperties"] = json!({ "oneOf": sinks });
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["title"] = json!("m365-audit configuration");
+    root
+}
+
+/// The schema of a sink's keys, `inputs` among them, without `type`.
+pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
+    let mut schema = (kind.schema)().to_value();
+    schema["properties"]["inputs"] = json!({
+        "description": "The sources whose records this sink receives.",
+        "type": "array",
+        "items": { "type": "string" },
+        "minItems": 1,
+        "uniqueItems": true,
+        "x-expected": "a list of the sources to receive",
+        "examples": [["contoso"]],
+    });
+    require(&mut schema, "inputs");
+    schema
+}
+
+fn with_type(schema: &mut Value, name: &str) {
+    schema["properties"]["type"] = json!({ "description": "The component's type.", "const": name });
+    require(schema, "type");
+}
+
+fn require(schema: &mut Value, key: &str) {
+    match schema["required"].as_array_mut() {
+        Some(keys) => keys.insert(0, json!(key)),
+        None => schema["required"] = json!([key]),
+    }
+}
