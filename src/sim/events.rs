@@ -12,7 +12,6 @@ use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::truth::parse_event_time;
 use crate::model::{ContentType, TenantId, Timestamp};
 
 macro_rules! irregularities {
@@ -446,6 +445,11 @@ impl HugeBody {
         )
         .into()
     }
+}
+
+/// A `CreationTime` in any of the forms the feed has: no zone (UTC), `Z`, an offset, with or without a fraction.
+pub(super) fn parse_event_time(text: &str) -> Option<Timestamp> {
+    text.parse().or_else(|_| format!("{text}Z").parse()).ok()
 }
 
 #[cfg(test)]

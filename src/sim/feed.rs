@@ -5,150 +5,16 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use url::form_urlencoded;
 
+use super::call::{Call, NEXT_PAGE_HEADER, Reply, ReplyBody};
 use super::faults::{CallKind, Fault};
-use super::identity::{self, IdentityHeaders};
-use super::tenant::{BlobBody, Position, State};
+use super::identity;
+use super::tenant::{Position, State};
 use super::token::{self, Tokens};
 use super::{ListingSpan, NextPage, SimConfig, StartFailure, SubscriptionState};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp, is_guid};
-
-/// A request, taken apart.
-pub(super) struct Call {
-    pub kind: CallKind,
-    pub method_ok: bool,
-    /// The tenant as the path names it.
-    pub tenant_text: String,
-    /// The blob a content path names, decoded once.
-    pub blob_id: Option<String>,
-    /// The token endpoint's version 2.
-    pub v2: bool,
-    /// Query parameters: names in lower case, first value wins.
-    pub query: Vec<(String, String)>,
-    pub raw_query: String,
-    pub bearer: Option<String>,
-    /// The host and port the client called, if it said.
-    pub host: Option<String>,
-    pub languages: Vec<String>,
-    /// The decoded form of a token request.
-    pub form: Vec<(String, String)>,
-    /// App Service's end point of managed identity, not the machine's.
-    pub app_service: bool,
-    pub identity: IdentityHeaders,
-}
-
-impl Call {
-    /// Reads a path and a query; headers and body are filled in by the server.
-    pub fn parse(method: &str, path: &str, query: &str) -> Self {
-        let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let mut call = Self {
-            kind: CallKind::Unknown,
-            method_ok: true,
-            tenant_text: String::new(),
-            blob_id: None,
-            v2: false,
-            query: form_urlencoded::parse(query.as_bytes())
-                .map(|(name, value)| (name.to_ascii_lowercase(), value.into_owned()))
-                .collect(),
-            raw_query: query.to_owned(),
-            bearer: None,
-            host: None,
-            languages: Vec::new(),
-            form: Vec::new(),
-            app_service: false,
-            identity: IdentityHeaders::default(),
-        };
-        if let ["metadata", "identity", "oauth2", "token"] | ["msi", "token"] = segments.as_slice() {
-            call.kind = CallKind::Identity;
-            call.app_service = segments.len() == 2;
-            call.method_ok = method == "GET";
-            return call;
-        }
-        let (kind, tenant, expected) = match segments.as_slice() {
-            [tenant, "oauth2", "token"] => (CallKind::Token, tenant, "POST"),
-            [tenant, "oauth2", "v2.0", "token"] => {
-                call.v2 = true;
-                (CallKind::Token, tenant, "POST")
-            }
-            ["api", "v1.0" | "v1", tenant, "activity", "feed", rest @ ..] => match rest {
-                ["subscriptions", "list"] => (CallKind::List, tenant, "GET"),
-                ["subscriptions", "start"] => (CallKind::Start, tenant, "POST"),
-                ["subscriptions", "stop"] => (CallKind::Stop, tenant, "POST"),
-                ["subscriptions", "content"] if call.param("nextpage").is_some() => (CallKind::NextPage, tenant, "GET"),
-                ["subscriptions", "content"] => (CallKind::Content, tenant, "GET"),
-                ["subscriptions", "notifications"] => (CallKind::Notifications, tenant, "GET"),
-                ["resources", "dlpSensitiveTypes"] => (CallKind::SensitiveTypes, tenant, "GET"),
-                ["audit", id] => {
-                    call.blob_id = Some(percent_decode(id));
-                    (CallKind::Blob, tenant, "GET")
-                }
-                _ => return call,
-            },
-            _ => return call,
-        };
-        call.kind = kind;
-        call.tenant_text = percent_decode(tenant);
-        call.method_ok = method == expected;
-        call
-    }
-
-    /// A query parameter by its lower-case name.
-    pub fn param(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-
-    pub fn content_type(&self) -> Option<ContentType> {
-        self.param("contenttype").and_then(|text| text.parse().ok())
-    }
-}
-
-/// An answer before faults.
-pub(super) struct Reply {
-    pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
-    pub body: ReplyBody,
-    /// The blob whose events this is, so that a complete read can be entered.
-    pub reads_blob: Option<String>,
-}
-
-pub(super) enum ReplyBody {
-    Bytes(Bytes),
-    Blob(BlobBody),
-}
-
-impl Reply {
-    pub fn new(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
-        let headers = vec![("content-type", content_type.to_owned())];
-        Self { status, headers, body: ReplyBody::Bytes(body.into()), reads_blob: None }
-    }
-
-    pub fn json(status: u16, value: &Value) -> Self {
-        Self::new(status, "application/json; charset=utf-8", value.to_string())
-    }
-
-    fn error(status: u16, code: &str, message: &str) -> Self {
-        Self::json(status, &json!({"error": {"code": code, "message": message}}))
-    }
-
-    fn html(status: u16, title: &str) -> Self {
-        let page =
-            format!("<!DOCTYPE html>\r\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>");
-        Self::new(status, "text/html", page)
-    }
-
-    /// A server exception as the API reports it: the text is split at its first colon, and the message has lost
-    /// the character behind it.
-    fn server_exception(text: &str) -> Self {
-        let (code, rest) = text.split_once(':').unwrap_or((text, ""));
-        let mut message = rest.chars();
-        message.next();
-        Self::error(400, code, message.as_str())
-    }
-}
 
 /// Answers a call. `own_url` is where the simulator listens; `now` is its own time and `monotonic` its clock's.
 pub(super) fn answer(
@@ -404,7 +270,7 @@ fn list_content(
             };
             next_page_url(&style, own_url, call, (start, end), &token.encode())
         };
-        reply.headers.push((super::server::NEXT_PAGE_HEADER, link));
+        reply.headers.push((NEXT_PAGE_HEADER, link));
     }
     Ok(reply)
 }
@@ -516,7 +382,7 @@ fn parse_parameter_time(text: &str) -> Option<Timestamp> {
         16 => format!("{zoneless}:00"),
         _ => text.to_owned(),
     };
-    super::truth::parse_event_time(&full)
+    super::events::parse_event_time(&full)
 }
 
 fn blob(state: &mut State, tenant: &TenantId, call: &Call, now: Timestamp) -> Reply {
@@ -622,25 +488,4 @@ pub(super) fn fault_reply(fault: &Fault, config: &SimConfig, call: &Call, now: T
 /// `2026-07-16T20:45:00.123Z`
 pub(super) fn milliseconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
-}
-
-/// Decodes `%XX` once; what is no escape stays.
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let pair = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
-        match pair.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(decoded) if byte == b'%' => {
-                out.push(decoded);
-                at += 3;
-            }
-            _ => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::SimConfig;
-use super::feed::{Call, Reply};
+use super::call::{Call, Reply};
 use super::token::Tokens;
 use crate::model::{TenantId, Timestamp};
 
@@ -24,15 +24,6 @@ pub struct MachineIdentity {
     pub app_service_header: String,
     /// Azure Arc's challenge: the file its `realm` names, and what the file holds. `None`: the metadata path is IMDS's.
     pub arc_challenge: Option<(PathBuf, String)>,
-}
-
-/// The headers of a request that these end points look at.
-#[derive(Default)]
-pub(super) struct IdentityHeaders {
-    pub metadata: bool,
-    pub forwarded: bool,
-    pub app_service: String,
-    pub authorization: String,
 }
 
 /// Answers `/metadata/identity/oauth2/token` (IMDS and Azure Arc) and `/msi/token` (App Service).

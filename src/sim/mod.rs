@@ -14,6 +14,7 @@
 //! All randomness comes from [`SimConfig::seed`]; all time from the clock given to [`Sim::start`].
 
 mod assertion;
+mod call;
 mod events;
 mod faults;
 mod feed;

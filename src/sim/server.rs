@@ -26,16 +26,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::form_urlencoded;
 
+use super::call::{Call, NEXT_PAGE_HEADER, Reply, ReplyBody};
 use super::faults::{CallKind, CallNames, Fault, Faults};
-use super::feed::{self, Call, Reply, ReplyBody};
+use super::feed;
 use super::tenant::{BlobBody, State};
 use super::token::Tokens;
 use super::{Counters, RequestLog};
 use crate::clock::Clock;
 use crate::model::{TenantId, Timestamp};
 
-/// The reply header that names the next page; its spelling on the wire is put in by [`write_name`].
-pub(super) const NEXT_PAGE_HEADER: &str = "nextpageuri";
 /// The largest request body that is read, bytes.
 const REQUEST_BODY_MAX: usize = 256 * 1024;
 /// Size at which a piece of a body is sent, bytes.

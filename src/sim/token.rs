@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::SimConfig;
 use super::assertion::{self, Seen};
-use super::feed::{Call, Reply};
+use super::call::{Call, Reply};
 use crate::model::{TenantId, Timestamp, is_guid};
 
 /// Audiences the feed's hosts accept: Microsoft's five clouds.

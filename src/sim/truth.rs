@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use super::events::{HugeBody, Irregularity};
+use super::events::{HugeBody, Irregularity, parse_event_time};
 use crate::model::{ContentType, TenantId, Timestamp};
 
 /// 128 bits of BLAKE3.
@@ -439,11 +439,6 @@ impl EventFields {
             self.record_number.as_bytes(),
         ])
     }
-}
-
-/// A `CreationTime` in any of the forms the feed has: no zone (UTC), `Z`, an offset, with or without a fraction.
-pub(super) fn parse_event_time(text: &str) -> Option<Timestamp> {
-    text.parse().or_else(|_| format!("{text}Z").parse()).ok()
 }
 
 /// A digest of an event's bytes that does not see white space between its tokens.
