@@ -5,6 +5,7 @@
 //! keys of the tenant go: other streams are kept from repeating themselves by their blobs' marks. Forward: what lies
 //! between is passed over, and that is noted in the position until its gap record is delivered.
 
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -43,6 +44,17 @@ pub struct Moved {
     pub before: Option<Timestamp>,
     /// Where it stands.
     pub after: Timestamp,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.content_type)?;
+        match self.before {
+            Some(before) => write!(f, "{before}")?,
+            None => f.write_str("never ran")?,
+        }
+        write!(f, " -> {}", self.after)
+    }
 }
 
 /// Why nothing was moved.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jiff::SignedDuration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
+use super::moment::{span, time};
 use super::{Failure, logging, run};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogConfig};
@@ -67,45 +67,6 @@ pub struct BackfillArgs {
 
 fn tenant(text: &str) -> Result<TenantId, String> {
     text.parse().map_err(|error: crate::model::NotAGuid| error.to_string())
-}
-
-/// A time, or how long ago it was.
-pub(super) fn time(text: &str) -> Result<Timestamp, String> {
-    let expected =
-        || format!("`{text}` is not a time: expected 2026-05-01T00:00:00Z, 2026-05-01 or an age such as 3d, 12h, 90m");
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    if let Ok(date) = text.parse::<jiff::civil::Date>()
-        && text.contains('-')
-    {
-        return jiff::tz::TimeZone::UTC
-            .to_timestamp(date.to_datetime(jiff::civil::Time::midnight()))
-            .map_err(|_| expected());
-    }
-    let mut age = SignedDuration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0).ok_or_else(expected)?;
-        let (number, unit) = rest.split_at(digits);
-        let number: i64 = number.parse().map_err(|_| expected())?;
-        let secs = match unit.chars().next() {
-            Some('d') => 86_400,
-            Some('h') => 3600,
-            Some('m') => 60,
-            Some('s') => 1,
-            _ => return Err(expected()),
-        };
-        age = number
-            .checked_mul(secs)
-            .and_then(|n| age.checked_add(SignedDuration::from_secs(n)))
-            .ok_or_else(expected)?;
-        rest = unit.get(1..).unwrap_or_default();
-    }
-    if age.is_zero() {
-        return Err(expected());
-    }
-    SystemClock::new().now().checked_sub(age).map_err(|_| expected())
 }
 
 /// Runs the back-fill of every source meant, one after another.
@@ -374,34 +335,9 @@ fn words(
     format!("{} of {} blobs, {} events, {megabytes:.1} MB/s, {left}, {quota}", now.blobs, now.found, now.events)
 }
 
-/// Seconds as an operator reads them.
-pub(super) fn span(seconds: f64) -> String {
-    let secs = seconds.max(0.0).round() as u64;
-    match secs {
-        0..=119 => format!("{secs} s"),
-        120..=7199 => format!("{} min", secs / 60),
-        7200..=172_799 => format!("{} h {} min", secs / 3600, secs % 3600 / 60),
-        _ => format!("{} d {} h", secs / 86_400, secs % 86_400 / 3600),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_read_as_they_are_written() {
-        let t = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert_eq!(time("2026-05-01T10:00:00Z"), Ok(t("2026-05-01T10:00:00Z")));
-        assert_eq!(time("2026-05-01T10:00:00+02:00"), Ok(t("2026-05-01T08:00:00Z")));
-        assert_eq!(time("2026-05-01"), Ok(t("2026-05-01T00:00:00Z")));
-        let ago = |text: &str| Timestamp::now().duration_since(time(text).unwrap()).as_secs();
-        assert!((ago("3d") - 3 * 86_400).abs() < 60);
-        assert!((ago("1d12h") - 36 * 3600).abs() < 60);
-        for wrong in ["", "3", "d", "3w", "yesterday", "0d", "99999999999999999999d", "2026-13-01"] {
-            assert!(time(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn the_progress_says_blobs_events_speed_time_left_and_quota() {

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod health;
 pub mod init;
 pub mod logging;
+mod moment;
 pub mod normalize;
 pub mod plugin;
 pub mod run;
@@ -216,6 +217,14 @@ impl Failure {
     pub fn of(error: &dyn Actionable, exit: Exit) -> Self {
         let page = error_page(error.slug());
         Self { message: format!("{}: {error}\n  hint: {}\n  page: {page}", error.slug(), error.hint()), exit }
+    }
+
+    /// The state cannot be read.
+    pub fn of_state(error: crate::host::StateError) -> Self {
+        Self {
+            message: format!("state-not-read: {error}\n  hint: nothing was changed; see docs/errors/state-corrupt.md"),
+            exit: Exit::State,
+        }
     }
 
     /// A bug of ours.

@@ -15,17 +15,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
 use super::service::Service;
-use super::{Failure, logging, state};
+use super::{Failure, logging};
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SinkConfig};
 use crate::delivery;
 use crate::host::Host;
-use crate::hosts::embedded::control::{Backend, ControlServer, Entry, MoveAsked, Refusal, Registry};
+use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, Refusal};
 use crate::hosts::embedded::descriptors;
 use crate::hosts::embedded::metrics_server::MetricsServer;
 use crate::hosts::embedded::notebook::Notebook;
 use crate::hosts::embedded::recorder::{self, Recorded};
+use crate::hosts::embedded::registry::{Entry, Registry};
 use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
@@ -95,7 +96,7 @@ impl SinkMemory {
     /// # Errors
     /// It cannot be read.
     pub(super) async fn load(store: &SqliteStore) -> Result<Self, Failure> {
-        let book = Notebook::load(store).await.map_err(state::broken)?;
+        let book = Notebook::load(store).await.map_err(Failure::of_state)?;
         Ok(Self { book, state_is_new: store.is_new() })
     }
 }
@@ -321,14 +322,16 @@ impl Process {
         let wanted = Move { tenant, content_types, to: from, may_pass_over: yes };
         let result = moving::apply(&self.host.state(), &wanted, self.clock.now()).await;
         match &result {
-            Ok(moved) => tracing::info!(%source, "positions moved by hand: {}", state::told(moved).join("; ")),
+            Ok(moved) => {
+                tracing::info!(%source, "positions moved by hand: {}", moved.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+            }
             Err(error) => tracing::warn!(%source, "positions not moved: {error}"),
         }
         for name in paused {
             self.start(name);
         }
         let _ = answer.send(match result {
-            Ok(moved) => Ok(state::told(&moved)),
+            Ok(moved) => Ok(moved.iter().map(ToString::to_string).collect()),
             Err(error) => Err(Refusal::of(&error, Exit::from(&error) as u8)),
         });
     }

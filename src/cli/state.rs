@@ -11,23 +11,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::Failure;
 use super::exit::Exit;
+use super::moment::span;
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::held::HeldHead;
 use crate::checkpoint::ledger::LedgerSettings;
-use crate::checkpoint::moving::{self, Move, Moved};
+use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
-use crate::host::{Revision, StateError, StateStore};
+use crate::host::{Revision, StateStore};
 use crate::hosts::embedded::EmbeddedHost;
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{ContentType, Timestamp};
 use crate::source::aside::{self, Retried, StillAside};
 use crate::source::backfill;
+use crate::source::hold::waited_for;
 
 /// What a sink gets to end after `retry`.
 const RETRY_GRACE: Duration = Duration::from_secs(8);
@@ -63,7 +66,7 @@ enum StateCommand {
         #[arg(long, value_name = "TYPE")]
         content_type: Vec<ContentType>,
         /// Where to go on from: RFC 3339 (2026-05-01T00:00:00Z), a date, or an age (3d, 12h, 90m)
-        #[arg(long, value_name = "TIME", value_parser = super::backfill::time)]
+        #[arg(long, value_name = "TIME", value_parser = super::moment::time)]
         from: Timestamp,
         /// Pass events over, when the position moves forward
         #[arg(long)]
@@ -109,6 +112,20 @@ struct HeldShown {
     bytes: u64,
     /// `contentCreated` of the oldest.
     oldest: Option<Timestamp>,
+    /// What the oldest waits for, until it is decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<WaitsFor>,
+}
+
+/// A content type that may flag reads on hold.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+struct WaitsFor {
+    content_type: String,
+    /// It must be complete until then for the oldest read to be decided.
+    needed_until: Timestamp,
+    complete_until: Option<Timestamp>,
+    /// How far that is behind now, in seconds.
+    behind_secs: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -159,19 +176,22 @@ fn usage(message: String) -> Failure {
     Failure { message: format!("usage: {message}"), exit: Exit::Usage }
 }
 
-pub(super) fn broken(error: StateError) -> Failure {
-    Failure {
-        message: format!("state-not-read: {error}\n  hint: nothing was changed; see docs/errors/state-corrupt.md"),
-        exit: Exit::State,
-    }
-}
-
 async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let store = SqliteStore::open_read_only(&config.data_dir)?;
     let mut shown = Vec::new();
     for (name, source) in &config.sources {
         let keys = Keys::of(&source.tenant_id);
-        let held = held(&store, &keys).await?;
+        let mut held = held(&store, &keys).await?;
+        if !held.is_empty() {
+            let mut complete = Vec::new();
+            for &content_type in &source.content_types {
+                let position = load::<Position>(&store, &keys.position(content_type)).await?;
+                complete.push((content_type, position.and_then(|(position, _)| position.complete_until)));
+            }
+            for shown in held.values_mut() {
+                shown.waits_for = waits_for(shown.oldest, source.hold_secs, &complete, SystemClock::new().now());
+            }
+        }
         let unfinished = load::<StoredBackfill>(&store, &keys.backfill(name)).await?.map(|(stored, _)| stored);
         for &content_type in &source.content_types {
             let unfinished = unfinished.as_ref().filter(|b| b.remaining.contains_key(content_type.as_str()));
@@ -219,12 +239,30 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
     Ok(Exit::Done)
 }
 
+/// What a read made available at `oldest` waits for, by how far the content types that are read are complete; `None` when
+/// it may be decided.
+fn waits_for(
+    oldest: Option<Timestamp>,
+    hold_secs: u64,
+    complete: &[(ContentType, Option<Timestamp>)],
+    now: Timestamp,
+) -> Option<WaitsFor> {
+    let hold = SignedDuration::from_secs(i64::try_from(hold_secs).unwrap_or(i64::MAX));
+    let needed_until = oldest?.saturating_add(hold).unwrap_or(Timestamp::MAX);
+    let (content_type, complete_until) = waited_for(complete.iter().copied())?;
+    if complete_until.is_some_and(|complete| complete >= needed_until) {
+        return None;
+    }
+    let behind_secs = complete_until.map(|complete| now.duration_since(complete).as_secs());
+    Some(WaitsFor { content_type: content_type.to_string(), needed_until, complete_until, behind_secs })
+}
+
 /// What is on hold, by content type.
 async fn held(store: &dyn StateStore, keys: &Keys) -> Result<BTreeMap<ContentType, HeldShown>, Failure> {
     let mut all: BTreeMap<ContentType, HeldShown> = BTreeMap::new();
-    for (key, _) in store.list(&keys.held()).await.map_err(broken)? {
-        let Some((bytes, _)) = store.load(&key).await.map_err(broken)? else { continue };
-        let head = HeldHead::decode(&key, &bytes).map_err(broken)?;
+    for (key, _) in store.list(&keys.held()).await.map_err(Failure::of_state)? {
+        let Some((bytes, _)) = store.load(&key).await.map_err(Failure::of_state)? else { continue };
+        let head = HeldHead::decode(&key, &bytes).map_err(Failure::of_state)?;
         let shown = all.entry(head.content_type).or_default();
         shown.events += head.records();
         shown.bytes += bytes.len() as u64;
@@ -246,8 +284,15 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
             writeln!(out, "    {}  created {}  expires {}", blob.content_id, blob.created, blob.expires)?;
         }
     }
-    if let HeldShown { events, bytes, oldest: Some(oldest) } = &stream.held {
+    if let HeldShown { events, bytes, oldest: Some(oldest), waits_for } = &stream.held {
         writeln!(out, "  on hold         {events} routine reads ({bytes} bytes), the oldest made available {oldest}")?;
+        if let Some(WaitsFor { content_type, needed_until, complete_until, behind_secs }) = waits_for {
+            let stands = match (complete_until, behind_secs) {
+                (Some(complete), Some(behind)) => format!("it is until {complete}, {} behind", span(*behind as f64)),
+                _ => "nothing of it is yet".to_owned(),
+            };
+            writeln!(out, "    waits until `{content_type}` is complete until {needed_until}; {stands}")?;
+        }
     }
     if let Some(backfill) = &stream.backfill {
         writeln!(out, "  back-fill       {backfill} (`m365-audit backfill --resume` goes on with it)")?;
@@ -326,7 +371,7 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
         let keys = Keys::of(&source.tenant_id);
         let mut count = 0;
         for &content_type in &source.content_types {
-            count += store.list(&keys.aside(content_type)).await.map_err(broken)?.len();
+            count += store.list(&keys.aside(content_type)).await.map_err(Failure::of_state)?.len();
         }
         sources.push((name, source, count));
     }
@@ -351,7 +396,7 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
             };
             retried = aside::retry_alone(name.as_str().into(), &settings, host.clone(), clock.clone())
                 .await
-                .map_err(broken)?;
+                .map_err(Failure::of_state)?;
         }
         all.push((name, retried));
     }
@@ -385,7 +430,7 @@ async fn set(
             let now = SystemClock::new().now();
             let moved =
                 moving::apply(&store, &wanted, now).await.map_err(|error| Failure::of(&error, Exit::from(&error)))?;
-            told(&moved)
+            moved.iter().map(ToString::to_string).collect::<Vec<_>>()
         }
     };
     for line in lines {
@@ -394,22 +439,39 @@ async fn set(
     Ok(Exit::Done)
 }
 
-/// What is printed of positions that were moved.
-pub(super) fn told(moved: &[Moved]) -> Vec<String> {
-    let before = |moved: &Moved| moved.before.map_or("never ran".to_owned(), |t| t.to_string());
-    moved.iter().map(|m| format!("{}: {} -> {}", m.content_type, before(m), m.after)).collect()
-}
-
 async fn load<T: format::Stored>(store: &dyn StateStore, key: &str) -> Result<Option<(T, Revision)>, Failure> {
-    let stored: Option<(Bytes, Revision)> = store.load(key).await.map_err(broken)?;
-    stored.map(|(bytes, revision)| Ok((format::decode(key, &bytes).map_err(broken)?, revision))).transpose()
+    let stored: Option<(Bytes, Revision)> = store.load(key).await.map_err(Failure::of_state)?;
+    stored.map(|(bytes, revision)| Ok((format::decode(key, &bytes).map_err(Failure::of_state)?, revision))).transpose()
 }
 
 async fn load_all<T: format::Stored>(store: &dyn StateStore, prefix: &str) -> Result<Vec<T>, Failure> {
     let mut all = Vec::new();
-    for (key, _) in store.list(prefix).await.map_err(broken)? {
+    for (key, _) in store.list(prefix).await.map_err(Failure::of_state)? {
         // Beside a running process an entry may go between the list and the load.
         all.extend(load(store, &key).await?.map(|(value, _)| value));
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_on_hold_wait_for_the_type_that_is_complete_least_far_until_they_may_be_decided() {
+        let t = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (oldest, now) = (t("2026-05-03T06:00:00Z"), t("2026-05-03T12:00:00Z"));
+        let wait = |dlp: Option<&str>, general: Option<&str>| {
+            let complete = [(ContentType::Dlp, dlp.map(t)), (ContentType::General, general.map(t))];
+            let waits = waits_for(Some(oldest), 3600, &complete, now)?;
+            assert_eq!(waits.needed_until, t("2026-05-03T07:00:00Z"));
+            Some((waits.content_type, waits.behind_secs))
+        };
+        let (early, late) = (Some("2026-05-03T06:30:00Z"), Some("2026-05-03T11:55:00Z"));
+        assert_eq!(wait(early, late), Some(("DLP.All".into(), Some(19_800))));
+        assert_eq!(wait(late, None), Some(("Audit.General".into(), None)));
+        assert_eq!(wait(late, late), None, "all that could flag it is known");
+        assert_eq!(waits_for(Some(oldest), 3600, &[(ContentType::Exchange, None)], now), None);
+        assert_eq!(waits_for(None, 3600, &[(ContentType::Dlp, None)], now), None, "nothing is on hold");
+    }
 }

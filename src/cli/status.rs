@@ -18,12 +18,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use tokio::sync::mpsc;
 
-use super::backfill::span;
 use super::exit::Exit;
+use super::moment::span;
 use super::{Failure, run};
 use crate::config::Config;
 use crate::hosts::embedded::control::{Client, Say, What};
-use crate::hosts::embedded::status::{Quota, Sink, Source, Status, Stream};
+use crate::hosts::embedded::status::{Held, Quota, Sink, Source, Status, Stream};
 use crate::hosts::embedded::store;
 use crate::model::{Timestamp, counted};
 
@@ -315,6 +315,9 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
         words.push(format!("{records} set aside (`m365-audit state show`, `state retry`)"));
     }
     lines.push(Line::from(format!("  {}", words.join(", "))));
+    if let Some(held) = &source.held {
+        lines.push(Line::from(format!("  {}", held_words(held))));
+    }
     if let Some(backfill) = &source.backfill {
         let percent = backfill.read_secs * 100 / backfill.span_secs.max(1);
         lines.push(Line::styled(
@@ -327,6 +330,22 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
         ));
     }
     lines
+}
+
+/// What reads on hold wait for.
+fn held_words(held: &Held) -> String {
+    let reads = counted(held.reads, "routine read");
+    let Some(content_type) = &held.waits_for else {
+        return format!("{reads} on hold: no content type is read that could flag them; they are shipped next");
+    };
+    let wait = if held.reads == 1 { "it waits" } else { "they wait" };
+    match (held.complete_until, held.behind_secs) {
+        (Some(complete), Some(behind)) => format!(
+            "{reads} on hold: {wait} for `{content_type}`, which is complete until {complete}, {} behind",
+            span(behind)
+        ),
+        _ => format!("{reads} on hold: {wait} for `{content_type}`, of which nothing is complete yet"),
+    }
 }
 
 fn quota_words(quota: &Quota) -> String {
@@ -498,6 +517,7 @@ mod tests {
                 ..Stream::default()
             }],
             backfill: None,
+            held: None,
         }
     }
 
@@ -621,6 +641,30 @@ mod tests {
                 assert_eq!(row.width(), head.width(), "the columns stand below their heads: {}", plain(row));
             }
         }
+    }
+
+    #[test]
+    fn reads_on_hold_say_what_they_wait_for_and_how_far_behind_it_is() {
+        let held = Held {
+            reads: 12,
+            waits_for: Some("DLP.All".into()),
+            complete_until: Some(t("2026-05-03T06:48:00Z")),
+            behind_secs: Some(11_520.0),
+        };
+        let words = held_words(&held);
+        assert_eq!(
+            words,
+            "12 routine reads on hold: they wait for `DLP.All`, which is complete until 2026-05-03T06:48:00Z, 3 h 12 min behind"
+        );
+        let held = Held { reads: 1, complete_until: None, behind_secs: None, ..held };
+        assert_eq!(
+            held_words(&held),
+            "1 routine read on hold: it waits for `DLP.All`, of which nothing is complete yet"
+        );
+        let mut status = example();
+        status.sources[0].held = Some(held);
+        let text: Vec<String> = page(&status, 120).iter().map(plain).collect();
+        assert!(text.iter().any(|line| line.contains("1 routine read on hold")), "{text:?}");
     }
 
     #[test]

@@ -420,7 +420,7 @@ impl Decisions {
         let now = self.terms.server.trusted();
         let at = self.terms.clock.monotonic();
         let hold_for = self.terms.hold_for.unsigned_abs();
-        let waited: Vec<_> = [ContentType::Dlp, ContentType::General]
+        let waited: Vec<_> = hold::BRINGS_MATCHES
             .iter()
             .filter_map(|content_type| self.streams.get(content_type))
             .map(|stream| stream.waited(now, at, hold_for, self.terms.once))

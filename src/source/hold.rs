@@ -79,6 +79,20 @@ pub enum Horizon {
     },
 }
 
+/// The content types whose events bring matches.
+pub const BRINGS_MATCHES: [ContentType; 2] = [ContentType::Dlp, ContentType::General];
+
+/// What reads on hold wait for: of the content types that are read and bring matches, the one that is complete least
+/// far, and until when it is. `complete_until` says that of those that are read.
+pub fn waited_for(
+    complete_until: impl IntoIterator<Item = (ContentType, Option<Timestamp>)>,
+) -> Option<(ContentType, Option<Timestamp>)> {
+    complete_until
+        .into_iter()
+        .filter(|(content_type, _)| BRINGS_MATCHES.contains(content_type))
+        .min_by_key(|(_, complete)| *complete)
+}
+
 /// A content type that brings matches.
 #[derive(Debug, Clone, Copy)]
 pub struct Waited {

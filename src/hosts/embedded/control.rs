@@ -10,13 +10,12 @@
 //! Refuses to know how a question is carried out: `status` is put together here from what the process measures, a
 //! back-fill goes to the source's desk, a move of positions to whoever owns the sources.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -27,11 +26,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::registry::Registry;
 use super::status::{Monitor, Status};
 use crate::clock::Clock;
-use crate::model::{Actionable, ContentType, TenantId, Timestamp};
-use crate::source::aside::{self, Retried};
-use crate::source::backfill::{Ask, Asked, Counter, Ended, Progress, Snapshot};
+use crate::model::{Actionable, ContentType, Timestamp};
+use crate::source::aside::Retried;
+use crate::source::backfill::{Ask, Asked, Ended, Progress, Snapshot};
 
 /// The protocol's version.
 pub const VERSION: u32 = 1;
@@ -223,54 +223,6 @@ pub struct MoveAsked {
     pub yes: bool,
     /// Told what to print.
     pub answer: oneshot::Sender<Result<Vec<String>, Refusal>>,
-}
-
-/// One source of the process.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// What it reads.
-    pub content_types: Vec<ContentType>,
-    /// Its quota; 0 is no limit.
-    pub max_requests_per_minute: u32,
-    /// Its desk for back-fills.
-    pub counter: Counter,
-    /// The back-fill that runs.
-    pub backfill: Option<Arc<Progress>>,
-    /// Where it is asked to offer what it has set aside.
-    pub retries: mpsc::Sender<aside::Ask>,
-}
-
-/// The sources of the process. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Registry(Arc<Mutex<BTreeMap<String, Entry>>>);
-
-impl Registry {
-    /// Takes note of a source that is started.
-    pub fn put(&self, name: &str, entry: Entry) {
-        self.lock().insert(name.to_owned(), entry);
-    }
-
-    /// Forgets a source.
-    pub fn remove(&self, name: &str) {
-        self.lock().remove(name);
-    }
-
-    /// The sources now.
-    pub fn entries(&self) -> BTreeMap<String, Entry> {
-        self.lock().clone()
-    }
-
-    fn note_backfill(&self, name: &str, progress: Option<Arc<Progress>>) {
-        if let Some(entry) = self.lock().get_mut(name) {
-            entry.backfill = progress;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Maps an error of a back-fill to its exit code; the command line's business.

@@ -17,6 +17,7 @@ pub mod metrics_server;
 pub mod notebook;
 pub mod place;
 pub mod recorder;
+pub mod registry;
 pub mod sink;
 pub mod status;
 pub mod store;

@@ -8,14 +8,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::control::Registry;
 use super::recorder::{Counts, Rated, Recorded};
+use super::registry::Registry;
 use super::{HealthReport, Standing};
 use crate::clock::Clock;
 use crate::host::Health;
 use crate::metrics;
-use crate::model::Timestamp;
+use crate::model::{ContentType, Timestamp};
 use crate::source::backfill::Snapshot;
+use crate::source::hold::waited_for;
 
 /// Counters are looked at this often.
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -82,6 +83,22 @@ pub struct Source {
     pub streams: Vec<Stream>,
     /// The back-fill that runs.
     pub backfill: Option<Snapshot>,
+    /// Routine reads on hold, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+/// Routine reads on hold until it is known whether data loss prevention flags them, and what they wait for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// How many.
+    pub reads: u64,
+    /// Of the content types that bring matches, the one that is complete least far.
+    pub waits_for: Option<String>,
+    /// Until when that one is complete.
+    pub complete_until: Option<Timestamp>,
+    /// How far that is behind now, in seconds.
+    pub behind_secs: Option<f64>,
 }
 
 /// Requests of a tenant to the feed, a minute.
@@ -293,7 +310,10 @@ impl Monitor {
             .into_iter()
             .map(|(name, entry)| {
                 let tenant = entry.tenant.to_string();
-                let streams = entry.content_types.iter().map(|t| view.stream(&tenant, t.as_str())).collect();
+                let streams: Vec<Stream> =
+                    entry.content_types.iter().map(|t| view.stream(&tenant, t.as_str())).collect();
+                let complete = entry.content_types.iter().zip(&streams).map(|(t, s)| (*t, s.complete_until));
+                let held = held(now.sum(metrics::HELD_EVENTS, &tenant) as u64, complete, self.clock.now());
                 let standing = report.sources.get(&name);
                 let (state, reason) = standing.map_or(("starting", None), words);
                 Source {
@@ -312,6 +332,7 @@ impl Monitor {
                     set_aside: now.sum(metrics::SET_ASIDE_RECORDS, &tenant) as u64,
                     streams,
                     backfill: entry.backfill.map(|progress| progress.snapshot()),
+                    held,
                     name,
                     tenant,
                 }
@@ -357,6 +378,22 @@ impl Monitor {
             recent: self.recent.lines(),
         }
     }
+}
+
+/// What `reads` on hold wait for; `None` when there are none.
+fn held(
+    reads: u64,
+    complete_until: impl Iterator<Item = (ContentType, Option<Timestamp>)>,
+    now: Timestamp,
+) -> Option<Held> {
+    if reads == 0 {
+        return None;
+    }
+    let Some((content_type, complete_until)) = waited_for(complete_until) else {
+        return Some(Held { reads, ..Held::default() });
+    };
+    let behind_secs = complete_until.map(|complete| now.duration_since(complete).as_secs_f64());
+    Some(Held { reads, waits_for: Some(content_type.to_string()), complete_until, behind_secs })
 }
 
 fn words(standing: &Standing) -> (&'static str, Option<String>) {
@@ -430,6 +467,22 @@ m365_audit_requests_total{tenant=\"t1\",endpoint=\"fetch_blob\",status=\"200\"} 
 m365_audit_checkpoint_timestamp_seconds{tenant=\"t1\",content_type=\"Audit.Exchange\"} 1.777e9
 m365_audit_sink_records_total{sink=\"out\"} 60
 ";
+
+    #[test]
+    fn reads_on_hold_name_the_type_that_is_complete_least_far_and_how_far_that_is() {
+        let t = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = t("2026-05-03T12:00:00Z");
+        let (dlp, general) = ((ContentType::Dlp, Some(t("2026-05-03T09:00:00Z"))), ContentType::General);
+        let exchange = (ContentType::Exchange, Some(t("2026-05-01T00:00:00Z")));
+        let on_hold = |reads, streams: Vec<_>| held(reads, streams.into_iter(), now);
+        assert_eq!(on_hold(0, vec![dlp]), None, "nothing is on hold");
+        let waits = on_hold(7, vec![exchange, dlp, (general, Some(t("2026-05-03T11:55:00Z")))]).unwrap();
+        assert_eq!(waits.waits_for.as_deref(), Some("DLP.All"), "what brings no matches is not waited for");
+        assert_eq!((waits.reads, waits.complete_until, waits.behind_secs), (7, dlp.1, Some(10_800.0)));
+        let waits = on_hold(7, vec![dlp, (general, None)]).unwrap();
+        assert_eq!((waits.waits_for.as_deref(), waits.behind_secs), (Some("Audit.General"), None), "never complete");
+        assert_eq!(on_hold(7, vec![exchange]).unwrap().waits_for, None);
+    }
 
     #[test]
     fn a_stream_is_read_from_the_metrics_text() {

@@ -1,0 +1,58 @@
+//! The sources of the process, for whoever asks about them or asks something of one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+
+use crate::model::{ContentType, TenantId};
+use crate::source::aside;
+use crate::source::desk::{Counter, Progress};
+
+/// One source of the process.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// What it reads.
+    pub content_types: Vec<ContentType>,
+    /// Its quota; 0 is no limit.
+    pub max_requests_per_minute: u32,
+    /// Its desk for back-fills.
+    pub counter: Counter,
+    /// The back-fill that runs.
+    pub backfill: Option<Arc<Progress>>,
+    /// Where it is asked to offer what it has set aside.
+    pub retries: mpsc::Sender<aside::Ask>,
+}
+
+/// The sources of the process. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Registry(Arc<Mutex<BTreeMap<String, Entry>>>);
+
+impl Registry {
+    /// Takes note of a source that is started.
+    pub fn put(&self, name: &str, entry: Entry) {
+        self.lock().insert(name.to_owned(), entry);
+    }
+
+    /// Forgets a source.
+    pub fn remove(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    /// The sources now.
+    pub fn entries(&self) -> BTreeMap<String, Entry> {
+        self.lock().clone()
+    }
+
+    pub(super) fn note_backfill(&self, name: &str, progress: Option<Arc<Progress>>) {
+        if let Some(entry) = self.lock().get_mut(name) {
+            entry.backfill = progress;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
