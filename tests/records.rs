@@ -128,6 +128,104 @@ fn all_events() -> Vec<String> {
     fixtures.chain(cases).chain(corpus().unwrap_or_default().into_iter().map(|row| row.event)).collect()
 }
 
+/// The members of a record that report what the rules made of the event, as paths; all others are of the event itself.
+const OF_RULES: &[&str] = &[
+    // Native, and below `m365.audit` in ECS and `unmapped` in OCSF.
+    "severity",
+    "severity_rule",
+    "severity_reason",
+    "m365.audit.severity",
+    "m365.audit.severity_rule",
+    "m365.audit.severity_reason",
+    "unmapped.severity_rule",
+    "unmapped.severity_reason",
+    // ECS.
+    "event.severity",
+    "event.reason",
+    "tags",
+    "threat.framework",
+    "threat.technique",
+    // OCSF.
+    "severity_id",
+    "is_alert",
+    "attacks",
+];
+
+/// The record of an event without the members that report what the rules made of it.
+fn of_event_alone(normaliser: &Normaliser, event: &str) -> Value {
+    let (tenant, mut out) = (tenant(), Vec::new());
+    let parsed = Event::parse(event.as_bytes()).unwrap();
+    let rendered = normaliser.render(&parsed, &blob(&tenant, ContentType::General), &mut out);
+    assert!(matches!(rendered, Rendered::Record { .. }), "{event}");
+    let mut record: Value = serde_json::from_slice(&out).unwrap();
+    for path in OF_RULES {
+        let (parents, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let pointer = if parents.is_empty() { String::new() } else { format!("/{}", parents.replace('.', "/")) };
+        if let Some(parent) = record.pointer_mut(&pointer).and_then(Value::as_object_mut) {
+            parent.remove(name);
+            // An object of which nothing is left was there for that member alone.
+            if parent.is_empty() && !parents.is_empty() {
+                record.as_object_mut().unwrap().remove(parents);
+            }
+        }
+    }
+    record
+}
+
+fn normalisers(rules: &Arc<Rules>) -> Vec<Normaliser> {
+    let all = [
+        (Format::Native, OcsfVersion::V1_8_0),
+        (Format::Ecs, OcsfVersion::V1_8_0),
+        (Format::Ocsf, OcsfVersion::V1_8_0),
+        (Format::Ocsf, OcsfVersion::V1_1_0),
+    ];
+    let settings = |(format, ocsf_version)| Settings {
+        format,
+        ocsf_version,
+        rules: rules.clone(),
+        drop_routine: false,
+        ..settings(RawForm::None)
+    };
+    all.map(|of| Normaliser::new(settings(of))).into()
+}
+
+#[test]
+fn without_any_rule_or_with_another_in_its_place_a_record_differs_in_its_severity_alone() {
+    let events = all_events();
+    let built_in = Rules::built_in();
+    let change = |id: &str, rest: &str| {
+        let table: toml::Table = format!("id = {id:?}\n{rest}").parse().unwrap();
+        Arc::new(Rules::with(true, &[], &[table]).unwrap_or_else(|(_, error)| panic!("{id}: {error}")))
+    };
+    // By rule, the events it matches.
+    let mut matched: BTreeMap<String, Vec<&String>> = BTreeMap::new();
+    let with_all = normalisers(&built_in);
+    let without_any = normalisers(&Arc::new(Rules::none()));
+    for event in &events {
+        for (with, without) in with_all.iter().zip(&without_any) {
+            assert_eq!(of_event_alone(with, event), of_event_alone(without, event), "{event}");
+        }
+        let mut out = Vec::new();
+        let parsed = Event::parse(event.as_bytes()).unwrap();
+        with_all[0].render(&parsed, &blob(&tenant(), ContentType::General), &mut out);
+        let record: Value = serde_json::from_slice(&out).unwrap();
+        for rule in record["severity_rule"].as_array().into_iter().flatten() {
+            matched.entry(rule.as_str().unwrap().to_owned()).or_default().push(event);
+        }
+    }
+    assert!(matched.len() > 60, "{} rules match something", matched.len());
+    for (rule, events) in &matched {
+        for rest in ["disable = true", "severity = \"critical\"\nreason = \"another\""] {
+            let changed = normalisers(&change(rule, rest));
+            for event in events.iter().take(20) {
+                for (with, without) in with_all.iter().zip(&changed) {
+                    assert_eq!(of_event_alone(with, event), of_event_alone(without, event), "{rule}: {event}");
+                }
+            }
+        }
+    }
+}
+
 /// Events in the shapes that an intruder, a cmdlet, a client or an export gives them, and what they are worth.
 fn cases() -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/severity/cases.ndjson");

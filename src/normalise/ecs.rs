@@ -11,7 +11,7 @@ use super::category::Category;
 use super::event::Member;
 use super::notice::Notice;
 use super::outcome::Outcome;
-use super::parts::{Parts, correlation, inner, is_address, push_modified, push_pairs};
+use super::parts::{File, Mail, Parts, Target, correlation, inner, is_address, push_modified, push_pairs};
 use super::writer::Writer;
 use super::{Origin, json, record_types, time};
 use crate::severity::Severity;
@@ -31,7 +31,6 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
         Some(id) => Cow::Owned(Actor::from_id(id, None)),
         None => Cow::Borrowed(&parts.actor),
     };
-    let rules = if parts.is_dlp() { parts.dlp_rules() } else { Vec::new() };
     let event_time = time::parse(parts.event.creation_time());
     Writer::object(out, |w| {
         match (&event_time, origin.content_created) {
@@ -75,113 +74,128 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
             let agent = parts.text(Member::UserId).filter(|_| parts.is_dlp() || parts.is_type(&[40]));
             w.maybe("name", agent.filter(|agent| person.id.as_ref() != Some(agent)));
         });
-        w.nested("file", |w| {
-            w.maybe("name", file.name.as_deref());
-            w.maybe("extension", file.extension.as_deref());
-            w.maybe("directory", file.directory.as_deref());
-            w.maybe("path", file.path());
-            w.maybe("inode", file.id.as_deref());
-            w.maybe("owner", file.owner.as_deref());
-            if let Some(size) = file.size {
-                w.number("size", size);
-            }
-            if let Some(changed) = file.changed.as_deref().and_then(time::parse) {
-                w.text("mtime", format!("{}Z", changed.civil));
-            }
-            if file.name.is_some() {
-                w.text("type", if file.folder { "dir" } else { "file" });
-            }
-            w.nested("hash", |w| w.maybe("sha256", file.sha256.as_deref().map(str::to_lowercase)));
-        });
-        w.nested("url", |w| {
-            let url = match parts.record_type {
-                Some(41) => parts.text(Member::Url),
-                _ => file.url.clone(),
-            };
-            w.maybe("original", url.as_deref());
-            if let Some((scheme, domain, path)) = url.as_deref().and_then(split_url) {
-                w.text("scheme", scheme);
-                w.text("domain", domain);
-                w.text("path", path);
-            }
-        });
-        w.nested("email", |w| {
-            w.maybe("message_id", mail.id.as_deref());
-            w.maybe("local_id", mail.local_id.as_deref());
-            w.maybe("subject", mail.subject.as_deref());
-            w.nested("from", |w| w.texts("address", mail.from.iter()));
-            w.nested("sender", |w| w.maybe("address", mail.sender.as_deref()));
-            w.nested("to", |w| w.texts("address", mail.to.iter()));
-            w.nested("cc", |w| w.texts("address", mail.cc.iter()));
-            w.nested("bcc", |w| w.texts("address", mail.bcc.iter()));
-            w.objects("attachments", |list| {
-                for (name, size) in mail.attached() {
-                    list.push(|w| {
-                        w.nested("file", |w| {
-                            w.text("name", name);
-                            if let Some(size) = size {
-                                w.number("size", size);
-                            }
-                        });
-                    });
-                }
-            });
-        });
-        w.nested("rule", |w| {
-            if parts.is_type(&[40]) {
-                w.texts("id", parts.text(Member::PolicyId));
-                w.texts("name", parts.text(Member::Name));
-                w.maybe("category", parts.text(Member::Category));
-                w.texts("ruleset", parts.text(Member::EntityType));
-                w.maybe("description", parts.text(Member::AlertEntityId));
-                let mut links = Vec::new();
-                json::elements(parts.event.get(Member::AlertLinks).unwrap_or_default(), |link| {
-                    links.extend(inner(link, "AlertLinkHref"));
-                });
-                w.maybe("reference", links.first());
-            } else {
-                w.texts("id", rules.iter().filter_map(|rule| rule.id.as_deref()));
-                w.texts("name", rules.iter().filter_map(|rule| rule.name.as_deref()));
-                w.texts("ruleset", rules.iter().filter_map(|rule| rule.policy.as_deref()));
-            }
-        });
-        w.nested("threat", |w| {
-            let techniques = || parts.assessment.matches.iter().filter_map(|found| found.rule().technique.as_deref());
-            if techniques().next().is_some() {
-                w.text("framework", "MITRE ATT&CK");
-                w.nested("technique", |w| w.texts("id", techniques()));
-            }
-            let mut families = Vec::new();
-            if parts.is_type(&[28]) {
-                json::elements(parts.event.get(Member::AttachmentData).unwrap_or_default(), |attachment| {
-                    families.extend(inner(attachment, "MalwareFamily"));
-                });
-            }
-            w.nested("software", |w| w.maybe("name", families.first()));
-        });
-        w.nested("related", |w| {
-            w.texts("ip", parts.addresses());
-            let names = [
-                person.email.as_deref(),
-                person.name.as_deref(),
-                target.principal.as_deref(),
-                target
-                    .principal
-                    .as_deref()
-                    .filter(|name| is_address(name))
-                    .and_then(|name| Some(name.split_once('@')?.0)),
-                file.owner.as_deref(),
-            ];
-            let mut related: Vec<Cow<'_, str>> = names.into_iter().flatten().map(Cow::Borrowed).collect();
-            related.extend(parts.text(Member::MailboxOwnerUPN));
-            related.extend(parts.people_of_alert().into_iter().map(Cow::Owned));
-            json::elements(parts.event.get(Member::Members).unwrap_or_default(), |member| {
-                related.extend(inner(member, "UPN"));
-            });
-            w.texts("user", related);
-            w.texts("hash", file.sha256.as_deref().map(str::to_lowercase));
-        });
+        w.nested("file", |w| push_file(&file, w));
+        w.nested("url", |w| push_url(parts, &file, w));
+        w.nested("email", |w| push_email(&mail, w));
+        w.nested("rule", |w| push_rule(parts, w));
+        w.nested("threat", |w| push_threat(parts, w));
+        w.nested("related", |w| push_related(parts, &person, &target, &file, w));
     });
+}
+
+/// The file that was touched.
+fn push_file(file: &File<'_>, w: &mut Writer<'_>) {
+    w.maybe("name", file.name.as_deref());
+    w.maybe("extension", file.extension.as_deref());
+    w.maybe("directory", file.directory.as_deref());
+    w.maybe("path", file.path());
+    w.maybe("inode", file.id.as_deref());
+    w.maybe("owner", file.owner.as_deref());
+    if let Some(size) = file.size {
+        w.number("size", size);
+    }
+    if let Some(changed) = file.changed.as_deref().and_then(time::parse) {
+        w.text("mtime", format!("{}Z", changed.civil));
+    }
+    if file.name.is_some() {
+        w.text("type", if file.folder { "dir" } else { "file" });
+    }
+    w.nested("hash", |w| w.maybe("sha256", file.sha256.as_deref().map(str::to_lowercase)));
+}
+
+/// Where it is, or what was clicked.
+fn push_url(parts: &Parts<'_, '_>, file: &File<'_>, w: &mut Writer<'_>) {
+    let url = match parts.record_type {
+        Some(41) => parts.text(Member::Url),
+        _ => file.url.clone(),
+    };
+    w.maybe("original", url.as_deref());
+    if let Some((scheme, domain, path)) = url.as_deref().and_then(split_url) {
+        w.text("scheme", scheme);
+        w.text("domain", domain);
+        w.text("path", path);
+    }
+}
+
+/// The message.
+fn push_email(mail: &Mail<'_>, w: &mut Writer<'_>) {
+    w.maybe("message_id", mail.id.as_deref());
+    w.maybe("local_id", mail.local_id.as_deref());
+    w.maybe("subject", mail.subject.as_deref());
+    w.nested("from", |w| w.texts("address", mail.from.iter()));
+    w.nested("sender", |w| w.maybe("address", mail.sender.as_deref()));
+    w.nested("to", |w| w.texts("address", mail.to.iter()));
+    w.nested("cc", |w| w.texts("address", mail.cc.iter()));
+    w.nested("bcc", |w| w.texts("address", mail.bcc.iter()));
+    w.objects("attachments", |list| {
+        for (name, size) in mail.attached() {
+            list.push(|w| {
+                w.nested("file", |w| {
+                    w.text("name", name);
+                    if let Some(size) = size {
+                        w.number("size", size);
+                    }
+                });
+            });
+        }
+    });
+}
+
+/// The policy or rule, of Microsoft's, that an alert or a match is about.
+fn push_rule(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    if parts.is_type(&[40]) {
+        w.texts("id", parts.text(Member::PolicyId));
+        w.texts("name", parts.text(Member::Name));
+        w.maybe("category", parts.text(Member::Category));
+        w.texts("ruleset", parts.text(Member::EntityType));
+        w.maybe("description", parts.text(Member::AlertEntityId));
+        let mut links = Vec::new();
+        json::elements(parts.event.get(Member::AlertLinks).unwrap_or_default(), |link| {
+            links.extend(inner(link, "AlertLinkHref"));
+        });
+        w.maybe("reference", links.first());
+    } else {
+        let rules = if parts.is_dlp() { parts.dlp_rules() } else { Vec::new() };
+        w.texts("id", rules.iter().filter_map(|rule| rule.id.as_deref()));
+        w.texts("name", rules.iter().filter_map(|rule| rule.name.as_deref()));
+        w.texts("ruleset", rules.iter().filter_map(|rule| rule.policy.as_deref()));
+    }
+}
+
+/// Techniques, by the rules that matched, and malware that was found.
+fn push_threat(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    let techniques = || parts.assessment.matches.iter().filter_map(|found| found.rule().technique.as_deref());
+    if techniques().next().is_some() {
+        w.text("framework", "MITRE ATT&CK");
+        w.nested("technique", |w| w.texts("id", techniques()));
+    }
+    let mut families = Vec::new();
+    if parts.is_type(&[28]) {
+        json::elements(parts.event.get(Member::AttachmentData).unwrap_or_default(), |attachment| {
+            families.extend(inner(attachment, "MalwareFamily"));
+        });
+    }
+    w.nested("software", |w| w.maybe("name", families.first()));
+}
+
+/// Everybody and everything an analyst joins records by.
+fn push_related(parts: &Parts<'_, '_>, person: &Actor<'_>, target: &Target<'_>, file: &File<'_>, w: &mut Writer<'_>) {
+    w.texts("ip", parts.addresses());
+    let names = [
+        person.email.as_deref(),
+        person.name.as_deref(),
+        target.principal.as_deref(),
+        target.principal.as_deref().filter(|name| is_address(name)).and_then(|name| Some(name.split_once('@')?.0)),
+        file.owner.as_deref(),
+    ];
+    let mut related: Vec<Cow<'_, str>> = names.into_iter().flatten().map(Cow::Borrowed).collect();
+    related.extend(parts.text(Member::MailboxOwnerUPN));
+    related.extend(parts.people_of_alert().into_iter().map(Cow::Owned));
+    json::elements(parts.event.get(Member::Members).unwrap_or_default(), |member| {
+        related.extend(inner(member, "UPN"));
+    });
+    w.texts("user", related);
+    w.texts("hash", file.sha256.as_deref().map(str::to_lowercase));
 }
 
 /// Appends a record of ours: of the data set of the events, so that it is indexed where they are, and of the kind that
@@ -316,7 +330,7 @@ fn push_own(
     push_modified(parts, w);
 }
 
-fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &super::parts::Target<'_>, w: &mut Writer<'_>) {
+fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &mut Writer<'_>) {
     w.nested("user", |w| {
         w.maybe("id", actor.id.as_deref());
         let split = actor.id.as_deref().filter(|id| is_address(id)).and_then(|id| id.split_once('@'));

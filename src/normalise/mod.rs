@@ -16,6 +16,7 @@ pub mod split;
 mod actor;
 mod censor;
 mod ecs;
+mod effects;
 mod event;
 mod facts;
 mod inbox_rule;

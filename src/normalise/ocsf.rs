@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use super::category::{Category, DLP_RECORD_TYPES};
+use super::effects::{FactorChange, factor_change, forwarded_to};
 use super::event::Member;
 use super::notice::Notice;
 use super::outcome::Outcome;
@@ -297,81 +298,14 @@ fn push_class(
     let newest = version == OcsfVersion::V1_8_0;
     push_actor(parts, newest, w);
     match class {
-        Class::Authentication => {
-            w.nested("user", |w| push_person(parts, newest, w));
-            w.nested("service", |w| {
-                let application =
-                    parts.text(Member::ApplicationDisplayName).or_else(|| parts.text(Member::Application));
-                let id = parts.text(Member::ApplicationId);
-                w.text("name", application.or_else(|| id.clone()).unwrap_or(Cow::Borrowed("unknown")));
-                w.maybe("uid", id);
-            });
-            push_endpoint(parts, false, w);
-            push_http(parts, class, newest, w);
-            w.nested("session", |w| w.maybe("uid", parts.text(Member::SessionId)));
-        }
+        Class::Authentication => push_sign_in(parts, newest, w),
         Class::AccountChange => {
             w.nested("user", |w| push_target(target, newest, w));
             push_endpoint(parts, false, w);
             push_http(parts, class, newest, w);
         }
-        Class::UserAccess => {
-            w.nested("user", |w| match parts.record_type {
-                Some(8) => push_target(target, newest, w),
-                _ => {
-                    let who = parameter(parts, &["User", "Trustee", "Member", "Members"]);
-                    w.text("name", who.as_deref().unwrap_or("unknown"));
-                    w.maybe("email_addr", who.as_deref().filter(|who| is_address(who)));
-                }
-            });
-            let named =
-                ["Role.DisplayName", "AppRole.Value", "DelegatedPermissionGrant.Scope", "ConsentAction.Permissions"];
-            let privilege = named
-                .iter()
-                .find_map(|name| parts.modified(name))
-                .or_else(|| parameter(parts, &["AccessRights", "Role"]))
-                .unwrap_or_else(|| operation.to_owned());
-            w.texts("privileges", [super::cut(&privilege, COPY_BYTES_MAX)]);
-            if newest {
-                w.objects("resources", |list| list.push(|w| w.maybe("name", parts.text(Member::ObjectId))));
-            }
-            if !lacks_client(class, newest) {
-                push_endpoint(parts, false, w);
-            }
-            push_http(parts, class, newest, w);
-        }
-        Class::GroupManagement => {
-            w.nested("group", |w| {
-                let group =
-                    parts.modified("Group.DisplayName").or_else(|| parts.text(Member::TeamName).map(Cow::into_owned));
-                let group = group.or_else(|| target.label().map(str::to_owned));
-                w.text("name", group.as_deref().unwrap_or("unknown"));
-                let id = parts.modified("Group.ObjectID").or_else(|| parts.text(Member::TeamGuid).map(Cow::into_owned));
-                w.maybe("uid", id);
-            });
-            w.nested("user", |w| {
-                let member = parts.event.get(Member::Members).and_then(|members| {
-                    let mut first = None;
-                    json::elements(members, |member| first = first.take().or_else(|| inner(member, "UPN")));
-                    first
-                });
-                match member {
-                    Some(member) => {
-                        w.text("name", &member);
-                        w.maybe("email_addr", Some(&member).filter(|name| is_address(name)));
-                    }
-                    None if matches!(parts.record_type, Some(8)) && parts.operation.contains("member") => {
-                        push_target(target, newest, w);
-                    }
-                    None if version == OcsfVersion::V1_1_0 => w.text("name", "unknown"),
-                    None => {}
-                }
-            });
-            if !lacks_client(class, newest) {
-                push_endpoint(parts, false, w);
-            }
-            push_http(parts, class, newest, w);
-        }
+        Class::UserAccess => push_privilege(parts, target, newest, operation, w),
+        Class::GroupManagement => push_group(parts, target, newest, w),
         Class::EntityManagement => {
             w.nested("entity", |w| {
                 let name = target.label().map(Cow::Borrowed).or_else(|| parts.text(Member::ObjectId));
@@ -389,60 +323,142 @@ fn push_class(
             push_endpoint(parts, true, w);
             push_http(parts, class, newest, w);
         }
-        Class::WebResources => {
-            w.objects("web_resources", |list| {
-                list.push(|w| {
-                    let object = parts.text(Member::ObjectId);
-                    let url = object.clone().filter(|object| object.contains("://"));
-                    w.maybe("url_string", url);
-                    let name = parts
-                        .named("ListTitle")
-                        .or_else(|| parts.text(Member::ChannelName))
-                        .or_else(|| parts.text(Member::TeamName));
-                    let name = name.or_else(|| parts.text(Member::SourceFileName)).or(object);
-                    w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
-                    w.maybe("uid", parts.text(Member::ListItemUniqueId).or_else(|| parts.text(Member::Site)));
-                    w.maybe("type", parts.text(Member::ItemType));
-                });
-            });
-            push_endpoint(parts, false, w);
-            push_http(parts, class, newest, w);
-        }
-        Class::EmailActivity => {
-            let (from, to) = sent(parts);
-            w.number("direction_id", direction(parts, &to));
-            w.nested("email", |w| {
-                w.maybe("from", from.as_deref());
-                w.texts("to", to.iter());
-                w.maybe("subject", parts.inner(Member::Item, "Subject"));
-                w.maybe("message_uid", parts.inner(Member::Item, "InternetMessageId"));
-                w.maybe("uid", parts.inner(Member::Item, "Id"));
-            });
-            push_endpoint(parts, false, w);
-        }
+        Class::WebResources => push_web(parts, newest, w),
+        Class::EmailActivity => push_email(parts, w),
         Class::ApplicationLifecycle => w.nested("app", |w| {
             let name = parts.text(Member::AddOnName).or_else(|| parts.text(Member::ObjectId));
             w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
             w.text("vendor_name", "unknown");
             w.maybe("uid", parts.text(Member::AddOnGuid));
         }),
-        Class::ApiActivity => {
-            w.nested("api", |w| {
-                w.text("operation", operation);
-                w.nested("service", |w| w.maybe("name", parts.text(Member::Workload)));
-                if let Some(id) = parts.text(Member::Id) {
-                    w.nested("request", |w| {
-                        w.text("uid", &id);
-                        w.nested("data", |w| push_pairs("parameters", parts.facts.parameters(), w));
-                    });
-                }
-            });
-            w.objects("resources", |list| list.push(|w| w.maybe("name", parts.text(Member::ObjectId))));
-            push_endpoint(parts, true, w);
-            push_http(parts, class, newest, w);
-        }
+        Class::ApiActivity => push_api(parts, newest, operation, w),
         Class::DetectionFinding | Class::DataSecurityFinding => push_finding(parts, class, newest, w),
     }
+}
+
+/// A sign-in.
+fn push_sign_in(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
+    w.nested("user", |w| push_person(parts, newest, w));
+    w.nested("service", |w| {
+        let application = parts.text(Member::ApplicationDisplayName).or_else(|| parts.text(Member::Application));
+        let id = parts.text(Member::ApplicationId);
+        w.text("name", application.or_else(|| id.clone()).unwrap_or(Cow::Borrowed("unknown")));
+        w.maybe("uid", id);
+    });
+    push_endpoint(parts, false, w);
+    push_http(parts, Class::Authentication, newest, w);
+    w.nested("session", |w| w.maybe("uid", parts.text(Member::SessionId)));
+}
+
+/// A privilege that was given or taken.
+fn push_privilege(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, operation: &str, w: &mut Writer<'_>) {
+    w.nested("user", |w| match parts.record_type {
+        Some(8) => push_target(target, newest, w),
+        _ => {
+            let who = parameter(parts, &["User", "Trustee", "Member", "Members"]);
+            w.text("name", who.as_deref().unwrap_or("unknown"));
+            w.maybe("email_addr", who.as_deref().filter(|who| is_address(who)));
+        }
+    });
+    let named = ["Role.DisplayName", "AppRole.Value", "DelegatedPermissionGrant.Scope", "ConsentAction.Permissions"];
+    let privilege = named
+        .iter()
+        .find_map(|name| parts.modified(name))
+        .or_else(|| parameter(parts, &["AccessRights", "Role"]))
+        .unwrap_or_else(|| operation.to_owned());
+    w.texts("privileges", [super::cut(&privilege, COPY_BYTES_MAX)]);
+    if newest {
+        w.objects("resources", |list| list.push(|w| w.maybe("name", parts.text(Member::ObjectId))));
+    }
+    if !lacks_client(Class::UserAccess, newest) {
+        push_endpoint(parts, false, w);
+    }
+    push_http(parts, Class::UserAccess, newest, w);
+}
+
+/// A group, and who came or went.
+fn push_group(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, w: &mut Writer<'_>) {
+    w.nested("group", |w| {
+        let group = parts.modified("Group.DisplayName").or_else(|| parts.text(Member::TeamName).map(Cow::into_owned));
+        let group = group.or_else(|| target.label().map(str::to_owned));
+        w.text("name", group.as_deref().unwrap_or("unknown"));
+        let id = parts.modified("Group.ObjectID").or_else(|| parts.text(Member::TeamGuid).map(Cow::into_owned));
+        w.maybe("uid", id);
+    });
+    w.nested("user", |w| {
+        let member = parts.event.get(Member::Members).and_then(|members| {
+            let mut first = None;
+            json::elements(members, |member| first = first.take().or_else(|| inner(member, "UPN")));
+            first
+        });
+        match member {
+            Some(member) => {
+                w.text("name", &member);
+                w.maybe("email_addr", Some(&member).filter(|name| is_address(name)));
+            }
+            None if matches!(parts.record_type, Some(8)) && parts.operation.contains("member") => {
+                push_target(target, newest, w);
+            }
+            None if !newest => w.text("name", "unknown"),
+            None => {}
+        }
+    });
+    if !lacks_client(Class::GroupManagement, newest) {
+        push_endpoint(parts, false, w);
+    }
+    push_http(parts, Class::GroupManagement, newest, w);
+}
+
+/// What was done to something that has an address.
+fn push_web(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
+    w.objects("web_resources", |list| {
+        list.push(|w| {
+            let object = parts.text(Member::ObjectId);
+            let url = object.clone().filter(|object| object.contains("://"));
+            w.maybe("url_string", url);
+            let name = parts
+                .named("ListTitle")
+                .or_else(|| parts.text(Member::ChannelName))
+                .or_else(|| parts.text(Member::TeamName));
+            let name = name.or_else(|| parts.text(Member::SourceFileName)).or(object);
+            w.text("name", name.unwrap_or(Cow::Borrowed("unknown")));
+            w.maybe("uid", parts.text(Member::ListItemUniqueId).or_else(|| parts.text(Member::Site)));
+            w.maybe("type", parts.text(Member::ItemType));
+        });
+    });
+    push_endpoint(parts, false, w);
+    push_http(parts, Class::WebResources, newest, w);
+}
+
+/// A message that was sent.
+fn push_email(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    let (from, to) = sent(parts);
+    w.number("direction_id", direction(parts, &to));
+    w.nested("email", |w| {
+        w.maybe("from", from.as_deref());
+        w.texts("to", to.iter());
+        w.maybe("subject", parts.inner(Member::Item, "Subject"));
+        w.maybe("message_uid", parts.inner(Member::Item, "InternetMessageId"));
+        w.maybe("uid", parts.inner(Member::Item, "Id"));
+    });
+    push_endpoint(parts, false, w);
+}
+
+/// A call.
+fn push_api(parts: &Parts<'_, '_>, newest: bool, operation: &str, w: &mut Writer<'_>) {
+    w.nested("api", |w| {
+        w.text("operation", operation);
+        w.nested("service", |w| w.maybe("name", parts.text(Member::Workload)));
+        if let Some(id) = parts.text(Member::Id) {
+            w.nested("request", |w| {
+                w.text("uid", &id);
+                w.nested("data", |w| push_pairs("parameters", parts.facts.parameters(), w));
+            });
+        }
+    });
+    w.objects("resources", |list| list.push(|w| w.maybe("name", parts.text(Member::ObjectId))));
+    push_endpoint(parts, true, w);
+    push_http(parts, Class::ApiActivity, newest, w);
 }
 
 fn push_actor(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
@@ -666,28 +682,10 @@ fn push_observables(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
         if let Some(agent) = parts.facts.agent().filter(|_| newest) {
             add("http_request.user_agent", 16, "HTTP User-Agent", agent);
         }
-        for address in forwarded_to(parts) {
+        for address in forwarded_to(parts.facts, parts.operation) {
             add("unmapped.recipients", 5, "Email Address", &address);
         }
     });
-}
-
-/// Whom mail is forwarded to, by the rules that matched.
-fn forwarded_to(parts: &Parts<'_, '_>) -> Vec<String> {
-    const FORWARDING: [&str; 8] = ["EX-01", "EX-02", "EX-02u", "EX-07", "EX-07u", "EX-12", "EX-13", "EX-24"];
-    let mut addresses: Vec<String> = Vec::new();
-    for found in parts.assessment.matches.iter().filter(|found| FORWARDING.contains(&found.rule().id.as_str())) {
-        for text in found.shown(parts.facts) {
-            let address = match text.split_at_checked("smtp:".len()) {
-                Some((prefix, rest)) if prefix.eq_ignore_ascii_case("smtp:") => rest.trim(),
-                _ => text.as_str(),
-            };
-            if is_address(address) && !addresses.iter().any(|known| known == address) {
-                addresses.push(address.to_owned());
-            }
-        }
-    }
-    addresses
 }
 
 fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &mut Writer<'_>) {
@@ -698,7 +696,7 @@ fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &m
         w.maybe("record_type_name", parts.record_type.and_then(record_types::info).map(|info| info.name));
         w.text("category", parts.category.as_str());
         w.maybe("content_id", origin.content_id);
-        w.texts("recipients", forwarded_to(parts));
+        w.texts("recipients", forwarded_to(parts.facts, parts.operation));
         if masked {
             w.flag("raw_masked", true);
         }
@@ -823,15 +821,12 @@ fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Target<'_>) ->
     }
 }
 
-/// An update of a user that gives or takes a second factor, as the rules of the catalogue read it.
+/// An update of a user that gives or takes a second factor.
 fn factor_activity(parts: &Parts<'_, '_>) -> i64 {
-    let matched = |ids: &[&str]| parts.assessment.matches.iter().any(|found| ids.contains(&found.rule().id.as_str()));
-    if matched(&["ID-21", "ID-22"]) {
-        11
-    } else if matched(&["ID-23"]) {
-        10
-    } else {
-        OTHER
+    match factor_change(parts.facts, parts.operation) {
+        Some(FactorChange::Taken) => 11,
+        Some(FactorChange::Given) => 10,
+        None => OTHER,
     }
 }
 

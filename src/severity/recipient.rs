@@ -92,6 +92,11 @@ pub fn external<'t>(text: &'t str, own: &Domains) -> impl Iterator<Item = &'t st
         .map(|recipient| address_of(recipient.trim()))
 }
 
+/// The recipients in `text`, each without what stands around its address.
+pub fn addresses(text: &str) -> impl Iterator<Item = &str> {
+    split(text).map(|recipient| address_of(recipient.trim()))
+}
+
 fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     text.split(move |c| {
