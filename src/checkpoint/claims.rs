@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use super::key_set::{Key, KeySet, PageId, Probe, Token};
+use super::key::Key;
+use super::key_set::{KeySet, PageId, Probe, Token};
 use crate::host::{StateError, StateStore};
 
 /// The delivered events of one tenant and the claims of its batches in flight. Cheap to clone.

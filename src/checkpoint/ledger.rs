@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::claims::EventIndex;
 use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBackfill, TenantState, TrackedBlob};
-use super::key_set::{self, Key, KeySet, Kind, Retention, Token};
+use super::key::Key;
+use super::key_set::{self, KeySet, Kind, Retention, Token};
 use crate::clock::Clock;
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::metrics;

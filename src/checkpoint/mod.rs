@@ -14,6 +14,7 @@
 pub mod claims;
 pub mod format;
 pub mod held;
+pub mod key;
 pub mod key_set;
 pub mod ledger;
 pub mod moving;

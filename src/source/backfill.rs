@@ -31,7 +31,7 @@ use super::subscription::{Restart, Subscriptions};
 use crate::api::{Action, ApiError};
 use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, FORMAT, Keys, StoredBackfill};
-use crate::checkpoint::key_set::Key;
+use crate::checkpoint::key::Key;
 use crate::checkpoint::ledger::{Change, Opened};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::host::StateError;

@@ -19,7 +19,7 @@ use super::tasks::Tasks;
 use crate::api::ApiError;
 use crate::checkpoint::claims::{Dependency, OpenBatch, Standing};
 use crate::checkpoint::held::HeldRecord;
-use crate::checkpoint::key_set::Key;
+use crate::checkpoint::key::Key;
 use crate::checkpoint::ledger::{Change, OnDurable};
 use crate::host::{Batch, BatchBuilder, RECORDS_EXPECTED, StateError};
 use crate::metrics;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::api::ApiError;
 use crate::backoff::Backoff;
-use crate::checkpoint::key_set::Key;
+use crate::checkpoint::key::Key;
 use crate::host::StateError;
 use crate::model::BlobRef;
 

@@ -20,7 +20,7 @@ use super::subscription::{Restart, Subscriptions};
 use crate::api::{Action, ApiClient, ApiError, ErrorKind, PageLink};
 use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
-use crate::checkpoint::key_set::Key;
+use crate::checkpoint::key::Key;
 use crate::clock::Clock;
 use crate::host::StateStore;
 use crate::metrics;

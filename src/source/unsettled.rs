@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::collections::hash_map::{Entry, HashMap};
 
-use crate::checkpoint::key_set::Key;
+use crate::checkpoint::key::Key;
 use crate::model::Timestamp;
 
 /// What the loop knows of a blob that is not settled.
