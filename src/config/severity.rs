@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Actionable;
 use crate::severity::Rules;
-use crate::severity::engine::{RuleError, parse_table};
+use crate::severity::engine::RuleError;
+use crate::severity::tables::parse_table;
 
 /// `[sources.<name>.severity]`: which rules assess events. The built-in ones are listed in `docs/rules.md`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -8,6 +8,7 @@ pub mod mail;
 pub mod operation;
 pub mod pattern;
 pub mod recipient;
+pub mod tables;
 pub mod words;
 
 use std::borrow::Cow;
@@ -184,7 +185,7 @@ impl Rules {
     /// A change that leaves no complete rule, with its index among the changes.
     pub fn with(refine: bool, hidden_folders: &[String], changes: &[toml::Table]) -> Result<Rules, (usize, RuleError)> {
         let mut tables = TABLES_PARSED.clone();
-        engine::overlay(&mut tables, changes)?;
+        tables::overlay(&mut tables, changes)?;
         let set = RuleSet::compile(&tables, refine).map_err(|error| (0, error))?;
         Ok(Rules { set, refine, hidden_folders: hidden_folders.iter().map(|name| mail::fold_name(name)).collect() })
     }
@@ -292,7 +293,7 @@ const TABLES: &[(&str, &str)] = &[
 // The tables are part of the program and a test compiles them, so a failure here is a slip that no build survives.
 static TABLES_PARSED: LazyLock<Vec<toml::Table>> = LazyLock::new(|| {
     let parse = |(area, text): &(&str, &str)| {
-        engine::parse_table(text).unwrap_or_else(|error| panic!("built-in rules, {area}: {error}"))
+        tables::parse_table(text).unwrap_or_else(|error| panic!("built-in rules, {area}: {error}"))
     };
     TABLES.iter().flat_map(parse).collect()
 });
@@ -305,7 +306,7 @@ static BUILT_IN: LazyLock<Arc<Rules>> = LazyLock::new(|| match Rules::with(false
 /// All rules by area, those that are off without `severity.refine` among them: for the reference page.
 pub fn areas() -> Vec<(&'static str, Vec<Rule>)> {
     let rules = |text: &str| {
-        let tables = engine::parse_table(text).unwrap_or_default();
+        let tables = tables::parse_table(text).unwrap_or_default();
         let set = RuleSet::compile(&tables, true).unwrap_or_default();
         set.rules().cloned().collect()
     };
@@ -392,7 +393,7 @@ mod tests {
     }
 
     fn change(text: &str) -> Vec<toml::Table> {
-        engine::parse_table(text).unwrap()
+        tables::parse_table(text).unwrap()
     }
 
     #[test]
