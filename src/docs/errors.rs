@@ -109,15 +109,25 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
 
 /// Errors that can be made here, with examples for what they name.
 fn made() -> Vec<Entry> {
+    let groups = [
+        of_the_state(),
+        of_sinks(),
+        of_listeners(),
+        of_positions(),
+        of_normalize(),
+        of_the_configuration(),
+        of_sources(),
+    ];
+    groups.into_iter().flatten().collect()
+}
+
+/// Those of opening the state.
+fn of_the_state() -> Vec<Entry> {
+    let mut entries = Vec::new();
     let state = || PathBuf::from("/var/lib/m365-audit/state.sqlite3");
     let data_dir = || PathBuf::from("/var/lib/m365-audit");
-    let sink = || PathBuf::from("/var/log/m365/audit.ndjson");
-    let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
-    let key = || "m365_audit/v1/00000000-0000-0000-0000-000000000000/tenant".to_owned();
-    let mut entries = Vec::new();
-
-    let store = "opening the state (`src/hosts/embedded/store.rs`)";
     let why = |text: &str| text.to_owned();
+    let store = "opening the state (`src/hosts/embedded/store.rs`)";
     let errors = [
         StoreError::Locked { data_dir: data_dir(), pid: Some(4242) },
         StoreError::TooNew { path: state(), what: "format", found: 2, known: 1 },
@@ -135,7 +145,14 @@ fn made() -> Vec<Entry> {
         StoreError::NotReadable { path: state(), why: why("permission denied") },
     ];
     entries.extend(errors.iter().map(|error| entry(error, store)));
+    entries
+}
 
+/// Those of sinks.
+fn of_sinks() -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let sink = || PathBuf::from("/var/log/m365/audit.ndjson");
+    let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
     let errors = [
         FileSinkError::NotWritable { path: sink(), source: denied() },
         FileSinkError::Locked { path: sink() },
@@ -151,7 +168,13 @@ fn made() -> Vec<Entry> {
         NetSinkError::Tls { to: "https://receiver.example".to_owned(), why: "no certificate found".to_owned() },
     ];
     entries.extend(errors.iter().map(|error| entry(error, "a sink that sends over the network (`src/hosts/net.rs`)")));
+    entries
+}
 
+/// Those of what the process listens on.
+fn of_listeners() -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
     let listen = "127.0.0.1:9598".to_owned();
     let error = MetricsError::Listen { listen, source: io::ErrorKind::AddrInUse.into() };
     entries.push(entry(&error, "the listener of `[metrics]` (`src/hosts/embedded/metrics_server.rs`)"));
@@ -165,7 +188,12 @@ fn made() -> Vec<Entry> {
     ];
     let origin = "the control socket (`src/hosts/embedded/control.rs`)";
     entries.extend(errors.iter().map(|error| entry(error, origin)));
+    entries
+}
 
+/// Those of back-fills and of positions moved by hand.
+fn of_positions() -> Vec<Entry> {
+    let mut entries = Vec::new();
     let time = |hours: i64| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(493_656 + hours);
     let errors = [
         BackfillError::Range { from: time(24), to: time(0) },
@@ -176,7 +204,7 @@ fn made() -> Vec<Entry> {
         BackfillError::Busy,
         BackfillError::SourceEnded,
     ];
-    entries.extend(errors.iter().map(|error| entry(error, "`m365-audit backfill` (`src/source/backfill.rs`)")));
+    entries.extend(errors.iter().map(|error| entry(error, "`m365-audit backfill` (`src/source/desk.rs`)")));
 
     let errors = [
         MoveError::PassesOver { content_type: ContentType::Exchange, before: time(0), to: time(24) },
@@ -184,7 +212,12 @@ fn made() -> Vec<Entry> {
         MoveError::Future { to: time(24), now: time(0) },
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit state set` (`src/checkpoint/moving.rs`)")));
+    entries
+}
 
+/// Those of `m365-audit normalize` and of masks.
+fn of_normalize() -> Vec<Entry> {
+    let mut entries = Vec::new();
     let pointer = crate::normalise::Mask::new(true, &["no-pointer".to_owned()]).err();
     entries.extend(
         pointer.map(NormalizeError::Mask).iter().map(|error| {
@@ -197,7 +230,12 @@ fn made() -> Vec<Entry> {
         NormalizeError::Write(io::ErrorKind::StorageFull.into()),
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit normalize` (`src/cli/normalize.rs`)")));
+    entries
+}
 
+/// That of the configuration.
+fn of_the_configuration() -> Vec<Entry> {
+    let mut entries = Vec::new();
     let problem = Problem {
         key: "sources.contoso.tenant_id".to_owned(),
         line: None,
@@ -213,15 +251,21 @@ fn made() -> Vec<Entry> {
         remedy: error.hint(),
         origin: "reading the configuration (`src/config/`)",
     });
+    entries
+}
 
-    // A source stops over these; the same words stand in its health.
+/// Those that a source stops over; the same words stand in its health.
+fn of_sources() -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let why = |text: &str| text.to_owned();
+    let key = || "m365_audit/v1/00000000-0000-0000-0000-000000000000/tenant".to_owned();
     let Ok(tenant) = "00000000-0000-0000-0000-000000000000".parse::<TenantId>() else { return entries };
     let state_errors = [
         StateError::Conflict { key: key() },
         StateError::Corrupt { key: key(), why: why("not the JSON of a tenant") },
         StateError::Unavailable(why("disk full")),
     ];
-    let origin = "a source that cannot go on (`src/source/mod.rs`)";
+    let origin = "a source that cannot go on (`src/source/error.rs`)";
     for source in state_errors {
         entries.push(entry(&SourceError::State { tenant: tenant.clone(), source }, origin));
     }

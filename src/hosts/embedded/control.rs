@@ -26,12 +26,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::registry::Registry;
+use super::registry::{Entry, Registry};
 use super::status::{Monitor, Status};
 use crate::clock::Clock;
 use crate::model::{Actionable, ContentType, Timestamp};
 use crate::source::aside::Retried;
-use crate::source::backfill::{Ask, Asked, Ended, Progress, Snapshot};
+use crate::source::desk::{Ask, Asked, BackfillError, Ended, Progress, Snapshot};
 
 /// The protocol's version.
 pub const VERSION: u32 = 1;
@@ -226,7 +226,7 @@ pub struct MoveAsked {
 }
 
 /// Maps an error of a back-fill to its exit code; the command line's business.
-pub type ExitOf = fn(&crate::source::backfill::BackfillError) -> u8;
+pub type ExitOf = fn(&BackfillError) -> u8;
 
 /// What answers questions with.
 #[derive(Clone)]
@@ -394,165 +394,193 @@ fn take_away(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
+/// Answers the one question of a connection.
 async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -> io::Result<()> {
-    let (read, mut write) = stream.into_split();
+    let (read, write) = stream.into_split();
     let mut reader = BufReader::new(read.take(QUESTION_BYTES_MAX));
     let mut line = String::new();
     tokio::select! {
         read = reader.read_line(&mut line) => { read?; }
         () = backend.clock.sleep(PATIENCE) => return Ok(()),
     }
-    let say = async |write: &mut tokio::net::unix::OwnedWriteHalf, say: Say| -> io::Result<()> {
-        let mut text = serde_json::to_string(&Answer { version: VERSION, say }).map_err(io::Error::other)?;
-        text.push('\n');
-        tokio::select! {
-            written = write.write_all(text.as_bytes()) => written,
-            () = backend.clock.sleep(PATIENCE) => Err(io::ErrorKind::TimedOut.into()),
+    let mut asker = Asker { write, backend: &backend };
+    let say = match question(&line) {
+        Err(refusal) => refusal,
+        Ok(What::Status {}) => Say::Status(Box::new(backend.monitor.status(&backend.registry))),
+        Ok(What::Retry { source }) => retry(&backend, &source).await,
+        Ok(What::Move { source, content_types, from, yes }) => {
+            move_positions(&backend, source, &content_types, from, yes).await
         }
+        Ok(What::Backfill { source, ask }) => asker.backfill(reader, &source, ask, &stop).await,
     };
-    let refuse = |slug: &str, what: String, hint: &str, exit: u8| {
-        Say::Refused(Refusal { slug: slug.into(), what, hint: hint.into(), exit })
-    };
+    asker.say(say).await
+}
+
+/// What is asked, or why that cannot be answered.
+fn question(line: &str) -> Result<What, Say> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
     }
-    let question: Question = match serde_json::from_str(&line) {
-        Ok(question) => question,
+    match serde_json::from_str::<Question>(line) {
+        Ok(question) if question.version == VERSION => Ok(question.ask),
+        Ok(_) => Err(version_refusal()),
+        Err(_) if serde_json::from_str::<Version>(line).is_ok_and(|v| v.version != VERSION) => Err(version_refusal()),
         Err(error) => {
-            let newer = serde_json::from_str::<Version>(&line).is_ok_and(|v| v.version != VERSION);
-            let refusal = if newer {
-                version_refusal()
-            } else {
-                refuse("control-broken", format!("the question cannot be read: {error}"), "ask with `m365-audit`", 64)
-            };
-            return say(&mut write, refusal).await;
+            Err(refuse("control-broken", format!("the question cannot be read: {error}"), "ask with `m365-audit`", 64))
         }
-    };
-    if question.version != VERSION {
-        return say(&mut write, version_refusal()).await;
     }
-    let unknown = |source: &str| {
-        let known = backend.registry.entries().into_keys().collect::<Vec<_>>().join(", ");
+}
+
+fn refuse(slug: &str, what: String, hint: &str, exit: u8) -> Say {
+    Say::Refused(Refusal { slug: slug.into(), what, hint: hint.into(), exit })
+}
+
+/// The source of this name, or that there is none.
+fn source_of(backend: &Backend, source: &str) -> Result<Entry, Say> {
+    let mut entries = backend.registry.entries();
+    entries.remove(source).ok_or_else(|| {
+        let known = entries.into_keys().collect::<Vec<_>>().join(", ");
         let what = format!("no source named `{source}` is running; there are: {known}");
         refuse("source-unknown", what, "give one of them with --source, or reload the process (SIGHUP)", 64)
+    })
+}
+
+/// Has a source offer again what it has set aside.
+async fn retry(backend: &Backend, source: &str) -> Say {
+    let entry = match source_of(backend, source) {
+        Ok(entry) => entry,
+        Err(refusal) => return refusal,
     };
-    match question.ask {
-        What::Status {} => {
-            let status = backend.monitor.status(&backend.registry);
-            say(&mut write, Say::Status(Box::new(status))).await
+    let (answer, answered) = oneshot::channel();
+    let asked = async {
+        entry.retries.send(answer).await.ok()?;
+        answered.await.ok()
+    };
+    match asked.await {
+        Some(Ok(retried)) => Say::Retried(retried),
+        Some(Err(error)) => refuse(
+            "state-not-read",
+            error.to_string(),
+            "what was delivered is delivered, the rest stays set aside; see docs/errors/state-not-read.md",
+            73,
+        ),
+        None => refuse(
+            "source-unknown",
+            format!("the source `{source}` has ended"),
+            "reload the process (SIGHUP) or start it again, then run the same command",
+            75,
+        ),
+    }
+}
+
+/// Has positions of a source moved.
+async fn move_positions(backend: &Backend, source: String, types: &[String], from: Timestamp, yes: bool) -> Say {
+    let entry = match source_of(backend, &source) {
+        Ok(entry) => entry,
+        Err(refusal) => return refusal,
+    };
+    let content_types: Vec<ContentType> = if types.is_empty() {
+        entry.content_types
+    } else {
+        types.iter().filter_map(|name| name.parse().ok()).collect()
+    };
+    let (answer, answered) = oneshot::channel();
+    let asked = MoveAsked { source, content_types, from, yes, answer };
+    let gone = || refuse("control-broken", "the process is stopping".into(), "try again once it runs", 73);
+    if backend.moves.send(asked).await.is_err() {
+        return gone();
+    }
+    match answered.await {
+        Ok(Ok(lines)) => Say::Moved(lines),
+        Ok(Err(refusal)) => Say::Refused(refusal),
+        Err(_) => gone(),
+    }
+}
+
+/// Whoever asked, at the other end of the connection.
+struct Asker<'a> {
+    write: tokio::net::unix::OwnedWriteHalf,
+    backend: &'a Backend,
+}
+
+impl Asker<'_> {
+    async fn say(&mut self, say: Say) -> io::Result<()> {
+        let mut text = serde_json::to_string(&Answer { version: VERSION, say }).map_err(io::Error::other)?;
+        text.push('\n');
+        tokio::select! {
+            written = self.write.write_all(text.as_bytes()) => written,
+            () = self.backend.clock.sleep(PATIENCE) => Err(io::ErrorKind::TimedOut.into()),
         }
-        What::Retry { source } => {
-            let Some(entry) = backend.registry.entries().remove(&source) else {
-                return say(&mut write, unknown(&source)).await;
-            };
-            let (answer, answered) = oneshot::channel();
-            let asked = async {
-                entry.retries.send(answer).await.ok()?;
-                answered.await.ok()
-            };
-            let result = match asked.await {
-                Some(Ok(retried)) => Say::Retried(retried),
-                Some(Err(error)) => refuse(
-                    "state-not-read",
-                    error.to_string(),
-                    "what was delivered is delivered, the rest stays set aside; see docs/errors/state-not-read.md",
-                    73,
-                ),
-                None => refuse(
-                    "source-unknown",
-                    format!("the source `{source}` has ended"),
-                    "reload the process (SIGHUP) or start it again, then run the same command",
-                    75,
-                ),
-            };
-            say(&mut write, result).await
+    }
+
+    /// Has a source read a range again, and reports how far it has come meanwhile.
+    async fn backfill(
+        &mut self,
+        reader: BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>,
+        source: &str,
+        ask: Ask,
+        stop: &CancellationToken,
+    ) -> Say {
+        let backend = self.backend;
+        let entry = match source_of(backend, source) {
+            Ok(entry) => entry,
+            Err(refusal) => return refusal,
+        };
+        let refused = |error: &BackfillError| Say::Refused(Refusal::of(error, (backend.exit_of)(error)));
+        let (begun, mut has_begun) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
+        if let Err(error) = entry.counter.hand_in(Asked { ask, begun, stop: stop.clone(), answer }) {
+            return refused(&error);
         }
-        What::Move { source, content_types, from, yes } => {
-            let Some(entry) = backend.registry.entries().remove(&source) else {
-                return say(&mut write, unknown(&source)).await;
-            };
-            let types: Vec<ContentType> = if content_types.is_empty() {
-                entry.content_types
-            } else {
-                content_types.iter().filter_map(|name| name.parse().ok()).collect()
-            };
-            let (answer, answered) = oneshot::channel();
-            let asked = MoveAsked { source, content_types: types, from, yes, answer };
-            let gone = || refuse("control-broken", "the process is stopping".into(), "try again once it runs", 73);
-            if backend.moves.send(asked).await.is_err() {
-                return say(&mut write, gone()).await;
-            }
-            let result = match answered.await {
-                Ok(Ok(lines)) => Say::Moved(lines),
-                Ok(Err(refusal)) => Say::Refused(refusal),
-                Err(_) => gone(),
-            };
-            say(&mut write, result).await
-        }
-        What::Backfill { source, ask } => {
-            let Some(entry) = backend.registry.entries().remove(&source) else {
-                return say(&mut write, unknown(&source)).await;
-            };
-            let (begun, mut has_begun) = oneshot::channel();
-            let (answer, mut answered) = oneshot::channel();
-            let asked = Asked { ask, begun, stop: stop.clone(), answer };
-            if let Err(error) = entry.counter.hand_in(asked) {
-                return say(&mut write, Say::Refused(Refusal::of(&error, (backend.exit_of)(&error)))).await;
-            }
-            // Whoever asked may hang up or die: then it stops, and goes on when asked again.
-            let mut rest = reader.into_inner();
-            let _stop_with_this = stop.clone().drop_guard();
-            let mut gone = false;
-            let mut one = [0];
-            let mut progress: Option<Arc<Progress>> = None;
-            let mut told = false;
-            let waiting_since = backend.clock.monotonic();
-            let result = loop {
-                tokio::select! {
-                    ended = &mut answered => break match ended {
-                        Ok(Ok(ended)) => Say::Ended(ended),
-                        Ok(Err(error)) => Say::Refused(Refusal::of(&error, (backend.exit_of)(&error))),
-                        Err(_) => {
-                            let error = crate::source::backfill::BackfillError::SourceEnded;
-                            Say::Refused(Refusal::of(&error, (backend.exit_of)(&error)))
-                        }
-                    },
-                    begun = &mut has_begun, if !told => {
-                        told = true;
-                        if let Ok(begun) = begun {
-                            backend.registry.note_backfill(&source, Some(begun.clone()));
-                            progress = Some(begun);
-                        }
-                    }
-                    read = rest.read(&mut one), if !gone => if !read.is_ok_and(|n| n > 0) {
-                        gone = true;
-                        stop.cancel();
-                    },
-                    () = backend.clock.sleep(TELL_EVERY) => {
-                        let late = backend.clock.monotonic() > waiting_since + 3 * PATIENCE;
-                        if let Some(progress) = &progress {
-                            let told = say(&mut write, Say::Progress(progress.snapshot())).await;
-                            if told.is_err() {
-                                gone = true;
-                                stop.cancel();
-                            }
-                        } else if late {
-                            break refuse(
-                                "backfill-not-begun",
-                                format!("the source `{source}` does not begin the back-fill: it has not signed in, or its state cannot be read"),
-                                "`m365-audit status` shows what is wrong with it; `m365-audit check` tests the connection",
-                                75,
-                            );
-                        }
+        // Whoever asked may hang up or die: then it stops, and goes on when asked again.
+        let mut rest = reader.into_inner();
+        let _stop_with_this = stop.clone().drop_guard();
+        let mut gone = false;
+        let mut one = [0];
+        let mut progress: Option<Arc<Progress>> = None;
+        let mut told = false;
+        let waiting_since = backend.clock.monotonic();
+        let result = loop {
+            tokio::select! {
+                ended = &mut answered => break match ended {
+                    Ok(Ok(ended)) => Say::Ended(ended),
+                    Ok(Err(error)) => refused(&error),
+                    Err(_) => refused(&BackfillError::SourceEnded),
+                },
+                begun = &mut has_begun, if !told => {
+                    told = true;
+                    if let Ok(begun) = begun {
+                        backend.registry.note_backfill(source, Some(begun.clone()));
+                        progress = Some(begun);
                     }
                 }
-            };
-            if progress.is_some() {
-                backend.registry.note_backfill(&source, None);
+                read = rest.read(&mut one), if !gone => if !read.is_ok_and(|n| n > 0) {
+                    gone = true;
+                    stop.cancel();
+                },
+                () = backend.clock.sleep(TELL_EVERY) => {
+                    let late = backend.clock.monotonic() > waiting_since + 3 * PATIENCE;
+                    if let Some(progress) = &progress {
+                        if self.say(Say::Progress(progress.snapshot())).await.is_err() {
+                            gone = true;
+                            stop.cancel();
+                        }
+                    } else if late {
+                        break refuse(
+                            "backfill-not-begun",
+                            format!("the source `{source}` does not begin the back-fill: it has not signed in, or its state cannot be read"),
+                            "`m365-audit status` shows what is wrong with it; `m365-audit check` tests the connection",
+                            75,
+                        );
+                    }
+                }
             }
-            say(&mut write, result).await
+        };
+        if progress.is_some() {
+            backend.registry.note_backfill(source, None);
         }
+        result
     }
 }
 
