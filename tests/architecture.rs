@@ -102,6 +102,50 @@ fn no_file_takes_from_its_mod_rs_what_a_file_beside_it_defines() {
     assert!(detours.is_empty(), "import from the file that defines it:\n{}", detours.join("\n"));
 }
 
+/// The code of a file: without the tests at its end.
+fn code_of(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned()
+}
+
+/// The functions of a file and how many lines each has. What `rustfmt` has laid out begins and ends at one indentation.
+fn functions_of(code: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = code.lines().collect();
+    let mut functions = Vec::new();
+    for (begin, line) in lines.iter().enumerate() {
+        let words = line.trim_start();
+        let indent = &line[..line.len() - words.len()];
+        let Some((before, name)) = words.split_once("fn ") else { continue };
+        let qualifiers = ["pub", "pub(super)", "pub(crate)", "const", "async", "unsafe", "extern", "\"C\""];
+        if !before.split_whitespace().all(|word| qualifiers.contains(&word)) {
+            continue;
+        }
+        let end = lines[begin..]
+            .iter()
+            .position(|line| *line == format!("{indent}}}") || line.ends_with(';') && *line == words);
+        let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        functions.push((name, end.map_or(1, |end| end + 1)));
+    }
+    functions
+}
+
+#[test]
+fn no_file_has_over_a_thousand_lines_and_no_function_over_a_hundred() {
+    let mut files: Vec<PathBuf> = modules().iter().flat_map(|module| files_of(module)).collect();
+    files.extend(plugins().into_iter().flat_map(|plugin| files_in(plugin.join("src"))));
+    let mut counted = 0;
+    for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
+        let code = code_of(file);
+        let lines = code.lines().count();
+        assert!(lines <= 1000, "{}: {lines} lines", file.display());
+        for (name, lines) in functions_of(&code) {
+            assert!(lines <= 100, "{}: `{name}` has {lines} lines", file.display());
+            counted += 1;
+        }
+    }
+    assert!(counted > 2000, "{counted} functions were found");
+}
+
 #[test]
 fn the_simulated_tenant_shares_no_code_with_what_it_tests() {
     let allowed: BTreeSet<String> = ["sim", "clock", "model"].map(str::to_owned).into();
