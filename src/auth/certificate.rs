@@ -153,7 +153,7 @@ impl CertificateFiles {
     fn open(&self, parts: Parts, passphrase: Option<&SecretText>) -> Result<(Vec<Vec<u8>>, Vec<RsaKeyPair>), String> {
         let file = self.certificate_file.display();
         let key_file = self.key_file.as_deref().unwrap_or(&self.certificate_file).display();
-        let Parts { mut certificates, keys, archives, others } = parts;
+        let Parts { mut certificates, keys, archives, others, .. } = parts;
         let mut opened = Vec::new();
         for archive in archives {
             let (inside, keys) = pfx(&archive, passphrase).map_err(|why| format!("`{file}`: {why}"))?;

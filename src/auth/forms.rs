@@ -40,6 +40,8 @@ pub(crate) enum KeyForm {
 pub(crate) struct Parts {
     pub certificates: Vec<Vec<u8>>,
     pub keys: Vec<(KeyForm, Zeroizing<Vec<u8>>)>,
+    /// Keys in the form of SEC 1, which are told of in `others`, too: signing in has no use for them, TLS has.
+    pub ec_keys: Vec<Zeroizing<Vec<u8>>>,
     pub archives: Vec<Zeroizing<Vec<u8>>>,
     /// What was found beside and is of no use, in words that follow "it holds".
     pub others: Vec<String>,
@@ -207,7 +209,10 @@ fn sort_section(label: &str, body: &str, parts: &mut Parts) -> Result<(), String
         "ENCRYPTED PRIVATE KEY" => parts.keys.push((KeyForm::EncryptedPkcs8, der)),
         "PKCS12" | "PFX" => parts.archives.push(der),
         "EC PARAMETERS" | "DH PARAMETERS" => {}
-        "EC PRIVATE KEY" => parts.others.push(EC_KEY.into()),
+        "EC PRIVATE KEY" => {
+            parts.ec_keys.push(der);
+            parts.others.push(EC_KEY.into());
+        }
         "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST" => parts.others.push(REQUEST.into()),
         "PUBLIC KEY" | "RSA PUBLIC KEY" => parts.others.push(PUBLIC.into()),
         "OPENSSH PRIVATE KEY" | "SSH2 ENCRYPTED PRIVATE KEY" => {
@@ -237,7 +242,10 @@ fn sort_der(der: &[u8], parts: &mut Parts) -> Result<(), String> {
     // What the outer sequence begins with tells the rest: its first number is a version.
     match first_of(der) {
         Some((0x02, [3], _)) => parts.archives.push(copy()),
-        Some((0x02, [1], Some(0x04))) => parts.others.push(EC_KEY.into()),
+        Some((0x02, [1], Some(0x04))) => {
+            parts.ec_keys.push(copy());
+            parts.others.push(EC_KEY.into());
+        }
         Some((0x02, [0], Some(0x02))) => parts.keys.push((KeyForm::Pkcs1, copy())),
         Some((0x06, ..)) => parts.others.push(PKCS7.into()),
         _ if PrivateKeyInfoRef::from_der(der).is_ok() => parts.keys.push((KeyForm::Pkcs8, copy())),

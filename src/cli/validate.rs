@@ -3,10 +3,14 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::config::{Config, ConfigError, SOURCE_TYPE};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, ConfigError, Fault, Problem, SOURCE_TYPE};
 use crate::hosts::fluent_bit::check::{self, Report};
 use crate::hosts::fluent_bit::file::Finding;
+use crate::hosts::net;
+use crate::model::Actionable;
 
 /// Arguments of `validate`.
 #[derive(Debug, clap::Args)]
@@ -85,9 +89,31 @@ fn own(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Va
     for warning in config.warnings() {
         warn(notes, &warning, warning.hint.as_deref())?;
     }
+    let problems = unusable_files(&config);
+    if !problems.is_empty() {
+        return Err(ConfigError { path: Some(path.to_owned()), problems }.into());
+    }
     let (sources, sinks) = (count(config.sources.len(), "source"), count(config.sinks.len(), "sink"));
     writeln!(out, "{}: valid, {sources}, {sinks}", path.display())?;
     Ok(())
+}
+
+/// The files of the sinks' TLS that can be read and not be used, or not at this time.
+fn unusable_files(config: &Config) -> Vec<Problem> {
+    let clock: Arc<dyn Clock> = SystemClock::new();
+    let unusable = |(name, entry): (&String, &crate::config::SinkEntry)| {
+        let (files, to) = entry.sink.tls()?;
+        let (key, error) = net::check(files, &to, &clock).err()?;
+        Some(Problem {
+            key: format!("sinks.{name}.{key}"),
+            line: None,
+            fault: Fault::Invalid,
+            value: None,
+            expected: format!("a file that can be used; {error}"),
+            hint: Some(error.hint()),
+        })
+    };
+    config.sinks.iter().filter_map(unusable).collect()
 }
 
 fn fluent_bit(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ValidateError> {

@@ -48,7 +48,7 @@ pub(crate) use secret::{secret_header, wiped_bytes};
 pub use severity::{RulesError, SeverityConfig};
 pub(crate) use sinks::SINK_KINDS;
 #[cfg(feature = "embedded")]
-pub(crate) use sinks::{Credentials, host_and_port};
+pub(crate) use sinks::{Credentials, TlsFiles, host_and_port};
 pub use sinks::{
     FileConfig, FluentForwardConfig, ForwardCompression, HttpCompression, HttpConfig, HttpEncoding, OtlpCompression,
     OtlpConfig, OtlpProtocol, SinkConfig, SinkEntry, StdoutConfig,

@@ -166,6 +166,13 @@ fn of_sinks() -> Vec<Entry> {
     let errors = [
         NetSinkError::CaFile { path: PathBuf::from("/etc/ssl/own-ca.pem"), source: denied() },
         NetSinkError::Tls { to: "https://receiver.example".to_owned(), why: "no certificate found".to_owned() },
+        NetSinkError::ClientCertificate {
+            why: "the key in `client.key` does not belong to the certificate in `client.pem`".to_owned(),
+            hint:
+                "name the pair that was issued together; a PFX is taken apart with `openssl pkcs12`, a key without its \
+                   passphrase is written by `openssl pkey`"
+                    .to_owned(),
+        },
     ];
     entries.extend(errors.iter().map(|error| entry(error, "a sink that sends over the network (`src/hosts/net.rs`)")));
     entries

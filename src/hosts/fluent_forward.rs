@@ -7,9 +7,7 @@
 //! Vector answers an empty map when its sinks failed or rejected, so that may be either.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,10 +18,9 @@ use futures_util::FutureExt;
 use ring::digest::{SHA512, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use url::Url;
 
 use super::http::gzip;
@@ -32,8 +29,10 @@ use super::msgpack::{
     write_uint,
 };
 use super::net::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, Kept, NetSinkError, tls_config};
+use super::no_answer::Wire;
 use super::requests::Bodies;
-use crate::auth::{error_chain, excerpt};
+use super::stream::Stream;
+use crate::auth::excerpt;
 use crate::clock::Clock;
 use crate::config::{FluentForwardConfig, ForwardCompression, Secret, host_and_port};
 use crate::host::{Batch, Record};
@@ -44,6 +43,8 @@ const FRAME_OVERHEAD_BYTES: usize = 128;
 /// Bytes of records joined into one frame, where `frame_bytes_max` allows that many: as many frames are in memory as
 /// are under way. Only a larger batch has a larger frame.
 const FRAME_FILL_BYTES: usize = 2 << 20;
+/// What is said of a receiver that ends a connection without a word.
+const CLOSED: &str = "the receiver closed the connection";
 /// Bytes of the salt of a handshake.
 const SALT_BYTES: usize = 16;
 
@@ -72,6 +73,7 @@ struct Settings {
     password: Kept,
     self_hostname: String,
     tls: Option<Arc<rustls::ClientConfig>>,
+    wire: Wire,
     clock: Arc<dyn Clock>,
 }
 
@@ -81,15 +83,15 @@ impl FluentForwardSink {
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(config: &FluentForwardConfig, clock: Arc<dyn Clock>) -> Result<Self, NetSinkError> {
-        let tls = match (config.tls, config.servers.first()) {
+        let (tls, wire) = match (config.tls, config.servers.first()) {
             (true, Some(server)) => {
                 let why = || NetSinkError::Tls { to: server.clone(), why: "it is no host and port".into() };
                 let url = Url::parse(&format!("https://{server}")).map_err(|_| why())?;
-                let mut tls = tls_config(config.ca_file.as_deref(), &url)?;
+                let (mut tls, wire) = tls_config(config.tls_files(), &url, &clock)?;
                 tls.alpn_protocols.clear();
-                Some(Arc::new(tls))
+                (Some(Arc::new(tls)), wire)
             }
-            _ => None,
+            _ => (None, Wire::default()),
         };
         let settings = Settings {
             servers: config.servers.clone(),
@@ -107,6 +109,7 @@ impl FluentForwardSink {
             password: Kept::of(config.password.as_ref(), config.password_file.as_deref()),
             self_hostname: config.self_hostname.clone().unwrap_or_else(host_name),
             tls,
+            wire,
             clock,
         };
         Ok(Self { settings: Arc::new(settings), frames: Bodies::default(), connection: None, server: 0 })
@@ -304,43 +307,6 @@ fn host_name() -> String {
 
 // ------------------------------------------------------------------------------------- the connection
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
-
 struct Connection<S = Stream> {
     stream: S,
     /// What came and is not read yet.
@@ -350,14 +316,14 @@ struct Connection<S = Stream> {
 impl Connection<Stream> {
     async fn open(settings: &Settings, server: &str) -> Result<Self, String> {
         let (host, port) = host_and_port(server).ok_or("it is not `host:port`")?;
-        let tcp = TcpStream::connect((host, port)).await.map_err(|error| error_chain(&error))?;
+        let tcp = TcpStream::connect((host, port)).await.map_err(|error| settings.wire.told(&error))?;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let stream = match &settings.tls {
             None => Stream::Plain(tcp),
             Some(tls) => {
                 let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
                 let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await;
-                Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {}", error_chain(&error)))?))
+                Stream::Tls(Box::new(stream.map_err(|error| format!("TLS: {}", settings.wire.told(&error)))?))
             }
         };
         let mut connection = Self { stream, received: BytesMut::new() };
@@ -376,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// HELO, PING and PONG: each side shows the other that it knows the key.
     async fn shake_hands(&mut self, settings: &Settings, key: &Secret) -> Result<(), String> {
-        let helo = self.next_value().await?;
+        let helo = self.next_value(settings).await?;
         let Value::Array(helo) = helo else { return Err("the receiver does not begin with HELO".into()) };
         if helo.first().and_then(Value::as_bytes) != Some(b"HELO") {
             return Err("the receiver does not begin with HELO".into());
@@ -408,10 +374,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         write_str(&mut ping, &hex_digest(&[&salt, hostname, nonce, key]));
         write_str(&mut ping, username);
         write_str(&mut ping, &password);
-        self.stream.write_all(&ping).await.map_err(|error| error.to_string())?;
-        self.stream.flush().await.map_err(|error| error.to_string())?;
+        self.stream.write_all(&ping).await.map_err(|error| settings.wire.told(&error))?;
+        self.stream.flush().await.map_err(|error| settings.wire.told(&error))?;
 
-        let Value::Array(pong) = self.next_value().await? else { return Err("its answer to PING is no PONG".into()) };
+        let Value::Array(pong) = self.next_value(settings).await? else {
+            return Err("its answer to PING is no PONG".into());
+        };
         let text = |at: usize| pong.get(at).and_then(Value::as_bytes).unwrap_or_default();
         if text(0) != b"PONG" {
             return Err("its answer to PING is no PONG".into());
@@ -430,15 +398,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// The next value the receiver sends.
-    async fn next_value(&mut self) -> Result<Value, String> {
+    async fn next_value(&mut self, settings: &Settings) -> Result<Value, String> {
         loop {
             if let Some(value) = take_value(&mut self.received)? {
                 return Ok(value);
             }
             match self.stream.read_buf(&mut self.received).await {
-                Ok(0) => return Err("the receiver closed the connection".into()),
+                Ok(0) => return Err(settings.wire.remarked(CLOSED)),
                 Ok(_) => {}
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(settings.wire.told(&error)),
             }
         }
     }
@@ -452,7 +420,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let is_writing = sent <= frame.len();
             tokio::select! {
                 written = write_some(&mut writer, frame, &mut sent), if is_writing => {
-                    written.map_err(|error| error.to_string())?;
+                    if let Err(error) = written {
+                        return Err(told_of(&mut reader, &mut self.received, &settings.wire, &error).await);
+                    }
                     if sent > frame.len() {
                         if !settings.require_ack {
                             return Ok(());
@@ -462,9 +432,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 read = reader.read_buf(&mut self.received) => {
                     match read {
-                        Ok(0) => return Err("the receiver closed the connection".into()),
+                        Ok(0) => return Err(settings.wire.remarked(CLOSED)),
                         Ok(_) => {}
-                        Err(error) => return Err(error.to_string()),
+                        Err(error) => return Err(settings.wire.told(&error)),
                     }
                     if let Some(value) = take_value(&mut self.received)? {
                         // It may come when all is written and not yet known to be flushed.
@@ -477,6 +447,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             }
         }
+    }
+}
+
+/// Why a write failed. Where the receiver ended the connection, it may have said why before: an alert of TLS 1.3 about a
+/// client certificate comes after the handshake, when records are on their way already.
+async fn told_of(
+    reader: &mut (impl AsyncRead + Unpin),
+    received: &mut BytesMut,
+    wire: &Wire,
+    error: &io::Error,
+) -> String {
+    match reader.read_buf(received).now_or_never() {
+        Some(Err(said)) if said.kind() == io::ErrorKind::InvalidData => wire.told(&said),
+        _ => wire.told(error),
     }
 }
 
@@ -533,6 +517,11 @@ fn hex_digest(parts: &[&[u8]]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::ReadBuf;
+
     use super::*;
     use crate::clock::SystemClock;
     use crate::hosts::requests::tests::batch;

@@ -18,8 +18,9 @@ use url::Url;
 
 use super::answers::of_status;
 use super::net::{Identity, NetSinkError, Presented, http_client, read_answer};
+use super::no_answer::Wire;
 use super::requests::{Exchange, Requests};
-use crate::auth::{error_chain, parse_retry_after};
+use crate::auth::parse_retry_after;
 use crate::clock::Clock;
 use crate::config::{HttpCompression, HttpConfig, HttpEncoding};
 use crate::host::Batch;
@@ -40,8 +41,10 @@ impl HttpSink {
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(config: &HttpConfig, clock: Arc<dyn Clock>) -> Result<Self, NetSinkError> {
+        let (client, wire) = http_client(config.tls_files(), &config.uri, &clock)?;
         let post = Post {
-            client: http_client(config.ca_file.as_deref(), &config.uri)?,
+            client,
+            wire,
             uri: config.uri.clone(),
             encoding: config.encoding,
             compression: config.compression,
@@ -80,6 +83,7 @@ impl Sink for HttpSink {
 
 struct Post {
     client: reqwest::Client,
+    wire: Wire,
     uri: Url,
     encoding: HttpEncoding,
     compression: HttpCompression,
@@ -120,7 +124,7 @@ impl Exchange for Post {
                     let meaning = of_status(response.status().as_u16(), &words);
                     meaning.written(why, retry_after(response.headers(), &*self.clock))
                 }
-                Err(error) => no_answer(error),
+                Err(error) => no_answer(error, &self.wire),
             }
         };
         tokio::select! {
@@ -149,9 +153,9 @@ impl Post {
 }
 
 /// A request without an answer. One that was not even sent was not taken; of others nobody knows.
-pub(crate) fn no_answer(error: reqwest::Error) -> Written {
+pub(crate) fn no_answer(error: reqwest::Error, wire: &Wire) -> Written {
     let is_connect = error.is_connect();
-    let why = format!("no answer: {}", error_chain(&error.without_url()));
+    let why = format!("no answer: {}", wire.told(&error.without_url()));
     if is_connect { Written::refused(why) } else { Written::Unclear(why) }
 }
 

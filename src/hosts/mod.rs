@@ -4,12 +4,16 @@
 #[cfg(feature = "embedded")]
 pub(crate) mod answers;
 #[cfg(feature = "embedded")]
+mod client_certificate;
+#[cfg(feature = "embedded")]
 pub mod embedded;
 #[cfg(feature = "embedded")]
 pub mod file;
 pub mod fluent_bit;
 #[cfg(feature = "embedded")]
 pub mod fluent_forward;
+#[cfg(feature = "embedded")]
+mod grpc_connector;
 #[cfg(feature = "embedded")]
 pub mod http;
 #[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for hosts that are left out"))]
@@ -19,6 +23,8 @@ pub(crate) mod msgpack;
 #[cfg(feature = "embedded")]
 pub mod net;
 #[cfg(feature = "embedded")]
+mod no_answer;
+#[cfg(feature = "embedded")]
 pub mod otlp;
 #[cfg(feature = "embedded")]
 mod otlp_message;
@@ -26,3 +32,5 @@ mod otlp_message;
 mod requests;
 #[cfg(feature = "embedded")]
 pub mod stdout;
+#[cfg(feature = "embedded")]
+mod stream;

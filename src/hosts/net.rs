@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,9 +11,12 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::client_certificate::{self, ClientCertificate, Files, Unusable};
+use super::no_answer::Wire;
 use crate::api::tls::tls;
 use crate::auth::{SecretText, error_chain, excerpt, redact};
-use crate::config::{Credentials, Secret, is_loopback, read_secret_file, secret_header};
+use crate::clock::Clock;
+use crate::config::{Credentials, Secret, TlsFiles, is_loopback, read_secret_file, secret_header};
 use crate::model::Actionable;
 
 /// How long to wait for a connection.
@@ -41,6 +45,20 @@ pub enum NetSinkError {
         /// What is wrong.
         why: String,
     },
+    /// The client certificate or its key cannot be used.
+    #[error("the client certificate cannot be used: {why}")]
+    ClientCertificate {
+        /// The file and what is wrong with it.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl From<Unusable> for NetSinkError {
+    fn from(Unusable { why, hint }: Unusable) -> Self {
+        Self::ClientCertificate { why, hint }
+    }
 }
 
 impl Actionable for NetSinkError {
@@ -48,12 +66,14 @@ impl Actionable for NetSinkError {
         match self {
             Self::CaFile { .. } => "sink-ca-file",
             Self::Tls { .. } => "sink-tls",
+            Self::ClientCertificate { .. } => "sink-client-certificate",
         }
     }
 
     fn hint(&self) -> String {
         match self {
             Self::CaFile { .. } => "`ca_file` of the sink must be readable for the user this runs as".into(),
+            Self::ClientCertificate { hint, .. } => hint.clone(),
             Self::Tls { .. } => {
                 "`ca_file` of the sink must hold certificates in PEM, or this machine trust some".into()
             }
@@ -61,32 +81,72 @@ impl Actionable for NetSinkError {
     }
 }
 
-/// The bytes of `ca_file`, if there is one.
-pub(crate) fn read_ca(ca_file: Option<&Path>) -> Result<Option<Vec<u8>>, NetSinkError> {
-    let read =
-        |path: &Path| std::fs::read(path).map_err(|source| NetSinkError::CaFile { path: path.to_owned(), source });
-    ca_file.map(read).transpose()
+/// TLS for connections to `to`, without a protocol of the application; and what tells why one was not made.
+///
+/// # Errors
+/// A file cannot be used.
+pub(crate) fn tls_config(
+    files: TlsFiles<'_>,
+    to: &Url,
+    clock: &Arc<dyn Clock>,
+) -> Result<(rustls::ClientConfig, Wire), NetSinkError> {
+    let mut config = server_side(files, to)?;
+    let Some(files) = client_files(files) else { return Ok((config, Wire::default())) };
+    let certificate = Arc::new(ClientCertificate::open(files, clock.clone())?);
+    certificate.announce();
+    config.client_auth_cert_resolver = certificate.clone();
+    // A session that is resumed stands for the certificate that was shown when it began.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok((config, Wire::showing(certificate)))
 }
 
-/// TLS for connections to `to`, without a protocol of the application.
-pub(crate) fn tls_config(ca_file: Option<&Path>, to: &Url) -> Result<rustls::ClientConfig, NetSinkError> {
-    let ca = read_ca(ca_file)?;
+/// Whether the files of a sink's TLS can be used now: what a look at the configuration alone can tell. The key that is to
+/// blame stands with the error.
+///
+/// # Errors
+/// One cannot.
+pub(crate) fn check(files: TlsFiles<'_>, to: &Url, clock: &Arc<dyn Clock>) -> Result<(), (&'static str, NetSinkError)> {
+    server_side(files, to).map_err(|error| ("ca_file", error))?;
+    match client_files(files) {
+        None => Ok(()),
+        Some(files) => client_certificate::check(files, clock.clone())
+            .map_err(|unusable| ("client_certificate_file", NetSinkError::from(unusable))),
+    }
+}
+
+/// What is trusted.
+fn server_side(files: TlsFiles<'_>, to: &Url) -> Result<rustls::ClientConfig, NetSinkError> {
+    let read =
+        |path: &Path| std::fs::read(path).map_err(|source| NetSinkError::CaFile { path: path.to_owned(), source });
+    let ca = files.ca_file.map(read).transpose()?;
     tls(ca.as_deref(), to).map_err(|why| NetSinkError::Tls { to: shown(to), why })
 }
 
+fn client_files(files: TlsFiles<'_>) -> Option<Files> {
+    let certificate = files.client_certificate_file?.to_owned();
+    Some(Files { certificate, key: files.client_key_file.map(Path::to_owned) })
+}
+
 /// A client that follows no redirect and repeats nothing by itself.
-pub(crate) fn http_client(ca_file: Option<&Path>, to: &Url) -> Result<reqwest::Client, NetSinkError> {
+pub(crate) fn http_client(
+    files: TlsFiles<'_>,
+    to: &Url,
+    clock: &Arc<dyn Clock>,
+) -> Result<(reqwest::Client, Wire), NetSinkError> {
+    let (tls, wire) = tls_config(files, to, clock)?;
     let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .retry(reqwest::retry::never())
         .connect_timeout(CONNECT_TIMEOUT)
-        .tls_backend_preconfigured(tls_config(ca_file, to)?);
+        .tls_backend_preconfigured(tls);
     if is_loopback(to) {
         builder = builder.no_proxy();
     }
-    builder.build().map_err(|error| NetSinkError::Tls { to: shown(to), why: error_chain(&error.without_url()) })
+    let client = builder.build();
+    let client = client.map_err(|error| NetSinkError::Tls { to: shown(to), why: error_chain(&error.without_url()) })?;
+    Ok((client, wire))
 }
 
 /// A URL as it may be shown: what follows the path may hold a token.

@@ -9,7 +9,7 @@
 //! waits for it. tonic would compress in the task that sends; that is why its channel and its reading of answers are
 //! used, and its client is not.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,18 +18,21 @@ use http_body_util::Full;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use prost::Message;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, TE};
+use rustls::pki_types::ServerName;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codec::{CompressionEncoding, DecodeBuf, Decoder};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 use url::Url;
 
 use super::answers::{Meaning, of_code, of_status};
+use super::grpc_connector::GrpcConnector;
 use super::http::{gzip_after, no_answer, no_answer_within, retry_after, said};
 use super::net::{
-    AnswerBody, CONNECT_TIMEOUT, Identity, NetSinkError, Presented, http_client, read_answer, read_ca, shown,
+    AnswerBody, CONNECT_TIMEOUT, Identity, NetSinkError, Presented, http_client, read_answer, shown, tls_config,
 };
+use super::no_answer::Wire;
 use super::otlp_message;
 use super::requests::{Exchange, Requests};
 use crate::auth::error_chain;
@@ -62,21 +65,23 @@ impl OtlpSink {
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(config: &OtlpConfig, clock: Arc<dyn Clock>) -> Result<Self, NetSinkError> {
-        let transport = match config.protocol {
+        let (transport, wire) = match config.protocol {
             OtlpProtocol::Grpc => {
-                let endpoint = endpoint(config)?;
-                Transport::Grpc(Box::new(GrpcTransport { channel: Mutex::new(endpoint.connect_lazy()), endpoint }))
+                let (transport, wire) = GrpcTransport::new(config, &clock)?;
+                (Transport::Grpc(Box::new(transport)), wire)
             }
             OtlpProtocol::Http => {
                 let mut url = config.endpoint.clone();
                 if url.path() == "/" {
                     url.set_path(HTTP_PATH);
                 }
-                Transport::Http(http_client(config.ca_file.as_deref(), &url)?, url)
+                let (client, wire) = http_client(config.tls_files(), &url, &clock)?;
+                (Transport::Http(client, url), wire)
             }
         };
         let export = Export {
             transport,
+            wire,
             gzip: config.compression == OtlpCompression::Gzip,
             identity: Identity::new(&config.headers, config.credentials()),
             timeout: Duration::from_secs(config.timeout_secs),
@@ -111,25 +116,6 @@ impl Sink for OtlpSink {
     }
 }
 
-fn endpoint(config: &OtlpConfig) -> Result<Endpoint, NetSinkError> {
-    let failed =
-        |error: tonic::transport::Error| NetSinkError::Tls { to: shown(&config.endpoint), why: error_chain(&error) };
-    let mut endpoint = Endpoint::from_shared(config.endpoint.as_str().to_owned())
-        .map_err(failed)?
-        .user_agent(concat!("m365-audit/", env!("CARGO_PKG_VERSION")))
-        .map_err(failed)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_keepalive(Some(KEEP_ALIVE));
-    if config.endpoint.scheme() == "https" {
-        let mut tls = ClientTlsConfig::new().with_native_roots();
-        if let Some(ca) = read_ca(config.ca_file.as_deref())? {
-            tls = tls.ca_certificate(Certificate::from_pem(ca));
-        }
-        endpoint = endpoint.tls_config(tls).map_err(failed)?;
-    }
-    Ok(endpoint)
-}
-
 enum Transport {
     Grpc(Box<GrpcTransport>),
     Http(reqwest::Client, Url),
@@ -137,22 +123,67 @@ enum Transport {
 
 struct GrpcTransport {
     endpoint: Endpoint,
-    channel: Mutex<Channel>,
+    connector: GrpcConnector,
+    current: Mutex<Current>,
+}
+
+/// The channel that requests go over, and the how manieth it is.
+#[derive(Clone)]
+struct Current {
+    number: u64,
+    channel: Channel,
 }
 
 impl GrpcTransport {
-    fn channel(&self) -> Channel {
-        self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn new(config: &OtlpConfig, clock: &Arc<dyn Clock>) -> Result<(Self, Wire), NetSinkError> {
+        let to = || shown(&config.endpoint);
+        let failed = |error: &dyn std::error::Error| NetSinkError::Tls { to: to(), why: error_chain(error) };
+        let origin: http::Uri = config.endpoint.as_str().parse().map_err(|error| failed(&error))?;
+        let (tls, wire) = match config.endpoint.scheme() {
+            "https" => {
+                let host = config.endpoint.host_str().unwrap_or_default().trim_matches(['[', ']']);
+                let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
+                let (tls, wire) = tls_config(config.tls_files(), &config.endpoint, clock)?;
+                (Some((tls, name)), wire)
+            }
+            _ => (None, Wire::default()),
+        };
+        // The connector makes TLS, so that to tonic the address is a plain one.
+        let port = config.endpoint.port_or_known_default().unwrap_or(443);
+        let address = format!("http://{}:{port}", config.endpoint.host_str().unwrap_or_default());
+        let endpoint = Endpoint::from_shared(address)
+            .map_err(|error| failed(&error))?
+            .origin(origin)
+            .user_agent(concat!("m365-audit/", env!("CARGO_PKG_VERSION")))
+            .map_err(|error| failed(&error))?
+            .connect_timeout(CONNECT_TIMEOUT);
+        let connector = GrpcConnector::new(tls, wire.clone(), CONNECT_TIMEOUT, KEEP_ALIVE);
+        let channel = endpoint.connect_with_connector_lazy(connector.clone());
+        Ok((Self { endpoint, connector, current: Mutex::new(Current { number: 0, channel }) }, wire))
     }
 
-    /// Later requests go over a new connection: the peer of this one may be gone without a word.
-    fn renew(&self) {
-        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = self.endpoint.connect_lazy();
+    fn current(&self) -> Current {
+        self.lock().clone()
+    }
+
+    /// Later requests go over a new connection than that of `failed`: its peer may be gone without a word, and a channel
+    /// finds out that its connection broke only by the next request, which it fails.
+    fn renew(&self, failed: u64) {
+        let mut current = self.lock();
+        if current.number == failed {
+            let channel = self.endpoint.connect_with_connector_lazy(self.connector.clone());
+            *current = Current { number: failed + 1, channel };
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 struct Export {
     transport: Transport,
+    wire: Wire,
     gzip: bool,
     identity: Identity,
     timeout: Duration,
@@ -184,19 +215,22 @@ impl Exchange for Export {
             Ok(presented) => presented,
             Err(why) => return Written::refused(why),
         };
-        let exchange = async {
-            match &self.transport {
-                Transport::Grpc(grpc) => self.call(grpc.channel(), body, &presented).await,
-                Transport::Http(client, url) => self.post(client, url.clone(), body, &presented).await,
-            }
-        };
-        tokio::select! {
-            written = exchange => written,
-            () = self.clock.sleep(self.timeout) => {
-                if let Transport::Grpc(grpc) = &self.transport {
-                    grpc.renew();
-                }
-                no_answer_within(self.timeout)
+        let deadline = self.clock.sleep(self.timeout);
+        match &self.transport {
+            Transport::Http(client, url) => tokio::select! {
+                written = self.post(client, url.clone(), body, &presented) => written,
+                () = deadline => no_answer_within(self.timeout),
+            },
+            Transport::Grpc(grpc) => {
+                let Current { number, channel } = grpc.current();
+                let written = tokio::select! {
+                    written = self.call(channel, body, &presented) => written,
+                    () = deadline => Err(no_answer_within(self.timeout)),
+                };
+                written.unwrap_or_else(|unanswered| {
+                    grpc.renew(number);
+                    unanswered
+                })
             }
         }
     }
@@ -212,7 +246,7 @@ impl Export {
         let request = client.post(url).headers(headers).headers(presented.headers.clone()).body(body);
         let mut response = match request.send().await {
             Ok(response) => response,
-            Err(error) => return no_answer(error),
+            Err(error) => return no_answer(error, &self.wire),
         };
         let answer = read_answer(&mut response).await;
         let status = response.status();
@@ -225,9 +259,10 @@ impl Export {
         of_status(status.as_u16(), &words).written(why, retry_after(response.headers(), &*self.clock))
     }
 
-    async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Written {
+    /// `Err`: there was no answer, and what that means.
+    async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Result<Written, Written> {
         if let Err(error) = std::future::poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await {
-            return Written::refused(format!("no connection: {}", error_chain(&error)));
+            return Err(Written::refused(format!("no connection: {}", self.wire.told(&error))));
         }
         let mut request = http::Request::new(Body::new(Full::new(body)));
         *request.method_mut() = http::Method::POST;
@@ -242,12 +277,31 @@ impl Export {
             headers.insert(GRPC_ENCODING, HeaderValue::from_static("gzip"));
         }
         match response(channel.call(request).await).await {
-            Ok(response) => match ExportLogsServiceResponse::decode(response) {
+            Ok(response) => Ok(match ExportLogsServiceResponse::decode(response) {
                 Ok(response) => taken(&response, presented),
                 Err(_) => Written::Delivered,
+            }),
+            Err(status) => match std::error::Error::source(&status) {
+                // An error made here, of a connection that broke, says why only in its causes.
+                Some(cause) => Err(self.unanswered(&status, cause, presented)),
+                None => Ok(refused(&status, presented)),
             },
-            Err(status) => refused(&status, presented),
         }
+    }
+}
+
+impl Export {
+    /// What a request without an answer means, and why there was none.
+    fn unanswered(&self, status: &Status, cause: &(dyn std::error::Error + 'static), presented: &Presented) -> Written {
+        // The outermost is tonic's own word for all of them.
+        let cause = cause.source().filter(|_| cause.is::<tonic::transport::Error>()).unwrap_or(cause);
+        let told = self.wire.told_through(cause, |chain| presented.shown(chain));
+        let told = match &self.transport {
+            Transport::Grpc(grpc) => grpc.connector.broken().instead_of(told),
+            Transport::Http(..) => told,
+        };
+        let why = format!("no answer: {told}");
+        if status.code() == Code::Unavailable { Written::refused(why) } else { Written::Unclear(why) }
     }
 }
 
@@ -301,12 +355,7 @@ fn taken(response: &ExportLogsServiceResponse, presented: &Presented) -> Written
 
 /// What a gRPC failure says of the records.
 fn refused(status: &Status, presented: &Presented) -> Written {
-    let mut why = format!("answer {:?}: {}", status.code(), presented.shown(status.message()));
-    // An error made here, of a connection that broke, says why only in its causes.
-    if let Some(cause) = std::error::Error::source(status) {
-        why = format!("no answer: {}", presented.shown(&format!("{}: {}", status.message(), error_chain(cause))));
-        return if status.code() == Code::Unavailable { Written::refused(why) } else { Written::Unclear(why) };
-    }
+    let why = format!("answer {:?}: {}", status.code(), presented.shown(status.message()));
     of_code(status.code(), status.message()).written(why, retry_delay(status))
 }
 

@@ -244,6 +244,12 @@ fn table(servers: &[u16], more: &str) -> String {
     format!("type = \"fluent_forward\"\nservers = [{}]\nframe_bytes_max = 65536\n{more}\n", servers.join(", "))
 }
 
+/// A receiver that takes everything, and what it got.
+pub async fn taking() -> (u16, Received) {
+    let receiver = Receiver::new(|_| Mood::Ack);
+    (receiver.listen(0).await.0, receiver.received)
+}
+
 #[tokio::test]
 async fn both_forms_of_a_frame_carry_the_truth() {
     for compression in ["none", "gzip"] {

@@ -80,6 +80,12 @@ fn table(port: u16, more: &str) -> String {
     format!("type = \"http\"\nuri = \"http://127.0.0.1:{port}/in\"\nbatch_bytes_max = 65536\n{more}\n")
 }
 
+/// A receiver that takes everything, and what it got.
+pub async fn taking() -> (u16, Received) {
+    let receiver = Receiver::new(|_, _| None);
+    (receiver.listen().await.0, receiver.received)
+}
+
 #[tokio::test]
 async fn every_encoding_and_compression_carries_the_truth() {
     for encoding in ["ndjson", "json"] {

@@ -12,5 +12,6 @@ mod logstash;
 mod otlp;
 mod retry;
 mod tail;
+mod tls;
 mod truth;
 mod vector;

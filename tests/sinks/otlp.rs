@@ -181,6 +181,13 @@ fn table(protocol: &str, port: u16, more: &str) -> String {
     )
 }
 
+/// A receiver over gRPC, or HTTP, that takes everything, and what it got.
+pub async fn taking(is_grpc: bool) -> (u16, Received) {
+    let receiver = Receiver::new(|_| Mood::Take);
+    let (port, _) = if is_grpc { receiver.grpc(0).await } else { receiver.http().await };
+    (port, receiver.received)
+}
+
 #[tokio::test]
 async fn both_transports_carry_the_truth() {
     for protocol in ["grpc", "http"] {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Issue, MIB, exclusive, readable};
+use super::{Issue, MIB, TlsFiles, exclusive, readable};
 use crate::config::secret::Secret;
 
 /// Sends records by the Fluent Forward protocol: to Fluentd, Fluent Bit, Vector's `fluent` source and the
@@ -111,6 +111,17 @@ pub struct FluentForwardConfig {
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
     pub ca_file: Option<PathBuf>,
+
+    /// A PEM file with the certificate to show to a receiver that asks for one (mutual TLS), and behind it those between
+    /// it and its authority. It is read again for every connection, so a file that is replaced is used by itself.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
+    pub client_certificate_file: Option<PathBuf>,
+
+    /// The PEM file of its key, not encrypted, when it is not in `client_certificate_file`.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/sink-client.key")]
+    pub client_key_file: Option<PathBuf>,
 }
 
 /// How entries are compressed.
@@ -149,14 +160,20 @@ impl FluentForwardConfig {
         if self.ca_file.is_some() && !self.tls {
             issues.push(Issue::new("ca_file", "`tls = true` beside it"));
         }
-        for (key, path) in [
-            ("shared_key_file", &self.shared_key_file),
-            ("password_file", &self.password_file),
-            ("ca_file", &self.ca_file),
-        ] {
+        issues.extend(self.tls_files().issues((!self.tls).then_some("`tls = true`")));
+        for (key, path) in [("shared_key_file", &self.shared_key_file), ("password_file", &self.password_file)] {
             issues.extend(path.as_deref().and_then(|path| readable(key, path)));
         }
         issues
+    }
+
+    /// The files its TLS is made of.
+    pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
+        TlsFiles {
+            ca_file: self.ca_file.as_deref(),
+            client_certificate_file: self.client_certificate_file.as_deref(),
+            client_key_file: self.client_key_file.as_deref(),
+        }
     }
 }
 

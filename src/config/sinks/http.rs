@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_with::{DisplayFromStr, serde_as};
 use url::Url;
 
-use super::{Credentials, Issue, MIB, headers_schema, readable, uri_issues};
+use super::{Credentials, Issue, MIB, TlsFiles, headers_schema, uri_issues};
 use crate::config::secret::Secret;
 
 /// Posts records over HTTP: to Vector's `http_server`, Logstash, Elastic's `http_endpoint`, Splunk's collector and
@@ -95,6 +95,17 @@ pub struct HttpConfig {
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
     pub ca_file: Option<PathBuf>,
+
+    /// A PEM file with the certificate to show to a receiver that asks for one (mutual TLS), and behind it those between
+    /// it and its authority. It is read again for every connection, so a file that is replaced is used by itself.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
+    pub client_certificate_file: Option<PathBuf>,
+
+    /// The PEM file of its key, not encrypted, when it is not in `client_certificate_file`.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/sink-client.key")]
+    pub client_key_file: Option<PathBuf>,
 }
 
 /// The form of a request's body.
@@ -125,8 +136,18 @@ impl HttpConfig {
     pub(super) fn issues(&self) -> Vec<Issue> {
         let mut issues = uri_issues("uri", &self.uri);
         issues.extend(self.credentials().issues(&self.headers));
-        issues.extend(self.ca_file.as_deref().and_then(|path| readable("ca_file", path)));
+        let plain = (self.uri.scheme() != "https").then_some("an address that begins with `https://`");
+        issues.extend(self.tls_files().issues(plain));
         issues
+    }
+
+    /// The files its TLS is made of.
+    pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
+        TlsFiles {
+            ca_file: self.ca_file.as_deref(),
+            client_certificate_file: self.client_certificate_file.as_deref(),
+            client_key_file: self.client_key_file.as_deref(),
+        }
     }
 
     /// How requests prove who sends them.

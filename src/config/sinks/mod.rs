@@ -98,6 +98,23 @@ sinks! {
     Otlp(OtlpConfig) = "otlp", "OpenTelemetry logs.";
 }
 
+impl SinkConfig {
+    /// The files of its TLS and the receiver, for a sink that connects with TLS.
+    #[cfg(feature = "cli")]
+    pub(crate) fn tls(&self) -> Option<(TlsFiles<'_>, Url)> {
+        let (files, to) = match self {
+            Self::Stdout(_) | Self::File(_) => return None,
+            Self::Http(config) => (config.tls_files(), config.uri.clone()),
+            Self::Otlp(config) => (config.tls_files(), config.endpoint.clone()),
+            Self::FluentForward(config) if config.tls => {
+                (config.tls_files(), Url::parse(&format!("https://{}", config.servers.first()?)).ok()?)
+            }
+            Self::FluentForward(_) => return None,
+        };
+        (to.scheme() == "https").then_some((files, to))
+    }
+}
+
 const MIB: usize = 1024 * 1024;
 
 /// One thing that is wrong with a sink, beyond what its schema says.
@@ -156,6 +173,37 @@ impl Credentials<'_> {
             if is_auth && (self.username.is_some() || has_token) {
                 issues.push(Issue::new("headers", "no `Authorization` beside a user name or token"));
             }
+        }
+        issues
+    }
+}
+
+/// The files that the TLS of a network sink is made of. What is in them is looked at where connections are made.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
+pub(crate) struct TlsFiles<'a> {
+    pub ca_file: Option<&'a Path>,
+    pub client_certificate_file: Option<&'a Path>,
+    pub client_key_file: Option<&'a Path>,
+}
+
+impl TlsFiles<'_> {
+    /// `wanted`: what to write for connections with TLS, where this sink makes them without.
+    fn issues(&self, wanted: Option<&str>) -> Vec<Issue> {
+        let mut issues = Vec::new();
+        if let (None, Some(_)) = (self.client_certificate_file, self.client_key_file) {
+            issues.push(Issue::new("client_key_file", "`client_certificate_file` beside it"));
+        }
+        if let (Some(_), Some(wanted)) = (self.client_certificate_file, wanted) {
+            let expected = format!("{wanted} beside it: without TLS nobody asks for a certificate");
+            issues.push(Issue::new("client_certificate_file", expected));
+        }
+        for (key, path) in [
+            ("ca_file", self.ca_file),
+            ("client_certificate_file", self.client_certificate_file),
+            ("client_key_file", self.client_key_file),
+        ] {
+            issues.extend(path.and_then(|path| readable(key, path)));
         }
         issues
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_with::{DisplayFromStr, serde_as};
 use url::Url;
 
-use super::{Credentials, Issue, MIB, headers_schema, readable, uri_issues};
+use super::{Credentials, Issue, MIB, TlsFiles, headers_schema, uri_issues};
 use crate::config::secret::Secret;
 
 /// Sends records as OpenTelemetry logs, over gRPC or HTTP with protobuf.
@@ -97,6 +97,17 @@ pub struct OtlpConfig {
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
     pub ca_file: Option<PathBuf>,
+
+    /// A PEM file with the certificate to show to a receiver that asks for one (mutual TLS), and behind it those between
+    /// it and its authority. It is read again for every connection, so a file that is replaced is used by itself.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
+    pub client_certificate_file: Option<PathBuf>,
+
+    /// The PEM file of its key, not encrypted, when it is not in `client_certificate_file`.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/sink-client.key")]
+    pub client_key_file: Option<PathBuf>,
 }
 
 /// The two transports of OTLP.
@@ -125,11 +136,21 @@ impl OtlpConfig {
     pub(super) fn issues(&self) -> Vec<Issue> {
         let mut issues = uri_issues("endpoint", &self.endpoint);
         issues.extend(self.credentials().issues(&self.headers));
-        issues.extend(self.ca_file.as_deref().and_then(|path| readable("ca_file", path)));
+        let plain = (self.endpoint.scheme() != "https").then_some("an address that begins with `https://`");
+        issues.extend(self.tls_files().issues(plain));
         if self.protocol == OtlpProtocol::Grpc && self.endpoint.path() != "/" {
             issues.push(Issue::new("endpoint", "no path: with `protocol = \"grpc\"` the service names itself"));
         }
         issues
+    }
+
+    /// The files its TLS is made of.
+    pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
+        TlsFiles {
+            ca_file: self.ca_file.as_deref(),
+            client_certificate_file: self.client_certificate_file.as_deref(),
+            client_key_file: self.client_key_file.as_deref(),
+        }
     }
 
     /// How requests prove who sends them.

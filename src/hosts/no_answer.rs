@@ -1,0 +1,131 @@
+//! Why a receiver gave no answer, in words: what the library says with all its causes, and what to do about those that
+//! an operator can mend. The same for every sink that uses the network. Decides nothing.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use rustls::{AlertDescription, CertificateError as Bad};
+
+use super::client_certificate::ClientCertificate;
+use crate::auth::error_chain;
+
+/// How a sink reaches its receiver, for telling why it did not.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wire {
+    certificate: Option<Arc<ClientCertificate>>,
+}
+
+impl Wire {
+    /// A way on which this certificate is shown.
+    pub(crate) fn showing(certificate: Arc<ClientCertificate>) -> Self {
+        Self { certificate: Some(certificate) }
+    }
+
+    /// The error with its causes and, where there is one, the remedy.
+    pub(crate) fn told(&self, error: &(dyn Error + 'static)) -> String {
+        self.told_through(error, str::to_owned)
+    }
+
+    /// As [`Wire::told`], the receiver's own words in it made fit to be shown by `shown`.
+    pub(crate) fn told_through(&self, error: &(dyn Error + 'static), shown: impl FnOnce(&str) -> String) -> String {
+        let chain = error_chain(error);
+        let hint = tls_error(error).and_then(|error| self.hint(error)).or_else(|| hint_of_words(&chain));
+        let chain = self.remarked(&shown(&chain));
+        match hint {
+            Some(hint) => format!("{chain} (hint: {hint})"),
+            None => chain,
+        }
+    }
+
+    /// The words, and what is known to be wrong with the client certificate.
+    pub(crate) fn remarked(&self, words: &str) -> String {
+        match self.certificate.as_ref().and_then(|certificate| certificate.remark()) {
+            Some(remark) => format!("{words}; {remark}"),
+            None => words.to_owned(),
+        }
+    }
+
+    fn hint(&self, error: &rustls::Error) -> Option<&'static str> {
+        Some(match error {
+            rustls::Error::AlertReceived(alert) => return self.hint_of_alert(*alert),
+            rustls::Error::InvalidCertificate(bad) => match bad {
+                Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+                    "the receiver's certificate is not valid at this machine's time: have it renewed, or set the clock"
+                }
+                Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
+                    "write the address with a name that stands in the receiver's certificate"
+                }
+                Bad::UnknownIssuer => {
+                    "put the certificate of the receiver's authority, or its own if it signed that itself, into `ca_file`"
+                }
+                _ => "the receiver needs a certificate for a server, signed with a usual algorithm and not revoked",
+            },
+            rustls::Error::InvalidMessage(_) => {
+                "what answers there does not speak TLS: look at scheme and port of the sink's address"
+            }
+            rustls::Error::PeerIncompatible(_) => "the receiver must speak TLS 1.2 or 1.3 with a usual cipher",
+            _ => return None,
+        })
+    }
+
+    fn hint_of_alert(&self, alert: AlertDescription) -> Option<&'static str> {
+        use AlertDescription as Alert;
+        match (alert, &self.certificate) {
+            (Alert::CertificateRequired | Alert::HandshakeFailure | Alert::BadCertificate, None) => Some(
+                "the receiver asks for a client certificate, most likely: `client_certificate_file` and `client_key_file`",
+            ),
+            (
+                Alert::UnknownCA
+                | Alert::BadCertificate
+                | Alert::CertificateUnknown
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRequired
+                | Alert::AccessDenied
+                | Alert::DecryptError,
+                Some(_),
+            ) => Some(
+                "the receiver does not accept the client certificate: its authority must be one that the receiver knows \
+                 (`client_ca_file`, `ca_file` there), and those between must stand behind it in `client_certificate_file`",
+            ),
+            (Alert::CertificateExpired | Alert::CertificateRevoked, Some(_)) => Some(
+                "put a new client certificate into `client_certificate_file`: it is read again for every connection",
+            ),
+            (Alert::ProtocolVersion | Alert::InsufficientSecurity, _) => {
+                Some("the receiver must speak TLS 1.2 or 1.3 with a usual cipher")
+            }
+            (Alert::UnrecognisedName, _) => Some("the receiver does not know itself by the name in the sink's address"),
+            _ => None,
+        }
+    }
+}
+
+/// The first error of TLS among the causes.
+fn tls_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    let mut next = Some(error);
+    while let Some(inner) = next {
+        if let Some(found) = inner.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        // An `io::Error` shows what it wraps through `get_ref`, and as its source only what that wraps.
+        let wrapped = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(found) = wrapped.and_then(|wrapped| tls_error(wrapped)) {
+            return Some(found);
+        }
+        next = inner.source();
+    }
+    None
+}
+
+/// What the libraries keep to themselves but for their words; a test holds the words to their present versions.
+fn hint_of_words(chain: &str) -> Option<&'static str> {
+    let says = |words: &str| chain.contains(words);
+    match () {
+        () if says("dns error") || says("failed to lookup address") => {
+            Some("`getent hosts NAME` must answer on this machine for the name in the sink's address")
+        }
+        () if says("Connection refused") => Some("nobody listens at that address and port"),
+        () if says("too_many_pings") => Some("a proxy or the receiver counts our pings: raise what it allows"),
+        () => None,
+    }
+}
