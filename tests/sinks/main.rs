@@ -13,5 +13,6 @@ mod otlp;
 mod retry;
 mod tail;
 mod tls;
+mod transport;
 mod truth;
 mod vector;
