@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::config::{
     Config, LogConfig, MetricsConfig, SINK_KINDS, SOURCE_TYPE, allowed, config_schema, expectation, keys_of, one_of,
-    pretty, record_keys, record_schema, schema_of, sink_schema, source_keys, source_schema,
+    pretty, record_keys, record_schema, schema_of, sink_keys, sink_schema, source_keys, source_schema,
 };
 use crate::metrics;
 use crate::plugin::manifest_toml;
@@ -104,7 +104,7 @@ fn configuration() -> String {
     section(&mut page, "`[sources.<name>.severity]`", schema["description"].as_str(), &schema, keys);
     for kind in SINK_KINDS {
         let schema = sink_schema(kind);
-        let keys: Vec<&str> = std::iter::once("inputs").chain((kind.keys)().iter().copied()).collect();
+        let keys = sink_keys(kind);
         let title = format!("`[sinks.<name>]`, `type = \"{}\"`", kind.name);
         section(&mut page, &title, schema["description"].as_str(), &schema, &keys);
     }

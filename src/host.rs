@@ -21,7 +21,9 @@ use tokio::sync::oneshot;
 use self::buffers::Buffer;
 pub use self::buffers::Buffers;
 use crate::model::{ContentType, TenantId, Timestamp};
-use crate::severity::{Assess, Severity};
+use crate::normalise::category::Category;
+pub use crate::normalise::{Describe, EventKind, Kind};
+use crate::severity::Severity;
 
 /// The agent, as a source sees it.
 #[async_trait]
@@ -55,8 +57,10 @@ pub struct Batch {
     /// The size of the buffer behind `ndjson`.
     memory_bytes: usize,
     spans: Arc<[Span]>,
+    /// The types of its events, one behind the other, as `spans` cut them.
+    event_types: Arc<[u8]>,
     is_trial: bool,
-    assess: Option<Arc<dyn Assess>>,
+    describe: Option<Arc<dyn Describe>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,8 +68,47 @@ struct Span {
     start: usize,
     end: usize,
     time: Timestamp,
-    /// `None` when it is found out from the record itself, by [`Batch::assess`].
+    /// `None` when it is found out from the record itself, by [`Describe`].
     severity: Option<Severity>,
+    kind: SpanKind,
+}
+
+/// [`Kind`] without its text, which stands in the batch.
+#[derive(Debug, Clone, Copy)]
+enum SpanKind {
+    Unknown,
+    Notice,
+    Event { category: Category, start: u32, end: u32 },
+}
+
+/// What is noted of a record beside its bytes.
+#[derive(Debug, Clone)]
+pub struct Noted {
+    /// When the event happened, else when its blob was created.
+    pub time: Timestamp,
+    /// The severity assessed; `None` when it is found out from the record itself (see [`BatchBuilder::described_by`]).
+    pub severity: Option<Severity>,
+    /// What the record is about; `None` when it is not known, or found out likewise.
+    pub kind: Option<Kind>,
+}
+
+impl Noted {
+    /// Of a record of ours.
+    pub fn of_ours((time, severity): (Timestamp, Severity)) -> Self {
+        Self { time, severity: Some(severity), kind: Some(Kind::Notice) }
+    }
+}
+
+impl<S: Into<Option<Severity>>> From<(Timestamp, S)> for Noted {
+    fn from((time, severity): (Timestamp, S)) -> Self {
+        Self { time, severity: severity.into(), kind: None }
+    }
+}
+
+impl<S: Into<Option<Severity>>> From<(Timestamp, S, Kind)> for Noted {
+    fn from((time, severity, kind): (Timestamp, S, Kind)) -> Self {
+        Self { time, severity: severity.into(), kind: Some(kind) }
+    }
 }
 
 /// One record of a [`Batch`].
@@ -76,14 +119,29 @@ pub struct Record<'a> {
     /// When the event happened (`CreationTime`), else when its blob was created.
     pub time: Timestamp,
     severity: Option<Severity>,
-    assess: Option<&'a dyn Assess>,
+    kind: SpanKind,
+    event_types: &'a [u8],
+    describe: Option<&'a dyn Describe>,
 }
 
 impl Record<'_> {
+    /// What the record is about; `None` where nobody knows. As for [`Record::severity`], the raw format has no place for
+    /// it, and it is derived from the event here and each time.
+    pub fn kind(&self) -> Option<Kind> {
+        match self.kind {
+            SpanKind::Notice => Some(Kind::Notice),
+            SpanKind::Event { category, start, end } => {
+                let event_type = self.event_types.get(start as usize..end as usize).unwrap_or_default();
+                Some(Kind::Event(EventKind { category, event_type: event_type.into() }))
+            }
+            SpanKind::Unknown => self.describe.and_then(|describe| describe.kind(self.json)),
+        }
+    }
+
     /// The severity assessed, also inside `json` where the format has a place for it. Where it has none, the rules are
     /// asked here and each time, which costs about as much as all that was done to the event before.
     pub fn severity(&self) -> Severity {
-        let assessed = || self.assess.map(|assess| assess.severity(self.json));
+        let assessed = || self.describe.map(|describe| describe.severity(self.json));
         self.severity.or_else(assessed).unwrap_or(Severity::Info)
     }
 }
@@ -91,12 +149,14 @@ impl Record<'_> {
 impl Batch {
     /// The records, in order.
     pub fn records(&self) -> impl ExactSizeIterator<Item = Record<'_>> {
-        let assess = self.assess.as_deref();
+        let describe = self.describe.as_deref();
         self.spans.iter().map(move |s| Record {
             json: &self.ndjson[s.start..s.end],
             time: s.time,
             severity: s.severity,
-            assess,
+            kind: s.kind,
+            event_types: &self.event_types,
+            describe,
         })
     }
 
@@ -129,6 +189,21 @@ impl Batch {
         let records = records.start.min(end)..end;
         let receipts = self.receipts.fork(&records);
         Batch { id: next_batch_id(), spans: self.spans[records].into(), receipts, ..self.clone() }
+    }
+
+    /// A copy of these of its records, named by their places in ascending order, without receipts.
+    pub fn copy_of(&self, records: &[usize]) -> Batch {
+        let spans: Vec<Span> = records.iter().filter_map(|at| self.spans.get(*at).copied()).collect();
+        let mut ndjson = Vec::with_capacity(spans.iter().map(|span| span.end + 1 - span.start).sum());
+        let placed = |span: Span| {
+            let start = ndjson.len();
+            ndjson.extend_from_slice(&self.ndjson[span.start..=span.end]);
+            Span { start, end: ndjson.len() - 1, ..span }
+        };
+        let spans: Arc<[Span]> = spans.into_iter().map(placed).collect();
+        let memory_bytes = ndjson.len();
+        let receipts = Receipts::default();
+        Batch { id: next_batch_id(), ndjson: ndjson.into(), memory_bytes, spans, receipts, ..self.clone() }
     }
 
     /// Where to cut it so that each part has at most so many bytes and records; a single record may have more bytes.
@@ -170,9 +245,10 @@ pub const RECORDS_EXPECTED: usize = 256;
 pub struct BatchBuilder {
     ndjson: Buffer,
     spans: Vec<Span>,
+    event_types: Vec<u8>,
     /// Where buffers come from, and their size.
     buffers: Option<(Buffers, usize)>,
-    assess: Option<Arc<dyn Assess>>,
+    describe: Option<Arc<dyn Describe>>,
 }
 
 impl BatchBuilder {
@@ -182,34 +258,50 @@ impl BatchBuilder {
         Self { buffers: Some((buffers, bytes)), ..Self::default() }
     }
 
-    /// With someone to say the severity of records that are pushed without one; before it is known who, it is info.
+    /// With someone to say what is not noted of a record that is pushed; before it is known who, its severity is info.
     #[must_use]
-    pub fn assessed_by(mut self, assess: Arc<dyn Assess>) -> Self {
-        self.assess = Some(assess);
+    pub fn described_by(mut self, describe: Arc<dyn Describe>) -> Self {
+        self.describe = Some(describe);
         self
     }
 
-    /// Appends what `write` puts into the buffer as one record, of the time and severity it returns (see
-    /// [`BatchBuilder::assessed_by`]). When it returns `None` nothing is added, whatever it wrote.
-    pub fn push_with<S: Into<Option<Severity>>>(
-        &mut self,
-        write: impl FnOnce(&mut Vec<u8>) -> Option<(Timestamp, S)>,
-    ) -> bool {
+    /// Appends what `write` puts into the buffer as one record, with what it returns to be noted of it: a time, a severity
+    /// (see [`BatchBuilder::described_by`]), perhaps what it is about. When it returns `None` nothing is added, whatever it
+    /// wrote.
+    pub fn push_with<N: Into<Noted>>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<N>) -> bool {
         let start = self.ndjson.len();
         if let Some((buffers, room)) = self.buffers.as_ref().filter(|_| self.ndjson.capacity() == 0) {
             self.ndjson = buffers.lend(*room);
             self.spans.reserve(RECORDS_EXPECTED);
         }
         match write(&mut self.ndjson) {
-            Some((time, severity)) => {
+            Some(noted) => {
+                let Noted { time, severity, kind } = noted.into();
                 let end = self.ndjson.len();
                 self.ndjson.push(b'\n');
-                self.spans.push(Span { start, end, time, severity: severity.into() });
+                let kind = self.keep(kind);
+                self.spans.push(Span { start, end, time, severity, kind });
                 true
             }
             None => {
                 self.ndjson.truncate(start);
                 false
+            }
+        }
+    }
+
+    fn keep(&mut self, kind: Option<Kind>) -> SpanKind {
+        match kind {
+            None => SpanKind::Unknown,
+            Some(Kind::Notice) => SpanKind::Notice,
+            Some(Kind::Event(EventKind { category, event_type })) => {
+                let start = self.event_types.len();
+                self.event_types.extend_from_slice(event_type.as_bytes());
+                // A batch has some MiB: what does not fit into 32 bits is not there.
+                match (u32::try_from(start), u32::try_from(self.event_types.len())) {
+                    (Ok(start), Ok(end)) => SpanKind::Event { category, start, end },
+                    _ => SpanKind::Unknown,
+                }
             }
         }
     }
@@ -264,7 +356,9 @@ impl BatchBuilder {
             (Bytes::from_owner(buffer), room)
         };
         let spans = self.spans.as_slice().into();
+        let event_types = self.event_types.as_slice().into();
         self.spans.clear();
+        self.event_types.clear();
         Batch {
             id: next_batch_id(),
             source,
@@ -274,8 +368,9 @@ impl BatchBuilder {
             ndjson,
             memory_bytes,
             spans,
+            event_types,
             is_trial: false,
-            assess: self.assess.clone(),
+            describe: self.describe.clone(),
         }
     }
 }

@@ -89,6 +89,8 @@ metrics_table! {
     HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed; absent when the tenant is no longer configured.";
     SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] "Records a sink of the embedded host has confirmed.";
     SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";
+    SINK_FILTERED_TOTAL = Counter "m365_audit_sink_filtered_total" ["sink"] "Records that are not for a sink of the embedded host (`min_severity`, `categories`, `event_types`); they count as delivered there.";
+    SINK_OVERSIZED_TOTAL = Counter "m365_audit_sink_oversized_total" ["sink"] "Records over `record_bytes_max` of a sink of the embedded host, set aside without being sent.";
     SINK_FILE_CUT_TOTAL = Counter "m365_audit_sink_file_cut_total" ["sink"] "How often the file of a `file` sink was found shorter than it was left, or with other content.";
     STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
     SINK_HELD_BACK = Gauge "m365_audit_sink_held_back" ["sink"] "1 while the receiver of a sink takes nothing (it rejects everything, or fails or does not answer each time), so that nothing is set aside and all records wait; else 0. Busy or out of reach is not meant.";

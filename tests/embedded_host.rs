@@ -20,6 +20,7 @@ use m365_audit::host::{
     Batch, BatchBuilder, Delivery, DeliveryTicket, Expected, Health, Host, Op, StateError, StateStore, Unfit,
 };
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::sink::{GroupBounds, QUEUE_BYTES_MAX, Sink, Written};
 use m365_audit::hosts::embedded::store::{LOCK_FILE, STATE_FILE, SqliteStore};
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
@@ -47,7 +48,8 @@ fn batch(lines: &[&str]) -> Batch {
 }
 
 fn spec(name: &str, sink: impl Sink) -> SinkSpec {
-    SinkSpec { name: name.into(), inputs: vec!["contoso".into()], sink: Box::new(sink) }
+    let (inputs, selection) = (vec!["contoso".into()], Selection::default());
+    SinkSpec { name: name.into(), inputs, selection, sink: Box::new(sink) }
 }
 
 fn file_sink(path: &Path) -> SinkSpec {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use m365_audit::config::{Format, OcsfVersion, RawForm};
-use m365_audit::host::BatchBuilder;
+use m365_audit::host::{BatchBuilder, Kind};
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::normalise::{
     BadBody, BadBytes, BlobContext, Event, GapNotice, Mask, Normaliser, Rendered, Settings, Withheld,
@@ -65,13 +65,19 @@ fn a_raw_record_is_dropped_by_the_same_rules_and_its_severity_is_told_to_a_host_
         for drop_routine in [true, false] {
             let settings = |format| Settings { format, drop_routine, ..Settings::default() };
             let raw = Arc::new(Normaliser::new(settings(Format::Raw)));
-            let native = Normaliser::new(settings(Format::Native));
+            // Without the original, which may hold what a strict reader refuses.
+            let native = Normaliser::new(Settings { raw: RawForm::None, ..settings(Format::Native) });
             let parsed = Event::parse(event.as_bytes()).unwrap();
             let blob = blob(&tenant, ContentType::General);
-            let expected = native.render(&parsed, &blob, &mut Vec::new());
-            let mut builder = BatchBuilder::default().assessed_by(raw.clone());
+            let mut line = Vec::new();
+            let expected = native.render(&parsed, &blob, &mut line);
+            for format in [Format::Ecs, Format::Ocsf] {
+                let rendered = Normaliser::new(settings(format)).render(&parsed, &blob, &mut Vec::new());
+                assert_eq!(rendered, expected, "{format:?} {event}");
+            }
+            let mut builder = BatchBuilder::default().described_by(raw.clone());
             let pushed = builder.push_with(|out| match raw.render(&parsed, &blob, out) {
-                Rendered::Record { time, severity } => Some((time, severity)),
+                Rendered::Record { time, severity, .. } => Some((time, severity)),
                 rendered @ Rendered::Dropped { .. } => {
                     assert_eq!(rendered, expected, "{event}");
                     None
@@ -83,9 +89,14 @@ fn a_raw_record_is_dropped_by_the_same_rules_and_its_severity_is_told_to_a_host_
                     assert!(!pushed, "{event}");
                     dropped += 1;
                 }
-                Rendered::Record { time, severity } => {
+                Rendered::Record { time, severity, kind } => {
                     let record = batch.records().next().unwrap_or_else(|| panic!("dropped: {event}"));
                     assert_eq!((record.time, Some(record.severity())), (time, severity), "{event}");
+                    let kind = kind.expect("the native format has it");
+                    let native: serde_json::Value = serde_json::from_slice(&line).unwrap();
+                    assert_eq!(native["category"], kind.category.as_str(), "{event}");
+                    assert_eq!(native["event_type"], kind.event_type.as_str(), "{event}");
+                    assert_eq!(record.kind(), Some(Kind::Event(kind)), "{event}");
                     told.push(record.severity());
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use divan::counter::{BytesCount, ItemsCount};
 use m365_audit::config::{Format, RawForm};
-use m365_audit::host::{Batch, BatchBuilder};
+use m365_audit::host::{Batch, BatchBuilder, Kind, Noted};
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::normalise::{BlobContext, Event, Normaliser, Rendered, Settings};
 use m365_audit::severity::Rules;
@@ -57,7 +57,7 @@ pub fn batch(format: Format) -> Batch {
     let mut builder = BatchBuilder::default();
     for event in parsed() {
         builder.push_with(|out| match normaliser.render(&event, &blob(&tenant), out) {
-            Rendered::Record { time, severity } => Some((time, severity)),
+            Rendered::Record { time, severity, kind } => Some(Noted { time, severity, kind: kind.map(Kind::Event) }),
             Rendered::Dropped { .. } => None,
         });
     }

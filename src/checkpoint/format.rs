@@ -10,8 +10,9 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::host::StateError;
+use crate::host::{EventKind, Kind, StateError};
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
+use crate::normalise::category::Category;
 
 /// The format this build reads and writes.
 pub const FORMAT: u32 = 1;
@@ -299,8 +300,49 @@ pub struct AsideRecord {
     pub time: Timestamp,
     /// Its severity's word.
     pub severity: String,
+    /// What it is about; absent in those of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AsideKind>,
     /// The record, as it was offered to the host.
     pub record: String,
+}
+
+/// What a record that was set aside is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AsideKind {
+    /// A record of ours.
+    Notice,
+    /// An audit event.
+    Event {
+        /// Its category's word.
+        category: String,
+        /// Its event type.
+        event_type: String,
+    },
+}
+
+impl AsideKind {
+    /// As it is stored.
+    pub fn of(kind: &Kind) -> Self {
+        match kind {
+            Kind::Notice => Self::Notice,
+            Kind::Event(EventKind { category, event_type }) => {
+                Self::Event { category: category.as_str().to_owned(), event_type: event_type.as_str().to_owned() }
+            }
+        }
+    }
+
+    /// As it was; `None` for a category that this build does not know.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Notice => Some(Kind::Notice),
+            Self::Event { category, event_type } => {
+                let category = Category::from_name(category)?;
+                Some(Kind::Event(EventKind { category, event_type: event_type.as_bytes().into() }))
+            }
+        }
+    }
 }
 
 /// A back-fill that is not done, so that it goes on where it was.

@@ -27,6 +27,7 @@ use crate::hosts::embedded::metrics_server::MetricsServer;
 use crate::hosts::embedded::notebook::Notebook;
 use crate::hosts::embedded::recorder::{self, Recorded};
 use crate::hosts::embedded::registry::{Entry, Registry};
+use crate::hosts::embedded::selection::Selection;
 use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
@@ -381,7 +382,10 @@ impl Process {
             self.service.alive();
             let known = self.config.sinks.get(name);
             match known {
-                Some(known) if known.sink == entry.sink => self.host.set_inputs(name, entry.inputs.clone()),
+                Some(known) if known.sink == entry.sink => {
+                    self.host.set_inputs(name, entry.inputs.clone());
+                    self.host.set_selection(name, Selection::of(&entry.selection));
+                }
                 _ => {
                     self.host.stop_sink(name, SINK_GRACE).await;
                     match sink_spec(&new, name, &self.memory) {
@@ -431,7 +435,8 @@ pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Res
         }
         SinkConfig::Otlp(config) => Box::new(otlp::OtlpSink::new(config, SystemClock::new())?),
     };
-    Ok(SinkSpec { name: name.to_owned(), inputs: entry.inputs.clone(), sink })
+    let selection = Selection::of(&entry.selection);
+    Ok(SinkSpec { name: name.to_owned(), inputs: entry.inputs.clone(), selection, sink })
 }
 
 /// Listens on the control socket and looks at the metrics now and then, until `stop`. A socket that cannot be made

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::Config;
-use super::schema::schema_of;
-use super::sinks::{SINK_KINDS, SinkKind};
+use super::schema::{keys_of, schema_of};
+use super::sinks::{SINK_KINDS, SelectionConfig, SinkKind};
 use super::source::SOURCE_TYPE;
 use super::tenants::file_source_schema;
 
@@ -29,7 +29,7 @@ pub fn config_schema() -> Value {
     root
 }
 
-/// The schema of a sink's keys, `inputs` among them, without `type`.
+/// The schema of a sink's keys, `inputs` and those of [`SelectionConfig`] among them, without `type`.
 pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
     let mut schema = (kind.schema)().to_value();
     schema["properties"]["inputs"] = json!({
@@ -42,7 +42,17 @@ pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
         "examples": [["contoso"]],
     });
     require(&mut schema, "inputs");
+    let mut selection = schema_of::<SelectionConfig>().to_value();
+    if let (Some(own), Value::Object(more)) = (schema["properties"].as_object_mut(), selection["properties"].take()) {
+        own.extend(more);
+    }
     schema
+}
+
+/// A sink's keys, `inputs` first, in the order a reader wants them.
+pub(crate) fn sink_keys(kind: &SinkKind) -> Vec<&'static str> {
+    let selection = keys_of::<SelectionConfig>();
+    ["inputs"].iter().chain((kind.keys)()).chain(selection).copied().collect()
 }
 
 fn with_type(schema: &mut Value, name: &str) {

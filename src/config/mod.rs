@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
 pub use file_schema::config_schema;
-pub(crate) use file_schema::sink_schema;
+pub(crate) use file_schema::{sink_keys, sink_schema};
 pub(crate) use pasted::odd_secret;
 pub use places::Places;
 pub use problem::{ConfigError, Fault, Problem};
@@ -51,7 +51,7 @@ pub(crate) use sinks::SINK_KINDS;
 pub(crate) use sinks::{Credentials, TlsFiles, host_and_port};
 pub use sinks::{
     FileConfig, FluentForwardConfig, ForwardCompression, HttpCompression, HttpConfig, HttpEncoding, OtlpCompression,
-    OtlpConfig, OtlpProtocol, SinkConfig, SinkEntry, StdoutConfig,
+    OtlpConfig, OtlpProtocol, SelectionConfig, SinkConfig, SinkEntry, StdoutConfig,
 };
 pub(crate) use source::read_secret_file;
 pub use source::{AssertionAlgorithm, AuthMethod, Cloud, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint};

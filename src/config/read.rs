@@ -15,9 +15,9 @@ use super::check::{Findings, check_file, nearest, one_of, typed_from_text};
 use super::credentials::check_credentials;
 use super::file_schema::sink_schema;
 use super::problem::{ConfigError, Fault, Problem, join};
-use super::schema::{known_source_schema, schema_of, source_schema};
+use super::schema::{keys_of, known_source_schema, schema_of, source_schema};
 use super::severity::{RulesError, SeverityConfig};
-use super::sinks::{SINK_KINDS, SinkConfig, SinkEntry};
+use super::sinks::{SINK_KINDS, SelectionConfig, SinkConfig, SinkEntry};
 use super::source::{Cloud, SOURCE_TYPE, SourceConfig};
 use super::tenants::{self, SourceTable, is_name};
 use super::text;
@@ -486,11 +486,22 @@ fn read_sink(findings: &mut Findings, mut table: Table, path: &str) -> Option<Si
     let kind = SINK_KINDS.iter().find(|k| k.name == kind)?;
     findings.check_table(&sink_schema(kind), &mut table, path);
     let inputs = table.remove("inputs");
+    let mut selected = Table::new();
+    for key in keys_of::<SelectionConfig>() {
+        selected.extend(table.remove_entry(*key));
+    }
+    let selection: SelectionConfig = deserialize(findings, Value::Table(selected), path, Value::try_into)?;
+    for (place, issue, hint) in selection.issues() {
+        let path = format!("{}[{place}]", join(path, issue.key));
+        let written = Value::String(selection.event_types.get(place).cloned().unwrap_or_default());
+        let shown = findings.shown(&Schema::Null, &written, &path);
+        findings.note(Problem::new(path, Fault::Invalid, issue.expected).value(shown).hint(hint));
+    }
     let sink: SinkConfig = deserialize(findings, table, path, kind.read)?;
     for issue in sink.issues() {
         findings.note(Problem::new(join(path, issue.key), Fault::Invalid, issue.expected));
     }
-    Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, sink })
+    Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, selection, sink })
 }
 
 /// The same value as TOML has it, for [`SourceConfig::parse_table`], which replaces variables: hence two dollars for

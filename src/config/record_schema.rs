@@ -150,7 +150,7 @@ struct Dlp {
     undetermined: Option<bool>,
 }
 
-const CATEGORIES: [&str; 13] = [
+pub(super) const CATEGORIES: [&str; 13] = [
     "identity",
     "email",
     "file",
@@ -166,7 +166,7 @@ const CATEGORIES: [&str; 13] = [
     "other",
 ];
 
-const SEVERITIES: [&str; 5] = {
+pub(super) const SEVERITIES: [&str; 5] = {
     use crate::severity::Severity;
     [
         Severity::Info.as_str(),

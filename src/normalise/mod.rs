@@ -10,6 +10,7 @@
 pub mod address;
 pub mod category;
 pub mod dlp_link;
+pub mod kind;
 pub mod scraps;
 pub mod split;
 
@@ -39,13 +40,14 @@ use std::sync::Arc;
 pub use censor::Censor;
 pub use event::{Event, Members, NotAnEvent};
 pub use json::unescape;
+pub use kind::{Describe, EventKind, Kind};
 pub use mask::{MASKED, Mask, NotAPointer};
 pub use own::{BAD_BLOB, BadBody, BadBytes, GAP, GapNotice, Withheld};
 
 use crate::config::{Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::engine::Verdict;
-use crate::severity::{self, Assess, Rules, Severity, operation};
+use crate::severity::{self, Rules, Severity, operation};
 use actor::Actor;
 use dlp_link::{DlpNote, push_note};
 use event::Member;
@@ -108,8 +110,10 @@ pub enum Rendered {
         /// When the event happened; else its blob's `contentCreated`.
         time: Timestamp,
         /// The severity assessed. `None` in the raw format, which has no place for it, when nothing else needed it:
-        /// [`Normaliser`] says it of the record when asked ([`Assess`]).
+        /// [`Normaliser`] says it of the record when asked ([`Describe`]).
         severity: Option<Severity>,
+        /// What the event is about; `None` likewise.
+        kind: Option<EventKind>,
     },
     /// The event is not to be shipped; what was appended means nothing.
     Dropped {
@@ -187,7 +191,7 @@ impl Normaliser {
     pub fn render_from(&self, event: &Event<'_>, origin: &Origin<'_>, out: &mut Vec<u8>) -> Rendered {
         if self.settings.format == Format::Raw && !self.needs_rules(event) {
             event.push_on_one_line(out);
-            return Rendered::Record { time: time_of(event, origin), severity: None };
+            return Rendered::Record { time: time_of(event, origin), severity: None, kind: None };
         }
         let folded = operation::fold(event.operation());
         let facts = EventFacts::new(event, &folded, &self.settings.internal_domains);
@@ -197,8 +201,8 @@ impl Normaliser {
         {
             return Rendered::Dropped { rule: rule.id.as_str().into() };
         }
-        let (time, severity) = self.render_assessed(event, &facts, &assessment, (origin, None), out);
-        Rendered::Record { time, severity: Some(severity) }
+        let (time, severity, kind) = self.render_assessed(event, &facts, &assessment, (origin, None), out);
+        Rendered::Record { time, severity: Some(severity), kind: Some(kind) }
     }
 
     /// Appends a gap record; its time and severity.
@@ -239,14 +243,16 @@ impl Normaliser {
         blob: &BlobContext<'_>,
         note: DlpNote<'_>,
         out: &mut Vec<u8>,
-    ) -> (Timestamp, Severity) {
+    ) -> (Timestamp, Severity, Kind) {
         let folded = operation::fold(event.operation());
         let facts = EventFacts::new(event, &folded, &self.settings.internal_domains);
         let mut assessment = self.settings.rules.assess(&folded, &facts);
         if let DlpNote::Flagged(flag) = note {
             assessment.at_least = Some(flag.severity_of_read());
         }
-        self.render_assessed(event, &facts, &assessment, (&Origin::of(blob), Some(note)), out)
+        let (time, severity, kind) =
+            self.render_assessed(event, &facts, &assessment, (&Origin::of(blob), Some(note)), out);
+        (time, severity, Kind::Event(kind))
     }
 
     fn render_assessed<'a>(
@@ -256,23 +262,25 @@ impl Normaliser {
         assessment: &severity::Assessment<'_>,
         (origin, note): (&Origin<'_>, Option<DlpNote<'_>>),
         out: &mut Vec<u8>,
-    ) -> (Timestamp, Severity) {
+    ) -> (Timestamp, Severity, EventKind) {
         let severity = assessment.severity();
         let folded = facts.folded_operation();
-        let shown = |raw| Shown { raw, note };
+        let kind = EventKind::of(event, facts.number_of_type(), folded);
+        let shown = |raw| Shown { raw, note, kind: &kind };
         let time = time_of(event, origin);
         match self.settings.mask.apply(event) {
             None => self.write(event, facts, assessment, origin, shown(Raw::AsItCame), out),
             Some(text) => match Event::parse(text.as_bytes()) {
                 Ok(masked) => {
                     let facts = EventFacts::new(&masked, folded, &self.settings.internal_domains);
-                    self.write(&masked, &facts, assessment, origin, shown(Raw::Masked), out);
+                    let kind = EventKind::of(&masked, facts.number_of_type(), folded);
+                    self.write(&masked, &facts, assessment, origin, Shown { kind: &kind, ..shown(Raw::Masked) }, out);
                 }
                 // Scalars took the place of scalars, so this does not happen; if it did, nothing may leak.
                 Err(NotAnEvent) => self.write(event, facts, assessment, origin, shown(Raw::Withheld), out),
             },
         }
-        (time, severity)
+        (time, severity, kind)
     }
 
     /// What the rules make of an event and why, for people. What is masked in records is masked here.
@@ -307,7 +315,7 @@ impl Normaliser {
         facts: &EventFacts<'_, 'a>,
         assessment: &severity::Assessment<'_>,
         origin: &Origin<'_>,
-        Shown { raw, note }: Shown<'_>,
+        Shown { raw, note, kind }: Shown<'_>,
         out: &mut Vec<u8>,
     ) {
         let reason = || with_note(self.settings.rules.reason(assessment, facts), note);
@@ -315,7 +323,7 @@ impl Normaliser {
             Format::Raw => event.push_on_one_line(out),
             Format::Ecs | Format::Ocsf => {
                 let reason = reason();
-                let parts = Parts { note, ..Parts::of(event, facts, assessment, reason.as_deref()) };
+                let parts = Parts { note, ..Parts::of(event, facts, assessment, kind.category, reason.as_deref()) };
                 let kept = self.settings.raw != RawForm::None && raw != Raw::Withheld;
                 let original = kept.then_some((event.text(), raw == Raw::Masked));
                 match self.settings.format {
@@ -331,6 +339,7 @@ impl Normaliser {
                     reason: reason.as_deref(),
                     severity: assessment.severity(),
                     note,
+                    kind,
                     facts,
                 };
                 push_native(event, origin, &derived, out);
@@ -360,10 +369,16 @@ impl Normaliser {
     }
 }
 
-impl Assess for Normaliser {
-    /// Of a record in the raw format, which is the event.
+/// Of records in the raw format, which are the events.
+impl Describe for Normaliser {
     fn severity(&self, json: &[u8]) -> Severity {
         Event::parse(json).map(|event| Normaliser::assess(self, &event).severity()).unwrap_or(Severity::Info)
+    }
+
+    fn kind(&self, json: &[u8]) -> Option<Kind> {
+        let event = Event::parse(json).ok()?;
+        let operation = operation::fold(event.operation());
+        Some(Kind::Event(EventKind::of(&event, event.integer(Member::RecordType), &operation)))
     }
 }
 
@@ -409,6 +424,7 @@ fn with_note<'r>(reason: Option<Cow<'r, str>>, note: Option<DlpNote<'_>>) -> Opt
 struct Shown<'n> {
     raw: Raw,
     note: Option<DlpNote<'n>>,
+    kind: &'n EventKind,
 }
 
 /// What may be shown of the event itself.
@@ -426,6 +442,7 @@ struct Derived<'d, 'a> {
     reason: Option<&'d str>,
     severity: Severity,
     note: Option<DlpNote<'d>>,
+    kind: &'d EventKind,
     facts: &'d EventFacts<'d, 'a>,
 }
 
@@ -434,7 +451,6 @@ const TITLE_OBJECT_BYTES_MAX: usize = 256;
 
 /// Appends a record of the native format up to `raw`, its closing brace left out.
 fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>, out: &mut Vec<u8>) {
-    let workload = event.text_of(Member::Workload);
     let record_type = derived.facts.number_of_type();
     let record_type_info = record_type.and_then(record_types::info);
     let outcome = derived.facts.outcome();
@@ -442,9 +458,7 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
     let object = shown(event, Member::ObjectId);
 
     out.extend_from_slice(br#"{"source":"m365","category":""#);
-    let alert_category = event.text_of(Member::Category);
-    let category = workload::category(workload.as_deref(), record_type, alert_category.as_deref());
-    out.extend_from_slice(category.as_str().as_bytes());
+    out.extend_from_slice(derived.kind.category.as_str().as_bytes());
     out.push(b'"');
 
     match (&derived.time, origin.content_created) {
@@ -463,10 +477,8 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
 
     push_shown(out, "event_id", shown(event, Member::Id));
 
-    out.extend_from_slice(b",\"event_type\":\"m365.");
-    push_slug(out, &workload.as_deref().unwrap_or_default().trim().to_lowercase());
-    out.push(b'.');
-    push_slug(out, derived.facts.folded_operation());
+    out.extend_from_slice(b",\"event_type\":\"");
+    out.extend_from_slice(derived.kind.event_type.as_bytes());
     out.push(b'"');
 
     let operation = shown(event, Member::Operation);
@@ -576,25 +588,6 @@ fn push_number(out: &mut Vec<u8>, key: &str, number: i64) {
     push_key(out, key);
     // Writing into a vector does not fail.
     let _ = write!(out, "{number}");
-}
-
-/// Appends a folded name as one part of an `event_type`: every run outside `[a-z0-9]` becomes `_`, nothing at all
-/// `unknown`.
-fn push_slug(out: &mut Vec<u8>, folded: &str) {
-    if folded.is_empty() {
-        out.extend_from_slice(b"unknown");
-        return;
-    }
-    let mut in_run = false;
-    for byte in folded.bytes() {
-        let plain = byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        if plain {
-            out.push(byte);
-        } else if !in_run {
-            out.push(b'_');
-        }
-        in_run = !plain;
-    }
 }
 
 /// `<operation> by <actor> on <object>`, ` (failed)` behind it where it did; without an operation the record type's name.

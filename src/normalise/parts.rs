@@ -9,7 +9,6 @@ use super::event::{Event, Member};
 use super::facts::EventFacts;
 use super::json;
 use super::parameters::{Pairs, TokenOrText};
-use super::workload;
 use super::writer::Writer;
 use crate::severity::{Assessment, Modification};
 
@@ -41,12 +40,10 @@ impl<'d, 'a> Parts<'d, 'a> {
         event: &'d Event<'a>,
         facts: &'d EventFacts<'d, 'a>,
         assessment: &'d Assessment<'d>,
+        category: Category,
         reason: Option<&'d str>,
     ) -> Self {
         let record_type = facts.number_of_type();
-        let workload = event.text_of(Member::Workload);
-        let alert_category = event.text_of(Member::Category);
-        let category = workload::category(workload.as_deref(), record_type, alert_category.as_deref());
         let operation = facts.folded_operation();
         Parts {
             event,

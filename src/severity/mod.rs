@@ -73,12 +73,6 @@ pub trait Modification {
     fn entries(&self) -> (usize, usize);
 }
 
-/// Says the severity of a record in which it is not written, when a host asks.
-pub trait Assess: fmt::Debug + Send + Sync {
-    /// The severity of a record, one JSON object.
-    fn severity(&self, json: &[u8]) -> Severity;
-}
-
 /// What rules ask of an event. Asked only when a rule about its operation has the question.
 pub trait Facts {
     /// Hands the values of the cmdlet parameters that `named` means to `test` until it answers true; whether it did.

@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::deliver::Courier;
 use super::health::Board;
 use crate::backoff::Backoff;
-use crate::checkpoint::format::{self, AsideRecord, Keys};
+use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings};
 use crate::clock::Clock;
-use crate::host::{Batch, BatchBuilder, Delivery, Host, StateError, StateStore};
+use crate::host::{Batch, BatchBuilder, Delivery, Host, Noted, StateError, StateStore};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::Severity;
 
@@ -171,7 +171,11 @@ impl SetAside {
         let mut builder = BatchBuilder::default();
         builder.push_with(|out| {
             out.extend_from_slice(record.record.as_bytes());
-            Some((record.time, Severity::of_word(&record.severity).unwrap_or(Severity::Info)))
+            Some(Noted {
+                time: record.time,
+                severity: Some(Severity::of_word(&record.severity).unwrap_or(Severity::Info)),
+                kind: record.kind.as_ref().and_then(AsideKind::kind),
+            })
         });
         builder.finish(self.source.clone(), self.tenant.clone(), content_type)
     }

@@ -15,7 +15,7 @@ use crate::api::ApiClient;
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::ledger::{Change, LedgerHandle};
 use crate::clock::Clock;
-use crate::host::{BatchBuilder, Buffers, StateError, StateStore};
+use crate::host::{BatchBuilder, Buffers, Noted, StateError, StateStore};
 use crate::metrics;
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::normalise::Normaliser;
@@ -124,7 +124,7 @@ pub async fn deliver_notice(
     let mut builder = BatchBuilder::default();
     builder.push_with(|out| {
         write(out);
-        Some((time, Severity::High))
+        Some(Noted::of_ours((time, Severity::High)))
     });
     let batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
     let aside = context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| NotNoticed::Stopped)?;

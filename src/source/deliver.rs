@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::health::{Board, Level, Place};
-use crate::checkpoint::format::{AsideRecord, FORMAT};
+use crate::checkpoint::format::{AsideKind, AsideRecord, FORMAT};
 use crate::clock::Clock;
 use crate::delivery::{Confirm, GroupBounds, Observer, Settled, Sink, Worker, Written};
 use crate::host::{Batch, Delivery, Host, Unfit};
@@ -161,7 +161,7 @@ impl Courier {
         let Some(first) = unfit.first() else { return Vec::new() };
         tracing::error!(
             source = %batch.source, tenant = %batch.tenant, content_type = %batch.content_type, records = unfit.len(), why = first.why,
-            "record-rejected: the host rejected records, each alone while it took others; they are set aside in the state store (see `m365-audit state show`, `m365-audit state retry`)"
+            "record-rejected: the host does not take records: each was rejected alone while it took others, or is larger than a sink's `record_bytes_max`; they are set aside in the state store (see `m365-audit state show`, `m365-audit state retry`)"
         );
         let records: Vec<_> = batch.records().collect();
         let aside = |unfit: &Unfit| {
@@ -175,6 +175,7 @@ impl Courier {
                 since: self.clock.now(),
                 time: record.time,
                 severity: record.severity().as_str().to_owned(),
+                kind: record.kind().as_ref().map(AsideKind::of),
                 record: String::from_utf8_lossy(record.json).into_owned(),
             };
             Some((batch.content_type, u128::from_be_bytes(first), aside))

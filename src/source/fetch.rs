@@ -21,7 +21,7 @@ use crate::checkpoint::claims::{Dependency, OpenBatch, Standing};
 use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key::Key;
 use crate::checkpoint::ledger::{Change, OnDurable};
-use crate::host::{Batch, BatchBuilder, RECORDS_EXPECTED, StateError};
+use crate::host::{Batch, BatchBuilder, Kind, Noted, RECORDS_EXPECTED, StateError};
 use crate::metrics;
 use crate::model::{BlobRef, TenantId};
 use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
@@ -204,7 +204,7 @@ impl<'a> Run<'a> {
             job,
             salvage: job.salvage(),
             builder: BatchBuilder::with_room(context.buffers.clone(), BATCH_ROOM)
-                .assessed_by(context.normaliser.clone()),
+                .described_by(context.normaliser.clone()),
             reserved: None,
             waited: Duration::ZERO,
             open: context.events.open_batch(),
@@ -487,7 +487,7 @@ impl<'a> Run<'a> {
         let normaliser = &self.context.normaliser;
         let mut dropped = None;
         self.builder.push_with(|out| match normaliser.render(event, &blob, out) {
-            Rendered::Record { time, severity } => Some((time, severity)),
+            Rendered::Record { time, severity, kind } => Some(Noted { time, severity, kind: kind.map(Kind::Event) }),
             Rendered::Dropped { rule } => {
                 dropped = Some(rule);
                 None
@@ -691,7 +691,7 @@ impl<'a> Run<'a> {
         self.tally.bad += 1;
         let bad = BadBytes { origin: Origin::of(&blob), now, offset, total: None, body, reason };
         let normaliser = &self.context.normaliser;
-        self.builder.push_with(|out| Some(normaliser.render_bad(&bad, out)));
+        self.builder.push_with(|out| Some(Noted::of_ours(normaliser.render_bad(&bad, out))));
         if self.builder.bytes() >= BATCH_BYTES { self.hand_over().await } else { Ok(()) }
     }
 

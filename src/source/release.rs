@@ -9,7 +9,7 @@ use super::deliver::Stopped;
 use super::hold::{Hold, PageId, Work};
 use crate::checkpoint::held::HeldPage;
 use crate::checkpoint::ledger::Change;
-use crate::host::{BatchBuilder, StateError};
+use crate::host::{BatchBuilder, Noted, StateError};
 use crate::metrics;
 use crate::model::{ContentType, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, links_of_read};
@@ -201,7 +201,7 @@ impl Release {
                 let bytes = piece.len() as u64;
                 bad.body = BadBody::Withheld { bytes, sha256, why: Withheld::Masked, stretches: None };
             }
-            self.builder.push_with(|out| Some(normaliser.render_bad(&bad, out)));
+            self.builder.push_with(|out| Some(Noted::of_ours(normaliser.render_bad(&bad, out))));
             offset += piece.len() as u64;
         }
     }

@@ -9,6 +9,7 @@ use m365_audit::clock::{Clock, TestClock};
 use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, StateError};
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::sim::{CallKind, Comparison, GenerateSpec, NewBlob, RequestLog, Sim, SimConfig, SubscriptionState};
@@ -224,7 +225,12 @@ impl World {
     pub fn start_with_sink(&self, timeout: Duration) -> (Running, mpsc::Sender<aside::Ask>) {
         let (retries, asked) = aside::asking();
         let sink = RecordingSink { recorder: self.host.clone(), clock: self.clock.clone(), timeout };
-        let sink = SinkSpec { name: "siem".to_owned(), inputs: vec!["test".to_owned()], sink: Box::new(sink) };
+        let sink = SinkSpec {
+            name: "siem".to_owned(),
+            inputs: vec!["test".to_owned()],
+            selection: Selection::default(),
+            sink: Box::new(sink),
+        };
         (self.spawn_with(self.source().with_retries(asked), Some(sink)), retries)
     }
 

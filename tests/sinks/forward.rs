@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use m365_audit::host::{Delivery, Host};
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::sink::Written;
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use ring::digest::{SHA512, digest};
@@ -436,7 +437,7 @@ async fn a_record_no_frame_can_hold_is_rejected_and_its_neighbours_are_not() {
     assert!(matches!(&sink.write(&[batch(&[doubles.as_str(); 3])]).await[..], [Written::TooLarge(_)]));
     assert_eq!(receiver.received.count(), 0, "nothing is sent for that");
     let clock = FastClock::start();
-    let spec = SinkSpec { name: "out".into(), inputs: vec!["s".into()], sink };
+    let spec = SinkSpec { name: "out".into(), inputs: vec!["s".into()], selection: Selection::default(), sink };
     let host = EmbeddedHost::new(vec![spec], Arc::new(MemoryStore::new()), clock);
     let doubles = doubles.as_str();
     let whole = batch(&["{}", &huge, doubles, doubles, doubles, "{}"]);

@@ -11,6 +11,7 @@ mod kill;
 mod logstash;
 mod otlp;
 mod retry;
+mod selection;
 mod tail;
 mod tls;
 mod transport;

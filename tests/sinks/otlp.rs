@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response as HttpResponse};
 use axum::routing::post;
 use m365_audit::host::{Delivery, Host};
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::sink::Written;
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
@@ -318,7 +319,12 @@ async fn a_request_that_is_too_large_is_sent_in_smaller_parts() {
     let line = format!("{{\"x\":\"{}\"}}", "y".repeat(1 << 20));
     let written = sink(&table, &clock).write(&[batch(&[line.as_str(); 5])]).await;
     assert!(matches!(&written[..], [Written::TooLarge(_)]), "{written:?}");
-    let spec = SinkSpec { name: "out".into(), inputs: vec!["s".into()], sink: sink(&table, &clock) };
+    let spec = SinkSpec {
+        name: "out".into(),
+        inputs: vec!["s".into()],
+        selection: Selection::default(),
+        sink: sink(&table, &clock),
+    };
     let host = EmbeddedHost::new(vec![spec], Arc::new(MemoryStore::new()), clock);
     let whole = host.deliver(batch(&[line.as_str(); 5])).await;
     assert_eq!(whole.await, Delivery::Delivered);

@@ -133,7 +133,7 @@ impl Authority {
 async fn pass_on(acceptor: TlsAcceptor, tcp: TcpStream, backend: u16) {
     match acceptor.accept(tcp).into_fallible().await {
         Ok(mut stream) => {
-            let mut behind = TcpStream::connect(("127.0.0.1", backend)).await.unwrap();
+            let Ok(mut behind) = TcpStream::connect(("127.0.0.1", backend)).await else { return };
             let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
         }
         // What the client sent already is read: a socket closed over unread bytes takes the alert back.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::hosts::embedded::sink::Written;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::tls::{Authority, KINDS, Kind};
 use crate::truth::{batch, sink, source_table, tenant};
@@ -61,14 +61,20 @@ impl Peer {
         }
     }
 
-    /// Its address, and the keys to reach it.
-    async fn listen(self, dir: &Path) -> (String, String) {
+    /// Its address, the keys to reach it, and what must not be dropped meanwhile.
+    async fn listen(self, dir: &Path) -> (String, String, Option<TcpSocket>) {
+        if self == Self::Nobody {
+            // A port that is bound and not listened at refuses, and no other test can have it.
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            return (socket.local_addr().unwrap().to_string(), String::new(), Some(socket));
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         match self {
             Self::Nobody => {}
-            Self::NoName => return (format!("{}.invalid:4317", "x".repeat(64)), String::new()),
+            Self::NoName => return (format!("{}.invalid:4317", "x".repeat(64)), String::new(), None),
             Self::Untrusted | Self::NoHttp2 => {
                 let authority = Authority::new();
                 let front = authority.front(port, Vec::new(), None).await;
@@ -80,7 +86,7 @@ impl Peer {
                     }
                     _ => String::new(),
                 };
-                return (format!("127.0.0.1:{front}"), keys);
+                return (format!("127.0.0.1:{front}"), keys, None);
             }
             Self::GoAway => {
                 tokio::spawn(async move {
@@ -105,7 +111,7 @@ impl Peer {
                 });
             }
         }
-        (address, String::new())
+        (address, String::new(), None)
     }
 }
 
@@ -126,7 +132,7 @@ async fn no_answer_has_its_cause_and_a_remedy_in_every_network_sink() {
         (Peer::NoHttp2, &[Kind::OtlpGrpc], &["no HTTP/2 inside it"]),
     ] {
         for kind in kinds {
-            let (address, keys) = peer.listen(dir.path()).await;
+            let (address, keys, _kept) = peer.listen(dir.path()).await;
             let mut sink = sink(&kind.table(peer.scheme(), &address, &keys), &clock);
             let written = sink.write(&[batch(&["{\"event_id\":\"1\"}"])]).await.remove(0);
             let why = written.why().unwrap_or_default();
@@ -142,7 +148,7 @@ async fn the_cause_stands_in_the_log_in_status_and_in_health() {
     let (sim, tenant) = tenant(SystemClock::new(), 4, 5).await;
     let dir = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let (address, _) = Peer::Nobody.listen(dir.path()).await;
+    let (address, _, _kept) = Peer::Nobody.listen(dir.path()).await;
     let mut text = format!(
         "data_dir = {:?}\n[metrics]\nlisten = \"127.0.0.1:{port}\"\n[sources.s]\n{}poll_interval_secs = 1\n",
         dir.path().join("state"),

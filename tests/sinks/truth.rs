@@ -9,6 +9,7 @@ use m365_audit::clock::Clock;
 use m365_audit::config::{Config, SinkConfig, SourceConfig};
 use m365_audit::host::{Batch, BatchBuilder};
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::sink::Sink;
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use m365_audit::hosts::fluent_forward::FluentForwardSink;
@@ -158,7 +159,12 @@ pub async fn pass_of(keys: &str, table: &str, sim: &Sim, tenant: &TenantId, cloc
     let mut source = source_table(sim, tenant).parse::<toml::Table>().unwrap();
     source.extend(keys.parse::<toml::Table>().unwrap());
     let source = SourceConfig::parse_table("s", source, &|_| None).unwrap();
-    let spec = SinkSpec { name: "out".into(), inputs: vec!["s".into()], sink: sink(table, &clock) };
+    let spec = SinkSpec {
+        name: "out".into(),
+        inputs: vec!["s".into()],
+        selection: Selection::default(),
+        sink: sink(table, &clock),
+    };
     let host = Arc::new(EmbeddedHost::new(vec![spec], Arc::new(MemoryStore::new()), clock.clone()));
     let source: Box<dyn Source> = Box::new(M365Audit::new("s", source, clock.clone()).once());
     let report = source.run(host.clone(), CancellationToken::new()).await.unwrap();

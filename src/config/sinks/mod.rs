@@ -6,6 +6,7 @@ mod file;
 mod fluent_forward;
 mod http;
 mod otlp;
+mod selection;
 mod stdout;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ pub(crate) use fluent_forward::host_and_port;
 pub use fluent_forward::{FluentForwardConfig, ForwardCompression};
 pub use http::{HttpCompression, HttpConfig, HttpEncoding};
 pub use otlp::{OtlpCompression, OtlpConfig, OtlpProtocol};
+pub use selection::SelectionConfig;
 pub use stdout::StdoutConfig;
 
 use super::schema;
@@ -33,6 +35,9 @@ use super::secret::Secret;
 pub struct SinkEntry {
     /// Names of the sources this sink receives, without repetition; never empty.
     pub inputs: Vec<String>,
+    /// What of their records it gets.
+    #[serde(flatten)]
+    pub selection: SelectionConfig,
     /// The sink itself.
     pub sink: SinkConfig,
 }

@@ -18,6 +18,7 @@ pub mod notebook;
 pub mod place;
 pub mod recorder;
 pub mod registry;
+pub mod selection;
 pub mod sink;
 pub mod status;
 pub mod store;
@@ -37,12 +38,16 @@ use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, Receipts, State
 use crate::metrics;
 use crate::model::Timestamp;
 
+use self::selection::{Selection, Share};
+
 /// A sink and the sources it takes.
 pub struct SinkSpec {
     /// The sink's name in the configuration (`out` of `[sinks.out]`), unique among the sinks.
     pub name: String,
     /// Names of the sources it takes.
     pub inputs: Vec<String>,
+    /// What of their records it gets.
+    pub selection: Selection,
     /// The sink.
     pub sink: Box<dyn Sink>,
 }
@@ -59,6 +64,7 @@ pub struct EmbeddedHost {
 struct Route {
     worker: Arc<Worker>,
     inputs: Vec<String>,
+    selection: Arc<Selection>,
 }
 
 /// How everything in the process fares.
@@ -153,6 +159,15 @@ impl EmbeddedHost {
         });
     }
 
+    /// Changes what of its sources' records a running sink gets.
+    pub fn set_selection(&self, name: &str, selection: Selection) {
+        self.change(|routes| {
+            if let Some(route) = routes.iter_mut().find(|r| &*r.worker.name == name) {
+                route.selection = Arc::new(selection);
+            }
+        });
+    }
+
     /// Notes what is wrong with the files of the state, or (`None`) that nothing is.
     pub fn store_trouble(&self, why: Option<String>) {
         let now = self.clock.now();
@@ -195,7 +210,7 @@ impl EmbeddedHost {
     fn start(&self, spec: SinkSpec) -> Route {
         self.signals.trouble(&spec.name, None);
         let worker = Worker::start(&spec.name, spec.sink, self.clock.clone(), self.signals.clone());
-        Route { worker: Arc::new(worker), inputs: spec.inputs }
+        Route { worker: Arc::new(worker), inputs: spec.inputs, selection: Arc::new(spec.selection) }
     }
 
     fn route(&self, name: &str) -> Option<Route> {
@@ -207,9 +222,9 @@ impl EmbeddedHost {
         change(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn workers_of(&self, source: &str) -> Vec<Arc<Worker>> {
+    fn routes_of(&self, source: &str) -> Vec<Route> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-        routes.iter().filter(|r| r.inputs.iter().any(|i| i == source)).map(|r| r.worker.clone()).collect()
+        routes.iter().filter(|r| r.inputs.iter().any(|i| i == source)).cloned().collect()
     }
 }
 
@@ -219,24 +234,27 @@ impl Host for EmbeddedHost {
         if batch.is_empty() {
             return DeliveryTicket::resolved(Delivery::Delivered);
         }
-        let workers = self.workers_of(&batch.source);
-        if workers.is_empty() {
+        let routes = self.routes_of(&batch.source);
+        if routes.is_empty() {
             let why = format!("no sink has `{}` among its inputs", batch.source);
             return DeliveryTicket::resolved(Delivery::Refused(why));
         }
         let (answer, ticket) = DeliveryTicket::new();
         let verdict = Arc::new(Verdict::new(answer));
-        for worker in &workers {
-            verdict.except(&worker.name, batch.receipts.unfit_for(worker.id));
+        let mut handovers = Vec::new();
+        for Route { worker, selection, .. } in routes {
+            if batch.receipts.has(worker.id) {
+                verdict.except(&worker.name, batch.receipts.unfit_for(worker.id));
+                continue;
+            }
+            let share = selection.share(&batch);
+            if share.is_empty() {
+                verdict.settle(&worker.name, worker.id, &batch.receipts, &share, Vec::new());
+                continue;
+            }
+            let (given, confirm) = (share.of(&batch), verdict.confirm(&worker, batch.receipts.clone(), share));
+            handovers.push(async move { worker.enqueue(given, confirm).await });
         }
-        let handovers: Vec<_> = workers
-            .into_iter()
-            .filter(|worker| !batch.receipts.has(worker.id))
-            .map(|worker| {
-                let (batch, confirm) = (batch.clone(), verdict.confirm(&worker, batch.receipts.clone()));
-                async move { worker.enqueue(batch, confirm).await }
-            })
-            .collect();
         drop(verdict);
         // Together, so that one full queue does not keep the batch from the other sinks.
         join_all(handovers).await;
@@ -337,17 +355,29 @@ impl Verdict {
         Self { worst: Mutex::new(Delivery::Delivered), answer: Some(answer) }
     }
 
-    fn confirm(self: &Arc<Self>, worker: &Worker, receipts: Receipts) -> Confirm {
+    /// For a sink that is given this share of the batch.
+    fn confirm(self: &Arc<Self>, worker: &Worker, receipts: Receipts, share: Share) -> Confirm {
         let (verdict, id, name) = (self.clone(), worker.id, worker.name.clone());
         Confirm::new(move |settled| match settled {
-            Settled::Delivered => receipts.add(id),
-            Settled::Except(unfit) => {
-                receipts.add_except(id, unfit.clone());
-                verdict.except(&name, unfit);
-            }
+            Settled::Delivered => verdict.settle(&name, id, &receipts, &share, Vec::new()),
+            Settled::Except(unfit) => verdict.settle(&name, id, &receipts, &share, unfit),
             Settled::Refused(why) => verdict.note(Delivery::Refused(format!("sink `{name}`: {why}"))),
             Settled::Rejected(why) => verdict.note(Delivery::Rejected(format!("sink `{name}`: {why}"))),
         })
+    }
+
+    /// The sink has its share but for these of its records.
+    fn settle(&self, sink: &str, id: u32, receipts: &Receipts, share: &Share, refused: Vec<Unfit>) {
+        let count = |name, records: u64| {
+            if records > 0 {
+                ::metrics::counter!(name, "sink" => sink.to_owned()).increment(records);
+            }
+        };
+        count(metrics::SINK_FILTERED_TOTAL, share.filtered);
+        count(metrics::SINK_OVERSIZED_TOTAL, share.too_large.len() as u64);
+        let unfit = share.unfit(refused);
+        receipts.add_except(id, unfit.clone());
+        self.except(sink, unfit);
     }
 
     /// The sink has all records but these.

@@ -1,0 +1,127 @@
+//! What an event is about, in the two words that a route may ask for, whatever the format of its record: category and
+//! event type. Derived from the event, never from a record.
+
+use smallvec::SmallVec;
+
+use super::category::Category;
+use super::event::{Event, Member};
+use super::workload;
+use crate::severity::Severity;
+
+/// Longer event types than this are rare.
+const EVENT_TYPE_BYTES: usize = 64;
+
+/// What a record is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A record of ours: an interval that is gone, bytes that cannot be read.
+    Notice,
+    /// An audit event.
+    Event(EventKind),
+}
+
+/// What an audit event is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventKind {
+    /// The area, `category` of a native record.
+    pub category: Category,
+    /// `event_type` of a native record.
+    pub event_type: EventType,
+}
+
+/// `m365.<workload>.<operation>`, each folded to `[a-z0-9_]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventType(SmallVec<[u8; EVENT_TYPE_BYTES]>);
+
+/// Says of a record what is not noted beside it, when a host asks. For the raw format, which has no place for it.
+pub trait Describe: std::fmt::Debug + Send + Sync {
+    /// The severity of a record, one JSON object.
+    fn severity(&self, json: &[u8]) -> Severity;
+    /// What it is about; `None` where that cannot be told.
+    fn kind(&self, json: &[u8]) -> Option<Kind>;
+}
+
+impl EventKind {
+    /// Of an event with this record type and folded operation.
+    pub(crate) fn of(event: &Event<'_>, record_type: Option<i64>, operation: &str) -> Self {
+        let workload = event.text_of(Member::Workload);
+        let alert_category = event.text_of(Member::Category);
+        let category = workload::category(workload.as_deref(), record_type, alert_category.as_deref());
+        let mut event_type = SmallVec::from_slice(b"m365.");
+        push_slug(&mut event_type, &workload.as_deref().unwrap_or_default().trim().to_lowercase());
+        event_type.push(b'.');
+        push_slug(&mut event_type, operation);
+        Self { category, event_type: EventType(event_type) }
+    }
+}
+
+impl EventType {
+    /// The bytes, ASCII.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<&[u8]> for EventType {
+    fn from(bytes: &[u8]) -> Self {
+        Self(SmallVec::from_slice(bytes))
+    }
+}
+
+/// Appends a folded name as one part of an event type: every run outside `[a-z0-9]` becomes `_`, nothing at all
+/// `unknown`.
+fn push_slug(out: &mut SmallVec<[u8; EVENT_TYPE_BYTES]>, folded: &str) {
+    if folded.is_empty() {
+        out.extend_from_slice(b"unknown");
+        return;
+    }
+    let mut in_run = false;
+    for byte in folded.bytes() {
+        let plain = byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        if plain {
+            out.push(byte);
+        } else if !in_run {
+            out.push(b'_');
+        }
+        in_run = !plain;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::severity::operation;
+
+    #[test]
+    fn an_event_type_is_workload_and_operation_folded() {
+        for (event, category, event_type) in [
+            (
+                r#"{"Workload":"Exchange","Operation":"New-InboxRule","RecordType":1}"#,
+                "email",
+                "m365.exchange.new_inboxrule",
+            ),
+            (
+                r#"{"Workload":" Azure Active Directory ","Operation":"Add member to role."}"#,
+                "identity",
+                "m365.azure_active_directory.add_member_to_role",
+            ),
+            (
+                r#"{"RecordType":11,"Workload":"Exchange","Operation":"DLPRuleMatch"}"#,
+                "dlp",
+                "m365.exchange.dlprulematch",
+            ),
+            ("{}", "other", "m365.unknown.unknown"),
+            (r#"{"Workload":"É","Operation":"—"}"#, "other", "m365._._"),
+        ] {
+            let event = Event::parse(event.as_bytes()).unwrap();
+            let operation = operation::fold(event.operation());
+            let kind = EventKind::of(&event, event.integer(Member::RecordType), &operation);
+            assert_eq!((kind.category.as_str(), kind.event_type.as_str()), (category, event_type));
+        }
+    }
+}
