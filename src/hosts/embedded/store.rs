@@ -137,14 +137,8 @@ impl SqliteStore {
         inspect(&path)?;
         tighten(&path);
         let connection = open_writer(&path).map_err(|e| opened_error(&path, &e))?;
-        if connection.is_readonly("main").map_err(|e| sqlite_error(&path, &e))? {
-            // SQLite falls back to reading when the file may not be written.
-            return Err(StoreError::NotWritable { path, why: "the file is read-only".into() });
-        }
-        let revision = connection
-            .execute_batch("BEGIN IMMEDIATE; ROLLBACK")
-            .and_then(|()| stored_revision(&connection))
-            .map_err(|e| opened_error(&path, &e))?;
+        let revision = try_to_write(&connection).and_then(|()| stored_revision(&connection));
+        let revision = revision.map_err(|e| opened_error(&path, &e))?;
         let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
         let reader = spawn_reader(&path, shared.clone())?;
         let mut writer = Writer::new(connection, revision, &path, shared.clone(), lock);
@@ -436,6 +430,9 @@ fn fresh_error(path: &Path, error: &rusqlite::Error) -> StoreError {
 
 /// An error of a file that others may have open, too: whether one of them has locked it, or nobody can lock at all.
 fn opened_error(path: &Path, error: &rusqlite::Error) -> StoreError {
+    if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) {
+        return StoreError::NotWritable { path: path.to_owned(), why: "the file is read-only".into() };
+    }
     if !matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)) {
         return sqlite_error(path, error);
     }
@@ -592,6 +589,13 @@ fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     // After a burst (held bodies) the log shrinks again.
     connection.pragma_update_and_check(None, "journal_size_limit", CHECKPOINT_EVERY_BYTES as i64, |_| Ok(()))?;
     Ok(connection)
+}
+
+/// Whether the state can be written. SQLite falls back to reading when the file may not be written, and then begins even an
+/// immediate transaction as one that reads; so it is asked to change nothing. Not by `is_readonly`, whose argument is of
+/// another type in the oldest and the newest rusqlite that `Cargo.toml` allows.
+fn try_to_write(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE; UPDATE meta SET value = value WHERE 0; ROLLBACK")
 }
 
 fn stored_revision(connection: &Connection) -> rusqlite::Result<i64> {
@@ -791,6 +795,19 @@ mod tests {
         {
             assert_eq!(has_no_locks(&io::Error::from_raw_os_error(code)), is, "{code}");
         }
+    }
+
+    #[test]
+    fn a_state_that_sqlite_opened_to_read_only_is_told_and_asking_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(SqliteStore::open(dir.path()).unwrap());
+        let path = dir.path().join(STATE_FILE);
+        let writer = open_writer(&path).unwrap();
+        try_to_write(&writer).unwrap();
+        assert_eq!(writer.changes(), 0);
+        let error = try_to_write(&connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()).unwrap_err();
+        let error = opened_error(&path, &error);
+        assert_eq!((error.slug(), error.to_string().contains("the file is read-only")), ("state-not-writable", true));
     }
 
     #[test]
