@@ -405,7 +405,7 @@ async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -
     }
     let mut asker = Asker { write, backend: &backend };
     let say = match question(&line) {
-        Err(refusal) => refusal,
+        Err(refusal) => Say::Refused(refusal),
         Ok(What::Status {}) => Say::Status(Box::new(backend.monitor.status(&backend.registry))),
         Ok(What::Retry { source }) => retry(&backend, &source).await,
         Ok(What::Move { source, content_types, from, yes }) => {
@@ -417,7 +417,7 @@ async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -
 }
 
 /// What is asked, or why that cannot be answered.
-fn question(line: &str) -> Result<What, Say> {
+fn question(line: &str) -> Result<What, Refusal> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -427,22 +427,22 @@ fn question(line: &str) -> Result<What, Say> {
         Ok(_) => Err(version_refusal()),
         Err(_) if serde_json::from_str::<Version>(line).is_ok_and(|v| v.version != VERSION) => Err(version_refusal()),
         Err(error) => {
-            Err(refuse("control-broken", format!("the question cannot be read: {error}"), "ask with `m365-audit`", 64))
+            Err(refusal("control-broken", format!("the question cannot be read: {error}"), "ask with `m365-audit`", 64))
         }
     }
 }
 
-fn refuse(slug: &str, what: String, hint: &str, exit: u8) -> Say {
-    Say::Refused(Refusal { slug: slug.into(), what, hint: hint.into(), exit })
+fn refusal(slug: &str, what: String, hint: &str, exit: u8) -> Refusal {
+    Refusal { slug: slug.into(), what, hint: hint.into(), exit }
 }
 
 /// The source of this name, or that there is none.
-fn source_of(backend: &Backend, source: &str) -> Result<Entry, Say> {
+fn source_of(backend: &Backend, source: &str) -> Result<Entry, Refusal> {
     let mut entries = backend.registry.entries();
     entries.remove(source).ok_or_else(|| {
         let known = entries.into_keys().collect::<Vec<_>>().join(", ");
         let what = format!("no source named `{source}` is running; there are: {known}");
-        refuse("source-unknown", what, "give one of them with --source, or reload the process (SIGHUP)", 64)
+        refusal("source-unknown", what, "give one of them with --source, or reload the process (SIGHUP)", 64)
     })
 }
 
@@ -450,7 +450,7 @@ fn source_of(backend: &Backend, source: &str) -> Result<Entry, Say> {
 async fn retry(backend: &Backend, source: &str) -> Say {
     let entry = match source_of(backend, source) {
         Ok(entry) => entry,
-        Err(refusal) => return refusal,
+        Err(refusal) => return Say::Refused(refusal),
     };
     let (answer, answered) = oneshot::channel();
     let asked = async {
@@ -459,18 +459,18 @@ async fn retry(backend: &Backend, source: &str) -> Say {
     };
     match asked.await {
         Some(Ok(retried)) => Say::Retried(retried),
-        Some(Err(error)) => refuse(
+        Some(Err(error)) => Say::Refused(refusal(
             "state-not-read",
             error.to_string(),
             "what was delivered is delivered, the rest stays set aside; see docs/errors/state-not-read.md",
             73,
-        ),
-        None => refuse(
+        )),
+        None => Say::Refused(refusal(
             "source-unknown",
             format!("the source `{source}` has ended"),
             "reload the process (SIGHUP) or start it again, then run the same command",
             75,
-        ),
+        )),
     }
 }
 
@@ -478,7 +478,7 @@ async fn retry(backend: &Backend, source: &str) -> Say {
 async fn move_positions(backend: &Backend, source: String, types: &[String], from: Timestamp, yes: bool) -> Say {
     let entry = match source_of(backend, &source) {
         Ok(entry) => entry,
-        Err(refusal) => return refusal,
+        Err(refusal) => return Say::Refused(refusal),
     };
     let content_types: Vec<ContentType> = if types.is_empty() {
         entry.content_types
@@ -487,7 +487,8 @@ async fn move_positions(backend: &Backend, source: String, types: &[String], fro
     };
     let (answer, answered) = oneshot::channel();
     let asked = MoveAsked { source, content_types, from, yes, answer };
-    let gone = || refuse("control-broken", "the process is stopping".into(), "try again once it runs", 73);
+    let gone =
+        || Say::Refused(refusal("control-broken", "the process is stopping".into(), "try again once it runs", 73));
     if backend.moves.send(asked).await.is_err() {
         return gone();
     }
@@ -525,7 +526,7 @@ impl Asker<'_> {
         let backend = self.backend;
         let entry = match source_of(backend, source) {
             Ok(entry) => entry,
-            Err(refusal) => return refusal,
+            Err(refusal) => return Say::Refused(refusal),
         };
         let refused = |error: &BackfillError| Say::Refused(Refusal::of(error, (backend.exit_of)(error)));
         let (begun, mut has_begun) = oneshot::channel();
@@ -567,12 +568,12 @@ impl Asker<'_> {
                             stop.cancel();
                         }
                     } else if late {
-                        break refuse(
+                        break Say::Refused(refusal(
                             "backfill-not-begun",
                             format!("the source `{source}` does not begin the back-fill: it has not signed in, or its state cannot be read"),
                             "`m365-audit status` shows what is wrong with it; `m365-audit check` tests the connection",
                             75,
-                        );
+                        ));
                     }
                 }
             }
@@ -584,13 +585,9 @@ impl Asker<'_> {
     }
 }
 
-fn version_refusal() -> Say {
-    Say::Refused(Refusal {
-        slug: "control-version".into(),
-        what: format!("this process speaks version {VERSION} of the control protocol"),
-        hint: "use the program the service runs, or restart the service with this one".into(),
-        exit: 73,
-    })
+fn version_refusal() -> Refusal {
+    let what = format!("this process speaks version {VERSION} of the control protocol");
+    refusal("control-version", what, "use the program the service runs, or restart the service with this one", 73)
 }
 
 /// The asking side: one question.
