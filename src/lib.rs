@@ -29,6 +29,7 @@
 //! - `plan`: pure: from a position and the time to the windows to list.
 //! - `delivery`: to one receiver: trying again, and finding the records it will never take.
 //! - `host`: what any agent must offer.
+//! - `exports`: events as people have them: files, archives, what other tools wrap around an event.
 //! - `normalise`: from an audit event to a record.
 //! - `api`: the feed's calls, its errors and its quota.
 //! - `auth`: tokens.
@@ -60,6 +61,8 @@ pub mod plan;
 pub mod delivery;
 
 pub mod host;
+
+pub mod exports;
 
 pub mod normalise;
 

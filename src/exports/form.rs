@@ -1,0 +1,90 @@
+//! The forms in which people have audit events.
+
+use std::fmt;
+
+/// What an event was found in: the outermost wrapper that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Form {
+    /// The event alone, as the feed sends it, in an array, on a line of its own or on several.
+    Feed,
+    /// A row of an export with the column `AuditData`: Purview's audit search, `Export-Csv`.
+    AuditCsv,
+    /// An object of `Search-UnifiedAuditLog`.
+    UnifiedAuditLog,
+    /// A record of Microsoft Graph's audit log query.
+    Graph,
+    /// A record of Microsoft Graph's audit log query as a row of CSV.
+    GraphCsv,
+    /// A row of Defender's advanced hunting with `RawEventData`, as an object.
+    Defender,
+    /// The same as a row of CSV.
+    DefenderCsv,
+    /// A row of Sentinel's `OfficeActivity`, as an object.
+    OfficeActivity,
+    /// The same as a row of CSV.
+    OfficeActivityCsv,
+    /// A document of Elasticsearch, with or without `_source` around it.
+    Elastic,
+    /// A result of Splunk.
+    Splunk,
+    /// A row of Splunk's export as CSV.
+    SplunkCsv,
+    /// A row whose columns are the event's members, as Hawk writes them.
+    FlatCsv,
+    /// A native record of ours.
+    Native,
+    /// An ECS record of ours.
+    Ecs,
+    /// An OCSF record of ours.
+    Ocsf,
+}
+
+impl Form {
+    /// Every form, in the order of the summary.
+    pub const ALL: [Form; 16] = [
+        Form::Feed,
+        Form::AuditCsv,
+        Form::UnifiedAuditLog,
+        Form::Graph,
+        Form::GraphCsv,
+        Form::Defender,
+        Form::DefenderCsv,
+        Form::OfficeActivity,
+        Form::OfficeActivityCsv,
+        Form::Elastic,
+        Form::Splunk,
+        Form::SplunkCsv,
+        Form::FlatCsv,
+        Form::Native,
+        Form::Ecs,
+        Form::Ocsf,
+    ];
+
+    /// The form in words, as the summary and `explain` print it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Feed => "event as the feed sends it",
+            Self::AuditCsv => "CSV with AuditData",
+            Self::UnifiedAuditLog => "Search-UnifiedAuditLog",
+            Self::Graph => "Graph record",
+            Self::GraphCsv => "Graph record as CSV",
+            Self::Defender => "Defender RawEventData",
+            Self::DefenderCsv => "Defender RawEventData as CSV",
+            Self::OfficeActivity => "Sentinel OfficeActivity",
+            Self::OfficeActivityCsv => "Sentinel OfficeActivity as CSV",
+            Self::Elastic => "Elastic document",
+            Self::Splunk => "Splunk result",
+            Self::SplunkCsv => "Splunk CSV",
+            Self::FlatCsv => "CSV with a column for each member",
+            Self::Native => "native record",
+            Self::Ecs => "ECS record",
+            Self::Ocsf => "OCSF record",
+        }
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,16 @@
+//! Audit events as people have them: exports, archives, and what other tools have wrapped around an event.
+//!
+//! Owns: what a file holds, where one event in it begins and ends, what stands around it, and how it is brought back to
+//! the form in which the feed sends it. Refuses to know: what an event means, and who asked. One reader serves every
+//! command that takes files.
+//!
+//! From the outside in: `input` opens files and archives and makes their text UTF-8, `units` cuts that into rows and
+//! values (`rows` knows CSV), `unwrap` finds the event in a value, `columns` makes one of a flat row, `restore` brings
+//! it back to the feed's form, `pipeline` does all of that on every core and in order.
+
+pub mod columns;
+pub mod form;
+pub mod office_activity;
+pub mod outer;
+pub mod powershell;
+pub mod restore;

@@ -1,0 +1,1 @@
+//! Sentinel's table `OfficeActivity`: its columns and the members they came from.

@@ -1,0 +1,1 @@
+//! What PowerShell makes of objects in text, read back.
