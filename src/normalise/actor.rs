@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::category::DLP_RECORD_TYPES;
 use super::event::{Event, Member};
-use super::json;
+use super::{json, user_types};
 
 /// Who acted. Absent parts could not be derived.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl<'a> Actor<'a> {
             // The record's `UserType` is the agent's.
             return Actor::from_id(person, None);
         }
-        let kind = event.integer(Member::UserType).map(kind);
+        let kind = event.user_type().map(kind);
         match event.text_of(Member::UserId).or_else(|| event.text_of(Member::UserKey)) {
             Some(id) => Actor::from_id(id, kind),
             None => Actor { kind, ..Actor::default() },
@@ -46,27 +46,14 @@ impl<'a> Actor<'a> {
     }
 }
 
-/// `UserType`, after the schema.
+/// `UserType` as a record has it.
 fn kind(user_type: i64) -> Cow<'static, str> {
-    Cow::Borrowed(match user_type {
-        0 => "regular",
-        1 => "reserved",
-        2 => "admin",
-        3 => "dc_admin",
-        4 => "system",
-        5 => "application",
-        6 => "service_principal",
-        7 => "custom_policy",
-        8 => "system_policy",
-        9 => "partner_technician",
-        10 => "guest",
-        other => return Cow::Owned(other.to_string()),
-    })
+    user_types::info(user_type).map_or_else(|| Cow::Owned(user_type.to_string()), |found| Cow::Borrowed(found.kind))
 }
 
 /// Records of data loss prevention name the scanning agent as their user; the person stands in the metadata.
 fn person_of_dlp<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
-    if !DLP_RECORD_TYPES.contains(&event.integer(Member::RecordType)?) {
+    if !DLP_RECORD_TYPES.contains(&event.record_type()?) {
         return None;
     }
     let agent = event
@@ -146,7 +133,9 @@ mod tests {
             (r#"{"UserType":0}"#, Some("regular")),
             (r#"{"UserType":"2"}"#, Some("admin")),
             (r#"{"UserType":77}"#, Some("77")),
-            (r#"{"UserType":"Admin"}"#, None),
+            (r#"{"UserType":"Admin"}"#, Some("admin")),
+            (r#"{"UserType":"dcAdmin"}"#, Some("dc_admin")),
+            (r#"{"UserType":"Somebody"}"#, None),
         ] {
             assert_eq!(Actor::of(&Event::parse(json.as_bytes()).unwrap()).kind.as_deref(), expected, "{json}");
         }

@@ -181,7 +181,7 @@ pub fn links_of_read(event: &Event<'_>) -> Vec<Link> {
 
 /// The match an event reports, if it reports one. It may join nothing: the endpoint's name local files.
 pub fn match_of(event: &Event<'_>) -> Option<Match> {
-    let of_dlp = event.integer(Member::RecordType).is_some_and(|t| DLP_RECORD_TYPES.contains(&t));
+    let of_dlp = event.record_type().is_some_and(|t| DLP_RECORD_TYPES.contains(&t));
     let named = event.operation().trim().get(..3).is_some_and(|start| start.eq_ignore_ascii_case("dlp"));
     if !of_dlp && !named {
         return None;

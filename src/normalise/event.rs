@@ -5,8 +5,9 @@
 
 use std::borrow::Cow;
 
+use super::category::DLP_RECORD_TYPES;
 use super::censor::may_be_detected_values;
-use super::json;
+use super::{json, record_types, user_types};
 use crate::model::EventIdentity;
 
 /// The bytes are not one valid UTF-8 JSON object.
@@ -274,9 +275,12 @@ impl<'a> Event<'a> {
     /// Whether values that data loss prevention found are to be looked for in every spelling, damaged or not: a member may
     /// be theirs, or the record is one of its, or does not say what it is.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.members.suspect
-            || self.get(Member::PolicyDetails).is_some()
-            || matches!(&*self.record_type, "" | "11" | "13" | "33" | "63" | "99" | "100" | "107")
+        let says_nothing_else = || match &*self.record_type {
+            // The usual: a number as the feed writes it.
+            "1" | "2" | "6" | "8" | "14" | "15" | "25" | "50" => false,
+            _ => self.record_type().is_none_or(|record_type| DLP_RECORD_TYPES.contains(&record_type)),
+        };
+        self.members.suspect || self.get(Member::PolicyDetails).is_some() || says_nothing_else()
     }
 
     /// Appends the event on one line: the bytes as received without CR and LF between tokens.
@@ -310,6 +314,17 @@ impl<'a> Event<'a> {
     /// The member's integer, read leniently.
     pub(crate) fn integer(&self, member: Member) -> Option<i64> {
         json::integer(self.get(member)?)
+    }
+
+    /// `RecordType` as its number: a number, its digits as text, or its name, which exports write.
+    pub(crate) fn record_type(&self) -> Option<i64> {
+        record_types::of_token(self.get(Member::RecordType)?)
+    }
+
+    /// `UserType` as its number: a number, its digits as text, or its name, which exports write.
+    pub(crate) fn user_type(&self) -> Option<i64> {
+        let token = self.get(Member::UserType)?;
+        json::integer(token).or_else(|| user_types::number(&json::scalar(token)?))
     }
 
     /// `CreationTime` as received; empty when absent.
@@ -374,6 +389,23 @@ mod tests {
         let one = br#"{"Id":"a","RecordType":20,"CreationTime":"t","Operation":"o","RecordNumber":1}"#;
         let other = br#"{"id":"a","recordtype":"20","CREATIONTIME":"t","operation":"o","recordNumber":"1"}"#;
         assert_eq!(Event::parse(one).unwrap().identity(), Event::parse(other).unwrap().identity());
+    }
+
+    #[test]
+    fn a_record_type_by_name_is_as_suspect_as_its_number() {
+        for (json, expected) in [
+            (r#"{"RecordType":1}"#, false),
+            (r#"{"RecordType":"ExchangeAdmin"}"#, false),
+            (r#"{"RecordType":11}"#, true),
+            (r#"{"RecordType":" 11 "}"#, true),
+            (r#"{"RecordType":"complianceDLPSharePoint"}"#, true),
+            (r#"{"RecordType":4711}"#, false),
+            (r#"{"RecordType":"NobodyKnows"}"#, true),
+            (r#"{"RecordType":null}"#, true),
+            ("{}", true),
+        ] {
+            assert_eq!(Event::parse(json.as_bytes()).unwrap().is_suspect(), expected, "{json}");
+        }
     }
 
     #[test]

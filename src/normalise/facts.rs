@@ -48,7 +48,7 @@ impl<'e, 'a> EventFacts<'e, 'a> {
             event,
             folded_operation,
             internal_domains,
-            record_type: event.integer(Member::RecordType),
+            record_type: event.record_type(),
             user_agent: OnceCell::new(),
             address: OnceCell::new(),
             outcome: OnceCell::new(),
@@ -162,7 +162,7 @@ impl Facts for EventFacts<'_, '_> {
     }
 
     fn user_type(&self) -> Option<i64> {
-        self.event.integer(Member::UserType)
+        self.event.user_type()
     }
 
     fn user_agent(&self) -> Option<Cow<'_, str>> {
@@ -220,7 +220,7 @@ impl Facts for EventFacts<'_, '_> {
                 own.add(&format!("{name}.mail.onmicrosoft.com"));
             }
         }
-        if self.event.integer(Member::UserType) != Some(GUEST)
+        if self.event.user_type() != Some(GUEST)
             && let Some(user) = self.event.text_of(Member::UserId)
         {
             own.add_of_address(&user);
@@ -236,7 +236,7 @@ impl Facts for EventFacts<'_, '_> {
     /// Activity API schema" gives to records of data loss prevention and to no others. A sensitivity label is no flag.
     fn flagged_by_dlp(&self) -> bool {
         let event = self.event;
-        event.integer(Member::RecordType).is_some_and(|t| category::DLP_RECORD_TYPES.contains(&t))
+        self.record_type.is_some_and(|t| category::DLP_RECORD_TYPES.contains(&t))
             || event.get(Member::PolicyDetails).is_some_and(|token| !is_blank(token))
             || event.text_of(Member::SensitiveInfoDetectionIsIncluded).is_some_and(|text| is_true(&text))
             || event.text_of(Member::IncidentId).is_some()

@@ -8,6 +8,7 @@
 //! records show of the wire.
 
 pub mod address;
+pub mod canonical;
 pub mod category;
 pub mod dlp_link;
 pub mod kind;
@@ -29,14 +30,16 @@ mod outcome;
 mod own;
 mod parameters;
 mod parts;
-mod record_types;
-mod time;
+pub(crate) mod record_types;
+pub(crate) mod time;
+pub(crate) mod user_types;
 mod workload;
 mod writer;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
+pub use canonical::{CanonicalKey, canonical_key};
 pub use censor::Censor;
 pub use event::{Event, Members, NotAnEvent};
 pub use json::unescape;
@@ -230,7 +233,7 @@ impl Normaliser {
     fn needs_rules(&self, event: &Event<'_>) -> bool {
         let may_drop = || {
             let folded = operation::fold(event.operation());
-            self.settings.rules.may_drop(&folded, event.integer(Member::RecordType))
+            self.settings.rules.may_drop(&folded, event.record_type())
         };
         self.settings.drop_routine && may_drop() || self.settings.mask.may_apply(event)
     }
