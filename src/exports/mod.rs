@@ -12,5 +12,7 @@ pub mod columns;
 pub mod form;
 pub mod office_activity;
 pub mod outer;
+pub mod place;
 pub mod powershell;
 pub mod restore;
+pub mod rows;
