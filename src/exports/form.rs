@@ -31,6 +31,10 @@ pub enum Form {
     SplunkCsv,
     /// A row whose columns are the event's members, as Hawk writes them.
     FlatCsv,
+    /// In a line of another log: behind a header, or in what a container runtime keeps.
+    LogLine,
+    /// In an object that is not known by name.
+    Wrapped,
     /// A native record of ours.
     Native,
     /// An ECS record of ours.
@@ -41,7 +45,7 @@ pub enum Form {
 
 impl Form {
     /// Every form, in the order of the summary.
-    pub const ALL: [Form; 16] = [
+    pub const ALL: [Form; 18] = [
         Form::Feed,
         Form::AuditCsv,
         Form::UnifiedAuditLog,
@@ -55,6 +59,8 @@ impl Form {
         Form::Splunk,
         Form::SplunkCsv,
         Form::FlatCsv,
+        Form::LogLine,
+        Form::Wrapped,
         Form::Native,
         Form::Ecs,
         Form::Ocsf,
@@ -76,6 +82,8 @@ impl Form {
             Self::Splunk => "Splunk result",
             Self::SplunkCsv => "Splunk CSV",
             Self::FlatCsv => "CSV with a column for each member",
+            Self::LogLine => "event in a log line",
+            Self::Wrapped => "event in another object",
             Self::Native => "native record",
             Self::Ecs => "ECS record",
             Self::Ocsf => "OCSF record",

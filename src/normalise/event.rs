@@ -41,6 +41,7 @@ known_members! {
     InternetMessageId, NetworkMessageId, P1Sender, P2Sender, Subject, SearchQueryText,
     Data, SenderIp, OriginatingServer, PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
     Folders, Messages,
+    AuditData, RawEventData, OfficeWorkload,
 }
 
 /// How many known names may share a bucket of [`INDEX`].
@@ -290,6 +291,13 @@ impl<'a> Event<'a> {
         } else {
             out.extend_from_slice(self.text.as_bytes());
         }
+    }
+
+    /// Whether this is plainly an event as the feed sends it, and no wrapper whose members have the same names.
+    pub(crate) fn is_plain(&self) -> bool {
+        let has = |member: Member| self.members.present >> (member as usize) & 1 == 1;
+        let told = !self.id.is_empty() && !self.operation.is_empty() && !self.creation_time.is_empty();
+        told && ![Member::AuditData, Member::RawEventData, Member::OfficeWorkload].into_iter().any(has)
     }
 
     /// The token of a member; `None` when it is absent or `null`.

@@ -60,6 +60,8 @@ const BOM: [u8; 3] = [0xEF, 0xBB, 0xBF];
 pub struct Splitter {
     limit: usize,
     form: Form,
+    /// Whether what follows the array is left to the caller.
+    stops_at_end: bool,
     /// Chunks not fully scanned; the first is being scanned at `pos`.
     chunks: VecDeque<Bytes>,
     pos: usize,
@@ -265,6 +267,7 @@ impl Splitter {
         Self {
             limit: element_bytes_max,
             form: Form::Array,
+            stops_at_end: false,
             chunks: VecDeque::new(),
             pos: 0,
             base: 0,
@@ -302,6 +305,28 @@ impl Splitter {
         Self { form: Form::Stream { in_array: false }, expects: Expects::Any, ..Self::with_limit(element_bytes_max) }
     }
 
+    /// A splitter for an array inside something else: it stops after the `]`, and [`Splitter::take_rest`] has what follows.
+    pub fn of_page(element_bytes_max: usize) -> Self {
+        Self { stops_at_end: true, ..Self::with_limit(element_bytes_max) }
+    }
+
+    /// Whether the array has ended.
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// What was pushed and not scanned, when no element is open.
+    pub fn take_rest(&mut self) -> Vec<Bytes> {
+        let mut rest: Vec<Bytes> = self.chunks.drain(..).collect();
+        if let Some(first) = rest.first_mut() {
+            *first = first.slice(self.pos.min(first.len())..);
+        }
+        self.base += self.pos as u64;
+        self.pos = 0;
+        rest.retain(|chunk| !chunk.is_empty());
+        rest
+    }
+
     /// Feeds the next bytes of the body. Take all pieces with [`Splitter::next`] first: chunks not yet scanned are kept.
     pub fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
@@ -322,6 +347,9 @@ impl Splitter {
         loop {
             if let Some(piece) = self.ready.pop_front() {
                 return Some(piece);
+            }
+            if self.stops_at_end && self.state == State::Closed {
+                return None;
             }
             // Taken out and put back: to count references for each piece costs more than looking at its first bytes.
             let mut chunk = std::mem::take(self.chunks.front_mut()?);

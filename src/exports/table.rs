@@ -1,0 +1,358 @@
+//! One table of CSV: what its header says, and what a row of it holds.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use memchr::{memchr, memmem};
+use smallvec::SmallVec;
+
+use super::columns::Header;
+use super::form::Form;
+use super::outer::{self, Outer};
+use super::restore::Dialect;
+use super::rows::{Cell, Shape, each_cell, is_whole_row, undoubled};
+use super::unwrap::{Found, Inside, Unread, dialect_of, unwrap};
+use crate::normalise::Members;
+
+/// Longest header looked for.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// What the header of a table says.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// What rows look like.
+    pub shape: Shape,
+    /// The header as it stands; empty where there is none.
+    header: Vec<u8>,
+    kind: Kind,
+    outer: OuterColumns,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    /// A column holds the event.
+    Carrier { column: usize, form: Form, dialect: Option<Dialect> },
+    /// The columns are the event.
+    Flat(Box<Header>),
+    /// Nothing is known of the columns: an event is known when it is seen.
+    Unknown,
+}
+
+#[derive(Debug, Clone, Default)]
+struct OuterColumns {
+    id: Option<usize>,
+    time: Option<usize>,
+    operation: Option<usize>,
+    user: Option<usize>,
+    record_type: Option<usize>,
+    workload: Option<usize>,
+}
+
+/// Columns that hold an event, by what wrote them.
+const CARRIERS: [(&str, Form); 5] = [
+    ("AuditData", Form::AuditCsv),
+    ("RawEventData", Form::DefenderCsv),
+    ("_raw", Form::SplunkCsv),
+    ("event.original", Form::Elastic),
+    ("_source.event.original", Form::Elastic),
+];
+
+/// What may stand between cells.
+const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
+
+/// How the beginning of a text reads as a table.
+#[derive(Debug)]
+pub struct Beginning {
+    /// The table.
+    pub table: Table,
+    /// Where its first row begins.
+    pub rows: usize,
+}
+
+/// Whether a text that begins so is a table; `None` where it is none. All of the header must be in `text`, or all of the
+/// text.
+pub fn begins(text: &[u8]) -> Option<Beginning> {
+    let blank = text.iter().take_while(|byte| byte.is_ascii_whitespace() && **byte != b'\t').count();
+    let mut at = blank;
+    let mut delimiter = None;
+    // Excel names the delimiter, Windows PowerShell the type, each on a line before the header.
+    for _ in 0..2 {
+        let line = line_at(text, at);
+        let said = line.trim_ascii();
+        match said {
+            [b's' | b'S', b'e' | b'E', b'p' | b'P', b'=', sign] => delimiter = Some(*sign),
+            _ if said.strip_prefix(b"\"sep=").is_some_and(|rest| rest.len() == 2) => delimiter = said.get(5).copied(),
+            _ if said.starts_with(b"#TYPE ") => {}
+            _ => break,
+        }
+        at += line.len();
+    }
+    // A header may have line breaks in its cells; no table known has.
+    let line = line_at(text, at);
+    let header = line.trim_ascii_end();
+    if header.is_empty() || matches!(header.first(), Some(b'{' | b'[' | b'<')) {
+        return None;
+    }
+    let next = line_at(text, at + line.len());
+    let known = DELIMITERS.into_iter().filter(|sign| delimiter.is_none_or(|said| said == *sign));
+    let named = known.clone().find_map(|sign| Table::of(header, sign));
+    let rows = at + line.len();
+    named.map(|table| Beginning { table, rows }).or_else(|| unnamed(header, next, known, (at, rows)))
+}
+
+/// A table whose header says nothing, or that has none: its rows have events in cells.
+fn unnamed(
+    header: &[u8],
+    next: &[u8],
+    known: impl Iterator<Item = u8> + Clone,
+    (first, second): (usize, usize),
+) -> Option<Beginning> {
+    let holds = |line: &[u8], sign: u8| memmem::find(line, &[sign, b'"', b'{', b'"', b'"']).is_some();
+    for sign in known {
+        let is_headed = !holds(header, sign) && holds(next, sign);
+        if is_headed || holds(header, sign) {
+            let (mut columns, mut json) = (0, None);
+            each_cell(if is_headed { next } else { header }.trim_ascii_end(), sign, |cell| {
+                if cell.raw.starts_with(b"\"{\"\"") {
+                    json.get_or_insert(columns);
+                }
+                columns += 1;
+            });
+            let shape = Shape { delimiter: sign, columns, json };
+            let kept = if is_headed { header.to_vec() } else { Vec::new() };
+            let table = Table { shape, header: kept, kind: Kind::Unknown, outer: OuterColumns::default() };
+            return Some(Beginning { table, rows: if is_headed { second } else { first } });
+        }
+    }
+    None
+}
+
+fn line_at(text: &[u8], at: usize) -> &[u8] {
+    let rest = text.get(at..).unwrap_or_default();
+    rest.get(..=memchr(b'\n', rest).unwrap_or(rest.len())).unwrap_or(rest)
+}
+
+impl Table {
+    fn of(header: &[u8], delimiter: u8) -> Option<Table> {
+        let mut names: Vec<String> = Vec::new();
+        let mut is_data = false;
+        each_cell(header, delimiter, |cell| {
+            let text = cell.text();
+            let name = String::from_utf8_lossy(&text).trim().trim_start_matches('\u{feff}').to_owned();
+            is_data |= name.starts_with('{');
+            names.push(name);
+        });
+        let place = |wanted: &str| names.iter().position(|name| name.eq_ignore_ascii_case(wanted));
+        let first = |wanted: &[&str]| wanted.iter().find_map(|name| place(name));
+        if is_data {
+            return None;
+        }
+        let of_graph = place("auditLogRecordType").is_some() || place("createdDateTime").is_some();
+        let carrier = CARRIERS.iter().find_map(|(name, form)| Some((place(name)?, *form)));
+        let kind = match carrier {
+            Some((column, Form::AuditCsv)) if of_graph => {
+                Kind::Carrier { column, form: Form::GraphCsv, dialect: Some(Dialect::Graph) }
+            }
+            Some((column, form)) => Kind::Carrier { column, form, dialect: None },
+            None => {
+                let cells: Vec<&str> = names.iter().map(String::as_str).collect();
+                Kind::Flat(Box::new(Header::of(&cells)?))
+            }
+        };
+        let json = carrier.map(|(column, _)| column);
+        let outer = OuterColumns {
+            id: first(outer::IDS),
+            time: first(outer::TIMES),
+            operation: first(outer::OPERATIONS),
+            user: first(outer::USERS),
+            record_type: first(outer::RECORD_TYPES),
+            workload: first(outer::WORKLOADS),
+        };
+        let shape = Shape { delimiter, columns: names.len(), json };
+        Some(Table { shape, header: header.to_vec(), kind, outer })
+    }
+
+    /// What the table is.
+    pub fn form(&self) -> Form {
+        match &self.kind {
+            Kind::Carrier { form, .. } => *form,
+            Kind::Flat(header) => header.form(),
+            Kind::Unknown => Form::AuditCsv,
+        }
+    }
+
+    /// Whether a row is a header again, as where exports were written one after the other; the table it begins.
+    pub fn begins_again(&self, row: &[u8]) -> Option<Option<Table>> {
+        let row = row.strip_prefix(b"\xef\xbb\xbf").unwrap_or(row).trim_ascii_end();
+        if row == self.header && !row.is_empty() || row.starts_with(b"#TYPE ") || row.len() == 5 && row.starts_with(b"sep=") {
+            return Some(None);
+        }
+        if row.len() > HEADER_BYTES_MAX || memchr(b'{', row).is_some() || matches!(self.kind, Kind::Flat(_)) {
+            return None;
+        }
+        DELIMITERS.into_iter().find_map(|sign| Table::of(row, sign)).map(Some)
+    }
+
+    /// Appends what a row holds: one thing at least.
+    pub fn read(&self, row: &Bytes, out: &mut Vec<Inside>) {
+        let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
+        let is_sound = each_cell(row, self.shape.delimiter, |cell| cells.push(cell));
+        let outer = self.outer(&cells);
+        let fits = is_sound && cells.len() <= self.shape.columns;
+        let why = match &self.kind {
+            Kind::Carrier { column, form, dialect } => match cells.get(*column) {
+                Some(cell) if fits => {
+                    let text = as_bytes(row, cell.text());
+                    let around = (*form, *dialect, &outer);
+                    if read_cell(&text, around, out) {
+                        return;
+                    }
+                    "the cell that should hold the event holds none that can be read"
+                }
+                Some(_) => "its cells do not fit the header",
+                None => "a row without the cell that holds the event",
+            },
+            Kind::Flat(header) if is_sound && cells.len() == self.shape.columns => {
+                match flat(header, &cells) {
+                    Ok((event, outer)) => {
+                        let dialect = Dialect::Feed;
+                        out.push(Inside::Event(Found { event, form: header.form(), dialect, outer }));
+                        return;
+                    }
+                    Err(why) => {
+                        out.push(Inside::Unread(Unread { bytes: row.clone(), why, outer }));
+                        return;
+                    }
+                }
+            }
+            Kind::Flat(_) => "its cells do not fit the header",
+            Kind::Unknown => "a row without an event",
+        };
+        self.salvage(row, why, outer, out);
+    }
+
+    /// What can be saved of a row whose cells are not as they should be. The row comes out whole beside it, unless
+    /// nothing of it is wrong.
+    fn salvage(&self, row: &Bytes, why: &str, outer: Outer, out: &mut Vec<Inside>) {
+        let before = out.len();
+        if let Kind::Flat(header) = &self.kind {
+            for line in row.split(|byte| *byte == b'\n').filter(|line| line.len() < row.len()) {
+                let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
+                if is_whole_row(&self.shape, line) {
+                    each_cell(line, self.shape.delimiter, |cell| cells.push(cell));
+                    if let Ok((event, outer)) = flat(header, &cells) {
+                        out.push(Inside::Event(Found { event, form: header.form(), dialect: Dialect::Feed, outer }));
+                    }
+                }
+            }
+        } else {
+            let (form, dialect) = match &self.kind {
+                Kind::Carrier { form, dialect, .. } => (*form, *dialect),
+                _ => (self.form(), None),
+            };
+            for object in objects(row) {
+                read_cell(&object, (form, dialect, &Outer::default()), out);
+            }
+        }
+        let is_expected = matches!(self.kind, Kind::Unknown) && out.len() == before + 1;
+        if !is_expected {
+            out.push(Inside::Unread(Unread { bytes: row.clone(), why: why.to_owned(), outer }));
+        }
+    }
+
+    fn outer(&self, cells: &[Cell<'_>]) -> Outer {
+        let cell = |column: Option<usize>| {
+            let text = cells.get(column?)?.text();
+            let text = std::str::from_utf8(&text).ok()?.trim();
+            (!text.is_empty() && text.len() <= OUTER_BYTES_MAX).then(|| text.to_owned())
+        };
+        let OuterColumns { id, time, operation, user, record_type, workload } = self.outer;
+        Outer {
+            id: cell(id),
+            time: cell(time),
+            operation: cell(operation),
+            user: cell(user),
+            record_type: cell(record_type),
+            workload: cell(workload),
+        }
+    }
+}
+
+/// A longer text is no id, time or name, but damage.
+const OUTER_BYTES_MAX: usize = 1024;
+
+fn flat(header: &Header, cells: &[Cell<'_>]) -> Result<(Bytes, Outer), String> {
+    let texts: SmallVec<[Cow<'_, [u8]>; 24]> = cells.iter().map(|cell| cell.text()).collect();
+    let texts: Result<SmallVec<[&str; 24]>, _> = texts.iter().map(|text| std::str::from_utf8(text)).collect();
+    let texts = texts.map_err(|_| "its text is not UTF-8".to_owned())?;
+    header.event(&texts).map_err(|error| error.to_string())
+}
+
+fn as_bytes(row: &Bytes, text: Cow<'_, [u8]>) -> Bytes {
+    match text {
+        Cow::Borrowed(text) => row.slice_ref(text),
+        Cow::Owned(text) => text.into(),
+    }
+}
+
+/// Reads a cell that should hold an event; whether it did. The form is the table's, also where the event in the cell is
+/// wrapped once more.
+fn read_cell(text: &Bytes, (form, dialect, outer): (Form, Option<Dialect>, &Outer), out: &mut Vec<Inside>) -> bool {
+    let text = text.slice_ref(text.trim_ascii());
+    if text.starts_with(b"@{") {
+        let outer = outer.clone();
+        out.push(Inside::Event(Found { event: text, form, dialect: Dialect::PowerShell, outer }));
+        return true;
+    }
+    let before = out.len();
+    let prefixed = super::prefix::length(&text);
+    unwrap(&text.slice(prefixed.unwrap_or(0)..), false, out);
+    let mut is_read = out.len() > before;
+    for inside in out.iter_mut().skip(before) {
+        match inside {
+            Inside::Event(found) => {
+                found.form = form;
+                if found.dialect == Dialect::Feed || found.dialect == Dialect::PowerShell {
+                    found.dialect = dialect.unwrap_or_else(|| dialect_of(&found.event));
+                }
+                if found.outer == Outer::default() {
+                    found.outer = outer.clone();
+                }
+            }
+            Inside::Unread(_) => is_read = false,
+        }
+    }
+    if !is_read {
+        out.truncate(before);
+    }
+    is_read
+}
+
+/// The objects in a row, whatever has become of the quotes around and inside them.
+fn objects(row: &Bytes) -> Vec<Bytes> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(begin) = memmem::find(row.get(at..).unwrap_or_default(), b"{\"").map(|begin| at + begin) {
+        let rest = row.slice(begin..);
+        let is_doubled = rest.starts_with(b"{\"\"");
+        let text = if is_doubled { as_bytes(row, undoubled(&rest)) } else { rest };
+        match Members::default().read(&text) {
+            Some(length) => {
+                let object = text.slice(..length);
+                // As long as it was in the row, or shorter: its end is looked for behind what it takes at least.
+                at = begin + length;
+                let is_nested = found.last().is_some_and(|last: &Bytes| contains(last, &object));
+                if !is_nested {
+                    found.push(object);
+                }
+            }
+            None => at = begin + 2,
+        }
+    }
+    found.retain(|object| crate::normalise::is_like_an_event(object) || memmem::find(object, b"\"_raw\"").is_some());
+    found
+}
+
+fn contains(outer: &[u8], inner: &[u8]) -> bool {
+    memmem::find(outer, inner).is_some()
+}

@@ -1,0 +1,220 @@
+//! Text cut into what is read for itself: rows of a table, values, and bytes that are neither.
+//!
+//! Whether a text is a table is told by how it begins. Bytes come in chunks and are cut as they come; nothing here
+//! depends on how they were chunked.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use memchr::memchr_iter;
+
+use super::place::Place;
+use super::rows::next_row;
+use super::table::{self, HEADER_BYTES_MAX, Table};
+use super::values::Values;
+
+/// What is read for itself.
+#[derive(Debug, Clone)]
+pub enum Unit {
+    /// A row of a table.
+    Row {
+        /// The table.
+        table: Arc<Table>,
+        /// The row, without the line break that ends it.
+        bytes: Bytes,
+        /// Where it begins.
+        place: Place,
+    },
+    /// One JSON value; whether it is valid was not looked at.
+    Value {
+        /// The value.
+        bytes: Bytes,
+        /// Where it begins.
+        place: Place,
+        /// Whether a line's header stood before it.
+        is_prefixed: bool,
+    },
+    /// Bytes that cannot be an event. Those that touch are one damage.
+    Damage {
+        /// The bytes.
+        bytes: Bytes,
+        /// Where they begin.
+        place: Place,
+        /// What is wrong.
+        why: &'static str,
+    },
+}
+
+/// Cuts the text of one file.
+pub struct Cutter {
+    file: Arc<str>,
+    state: State,
+    lines: Lines,
+}
+
+enum State {
+    /// What the text is, is not known yet.
+    Beginning(Vec<u8>),
+    Rows(Box<Rows>),
+    Values(Box<Values>),
+}
+
+impl Cutter {
+    /// A cutter for the text of this file.
+    pub fn new(file: Arc<str>) -> Cutter {
+        Cutter { file, state: State::Beginning(Vec::new()), lines: Lines::default() }
+    }
+
+    /// Takes the next bytes and appends the units that end in them.
+    pub fn push(&mut self, chunk: Bytes, out: &mut Vec<Unit>) {
+        match &mut self.state {
+            State::Beginning(beginning) => {
+                beginning.extend_from_slice(&chunk);
+                if is_enough(beginning) {
+                    self.begin(out);
+                }
+            }
+            State::Rows(rows) => rows.push(&chunk, &self.file, false, out),
+            State::Values(values) => {
+                self.lines.push(chunk.clone());
+                values.push(chunk, &mut self.lines, &self.file, out);
+            }
+        }
+    }
+
+    /// The text ended.
+    pub fn finish(&mut self, out: &mut Vec<Unit>) {
+        if matches!(self.state, State::Beginning(_)) {
+            self.begin(out);
+        }
+        match &mut self.state {
+            State::Beginning(_) => {}
+            State::Rows(rows) => rows.push(&[], &self.file, true, out),
+            State::Values(values) => values.finish(&mut self.lines, &self.file, out),
+        }
+    }
+
+    fn begin(&mut self, out: &mut Vec<Unit>) {
+        let State::Beginning(beginning) = &mut self.state else { return };
+        let beginning = std::mem::take(beginning);
+        self.state = match table::begins(&beginning) {
+            Some(table::Beginning { table, rows }) => {
+                let (before, after) = beginning.split_at(rows.min(beginning.len()));
+                let mut rows = Rows::new(table, before);
+                rows.push(after, &self.file, false, out);
+                State::Rows(Box::new(rows))
+            }
+            None => {
+                let mut values = Values::default();
+                let chunk = Bytes::from(beginning);
+                self.lines.push(chunk.clone());
+                values.push(chunk, &mut self.lines, &self.file, out);
+                State::Values(Box::new(values))
+            }
+        };
+    }
+}
+
+/// Whether it can be told from this beginning what the text is: it is no table, or two lines behind those that only say
+/// how it is written are whole.
+fn is_enough(beginning: &[u8]) -> bool {
+    let blank = beginning.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+    let text = beginning.get(blank..).unwrap_or_default();
+    if beginning.len() >= HEADER_BYTES_MAX || matches!(text.first(), Some(b'{' | b'[' | b'<')) {
+        return true;
+    }
+    let mut ends = memchr_iter(b'\n', text);
+    let mut from = 0;
+    let mut lines = 0;
+    while lines < 2 {
+        let Some(end) = ends.next() else { return false };
+        let line = text.get(from..end).unwrap_or_default();
+        lines += usize::from(!(line.starts_with(b"sep=") || line.starts_with(b"\"sep=") || line.starts_with(b"#TYPE ")));
+        from = end + 1;
+    }
+    true
+}
+
+/// The rows of a table.
+struct Rows {
+    table: Arc<Table>,
+    /// Bytes behind the last row that was found.
+    pending: Vec<u8>,
+    /// How many of them were looked through.
+    tried: usize,
+    offset: u64,
+    line: u64,
+    row: u64,
+}
+
+/// Where this much was looked through in vain, twice as much is waited for.
+const RETRY_BYTES: usize = 1024 * 1024;
+
+impl Rows {
+    fn new(table: Table, before: &[u8]) -> Rows {
+        let line = 1 + memchr_iter(b'\n', before).count() as u64;
+        Rows { table: Arc::new(table), pending: Vec::new(), tried: 0, offset: before.len() as u64, line, row: 0 }
+    }
+
+    fn push(&mut self, chunk: &[u8], file: &Arc<str>, ended: bool, out: &mut Vec<Unit>) {
+        self.pending.extend_from_slice(chunk);
+        if !ended && self.tried >= RETRY_BYTES && self.pending.len() < 2 * self.tried {
+            return;
+        }
+        let text = Bytes::from(std::mem::take(&mut self.pending));
+        let mut start = 0;
+        while let Some(row) = next_row(&self.table.shape, &text, start, ended) {
+            let bytes = text.slice(row.start..row.end);
+            if !bytes.trim_ascii().is_empty() {
+                match self.table.begins_again(&bytes) {
+                    Some(None) => {}
+                    Some(Some(table)) => self.table = Arc::new(table),
+                    None => {
+                        self.row += 1;
+                        let offset = self.offset + row.start as u64;
+                        let place = Place { file: file.clone(), line: self.line, row: Some(self.row), offset };
+                        out.push(Unit::Row { table: self.table.clone(), bytes, place });
+                    }
+                }
+            }
+            self.line += memchr_iter(b'\n', text.get(row.start..row.next).unwrap_or_default()).count() as u64;
+            start = row.next;
+        }
+        self.offset += start as u64;
+        self.pending = text.get(start..).unwrap_or_default().to_vec();
+        self.tried = self.pending.len();
+    }
+}
+
+/// Tells the line of an offset.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    /// Line breaks before `at`.
+    breaks: u64,
+    at: u64,
+    /// What was pushed and lies behind `at`.
+    chunks: VecDeque<Bytes>,
+}
+
+impl Lines {
+    fn push(&mut self, chunk: Bytes) {
+        self.chunks.push_back(chunk);
+    }
+
+    /// The place of an offset that lies behind the last one asked for.
+    pub(super) fn place(&mut self, offset: u64, file: &Arc<str>) -> Place {
+        while self.at < offset
+            && let Some(chunk) = self.chunks.front_mut()
+        {
+            let step = usize::try_from(offset - self.at).unwrap_or(usize::MAX).min(chunk.len());
+            let passed = chunk.split_to(step);
+            self.breaks += memchr_iter(b'\n', &passed).count() as u64;
+            self.at += step as u64;
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        Place { file: file.clone(), line: self.breaks + 1, row: None, offset }
+    }
+}

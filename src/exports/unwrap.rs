@@ -1,0 +1,427 @@
+//! Finds the event in what other tools have put around it.
+//!
+//! A wrapper is told by its members, at any nesting, whether the event in it is an object or the text of one. What is no
+//! event and holds none is handed back whole, with the reason.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use memchr::memmem::Finder;
+use smallvec::SmallVec;
+
+use super::form::Form;
+use super::outer::Outer;
+use super::prefix;
+use super::restore::Dialect;
+use crate::normalise::{Event, json};
+
+/// What a value held.
+#[derive(Debug, Clone)]
+pub enum Inside {
+    /// An event.
+    Event(Found),
+    /// No event.
+    Unread(Unread),
+}
+
+/// An event that was found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The event as it was written there.
+    pub event: Bytes,
+    /// The outermost wrapper that is known.
+    pub form: Form,
+    /// How it is written.
+    pub dialect: Dialect,
+    /// What the wrapper says of it.
+    pub outer: Outer,
+}
+
+/// A value without an event, or whose event cannot be read.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    /// The value.
+    pub bytes: Bytes,
+    /// Why, in words.
+    pub why: String,
+    /// What stood beside it.
+    pub outer: Outer,
+}
+
+/// Appends what a JSON value holds: one thing at least.
+pub fn unwrap(value: &Bytes, is_prefixed: bool, out: &mut Vec<Inside>) {
+    let around = Around { form: is_prefixed.then_some(Form::LogLine), ..Around::default() };
+    if let Err(why) = search(value, &around, out) {
+        out.push(Inside::Unread(Unread { bytes: value.clone(), why: why.in_words(), outer: Outer::default() }));
+    }
+}
+
+/// Whether this is plainly an event as the feed sends it, so that no look inside is needed.
+pub fn is_plain(event: &Event<'_>) -> bool {
+    // Splunk shows an event's members beside its text. Quotes inside strings are escaped, so this is a name.
+    static RAW: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"_raw\""));
+    event.is_plain() && RAW.find(event.text().as_bytes()).is_none()
+}
+
+/// How the text of an event is written, where its wrapper leaves that open.
+pub fn dialect_of(event: &[u8]) -> Dialect {
+    static SIGNS: LazyLock<[Finder<'static>; 2]> = LazyLock::new(|| [Finder::new(b"@{"), Finder::new(b"\"System.")]);
+    if SIGNS.iter().any(|sign| sign.find(event).is_some()) { Dialect::PowerShell } else { Dialect::Feed }
+}
+
+/// Deeper than this nothing is looked for.
+const DEPTH_MAX: usize = 16;
+
+/// What is known of a value from what is around it.
+#[derive(Debug, Clone, Default)]
+struct Around {
+    form: Option<Form>,
+    dialect: Option<Dialect>,
+    outer: Outer,
+    depth: usize,
+    /// Whether this is the content of a member that carries an event.
+    is_carried: bool,
+}
+
+/// Why a value gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Nothing {
+    /// It is not JSON.
+    Damaged,
+    /// It is neither an event nor a wrapper.
+    NoEvent,
+    /// A wrapper without its event.
+    Empty(&'static str, &'static str),
+    /// One of our records that is about no event.
+    Notice(String),
+    /// The event in it is damaged.
+    DamagedIn(&'static str),
+    TooDeep,
+}
+
+impl Nothing {
+    fn in_words(&self) -> String {
+        match self {
+            Self::Damaged => "not one JSON object in UTF-8".into(),
+            Self::NoEvent => "an object without `Id`, `Operation` and `CreationTime`, and no wrapper that is known".into(),
+            Self::Empty(what, member) => format!("{what} without `{member}`: the original event is not in it"),
+            Self::Notice(kind) => format!("a record of ours, `{kind}`, which is about no event"),
+            Self::DamagedIn(member) => format!("`{member}` holds no event that can be read"),
+            Self::TooDeep => format!("an object nested more than {DEPTH_MAX} deep"),
+        }
+    }
+}
+
+type Member<'a> = (Cow<'a, str>, &'a str);
+
+/// The members of an object.
+struct Object<'a> {
+    text: &'a str,
+    members: SmallVec<[Member<'a>; 24]>,
+}
+
+impl<'a> Object<'a> {
+    fn of(text: &'a str) -> Result<Object<'a>, Nothing> {
+        let mut members = SmallVec::new();
+        let layout = json::scan_object(text, |key, value| members.push((json::unescape(key), value)));
+        match layout {
+            Ok(layout) if text.get(layout.end..).is_some_and(|rest| rest.trim_ascii().is_empty()) => {
+                Ok(Object { text, members })
+            }
+            _ => Err(Nothing::Damaged),
+        }
+    }
+
+    /// The value's token, whatever it is.
+    fn has(&self, name: &str) -> Option<&'a str> {
+        self.members.iter().rev().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.has(name).filter(|value| !matches!(*value, "null" | "\"\""))
+    }
+
+    fn text(&self, names: &[&str]) -> Option<String> {
+        let found = names.iter().find_map(|name| json::scalar(self.get(name)?));
+        found.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    /// How many of the members that identify an event there are, and whether `Operation` or `CreationTime` is one.
+    fn identity(&self) -> (usize, bool) {
+        let has = |name| usize::from(self.get(name).is_some_and(|value| !matches!(value.as_bytes(), [b'{' | b'[', ..])));
+        let telling = has("Operation") + has("CreationTime");
+        (has("Id") + has("RecordType") + telling, telling > 0)
+    }
+}
+
+fn search(value: &Bytes, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
+    if around.depth > DEPTH_MAX {
+        return Err(Nothing::TooDeep);
+    }
+    let text = std::str::from_utf8(value).map_err(|_| Nothing::Damaged)?.trim_ascii();
+    match text.as_bytes().first() {
+        Some(b'{') => search_object(value, &Object::of(text)?, around, out),
+        Some(b'[') if json::is_valid(text) => search_array(value, text, around, out),
+        _ => Err(Nothing::Damaged),
+    }
+}
+
+/// An array: each element for itself.
+fn search_array(value: &Bytes, text: &str, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
+    let mut result = Err(Nothing::NoEvent);
+    let mut unread = Vec::new();
+    let deeper = Around { depth: around.depth + 1, ..around.clone() };
+    json::elements(text, |element| {
+        let element = value.slice_ref(element.as_bytes());
+        match search(&element, &deeper, out) {
+            Ok(()) => result = Ok(()),
+            Err(why) => unread.push((out.len(), Unread { bytes: element, why: why.in_words(), outer: Outer::default() })),
+        }
+    });
+    // Nothing at all: the array as a whole is reported.
+    if result.is_ok() || around.depth == 0 && !unread.is_empty() {
+        for (at, unread) in unread.into_iter().rev() {
+            out.insert(at, Inside::Unread(unread));
+        }
+        return Ok(());
+    }
+    result
+}
+
+fn search_object(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
+    if let Some(carrier) = Carrier::of(object) {
+        return carried(value, object, carrier, around, out);
+    }
+    if let Some(tables) = object.get("tables").filter(|tables| json::get(first_element(tables), "columns").is_some()) {
+        return search_tables(tables, around, out);
+    }
+    if object.has("OfficeWorkload").is_some() || object.text(&["Type"]).as_deref() == Some("OfficeActivity") {
+        let outer = outer_of(object, around);
+        let form = around.form.unwrap_or(Form::OfficeActivity);
+        push_event(value, object, form, Dialect::OfficeActivity, outer, out);
+        return Ok(());
+    }
+    let (identity, is_telling) = object.identity();
+    let is_event = identity >= 2 && is_telling;
+    if !is_event && search_members(value, object, around, out) {
+        return Ok(());
+    }
+    // Alone, or where an event is due, one of them is enough.
+    let is_alone = around.depth == 0 || around.is_carried;
+    if is_event || is_alone && (is_telling || object.get("Id").is_some()) {
+        let dialect = around.dialect.unwrap_or_else(|| dialect_of(object.text.as_bytes()));
+        push_event(value, object, around.form.unwrap_or(Form::Feed), dialect, around.outer.clone(), out);
+        return Ok(());
+    }
+    Err(Nothing::NoEvent)
+}
+
+fn push_event(value: &Bytes, object: &Object<'_>, form: Form, dialect: Dialect, outer: Outer, out: &mut Vec<Inside>) {
+    let event = value.slice_ref(object.text.as_bytes());
+    out.push(Inside::Event(Found { event, form, dialect, outer }));
+}
+
+/// A member that holds an event.
+struct Carrier<'a> {
+    /// What it is in.
+    form: Form,
+    /// Its name, for people.
+    name: &'static str,
+    /// Its value; `None` where the wrapper is there and the event is not.
+    content: Option<&'a str>,
+    dialect: Option<Dialect>,
+}
+
+impl<'a> Carrier<'a> {
+    fn of(object: &Object<'a>) -> Option<Carrier<'a>> {
+        let carrier = |form, name, content| Carrier { form, name, content, dialect: None };
+        let has = |name: &str| object.has(name).is_some();
+        if object.text(&["source"]).as_deref() == Some("m365") && has("event_type") && has("severity") {
+            return Some(carrier(Form::Native, "raw", object.get("raw")));
+        }
+        if has("AuditData") {
+            let of_graph = has("auditLogRecordType") || has("createdDateTime");
+            let (form, dialect) =
+                if of_graph { (Form::Graph, Some(Dialect::Graph)) } else { (Form::UnifiedAuditLog, None) };
+            return Some(Carrier { dialect, ..carrier(form, "AuditData", object.get("AuditData")) });
+        }
+        if has("RawEventData") {
+            return Some(carrier(Form::Defender, "RawEventData", object.get("RawEventData")));
+        }
+        if let Some(source) = object.get("_source").filter(|source| source.starts_with('{')) {
+            return Some(carrier(Form::Elastic, "_source", Some(source)));
+        }
+        let event = object.get("event").filter(|event| event.starts_with('{'));
+        let original = object.get("event.original").or_else(|| json::get(event?, "original"));
+        let of_ours = object.get("m365").is_some_and(|m365| json::get(m365, "audit").is_some());
+        if original.is_some() || of_ours && has("ecs") {
+            let form = if of_ours { Form::Ecs } else { Form::Elastic };
+            return Some(carrier(form, "event.original", original));
+        }
+        if has("raw_data") || has("class_uid") && has("category_uid") {
+            return Some(carrier(Form::Ocsf, "raw_data", object.get("raw_data")));
+        }
+        if has("_raw") {
+            return Some(carrier(Form::Splunk, "_raw", object.get("_raw")));
+        }
+        None
+    }
+
+    /// What a wrapper of this form is called where its event is missing.
+    fn wrapper(&self) -> &'static str {
+        match self.form {
+            Form::Native => "a native record",
+            Form::Ecs => "an ECS record",
+            Form::Ocsf => "an OCSF record",
+            Form::Graph => "a record of Graph",
+            Form::UnifiedAuditLog => "an object of Search-UnifiedAuditLog",
+            Form::Defender => "a row of Defender",
+            Form::Splunk => "a result of Splunk",
+            _ => "a wrapper",
+        }
+    }
+}
+
+fn carried(
+    value: &Bytes,
+    object: &Object<'_>,
+    carrier: Carrier<'_>,
+    around: &Around,
+    out: &mut Vec<Inside>,
+) -> Result<(), Nothing> {
+    let outer = outer_of(object, around);
+    let inner = Around {
+        form: around.form.filter(|form| *form != Form::LogLine).or(Some(carrier.form)),
+        dialect: carrier.dialect.or(around.dialect),
+        outer,
+        depth: around.depth + 1,
+        is_carried: carrier.form != Form::Elastic || carrier.name != "_source",
+    };
+    let result = match carrier.content {
+        None => Err(notice_of(object).unwrap_or(Nothing::Empty(carrier.wrapper(), carrier.name))),
+        Some(content) => search_content(value, content, &inner, out),
+    };
+    let why = match result {
+        Ok(()) => return Ok(()),
+        Err(why @ (Nothing::Empty(..) | Nothing::Notice(_) | Nothing::TooDeep)) => why,
+        Err(_) => Nothing::DamagedIn(carrier.name),
+    };
+    // Reported here, where it is known what stood beside it.
+    let bytes = value.slice_ref(object.text.as_bytes());
+    out.push(Inside::Unread(Unread { bytes, why: why.in_words(), outer: inner.outer }));
+    Ok(())
+}
+
+/// A record of ours that is about no event: a gap, bytes that could not be read.
+fn notice_of(object: &Object<'_>) -> Option<Nothing> {
+    let event = object.get("event").filter(|event| event.starts_with('{'));
+    let kind = object
+        .text(&["event_type"])
+        .or_else(|| Some(json::scalar(json::get(event?, "action")?)?.into_owned()))
+        .or_else(|| Some(json::scalar(json::get(object.get("metadata")?, "event_code")?)?.into_owned()))?;
+    kind.starts_with("m365_audit.").then_some(Nothing::Notice(kind))
+}
+
+/// The value of a member: a container, or a text with one in it.
+fn search_content(value: &Bytes, token: &str, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
+    match token.as_bytes().first() {
+        Some(b'{' | b'[') => search(&value.slice_ref(token.as_bytes()), around, out),
+        Some(b'"') => {
+            let text = json::scalar(token).unwrap_or_default();
+            let text = text.trim_ascii();
+            if text.starts_with("@{") && around.is_carried {
+                let form = around.form.unwrap_or(Form::UnifiedAuditLog);
+                let event = Bytes::copy_from_slice(text.as_bytes());
+                let outer = around.outer.clone();
+                out.push(Inside::Event(Found { event, form, dialect: Dialect::PowerShell, outer }));
+                return Ok(());
+            }
+            let begins = text.starts_with(['{', '[']);
+            let at = if begins { 0 } else { prefix::length(text.as_bytes()).ok_or(Nothing::NoEvent)? };
+            search(&Bytes::copy_from_slice(text.as_bytes().get(at..).unwrap_or_default()), around, out)
+        }
+        _ => Err(Nothing::NoEvent),
+    }
+}
+
+/// Any member may hold events: what wraps them is not known by name. Whether some were found.
+fn search_members(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut Vec<Inside>) -> bool {
+    let is_splunk = object.has("result").is_some_and(|result| json::get(result, "_raw").is_some());
+    let form = around.form.unwrap_or(match is_splunk {
+        true => Form::Splunk,
+        false if object.has("log").is_some() => Form::LogLine,
+        false => Form::Wrapped,
+    });
+    let inner = Around { form: Some(form), depth: around.depth + 1, is_carried: false, ..around.clone() };
+    let before = out.len();
+    for (_, token) in &object.members {
+        if token.len() >= EVENT_BYTES_MIN {
+            // Nothing found there is nothing to report: it may be elsewhere.
+            let _ = search_content(value, token, &inner, out);
+        }
+    }
+    // Named wrappers inside keep their name.
+    for found in out.iter_mut().skip(before) {
+        if let Inside::Event(found) = found
+            && found.form == Form::Feed
+        {
+            found.form = form;
+        }
+    }
+    out.len() > before
+}
+
+/// No event is shorter.
+const EVENT_BYTES_MIN: usize = 20;
+
+/// An answer of the Log Analytics API: names of columns, then rows of values.
+fn search_tables(tables: &str, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
+    let before = out.len();
+    json::elements(tables, |table| {
+        let mut names = Vec::new();
+        json::elements(json::get(table, "columns").unwrap_or_default(), |column| {
+            names.push(json::get(column, "name").unwrap_or("\"\""));
+        });
+        json::elements(json::get(table, "rows").unwrap_or_default(), |row| {
+            let mut text = String::with_capacity(row.len() * 2);
+            let mut names = names.iter();
+            json::elements(row, |cell| {
+                if let Some(name) = names.next() {
+                    text.push(if text.is_empty() { '{' } else { ',' });
+                    text.push_str(name);
+                    text.push(':');
+                    text.push_str(cell);
+                }
+            });
+            text.push('}');
+            let object = Bytes::from(text);
+            let deeper = Around { depth: around.depth + 1, ..around.clone() };
+            if let Err(why) = search(&object, &deeper, out) {
+                out.push(Inside::Unread(Unread { bytes: object, why: why.in_words(), outer: Outer::default() }));
+            }
+        });
+    });
+    if out.len() > before { Ok(()) } else { Err(Nothing::Empty("a table", "rows")) }
+}
+
+fn first_element(token: &str) -> &str {
+    let mut first = None;
+    json::elements(token, |element| {
+        first.get_or_insert(element);
+    });
+    first.unwrap_or_default()
+}
+
+/// What a wrapper says of its event; what one further out said stands where it says nothing.
+fn outer_of(object: &Object<'_>, around: &Around) -> Outer {
+    let said = |names: &[&str], else_said: &Option<String>| object.text(names).or_else(|| else_said.clone());
+    Outer {
+        id: said(super::outer::IDS, &around.outer.id),
+        time: said(super::outer::TIMES, &around.outer.time),
+        operation: said(super::outer::OPERATIONS, &around.outer.operation),
+        user: said(super::outer::USERS, &around.outer.user),
+        record_type: said(super::outer::RECORD_TYPES, &around.outer.record_type),
+        workload: said(super::outer::WORKLOADS, &around.outer.workload),
+    }
+}

@@ -1,0 +1,350 @@
+//! JSON values anywhere in a text: on lines, pretty-printed, in arrays, in pages, behind headers of lines.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use memchr::memchr;
+
+use super::page::{self, Head, Open, Tail};
+use super::place::Place;
+use super::prefix::{self, runtime_line};
+use super::rows::ROW_BYTES_MAX;
+use super::units::{Lines, Unit};
+use crate::normalise::split::{Piece, Splitter};
+use crate::normalise::{Members, json};
+
+/// Longest value, and longest line with a header, in bytes. Events are kilobytes, a few are megabytes.
+const VALUE_BYTES_MAX: usize = ROW_BYTES_MAX;
+
+/// Cuts values out of a text that arrives in chunks.
+pub(super) struct Values {
+    splitter: Splitter,
+    /// Where in the text what the splitter counts from 0 on begins.
+    base: u64,
+    /// Whether the splitter has seen anything.
+    is_used: bool,
+    /// The page whose list is being read: how many objects are open around it.
+    page: Option<usize>,
+    /// What follows the list of a page, as far as it is known.
+    tail: Vec<u8>,
+    in_tail: bool,
+    /// The beginning of an object of which more must be known.
+    stash: Bytes,
+    /// The beginning of a line that may have a header.
+    held: Vec<u8>,
+    at_line_start: bool,
+    /// How much of the text was handed on.
+    at: u64,
+    /// Lines of container runtimes that go on, by stream.
+    partial: BTreeMap<Vec<u8>, Partial>,
+    ended: bool,
+}
+
+/// The beginning of a line that a container runtime wrote in parts.
+struct Partial {
+    place: Place,
+    text: Vec<u8>,
+    /// The parts as they stood.
+    original: Vec<u8>,
+}
+
+impl Default for Values {
+    fn default() -> Values {
+        Values {
+            splitter: Splitter::of_stream(VALUE_BYTES_MAX),
+            base: 0,
+            is_used: false,
+            page: None,
+            tail: Vec::new(),
+            in_tail: false,
+            stash: Bytes::new(),
+            held: Vec::new(),
+            at_line_start: true,
+            at: 0,
+            partial: BTreeMap::new(),
+            ended: false,
+        }
+    }
+}
+
+/// Where units go.
+struct Out<'a> {
+    lines: &'a mut Lines,
+    file: &'a Arc<str>,
+    units: &'a mut Vec<Unit>,
+}
+
+impl Out<'_> {
+    fn place(&mut self, offset: u64) -> Place {
+        self.lines.place(offset, self.file)
+    }
+
+    fn damage(&mut self, bytes: Bytes, offset: u64) {
+        if !bytes.is_empty() {
+            let place = self.place(offset);
+            self.units.push(Unit::Damage { bytes, place, why: NOT_AN_EVENT });
+        }
+    }
+}
+
+const NOT_AN_EVENT: &str = "not one JSON object in UTF-8";
+
+impl Values {
+    pub(super) fn push(&mut self, chunk: Bytes, lines: &mut Lines, file: &Arc<str>, units: &mut Vec<Unit>) {
+        let mut out = Out { lines, file, units };
+        self.take(chunk, &mut out);
+    }
+
+    pub(super) fn finish(&mut self, lines: &mut Lines, file: &Arc<str>, units: &mut Vec<Unit>) {
+        let mut out = Out { lines, file, units };
+        self.ended = true;
+        self.take(Bytes::new(), &mut out);
+        self.end_run(&mut out);
+        for (_, partial) in std::mem::take(&mut self.partial) {
+            joined(partial, &mut out);
+        }
+    }
+
+    /// Looks at each line for a header, and hands on what has none.
+    fn take(&mut self, chunk: Bytes, out: &mut Out<'_>) {
+        let data = if self.held.is_empty() {
+            chunk
+        } else {
+            let mut held = std::mem::take(&mut self.held);
+            held.extend_from_slice(&chunk);
+            self.at_line_start = true;
+            Bytes::from(held)
+        };
+        let mut run = 0;
+        let mut line = 0;
+        while line < data.len() {
+            let rest = data.get(line..).unwrap_or_default();
+            let length = memchr(b'\n', rest);
+            if self.at_line_start && may_have_header(rest) {
+                match length {
+                    None if !self.ended && rest.len() < VALUE_BYTES_MAX => {
+                        self.hand_on(data.slice(run..line), out);
+                        self.held = rest.to_vec();
+                        return;
+                    }
+                    _ => {
+                        let end = line + length.unwrap_or(rest.len());
+                        let before = data.slice(run..line);
+                        if self.line_with_header(&data.slice(line..end), before, out) {
+                            run = (end + 1).min(data.len());
+                            self.at += (run - line) as u64;
+                        }
+                    }
+                }
+            }
+            self.at_line_start = length.is_some();
+            line += length.map_or(rest.len(), |length| length + 1);
+        }
+        self.hand_on(data.slice(run..), out);
+    }
+
+    /// Takes a line that has a header; false where it has none.
+    fn line_with_header(&mut self, line: &Bytes, before: Bytes, out: &mut Out<'_>) -> bool {
+        let runtime = runtime_line(line.strip_suffix(b"\r").unwrap_or(line));
+        let header = if runtime.is_none() { prefix::length(line) } else { None };
+        if runtime.is_none() && header.is_none() {
+            return false;
+        }
+        self.hand_on(before, out);
+        self.end_run(out);
+        let place = out.place(self.at);
+        if let Some(at) = header {
+            let bytes = line.slice(at..);
+            out.units.push(Unit::Value { bytes, place, is_prefixed: true });
+        } else if let Some(found) = runtime {
+            self.part(found.stream, found.text, found.is_partial, (place, line), out);
+        }
+        true
+    }
+
+    /// A part of a line, or all of it, as a container runtime wrote it.
+    fn part(&mut self, stream: &[u8], text: &[u8], goes_on: bool, whole: (Place, &[u8]), out: &mut Out<'_>) {
+        let (place, original) = whole;
+        let mut partial = self.partial.remove(stream).unwrap_or(Partial { place, text: Vec::new(), original: Vec::new() });
+        partial.text.extend_from_slice(text);
+        if !partial.original.is_empty() {
+            partial.original.push(b'\n');
+        }
+        partial.original.extend_from_slice(original);
+        if goes_on && partial.text.len() < VALUE_BYTES_MAX {
+            self.partial.insert(stream.to_vec(), partial);
+        } else {
+            joined(partial, out);
+        }
+    }
+
+    /// Nothing that follows belongs to what was handed on.
+    fn end_run(&mut self, out: &mut Out<'_>) {
+        if !self.is_used {
+            self.base = self.at;
+            return;
+        }
+        let ended = std::mem::replace(&mut self.ended, true);
+        let stash = std::mem::take(&mut self.stash);
+        self.base = self.base.wrapping_sub(stash.len() as u64);
+        self.splitter.push(stash);
+        self.drain(out);
+        if self.in_tail {
+            self.end_tail(out);
+            self.drain(out);
+        }
+        self.splitter.finish();
+        self.drain(out);
+        self.ended = ended;
+        self.restart(self.at);
+    }
+
+    /// What follows is read anew, from this offset on.
+    fn restart(&mut self, base: u64) {
+        self.splitter = Splitter::of_stream(VALUE_BYTES_MAX);
+        self.base = base;
+        self.page = None;
+        self.is_used = false;
+    }
+
+    fn hand_on(&mut self, run: Bytes, out: &mut Out<'_>) {
+        if run.is_empty() {
+            return;
+        }
+        if !self.is_used && !self.in_tail {
+            self.base = self.at;
+        }
+        self.at += run.len() as u64;
+        self.is_used = true;
+        if self.in_tail {
+            self.tail.extend_from_slice(&run);
+            self.end_tail(out);
+        } else {
+            let stash = std::mem::take(&mut self.stash);
+            self.base = self.base.wrapping_sub(stash.len() as u64);
+            // In one piece, for the head of a page is looked for in one.
+            self.splitter.push(if stash.is_empty() { run } else { [stash, run].concat().into() });
+        }
+        self.drain(out);
+    }
+
+    fn drain(&mut self, out: &mut Out<'_>) {
+        loop {
+            let mut head = Head::Other;
+            let ended = self.ended;
+            let piece = self.splitter.next_read(|rest| {
+                head = page::head(rest, ended);
+                match head {
+                    Head::Page(open) => Some(open.length),
+                    Head::More => Some(rest.len()),
+                    Head::Other => None,
+                }
+            });
+            match (piece, head) {
+                (Some(Piece::Element { bytes, read: true, .. }), Head::More) => {
+                    self.stash = bytes;
+                    return;
+                }
+                (Some(Piece::Element { offset, read: true, .. }), Head::Page(open)) => self.page_begins(offset, open),
+                (Some(Piece::Element { bytes, offset, .. }), _) => self.value(bytes, self.base.wrapping_add(offset), out),
+                (Some(Piece::Damaged { bytes, offset, .. }), _) => out.damage(bytes, self.base.wrapping_add(offset)),
+                (None, _) if self.page.is_some() && self.splitter.is_closed() => {
+                    self.in_tail = true;
+                    self.base = self.base.wrapping_add(self.splitter.offset());
+                    self.tail = self.splitter.take_rest().concat();
+                    self.splitter = Splitter::of_stream(VALUE_BYTES_MAX);
+                    if !self.end_tail(out) {
+                        return;
+                    }
+                }
+                (None, _) => return,
+            }
+        }
+    }
+
+    /// The list of a page begins behind its head, which began at `offset`.
+    fn page_begins(&mut self, offset: u64, open: Open) {
+        let rest = self.splitter.take_rest();
+        self.base = self.base.wrapping_add(offset).wrapping_add(open.length as u64);
+        self.splitter = Splitter::of_page(VALUE_BYTES_MAX);
+        self.page = Some(open.objects);
+        for chunk in rest {
+            self.splitter.push(chunk);
+        }
+    }
+
+    /// Reads what follows the list of a page; false where more must be known.
+    fn end_tail(&mut self, out: &mut Out<'_>) -> bool {
+        let length = match page::tail(&self.tail, self.page.unwrap_or_default(), self.ended) {
+            Tail::More => return false,
+            Tail::Whole(length) => length,
+            Tail::Broken(length) => {
+                let bytes = self.tail.get(..length).unwrap_or_default();
+                out.damage(Bytes::copy_from_slice(bytes), self.base);
+                length
+            }
+        };
+        let tail = Bytes::from(std::mem::take(&mut self.tail));
+        self.in_tail = false;
+        let base = self.base.wrapping_add(length as u64);
+        self.restart(base);
+        let rest = tail.slice(length.min(tail.len())..);
+        self.is_used = !rest.is_empty();
+        self.splitter.push(rest);
+        true
+    }
+
+    fn value(&mut self, bytes: Bytes, offset: u64, out: &mut Out<'_>) {
+        let place = out.place(offset);
+        // Docker keeps each line as an object, and one that is long as several.
+        if bytes.starts_with(b"{\"log\":\"")
+            && let Some((stream, text)) = docker_line(&bytes)
+            && (self.partial.contains_key(&stream) || !text.ends_with(b"\n"))
+        {
+            let goes_on = !text.ends_with(b"\n");
+            return self.part(&stream, &text, goes_on, (place, &bytes), out);
+        }
+        out.units.push(Unit::Value { bytes, place, is_prefixed: false });
+    }
+}
+
+/// Whether a line may begin with a header: one begins with a letter, a digit or `<`, and JSON on a line of its own with a
+/// bracket, a quote or white space.
+fn may_have_header(line: &[u8]) -> bool {
+    line.first().is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'<')
+}
+
+fn docker_line(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    json::get(text, "time")?;
+    let stream = json::scalar(json::get(text, "stream")?)?;
+    let log = json::scalar(json::get(text, "log")?)?;
+    Some((stream.as_bytes().to_vec(), log.as_bytes().to_vec()))
+}
+
+/// A line whose parts are all there.
+fn joined(partial: Partial, out: &mut Out<'_>) {
+    let Partial { place, text, original } = partial;
+    let text = text.trim_ascii();
+    let begin = if text.starts_with(b"{") { Some(0) } else { prefix::length(text) };
+    let object = begin.and_then(|begin| text.get(begin..));
+    match object.filter(|object| Members::default().read(object) == Some(object.len())) {
+        Some(object) => {
+            let bytes = Bytes::copy_from_slice(object);
+            out.units.push(Unit::Value { bytes, place, is_prefixed: true });
+        }
+        None => out.units.push(Unit::Damage { bytes: original.into(), place, why: NOT_AN_EVENT }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::normalise::NotAnEvent;
+
+    #[test]
+    fn the_reason_is_that_of_the_event() {
+        assert_eq!(NotAnEvent.to_string(), NOT_AN_EVENT);
+    }
+}
