@@ -1,8 +1,24 @@
 //! Brings an event back to the form in which the feed sends it.
+//!
+//! An export writes the same event in other words: PowerShell flattens objects and names numbers, Microsoft Graph adds
+//! the types of its own and a `Z`, Sentinel renames the members. What is brought back here is read by the same rules as
+//! an event of the feed, and has the same canonical key. What a form has cut is told of, never guessed.
+
+use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use super::office_activity;
 use super::outer::Outer;
+use super::powershell;
+use crate::normalise::json;
+use crate::normalise::{record_types, user_types};
+use times::{Writer, as_the_feed_writes};
+
+pub(crate) mod loss;
+pub(crate) mod times;
+
+pub use loss::{Loss, Unrestorable};
 
 /// How the inner object is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,28 +42,376 @@ pub struct Restored {
     pub losses: Vec<Loss>,
 }
 
-/// Something of an event that its form had cut and that cannot be read back.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{member}` is cut to `{text}`")]
-pub struct Loss {
-    /// The member, by its path.
-    pub member: String,
-    /// What is there instead.
-    pub text: String,
-}
-
-/// The event cannot be brought back to the feed's form.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{why}")]
-pub struct Unrestorable {
-    /// Why, in words.
-    pub why: String,
-}
-
-/// Brings an event back to the feed's form. An event that is in it already costs one look.
+/// Brings an event back to the feed's form. An event that is in it already costs one look. What makes an event itself
+/// and is not in it is taken from `outer`.
 ///
 /// # Errors
-/// The bytes are not one JSON object, or what makes an event is not there.
-pub fn restore(event: &Bytes, _outer: &Outer, _dialect: Dialect) -> Result<Restored, Unrestorable> {
-    Ok(Restored { event: event.clone(), losses: Vec::new() })
+/// The bytes are not one JSON object (for [`Dialect::PowerShell`] also `@{…}`), or nothing of what makes an event is
+/// there.
+pub fn restore(event: &Bytes, outer: &Outer, dialect: Dialect) -> Result<Restored, Unrestorable> {
+    let text = std::str::from_utf8(event).map_err(|_| unrestorable("is not UTF-8"))?.trim();
+    let mut losses = Vec::new();
+    let object = match dialect {
+        Dialect::PowerShell if text.starts_with("@{") => {
+            Cow::Owned(powershell::object(text, &mut losses).ok_or_else(|| unrestorable(CUT))?)
+        }
+        _ => Cow::Borrowed(text),
+    };
+    let mut members = Members::of(&object).ok_or_else(|| unrestorable("is not one JSON object"))?;
+    match dialect {
+        Dialect::Feed => {}
+        Dialect::Graph => without_graphs_own(&mut members, &mut losses),
+        // What was written as one text is read back already.
+        Dialect::PowerShell if matches!(object, Cow::Owned(_)) => {}
+        Dialect::PowerShell => read_back(&mut members, event, &mut losses),
+        Dialect::OfficeActivity => office_activity::rename(&mut members, &mut losses),
+    }
+    if dialect != Dialect::Feed {
+        numbers_for_names(&mut members);
+        plain_time(&mut members, outer, &mut losses);
+        lists_without_entries(&members, &mut losses);
+    }
+    members.complete(outer);
+    if ["Id", "Operation", "CreationTime"].iter().all(|name| members.get(name).is_none()) {
+        return Err(unrestorable("has no `Id`, `Operation` or `CreationTime`"));
+    }
+    let event = if members.changed || matches!(object, Cow::Owned(_)) { members.to_bytes() } else { event.clone() };
+    Ok(Restored { event, losses })
+}
+
+const CUT: &str = "is an object that PowerShell wrote as text, and is cut or can be read in two ways";
+
+fn unrestorable(why: &str) -> Unrestorable {
+    Unrestorable { why: format!("the event {why}") }
+}
+
+/// The top-level members of an event, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Members<'a> {
+    /// Keys without their quotes, still escaped, and the tokens of their values.
+    pub entries: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Whether they differ from the text they were read from.
+    pub changed: bool,
+}
+
+impl<'a> Members<'a> {
+    /// The members of an object; `None` when the text is not one valid JSON object and nothing else.
+    pub fn of(text: &'a str) -> Option<Members<'a>> {
+        let mut entries = Vec::with_capacity(48);
+        let layout =
+            json::scan_object(text, |key, value| entries.push((Cow::Borrowed(key), Cow::Borrowed(value)))).ok()?;
+        text.get(layout.end..)?.trim().is_empty().then_some(Members { entries, changed: false })
+    }
+
+    /// The token of a member, of repeated keys the last; `None` also for `null` and an empty text.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.entries.iter().rev().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| &**value).filter(|value| !matches!(*value, "null" | "\"\""))
+    }
+
+    /// The text of a member.
+    pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        json::scalar(self.get(name)?)
+    }
+
+    /// Gives a member another token, or adds it.
+    pub fn set(&mut self, name: &'static str, token: String) {
+        self.changed = true;
+        match self.entries.iter_mut().rev().find(|(key, _)| key.eq_ignore_ascii_case(name)) {
+            Some((_, value)) => *value = Cow::Owned(token),
+            None => self.entries.push((Cow::Borrowed(name), Cow::Owned(token))),
+        }
+    }
+
+    /// Gives a member a text, or adds it.
+    pub fn set_text(&mut self, name: &'static str, text: &str) {
+        self.set(name, token_of(text));
+    }
+
+    /// Adds from around the event what makes an event and is not in it.
+    fn complete(&mut self, outer: &Outer) {
+        let time = outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
+        for (name, text) in [
+            ("Id", &outer.id),
+            ("CreationTime", &time),
+            ("Operation", &outer.operation),
+            ("UserId", &outer.user),
+            ("Workload", &outer.workload),
+        ] {
+            if let Some(text) = text.as_deref().filter(|text| !text.trim().is_empty())
+                && self.get(name).is_none()
+            {
+                self.set_text(name, text);
+            }
+        }
+        if let Some(text) = outer.record_type.as_deref().filter(|text| !text.trim().is_empty())
+            && self.get("RecordType").is_none()
+        {
+            let token = token_of(text);
+            self.set("RecordType", record_types::of_token(&token).map_or(token, |number| number.to_string()));
+        }
+    }
+
+    fn to_bytes(&self) -> Bytes {
+        let length = self.entries.iter().map(|(key, value)| key.len() + value.len() + 4).sum::<usize>() + 2;
+        let mut out = Vec::with_capacity(length);
+        out.push(b'{');
+        for (index, (key, value)) in self.entries.iter().enumerate() {
+            out.extend_from_slice(if index > 0 { b",\"" } else { b"\"" });
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(b"\":");
+            out.extend_from_slice(value.as_bytes());
+        }
+        out.push(b'}');
+        Bytes::from(out)
+    }
+}
+
+/// A text as a JSON token.
+pub(crate) fn token_of(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len() + 2);
+    json::push_string(&mut out, text);
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// Names of numbers as their numbers: `-Formatted`, Graph and Sentinel write names.
+fn numbers_for_names(members: &mut Members<'_>) {
+    const LOGON_TYPES: [&[&str]; 3] = [&["Owner"], &["Admin"], &["Delegate", "Delegated"]];
+    let logon = |name: &str| LOGON_TYPES.iter().position(|names| names.iter().any(|n| n.eq_ignore_ascii_case(name)));
+    let number_of: [(&str, &dyn Fn(&str) -> Option<i64>); 3] = [
+        ("RecordType", &record_types::number),
+        ("UserType", &user_types::number),
+        ("LogonType", &|name: &str| i64::try_from(logon(name.trim())?).ok()),
+    ];
+    for (name, number_of) in number_of {
+        let text = members.get(name).filter(|token| json::is_string(token)).and_then(json::scalar);
+        if let Some(number) = text.and_then(|text| number_of(&text)) {
+            members.set(name, number.to_string());
+        }
+    }
+}
+
+/// `CreationTime` without the `Z` that the feed leaves away, and in the feed's form. One that can be read in two ways is
+/// read as the outer time where that can be read.
+fn plain_time(members: &mut Members<'_>, outer: &Outer, losses: &mut Vec<Loss>) {
+    let Some(text) = members.text("CreationTime").map(Cow::into_owned) else { return };
+    let is_the_feeds = text.len() >= 19 && text.as_bytes().get(10) == Some(&b'T') && !text.ends_with('Z');
+    if is_the_feeds && crate::normalise::time::parse(&text).is_some() {
+        return;
+    }
+    let outer = || outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
+    match as_the_feed_writes(&text, Writer::Region).or_else(outer) {
+        Some(plain) => members.set_text("CreationTime", &plain),
+        None => losses.push(Loss::at("CreationTime", &text)),
+    }
+}
+
+/// What PowerShell flattened, read back.
+fn read_back(members: &mut Members<'_>, event: &[u8], losses: &mut Vec<Loss>) {
+    if !powershell::may_be_flattened(event) {
+        return;
+    }
+    for (key, value) in &mut members.entries {
+        let name = json::unescape(key);
+        if let Some(read) = powershell::value(value, &name, losses) {
+            *value = Cow::Owned(read);
+            members.changed = true;
+        }
+    }
+}
+
+/// Lists of a flat row whose entries could not be put together are under the names of their columns.
+fn lists_without_entries(members: &Members<'_>, losses: &mut Vec<Loss>) {
+    for (key, value) in members.entries.iter().filter(|(key, _)| key.contains("{}.")) {
+        losses.push(Loss::at(json::unescape(key), &json::scalar(value).unwrap_or_default()));
+    }
+}
+
+/// How deep types of Graph's are looked for.
+const DEPTH_MAX: usize = 12;
+
+/// Takes away what Graph adds: `@odata.type` and its kin, at any depth. Its tools also put the members into a
+/// dictionary; in a table all of them are the name of a type.
+fn without_graphs_own(members: &mut Members<'_>, losses: &mut Vec<Loss>) {
+    if let Some(name) = members.text("AuditData").filter(|text| text.starts_with("Microsoft.")) {
+        losses.push(Loss::at("AuditData", &name));
+        members.entries.retain(|(key, _)| !key.eq_ignore_ascii_case("AuditData"));
+        members.changed = true;
+    }
+    for dictionary in ["AdditionalProperties", "dynamicProperties"] {
+        let inner = members.get(dictionary).filter(|token| token.starts_with('{')).map(str::to_owned);
+        let Some(inner) = inner.filter(|_| members.get("Id").is_none() && members.get("Operation").is_none()) else {
+            continue;
+        };
+        members.entries.retain(|(key, _)| !key.eq_ignore_ascii_case(dictionary));
+        json::members(&inner, |key, value| {
+            members.entries.push((Cow::Owned(escaped(&key)), Cow::Owned(value.to_owned())));
+        });
+        members.changed = true;
+    }
+    let before = members.entries.len();
+    members.entries.retain(|(key, _)| !is_graphs(key));
+    members.changed |= members.entries.len() < before;
+    for (_, value) in &mut members.entries {
+        if let Some(clean) = clean(value, DEPTH_MAX) {
+            *value = Cow::Owned(clean);
+            members.changed = true;
+        }
+    }
+}
+
+fn is_graphs(key: &str) -> bool {
+    key.contains("@odata.")
+}
+
+fn escaped(key: &str) -> String {
+    let mut out = Vec::with_capacity(key.len());
+    json::push_escaped(&mut out, key);
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// A token without Graph's members; `None` when it has none.
+fn clean(token: &str, depth: usize) -> Option<String> {
+    if depth == 0 || !is_graphs(token) {
+        return None;
+    }
+    let mut parts = Vec::new();
+    let closing = match token.as_bytes().first() {
+        Some(b'{') => {
+            json::scan_object(token, |key, value| {
+                if !is_graphs(key) {
+                    let clean = clean(value, depth - 1);
+                    parts.push(format!("\"{key}\":{}", clean.as_deref().unwrap_or(value)));
+                }
+            })
+            .ok()?;
+            ('{', '}')
+        }
+        Some(b'[') => {
+            json::elements(token, |element| {
+                parts.push(clean(element, depth - 1).unwrap_or_else(|| element.to_owned()));
+            });
+            ('[', ']')
+        }
+        _ => return None,
+    };
+    Some(format!("{}{}{}", closing.0, parts.join(","), closing.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(event: &str, outer: &Outer, dialect: Dialect) -> Result<(String, Vec<String>), String> {
+        let restored = restore(&Bytes::copy_from_slice(event.as_bytes()), outer, dialect);
+        let Restored { event, losses } = restored.map_err(|error| error.to_string())?;
+        let event = String::from_utf8(event.to_vec()).unwrap();
+        assert!(json::is_valid(&event), "{event}");
+        Ok((event, losses.into_iter().map(|loss| loss.member).collect()))
+    }
+
+    fn outer() -> Outer {
+        let some = |text: &str| Some(text.to_owned());
+        Outer {
+            id: some("r1"),
+            time: some("2026-03-02T10:15:00Z"),
+            operation: some("Set-Mailbox"),
+            user: some("alex@contoso.example"),
+            record_type: some("ExchangeAdmin"),
+            workload: None,
+        }
+    }
+
+    #[test]
+    fn an_event_in_the_feeds_form_is_left_alone() {
+        let event = Bytes::from_static(
+            br#" {"Id":"a", "RecordType": 1,"CreationTime":"2026-03-02T10:15:00Z","Operation":"o","UserId":"u"} "#,
+        );
+        for dialect in [Dialect::Feed, Dialect::PowerShell, Dialect::Graph] {
+            let event = if dialect == Dialect::Feed {
+                event.clone()
+            } else {
+                Bytes::from_static(
+                    br#"{"Id":"a", "RecordType": 1,"CreationTime":"2026-03-02T10:15:00","Operation":"o","UserId":"u"}"#,
+                )
+            };
+            let restored = restore(&event, &outer(), dialect).unwrap();
+            assert_eq!((restored.event.as_ptr(), restored.event.len()), (event.as_ptr(), event.len()), "{dialect:?}");
+            assert!(restored.losses.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_makes_an_event_is_taken_from_around_it_where_it_is_missing() {
+        assert_eq!(
+            read(r#"{"Operation":"o","UserId":""}"#, &outer(), Dialect::Feed),
+            Ok((r#"{"Operation":"o","UserId":"alex@contoso.example","Id":"r1","CreationTime":"2026-03-02T10:15:00","RecordType":1}"#.into(), vec![]))
+        );
+        for nothing in ["{}", r#"{"a":1}"#] {
+            assert!(read(nothing, &Outer::default(), Dialect::Feed).is_err());
+        }
+        for bad in ["", "[]", "{} {}", "{", "@{Id=a}"] {
+            assert!(read(bad, &outer(), Dialect::Feed).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_powershell_wrote_is_the_feeds_again() {
+        for (event, expected) in [
+            (
+                r#"{"Id":"a","RecordType":"Quarantine","UserType":"DcAdmin","LogonType":"Delegate","CreationTime":"\/Date(1772446500000)\/"}"#,
+                r#"{"Id":"a","RecordType":65,"UserType":3,"LogonType":2,"CreationTime":"2026-03-02T10:15:00"}"#,
+            ),
+            (
+                r#"{"Id":"a","CreationTime":{"value":"\/Date(1772446500000)\/","DisplayHint":2,"DateTime":"Monday"},"Parameters":["@{Name=ForwardTo; Value=e@outside.example}"]}"#,
+                r#"{"Id":"a","CreationTime":"2026-03-02T10:15:00","Parameters":[{"Name":"ForwardTo","Value":"e@outside.example"}]}"#,
+            ),
+            (
+                "@{CreationTime=03/02/2026 10:15:00; Id=a; Operation=Set-Mailbox; RecordType=1; UserAgent=Mozilla/5.0 (Windows NT 10.0; Win64; x64)}",
+                r#"{"CreationTime":"2026-03-02T10:15:00","Id":"a","Operation":"Set-Mailbox","RecordType":1,"UserAgent":"Mozilla/5.0 (Windows NT 10.0; Win64; x64)"}"#,
+            ),
+        ] {
+            assert_eq!(read(event, &Outer::default(), Dialect::PowerShell), Ok((expected.into(), vec![])));
+        }
+        assert_eq!(
+            read("@{Id=a; Operation=o; Parameters=System.Object[]}", &Outer::default(), Dialect::PowerShell),
+            Ok((r#"{"Id":"a","Operation":"o","Parameters":"System.Object[]"}"#.into(), vec!["Parameters".into()]))
+        );
+        assert!(read("@{Id=a; Operation=o; Param", &Outer::default(), Dialect::PowerShell).is_err());
+    }
+
+    #[test]
+    fn a_time_that_can_be_read_in_two_ways_is_read_as_the_outer_one() {
+        let event = r#"{"Id":"a","Operation":"o","CreationTime":"02/03/2026 10:15:00"}"#;
+        let plain = r#"{"Id":"a","Operation":"o","CreationTime":"2026-03-02T10:15:00"}"#;
+        let with = Outer { time: Some("2026-03-02T10:15:00Z".into()), ..Outer::default() };
+        assert_eq!(read(event, &with, Dialect::PowerShell), Ok((plain.into(), vec![])));
+        let without = Outer { time: Some("02/03/2026 10:15:00".into()), ..Outer::default() };
+        assert_eq!(read(event, &without, Dialect::PowerShell), Ok((event.into(), vec!["CreationTime".into()])));
+    }
+
+    #[test]
+    fn what_graph_added_is_taken_out() {
+        assert_eq!(
+            read(
+                r##"{"@odata.type":"#microsoft.graph.security.auditData","Id":"a","CreationTime":"2026-03-02T10:15:00Z","Parameters@odata.type":"#Collection(x)","Parameters":[{"@odata.type":"#x","Name":"ForwardTo","Value":"mailto:@odata.x"}],"Item":{"ParentFolder":{"@odata.type":"y","Path":"p"}}}"##,
+                &Outer::default(),
+                Dialect::Graph
+            ),
+            Ok((
+                r#"{"Id":"a","CreationTime":"2026-03-02T10:15:00","Parameters":[{"Name":"ForwardTo","Value":"mailto:@odata.x"}],"Item":{"ParentFolder":{"Path":"p"}}}"#.into(),
+                vec![]
+            ))
+        );
+        assert_eq!(
+            read(
+                r##"{"@odata.type":"#x","AdditionalProperties":{"Id":"a","Operation":"o","CreationTime":"2026-03-02T10:15:00Z"}}"##,
+                &Outer::default(),
+                Dialect::Graph
+            ),
+            Ok((r#"{"Id":"a","Operation":"o","CreationTime":"2026-03-02T10:15:00"}"#.into(), vec![]))
+        );
+        let deep = format!(r#"{{"Id":"a","x":{}"@odata.type"{}}}"#, "[".repeat(50_000), "]".repeat(50_000));
+        assert!(read(&deep, &Outer::default(), Dialect::Graph).is_ok());
+    }
 }

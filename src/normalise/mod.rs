@@ -46,7 +46,7 @@ pub(crate) use event::is_like_an_event;
 pub use json::unescape;
 pub use kind::{Describe, EventKind, Kind};
 pub use mask::{MASKED, Mask, NotAPointer};
-pub use own::{BAD_BLOB, BadBody, BadBytes, GAP, GapNotice, Withheld};
+pub use own::{BAD_BLOB, BadBody, BadBytes, FoundIn, GAP, GapNotice, Withheld};
 
 use crate::config::{Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
