@@ -58,6 +58,18 @@ const SHAPES: &[(&str, Shape)] = &[
     ),
 ];
 
+/// Members that hold what people write: `@{` in one is theirs.
+#[rustfmt::skip]
+const TEXTS: &[&str] = &[
+    "Subject", "Name", "ObjectId", "UserId", "UserAgent", "ClientInfoString", "SourceFileName", "SourceRelativeUrl",
+    "DestinationFileName", "ListTitle", "ItemName", "FileName", "SearchQueryText", "QueryText", "Comments", "Title",
+    "Message", "TeamName", "ChannelName", "GroupName", "ChatName", "FormName", "ReportName", "DatasetName",
+];
+
+fn is_text(member: &str) -> bool {
+    TEXTS.iter().any(|known| known.eq_ignore_ascii_case(member))
+}
+
 fn shape_of(member: &str) -> Shape {
     SHAPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(member)).map_or(Shape::Any, |(_, shape)| *shape)
 }
@@ -106,7 +118,7 @@ impl Reader<'_> {
         let read = match token.as_bytes().first() {
             Some(b'"') => self.text(&json::scalar(token)?, member, path),
             Some(b'[') => self.list(token, member, path),
-            Some(b'{') => self.wrapped(token, member, path).or_else(|| self.members(token, path)),
+            Some(b'{') => self.wrapped(token, member, path).or_else(|| self.members(token, member, path)),
             _ => None,
         };
         self.depth -= 1;
@@ -120,7 +132,7 @@ impl Reader<'_> {
             self.losses.push(Loss::at(path, trimmed));
             return None;
         }
-        if !trimmed.starts_with("@{") {
+        if !trimmed.starts_with("@{") || is_text(member) {
             return trimmed
                 .starts_with("/Date(")
                 .then(|| as_the_feed_writes(trimmed, Writer::Region))
@@ -148,6 +160,15 @@ impl Reader<'_> {
             Shape::Keys(_) | Shape::Any if read.len() == 1 => read.pop(),
             _ => Some(format!("[{}]", read.join(","))),
         }
+    }
+
+    /// Tells of a text that is the name of a type; changes nothing.
+    fn cut(&mut self, token: &str, path: &str) -> Option<String> {
+        let text = json::scalar(token)?;
+        if is_type_name(&text) {
+            self.losses.push(Loss::at(path, text.trim()));
+        }
+        None
     }
 
     fn list(&mut self, token: &str, member: &str, path: &str) -> Option<String> {
@@ -188,14 +209,16 @@ impl Reader<'_> {
         is_list.then(|| self.list(value, member, path).unwrap_or_else(|| value.to_owned()))
     }
 
-    fn members(&mut self, token: &str, path: &str) -> Option<String> {
+    fn members(&mut self, token: &str, member: &str, path: &str) -> Option<String> {
         let mut members = Vec::new();
         json::scan_object(token, |key, value| members.push((key, value))).ok()?;
         let (mut read, mut changed) = (Vec::new(), false);
         for (key, value) in members {
             let name = json::unescape(key);
             let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
-            let restored = self.value(value, &name, &path);
+            // An entry of such a list has texts alone, and what they begin with is its own.
+            let is_plain = matches!(shape_of(member), Shape::Named(_)) && json::is_string(value);
+            let restored = if is_plain { self.cut(value, &path) } else { self.value(value, &name, &path) };
             changed |= restored.is_some();
             read.push(format!("\"{key}\":{}", restored.as_deref().unwrap_or(value)));
         }
@@ -461,9 +484,19 @@ mod tests {
             r#"{"value":"a","Count":2}"#,
             r#"[["@"]]"#,
         ] {
-            let (read, losses) = read("Subject", token);
-            assert!(read.is_none(), "{token}: {read:?}");
-            assert_eq!(losses.is_empty(), !token.contains("@{"), "{token}");
+            assert_eq!(read("Parameters", token), (None, Vec::new()), "{token}");
+        }
+    }
+
+    #[test]
+    fn what_people_wrote_is_theirs() {
+        for text in ["@{x", "@{a=b}", "@{a=b; a=c}"] {
+            let mut token = Vec::new();
+            json::push_string(&mut token, text);
+            let token = String::from_utf8(token).unwrap();
+            assert_eq!(read("Subject", &token), (None, Vec::new()), "{text}");
+            let item = format!(r#"{{"Subject":{token}}}"#);
+            assert_eq!(read("Item", &item), (None, Vec::new()), "{text}");
         }
     }
 

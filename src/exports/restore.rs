@@ -12,7 +12,7 @@ use super::office_activity;
 use super::outer::Outer;
 use super::powershell;
 use crate::normalise::json;
-use crate::normalise::{record_types, user_types};
+use crate::normalise::{record_types, time, user_types};
 use times::{Writer, as_the_feed_writes};
 
 pub(crate) mod loss;
@@ -68,9 +68,9 @@ pub fn restore(event: &Bytes, outer: &Outer, dialect: Dialect) -> Result<Restore
     }
     if dialect != Dialect::Feed {
         numbers_for_names(&mut members);
-        plain_time(&mut members, outer, &mut losses);
         lists_without_entries(&members, &mut losses);
     }
+    plain_time(&mut members, outer, dialect, &mut losses);
     members.complete(outer);
     if ["Id", "Operation", "CreationTime"].iter().all(|name| members.get(name).is_none()) {
         return Err(unrestorable("has no `Id`, `Operation` or `CreationTime`"));
@@ -191,17 +191,24 @@ fn numbers_for_names(members: &mut Members<'_>) {
     }
 }
 
-/// `CreationTime` without the `Z` that the feed leaves away, and in the feed's form. One that can be read in two ways is
-/// read as the outer time where that can be read.
-fn plain_time(members: &mut Members<'_>, outer: &Outer, losses: &mut Vec<Loss>) {
+/// `CreationTime` in the feed's form. One that can be read in two ways is read as the outer time where that can be read.
+/// What the feed itself may write, though it seldom does, is left alone in its own dialect.
+fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses: &mut Vec<Loss>) {
+    if let Some(wrapped) = members.get("CreationTime").filter(|token| token.starts_with('{')) {
+        match powershell::value(wrapped, "CreationTime", losses) {
+            Some(read) => members.set("CreationTime", read),
+            None => losses.push(Loss::at("CreationTime", wrapped)),
+        }
+    }
     let Some(text) = members.text("CreationTime").map(Cow::into_owned) else { return };
-    let is_the_feeds = text.len() >= 19 && text.as_bytes().get(10) == Some(&b'T') && !text.ends_with('Z');
-    if is_the_feeds && crate::normalise::time::parse(&text).is_some() {
+    let is_plain = text.as_bytes().get(10) == Some(&b'T') && !text.ends_with('Z');
+    if (is_plain || dialect == Dialect::Feed) && time::parse(&text).is_some() {
         return;
     }
     let outer = || outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
     match as_the_feed_writes(&text, Writer::Region).or_else(outer) {
         Some(plain) => members.set_text("CreationTime", &plain),
+        None if dialect == Dialect::Feed => {}
         None => losses.push(Loss::at("CreationTime", &text)),
     }
 }
@@ -378,6 +385,17 @@ mod tests {
             Ok((r#"{"Id":"a","Operation":"o","Parameters":"System.Object[]"}"#.into(), vec!["Parameters".into()]))
         );
         assert!(read("@{Id=a; Operation=o; Param", &Outer::default(), Dialect::PowerShell).is_err());
+    }
+
+    #[test]
+    fn a_time_that_only_powershell_writes_is_read_without_its_other_marks() {
+        for time in [r#""\/Date(1772446500000)\/""#, r#"{"value":"2026-03-02T10:15:00","DateTime":"Monday"}"#] {
+            let event = format!(r#"{{"Id":"a","Operation":"o","CreationTime":{time}}}"#);
+            let plain = r#"{"Id":"a","Operation":"o","CreationTime":"2026-03-02T10:15:00"}"#;
+            assert_eq!(read(&event, &Outer::default(), Dialect::Feed), Ok((plain.into(), vec![])), "{time}");
+        }
+        let odd = r#"{"Id":"a","Operation":"o","CreationTime":"yesterday"}"#;
+        assert_eq!(read(odd, &Outer::default(), Dialect::Feed), Ok((odd.into(), vec![])));
     }
 
     #[test]
