@@ -15,6 +15,8 @@ pub enum Exit {
     Done = 0,
     /// Wrong command line.
     Usage = 64,
+    /// Part of the input could not be read.
+    Data = 65,
     /// An input file cannot be opened.
     NoInput = 66,
     /// Microsoft could not be reached.
@@ -89,9 +91,10 @@ impl From<&MoveError> for Exit {
 impl Exit {
     /// The exit code of this number; a bug for a number that is none.
     pub fn of_number(number: u8) -> Exit {
-        const ALL: [Exit; 10] = [
+        const ALL: [Exit; 11] = [
             Exit::Done,
             Exit::Usage,
+            Exit::Data,
             Exit::NoInput,
             Exit::Network,
             Exit::Internal,

@@ -1,18 +1,18 @@
-//! `m365-audit explain`: what each event of a file is worth and why, for people.
+//! `m365-audit explain`: what each event of some files is worth and why, for people.
 //!
-//! Reads what `normalize` reads, by running it, and prints instead of records: the event in one line, its severity,
+//! Reads what `normalize` reads, and prints instead of records: the event in one line, where it was found, its severity,
 //! then each rule that matched with its reason, its conditions and where to read on.
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
-use std::sync::Arc;
 
-use super::normalize::{self, MeaningArgs, NormalizeArgs, NormalizeError};
-use crate::clock::Clock;
-use crate::config::{Format, OcsfVersion, RawForm};
+use super::normalize::{MeaningArgs, NormalizeError, ReadingArgs};
+use super::reading::{Ended, Messages, Tally};
+use crate::exports::input::{Input, Stop};
+use crate::exports::pipeline::{self, Item, Make, ReadEvent};
+use crate::exports::seen::Seen;
 use crate::model::plain;
-use crate::normalise::{BAD_BLOB, Event, Explanation, Mask, Normaliser, Settings};
+use crate::normalise::{Event, Explanation, Mask, Normaliser, Settings, canonical_key};
 use crate::severity::Assessment;
 use crate::severity::words::{about, condition};
 
@@ -25,27 +25,33 @@ pub struct ExplainArgs {
     /// How events are assessed and what is masked.
     #[command(flatten)]
     pub meaning: MeaningArgs,
-    /// Newline-delimited JSON, JSON arrays or a CSV export of Purview's audit search; `-` is standard input.
-    #[arg(default_value = "-", value_name = "FILE")]
-    pub file: PathBuf,
+    /// Which of the events, and from where.
+    #[command(flatten)]
+    pub reading: ReadingArgs,
 }
 
-/// Runs the command on the file it names, or on standard input, to standard output.
+/// Runs the command on the files it names, or on standard input, to standard output and standard error.
 ///
 /// # Errors
-/// Those of [`normalize::run`].
-pub fn run(args: &ExplainArgs, clock: &Arc<dyn Clock>) -> Result<(), NormalizeError> {
+/// The rules or the mask cannot be used, or standard output cannot be written.
+pub fn run(args: &ExplainArgs) -> Result<Tally, NormalizeError> {
     let out = BufWriter::new(io::stdout().lock());
-    let normalize_args = NormalizeArgs {
-        format: Format::Raw,
-        ocsf_version: OcsfVersion::default(),
-        raw: RawForm::default(),
-        drop_routine: false,
-        tenant_id: None,
-        internal_domains: args.internal_domains.clone(),
-        meaning: MeaningArgs { keep_detected_values: true, mask: Vec::new(), ..args.meaning.clone() },
-        file: args.file.clone(),
-    };
+    let tally = explain(args, args.reading.inputs(), out, io::stderr())?;
+    // Nobody may be reading standard error.
+    let _ = writeln!(io::stderr(), "{tally}");
+    Ok(tally)
+}
+
+/// Explains what `inputs` hold.
+///
+/// # Errors
+/// Those of [`run`]. That the reader of `out` is gone is none.
+pub fn explain(
+    args: &ExplainArgs,
+    inputs: Vec<Input<'_>>,
+    out: impl Write,
+    err: impl Write,
+) -> Result<Tally, NormalizeError> {
     let settings = Settings {
         internal_domains: args.internal_domains.clone(),
         rules: args.meaning.rules().map_err(NormalizeError::Rules)?,
@@ -56,67 +62,109 @@ pub fn run(args: &ExplainArgs, clock: &Arc<dyn Clock>) -> Result<(), NormalizeEr
     let refined = (!args.meaning.refine).then(|| MeaningArgs { refine: true, ..args.meaning.clone() }.rules());
     let refined = refined.transpose().map_err(NormalizeError::Rules)?;
     let refined = refined.map(|rules| Normaliser::new(Settings { rules, ..settings.clone() }));
-    let explain = Explainer { normaliser: Normaliser::new(settings), refined, out, line: Vec::new(), number: 0 };
-    if args.file.as_os_str() == "-" {
-        normalize::normalize(&normalize_args, io::stdin().lock(), explain, io::stderr(), clock.as_ref())?;
-    } else {
-        let open = |source| NormalizeError::Open { path: args.file.clone(), source };
-        let file = std::fs::File::open(&args.file).map_err(open)?;
-        normalize::normalize(&normalize_args, file, explain, io::stderr(), clock.as_ref())?;
+    let teller = Teller { normaliser: Normaliser::new(settings), refined, reading: &args.reading };
+    let mut told = Told { out, messages: Messages::new(err), seen: Seen::default(), number: 0, bad: None };
+    let mut failed = None;
+    let done = pipeline::read(inputs, &teller, &mut |item| {
+        told.take(item).map_err(|error| {
+            failed = Some(error);
+            Stop
+        })
+    });
+    match done.map_err(|Stop| failed).and_then(|()| told.end().and_then(|()| told.out.flush()).map_err(Some)) {
+        Err(Some(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(NormalizeError::Write(error)),
+        _ => Ok(told.messages.tally),
     }
-    Ok(())
 }
 
-/// How records of ours begin; no event of Microsoft's does.
-const BAD_RECORD_BEGINS: &str = r#"{"source":"m365","category":"other""#;
-
-/// Takes the lines that `normalize` writes, one event or `bad_blob` record each, and writes what it has to say.
-struct Explainer<O> {
+/// Says of one event what there is to say.
+struct Teller<'a> {
     normaliser: Normaliser,
     /// The same with refinements, where they are off.
     refined: Option<Normaliser>,
-    out: O,
-    line: Vec<u8>,
-    number: u64,
+    reading: &'a ReadingArgs,
 }
 
-impl<O: Write> Explainer<O> {
-    /// Whether the line is a record that `normalize` made of bytes which are no event.
-    fn is_bad(&self) -> bool {
-        let begins = self.line.get(..BAD_RECORD_BEGINS.len()) == Some(BAD_RECORD_BEGINS.as_bytes());
-        begins && memchr::memmem::find(&self.line, BAD_BLOB.as_bytes()).is_some()
-    }
+impl Make for Teller<'_> {
+    /// Whether it was asked for, and its key.
+    type Made = (bool, Option<[u8; 16]>);
 
-    fn told(&mut self) -> io::Result<()> {
-        self.number += 1;
-        let text = match Event::parse(&self.line) {
-            Ok(_) if self.is_bad() => format!("{}. bytes that are not an event\n\n", self.number),
-            Ok(event) => {
-                let refined = self.refined.as_ref().map(|refined| refined.explain(&event));
-                describe(self.number, &event, &self.normaliser.explain(&event), refined.as_ref())
-            }
-            Err(_) => format!("{}. not an event\n\n", self.number),
-        };
-        self.line.clear();
-        self.out.write_all(text.as_bytes())
-    }
-}
-
-impl<O: Write> Write for Explainer<O> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut rest = bytes;
-        while let Some(at) = memchr::memchr(b'\n', rest) {
-            let (line, after) = rest.split_at(at);
-            self.line.extend_from_slice(line);
-            self.told()?;
-            rest = after.get(1..).unwrap_or_default();
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Self::Made {
+        if !self.reading.admits(event.time()) {
+            return (false, None);
         }
-        self.line.extend_from_slice(rest);
-        Ok(bytes.len())
+        let refined = self.refined.as_ref().map(|refined| refined.explain(event));
+        let text = describe(read, event, &self.normaliser.explain(event), refined.as_ref());
+        out.extend_from_slice(text.as_bytes());
+        (true, self.reading.unique.then(|| canonical_key(event)).flatten().map(|key| *key.as_bytes()))
+    }
+}
+
+/// Numbers what is told and writes it in order.
+struct Told<O, E> {
+    out: O,
+    messages: Messages<E>,
+    seen: Seen,
+    number: u64,
+    /// Bytes that are no event, and where they end.
+    bad: Option<(Ended, Option<u64>)>,
+}
+
+impl<O: Write, E: Write> Told<O, E> {
+    fn take(&mut self, item: Item<'_, (bool, Option<[u8; 16]>)>) -> io::Result<()> {
+        match item {
+            Item::Event(read, (is_admitted, key), text) => {
+                self.end()?;
+                self.messages.event(read);
+                if !is_admitted {
+                    self.messages.tally.outside += 1;
+                } else if key.is_some_and(|key| !self.seen.insert(key)) {
+                    self.messages.tally.repeated += 1;
+                } else {
+                    self.number += 1;
+                    write!(self.out, "{}. ", self.number)?;
+                    self.out.write_all(text)?;
+                }
+                Ok(())
+            }
+            Item::Bad(bad) => {
+                let length = bad.bytes.len() as u64;
+                let end = bad.place.row.is_none().then_some(bad.place.offset + length);
+                match &mut self.bad {
+                    Some((ended, at)) if *at == Some(bad.place.offset) => {
+                        ended.bytes += length;
+                        ended.is_unknown &= bad.is_unknown;
+                        *at = end;
+                    }
+                    _ => {
+                        self.end()?;
+                        let (place, why) = (bad.place.to_string(), bad.why.clone());
+                        self.bad = Some((Ended { place, bytes: length, why, is_unknown: bad.is_unknown }, end));
+                    }
+                }
+                Ok(())
+            }
+            Item::Problem(error) => {
+                self.end()?;
+                self.messages.problem(&NormalizeError::Input(error));
+                Ok(())
+            }
+            Item::Note(note) => {
+                self.messages.say(&note);
+                Ok(())
+            }
+            Item::Pause => self.out.flush(),
+        }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+    /// What comes next does not belong to the bad bytes.
+    fn end(&mut self) -> io::Result<()> {
+        if let Some((ended, _)) = self.bad.take() {
+            self.number += 1;
+            writeln!(self.out, "{}. not an event\n   {}\n", self.number, plain(&ended.to_string()))?;
+            self.messages.bad(&ended);
+        }
+        Ok(())
     }
 }
 
@@ -133,12 +181,12 @@ fn verdict(assessment: &Assessment<'_>) -> String {
 }
 
 fn describe(
-    number: u64,
+    read: &ReadEvent,
     event: &Event<'_>,
     explanation: &Explanation<'_>,
     refined: Option<&Explanation<'_>>,
 ) -> String {
-    let mut text = format!("{number}. {}\n", plain(&explanation.title));
+    let mut text = format!("{}\n", plain(&explanation.title));
     let Explanation { assessment, values, dlp, .. } = explanation;
     // Writing into a string does not fail.
     if let Some(identity) = event.identity() {
@@ -150,6 +198,7 @@ fn describe(
             .collect();
         let _ = writeln!(text, "   {}", place.join(", "));
     }
+    let _ = writeln!(text, "   in {}, as {}", plain(&read.place.to_string()), read.form);
     let _ = writeln!(text, "   {}", verdict(assessment));
     for (found, values) in assessment.matches.iter().zip(values) {
         let rule = found.rule();
@@ -201,16 +250,10 @@ fn describe(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::severity::Rules;
     use expect_test::expect;
 
     #[test]
     fn an_explanation_is_understood_without_the_code() {
-        let normaliser = Normaliser::new(Settings::default());
-        let mut out = Vec::new();
-        let refined = Settings { rules: Arc::new(Rules::with(true, &[], &[]).unwrap()), ..Settings::default() };
-        let refined = Some(Normaliser::new(refined));
-        let mut explain = Explainer { normaliser, refined, out: &mut out, line: Vec::new(), number: 0 };
         let events = [
             r#"{"Id":"a","Operation":"New-InboxRule","RecordType":1,"Workload":"Exchange","UserId":"bob@contoso.com","Parameters":[{"Name":"Name","Value":"."},{"Name":"ForwardTo","Value":"mallory@example.net"}]}"#,
             r#"{"Id":"b","Operation":"FileAccessed","RecordType":6,"UserId":"bob@contoso.com","ObjectId":"https://x/y\n"}"#,
@@ -221,7 +264,15 @@ mod tests {
             r#"{"Id":"g","Operation":"FileDownloaded","RecordType":6,"UserId":"anonymous"}"#,
             "no event",
         ];
-        explain.write_all(format!("{}\n", events.join("\n")).as_bytes()).unwrap();
+        let input = events.join("\n");
+        let args = ExplainArgs {
+            internal_domains: Vec::new(),
+            meaning: MeaningArgs::default(),
+            reading: ReadingArgs::default(),
+        };
+        let mut out = Vec::new();
+        let inputs = vec![Input::Stream("events.ndjson".into(), Box::new(input.as_bytes()))];
+        explain(&args, inputs, &mut out, io::sink()).unwrap();
         expect![[r#"
             1. New-InboxRule by bob@contoso.com
                id a, record type 1

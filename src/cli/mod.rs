@@ -4,6 +4,7 @@ pub mod backfill;
 pub mod check;
 pub mod completions;
 pub mod demo;
+mod bad_records;
 mod event_line;
 pub mod exit;
 pub mod explain;
@@ -13,13 +14,13 @@ pub mod logging;
 mod moment;
 pub mod normalize;
 pub mod plugin;
+pub mod reading;
 pub mod run;
 pub mod schema;
 mod service;
 pub mod simulate;
 pub mod state;
 pub mod status;
-mod utf16;
 pub mod validate;
 
 use std::ffi::OsString;
@@ -67,7 +68,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Serve the simulated tenant, for trying any client or agent
     Simulate(simulate::SimulateArgs),
-    /// Make records of raw audit events: NDJSON, JSON arrays, blobs, Purview CSV exports
+    /// Make records of audit events as people have them: exports, archives, what other tools wrapped
     Normalize(normalize::NormalizeArgs),
     /// Show, move or export what is remembered between runs
     State(state::StateArgs),
@@ -77,7 +78,7 @@ enum Command {
     Init(init::InitArgs),
     /// Read a range again: inside the running process, or alone when none runs
     Backfill(backfill::BackfillArgs),
-    /// Tell for each event of a file which rules matched and why
+    /// Tell for each event of files which rules matched and why
     Explain(explain::ExplainArgs),
     /// Print a JSON Schema
     Schema(schema::Args),
@@ -150,13 +151,12 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             drop(out);
             let clock: Arc<dyn Clock> = SystemClock::new();
             let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
-            done.map_err(Failure::internal)?.map(|_| Exit::Done).map_err(|error| Failure::of(&error, error.exit()))
+            done.map_err(Failure::internal)?.map(|tally| tally.exit()).map_err(|error| Failure::of(&error, error.exit()))
         }
         Command::Explain(args) => {
             drop(out);
-            let clock: Arc<dyn Clock> = SystemClock::new();
-            let done = tokio::task::spawn_blocking(move || explain::run(&args, &clock)).await;
-            done.map_err(Failure::internal)?.map(|()| Exit::Done).map_err(|error| Failure::of(&error, error.exit()))
+            let done = tokio::task::spawn_blocking(move || explain::run(&args)).await;
+            done.map_err(Failure::internal)?.map(|tally| tally.exit()).map_err(|error| Failure::of(&error, error.exit()))
         }
         Command::Backfill(args) => {
             drop(out);

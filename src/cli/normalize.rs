@@ -1,35 +1,33 @@
-//! `m365-audit normalize`: raw audit events from a file or a pipe, records on stdout.
+//! `m365-audit normalize`: audit events from files or a pipe, records on stdout.
 //!
-//! Reads what people have of the feed: newline-delimited JSON, JSON arrays (blobs as fetched, one or many), and the
-//! CSV export of Purview's audit search, in UTF-8 or UTF-16. One event in, one record out, in order, streaming; bytes that are no event
-//! come out as `m365_audit.bad_blob` records, so that nothing is lost on the way. Knows no tenant and no network.
+//! Reads what people have of the feed in whatever form (`crate::exports`). One event in, one record out, in order,
+//! streaming; what is no event comes out as `m365_audit.bad_blob` records, so that nothing is lost on the way. Knows no
+//! tenant and no network.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
+use super::bad_records::BadRecords;
 use super::exit::Exit;
-use super::utf16;
+use super::reading::{Messages, Tally};
 use crate::clock::Clock;
 use crate::config::{Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
-use crate::model::{Actionable, TenantId};
-use crate::normalise::scraps::{Fate, Scraps};
-use crate::normalise::split::{Piece, Splitter};
-use crate::normalise::{
-    BadBody, BadBytes, Event, Mask, Normaliser, NotAPointer, NotAnEvent, Origin, Rendered, Settings, Withheld,
-};
+use crate::exports::input::{Input, InputError, Stop};
+use crate::exports::pipeline::{self, BadItem, Item, Make, ReadEvent};
+use crate::exports::seen::Seen;
+use crate::model::{Actionable, TenantId, Timestamp, plain};
+use crate::normalise::{Event, Mask, Normaliser, NotAPointer, Origin, Rendered, Settings, canonical_key};
 use crate::severity::Rules;
 
-/// Makes records of raw audit events.
+/// Makes records of audit events.
 #[derive(Debug, Clone, clap::Args)]
 pub struct NormalizeArgs {
     /// Shape of a record: `native`, `ecs`, `ocsf`, or `raw` (each event alone on one line).
-    #[arg(long, default_value = "native", value_parser = named::<Format>)]
+    #[arg(short, long, default_value = "native", value_parser = named::<Format>)]
     pub format: Format,
     /// Version of the `ocsf` format: `1.8.0` or `1.1.0`.
     #[arg(long, default_value = "1.8.0", value_parser = named::<OcsfVersion>)]
@@ -37,6 +35,9 @@ pub struct NormalizeArgs {
     /// Form of `raw` in the native format: `object`, `string` (keeps every byte) or `none`.
     #[arg(long, default_value = "object", value_parser = named::<RawForm>)]
     pub raw: RawForm,
+    /// A line for people in place of each record: time, severity, rules and what happened.
+    #[arg(long, conflicts_with = "format")]
+    pub table: bool,
     /// Leave out routine events, as a source with `drop_routine` does.
     #[arg(long)]
     pub drop_routine: bool,
@@ -49,9 +50,49 @@ pub struct NormalizeArgs {
     /// How events are assessed and what is masked.
     #[command(flatten)]
     pub meaning: MeaningArgs,
-    /// Newline-delimited JSON, JSON arrays or a CSV export of Purview's audit search; `-` is standard input.
+    /// Which of the events, and from where.
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+}
+
+/// What is read, and which of it.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ReadingArgs {
+    /// Leave out an event that came before, in whatever form; exports overlap. Takes 20 bytes of memory an event.
+    #[arg(long)]
+    pub unique: bool,
+    /// Leave out events before this time, such as `2026-05-01`, `2026-05-01T10:00:00Z` or `30d` ago. An event without a time stays.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub from: Option<Timestamp>,
+    /// Leave out events of this time and after.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub to: Option<Timestamp>,
+    /// Files and folders in any form that `docs/exports.md` names, packed or not; `-` is standard input.
     #[arg(default_value = "-", value_name = "FILE")]
-    pub file: PathBuf,
+    pub files: Vec<PathBuf>,
+}
+
+impl ReadingArgs {
+    /// What is to be read.
+    pub fn inputs(&self) -> Vec<Input<'static>> {
+        self.files.iter().map(|file| Input::named(file)).collect()
+    }
+
+    /// Whether an event of this time is asked for; `None` is not known.
+    pub fn admits(&self, time: Option<Timestamp>) -> bool {
+        time.is_none_or(|time| self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to))
+    }
+}
+
+/// A time, where it has no zone in UTC, or how long ago it was.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    match text.parse::<jiff::civil::DateTime>() {
+        // Events say no zone either.
+        Ok(time) if !text.ends_with(['z', 'Z']) => {
+            jiff::tz::TimeZone::UTC.to_timestamp(time).map_err(|error| error.to_string())
+        }
+        _ => super::moment::time(text),
+    }
 }
 
 /// How events are assessed and what is masked, as a source's configuration says it.
@@ -88,37 +129,18 @@ fn named<T: DeserializeOwned>(text: &str) -> Result<T, ValueError> {
     T::deserialize(StrDeserializer::new(text))
 }
 
-/// What was done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Events that became records.
-    pub records: u64,
-    /// Events left out by rule.
-    pub dropped: u64,
-    /// Elements that were no events and came out as `m365_audit.bad_blob`.
-    pub bad: u64,
-}
-
-/// Why the command stopped.
+/// Why the command stopped, or could not read all it was given.
 #[derive(Debug, thiserror::Error)]
 pub enum NormalizeError {
-    /// The file cannot be opened.
-    #[error("cannot open `{path}`: {source}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// An input cannot be read, or not all of it. The others are read all the same.
+    #[error(transparent)]
+    Input(InputError),
     /// The rules cannot be used.
     #[error(transparent)]
     Rules(RulesError),
     /// What is to be masked is no pointer.
     #[error("{0}")]
     Mask(NotAPointer),
-    /// Reading stopped half-way; what was read before is out.
-    #[error("cannot read the events: {0}")]
-    Read(io::Error),
     /// Records cannot be written.
     #[error("cannot write the records: {0}")]
     Write(io::Error),
@@ -127,20 +149,28 @@ pub enum NormalizeError {
 impl Actionable for NormalizeError {
     fn slug(&self) -> &'static str {
         match self {
-            Self::Open { .. } => "normalize-open-failed",
+            Self::Input(InputError::Open { .. }) => "normalize-open-failed",
+            Self::Input(InputError::Cut { .. }) => "normalize-read-failed",
+            Self::Input(InputError::Foreign { .. }) => "normalize-not-read",
             Self::Rules(error) => error.slug(),
             Self::Mask(_) => "mask-invalid",
-            Self::Read(_) => "normalize-read-failed",
             Self::Write(_) => "normalize-write-failed",
         }
     }
 
     fn hint(&self) -> String {
         match self {
-            Self::Open { .. } => "check the path and its permissions, or give `-` for standard input".into(),
+            Self::Input(InputError::Open { .. }) => {
+                "check the path and its permissions, or give `-` for standard input".into()
+            }
+            Self::Input(InputError::Cut { .. }) => {
+                "what was read of it came out; fetch the file again, and start again with the whole of it".into()
+            }
+            Self::Input(InputError::Foreign { .. }) => {
+                "what is read is listed in docs/exports.md; gzip, zip and zstd are unpacked as they are read".into()
+            }
             Self::Rules(error) => error.hint(),
             Self::Mask(_) => "a pointer begins with `/` and names members from the outside in".into(),
-            Self::Read(_) => "the records already written are complete; start again with the whole input".into(),
             Self::Write(_) => "check the space and the permissions of where standard output goes".into(),
         }
     }
@@ -150,381 +180,241 @@ impl NormalizeError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
+            Self::Input(InputError::Open { .. }) => Exit::NoInput,
+            Self::Input(_) => Exit::Data,
             Self::Rules(_) | Self::Mask(_) => Exit::Config,
-            Self::Open { .. } | Self::Read(_) | Self::Write(_) => Exit::Internal,
+            Self::Write(_) => Exit::Internal,
         }
     }
 }
 
-/// Runs the command on the file it names, or on standard input, to standard output and standard error.
+/// Runs the command on the files it names, or on standard input, to standard output and standard error.
 ///
 /// # Errors
-/// The file cannot be opened or read, or standard output cannot be written. A reader that closed the pipe is no error.
-pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Summary, NormalizeError> {
-    let out = BufWriter::with_capacity(READ_BYTES, io::stdout().lock());
-    let summary = if args.file.as_os_str() == "-" {
-        normalize(args, io::stdin().lock(), out, io::stderr(), clock.as_ref())?
-    } else {
-        let open = |source| NormalizeError::Open { path: args.file.clone(), source };
-        let file = File::open(&args.file).map_err(open)?;
-        normalize(args, file, out, io::stderr(), clock.as_ref())?
-    };
-    if summary.bad > 0 {
-        // Nobody may be reading standard error; the records say the same.
-        let _ = writeln!(
-            io::stderr(),
-            "{} events became records; what was no event came out as {} `m365_audit.bad_blob` records, in its place",
-            summary.records,
-            summary.bad
-        );
-    }
-    Ok(summary)
+/// Standard output cannot be written. A reader that closed the pipe is no error, and what cannot be read is told on
+/// standard error and counted.
+pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Tally, NormalizeError> {
+    let out = BufWriter::with_capacity(WRITE_BYTES, io::stdout().lock());
+    let tally = normalize(args, args.reading.inputs(), out, io::stderr(), clock.as_ref())?;
+    // Nobody may be reading standard error.
+    let _ = writeln!(io::stderr(), "{tally}");
+    Ok(tally)
 }
 
-/// Makes records of what `input` holds; the form is told by how it begins.
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// Makes records of what `inputs` hold.
 ///
 /// # Errors
-/// `input` cannot be read, or `out` cannot be written for another reason than that its reader is gone.
+/// `out` cannot be written for another reason than that its reader is gone.
 pub fn normalize(
     args: &NormalizeArgs,
-    input: impl Read,
+    inputs: Vec<Input<'_>>,
     out: impl Write,
     err: impl Write,
     clock: &dyn Clock,
-) -> Result<Summary, NormalizeError> {
-    let settings = Settings {
-        format: args.format,
-        raw: args.raw,
-        ocsf_version: args.ocsf_version,
-        drop_routine: args.drop_routine,
-        internal_domains: args.internal_domains.clone(),
-        rules: args.meaning.rules().map_err(NormalizeError::Rules)?,
-        mask: Mask::new(!args.meaning.keep_detected_values, &args.meaning.mask).map_err(NormalizeError::Mask)?,
-    };
-    let tenant = args.tenant_id.as_ref().map(TenantId::as_str);
-    let mut records = Records::new(Normaliser::new(settings), tenant, clock, out, err);
-    let done = records.read_all(input).and_then(|()| records.out.flush().map_err(NormalizeError::Write));
+) -> Result<Tally, NormalizeError> {
+    write_records(&Maker::new(args)?, inputs, out, err, clock)
+}
+
+fn write_records(
+    maker: &Maker<'_>,
+    inputs: Vec<Input<'_>>,
+    out: impl Write,
+    err: impl Write,
+    clock: &dyn Clock,
+) -> Result<Tally, NormalizeError> {
+    let mut records = Records::new(maker, clock, out, err);
+    let mut failed = None;
+    let done = pipeline::read(inputs, maker, &mut |item| {
+        records.take(item).map_err(|error| {
+            failed = Some(error);
+            Stop
+        })
+    });
+    let done = done.map_err(|Stop| failed).and_then(|()| records.end().map_err(Some));
     match done {
-        Err(NormalizeError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(records.summary),
-        Err(error) => Err(error),
-        Ok(()) => Ok(records.summary),
+        Err(Some(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(NormalizeError::Write(error)),
+        _ => Ok(records.messages.tally),
     }
 }
 
-/// How much is read at once.
-const READ_BYTES: usize = 256 * 1024;
-/// Bytes of one element kept in memory. Events are kilobytes, a few are megabytes; what is longer is damage.
-const ELEMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes of a bad element in one record; base64 makes four thirds of it.
-const PIECE_BYTES_MAX: usize = 256 * 1024;
-/// How much of the beginning is looked at for the header of a CSV export.
-const HEADER_BYTES_MAX: usize = 64 * 1024;
-/// The column of an export that holds the event.
-const AUDIT_DATA: &str = "AuditData";
-
-struct Records<'a, O, E> {
+/// Makes the record of one event.
+struct Maker<'a> {
     normaliser: Normaliser,
+    args: &'a NormalizeArgs,
     origin: Origin<'a>,
-    clock: &'a dyn Clock,
-    /// The record being made, kept for its memory.
-    line: Vec<u8>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(args: &'a NormalizeArgs) -> Result<Maker<'a>, NormalizeError> {
+        let settings = Settings {
+            format: args.format,
+            raw: args.raw,
+            ocsf_version: args.ocsf_version,
+            drop_routine: args.drop_routine,
+            internal_domains: args.internal_domains.clone(),
+            rules: args.meaning.rules().map_err(NormalizeError::Rules)?,
+            mask: Mask::new(!args.meaning.keep_detected_values, &args.meaning.mask).map_err(NormalizeError::Mask)?,
+        };
+        let tenant = args.tenant_id.as_ref().map(TenantId::as_str);
+        Ok(Maker { normaliser: Normaliser::new(settings), args, origin: Origin { tenant, ..Origin::default() } })
+    }
+}
+
+/// What was made of an event.
+enum Made {
+    /// A record, and the key by which it is known in other forms.
+    Record(Option<[u8; 16]>),
+    /// Nothing: a rule says that it is routine.
+    Dropped,
+    /// Nothing: it is outside the time that was asked for.
+    Outside,
+}
+
+impl Make for Maker<'_> {
+    type Made = Made;
+
+    fn make(&self, _: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Made {
+        let reading = &self.args.reading;
+        if (reading.from.is_some() || reading.to.is_some()) && !reading.admits(event.time()) {
+            return Made::Outside;
+        }
+        let start = out.len();
+        match self.normaliser.render_from(event, &self.origin, out) {
+            Rendered::Dropped { .. } => {
+                out.truncate(start);
+                return Made::Dropped;
+            }
+            Rendered::Record { .. } if self.args.table => {
+                out.truncate(start);
+                self.push_row(event, out);
+            }
+            Rendered::Record { .. } => out.push(b'\n'),
+        }
+        let key = reading.unique.then(|| canonical_key(event)).flatten();
+        Made::Record(key.map(|key| *key.as_bytes()))
+    }
+}
+
+/// The columns of `--table` but the last.
+const WIDTHS: [usize; 3] = [20, 8, 12];
+
+impl Maker<'_> {
+    /// Appends an event as a row for people.
+    fn push_row(&self, event: &Event<'_>, out: &mut Vec<u8>) {
+        let explanation = self.normaliser.explain(event);
+        let time = event.time().map(|time| time.to_string()).unwrap_or_default();
+        let rules: Vec<&str> = explanation.assessment.matches.iter().map(|found| found.rule().id.as_str()).collect();
+        let severity = explanation.assessment.severity();
+        push_columns([&time, severity.as_str(), &rules.join(" ")], &explanation.title, out);
+    }
+}
+
+fn push_columns(columns: [&str; 3], last: &str, out: &mut Vec<u8>) {
+    for (column, width) in columns.into_iter().zip(WIDTHS) {
+        out.extend_from_slice(format!("{column:<width$}  ").as_bytes());
+    }
+    out.extend_from_slice(plain(last).as_bytes());
+    out.push(b'\n');
+}
+
+/// Takes what was read in its order and writes it.
+struct Records<'a, O, E> {
+    args: &'a NormalizeArgs,
+    bad: BadRecords<'a>,
+    seen: Seen,
     out: O,
-    err: E,
-    summary: Summary,
-    /// Bytes that are no event, until it is known where they end.
-    bad: Option<Bad>,
-    scraps: Scraps,
-    /// The event that came last.
-    last: Bytes,
+    messages: Messages<E>,
 }
 
 impl<'a, O: Write, E: Write> Records<'a, O, E> {
-    fn new(normaliser: Normaliser, tenant: Option<&'a str>, clock: &'a dyn Clock, out: O, err: E) -> Self {
+    fn new(maker: &'a Maker<'a>, clock: &'a dyn Clock, out: O, err: E) -> Self {
         Self {
-            // A file is what somebody has at hand: all of it comes out.
-            scraps: Scraps::new(normaliser.censor(), usize::MAX, usize::MAX),
-            normaliser,
-            origin: Origin { tenant, ..Origin::default() },
-            clock,
-            line: Vec::new(),
+            args: maker.args,
+            bad: BadRecords::new(&maker.normaliser, maker.origin, clock, !maker.args.meaning.mask.is_empty()),
+            seen: Seen::default(),
             out,
-            err,
-            summary: Summary::default(),
-            bad: None,
-            last: Bytes::new(),
+            messages: Messages::new(err),
         }
     }
 
-    fn read_all(&mut self, input: impl Read) -> Result<(), NormalizeError> {
-        let mut input = Input::new(input);
-        let mut beginning = Vec::new();
-        let mut ended = false;
-        while !ended && beginning.len() < HEADER_BYTES_MAX && header_end(&beginning).is_none() {
-            ended = !input.read_more(&mut beginning)?;
-        }
-        if let Some(order) = utf16::order(&beginning) {
-            // As PowerShell and Excel write text: made UTF-8, then read from the beginning.
-            let mut decoded = utf16::Decoder::new(order, beginning.chain(input.reader));
-            return self.read_all(&mut decoded as &mut dyn Read);
-        }
-        let begin = if beginning.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
-        beginning.drain(..begin);
-        // `Export-Csv` of Windows PowerShell writes the type of what it exports before the header.
-        if beginning.trim_ascii_start().starts_with(b"#TYPE ") {
-            let header = |beginning: &[u8]| {
-                let first = header_end(beginning)?;
-                Some((first, first + header_end(beginning.get(first..)?)?))
-            };
-            while !ended && beginning.len() < HEADER_BYTES_MAX && header(&beginning).is_none() {
-                ended = !input.read_more(&mut beginning)?;
-            }
-            let first = header_end(&beginning).unwrap_or(beginning.len());
-            let second = header(&beginning).map_or(beginning.len(), |(_, second)| second);
-            if beginning.get(first..second).and_then(csv_delimiter).is_some() {
-                beginning.drain(..first);
-            }
-        }
-        let header_end = header_end(&beginning).unwrap_or(beginning.len());
-        match beginning.get(..header_end).and_then(csv_delimiter) {
-            Some(delimiter) => self.read_csv(delimiter, beginning.chain(input.reader)),
-            None => self.read_json(beginning, input),
-        }
-    }
-
-    fn read_json(&mut self, beginning: Vec<u8>, mut input: Input<impl Read>) -> Result<(), NormalizeError> {
-        let mut splitter = Splitter::of_stream(ELEMENT_BYTES_MAX);
-        splitter.push(beginning.into());
-        loop {
-            while let Some(piece) = splitter.next() {
-                self.piece(piece, 0)?;
-            }
-            // Whoever follows a growing input sees each record when its event is complete.
-            self.out.flush().map_err(NormalizeError::Write)?;
-            let mut chunk = Vec::new();
-            if !input.read_more(&mut chunk)? {
-                break;
-            }
-            splitter.push(chunk.into());
-        }
-        splitter.finish();
-        while let Some(piece) = splitter.next() {
-            self.piece(piece, 0)?;
-        }
-        self.bad_ends()
-    }
-
-    fn read_csv(&mut self, delimiter: u8, input: impl Read) -> Result<(), NormalizeError> {
-        let mut reader =
-            csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(true).from_reader(input);
-        let headers = reader.byte_headers().map_err(read_error)?;
-        let column = headers.iter().position(|header| header.trim_ascii().eq_ignore_ascii_case(AUDIT_DATA.as_bytes()));
-        let mut row = csv::ByteRecord::new();
-        while reader.read_byte_record(&mut row).map_err(read_error)? {
-            let offset = row.position().map_or(0, csv::Position::byte);
-            match column.and_then(|column| row.get(column)) {
-                Some(event) => self.cell(event, offset)?,
-                None => {
-                    let fields: Vec<&[u8]> = row.iter().collect();
-                    self.bad(&fields.join(&delimiter), offset, "a row without `AuditData`")?;
-                    self.bad_ends()?;
+    fn take(&mut self, item: Item<'_, Made>) -> io::Result<()> {
+        match item {
+            Item::Event(read, made, line) => {
+                self.bad_ends()?;
+                self.bad.follows(read);
+                self.messages.event(read);
+                match made {
+                    Made::Record(Some(key)) if !self.seen.insert(key) => self.messages.tally.repeated += 1,
+                    Made::Record(_) => return self.write(line),
+                    Made::Dropped => self.messages.tally.dropped += 1,
+                    Made::Outside => self.messages.tally.outside += 1,
                 }
-            }
-        }
-        Ok(())
-    }
-
-    /// A cell of an export: an event, or what damage has made of some.
-    fn cell(&mut self, bytes: &[u8], offset: u64) -> Result<(), NormalizeError> {
-        if let Ok(event) = Event::parse(bytes) {
-            return self.event(&event);
-        }
-        let mut splitter = Splitter::of_stream(ELEMENT_BYTES_MAX);
-        splitter.push(Bytes::copy_from_slice(bytes));
-        let mut pieces: Vec<Piece> = std::iter::from_fn(|| splitter.next()).collect();
-        splitter.finish();
-        pieces.extend(std::iter::from_fn(|| splitter.next()));
-        let is_event = |piece: &Piece| match piece {
-            Piece::Element { bytes, .. } => Event::parse(bytes).is_ok_and(|event| event.identity().is_some()),
-            Piece::Damaged { .. } => false,
-        };
-        if pieces.iter().any(is_event) {
-            for piece in pieces {
-                self.piece(piece, offset)?;
-            }
-        } else {
-            self.bad(bytes, offset, &NotAnEvent.to_string())?;
-        }
-        self.bad_ends()
-    }
-
-    /// A piece of what begins at `base`.
-    fn piece(&mut self, piece: Piece, base: u64) -> Result<(), NormalizeError> {
-        match piece {
-            Piece::Element { bytes, offset, .. } => match Event::parse(&bytes) {
-                Ok(event) => {
-                    self.bad_ends()?;
-                    self.event(&event)?;
-                    self.last = bytes;
-                    Ok(())
-                }
-                Err(error) => self.bad(&bytes, base + offset, &error.to_string()),
-            },
-            Piece::Damaged { bytes, offset, .. } => self.bad(&bytes, base + offset, &NotAnEvent.to_string()),
-        }
-    }
-
-    fn event(&mut self, event: &Event<'_>) -> Result<(), NormalizeError> {
-        self.line.clear();
-        match self.normaliser.render_from(event, &self.origin, &mut self.line) {
-            Rendered::Record { .. } => {
-                self.summary.records += 1;
-                self.write_line()
-            }
-            Rendered::Dropped { .. } => {
-                self.summary.dropped += 1;
                 Ok(())
             }
-        }
-    }
-
-    /// Bytes that are no event, which may go on where the last ended.
-    fn bad(&mut self, bytes: &[u8], offset: u64, why: &str) -> Result<(), NormalizeError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        if self.bad.as_ref().is_none_or(|bad| bad.end() != offset) {
-            self.bad_ends()?;
-            if !self.last.is_empty() {
-                self.scraps.follows(&std::mem::take(&mut self.last));
+            Item::Bad(bad) => self.take_bad(bad),
+            Item::Problem(error) => {
+                self.bad_ends()?;
+                self.messages.problem(&NormalizeError::Input(error));
+                Ok(())
             }
-            self.bad = Some(Bad { offset, written: 0, bytes: Vec::new(), why: why.to_owned() });
+            Item::Note(note) => {
+                self.messages.say(&note);
+                Ok(())
+            }
+            // Whoever follows a growing input sees each record when its event is complete.
+            Item::Pause => self.out.flush(),
         }
-        if let Some(bad) = &mut self.bad {
-            bad.bytes.extend_from_slice(bytes);
-        }
-        self.write_bad(PIECE_BYTES_MAX)
     }
 
-    /// Writes what there is of bad bytes, in pieces, as long as there are `at_least` so many.
-    fn write_bad(&mut self, at_least: usize) -> Result<(), NormalizeError> {
-        let Some(mut bad) = self.bad.take() else { return Ok(()) };
-        let mut rest = bad.bytes.as_slice();
-        while !rest.is_empty() && rest.len() >= at_least {
-            let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES_MAX));
-            let offset = bad.offset + bad.written;
-            self.line.clear();
-            let now = self.clock.now();
-            let fate = self.scraps.judge(piece, offset);
-            let body = match &fate {
-                Fate::Withheld(sha256) => {
-                    let bytes = piece.len() as u64;
-                    BadBody::Withheld { bytes, sha256, why: Withheld::MaskedHere, stretches: None }
-                }
-                Fate::Shown | Fate::Counted => BadBody::Shown(piece),
-            };
-            let bytes = BadBytes { origin: self.origin, now, offset, total: None, body, reason: &bad.why };
-            self.normaliser.render_bad(&bytes, &mut self.line);
-            self.write_line()?;
-            bad.written += piece.len() as u64;
-            rest = after;
+    fn take_bad(&mut self, bad: &BadItem) -> io::Result<()> {
+        if !self.bad.goes_on(bad) {
+            self.bad_ends()?;
         }
-        bad.bytes = rest.to_vec();
-        self.bad = Some(bad);
-        Ok(())
+        let table = self.args.table;
+        let out = &mut self.out;
+        self.bad.push(bad, &mut |line| if table { Ok(()) } else { out.write_all(line) })
     }
 
     /// What comes next does not belong to the bad bytes.
-    fn bad_ends(&mut self) -> Result<(), NormalizeError> {
-        self.write_bad(1)?;
-        if let Some(bad) = self.bad.take() {
-            self.summary.bad += 1;
-            // Nobody may be reading standard error; the records say the same.
-            let _ = writeln!(self.err, "at byte {}: {} bytes are no audit event: {}", bad.offset, bad.written, bad.why);
+    fn bad_ends(&mut self) -> io::Result<()> {
+        let table = self.args.table;
+        let out = &mut self.out;
+        let ended = self.bad.end(&mut |line| if table { Ok(()) } else { out.write_all(line) })?;
+        if let Some(ended) = ended {
+            if table {
+                let mut row = Vec::new();
+                push_columns(["", "", "not read"], &ended.to_string(), &mut row);
+                self.out.write_all(&row)?;
+            }
+            self.messages.bad(&ended);
         }
         Ok(())
     }
 
-    fn write_line(&mut self) -> Result<(), NormalizeError> {
-        self.line.push(b'\n');
-        self.out.write_all(&self.line).map_err(NormalizeError::Write)
-    }
-}
-
-/// Bytes that are no event, as far as they were read.
-struct Bad {
-    offset: u64,
-    /// How many are in records already.
-    written: u64,
-    /// Those that are not.
-    bytes: Vec<u8>,
-    why: String,
-}
-
-impl Bad {
-    fn end(&self) -> u64 {
-        self.offset + self.written + self.bytes.len() as u64
-    }
-}
-
-/// The input and the room to read it into.
-struct Input<R> {
-    reader: R,
-    chunk: Box<[u8]>,
-}
-
-impl<R: Read> Input<R> {
-    fn new(reader: R) -> Self {
-        Self { reader, chunk: vec![0; READ_BYTES].into() }
-    }
-
-    /// Appends what one read gives to `buffer`; false at the end.
-    fn read_more(&mut self, buffer: &mut Vec<u8>) -> Result<bool, NormalizeError> {
-        loop {
-            match self.reader.read(&mut self.chunk) {
-                Ok(read) => {
-                    buffer.extend_from_slice(self.chunk.get(..read).unwrap_or_default());
-                    return Ok(read > 0);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(NormalizeError::Read(error)),
-            }
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.args.table && self.messages.tally.rows == 0 {
+            let mut header = Vec::new();
+            push_columns(["TIME", "SEVERITY", "RULES"], "EVENT", &mut header);
+            self.out.write_all(&header)?;
         }
+        self.messages.tally.rows += 1;
+        self.out.write_all(line)
     }
-}
 
-fn read_error(error: csv::Error) -> NormalizeError {
-    NormalizeError::Read(match error.into_kind() {
-        csv::ErrorKind::Io(error) => error,
-        other => io::Error::other(format!("{other:?}")),
-    })
-}
-
-/// Where the first line that is not blank ends.
-fn header_end(bytes: &[u8]) -> Option<usize> {
-    let blank = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-    Some(blank + memchr::memchr(b'\n', bytes.get(blank..)?)?)
-}
-
-/// The delimiter of a CSV header that has the column `AuditData`.
-fn csv_delimiter(header: &[u8]) -> Option<u8> {
-    let first = header.trim_ascii_start().first()?;
-    if matches!(first, b'{' | b'[') {
-        return None;
+    fn end(&mut self) -> io::Result<()> {
+        self.bad_ends()?;
+        self.out.flush()
     }
-    let delimiters = [b',', b';', b'\t'];
-    let delimiter = *delimiters.iter().max_by_key(|delimiter| memchr::memchr_iter(**delimiter, header).count())?;
-    let named = |field: &[u8]| {
-        let field = field.trim_ascii();
-        let field = field.strip_prefix(b"\"").and_then(|field| field.strip_suffix(b"\"")).unwrap_or(field);
-        field.trim_ascii().eq_ignore_ascii_case(AUDIT_DATA.as_bytes())
-    };
-    header.split(|byte| *byte == delimiter).any(named).then_some(delimiter)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::bad_records::PIECE_BYTES_MAX;
     use super::*;
     use crate::clock::TestClock;
+    use std::io::Read;
     use clap::Parser as _;
     use proptest::prelude::*;
 
@@ -547,12 +437,13 @@ mod tests {
         }
     }
 
-    fn run_in_steps(flags: &[&str], input: &[u8], step: usize) -> (String, String, Summary) {
+    fn run_in_steps(flags: &[&str], input: &[u8], step: usize) -> (String, String, Tally) {
         let args = Cli::parse_from(["normalize"].iter().chain(flags)).args;
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let clock = TestClock::at("2026-05-10T00:00:00Z".parse().unwrap());
-        let summary = normalize(&args, Slow(input, step), &mut out, &mut err, &clock).unwrap();
-        (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), summary)
+        let inputs = vec![Input::Stream("-".into(), Box::new(Slow(input, step)))];
+        let tally = normalize(&args, inputs, &mut out, &mut err, &clock).unwrap();
+        (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), tally)
     }
 
     /// Ids of the records in order, `bad` for bytes that were no event; the same however the input is cut.
@@ -569,7 +460,7 @@ mod tests {
                 record["event_id"].as_str().unwrap_or("bad").to_owned()
             })
             .collect();
-        assert_eq!(one.2.bad as usize, one.1.lines().count());
+        assert_eq!((one.2.bad + one.2.unknown) as usize, one.1.lines().count());
         names.join(" ")
     }
 
@@ -650,7 +541,7 @@ mod tests {
         let routine =
             br#"{"Id":"a","Operation":"FileAccessed","OrganizationId":"7F3C0000-0000-0000-0000-000000000001"}"#;
         let (out, _, summary) = run_in_steps(&["--raw=none"], routine, 99);
-        assert_eq!(summary.records, 1);
+        assert_eq!(summary.read(), 1);
         assert!(out.contains(r#""tenant_id":"7f3c0000-0000-0000-0000-000000000001""#), "{out}");
         assert!(!out.contains("content_") && !out.contains("timestamp"), "{out}");
         let (out, _, summary) = run_in_steps(&["--drop-routine"], routine, 99);
@@ -675,8 +566,8 @@ mod tests {
         }
         let args = Cli::parse_from(["normalize"]).args;
         let clock = TestClock::at("2026-05-10T00:00:00Z".parse().unwrap());
-        let summary = normalize(&args, A.as_bytes(), Gone, io::sink(), &clock).unwrap();
-        assert_eq!(summary.records, 1);
+        let inputs = vec![Input::Stream("-".into(), Box::new(A.as_bytes()))];
+        assert!(normalize(&args, inputs, Gone, io::sink(), &clock).is_ok());
     }
 
     #[test]
@@ -707,10 +598,11 @@ mod tests {
             || std::str::from_utf8(output).unwrap().lines().any(in_body)
     }
 
-    fn normalised(normaliser: &Normaliser, input: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    fn normalised(maker: &Maker<'_>, input: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let clock = TestClock::at("2026-05-10T00:00:00Z".parse().unwrap());
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        Records::new(normaliser.clone(), None, &clock, &mut out, &mut err).read_all(input).unwrap();
+        let inputs = vec![Input::Stream("-".into(), Box::new(input))];
+        write_records(maker, inputs, &mut out, &mut err, &clock).unwrap();
         (out, err)
     }
 
@@ -730,8 +622,9 @@ mod tests {
             format!("\"{}\"", found("DetectedValues", "\\\"")),
             format!("[\"{{\\\"a\\\":\\\"{}\\\"}}\"]", found("DetectedValues", r#"\\\""#)),
         ];
-        let normalisers = [Format::Native, Format::Ecs, Format::Ocsf, Format::Raw]
-            .map(|format| Normaliser::new(Settings { format, ..Settings::default() }));
+        let args = ["native", "ecs", "ocsf", "raw"]
+            .map(|format| Cli::parse_from(["normalize", "--format", format]).args);
+        let makers: Vec<Maker<'_>> = args.iter().map(|args| Maker::new(args).unwrap()).collect();
         for (index, inner) in inner.iter().enumerate() {
             // Those in strings are known by this member, which all records of data loss prevention have.
             let policy = if index < 3 { "" } else { r#""PolicyDetails":[],"# };
@@ -748,7 +641,7 @@ mod tests {
                 });
                 for (n, input) in damaged.chain([body[..at].to_vec()]).enumerate() {
                     // Each way in one format, and each format in every fourth.
-                    let (out, err) = normalised(&normalisers[(n + at) % 4], &input);
+                    let (out, err) = normalised(&makers[(n + at) % 4], &input);
                     let shown = || format!("{}\n{}", String::from_utf8_lossy(&input), String::from_utf8_lossy(&out));
                     assert!(!holds(&out, FOUND), "at {at}: {}", shown());
                     assert!(memchr::memmem::find(&err, FOUND.as_bytes()).is_none(), "{}", shown());

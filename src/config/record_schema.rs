@@ -34,9 +34,10 @@ struct Record {
     /// What the event is about, from its workload or record type.
     #[schemars(extend("enum" = CATEGORIES))]
     category: String,
-    /// When it happened (`CreationTime`), RFC 3339 in UTC.
+    /// When it happened (`CreationTime`), RFC 3339 in UTC. Absent where the event has no readable `CreationTime` and did
+    /// not come from the feed (`normalize`).
     #[schemars(extend("format" = "date-time"))]
-    timestamp: String,
+    timestamp: Option<String>,
     /// `true` when the event has no readable `CreationTime` and `timestamp` is `content_created`.
     timestamp_inferred: Option<bool>,
     /// `Id` of the event. Absent on records of ours that are not audit events.
@@ -77,12 +78,12 @@ struct Record {
     user_agent: Option<String>,
     /// What was acted upon (`ObjectId`).
     object: Option<String>,
-    /// The configured tenant.
+    /// The configured tenant; of an event that did not come from the feed its `OrganizationId`, where it has one.
     #[schemars(extend("format" = "uuid"))]
-    tenant_id: String,
-    /// The content type the event was listed under.
+    tenant_id: Option<String>,
+    /// The content type the event was listed under. Absent on one that did not come from the feed.
     #[schemars(extend("enum" = content_types()))]
-    content_type: String,
+    content_type: Option<String>,
     /// `contentId` of the blob the event came in.
     content_id: Option<String>,
     /// `contentCreated` of that blob, RFC 3339 in UTC.
@@ -106,10 +107,24 @@ struct Record {
     reason: Option<String>,
     /// Of `m365_audit.gap`: why, in words.
     detail: Option<String>,
-    /// Of `m365_audit.bad_blob`: where the bytes begin in the blob, decompressed.
+    /// Of `m365_audit.bad_blob`: where the bytes begin in the blob, decompressed, or in the text of a file.
     offset: Option<u64>,
     /// Of `m365_audit.bad_blob`: how many bytes there are in all, where that is known.
     total: Option<u64>,
+    /// Of `m365_audit.bad_blob` that `normalize` made: the file.
+    file: Option<String>,
+    /// Of `m365_audit.bad_blob` that `normalize` made: the line, from 1 on.
+    line: Option<u64>,
+    /// Of a row of a table that could not be read: its number, from 1 on.
+    row: Option<u64>,
+    /// Of such a row, or of a wrapper: when the event happened, as it is written there.
+    row_time: Option<String>,
+    /// Of such a row, or of a wrapper: the event's id.
+    row_id: Option<String>,
+    /// Of such a row, or of a wrapper: the operation.
+    row_operation: Option<String>,
+    /// Of such a row, or of a wrapper: who acted.
+    row_user: Option<String>,
     /// Of `m365_audit.bad_blob`: the bytes, in base64.
     body_base64: Option<String>,
     /// Of `m365_audit.bad_blob`: why the bytes are not shown, and where they are: they may hold what is masked, or their

@@ -15,6 +15,7 @@ use crate::api::{known_errors, vendor_codes};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::checkpoint::moving::MoveError;
 use crate::cli::normalize::NormalizeError;
+use crate::exports::input::InputError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::delivery::SLOW_HINT;
 use crate::host::StateError;
@@ -232,8 +233,9 @@ fn of_normalize() -> Vec<Entry> {
         }),
     );
     let errors = [
-        NormalizeError::Open { path: PathBuf::from("export.csv"), source: io::ErrorKind::NotFound.into() },
-        NormalizeError::Read(io::ErrorKind::UnexpectedEof.into()),
+        NormalizeError::Input(InputError::Open { name: "export.csv".into(), source: io::ErrorKind::NotFound.into() }),
+        NormalizeError::Input(InputError::Cut { name: "export.csv.gz".into(), why: "unexpected end of file".into() }),
+        NormalizeError::Input(InputError::Foreign { name: "audit.7z".into(), what: "a 7z archive: unpack it first" }),
         NormalizeError::Write(io::ErrorKind::StorageFull.into()),
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit normalize` (`src/cli/normalize.rs`)")));

@@ -9,15 +9,22 @@
 //! it back to the feed's form, `pipeline` does all of that on every core and in order.
 
 pub mod columns;
+#[cfg(feature = "exports")]
+pub mod encoding;
 pub mod form;
+#[cfg(feature = "exports")]
+pub mod input;
 pub mod office_activity;
 pub mod outer;
 pub mod page;
+#[cfg(feature = "exports")]
+pub mod pipeline;
 pub mod place;
 pub mod powershell;
 pub mod prefix;
 pub mod restore;
 pub mod rows;
+pub mod seen;
 pub mod table;
 pub mod units;
 pub mod unwrap;

@@ -181,6 +181,11 @@ impl Table {
         }
     }
 
+    /// The header as it stands; empty where there is none.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
     /// Whether a row is a header again, as where exports were written one after the other; the table it begins.
     pub fn begins_again(&self, row: &[u8]) -> Option<Option<Table>> {
         let row = row.strip_prefix(b"\xef\xbb\xbf").unwrap_or(row).trim_ascii_end();
@@ -198,6 +203,7 @@ impl Table {
         let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
         let is_sound = each_cell(row, self.shape.delimiter, |cell| cells.push(cell));
         let outer = self.outer(&cells);
+        let before_json = || self.outer(cells.split(|cell| cell.raw.contains(&b'{')).next().unwrap_or_default());
         let fits = is_sound && cells.len() <= self.shape.columns;
         let why = match &self.kind {
             Kind::Carrier { column, form, dialect } => match cells.get(*column) {
@@ -215,12 +221,12 @@ impl Table {
             Kind::Flat(header) if is_sound && cells.len() == self.shape.columns => {
                 match flat(header, &cells) {
                     Ok((event, outer)) => {
-                        let dialect = Dialect::Feed;
+                        let dialect = header.dialect();
                         out.push(Inside::Event(Found { event, form: header.form(), dialect, outer }));
                         return;
                     }
                     Err(why) => {
-                        out.push(Inside::Unread(Unread { bytes: row.clone(), why, outer }));
+                        out.push(Inside::Unread(Unread { bytes: row.clone(), why, outer, is_unknown: false }));
                         return;
                     }
                 }
@@ -228,7 +234,8 @@ impl Table {
             Kind::Flat(_) => "its cells do not fit the header",
             Kind::Unknown => "a row without an event",
         };
-        self.salvage(row, why, outer, out);
+        // Where cells have slipped, one may hold a piece of the event, which may be masked.
+        self.salvage(row, why, before_json(), out);
     }
 
     /// What can be saved of a row whose cells are not as they should be. The row comes out whole beside it, unless
@@ -241,7 +248,7 @@ impl Table {
                 if is_whole_row(&self.shape, line) {
                     each_cell(line, self.shape.delimiter, |cell| cells.push(cell));
                     if let Ok((event, outer)) = flat(header, &cells) {
-                        out.push(Inside::Event(Found { event, form: header.form(), dialect: Dialect::Feed, outer }));
+                        out.push(Inside::Event(Found { event, form: header.form(), dialect: header.dialect(), outer }));
                     }
                 }
             }
@@ -256,7 +263,7 @@ impl Table {
         }
         let is_expected = matches!(self.kind, Kind::Unknown) && out.len() == before + 1;
         if !is_expected {
-            out.push(Inside::Unread(Unread { bytes: row.clone(), why: why.to_owned(), outer }));
+            out.push(Inside::Unread(Unread { bytes: row.clone(), why: why.to_owned(), outer, is_unknown: false }));
         }
     }
 

@@ -47,13 +47,21 @@ pub struct Unread {
     pub why: String,
     /// What stood beside it.
     pub outer: Outer,
+    /// Whether it is sound JSON and neither an event nor a wrapper that is known.
+    pub is_unknown: bool,
+}
+
+impl Unread {
+    fn of(bytes: Bytes, why: &Nothing, outer: Outer) -> Unread {
+        Unread { bytes, why: why.in_words(), outer, is_unknown: *why == Nothing::NoEvent }
+    }
 }
 
 /// Appends what a JSON value holds: one thing at least.
 pub fn unwrap(value: &Bytes, is_prefixed: bool, out: &mut Vec<Inside>) {
     let around = Around { form: is_prefixed.then_some(Form::LogLine), ..Around::default() };
     if let Err(why) = search(value, &around, out) {
-        out.push(Inside::Unread(Unread { bytes: value.clone(), why: why.in_words(), outer: Outer::default() }));
+        out.push(Inside::Unread(Unread::of(value.clone(), &why, Outer::default())));
     }
 }
 
@@ -176,15 +184,14 @@ fn search_array(value: &Bytes, text: &str, around: &Around, out: &mut Vec<Inside
         let element = value.slice_ref(element.as_bytes());
         match search(&element, &deeper, out) {
             Ok(()) => result = Ok(()),
-            Err(why) => unread.push((out.len(), Unread { bytes: element, why: why.in_words(), outer: Outer::default() })),
+            Err(why) => unread.push((out.len(), Unread::of(element, &why, Outer::default()))),
         }
     });
     // Nothing at all: the array as a whole is reported.
-    if result.is_ok() || around.depth == 0 && !unread.is_empty() {
+    if result.is_ok() {
         for (at, unread) in unread.into_iter().rev() {
             out.insert(at, Inside::Unread(unread));
         }
-        return Ok(());
     }
     result
 }
@@ -309,7 +316,7 @@ fn carried(
     };
     // Reported here, where it is known what stood beside it.
     let bytes = value.slice_ref(object.text.as_bytes());
-    out.push(Inside::Unread(Unread { bytes, why: why.in_words(), outer: inner.outer }));
+    out.push(Inside::Unread(Unread::of(bytes, &why, inner.outer)));
     Ok(())
 }
 
@@ -398,7 +405,7 @@ fn search_tables(tables: &str, around: &Around, out: &mut Vec<Inside>) -> Result
             let object = Bytes::from(text);
             let deeper = Around { depth: around.depth + 1, ..around.clone() };
             if let Err(why) = search(&object, &deeper, out) {
-                out.push(Inside::Unread(Unread { bytes: object, why: why.in_words(), outer: Outer::default() }));
+                out.push(Inside::Unread(Unread::of(object, &why, Outer::default())));
             }
         });
     });

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::category::DLP_RECORD_TYPES;
 use super::censor::may_be_detected_values;
 use super::{json, record_types, user_types};
-use crate::model::EventIdentity;
+use crate::model::{EventIdentity, Timestamp};
 
 /// The bytes are not one valid UTF-8 JSON object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -338,6 +338,11 @@ impl<'a> Event<'a> {
     /// `CreationTime` as received; empty when absent.
     pub(crate) fn creation_time(&self) -> &str {
         &self.creation_time
+    }
+
+    /// When it happened, as far as `CreationTime` can be read.
+    pub fn time(&self) -> Option<Timestamp> {
+        super::time::parse(&self.creation_time).map(|time| time.at)
     }
 
     /// `Operation` as received; empty when absent.

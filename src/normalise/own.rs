@@ -107,6 +107,41 @@ pub struct BadBytes<'a> {
     pub body: BadBody<'a>,
     /// Why they could not be read, in words.
     pub reason: &'a str,
+    /// Where they stood, when that was a file.
+    pub found_in: FoundIn<'a>,
+}
+
+/// Where bytes stood in a file, and what the row or the wrapper around them says of the event.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FoundIn<'a> {
+    /// The file.
+    pub file: Option<&'a str>,
+    /// The line, from 1 on.
+    pub line: Option<u64>,
+    /// The row, from 1 on.
+    pub row: Option<u64>,
+    /// When the event happened.
+    pub time: Option<&'a str>,
+    /// Its id.
+    pub id: Option<&'a str>,
+    /// Its operation.
+    pub operation: Option<&'a str>,
+    /// Who acted.
+    pub user: Option<&'a str>,
+}
+
+impl<'a> FoundIn<'a> {
+    fn push_members(&self, members: &mut Vec<(&'static str, Value<'a>)>) {
+        let text = |name, text: Option<&'a str>| text.map(|text| (name, Value::Text(text)));
+        let number = |name, number: Option<u64>| number.map(|number| (name, Value::Number(number)));
+        members.extend(text("file", self.file));
+        members.extend(number("line", self.line));
+        members.extend(number("row", self.row));
+        members.extend(text("row_time", self.time));
+        members.extend(text("row_id", self.id));
+        members.extend(text("row_operation", self.operation));
+        members.extend(text("row_user", self.user));
+    }
 }
 
 /// The bytes of a [`BadBytes`], or what there is instead.
@@ -157,11 +192,11 @@ impl<'a> BadBytes<'a> {
     /// Bytes that may be shown.
     pub fn of(blob: &BlobContext<'a>, now: Timestamp, offset: u64, bytes: &'a [u8], reason: &'a str) -> Self {
         let body = BadBody::Shown(bytes);
-        Self { origin: Origin::of(blob), now, offset, total: None, body, reason }
+        Self { origin: Origin::of(blob), now, offset, total: None, body, reason, found_in: FoundIn::default() }
     }
 
     pub(crate) fn notice(&self) -> Notice<'a> {
-        let BadBytes { origin, now, offset, total, body, reason } = *self;
+        let BadBytes { origin, now, offset, total, body, reason, found_in } = *self;
         let count = match body {
             BadBody::Shown(bytes) => bytes.len() as u64,
             BadBody::Withheld { bytes, .. } => bytes,
@@ -169,6 +204,7 @@ impl<'a> BadBytes<'a> {
         let mut title = format!("{count} bytes could not be read as an audit event: {reason}");
         let mut members = vec![("reason", Value::Text(reason)), ("offset", Value::Number(offset))];
         members.extend(total.map(|total| ("total", Value::Number(total))));
+        found_in.push_members(&mut members);
         match body {
             BadBody::Shown(bytes) => members.push(("body_base64", Value::Base64(bytes))),
             BadBody::Withheld { bytes, sha256, why, stretches } => {

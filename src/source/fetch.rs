@@ -27,7 +27,9 @@ use crate::model::{BlobRef, TenantId};
 use crate::normalise::dlp_link::{DlpNote, Match, links_of_read, match_of};
 use crate::normalise::scraps::{Fate, Scraps};
 use crate::normalise::split::{Ending, Piece, Splitter};
-use crate::normalise::{BadBody, BadBytes, BlobContext, Event, Members, NotAnEvent, Origin, Rendered, Withheld};
+use crate::normalise::{
+    BadBody, BadBytes, BlobContext, Event, FoundIn, Members, NotAnEvent, Origin, Rendered, Withheld,
+};
 
 /// Room for a batch: what it is handed over at and most records that may be its last.
 const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
@@ -689,7 +691,8 @@ impl<'a> Run<'a> {
         let blob = context_of(&self.context.tenant, &self.job.blob);
         let now = self.context.clock.now();
         self.tally.bad += 1;
-        let bad = BadBytes { origin: Origin::of(&blob), now, offset, total: None, body, reason };
+        let found_in = FoundIn::default();
+        let bad = BadBytes { origin: Origin::of(&blob), now, offset, total: None, body, reason, found_in };
         let normaliser = &self.context.normaliser;
         self.builder.push_with(|out| Some(Noted::of_ours(normaliser.render_bad(&bad, out))));
         if self.builder.bytes() >= BATCH_BYTES { self.hand_over().await } else { Ok(()) }

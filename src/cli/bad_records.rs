@@ -1,0 +1,207 @@
+//! Records of bytes that are no event, as `normalize` writes them: in pieces, and without what is masked.
+
+use std::io;
+use std::sync::Arc;
+
+use super::reading::Ended;
+use crate::clock::Clock;
+use crate::exports::outer::Outer;
+use crate::exports::pipeline::{BadItem, ReadEvent};
+use crate::exports::place::Place;
+use crate::exports::table::Table;
+use crate::normalise::scraps::{Fate, Scraps};
+use crate::normalise::{BadBody, BadBytes, FoundIn, Normaliser, Origin, Withheld};
+
+/// Bytes of bad input in one record; base64 makes four thirds of it.
+pub(super) const PIECE_BYTES_MAX: usize = 256 * 1024;
+
+/// Where records go.
+type Take<'t> = &'t mut dyn FnMut(&[u8]) -> io::Result<()>;
+
+/// Makes records of bytes that are no event, in their order.
+pub(super) struct BadRecords<'a> {
+    normaliser: &'a Normaliser,
+    origin: Origin<'a>,
+    clock: &'a dyn Clock,
+    /// Members are masked by name, so that what a row says beside its event may be one of them.
+    masks_members: bool,
+    scraps: Scraps,
+    file: Arc<str>,
+    /// Bytes that are no event, until it is known where they end.
+    bad: Option<Bad>,
+    /// Whether the last table asked about names what is masked.
+    header: Option<(Arc<Table>, bool)>,
+    line: Vec<u8>,
+}
+
+/// Bytes that are no event, as far as they were read.
+struct Bad {
+    place: Place,
+    /// How many are in records already.
+    written: u64,
+    /// Those that are not.
+    bytes: Vec<u8>,
+    why: String,
+    outer: Outer,
+    is_unknown: bool,
+    /// Their table's header names what is masked.
+    is_masked: bool,
+}
+
+impl Bad {
+    fn end(&self) -> u64 {
+        self.place.offset + self.written + self.bytes.len() as u64
+    }
+}
+
+impl<'a> BadRecords<'a> {
+    pub(super) fn new(
+        normaliser: &'a Normaliser,
+        origin: Origin<'a>,
+        clock: &'a dyn Clock,
+        masks_members: bool,
+    ) -> Self {
+        Self {
+            normaliser,
+            origin,
+            clock,
+            masks_members,
+            scraps: Self::scraps(normaliser),
+            file: "".into(),
+            bad: None,
+            header: None,
+            line: Vec::new(),
+        }
+    }
+
+    /// A file is what somebody has at hand: all of it comes out.
+    fn scraps(normaliser: &Normaliser) -> Scraps {
+        Scraps::new(normaliser.censor(), usize::MAX, usize::MAX)
+    }
+
+    /// Whether these bytes go on where the last ended.
+    pub(super) fn goes_on(&self, item: &BadItem) -> bool {
+        self.bad.as_ref().is_some_and(|bad| {
+            bad.end() == item.place.offset
+                && bad.place.file == item.place.file
+                && (bad.place.row, item.place.row) == (None, None)
+        })
+    }
+
+    /// Takes note of the event that came last: a damaged byte can end it early, and then what is masked follows it.
+    pub(super) fn follows(&mut self, read: &ReadEvent) {
+        self.enter(&read.place.file);
+        self.scraps.follows(&read.bytes);
+    }
+
+    fn enter(&mut self, file: &Arc<str>) {
+        if *file != self.file {
+            self.file = file.clone();
+            self.scraps = Self::scraps(self.normaliser);
+        }
+    }
+
+    /// Takes bytes that are no event. Those before, if they end elsewhere, have to be ended.
+    pub(super) fn push(&mut self, item: &BadItem, take: Take<'_>) -> io::Result<()> {
+        if item.bytes.is_empty() {
+            return Ok(());
+        }
+        self.enter(&item.place.file);
+        let is_masked = self.names_masked(item.table.as_ref());
+        let bad = self.bad.get_or_insert_with(|| Bad {
+            place: item.place.clone(),
+            written: 0,
+            bytes: Vec::new(),
+            why: item.why.clone(),
+            outer: item.outer.clone(),
+            is_unknown: item.is_unknown,
+            is_masked,
+        });
+        bad.is_unknown &= item.is_unknown;
+        bad.bytes.extend_from_slice(&item.bytes);
+        self.write(PIECE_BYTES_MAX, take)
+    }
+
+    /// Whether the header of a table names what is masked: then its cells may be that.
+    fn names_masked(&mut self, table: Option<&Arc<Table>>) -> bool {
+        let Some(table) = table else { return false };
+        match &self.header {
+            Some((known, is_masked)) if Arc::ptr_eq(known, table) => *is_masked,
+            _ => {
+                let is_masked = !self.normaliser.censor().admits(table.header());
+                self.header = Some((table.clone(), is_masked));
+                is_masked
+            }
+        }
+    }
+
+    /// Writes what there is of bad bytes, in pieces, as long as there are `at_least` so many.
+    fn write(&mut self, at_least: usize, take: Take<'_>) -> io::Result<()> {
+        let Some(mut bad) = self.bad.take() else { return Ok(()) };
+        let mut rest = bad.bytes.as_slice();
+        while !rest.is_empty() && rest.len() >= at_least {
+            let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES_MAX));
+            let offset = bad.place.offset + bad.written;
+            let mut fate = self.scraps.judge(piece, offset);
+            if bad.is_masked && !matches!(fate, Fate::Withheld(_)) {
+                fate = Fate::Withheld(sha256(piece));
+            }
+            let body = match &fate {
+                Fate::Withheld(sha256) => {
+                    let bytes = piece.len() as u64;
+                    BadBody::Withheld { bytes, sha256, why: Withheld::MaskedHere, stretches: None }
+                }
+                Fate::Shown | Fate::Counted => BadBody::Shown(piece),
+            };
+            let withheld = matches!(fate, Fate::Withheld(_));
+            let outer = (!withheld || !self.masks_members && !bad.is_masked).then_some(&bad.outer);
+            let bytes = BadBytes {
+                origin: self.origin,
+                now: self.clock.now(),
+                offset,
+                total: None,
+                body,
+                reason: &bad.why,
+                found_in: found_in(&bad.place, outer),
+            };
+            self.line.clear();
+            self.normaliser.render_bad(&bytes, &mut self.line);
+            self.line.push(b'\n');
+            take(&self.line)?;
+            bad.written += piece.len() as u64;
+            rest = after;
+        }
+        bad.bytes = rest.to_vec();
+        self.bad = Some(bad);
+        Ok(())
+    }
+
+    /// What comes next does not belong to the bad bytes: what is to be said of them, if there were any.
+    pub(super) fn end(&mut self, take: Take<'_>) -> io::Result<Option<Ended>> {
+        self.write(1, take)?;
+        Ok(self.bad.take().map(|bad| Ended {
+            place: bad.place.to_string(),
+            bytes: bad.written,
+            why: bad.why,
+            is_unknown: bad.is_unknown,
+        }))
+    }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref().get(..32).unwrap_or(&[0; 32]));
+    hash
+}
+
+fn found_in<'a>(place: &'a Place, outer: Option<&'a Outer>) -> FoundIn<'a> {
+    FoundIn {
+        file: Some(&place.file),
+        line: Some(place.line),
+        row: place.row,
+        time: outer.and_then(|outer| outer.time.as_deref()),
+        id: outer.and_then(|outer| outer.id.as_deref()),
+        operation: outer.and_then(|outer| outer.operation.as_deref()),
+        user: outer.and_then(|outer| outer.user.as_deref()),
+    }
+}

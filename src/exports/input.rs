@@ -1,0 +1,406 @@
+//! Files, folders, archives and standard input, opened and read as text in UTF-8.
+//!
+//! What something is, its first bytes tell, not its name. Archives are unpacked as they are read, archives in archives
+//! too; what can be read of one that is cut comes out before the error that names it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::bufread::{DeflateDecoder, MultiGzDecoder};
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+use super::encoding::Utf8;
+
+/// Something to read.
+pub enum Input<'a> {
+    /// A file or a folder.
+    Path(PathBuf),
+    /// A stream and what it is called.
+    Stream(String, Box<dyn Read + Send + 'a>),
+}
+
+impl Input<'_> {
+    /// What a command line names: `-` is standard input.
+    pub fn named(path: &Path) -> Input<'static> {
+        match path.as_os_str() == "-" {
+            true => Input::Stream("-".into(), Box::new(io::stdin())),
+            false => Input::Path(path.into()),
+        }
+    }
+}
+
+/// Why something could not be read, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// It cannot be opened.
+    #[error("cannot open `{name}`: {source}")]
+    Open {
+        /// The file or folder.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Reading stopped half-way; what was read before is out.
+    #[error("`{name}` could be read in part only: {why}")]
+    Cut {
+        /// The file, with what is in it behind a colon.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// It is packed in a way that is not read.
+    #[error("`{name}` is {what}, which is not read")]
+    Foreign {
+        /// The file, with what is in it behind a colon.
+        name: String,
+        /// What it is, and what to do with it.
+        what: &'static str,
+    },
+}
+
+/// Takes what is read.
+pub trait Texts {
+    /// Takes the text of one file to its end. An error of `text` is to be handed back; [`Stop`] ends everything.
+    ///
+    /// # Errors
+    /// Nothing more is wanted, or reading failed.
+    fn text(&mut self, name: &Arc<str>, text: &mut dyn Read) -> Result<(), Ended>;
+    /// Hears of what could not be read.
+    fn problem(&mut self, error: InputError);
+    /// Hears of something that was read in a way that may surprise.
+    fn note(&mut self, note: String);
+}
+
+/// Why a text was not taken to its end.
+#[derive(Debug)]
+pub enum Ended {
+    /// Nothing more is wanted.
+    Stop,
+    /// Reading failed.
+    Read(io::Error),
+}
+
+/// Nothing more is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop;
+
+/// Archives within archives are opened so many deep.
+const DEPTH_MAX: usize = 4;
+const READ_BYTES: usize = 128 * 1024;
+/// By so many bytes everything that is known is told apart; a tar names itself far behind them.
+const MAGIC_BYTES: usize = 8;
+
+/// Reads an input and all that is in it.
+///
+/// # Errors
+/// Nothing more is wanted.
+pub fn read(input: Input<'_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+    match input {
+        Input::Path(path) => read_path(&path, &mut BTreeSet::new(), texts),
+        Input::Stream(name, stream) => Layer { name: name.into(), depth: 0 }.read(stream, texts),
+    }
+}
+
+fn read_path(path: &Path, around: &mut BTreeSet<PathBuf>, texts: &mut dyn Texts) -> Result<(), Stop> {
+    let name = path.display().to_string();
+    let is_folder = path.metadata().map(|metadata| metadata.is_dir());
+    let opened = match is_folder {
+        Ok(true) => return read_folder(path, around, texts),
+        Ok(false) => File::open(path),
+        Err(error) => Err(error),
+    };
+    match opened {
+        Ok(file) => Layer { name: name.into(), depth: 0 }.read_file(file, texts),
+        Err(source) => {
+            texts.problem(InputError::Open { name, source });
+            Ok(())
+        }
+    }
+}
+
+/// The files of a folder in the order of their names, without hidden ones. A link back to a folder that is being read
+/// leads nowhere.
+fn read_folder(path: &Path, around: &mut BTreeSet<PathBuf>, texts: &mut dyn Texts) -> Result<(), Stop> {
+    let open = |source| InputError::Open { name: path.display().to_string(), source };
+    let listed = path.canonicalize().and_then(|real| Ok((real, path.read_dir()?.collect::<Result<Vec<_>, _>>()?)));
+    let (real, entries) = match listed {
+        Ok(listed) => listed,
+        Err(source) => {
+            texts.problem(open(source));
+            return Ok(());
+        }
+    };
+    if !around.insert(real.clone()) {
+        return Ok(());
+    }
+    let mut names: Vec<_> = entries.into_iter().map(|entry| entry.file_name()).collect();
+    names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
+    names.sort();
+    for name in names {
+        read_path(&path.join(name), around, texts)?;
+    }
+    around.remove(&real);
+    Ok(())
+}
+
+/// A file, or something in one.
+struct Layer {
+    name: Arc<str>,
+    depth: usize,
+}
+
+/// What something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Gzip,
+    Zip,
+    Zstd,
+    Foreign(&'static str),
+    Text,
+}
+
+fn kind(beginning: &[u8]) -> Kind {
+    match beginning {
+        [0x1f, 0x8b, ..] => Kind::Gzip,
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => Kind::Zip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Kind::Zstd,
+        [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => Kind::Foreign("a 7z archive: unpack it first"),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Kind::Foreign("packed with xz: unpack it first"),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Kind::Foreign("packed with bzip2: unpack it first"),
+        [b'R', b'a', b'r', b'!', 0x1a, ..] => Kind::Foreign("a rar archive: unpack it first"),
+        [b'P', b'A', b'R', b'1', ..] => Kind::Foreign("a Parquet file: export it as JSON or CSV"),
+        [0xd0, 0xcf, 0x11, 0xe0, ..] => Kind::Foreign("an old Office document: save it as CSV"),
+        _ if beginning.get(257..262) == Some(b"ustar") => Kind::Foreign("a tar archive: unpack it first"),
+        _ => Kind::Text,
+    }
+}
+
+impl Layer {
+    fn read_file(self, mut file: File, texts: &mut dyn Texts) -> Result<(), Stop> {
+        let mut magic = Vec::new();
+        let seen = (&mut file).take(MAGIC_BYTES as u64).read_to_end(&mut magic);
+        let can_seek = seen.is_ok() && file.seek(SeekFrom::Start(0)).is_ok();
+        match (seen, kind(&magic)) {
+            (Err(error), _) => {
+                self.cut(&error.to_string(), texts);
+                Ok(())
+            }
+            (Ok(_), Kind::Zip) if can_seek => self.read_zip(file, texts),
+            // A pipe by name.
+            (Ok(_), _) if !can_seek => self.read(Box::new(io::Cursor::new(magic).chain(file)), texts),
+            (Ok(_), _) => self.read(Box::new(file), texts),
+        }
+    }
+
+    /// Reads a stream, whatever is in it.
+    fn read(self, mut stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+        let mut beginning = vec![0; READ_BYTES];
+        let mut length = 0;
+        let mut failed = None;
+        while length < MAGIC_BYTES {
+            match stream.read(beginning.get_mut(length..).unwrap_or_default()) {
+                Ok(0) => break,
+                Ok(read) => length += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        beginning.truncate(length);
+        let kind = kind(&beginning);
+        let seen = beginning.get(..MAGIC_BYTES * 2).unwrap_or(&beginning).to_vec();
+        let whole: Box<dyn Read + '_> = Box::new(io::Cursor::new(beginning).chain(Failed(failed)).chain(stream));
+        match kind {
+            Kind::Foreign(what) => {
+                texts.problem(InputError::Foreign { name: self.name.to_string(), what });
+                Ok(())
+            }
+            Kind::Text => self.text(&seen, whole, texts),
+            _ if self.depth >= DEPTH_MAX => {
+                let what = "an archive in an archive, too deep: unpack it first";
+                texts.problem(InputError::Foreign { name: self.name.to_string(), what });
+                Ok(())
+            }
+            Kind::Gzip => {
+                let inner = MultiGzDecoder::new(BufReader::with_capacity(READ_BYTES, whole));
+                Layer { depth: self.depth + 1, ..self }.read(Box::new(inner), texts)
+            }
+            Kind::Zstd => match zstd::stream::read::Decoder::new(whole) {
+                Ok(inner) => Layer { depth: self.depth + 1, ..self }.read(Box::new(inner), texts),
+                Err(error) => {
+                    self.cut(&error.to_string(), texts);
+                    Ok(())
+                }
+            },
+            Kind::Zip => self.spool(whole, texts),
+        }
+    }
+
+    fn text(self, beginning: &[u8], stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+        let mut text = Utf8::new(beginning, stream);
+        let ended = texts.text(&self.name, &mut text);
+        if text.was_windows() {
+            texts.note(format!("`{}` is not UTF-8 and was read as Windows-1252", self.name));
+        }
+        match ended {
+            Ok(()) => Ok(()),
+            Err(Ended::Stop) => Err(Stop),
+            Err(Ended::Read(error)) => {
+                self.cut(&error.to_string(), texts);
+                Ok(())
+            }
+        }
+    }
+
+    fn cut(&self, why: &str, texts: &mut dyn Texts) {
+        texts.problem(InputError::Cut { name: self.name.to_string(), why: why.to_owned() });
+    }
+
+    /// A zip is read from its end, so that a stream of one goes to a file without a name first.
+    fn spool(self, mut stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), Stop> {
+        let spooled = tempfile::tempfile().and_then(|mut file| {
+            let copied = io::copy(&mut stream, &mut file);
+            file.seek(SeekFrom::Start(0))?;
+            Ok((file, copied.err()))
+        });
+        match spooled {
+            Ok((file, failed)) => {
+                if let Some(error) = failed {
+                    self.cut(&error.to_string(), texts);
+                }
+                self.read_zip(file, texts)
+            }
+            Err(error) => {
+                self.cut(&format!("it is a zip archive and cannot be kept in a temporary file: {error}"), texts);
+                Ok(())
+            }
+        }
+    }
+
+    fn member(&self, name: &str) -> Layer {
+        Layer { name: format!("{}:{name}", self.name).into(), depth: self.depth + 1 }
+    }
+
+    fn read_zip(self, mut file: File, texts: &mut dyn Texts) -> Result<(), Stop> {
+        let mut archive = match ZipArchive::new(BufReader::new(&mut file)) {
+            Ok(archive) => archive,
+            Err(error) => {
+                // Its list of contents is at the end, and so is what a cut takes first.
+                let result = file.seek(SeekFrom::Start(0)).map(|_| self.read_cut_zip(&file, texts));
+                self.cut(&format!("the zip archive's list of contents: {error}"), texts);
+                return result.unwrap_or(Ok(()));
+            }
+        };
+        if archive.index_for_name("[Content_Types].xml").is_some() {
+            let what = "an Office document: save it as CSV";
+            texts.problem(InputError::Foreign { name: self.name.to_string(), what });
+            return Ok(());
+        }
+        for index in 0..archive.len() {
+            let entry = archive.by_index(index);
+            let name = match &entry {
+                Ok(entry) => entry.name().map(|name| name.into_owned()).unwrap_or_else(|_| format!("entry {index}")),
+                Err(_) => format!("entry {index}"),
+            };
+            match entry {
+                Ok(entry) if entry.is_dir() || is_hidden(&name) => {}
+                Ok(entry) => self.member(&name).read(Box::new(entry), texts)?,
+                Err(ZipError::UnsupportedArchive(why)) => self.member(&name).cut(&why.to_string(), texts),
+                Err(error) => self.member(&name).cut(&error.to_string(), texts),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the entries of a zip from its beginning, as far as they are there.
+    fn read_cut_zip(&self, file: &File, texts: &mut dyn Texts) -> Result<(), Stop> {
+        let mut reader = BufReader::with_capacity(READ_BYTES, file);
+        while let Some(entry) = LocalEntry::read(&mut reader) {
+            let layer = self.member(&entry.name);
+            match (entry.method, entry.length) {
+                (STORED, Some(length)) => {
+                    let mut inside = (&mut reader).take(length);
+                    layer.read(Box::new(&mut inside), texts)?;
+                    let _ = io::copy(&mut inside, &mut io::sink());
+                }
+                (DEFLATED, length) => {
+                    let mut inside = (&mut reader).take(length.unwrap_or(u64::MAX));
+                    let mut decoder = DeflateDecoder::new(&mut inside);
+                    layer.read(Box::new(&mut decoder), texts)?;
+                    if length.is_some() {
+                        let _ = io::copy(&mut inside, &mut io::sink());
+                    }
+                }
+                _ => layer.cut("it is packed in a way that can be read only when the archive is whole", texts),
+            }
+            if entry.length.is_none() && !skip_descriptor(&mut reader) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_hidden(name: &str) -> bool {
+    name.split('/').any(|part| part.starts_with('.') && part.len() > 2 || part == "__MACOSX")
+}
+
+const STORED: u16 = 0;
+const DEFLATED: u16 = 8;
+
+/// The header that stands before an entry of a zip.
+struct LocalEntry {
+    name: String,
+    method: u16,
+    /// Bytes packed, where that is known before they come.
+    length: Option<u64>,
+}
+
+impl LocalEntry {
+    fn read(reader: &mut impl Read) -> Option<LocalEntry> {
+        let mut header = [0; 30];
+        reader.read_exact(&mut header).ok()?;
+        let short = |at: usize| Some(u16::from_le_bytes(*header.get(at..at + 2)?.first_chunk()?));
+        let long = |at: usize| Some(u32::from_le_bytes(*header.get(at..at + 4)?.first_chunk()?));
+        if !header.starts_with(b"PK\x03\x04") {
+            return None;
+        }
+        let (flags, method, length) = (short(6)?, short(8)?, long(18)?);
+        let mut name = vec![0; short(26)?.into()];
+        let mut extra = vec![0; short(28)?.into()];
+        reader.read_exact(&mut name).ok()?;
+        reader.read_exact(&mut extra).ok()?;
+        // Encrypted, or its length stands behind it, or in an extra field because it is over 4 GiB.
+        let method = if flags & 1 == 1 { u16::MAX } else { method };
+        let length = (flags & 8 == 0 && length != u32::MAX).then_some(u64::from(length));
+        Some(LocalEntry { name: String::from_utf8_lossy(&name).into_owned(), method, length })
+    }
+}
+
+/// Passes over what stands behind an entry whose length was not known before; false where nothing follows.
+fn skip_descriptor(reader: &mut impl BufRead) -> bool {
+    // Signature, sum and two lengths of four or of eight bytes.
+    let mut seen = [0; 24];
+    let Ok(()) = reader.read_exact(seen.get_mut(..16).unwrap_or_default()) else { return false };
+    match reader.fill_buf() {
+        Ok(next) if next.starts_with(b"PK") => true,
+        Ok(_) => reader.read_exact(seen.get_mut(16..).unwrap_or_default()).is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Fails once, where there is something to fail with.
+struct Failed(Option<io::Error>);
+
+impl Read for Failed {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map_or(Ok(0), Err)
+    }
+}
+

@@ -1,0 +1,390 @@
+//! Files to events on every core, in order and in bounded memory.
+//!
+//! One thread reads and cuts, the others find, restore and hand each event to [`Make`], and whoever called takes what
+//! they made in the order in which it stands in the input. What is between the first and the last is bounded in bytes, so
+//! that a file may be of any size.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use bytes::Bytes;
+
+use super::form::Form;
+use super::input::{self, Ended, Input, InputError, Stop, Texts};
+use super::outer::Outer;
+use super::place::Place;
+use super::restore::{Dialect, Loss, restore};
+use super::table::Table;
+use super::units::{Cutter, Unit};
+use super::unwrap::{Found, Inside, Unread, is_plain, unwrap};
+use crate::normalise::Event;
+
+/// One event that was read.
+#[derive(Debug, Clone)]
+pub struct ReadEvent {
+    /// The event as the feed has it.
+    pub bytes: Bytes,
+    /// Where it was found.
+    pub place: Place,
+    /// What it was found in.
+    pub form: Form,
+    /// What its row or wrapper says of it.
+    pub outer: Outer,
+    /// What the form had cut.
+    pub losses: Vec<Loss>,
+}
+
+/// Bytes without an event, or whose event cannot be read.
+#[derive(Debug, Clone)]
+pub struct BadItem {
+    /// The bytes: of a row all of it.
+    pub bytes: Bytes,
+    /// Where they begin.
+    pub place: Place,
+    /// Why, in words.
+    pub why: String,
+    /// What their row or wrapper says of them.
+    pub outer: Outer,
+    /// Whether they are sound, and no event.
+    pub is_unknown: bool,
+    /// The table they are a row of.
+    pub table: Option<Arc<Table>>,
+}
+
+/// What is made of an event, on any thread.
+pub trait Make: Sync {
+    /// What is said of it beside the bytes.
+    type Made: Send;
+    /// Appends to `out` what is to come out of an event. `event` is that of `read.bytes`.
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Self::Made;
+}
+
+/// What comes out, in order.
+#[derive(Debug)]
+pub enum Item<'a, M> {
+    /// An event, what was made of it and the bytes it appended.
+    Event(&'a ReadEvent, M, &'a [u8]),
+    /// No event.
+    Bad(&'a BadItem),
+    /// Something could not be read, or not all of it.
+    Problem(InputError),
+    /// Something was read in a way that may surprise.
+    Note(String),
+    /// The input has no more at hand: whoever follows it may see what there is.
+    Pause,
+}
+
+/// Reads everything; `take` says when it has enough.
+pub fn read<K: Make>(
+    inputs: Vec<Input<'_>>,
+    make: &K,
+    take: &mut dyn FnMut(Item<'_, K::Made>) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
+    let gate = Gate::default();
+    let (work_in, work_out) = sync_channel(QUEUE);
+    let work_out = Mutex::new(work_out);
+    let (done_in, done_out) = channel();
+    thread::scope(|scope| {
+        let reader = Reader { gate: &gate, number: 0, work: work_in, done: done_in.clone() };
+        scope.spawn(|| {
+            let _closed = gate.closed_on_panic();
+            reader.read_all(inputs);
+        });
+        for _ in 0..workers {
+            let (work, done) = (&work_out, done_in.clone());
+            let gate = &gate;
+            scope.spawn(move || {
+                let _closed = gate.closed_on_panic();
+                work_all(work, &done, make);
+            });
+        }
+        drop(done_in);
+        let result = take_all(&done_out, &gate, take);
+        gate.close();
+        result
+    })
+}
+
+const WORKERS_MAX: usize = 16;
+/// Batches that wait for a worker.
+const QUEUE: usize = 4;
+/// Bytes of input between the reader and whoever takes; what is made of them is some times as much.
+const IN_FLIGHT_BYTES_MAX: usize = 4 * 1024 * 1024;
+const READ_BYTES: usize = 256 * 1024;
+
+/// Units that are worked on together.
+struct Batch {
+    number: u64,
+    bytes: usize,
+    units: Vec<Unit>,
+}
+
+/// What became of a batch.
+struct Done<M> {
+    number: u64,
+    bytes: usize,
+    items: Vec<DoneItem<M>>,
+    /// What was appended by its events.
+    out: Vec<u8>,
+}
+
+enum DoneItem<M> {
+    Event(ReadEvent, M, Range<usize>),
+    Bad(BadItem),
+    Problem(InputError),
+    Note(String),
+}
+
+/// Holds the reader back while enough is in flight.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    bytes: usize,
+    is_closed: bool,
+}
+
+impl Gate {
+    /// Waits for room; what is larger than all of it passes alone.
+    fn enter(&self, bytes: usize) -> Result<(), Stop> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.is_closed && state.bytes > 0 && state.bytes + bytes > IN_FLIGHT_BYTES_MAX {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.is_closed {
+            return Err(Stop);
+        }
+        state.bytes += bytes;
+        Ok(())
+    }
+
+    fn leave(&self, bytes: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.bytes = state.bytes.saturating_sub(bytes);
+        self.changed.notify_all();
+    }
+
+    fn close(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_closed = true;
+        self.changed.notify_all();
+    }
+
+    /// A thread that panics must not leave the others waiting for it.
+    fn closed_on_panic(&self) -> impl Drop + '_ {
+        struct Guard<'g>(&'g Gate);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                if thread::panicking() {
+                    self.0.close();
+                }
+            }
+        }
+        Guard(self)
+    }
+}
+
+/// Reads and cuts.
+struct Reader<'g, M> {
+    gate: &'g Gate,
+    number: u64,
+    work: SyncSender<Batch>,
+    done: Sender<Done<M>>,
+}
+
+impl<M: Send> Reader<'_, M> {
+    fn read_all(mut self, inputs: Vec<Input<'_>>) {
+        for input in inputs {
+            if input::read(input, &mut self).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn send(&mut self, units: Vec<Unit>, bytes: usize) -> Result<(), Stop> {
+        self.gate.enter(bytes)?;
+        let number = self.number;
+        self.number += 1;
+        self.work.send(Batch { number, bytes, units }).map_err(|_| Stop)
+    }
+
+    fn say(&mut self, item: DoneItem<M>) {
+        let number = self.number;
+        self.number += 1;
+        // Whoever would hear it may be gone.
+        let _ = self.done.send(Done { number, bytes: 0, items: vec![item], out: Vec::new() });
+    }
+}
+
+impl<M: Send> Texts for Reader<'_, M> {
+    fn text(&mut self, name: &Arc<str>, text: &mut dyn Read) -> Result<(), Ended> {
+        let mut cutter = Cutter::new(name.clone());
+        let mut buffer = vec![0; READ_BYTES];
+        let mut pending = 0;
+        loop {
+            let read = match text.read(&mut buffer) {
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    // What was readable comes out, and then the error.
+                    let mut units = Vec::new();
+                    cutter.finish(&mut units);
+                    self.send(units, pending).map_err(|Stop| Ended::Stop)?;
+                    return Err(Ended::Read(error));
+                }
+            };
+            let mut units = Vec::new();
+            match read {
+                0 => cutter.finish(&mut units),
+                _ => cutter.push(Bytes::copy_from_slice(buffer.get(..read).unwrap_or_default()), &mut units),
+            }
+            pending += read;
+            if !units.is_empty() {
+                self.send(units, pending).map_err(|Stop| Ended::Stop)?;
+                pending = 0;
+            }
+            if read == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn problem(&mut self, error: InputError) {
+        self.say(DoneItem::Problem(error));
+    }
+
+    fn note(&mut self, note: String) {
+        self.say(DoneItem::Note(note));
+    }
+}
+
+fn work_all<K: Make>(work: &Mutex<Receiver<Batch>>, done: &Sender<Done<K::Made>>, make: &K) {
+    let mut inside = Vec::new();
+    loop {
+        let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Batch { number, bytes, units }) = next else { return };
+        let mut worked = Done { number, bytes, items: Vec::with_capacity(units.len()), out: Vec::with_capacity(2 * bytes) };
+        for unit in units {
+            work_unit(unit, &mut inside, make, &mut worked);
+        }
+        if done.send(worked).is_err() {
+            return;
+        }
+    }
+}
+
+fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut Done<K::Made>) {
+    let (place, whole, table) = match unit {
+        Unit::Damage { bytes, place, why } => {
+            let (why, outer) = (why.to_owned(), Outer::default());
+            let bad = BadItem { bytes, place, why, outer, is_unknown: false, table: None };
+            return done.items.push(DoneItem::Bad(bad));
+        }
+        Unit::Value { bytes, place, is_prefixed } => {
+            if !is_prefixed
+                && let Ok(event) = Event::parse(&bytes)
+                && is_plain(&event)
+                && super::unwrap::dialect_of(&bytes) == Dialect::Feed
+            {
+                let read =
+                    ReadEvent { bytes: bytes.clone(), place, form: Form::Feed, outer: Outer::default(), losses: Vec::new() };
+                return done.event(read, &event, make);
+            }
+            unwrap(&bytes, is_prefixed, inside);
+            (place, bytes, None)
+        }
+        Unit::Row { table, bytes, place } => {
+            table.read(&bytes, inside);
+            (place, bytes, Some(table))
+        }
+    };
+    let is_one = table.is_some() || inside.len() == 1;
+    for found in inside.drain(..) {
+        match found {
+            Inside::Event(found) => {
+                let whole = if is_one { whole.clone() } else { found.event.clone() };
+                work_found(found, (&place, whole, &table), make, done);
+            }
+            Inside::Unread(Unread { bytes, why, outer, is_unknown }) => {
+                let bad = BadItem { bytes, place: place.clone(), why, outer, is_unknown, table: table.clone() };
+                done.items.push(DoneItem::Bad(bad));
+            }
+        }
+    }
+}
+
+/// Brings an event back to the feed's form. `whole` is what comes out where that is not possible.
+fn work_found<K: Make>(
+    found: Found,
+    (place, whole, table): (&Place, Bytes, &Option<Arc<Table>>),
+    make: &K,
+    done: &mut Done<K::Made>,
+) {
+    let Found { event: bytes, form, dialect, outer } = found;
+    let place = place.clone();
+    if dialect == Dialect::Feed
+        && let Ok(event) = Event::parse(&bytes)
+        && is_plain(&event)
+    {
+        let read = ReadEvent { bytes: bytes.clone(), place, form, outer, losses: Vec::new() };
+        return done.event(read, &event, make);
+    }
+    let bad = |why, outer, place| {
+        DoneItem::Bad(BadItem { bytes: whole, place, why, outer, is_unknown: false, table: table.clone() })
+    };
+    match restore(&bytes, &outer, dialect) {
+        Ok(restored) => match Event::parse(&restored.event) {
+            Ok(event) => {
+                let bytes = restored.event.clone();
+                done.event(ReadEvent { bytes, place, form, outer, losses: restored.losses }, &event, make);
+            }
+            Err(error) => done.items.push(bad(error.to_string(), outer, place)),
+        },
+        Err(error) => done.items.push(bad(format!("the event {error}"), outer, place)),
+    }
+}
+
+impl<M> Done<M> {
+    fn event<K: Make<Made = M>>(&mut self, read: ReadEvent, event: &Event<'_>, make: &K) {
+        let start = self.out.len();
+        let made = make.make(&read, event, &mut self.out);
+        self.items.push(DoneItem::Event(read, made, start..self.out.len()));
+    }
+}
+
+/// Hands on what was made, in the order of the input.
+fn take_all<M>(
+    done: &Receiver<Done<M>>,
+    gate: &Gate,
+    take: &mut dyn FnMut(Item<'_, M>) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    let mut waiting = BTreeMap::new();
+    let mut next = 0;
+    while let Ok(worked) = done.recv() {
+        waiting.insert(worked.number, worked);
+        while let Some(Done { bytes, items, out, .. }) = waiting.remove(&next) {
+            next += 1;
+            for item in items {
+                match item {
+                    DoneItem::Event(read, made, range) => {
+                        take(Item::Event(&read, made, out.get(range).unwrap_or_default()))?;
+                    }
+                    DoneItem::Bad(bad) => take(Item::Bad(&bad))?,
+                    DoneItem::Problem(error) => take(Item::Problem(error))?,
+                    DoneItem::Note(note) => take(Item::Note(note))?,
+                }
+            }
+            take(Item::Pause)?;
+            gate.leave(bytes);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! A set of keys that takes little more room than the keys themselves.
+//!
+//! `HashSet<[u8; 16]>` holds between one and two and, while it grows, three times as many bytes as its keys; beside an
+//! export of tens of millions of rows that is what decides whether it fits. Keys are hashes, so their bits need no
+//! hashing: they say the place. The table is split in many small ones that grow by an eighth each.
+
+/// A hash of 128 bits.
+type Key = [u8; 16];
+
+const SHARDS: usize = 4096;
+/// A shard is filled to at most so many hundredths.
+const FULL: usize = 90;
+
+/// Keys that were seen; at most 20 bytes for each where there are many.
+#[derive(Debug)]
+pub struct Seen {
+    shards: Vec<Shard>,
+    /// The key that marks an empty place cannot stand in one.
+    zero: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Shard {
+    places: Box<[Key]>,
+    used: usize,
+}
+
+const EMPTY: Key = [0; 16];
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen { shards: vec![Shard::default(); SHARDS], zero: false }
+    }
+}
+
+impl Seen {
+    /// Takes note of a key; false when it was there already.
+    pub fn insert(&mut self, key: Key) -> bool {
+        if key == EMPTY {
+            return !std::mem::replace(&mut self.zero, true);
+        }
+        let number = u128::from_le_bytes(key);
+        let shard = (number as usize) % SHARDS;
+        self.shards.get_mut(shard).is_some_and(|shard| shard.insert(key))
+    }
+
+    /// Bytes that the places take.
+    pub fn bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.places.len() * size_of::<Key>()).sum()
+    }
+}
+
+impl Shard {
+    fn insert(&mut self, key: Key) -> bool {
+        if (self.used + 1) * 100 > self.places.len() * FULL {
+            let more = (self.places.len() / 8).max(4);
+            let grown = vec![EMPTY; self.places.len() + more].into_boxed_slice();
+            for key in std::mem::replace(&mut self.places, grown) {
+                if key != EMPTY {
+                    self.put(key);
+                }
+            }
+        }
+        let is_new = self.put(key);
+        self.used += usize::from(is_new);
+        is_new
+    }
+
+    /// Puts a key in its place or the next one that is free; false when it is there.
+    fn put(&mut self, key: Key) -> bool {
+        // The upper bits as a fraction of the table: no two places are favoured.
+        let upper = u128::from_le_bytes(key) >> 64;
+        let at = (upper * self.places.len() as u128 >> 64) as usize;
+        let (before, after) = self.places.split_at_mut(at);
+        for place in after.iter_mut().chain(before) {
+            if *place == key {
+                return false;
+            }
+            if *place == EMPTY {
+                *place = key;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> Key {
+        let mut key = [0; 16];
+        key.copy_from_slice(blake3::hash(&number.to_le_bytes()).as_bytes().get(..16).unwrap());
+        key
+    }
+
+    #[test]
+    fn each_key_is_new_once() {
+        let mut seen = Seen::default();
+        for round in 0..2 {
+            for number in 0..50_000 {
+                assert_eq!(seen.insert(key(number)), round == 0, "{number}");
+            }
+            assert_eq!(seen.insert(EMPTY), round == 0);
+        }
+    }
+
+    #[test]
+    fn many_keys_take_20_bytes_each() {
+        let mut seen = Seen::default();
+        let count = 400_000;
+        for number in 0..count {
+            seen.insert(key(number));
+        }
+        assert!(seen.bytes() < 20 * count as usize + 100_000, "{}", seen.bytes());
+    }
+}
