@@ -672,6 +672,98 @@ mod tests {
         }
     }
 
+    /// The same of a row of an export, in any cell.
+    #[test]
+    fn nothing_that_was_found_leaves_a_damaged_row() {
+        const FOUND: &str = "4111222233334444";
+        let event = format!(
+            r#"{{"Id":"d","CreationTime":"t","Operation":"o","PolicyDetails":[],"X":{{"DetectedValues":[{{"Name":"{FOUND}","Value":"a, {FOUND}"}}]}}}}"#
+        );
+        let row = |event: &str| format!("r,2026-03-02T10:15:00Z,o,alex@contoso.example,\"{}\"\n", event.replace('"', "\"\""));
+        let text = format!("RecordId,CreationDate,Operation,UserId,AuditData\n{}{}{}", row(B), row(&event), row(A));
+        let args = Cli::parse_from(["normalize"]).args;
+        let maker = Maker::new(&args).unwrap();
+        let text = text.as_bytes();
+        for at in 49..=text.len() {
+            for byte in [None, Some(b'x'), Some(b'"'), Some(b','), Some(b'\n')] {
+                for skip in [0, 1] {
+                    let input = [&text[..at], byte.as_slice(), text.get(at + skip..).unwrap_or_default()].concat();
+                    let (out, err) = normalised(&maker, &input);
+                    let shown = || format!("{}\n{}", String::from_utf8_lossy(&input), String::from_utf8_lossy(&out));
+                    assert!(!holds(&out, FOUND), "at {at}: {}", shown());
+                    assert!(memchr::memmem::find(&err, FOUND.as_bytes()).is_none(), "{}", shown());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_comes_out_whole_with_what_its_cells_say() {
+        let row = r#"r1,2026-03-02T10:15:00Z,Set-Mailbox,alex@contoso.example,"{""Id"":""r1"",""Operation"":""Set-Mai""#;
+        let text = format!("RecordId,CreationDate,Operation,UserId,AuditData\n{row}\n");
+        let (out, err, tally) = run_in_steps(&[], text.as_bytes(), 7);
+        let record: serde_json::Value = serde_json::from_str(&out).unwrap();
+        use base64::Engine as _;
+        let body = base64::engine::general_purpose::STANDARD.decode(record["body_base64"].as_str().unwrap()).unwrap();
+        assert_eq!(String::from_utf8_lossy(&body), row);
+        let said = ["row_id", "row_time", "row_operation", "row_user", "file"].map(|name| record[name].as_str().unwrap());
+        assert_eq!(said, ["r1", "2026-03-02T10:15:00Z", "Set-Mailbox", "alex@contoso.example", "-"]);
+        assert_eq!((&record["line"], &record["row"]), (&2.into(), &1.into()));
+        assert_eq!((tally.exit(), err.lines().count()), (Exit::Data, 1));
+        assert_eq!(tally.to_string(), "0 events read, 1 bad, 0 repeated and left out, 0 unknown");
+        // Whoever masks a member does not find it in the cell of a row, either.
+        let (out, _, _) = run_in_steps(&["--mask=/UserId"], text.as_bytes(), 7);
+        assert!(out.contains("body_withheld") && !out.contains("alex"), "{out}");
+    }
+
+    #[test]
+    fn every_record_is_valid_against_the_published_schema() {
+        let schema = crate::config::record_schema();
+        let text = format!("{A}\n{{\"Id\":\"x\",\"CreationTime\":\"2026-03-02T10:15:00\",\"Operation\":\"y\"}}\nbad\n{{\"x\":1}}\n");
+        let (out, _, _) = run_in_steps(&[], text.as_bytes(), usize::MAX);
+        assert_eq!(out.lines().count(), 4);
+        for line in out.lines() {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            for name in schema["required"].as_array().unwrap() {
+                assert!(!record[name.as_str().unwrap()].is_null(), "{name}: {line}");
+            }
+            for name in record.as_object().unwrap().keys() {
+                assert!(!schema["properties"][name].is_null(), "{name}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_that_came_before_in_any_form_is_left_out_when_asked() {
+        let event = |id: &str, time: &str| format!(r#"{{"Id":"{id}","CreationTime":"{time}","Operation":"o","RecordType":1}}"#);
+        let a = event("a", "2026-03-02T10:15:00");
+        let text = format!(
+            "{a}\n{{\"AuditData\":{a}}}\n{}\n{}\n{{\"Operation\":\"o\"}}\n{{\"Operation\":\"o\"}}\n",
+            event("A", "2026-03-02T10:15:00Z"),
+            event("b", "2026-03-03T00:00:00")
+        );
+        let (out, _, tally) = run_in_steps(&["--unique", "--raw=none"], text.as_bytes(), 7);
+        // What has no id is nobody's repetition.
+        assert_eq!((out.lines().count(), tally.repeated, tally.read()), (4, 2, 6), "{out}");
+        let (out, _, tally) = run_in_steps(&["--from=2026-03-03"], text.as_bytes(), 7);
+        assert_eq!((out.lines().count(), tally.outside), (3, 3), "{out}");
+        let (out, _, _) = run_in_steps(&["--from=2026-03-02T10:15:00", "--to=2026-03-02T10:15:01Z"], text.as_bytes(), 7);
+        assert_eq!(out.lines().count(), 5, "{out}");
+    }
+
+    #[test]
+    fn a_table_says_when_how_bad_by_which_rule_and_what() {
+        let text = r#"{"CreationTime":"2026-03-02T10:15:00","Id":"a","Operation":"New-InboxRule","RecordType":1,"UserId":"alex@contoso.example","Workload":"Exchange","Parameters":[{"Name":"Name","Value":"x"},{"Name":"ForwardTo","Value":"e@outside.example"}]}
+{"x":1}"#;
+        let (out, _, _) = run_in_steps(&["--table"], text.as_bytes(), 7);
+        expect_test::expect![[r#"
+            TIME                  SEVERITY  RULES         EVENT
+            2026-03-02T10:15:00Z  high      EX-01         New-InboxRule by alex@contoso.example
+                                            not read      -: line 2: 7 bytes are no audit event: an object without `Id`, `Operation` and `CreationTime`, and no wrapper that is known
+        "#]]
+        .assert_eq(&out);
+    }
+
     proptest! {
         #[test]
         fn no_byte_of_any_input_is_lost(parts in prop::collection::vec(

@@ -388,3 +388,6 @@ fn take_all<M>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
