@@ -46,6 +46,8 @@ struct Bad {
     is_unknown: bool,
     /// Their table's header names what is masked.
     is_masked: bool,
+    /// Their cells may have slipped, so that one may hold what is masked.
+    may_have_slipped: bool,
 }
 
 impl Bad {
@@ -82,7 +84,9 @@ impl<'a> BadRecords<'a> {
     /// Whether these bytes go on where the last ended.
     pub(super) fn goes_on(&self, item: &BadItem) -> bool {
         self.bad.as_ref().is_some_and(|bad| {
-            bad.end() == item.place.offset
+            !bad.is_unknown
+                && !item.is_unknown
+                && bad.end() == item.place.offset
                 && bad.place.file == item.place.file
                 && (bad.place.row, item.place.row) == (None, None)
         })
@@ -116,8 +120,8 @@ impl<'a> BadRecords<'a> {
             outer: item.outer.clone(),
             is_unknown: item.is_unknown,
             is_masked,
+            may_have_slipped: may_have_slipped(item),
         });
-        bad.is_unknown &= item.is_unknown;
         bad.bytes.extend_from_slice(&item.bytes);
         self.write(PIECE_BYTES_MAX, take)
     }
@@ -154,7 +158,8 @@ impl<'a> BadRecords<'a> {
                 Fate::Shown | Fate::Counted => BadBody::Shown(piece),
             };
             let withheld = matches!(fate, Fate::Withheld(_));
-            let outer = (!withheld || !self.masks_members && !bad.is_masked).then_some(&bad.outer);
+            let may_be_masked = self.masks_members || bad.is_masked || bad.may_have_slipped;
+            let outer = (!withheld || !may_be_masked).then_some(&bad.outer);
             let bytes = BadBytes {
                 origin: self.origin,
                 now: self.clock.now(),
@@ -186,6 +191,12 @@ impl<'a> BadRecords<'a> {
             is_unknown: bad.is_unknown,
         }))
     }
+}
+
+/// A row in which no event begins where it should may be a piece of one.
+fn may_have_slipped(item: &BadItem) -> bool {
+    let begins = memchr::memchr(b'{', &item.bytes).is_some();
+    item.table.as_ref().is_some_and(|table| table.shape.json.is_none() || !begins)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -131,9 +131,8 @@ impl<O: Write, E: Write> Told<O, E> {
                 let length = bad.bytes.len() as u64;
                 let end = bad.place.row.is_none().then_some(bad.place.offset + length);
                 match &mut self.bad {
-                    Some((ended, at)) if *at == Some(bad.place.offset) => {
+                    Some((ended, at)) if *at == Some(bad.place.offset) && !bad.is_unknown && !ended.is_unknown => {
                         ended.bytes += length;
-                        ended.is_unknown &= bad.is_unknown;
                         *at = end;
                     }
                     _ => {
@@ -276,6 +275,7 @@ mod tests {
         expect![[r#"
             1. New-InboxRule by bob@contoso.com
                id a, record type 1
+               in events.ndjson: line 1, as event as the feed sends it
                severity high, the highest of the 2 rules that match
                - rule EX-01 says high: an inbox rule forwards or redirects mail outside the organisation's known domains (mallory@example.net)
                  it matches because the operation is New-InboxRule or Set-InboxRule, and parameter ForwardTo or RedirectTo or ForwardAsAttachmentTo or SendTextMessageNotificationTo names somebody outside
@@ -286,6 +286,7 @@ mod tests {
 
             2. FileAccessed by bob@contoso.com on https://x/y
                id b, record type 6
+               in events.ndjson: line 2, as event as the feed sends it
                routine: left out by SP-12 where `drop_routine` is on, else severity info
                - rule SP-12 says drop: routine volume; kept when data loss prevention flags what was read
                  it matches because the operation is FileAccessed
@@ -293,6 +294,7 @@ mod tests {
 
             3. Reset user password by bob@contoso.com (failed)
                id c, record type 8
+               in events.ndjson: line 3, as event as the feed sends it
                severity low
                - rule ID-35 says low: somebody else set a user's password
                  it matches because the operation is Reset user password
@@ -301,10 +303,12 @@ mod tests {
 
             4. SomethingNew
                at 2026-05-01T10:00:00, id d, record type 9999
+               in events.ndjson: line 4, as event as the feed sends it
                severity info: no rule is about this event
 
             5. Add-MailboxPermission by NT AUTHORITY\SYSTEM (x)
                id e, record type 1
+               in events.ndjson: line 5, as event as the feed sends it
                severity high
                - rule EX-18 says high: somebody was given access to another's mailbox
                  it matches because the operation is Add-MailboxPermission
@@ -313,6 +317,7 @@ mod tests {
 
             6. DlpRuleMatch
                id f, record type 13
+               in events.ndjson: line 6, as event as the feed sends it
                severity high
                - rule DL-01 says high: data loss prevention matched; the severity is its rule's
                  it matches because the operation is DlpRuleMatch
@@ -321,6 +326,7 @@ mod tests {
 
             7. FileDownloaded by anonymous
                id g, record type 6
+               in events.ndjson: line 7, as event as the feed sends it
                severity medium
                - rule SP-14 says medium: somebody unknown took a file
                  it matches because the operation is FileDownloaded
@@ -328,6 +334,7 @@ mod tests {
                  see MITRE ATT&CK T1530 · https://learn.microsoft.com/purview/audit-log-activities
 
             8. not an event
+               events.ndjson: line 8: 8 bytes are no audit event: not one JSON object in UTF-8
 
         "#]].assert_eq(std::str::from_utf8(&out).unwrap());
     }

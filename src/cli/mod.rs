@@ -1,10 +1,10 @@
 //! The commands of `m365-audit`, one file each. Data goes to standard output, everything else to standard error.
 
 pub mod backfill;
+mod bad_records;
 pub mod check;
 pub mod completions;
 pub mod demo;
-mod bad_records;
 mod event_line;
 pub mod exit;
 pub mod explain;
@@ -151,12 +151,16 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             drop(out);
             let clock: Arc<dyn Clock> = SystemClock::new();
             let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
-            done.map_err(Failure::internal)?.map(|tally| tally.exit()).map_err(|error| Failure::of(&error, error.exit()))
+            done.map_err(Failure::internal)?
+                .map(|tally| tally.exit())
+                .map_err(|error| Failure::of(&error, error.exit()))
         }
         Command::Explain(args) => {
             drop(out);
             let done = tokio::task::spawn_blocking(move || explain::run(&args)).await;
-            done.map_err(Failure::internal)?.map(|tally| tally.exit()).map_err(|error| Failure::of(&error, error.exit()))
+            done.map_err(Failure::internal)?
+                .map(|tally| tally.exit())
+                .map_err(|error| Failure::of(&error, error.exit()))
         }
         Command::Backfill(args) => {
             drop(out);

@@ -414,9 +414,9 @@ mod tests {
     use super::super::bad_records::PIECE_BYTES_MAX;
     use super::*;
     use crate::clock::TestClock;
-    use std::io::Read;
     use clap::Parser as _;
     use proptest::prelude::*;
+    use std::io::Read;
 
     #[derive(clap::Parser)]
     struct Cli {
@@ -622,8 +622,8 @@ mod tests {
             format!("\"{}\"", found("DetectedValues", "\\\"")),
             format!("[\"{{\\\"a\\\":\\\"{}\\\"}}\"]", found("DetectedValues", r#"\\\""#)),
         ];
-        let args = ["native", "ecs", "ocsf", "raw"]
-            .map(|format| Cli::parse_from(["normalize", "--format", format]).args);
+        let args =
+            ["native", "ecs", "ocsf", "raw"].map(|format| Cli::parse_from(["normalize", "--format", format]).args);
         let makers: Vec<Maker<'_>> = args.iter().map(|args| Maker::new(args).unwrap()).collect();
         for (index, inner) in inner.iter().enumerate() {
             // Those in strings are known by this member, which all records of data loss prevention have.
@@ -679,7 +679,8 @@ mod tests {
         let event = format!(
             r#"{{"Id":"d","CreationTime":"t","Operation":"o","PolicyDetails":[],"X":{{"DetectedValues":[{{"Name":"{FOUND}","Value":"a, {FOUND}"}}]}}}}"#
         );
-        let row = |event: &str| format!("r,2026-03-02T10:15:00Z,o,alex@contoso.example,\"{}\"\n", event.replace('"', "\"\""));
+        let row =
+            |event: &str| format!("r,2026-03-02T10:15:00Z,o,alex@contoso.example,\"{}\"\n", event.replace('"', "\"\""));
         let text = format!("RecordId,CreationDate,Operation,UserId,AuditData\n{}{}{}", row(B), row(&event), row(A));
         let args = Cli::parse_from(["normalize"]).args;
         let maker = Maker::new(&args).unwrap();
@@ -699,14 +700,16 @@ mod tests {
 
     #[test]
     fn a_row_that_cannot_be_read_comes_out_whole_with_what_its_cells_say() {
-        let row = r#"r1,2026-03-02T10:15:00Z,Set-Mailbox,alex@contoso.example,"{""Id"":""r1"",""Operation"":""Set-Mai""#;
+        let row =
+            r#"r1,2026-03-02T10:15:00Z,Set-Mailbox,alex@contoso.example,"{""Id"":""r1"",""Operation"":""Set-Mai""#;
         let text = format!("RecordId,CreationDate,Operation,UserId,AuditData\n{row}\n");
         let (out, err, tally) = run_in_steps(&[], text.as_bytes(), 7);
         let record: serde_json::Value = serde_json::from_str(&out).unwrap();
         use base64::Engine as _;
         let body = base64::engine::general_purpose::STANDARD.decode(record["body_base64"].as_str().unwrap()).unwrap();
         assert_eq!(String::from_utf8_lossy(&body), row);
-        let said = ["row_id", "row_time", "row_operation", "row_user", "file"].map(|name| record[name].as_str().unwrap());
+        let said =
+            ["row_id", "row_time", "row_operation", "row_user", "file"].map(|name| record[name].as_str().unwrap());
         assert_eq!(said, ["r1", "2026-03-02T10:15:00Z", "Set-Mailbox", "alex@contoso.example", "-"]);
         assert_eq!((&record["line"], &record["row"]), (&2.into(), &1.into()));
         assert_eq!((tally.exit(), err.lines().count()), (Exit::Data, 1));
@@ -719,7 +722,9 @@ mod tests {
     #[test]
     fn every_record_is_valid_against_the_published_schema() {
         let schema = crate::config::record_schema();
-        let text = format!("{A}\n{{\"Id\":\"x\",\"CreationTime\":\"2026-03-02T10:15:00\",\"Operation\":\"y\"}}\nbad\n{{\"x\":1}}\n");
+        let text = format!(
+            "{A}\n{{\"Id\":\"x\",\"CreationTime\":\"2026-03-02T10:15:00\",\"Operation\":\"y\"}}\nbad\n{{\"x\":1}}\n"
+        );
         let (out, _, _) = run_in_steps(&[], text.as_bytes(), usize::MAX);
         assert_eq!(out.lines().count(), 4);
         for line in out.lines() {
@@ -735,7 +740,8 @@ mod tests {
 
     #[test]
     fn an_event_that_came_before_in_any_form_is_left_out_when_asked() {
-        let event = |id: &str, time: &str| format!(r#"{{"Id":"{id}","CreationTime":"{time}","Operation":"o","RecordType":1}}"#);
+        let event =
+            |id: &str, time: &str| format!(r#"{{"Id":"{id}","CreationTime":"{time}","Operation":"o","RecordType":1}}"#);
         let a = event("a", "2026-03-02T10:15:00");
         let text = format!(
             "{a}\n{{\"AuditData\":{a}}}\n{}\n{}\n{{\"Operation\":\"o\"}}\n{{\"Operation\":\"o\"}}\n",
@@ -747,7 +753,8 @@ mod tests {
         assert_eq!((out.lines().count(), tally.repeated, tally.read()), (4, 2, 6), "{out}");
         let (out, _, tally) = run_in_steps(&["--from=2026-03-03"], text.as_bytes(), 7);
         assert_eq!((out.lines().count(), tally.outside), (3, 3), "{out}");
-        let (out, _, _) = run_in_steps(&["--from=2026-03-02T10:15:00", "--to=2026-03-02T10:15:01Z"], text.as_bytes(), 7);
+        let (out, _, _) =
+            run_in_steps(&["--from=2026-03-02T10:15:00", "--to=2026-03-02T10:15:01Z"], text.as_bytes(), 7);
         assert_eq!(out.lines().count(), 5, "{out}");
     }
 
@@ -758,7 +765,7 @@ mod tests {
         let (out, _, _) = run_in_steps(&["--table"], text.as_bytes(), 7);
         expect_test::expect![[r#"
             TIME                  SEVERITY  RULES         EVENT
-            2026-03-02T10:15:00Z  high      EX-01         New-InboxRule by alex@contoso.example
+            2026-03-02T10:15:00Z  high      EX-01 EX-05   New-InboxRule by alex@contoso.example
                                             not read      -: line 2: 7 bytes are no audit event: an object without `Id`, `Operation` and `CreationTime`, and no wrapper that is known
         "#]]
         .assert_eq(&out);

@@ -417,19 +417,22 @@ impl Row {
         if self.command.is_none() && self.parameters.is_empty() {
             return;
         }
-        let mut found: Vec<(String, String)> =
-            self.parameters.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
+        let mut found: Vec<(String, String)> = Vec::new();
         if let Some((_, command)) = self.command.take().as_deref().and_then(|text| text.split_once(" -")) {
             parameters::any(&token_of(&format!("-{command}")), &mut |name, value| {
-                let column = self.parameters.iter().find(|(known, _)| is(known, name));
                 if !found.iter().any(|(known, _)| is(known, name)) {
-                    // A column that is empty says so better than the command, in which nothing looks like a switch.
-                    let value = if column.is_some() { "" } else { value };
-                    let value = value.strip_prefix('$').filter(|word| among(&["true", "false"], word)).unwrap_or(value);
-                    found.push((name.to_owned(), value.to_owned()));
+                    // A column has the value without quotes, and an empty one where the command seems to have a switch.
+                    let column = self.parameters.iter().find(|(known, _)| is(known, name));
+                    let plain = value.strip_prefix('$').filter(|word| among(&["true", "false"], word)).unwrap_or(value);
+                    found.push((name.to_owned(), column.map_or(plain, |(_, value)| value).to_owned()));
                 }
                 false
             });
+        }
+        for (name, value) in self.parameters.iter().filter(|(_, value)| !value.is_empty()) {
+            if !found.iter().any(|(known, _)| is(known, name)) {
+                found.push((name.clone(), value.clone()));
+            }
         }
         if found.is_empty() {
             return;

@@ -326,7 +326,11 @@ mod tests {
                 for damaged in [[before, &after[1..]].concat(), [before, b"x", after].concat()] {
                     for step in [1, 7, usize::MAX] {
                         let found = decoded(&damaged, step);
-                        assert!(found.ends_with(b"\n{\"Id\":\"abcdefgh\"}\n"), "{at}: {}", String::from_utf8_lossy(&found));
+                        assert!(
+                            found.ends_with(b"\n{\"Id\":\"abcdefgh\"}\n"),
+                            "{at}: {}",
+                            String::from_utf8_lossy(&found)
+                        );
                     }
                 }
             }

@@ -403,4 +403,3 @@ impl Read for Failed {
         self.0.take().map_or(Ok(0), Err)
     }
 }
-

@@ -271,7 +271,8 @@ fn work_all<K: Make>(work: &Mutex<Receiver<Batch>>, done: &Sender<Done<K::Made>>
     loop {
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Batch { number, bytes, units }) = next else { return };
-        let mut worked = Done { number, bytes, items: Vec::with_capacity(units.len()), out: Vec::with_capacity(2 * bytes) };
+        let mut worked =
+            Done { number, bytes, items: Vec::with_capacity(units.len()), out: Vec::with_capacity(2 * bytes) };
         for unit in units {
             work_unit(unit, &mut inside, make, &mut worked);
         }
@@ -294,8 +295,13 @@ fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut
                 && is_plain(&event)
                 && super::unwrap::dialect_of(&bytes) == Dialect::Feed
             {
-                let read =
-                    ReadEvent { bytes: bytes.clone(), place, form: Form::Feed, outer: Outer::default(), losses: Vec::new() };
+                let read = ReadEvent {
+                    bytes: bytes.clone(),
+                    place,
+                    form: Form::Feed,
+                    outer: Outer::default(),
+                    losses: Vec::new(),
+                };
                 return done.event(read, &event, make);
             }
             unwrap(&bytes, is_prefixed, inside);

@@ -91,7 +91,10 @@ mod tests {
     #[test]
     fn a_runtimes_line_says_its_stream_and_whether_it_goes_on() {
         let line = |text| runtime_line(text).map(|line| (line.stream, line.is_partial, line.text));
-        assert_eq!(line(b"2026-03-02T10:15:00.123456789Z stdout P {\"Id\""), Some((&b"stdout"[..], true, &b"{\"Id\""[..])));
+        assert_eq!(
+            line(b"2026-03-02T10:15:00.123456789Z stdout P {\"Id\""),
+            Some((&b"stdout"[..], true, &b"{\"Id\""[..]))
+        );
         assert_eq!(line(b"2026-03-02T10:15:00+01:00 stderr F "), Some((&b"stderr"[..], false, &b""[..])));
         for other in [&b"2026-03-02T10:15:00Z stdout X {}"[..], b"now stdout F {}", b"2026-03-02T10:15:00Z", b"{}"] {
             assert_eq!(line(other), None);

@@ -192,7 +192,6 @@ fn numbers_for_names(members: &mut Members<'_>) {
 }
 
 /// `CreationTime` in the feed's form. One that can be read in two ways is read as the outer time where that can be read.
-/// What the feed itself may write, though it seldom does, is left alone in its own dialect.
 fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses: &mut Vec<Loss>) {
     if let Some(wrapped) = members.get("CreationTime").filter(|token| token.starts_with('{')) {
         match powershell::value(wrapped, "CreationTime", losses) {
@@ -201,14 +200,24 @@ fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses
         }
     }
     let Some(text) = members.text("CreationTime").map(Cow::into_owned) else { return };
-    let is_plain = text.as_bytes().get(10) == Some(&b'T') && !text.ends_with('Z');
-    if (is_plain || dialect == Dialect::Feed) && time::parse(&text).is_some() {
+    let is_a_time = time::parse(&text).is_some();
+    if is_a_time || dialect == Dialect::Graph {
+        // Where the feed writes neither a zone nor a fraction, Graph adds the zone, Sentinel both.
+        let plain = match dialect {
+            Dialect::Feed | Dialect::PowerShell => None,
+            Dialect::Graph => text.strip_suffix('Z').map(str::to_owned),
+            Dialect::OfficeActivity => as_the_feed_writes(&text, Writer::Region),
+        };
+        if let Some(plain) = plain.filter(|plain| *plain != text) {
+            members.set_text("CreationTime", &plain);
+        }
         return;
     }
     let outer = || outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
     match as_the_feed_writes(&text, Writer::Region).or_else(outer) {
         Some(plain) => members.set_text("CreationTime", &plain),
-        None if dialect == Dialect::Feed => {}
+        // What no program made of a time is the event's own.
+        None if dialect == Dialect::Feed || !text.contains(['/', '.']) => {}
         None => losses.push(Loss::at("CreationTime", &text)),
     }
 }

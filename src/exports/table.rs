@@ -189,7 +189,10 @@ impl Table {
     /// Whether a row is a header again, as where exports were written one after the other; the table it begins.
     pub fn begins_again(&self, row: &[u8]) -> Option<Option<Table>> {
         let row = row.strip_prefix(b"\xef\xbb\xbf").unwrap_or(row).trim_ascii_end();
-        if row == self.header && !row.is_empty() || row.starts_with(b"#TYPE ") || row.len() == 5 && row.starts_with(b"sep=") {
+        if row == self.header && !row.is_empty()
+            || row.starts_with(b"#TYPE ")
+            || row.len() == 5 && row.starts_with(b"sep=")
+        {
             return Some(None);
         }
         if row.len() > HEADER_BYTES_MAX || memchr(b'{', row).is_some() || matches!(self.kind, Kind::Flat(_)) {
@@ -203,7 +206,14 @@ impl Table {
         let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
         let is_sound = each_cell(row, self.shape.delimiter, |cell| cells.push(cell));
         let outer = self.outer(&cells);
-        let before_json = || self.outer(cells.split(|cell| cell.raw.contains(&b'{')).next().unwrap_or_default());
+        // Where cells have slipped, one may hold a piece of the event, which may be masked: the event has to begin where
+        // it should.
+        let begins = cells.iter().position(|cell| cell.raw.contains(&b'{'));
+        let is_in_place = begins.is_none() || self.shape.json.is_none() || begins == self.shape.json;
+        let before_json = || match is_in_place {
+            true => self.outer(cells.get(..begins.unwrap_or(cells.len())).unwrap_or_default()),
+            false => Outer::default(),
+        };
         let fits = is_sound && cells.len() <= self.shape.columns;
         let why = match &self.kind {
             Kind::Carrier { column, form, dialect } => match cells.get(*column) {
@@ -218,23 +228,20 @@ impl Table {
                 Some(_) => "its cells do not fit the header",
                 None => "a row without the cell that holds the event",
             },
-            Kind::Flat(header) if is_sound && cells.len() == self.shape.columns => {
-                match flat(header, &cells) {
-                    Ok((event, outer)) => {
-                        let dialect = header.dialect();
-                        out.push(Inside::Event(Found { event, form: header.form(), dialect, outer }));
-                        return;
-                    }
-                    Err(why) => {
-                        out.push(Inside::Unread(Unread { bytes: row.clone(), why, outer, is_unknown: false }));
-                        return;
-                    }
+            Kind::Flat(header) if is_sound && cells.len() == self.shape.columns => match flat(header, &cells) {
+                Ok((event, outer)) => {
+                    let dialect = header.dialect();
+                    out.push(Inside::Event(Found { event, form: header.form(), dialect, outer }));
+                    return;
                 }
-            }
+                Err(why) => {
+                    out.push(Inside::Unread(Unread { bytes: row.clone(), why, outer, is_unknown: false }));
+                    return;
+                }
+            },
             Kind::Flat(_) => "its cells do not fit the header",
             Kind::Unknown => "a row without an event",
         };
-        // Where cells have slipped, one may hold a piece of the event, which may be masked.
         self.salvage(row, why, before_json(), out);
     }
 

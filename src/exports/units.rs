@@ -130,7 +130,8 @@ fn is_enough(beginning: &[u8]) -> bool {
     while lines < 2 {
         let Some(end) = ends.next() else { return false };
         let line = text.get(from..end).unwrap_or_default();
-        lines += usize::from(!(line.starts_with(b"sep=") || line.starts_with(b"\"sep=") || line.starts_with(b"#TYPE ")));
+        lines +=
+            usize::from(!(line.starts_with(b"sep=") || line.starts_with(b"\"sep=") || line.starts_with(b"#TYPE ")));
         from = end + 1;
     }
     true

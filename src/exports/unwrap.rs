@@ -12,9 +12,10 @@ use smallvec::SmallVec;
 
 use super::form::Form;
 use super::outer::Outer;
+use super::page;
 use super::prefix;
 use super::restore::Dialect;
-use crate::normalise::{Event, json};
+use crate::normalise::{Event, is_like_an_event, json};
 
 /// What a value held.
 #[derive(Debug, Clone)]
@@ -72,6 +73,20 @@ pub fn is_plain(event: &Event<'_>) -> bool {
     event.is_plain() && RAW.find(event.text().as_bytes()).is_none()
 }
 
+/// Whether an object found in damage is an event, or what other tools put around one, as far as its members tell.
+pub(super) fn is_like_a_wrapper(bytes: &[u8]) -> bool {
+    const CARRIERS: [&str; 6] = ["AuditData", "RawEventData", "_raw", "raw_data", "_source", "event.original"];
+    const PAIRS: [(&str, &str); 3] = [("raw", "event_type"), ("log", "stream"), ("event", "m365")];
+    let mut names: SmallVec<[&[u8]; 32]> = SmallVec::new();
+    let layout = json::scan_bytes(bytes, |key, _| names.extend(bytes.get(key)));
+    let has = |wanted: &str| names.iter().any(|name| name.eq_ignore_ascii_case(wanted.as_bytes()));
+    layout.is_ok_and(|layout| layout.end == bytes.len())
+        && (is_like_an_event(bytes)
+            || CARRIERS.iter().any(|name| has(name))
+            || PAIRS.iter().any(|(name, other)| has(name) && has(other))
+            || matches!(page::head(bytes, true), page::Head::Page(_)))
+}
+
 /// How the text of an event is written, where its wrapper leaves that open.
 pub fn dialect_of(event: &[u8]) -> Dialect {
     static SIGNS: LazyLock<[Finder<'static>; 2]> = LazyLock::new(|| [Finder::new(b"@{"), Finder::new(b"\"System.")]);
@@ -112,7 +127,9 @@ impl Nothing {
     fn in_words(&self) -> String {
         match self {
             Self::Damaged => "not one JSON object in UTF-8".into(),
-            Self::NoEvent => "an object without `Id`, `Operation` and `CreationTime`, and no wrapper that is known".into(),
+            Self::NoEvent => {
+                "an object without `Id`, `Operation` and `CreationTime`, and no wrapper that is known".into()
+            }
             Self::Empty(what, member) => format!("{what} without `{member}`: the original event is not in it"),
             Self::Notice(kind) => format!("a record of ours, `{kind}`, which is about no event"),
             Self::DamagedIn(member) => format!("`{member}` holds no event that can be read"),
@@ -157,7 +174,8 @@ impl<'a> Object<'a> {
 
     /// How many of the members that identify an event there are, and whether `Operation` or `CreationTime` is one.
     fn identity(&self) -> (usize, bool) {
-        let has = |name| usize::from(self.get(name).is_some_and(|value| !matches!(value.as_bytes(), [b'{' | b'[', ..])));
+        let has =
+            |name| usize::from(self.get(name).is_some_and(|value| !matches!(value.as_bytes(), [b'{' | b'[', ..])));
         let telling = has("Operation") + has("CreationTime");
         (has("Id") + has("RecordType") + telling, telling > 0)
     }

@@ -11,6 +11,7 @@ use super::place::Place;
 use super::prefix::{self, runtime_line};
 use super::rows::ROW_BYTES_MAX;
 use super::units::{Lines, Unit};
+use super::unwrap::is_like_a_wrapper;
 use crate::normalise::split::{Piece, Splitter};
 use crate::normalise::{Members, json};
 
@@ -49,10 +50,14 @@ struct Partial {
     original: Vec<u8>,
 }
 
+fn stream() -> Splitter {
+    Splitter::of_stream(VALUE_BYTES_MAX).seeking(is_like_a_wrapper)
+}
+
 impl Default for Values {
     fn default() -> Values {
         Values {
-            splitter: Splitter::of_stream(VALUE_BYTES_MAX),
+            splitter: stream(),
             base: 0,
             is_used: false,
             page: None,
@@ -166,7 +171,8 @@ impl Values {
     /// A part of a line, or all of it, as a container runtime wrote it.
     fn part(&mut self, stream: &[u8], text: &[u8], goes_on: bool, whole: (Place, &[u8]), out: &mut Out<'_>) {
         let (place, original) = whole;
-        let mut partial = self.partial.remove(stream).unwrap_or(Partial { place, text: Vec::new(), original: Vec::new() });
+        let mut partial =
+            self.partial.remove(stream).unwrap_or(Partial { place, text: Vec::new(), original: Vec::new() });
         partial.text.extend_from_slice(text);
         if !partial.original.is_empty() {
             partial.original.push(b'\n');
@@ -202,7 +208,7 @@ impl Values {
 
     /// What follows is read anew, from this offset on.
     fn restart(&mut self, base: u64) {
-        self.splitter = Splitter::of_stream(VALUE_BYTES_MAX);
+        self.splitter = stream();
         self.base = base;
         self.page = None;
         self.is_used = false;
@@ -247,13 +253,15 @@ impl Values {
                     return;
                 }
                 (Some(Piece::Element { offset, read: true, .. }), Head::Page(open)) => self.page_begins(offset, open),
-                (Some(Piece::Element { bytes, offset, .. }), _) => self.value(bytes, self.base.wrapping_add(offset), out),
+                (Some(Piece::Element { bytes, offset, .. }), _) => {
+                    self.value(bytes, self.base.wrapping_add(offset), out)
+                }
                 (Some(Piece::Damaged { bytes, offset, .. }), _) => out.damage(bytes, self.base.wrapping_add(offset)),
                 (None, _) if self.page.is_some() && self.splitter.is_closed() => {
                     self.in_tail = true;
                     self.base = self.base.wrapping_add(self.splitter.offset());
                     self.tail = self.splitter.take_rest().concat();
-                    self.splitter = Splitter::of_stream(VALUE_BYTES_MAX);
+                    self.splitter = stream();
                     if !self.end_tail(out) {
                         return;
                     }
@@ -267,7 +275,7 @@ impl Values {
     fn page_begins(&mut self, offset: u64, open: Open) {
         let rest = self.splitter.take_rest();
         self.base = self.base.wrapping_add(offset).wrapping_add(open.length as u64);
-        self.splitter = Splitter::of_page(VALUE_BYTES_MAX);
+        self.splitter = Splitter::of_page(VALUE_BYTES_MAX).seeking(is_like_a_wrapper);
         self.page = Some(open.objects);
         for chunk in rest {
             self.splitter.push(chunk);

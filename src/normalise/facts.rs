@@ -251,7 +251,7 @@ pub(super) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool
             // A list in a list is no shape of the feed, and depth comes from the network.
             found = found || (!element.starts_with('[') && any_at(element, path, test));
         }),
-        Some(b'{') if path.is_empty() => found = test(token),
+        Some(b'{') if path.is_empty() => found = test(&json::compact(token)),
         Some(b'{') => {
             let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
             found = json::get(token, first).is_some_and(|token| any_at(token, rest, test));

@@ -272,6 +272,35 @@ pub(crate) fn push_on_one_line(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(bytes.get(start..).unwrap_or_default());
 }
 
+/// A token without the white space between its tokens, which the feed does not write and says nothing.
+pub(crate) fn compact(token: &str) -> Cow<'_, str> {
+    let bytes = token.as_bytes();
+    let (mut out, mut start, mut at) = (String::new(), 0, 0);
+    while let Some(byte) = bytes.get(at) {
+        let end = match byte {
+            b'"' => {
+                let scanner = Scanner { bytes, breaks: false };
+                match scanner.string(at) {
+                    Some(end) => end,
+                    None => return Cow::Borrowed(token),
+                }
+            }
+            b' ' | b'\t' | b'\r' | b'\n' => {
+                out.push_str(token.get(start..at).unwrap_or_default());
+                start = at + 1;
+                start
+            }
+            _ => at + 1,
+        };
+        at = end;
+    }
+    if start == 0 {
+        return Cow::Borrowed(token);
+    }
+    out.push_str(token.get(start..).unwrap_or_default());
+    Cow::Owned(out)
+}
+
 struct Scanner<'a> {
     bytes: &'a [u8],
     breaks: bool,

@@ -41,8 +41,8 @@ use std::sync::Arc;
 
 pub use canonical::{CanonicalKey, canonical_key};
 pub use censor::Censor;
-pub use event::{Event, Members, NotAnEvent};
 pub(crate) use event::is_like_an_event;
+pub use event::{Event, Members, NotAnEvent};
 pub use json::unescape;
 pub use kind::{Describe, EventKind, Kind};
 pub use mask::{MASKED, Mask, NotAPointer};

@@ -241,7 +241,7 @@ pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
 fn text_or_json(token: &str) -> Cow<'_, str> {
     match token {
         "" | "null" => Cow::Borrowed(""),
-        _ => json::scalar(token).unwrap_or(Cow::Borrowed(token)),
+        _ => json::scalar(token).unwrap_or_else(|| json::compact(token)),
     }
 }
 
@@ -296,13 +296,13 @@ fn any_value(name: &str, token: &str, test: Test<'_>) -> bool {
             stopped = stopped
                 || match json::scalar(element) {
                     Some(value) => test(name, &value),
-                    None => element.starts_with('{') && test(name, element),
+                    None => element.starts_with('{') && test(name, &json::compact(element)),
                 };
         });
         return if empty { test(name, "") } else { stopped };
     }
     if token.starts_with('{') {
-        return test(name, token);
+        return test(name, &json::compact(token));
     }
     // Given, and holding nothing.
     if token == "null" {

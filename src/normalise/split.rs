@@ -62,6 +62,8 @@ pub struct Splitter {
     form: Form,
     /// Whether what follows the array is left to the caller.
     stops_at_end: bool,
+    /// What tells an object that is looked for in damage.
+    is_sought: fn(&[u8]) -> bool,
     /// Chunks not fully scanned; the first is being scanned at `pos`.
     chunks: VecDeque<Bytes>,
     pos: usize,
@@ -268,6 +270,7 @@ impl Splitter {
             limit: element_bytes_max,
             form: Form::Array,
             stops_at_end: false,
+            is_sought: is_like_an_event,
             chunks: VecDeque::new(),
             pos: 0,
             base: 0,
@@ -302,7 +305,13 @@ impl Splitter {
     /// commas between them, inside any number of arrays or none. Here an object on a line of its own is also found
     /// after damage, and a line that is no JSON is damage to its end only.
     pub fn of_stream(element_bytes_max: usize) -> Self {
-        Self { form: Form::Stream { in_array: false }, expects: Expects::Any, ..Self::with_limit(element_bytes_max) }
+        let form = Form::Stream { in_array: false };
+        Self { form, expects: Expects::Any, ..Self::with_limit(element_bytes_max) }
+    }
+
+    /// Looks in damage for what `is_sought` says, in place of an event alone.
+    pub fn seeking(self, is_sought: fn(&[u8]) -> bool) -> Self {
+        Self { is_sought, ..self }
     }
 
     /// A splitter for an array inside something else: it stops after the `]`, and [`Splitter::take_rest`] has what follows.
@@ -690,7 +699,7 @@ impl Splitter {
         self.join(chunk);
         let list = chunk.get(self.start..self.pos).unwrap_or_default();
         let object = self.start + memchr(b'{', list).unwrap_or(list.len());
-        if !is_like_an_event(chunk.get(object..self.pos).unwrap_or_default()) {
+        if !(self.is_sought)(chunk.get(object..self.pos).unwrap_or_default()) {
             return self.go_on_as_list(chunk);
         }
         self.say(chunk.slice(self.start..object), Damage::StrayToken);
@@ -951,7 +960,7 @@ impl Splitter {
 
     /// Whether a balanced object found in damage is one of the elements.
     fn is_element(&self, object: &[u8]) -> bool {
-        if is_like_an_event(object) {
+        if (self.is_sought)(object) {
             return true;
         }
         // In an element that was only cut off its own objects are likelier than those of others.

@@ -50,9 +50,9 @@ impl<'o> Writer<'o> {
                     }
                 }
                 _ => {
-                    let text = json::scalar(token);
                     let null = token.is_empty() || token == "null";
-                    self.text(key, super::cut(text.as_deref().unwrap_or(if null { "" } else { token }), bytes_max));
+                    let text = json::scalar(token).unwrap_or_else(|| json::compact(if null { "" } else { token }));
+                    self.text(key, super::cut(&text, bytes_max));
                 }
             },
             TokenOrText::Text(text) => self.text(key, super::cut(text, bytes_max)),
