@@ -48,6 +48,8 @@ struct Partial {
     text: Vec<u8>,
     /// The parts as they stood.
     original: Vec<u8>,
+    /// Where each part begins in `text` and in `original`.
+    parts: Vec<(usize, usize)>,
 }
 
 fn stream() -> Splitter {
@@ -171,8 +173,9 @@ impl Values {
     /// A part of a line, or all of it, as a container runtime wrote it.
     fn part(&mut self, stream: &[u8], text: &[u8], goes_on: bool, whole: (Place, &[u8]), out: &mut Out<'_>) {
         let (place, original) = whole;
-        let mut partial =
-            self.partial.remove(stream).unwrap_or(Partial { place, text: Vec::new(), original: Vec::new() });
+        let new = Partial { place, text: Vec::new(), original: Vec::new(), parts: Vec::new() };
+        let mut partial = self.partial.remove(stream).unwrap_or(new);
+        partial.parts.push((partial.text.len(), partial.original.len()));
         partial.text.extend_from_slice(text);
         if !partial.original.is_empty() {
             partial.original.push(b'\n');
@@ -331,19 +334,24 @@ fn docker_line(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((stream.as_bytes().to_vec(), log.as_bytes().to_vec()))
 }
 
-/// A line whose parts are all there.
+/// A line whose parts are all there. Where the end of another was lost before it, its own parts are the last ones.
 fn joined(partial: Partial, out: &mut Out<'_>) {
-    let Partial { place, text, original } = partial;
-    let text = text.trim_ascii();
-    let begin = if text.starts_with(b"{") { Some(0) } else { prefix::length(text) };
-    let object = begin.and_then(|begin| text.get(begin..));
-    match object.filter(|object| Members::default().read(object) == Some(object.len())) {
-        Some(object) => {
+    let Partial { place, text, original, parts } = partial;
+    for (from, original_from) in parts {
+        let text = text.get(from..).unwrap_or_default().trim_ascii();
+        let begin = if text.starts_with(b"{") { Some(0) } else { prefix::length(text) };
+        let object = begin.and_then(|begin| text.get(begin..));
+        if let Some(object) = object.filter(|object| Members::default().read(object) == Some(object.len())) {
+            let before = original.get(..original_from).unwrap_or_default();
+            if !before.is_empty() {
+                let bytes = Bytes::copy_from_slice(before);
+                out.units.push(Unit::Damage { bytes, place: place.clone(), why: NOT_AN_EVENT });
+            }
             let bytes = Bytes::copy_from_slice(object);
-            out.units.push(Unit::Value { bytes, place, is_prefixed: true });
+            return out.units.push(Unit::Value { bytes, place, is_prefixed: true });
         }
-        None => out.units.push(Unit::Damage { bytes: original.into(), place, why: NOT_AN_EVENT }),
     }
+    out.units.push(Unit::Damage { bytes: original.into(), place, why: NOT_AN_EVENT });
 }
 
 #[cfg(test)]
