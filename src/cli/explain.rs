@@ -197,7 +197,7 @@ fn describe(
             .collect();
         let _ = writeln!(text, "   {}", place.join(", "));
     }
-    let _ = writeln!(text, "   in {}, as {}", plain(&read.place.to_string()), read.form);
+    let _ = writeln!(text, "   in {}, form: {}", plain(&read.place.to_string()), read.form);
     let _ = writeln!(text, "   {}", verdict(assessment));
     for (found, values) in assessment.matches.iter().zip(values) {
         let rule = found.rule();
@@ -275,7 +275,7 @@ mod tests {
         expect![[r#"
             1. New-InboxRule by bob@contoso.com
                id a, record type 1
-               in events.ndjson: line 1, as event as the feed sends it
+               in events.ndjson: line 1, form: event as the feed sends it
                severity high, the highest of the 2 rules that match
                - rule EX-01 says high: an inbox rule forwards or redirects mail outside the organisation's known domains (mallory@example.net)
                  it matches because the operation is New-InboxRule or Set-InboxRule, and parameter ForwardTo or RedirectTo or ForwardAsAttachmentTo or SendTextMessageNotificationTo names somebody outside
@@ -286,7 +286,7 @@ mod tests {
 
             2. FileAccessed by bob@contoso.com on https://x/y
                id b, record type 6
-               in events.ndjson: line 2, as event as the feed sends it
+               in events.ndjson: line 2, form: event as the feed sends it
                routine: left out by SP-12 where `drop_routine` is on, else severity info
                - rule SP-12 says drop: routine volume; kept when data loss prevention flags what was read
                  it matches because the operation is FileAccessed
@@ -294,7 +294,7 @@ mod tests {
 
             3. Reset user password by bob@contoso.com (failed)
                id c, record type 8
-               in events.ndjson: line 3, as event as the feed sends it
+               in events.ndjson: line 3, form: event as the feed sends it
                severity low
                - rule ID-35 says low: somebody else set a user's password
                  it matches because the operation is Reset user password
@@ -303,12 +303,12 @@ mod tests {
 
             4. SomethingNew
                at 2026-05-01T10:00:00, id d, record type 9999
-               in events.ndjson: line 4, as event as the feed sends it
+               in events.ndjson: line 4, form: event as the feed sends it
                severity info: no rule is about this event
 
             5. Add-MailboxPermission by NT AUTHORITY\SYSTEM (x)
                id e, record type 1
-               in events.ndjson: line 5, as event as the feed sends it
+               in events.ndjson: line 5, form: event as the feed sends it
                severity high
                - rule EX-18 says high: somebody was given access to another's mailbox
                  it matches because the operation is Add-MailboxPermission
@@ -317,7 +317,7 @@ mod tests {
 
             6. DlpRuleMatch
                id f, record type 13
-               in events.ndjson: line 6, as event as the feed sends it
+               in events.ndjson: line 6, form: event as the feed sends it
                severity high
                - rule DL-01 says high: data loss prevention matched; the severity is its rule's
                  it matches because the operation is DlpRuleMatch
@@ -326,7 +326,7 @@ mod tests {
 
             7. FileDownloaded by anonymous
                id g, record type 6
-               in events.ndjson: line 7, as event as the feed sends it
+               in events.ndjson: line 7, form: event as the feed sends it
                severity medium
                - rule SP-14 says medium: somebody unknown took a file
                  it matches because the operation is FileDownloaded

@@ -403,3 +403,48 @@ impl Read for Failed {
         self.0.take().map_or(Ok(0), Err)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was read, in order.
+    #[derive(Default)]
+    struct Heard(Vec<String>);
+
+    impl Texts for Heard {
+        fn text(&mut self, _: &Arc<str>, text: &mut dyn Read) -> Result<(), Ended> {
+            let mut all = String::new();
+            text.read_to_string(&mut all).map_err(Ended::Read)?;
+            self.0.push(all);
+            Ok(())
+        }
+
+        fn problem(&mut self, error: InputError) {
+            self.0.push(error.to_string());
+        }
+
+        fn note(&mut self, note: String) {
+            self.0.push(note);
+        }
+    }
+
+    #[test]
+    fn folders_are_read_in_the_order_of_names_and_what_cannot_be_opened_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path("m")).unwrap();
+        for (name, text) in [("b.json", "2"), ("a.json", "1"), ("m/x.json", "3"), ("z.csv", "4"), (".hidden", "5")] {
+            std::fs::write(path(name), text).unwrap();
+        }
+        // A link back to where it is.
+        std::os::unix::fs::symlink(folder.path(), path("n")).unwrap();
+        let mut texts = Heard::default();
+        for input in [folder.path().to_owned(), path("none"), path("a.json")] {
+            read(Input::Path(input), &mut texts).unwrap();
+        }
+        let missing = texts.0.remove(4);
+        assert!(missing.starts_with("cannot open `") && missing.contains("none`"), "{missing}");
+        assert_eq!(texts.0, ["1", "2", "3", "4", "1"]);
+    }
+}

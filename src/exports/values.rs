@@ -184,7 +184,12 @@ impl Values {
         if goes_on && partial.text.len() < VALUE_BYTES_MAX {
             self.partial.insert(stream.to_vec(), partial);
         } else {
-            joined(partial, out);
+            let place = partial.place.clone();
+            if let Some(rest) = joined(partial, out)
+                && let Some(line) = runtime_line(&rest)
+            {
+                self.part(line.stream, line.text, line.is_partial, (place, &rest), out);
+            }
         }
     }
 
@@ -334,24 +339,38 @@ fn docker_line(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((stream.as_bytes().to_vec(), log.as_bytes().to_vec()))
 }
 
-/// A line whose parts are all there. Where the end of another was lost before it, its own parts are the last ones.
-fn joined(partial: Partial, out: &mut Out<'_>) {
+/// A line whose parts are all there. Where the end of another was lost before it, its own parts are the last ones. Where
+/// the line break behind it was lost, the next line is handed back.
+fn joined(partial: Partial, out: &mut Out<'_>) -> Option<Vec<u8>> {
     let Partial { place, text, original, parts } = partial;
     for (from, original_from) in parts {
         let text = text.get(from..).unwrap_or_default().trim_ascii();
         let begin = if text.starts_with(b"{") { Some(0) } else { prefix::length(text) };
-        let object = begin.and_then(|begin| text.get(begin..));
-        if let Some(object) = object.filter(|object| Members::default().read(object) == Some(object.len())) {
-            let before = original.get(..original_from).unwrap_or_default();
-            if !before.is_empty() {
-                let bytes = Bytes::copy_from_slice(before);
-                out.units.push(Unit::Damage { bytes, place: place.clone(), why: NOT_AN_EVENT });
-            }
-            let bytes = Bytes::copy_from_slice(object);
-            return out.units.push(Unit::Value { bytes, place, is_prefixed: true });
+        let Some(object) = begin.and_then(|begin| text.get(begin..)) else { continue };
+        let Some(length) = Members::default().read(object) else { continue };
+        let (object, rest) = object.split_at(length.min(object.len()));
+        // The line break is gone, or is another byte.
+        let next = [0, 1].into_iter().find(|skip| rest.get(*skip..).is_some_and(|rest| runtime_line(rest).is_some()));
+        if !rest.is_empty() && next.is_none() {
+            continue;
         }
+        let before = original.get(..original_from).unwrap_or_default();
+        if !before.is_empty() {
+            let bytes = Bytes::copy_from_slice(before);
+            out.units.push(Unit::Damage { bytes, place: place.clone(), why: NOT_AN_EVENT });
+        }
+        let bytes = Bytes::copy_from_slice(object);
+        let after = place.clone();
+        out.units.push(Unit::Value { bytes, place, is_prefixed: true });
+        let (stray, rest) = rest.split_at(next.unwrap_or_default());
+        if !stray.is_empty() {
+            let bytes = Bytes::copy_from_slice(stray);
+            out.units.push(Unit::Damage { bytes, place: after, why: NOT_AN_EVENT });
+        }
+        return Some(rest.to_vec()).filter(|rest| !rest.is_empty());
     }
     out.units.push(Unit::Damage { bytes: original.into(), place, why: NOT_AN_EVENT });
+    None
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The whole reader: forms, damage, archives, order and bounds.
 
 use std::io::{Cursor, Write};
-use std::path::Path;
 
 use super::*;
 use crate::exports::input::Stop;
@@ -366,25 +365,6 @@ fn of_a_cut_archive_comes_out_what_can_be_read_and_then_an_error_that_names_it()
         assert_eq!(seen.what.last().unwrap(), "problem");
         assert!(seen.whys.last().unwrap().starts_with("`f"), "{:?}", seen.whys);
     }
-}
-
-#[test]
-fn folders_are_read_in_the_order_of_names_and_what_cannot_be_opened_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, id: &str| std::fs::write(folder.path().join(name), event(id)).unwrap();
-    std::fs::create_dir(folder.path().join("m")).unwrap();
-    for (name, id) in [("b.json", "2"), ("a.json", "1"), ("m/x.json", "3"), ("z.csv", "4"), (".hidden", "5")] {
-        write(name, id);
-    }
-    std::os::unix::fs::symlink(folder.path(), folder.path().join("n")).unwrap();
-    let named = |path: &Path| Input::named(path);
-    let seen = read_inputs(vec![
-        named(folder.path()),
-        named(&folder.path().join("none")),
-        named(&folder.path().join("a.json")),
-    ]);
-    assert_eq!(seen.words(), "1 2 3 4 problem 1");
-    assert!(seen.whys[0].starts_with("cannot open `") && seen.whys[0].contains("none`"), "{:?}", seen.whys);
 }
 
 #[test]
