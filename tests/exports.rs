@@ -259,3 +259,15 @@ fn what_powershell_cut_is_told_of() {
         }
     }
 }
+
+#[test]
+fn the_page_names_every_form_and_what_it_cannot_carry() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/exports.md")).unwrap();
+    for form in m365_audit::exports::form::Form::ALL {
+        assert!(page.contains(&format!("| {form} | ")), "docs/exports.md does not name `{form}`");
+    }
+    let section = page.split("\n## What OfficeActivity keeps\n").nth(1).unwrap();
+    let listed: BTreeSet<&str> = section.rsplit("\n\n").next().unwrap().split('`').skip(1).step_by(2).collect();
+    let kept: BTreeSet<&str> = forms::tables::COLUMNS.iter().map(|(_, member)| *member).collect();
+    assert_eq!(listed, kept);
+}

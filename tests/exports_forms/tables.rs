@@ -165,7 +165,7 @@ pub fn purview(events: &[Value], by: &str) -> Vec<u8> {
 }
 
 /// The columns of `OfficeActivity` that hold a member, with the member; after "Azure Monitor Logs reference".
-const COLUMNS: &[(&str, &str)] = &[
+pub const COLUMNS: &[(&str, &str)] = &[
     ("AADGroupId", "AADGroupId"),
     ("AADTarget", "Target"),
     ("Activity", "Activity"),
