@@ -28,7 +28,8 @@ struct Rows {
 
 impl Rows {
     fn new(count: u64) -> Rows {
-        let rows = events::events().iter().filter_map(|event| {
+        let events = events::events();
+        let rows = events.iter().filter_map(|event| {
             let text = std::str::from_utf8(event).ok()?;
             let id: serde_json::Value = serde_json::from_str(text).ok()?;
             let (before, after) = text.split_once(id["Id"].as_str().filter(|id| id.len() > 8)?)?;

@@ -83,8 +83,11 @@ const GRAPHS: &[(&str, &str)] = &[
     ("clientIp", "ClientIP"),
 ];
 
+/// Where a cell goes in what stands beside an event.
+type Slot = fn(&mut Outer) -> &mut Option<String>;
+
 /// Outer cells by their columns.
-const OUTER: &[(&str, fn(&mut Outer) -> &mut Option<String>)] = &[
+const OUTER: &[(&str, Slot)] = &[
     ("RecordId", |outer| &mut outer.id),
     ("Identity", |outer| &mut outer.id),
     ("CreationDate", |outer| &mut outer.time),

@@ -311,7 +311,7 @@ impl Layer {
             match entry {
                 Ok(entry) if entry.is_dir() || is_hidden(&name) => {}
                 Ok(entry) => self.member(&name).read(Box::new(entry), texts)?,
-                Err(ZipError::UnsupportedArchive(why)) => self.member(&name).cut(&why.to_string(), texts),
+                Err(ZipError::UnsupportedArchive(why)) => self.member(&name).cut(why, texts),
                 Err(error) => self.member(&name).cut(&error.to_string(), texts),
             }
         }

@@ -78,12 +78,11 @@ pub enum Item<'a, M> {
     Pause,
 }
 
+/// Takes what comes out, and says when it has enough.
+pub type Take<'t, M> = dyn FnMut(Item<'_, M>) -> Result<(), Stop> + 't;
+
 /// Reads everything; `take` says when it has enough.
-pub fn read<K: Make>(
-    inputs: Vec<Input<'_>>,
-    make: &K,
-    take: &mut dyn FnMut(Item<'_, K::Made>) -> Result<(), Stop>,
-) -> Result<(), Stop> {
+pub fn read<K: Make>(inputs: Vec<Input<'_>>, make: &K, take: &mut Take<'_, K::Made>) -> Result<(), Stop> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
     let gate = Gate::default();
     let (work_in, work_out) = sync_channel(QUEUE);
@@ -367,11 +366,7 @@ impl<M> Done<M> {
 }
 
 /// Hands on what was made, in the order of the input.
-fn take_all<M>(
-    done: &Receiver<Done<M>>,
-    gate: &Gate,
-    take: &mut dyn FnMut(Item<'_, M>) -> Result<(), Stop>,
-) -> Result<(), Stop> {
+fn take_all<M>(done: &Receiver<Done<M>>, gate: &Gate, take: &mut Take<'_, M>) -> Result<(), Stop> {
     let mut waiting = BTreeMap::new();
     let mut next = 0;
     while let Ok(worked) = done.recv() {

@@ -178,7 +178,8 @@ pub(crate) fn token_of(text: &str) -> String {
 fn numbers_for_names(members: &mut Members<'_>) {
     const LOGON_TYPES: [&[&str]; 3] = [&["Owner"], &["Admin"], &["Delegate", "Delegated"]];
     let logon = |name: &str| LOGON_TYPES.iter().position(|names| names.iter().any(|n| n.eq_ignore_ascii_case(name)));
-    let number_of: [(&str, &dyn Fn(&str) -> Option<i64>); 3] = [
+    type NumberOf<'n> = &'n dyn Fn(&str) -> Option<i64>;
+    let number_of: [(&str, NumberOf<'_>); 3] = [
         ("RecordType", &record_types::number),
         ("UserType", &user_types::number),
         ("LogonType", &|name: &str| i64::try_from(logon(name.trim())?).ok()),

@@ -70,7 +70,7 @@ impl Shard {
     fn put(&mut self, key: Key) -> bool {
         // The upper bits as a fraction of the table: no two places are favoured.
         let upper = u128::from_le_bytes(key) >> 64;
-        let at = (upper * self.places.len() as u128 >> 64) as usize;
+        let at = ((upper * self.places.len() as u128) >> 64) as usize;
         let (before, after) = self.places.split_at_mut(at);
         for place in after.iter_mut().chain(before) {
             if *place == key {

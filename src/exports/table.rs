@@ -90,7 +90,7 @@ pub fn begins(text: &[u8]) -> Option<Beginning> {
     // A header may have line breaks in its cells; no table known has.
     let line = line_at(text, at);
     let header = line.trim_ascii_end();
-    if header.is_empty() || matches!(header.first(), Some(b'{' | b'[' | b'<')) {
+    if header.is_empty() || is_no_table(header) == Some(true) {
         return None;
     }
     let next = line_at(text, at + line.len());
@@ -98,6 +98,18 @@ pub fn begins(text: &[u8]) -> Option<Beginning> {
     let named = known.clone().find_map(|sign| Table::of(header, sign));
     let rows = at + line.len();
     named.map(|table| Beginning { table, rows }).or_else(|| unnamed(header, next, known, (at, rows)))
+}
+
+/// Whether a text is no table by its first bytes: it begins as JSON does, or as a line of syslog. `None` where more of it
+/// has to be known. A header whose first byte is damaged begins as neither.
+pub fn is_no_table(text: &[u8]) -> Option<bool> {
+    let second = |is: fn(&u8) -> bool| text.get(1).map(is);
+    match text.first()? {
+        b'{' => second(|byte| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'}' | b'{')),
+        b'[' => second(|byte| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'{' | b'[' | b']' | b'0'..=b'9')),
+        b'<' => second(u8::is_ascii_digit),
+        _ => Some(false),
+    }
 }
 
 /// A table whose header says nothing, or that has none: its rows have events in cells.
@@ -139,7 +151,7 @@ impl Table {
         each_cell(header, delimiter, |cell| {
             let text = cell.text();
             let name = String::from_utf8_lossy(&text).trim().trim_start_matches('\u{feff}').to_owned();
-            is_data |= name.starts_with('{');
+            is_data |= name.starts_with("{\"");
             names.push(name);
         });
         let place = |wanted: &str| names.iter().position(|name| name.eq_ignore_ascii_case(wanted));

@@ -11,7 +11,7 @@ use memchr::memchr_iter;
 
 use super::place::Place;
 use super::rows::next_row;
-use super::table::{self, HEADER_BYTES_MAX, Table};
+use super::table::{self, HEADER_BYTES_MAX, Table, is_no_table};
 use super::values::Values;
 
 /// What is read for itself.
@@ -121,7 +121,7 @@ impl Cutter {
 fn is_enough(beginning: &[u8]) -> bool {
     let blank = beginning.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     let text = beginning.get(blank..).unwrap_or_default();
-    if beginning.len() >= HEADER_BYTES_MAX || matches!(text.first(), Some(b'{' | b'[' | b'<')) {
+    if beginning.len() >= HEADER_BYTES_MAX || is_no_table(text) == Some(true) {
         return true;
     }
     let mut ends = memchr_iter(b'\n', text);
