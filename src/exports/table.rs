@@ -67,6 +67,8 @@ pub struct Beginning {
     pub table: Table,
     /// Where its first row begins.
     pub rows: usize,
+    /// A line before the header that says nothing that is known.
+    pub stray: std::ops::Range<usize>,
 }
 
 /// Whether a text that begins so is a table; `None` where it is none. All of the header must be in `text`, or all of the
@@ -97,7 +99,13 @@ pub fn begins(text: &[u8]) -> Option<Beginning> {
     let known = DELIMITERS.into_iter().filter(|sign| delimiter.is_none_or(|said| said == *sign));
     let named = known.clone().find_map(|sign| Table::of(header, sign));
     let rows = at + line.len();
-    named.map(|table| Beginning { table, rows }).or_else(|| unnamed(header, next, known, (at, rows)))
+    let named = named.map(|table| Beginning { table, rows, stray: at..at });
+    // The line that names the delimiter or the type may be damaged.
+    let behind = || {
+        let table = known.clone().find_map(|sign| Table::of(next.trim_ascii_end(), sign))?;
+        Some(Beginning { table, rows: rows + next.len(), stray: at..rows })
+    };
+    named.or_else(behind).or_else(|| unnamed(header, next, known.clone(), (at, rows)))
 }
 
 /// Whether a text is no table by its first bytes: it begins as JSON does, or as a line of syslog. `None` where more of it
@@ -133,7 +141,7 @@ fn unnamed(
             let shape = Shape { delimiter: sign, columns, json };
             let kept = if is_headed { header.to_vec() } else { Vec::new() };
             let table = Table { shape, header: kept, kind: Kind::Unknown, outer: OuterColumns::default() };
-            return Some(Beginning { table, rows: if is_headed { second } else { first } });
+            return Some(Beginning { table, rows: if is_headed { second } else { first }, stray: first..first });
         }
     }
     None

@@ -99,7 +99,13 @@ impl Cutter {
         let State::Beginning(beginning) = &mut self.state else { return };
         let beginning = std::mem::take(beginning);
         self.state = match table::begins(&beginning) {
-            Some(table::Beginning { table, rows }) => {
+            Some(table::Beginning { table, rows, stray }) => {
+                if !stray.is_empty() {
+                    let line = 1 + memchr_iter(b'\n', beginning.get(..stray.start).unwrap_or_default()).count() as u64;
+                    let place = Place { file: self.file.clone(), line, row: None, offset: stray.start as u64 };
+                    let bytes = Bytes::copy_from_slice(beginning.get(stray).unwrap_or_default());
+                    out.push(Unit::Damage { bytes, place, why: "a line before the header of a table" });
+                }
                 let (before, after) = beginning.split_at(rows.min(beginning.len()));
                 let mut rows = Rows::new(table, before);
                 rows.push(after, &self.file, false, out);
