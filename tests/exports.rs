@@ -53,7 +53,7 @@ fn events() -> Vec<Value> {
             && has("RecordType")
     };
     let mut number = 0;
-    let mut of_its_own = |mut event: Value| {
+    let of_its_own = |mut event: Value| {
         // Cases have the same few ids; here each event is one of its own.
         number += 1;
         let members = event.as_object_mut().unwrap();
@@ -61,7 +61,7 @@ fn events() -> Vec<Value> {
         members.insert("Id".into(), format!("{number:08x}-0000-4000-8000-000000000000").into());
         event
     };
-    events.filter(|event| is_event(event) && seen.insert(event.to_string())).map(|event| of_its_own(event)).collect()
+    events.filter(|event| is_event(event) && seen.insert(event.to_string())).map(of_its_own).collect()
 }
 
 /// A record of an event, with nothing left out.

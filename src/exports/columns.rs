@@ -488,6 +488,7 @@ fn token(name: &str, cell: &str) -> String {
 mod tests {
     use super::super::restore::{Restored, restore};
     use super::*;
+    use proptest::prelude::*;
 
     /// The form of a table, and of each row the event in the feed's form and what is lost.
     fn read(table: &[&[&str]]) -> (Form, Vec<(String, Vec<String>)>) {
@@ -672,5 +673,20 @@ mod tests {
         assert!(header.event(&["", " "]).is_err());
         assert!(header.event(&["a", "o", "u", "", "x"]).is_err());
         assert!(header.event(&["a", "o", "u", ""]).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_table_panics_and_every_event_is_json(
+            names in prop::collection::vec(r"Param_[a-z]|Parameters(\{\}\.[NV]|[._\[][0-9N]\]?[._]?[A-Z]?)?|Item[._][A-Z]([._][a-z0-9])?|[A-Za-z._{}\[\]/]{0,12}|FullCommand|_time|AuditData\.[A-Z]", 0..8),
+            cells in prop::collection::vec(r"[a-z \n{}'-]{0,12}|-?[0-9]{1,20}|True|\{.\}|o -[A-Z] '?[a-z$]*", 0..14),
+        ) {
+            let header: Vec<&str> = ["Id", "Operation", "UserId"].into_iter().chain(names.iter().map(String::as_str)).collect();
+            let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
+            if let Ok((event, _)) = Header::of(&header).unwrap().event(&cells) {
+                let text = std::str::from_utf8(&event).unwrap();
+                prop_assert!(json::is_valid(text), "{text}");
+            }
+        }
     }
 }
