@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr_iter, memmem};
 use smallvec::SmallVec;
 
 use super::columns::Header;
@@ -127,24 +127,56 @@ fn unnamed(
     known: impl Iterator<Item = u8> + Clone,
     (first, second): (usize, usize),
 ) -> Option<Beginning> {
-    let holds = |line: &[u8], sign: u8| memmem::find(line, &[sign, b'"', b'{', b'"', b'"']).is_some();
     for sign in known {
-        let is_headed = !holds(header, sign) && holds(next, sign);
-        if is_headed || holds(header, sign) {
-            let (mut columns, mut json) = (0, None);
-            each_cell(if is_headed { next } else { header }.trim_ascii_end(), sign, |cell| {
-                if cell.raw.starts_with(b"\"{\"\"") {
-                    json.get_or_insert(columns);
-                }
-                columns += 1;
-            });
-            let shape = Shape { delimiter: sign, columns, json };
-            let kept = if is_headed { header.to_vec() } else { Vec::new() };
-            let table = Table { shape, header: kept, kind: Kind::Unknown, outer: OuterColumns::default() };
-            return Some(Beginning { table, rows: if is_headed { second } else { first }, stray: first..first });
-        }
+        let plain = (sign == b'\t').then(|| plain_below(header, next)).flatten();
+        let below = || plain.or_else(|| quoted_shape(next, sign));
+        let (shape, is_headed) = match quoted_shape(header, sign) {
+            Some(shape) => (shape, false),
+            None => match below() {
+                Some(shape) => (shape, true),
+                None => continue,
+            },
+        };
+        let rows = if is_headed { second } else { first };
+        // A header with too few cells is told of: it is damaged, or a line of something else.
+        let is_stray = is_headed && shape.json > Some(memchr_iter(sign, header).count());
+        let kept = if is_headed { header.to_vec() } else { Vec::new() };
+        let table = Table { shape, header: kept, kind: Kind::Unknown, outer: OuterColumns::default() };
+        return Some(Beginning { table, rows, stray: first..if is_stray { rows } else { first } });
     }
     None
+}
+
+/// The shape of a row with a quoted event in one of its cells, alone or behind a line's header.
+fn quoted_shape(row: &[u8], delimiter: u8) -> Option<Shape> {
+    let (mut columns, mut json, mut is_certain) = (0, None, false);
+    let is_sound = each_cell(row.trim_ascii_end(), delimiter, |cell| {
+        let is_object = cell.raw.starts_with(b"\"{\"\"");
+        if is_object || cell.raw.starts_with(b"\"") && memmem::find(cell.raw, b"{\"\"").is_some() {
+            json.get_or_insert(columns);
+            is_certain |= is_object && columns > 0;
+        }
+        columns += 1;
+    });
+    (is_sound || is_certain).then_some(())?;
+    Some(Shape { delimiter, columns, json: Some(json?) })
+}
+
+/// The shape of a row with an event that is not quoted, as some write it between tabs, below a header. A log with a tab
+/// before its events is none: each of its lines is full of the signs of JSON, the damaged one too, and a header with a
+/// damaged byte has one of them at most.
+fn plain_below(header: &[u8], next: &[u8]) -> Option<Shape> {
+    let (mut columns, mut json) = (0, None);
+    each_cell(next.trim_ascii_end(), b'\t', |cell| {
+        if cell.raw.starts_with(b"{\"") {
+            json.get_or_insert(columns);
+        }
+        columns += 1;
+    });
+    let tabs = memchr_iter(b'\t', header).count();
+    let signs = header.iter().filter(|byte| matches!(byte, b'"' | b'{' | b'}')).count();
+    let json = json.filter(|json| signs <= 1 && (1..=tabs + 1).contains(json))?;
+    Some(Shape { delimiter: b'\t', columns, json: Some(json) })
 }
 
 fn line_at(text: &[u8], at: usize) -> &[u8] {
@@ -156,7 +188,11 @@ impl Table {
     fn of(header: &[u8], delimiter: u8) -> Option<Table> {
         let mut names: Vec<String> = Vec::new();
         let mut is_data = false;
-        each_cell(header, delimiter, |cell| {
+        // No name known has a quote in it: where one is missing or too many, none says where a cell ends.
+        let is_damaged = memchr_iter(b'"', header).count() % 2 == 1;
+        let unquoted = || header.iter().copied().filter(|byte| *byte != b'"').collect();
+        let named: Cow<'_, [u8]> = if is_damaged { Cow::Owned(unquoted()) } else { Cow::Borrowed(header) };
+        each_cell(&named, delimiter, |cell| {
             let text = cell.text();
             let name = String::from_utf8_lossy(&text).trim().trim_start_matches('\u{feff}').to_owned();
             is_data |= name.starts_with("{\"");
@@ -389,4 +425,63 @@ fn objects(row: &Bytes) -> Vec<Bytes> {
 
 fn contains(outer: &[u8], inner: &[u8]) -> bool {
     memmem::find(outer, inner).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_byte_of_a_header_hides_no_row() {
+        let event =
+            r#"{"CreationTime":"2026-03-02T10:15:00","Id":"a","Operation":"o","RecordType":1,"X":[{"y":"z, 1"}]}"#;
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        for (header, row) in [
+            ("RecordId,CreationDate,AuditData,Units", format!("r,2026-03-02T10:15:00Z,{},", quoted(event))),
+            ("\"CreationDate\";\"AuditData\"", format!("x;{}", quoted(event))),
+            ("\"AuditData\",\"Identity\"", format!("{},\"1\"", quoted(event))),
+            ("CreationDate\tAuditData", format!("x\t{event}")),
+            ("id,createdDateTime,auditData", format!("1,2,{}", quoted(event))),
+            ("Timestamp,ActionType,RawEventData", format!("1,2,{}", quoted(event))),
+            ("\"_raw\",\"_time\"", format!("{},1", quoted(event))),
+            ("_time,_raw", format!("1,{}", quoted(&format!("Mar  2 10:15:00 host m365: {event}")))),
+        ] {
+            for at in 0..header.len() {
+                let (before, after) = header.split_at(at);
+                for damaged in [
+                    format!("{before}{}", &after[1..]),
+                    format!("{before}x{}", &after[1..]),
+                    format!("{before}\"{after}"),
+                    format!("{before}{{{}", &after[1..]),
+                ] {
+                    let text = format!("{damaged}\n{row}\n{row}\n");
+                    let Some(Beginning { table, rows, .. }) = begins(text.as_bytes()) else {
+                        panic!("no table: {text}");
+                    };
+                    assert!(text[rows..].starts_with(&row), "{text}");
+                    let mut found = Vec::new();
+                    table.read(&Bytes::from(row.clone()), &mut found);
+                    let events = found.iter().filter(|inside| matches!(inside, Inside::Event(_))).count();
+                    assert_eq!(events, 1, "{text}: {found:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lines_of_a_log_and_values_are_no_table() {
+        let event = r#"{"CreationTime":"2026-03-02T10:15:00","Id":"a","Operation":"o","X":""}"#;
+        for line in [
+            format!("2026-03-02T10:15:00+00:00\tm365.audit\t{event}"),
+            format!("2026-03-02T10:15:00+00:00\tm365.audit\t{}", &event[1..]),
+            format!("Mar  2 10:15:00 host m365[7]: {event}"),
+            event.to_owned(),
+            format!("x{event}"),
+            serde_json::to_string(event).unwrap(),
+            format!("[{event},"),
+        ] {
+            let text = format!("{line}\n2026-03-02T10:15:00+00:00\tm365.audit\t{event}\n");
+            assert!(begins(text.as_bytes()).is_none(), "{text}");
+        }
+    }
 }
