@@ -63,7 +63,8 @@ pub fn explain(
     let refined = refined.transpose().map_err(NormalizeError::Rules)?;
     let refined = refined.map(|rules| Normaliser::new(Settings { rules, ..settings.clone() }));
     let teller = Teller { normaliser: Normaliser::new(settings), refined, reading: &args.reading };
-    let mut told = Told { out, messages: Messages::new(err), seen: Seen::default(), number: 0, bad: None };
+    let mut told =
+        Told { out, messages: Messages::new(err, args.reading.unique), seen: Seen::default(), number: 0, bad: None };
     let mut failed = None;
     let done = pipeline::read(inputs, &teller, &mut |item| {
         told.take(item).map_err(|error| {
@@ -119,7 +120,7 @@ impl<O: Write, E: Write> Told<O, E> {
                 if !is_admitted {
                     self.messages.tally.outside += 1;
                 } else if key.is_some_and(|key| !self.seen.insert(key)) {
-                    self.messages.tally.repeated += 1;
+                    self.messages.repeated();
                 } else {
                     self.number += 1;
                     write!(self.out, "{}. ", self.number)?;
@@ -141,6 +142,11 @@ impl<O: Write, E: Write> Told<O, E> {
                         self.bad = Some((Ended { place, bytes: length, why, is_unknown: bad.is_unknown }, end));
                     }
                 }
+                Ok(())
+            }
+            Item::Notice(kind) => {
+                self.end()?;
+                self.messages.notice(kind);
                 Ok(())
             }
             Item::Problem(error) => {

@@ -22,8 +22,10 @@ pub struct Tally {
     pub bad: u64,
     /// Objects that are sound and neither events nor wrappers that are known.
     pub unknown: u64,
-    /// Events left out since they came before.
-    pub repeated: u64,
+    /// Records of ours that are about no event, such as `m365_audit.gap`, by their `event_type`; left out.
+    pub notices: BTreeMap<String, u64>,
+    /// Events left out since they came before; `None` where nobody asked for that.
+    pub repeated: Option<u64>,
     /// Events left out by rule.
     pub dropped: u64,
     /// Events left out for their time.
@@ -46,7 +48,7 @@ impl Tally {
     pub fn exit(&self) -> Exit {
         match self {
             Tally { unopened: 1.., .. } => Exit::NoInput,
-            Tally { bad: 0, unknown: 0, broken: 0, .. } => Exit::Done,
+            Tally { bad: 0, unknown: 0, cut: 0, broken: 0, .. } => Exit::Done,
             _ => Exit::Data,
         }
     }
@@ -54,8 +56,10 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { bad, repeated, unknown, .. } = self;
-        write!(f, "{} events read, {bad} bad, {repeated} repeated and left out, {unknown} unknown", self.read())?;
+        write!(f, "{} events read, {} bad, {} unknown", self.read(), self.bad, self.unknown)?;
+        if let Some(repeated) = self.repeated {
+            write!(f, ", {repeated} repeated and left out")?;
+        }
         for (count, what) in [
             (self.outside, "outside the time asked for"),
             (self.dropped, "routine and left out"),
@@ -66,6 +70,9 @@ impl fmt::Display for Tally {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
             }
+        }
+        for (kind, count) in &self.notices {
+            write!(f, ", {count} {} left out", plain(kind))?;
         }
         for (index, (form, count)) in self.forms.iter().enumerate() {
             write!(f, "{} {form}: {count}", if index == 0 { ";" } else { "," })?;
@@ -94,6 +101,11 @@ impl fmt::Display for Ended {
     }
 }
 
+/// Kinds of notices that are counted each for itself.
+const NOTICES_MAX: usize = 16;
+/// Longest name of such a kind.
+const NOTICE_BYTES_MAX: usize = 64;
+
 /// Says and counts.
 pub struct Messages<E> {
     err: E,
@@ -102,9 +114,9 @@ pub struct Messages<E> {
 }
 
 impl<E: Write> Messages<E> {
-    /// Says it here.
-    pub fn new(err: E) -> Self {
-        Self { err, tally: Tally::default() }
+    /// Says it here, and where repeated events are left out also how many they are.
+    pub fn new(err: E, is_unique: bool) -> Self {
+        Self { err, tally: Tally { repeated: is_unique.then_some(0), ..Tally::default() } }
     }
 
     /// One line. Nobody may be reading it; what comes out says the same.
@@ -120,6 +132,19 @@ impl<E: Write> Messages<E> {
             let member = if loss.member.is_empty() { "the event" } else { &loss.member };
             self.say(&format!("{}: `{member}` was cut by its form, and what it said is gone", read.place));
         }
+    }
+
+    /// An event was left out since it came before.
+    pub fn repeated(&mut self) {
+        *self.tally.repeated.get_or_insert_default() += 1;
+    }
+
+    /// A record of ours that is about no event was read.
+    pub fn notice(&mut self, kind: &str) {
+        let notices = &mut self.tally.notices;
+        // Whoever wrote the file chose the text.
+        let is_kept = notices.contains_key(kind) || notices.len() < NOTICES_MAX && kind.len() <= NOTICE_BYTES_MAX;
+        *notices.entry(if is_kept { kind } else { "m365_audit.*" }.to_owned()).or_default() += 1;
     }
 
     /// Bytes were no event.

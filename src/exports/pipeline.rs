@@ -70,6 +70,8 @@ pub enum Item<'a, M> {
     Event(&'a ReadEvent, M, &'a [u8]),
     /// No event.
     Bad(&'a BadItem),
+    /// A record of ours that is about no event: its `event_type`.
+    Notice(&'a str),
     /// Something could not be read, or not all of it.
     Problem(InputError),
     /// Something was read in a way that may surprise.
@@ -135,6 +137,7 @@ struct Done<M> {
 enum DoneItem<M> {
     Event(ReadEvent, M, Range<usize>),
     Bad(BadItem),
+    Notice(String),
     Problem(InputError),
     Note(String),
 }
@@ -322,6 +325,7 @@ fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut
                 let bad = BadItem { bytes, place: place.clone(), why, outer, is_unknown, table: table.clone() };
                 done.items.push(DoneItem::Bad(bad));
             }
+            Inside::Notice(kind) => done.items.push(DoneItem::Notice(kind)),
         }
     }
 }
@@ -379,6 +383,7 @@ fn take_all<M>(done: &Receiver<Done<M>>, gate: &Gate, take: &mut Take<'_, M>) ->
                         take(Item::Event(&read, made, out.get(range).unwrap_or_default()))?;
                     }
                     DoneItem::Bad(bad) => take(Item::Bad(&bad))?,
+                    DoneItem::Notice(kind) => take(Item::Notice(&kind))?,
                     DoneItem::Problem(error) => take(Item::Problem(error))?,
                     DoneItem::Note(note) => take(Item::Note(note))?,
                 }

@@ -389,6 +389,7 @@ fn read_cell(text: &Bytes, (form, dialect, outer): (Form, Option<Dialect>, &Oute
                     found.outer = outer.clone();
                 }
             }
+            Inside::Notice(_) => {}
             Inside::Unread(_) => is_read = false,
         }
     }

@@ -24,6 +24,8 @@ pub enum Inside {
     Event(Found),
     /// No event.
     Unread(Unread),
+    /// A record of ours that is about no event: its `event_type`.
+    Notice(String),
 }
 
 /// An event that was found.
@@ -116,8 +118,6 @@ enum Nothing {
     NoEvent,
     /// A wrapper without its event.
     Empty(&'static str, &'static str),
-    /// One of our records that is about no event.
-    Notice(String),
     /// The event in it is damaged.
     DamagedIn(&'static str),
     TooDeep,
@@ -131,7 +131,6 @@ impl Nothing {
                 "an object without `Id`, `Operation` and `CreationTime`, and no wrapper that is known".into()
             }
             Self::Empty(what, member) => format!("{what} without `{member}`: the original event is not in it"),
-            Self::Notice(kind) => format!("a record of ours, `{kind}`, which is about no event"),
             Self::DamagedIn(member) => format!("`{member}` holds no event that can be read"),
             Self::TooDeep => format!("an object nested more than {DEPTH_MAX} deep"),
         }
@@ -315,6 +314,12 @@ fn carried(
     around: &Around,
     out: &mut Vec<Inside>,
 ) -> Result<(), Nothing> {
+    if carrier.content.is_none()
+        && let Some(kind) = notice_of(object)
+    {
+        out.push(Inside::Notice(kind));
+        return Ok(());
+    }
     let outer = outer_of(object, around);
     let inner = Around {
         form: around.form.filter(|form| *form != Form::LogLine).or(Some(carrier.form)),
@@ -324,12 +329,12 @@ fn carried(
         is_carried: carrier.form != Form::Elastic || carrier.name != "_source",
     };
     let result = match carrier.content {
-        None => Err(notice_of(object).unwrap_or(Nothing::Empty(carrier.wrapper(), carrier.name))),
+        None => Err(Nothing::Empty(carrier.wrapper(), carrier.name)),
         Some(content) => search_content(value, content, &inner, out),
     };
     let why = match result {
         Ok(()) => return Ok(()),
-        Err(why @ (Nothing::Empty(..) | Nothing::Notice(_) | Nothing::TooDeep)) => why,
+        Err(why @ (Nothing::Empty(..) | Nothing::TooDeep)) => why,
         Err(_) => Nothing::DamagedIn(carrier.name),
     };
     // Reported here, where it is known what stood beside it.
@@ -338,14 +343,14 @@ fn carried(
     Ok(())
 }
 
-/// A record of ours that is about no event: a gap, bytes that could not be read.
-fn notice_of(object: &Object<'_>) -> Option<Nothing> {
+/// The `event_type` of a record of ours that is about no event: a gap, bytes that could not be read, a receipt.
+fn notice_of(object: &Object<'_>) -> Option<String> {
     let event = object.get("event").filter(|event| event.starts_with('{'));
     let kind = object
         .text(&["event_type"])
         .or_else(|| Some(json::scalar(json::get(event?, "action")?)?.into_owned()))
         .or_else(|| Some(json::scalar(json::get(object.get("metadata")?, "event_code")?)?.into_owned()))?;
-    kind.starts_with("m365_audit.").then_some(Nothing::Notice(kind))
+    kind.starts_with("m365_audit.").then_some(kind)
 }
 
 /// The value of a member: a container, or a text with one in it.
