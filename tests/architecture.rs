@@ -122,7 +122,7 @@ fn functions_of(code: &str) -> Vec<(String, usize)> {
         }
         let end = lines[begin..]
             .iter()
-            .position(|line| *line == format!("{indent}}}") || line.ends_with(';') && *line == words);
+            .position(|line| *line == format!("{indent}}}") || line.ends_with(';') && line.trim_start() == words);
         let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
         functions.push((name, end.map_or(1, |end| end + 1)));
     }

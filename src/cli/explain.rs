@@ -6,8 +6,8 @@
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 
-use super::normalize::{MeaningArgs, NormalizeError, ReadingArgs};
-use super::reading::{Ended, Messages, Tally};
+use super::normalize::{MeaningArgs, ReadingArgs};
+use super::reading::{Ended, Messages, NormalizeError, Tally};
 use crate::exports::input::{Input, Stop};
 use crate::exports::pipeline::{self, Item, Make, ReadEvent};
 use crate::exports::seen::Seen;

@@ -12,15 +12,14 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::bad_records::BadRecords;
-use super::exit::Exit;
-use super::reading::{Messages, Tally};
+use super::reading::{Messages, NormalizeError, Tally};
 use crate::clock::Clock;
 use crate::config::{Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
-use crate::exports::input::{Input, InputError, Stop};
+use crate::exports::input::{Input, Stop};
 use crate::exports::pipeline::{self, BadItem, Item, Make, ReadEvent};
 use crate::exports::seen::Seen;
-use crate::model::{Actionable, TenantId, Timestamp, plain};
-use crate::normalise::{Event, Mask, Normaliser, NotAPointer, Origin, Rendered, Settings, canonical_key};
+use crate::model::{TenantId, Timestamp, plain};
+use crate::normalise::{Event, Mask, Normaliser, Origin, Rendered, Settings, canonical_key};
 use crate::severity::Rules;
 
 /// Makes records of audit events.
@@ -127,65 +126,6 @@ impl MeaningArgs {
 /// Reads an enum by the name it has in the configuration file.
 fn named<T: DeserializeOwned>(text: &str) -> Result<T, ValueError> {
     T::deserialize(StrDeserializer::new(text))
-}
-
-/// Why the command stopped, or could not read all it was given.
-#[derive(Debug, thiserror::Error)]
-pub enum NormalizeError {
-    /// An input cannot be read, or not all of it. The others are read all the same.
-    #[error(transparent)]
-    Input(InputError),
-    /// The rules cannot be used.
-    #[error(transparent)]
-    Rules(RulesError),
-    /// What is to be masked is no pointer.
-    #[error("{0}")]
-    Mask(NotAPointer),
-    /// Records cannot be written.
-    #[error("cannot write the records: {0}")]
-    Write(io::Error),
-}
-
-impl Actionable for NormalizeError {
-    fn slug(&self) -> &'static str {
-        match self {
-            Self::Input(InputError::Open { .. }) => "normalize-open-failed",
-            Self::Input(InputError::Cut { .. }) => "normalize-read-failed",
-            Self::Input(InputError::Foreign { .. }) => "normalize-not-read",
-            Self::Rules(error) => error.slug(),
-            Self::Mask(_) => "mask-invalid",
-            Self::Write(_) => "normalize-write-failed",
-        }
-    }
-
-    fn hint(&self) -> String {
-        match self {
-            Self::Input(InputError::Open { .. }) => {
-                "check the path and its permissions, or give `-` for standard input".into()
-            }
-            Self::Input(InputError::Cut { .. }) => {
-                "what was read of it came out; fetch the file again, and start again with the whole of it".into()
-            }
-            Self::Input(InputError::Foreign { .. }) => {
-                "what is read is listed in docs/exports.md; gzip, zip and zstd are unpacked as they are read".into()
-            }
-            Self::Rules(error) => error.hint(),
-            Self::Mask(_) => "a pointer begins with `/` and names members from the outside in".into(),
-            Self::Write(_) => "check the space and the permissions of where standard output goes".into(),
-        }
-    }
-}
-
-impl NormalizeError {
-    /// The exit code.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Input(InputError::Open { .. }) => Exit::NoInput,
-            Self::Input(_) => Exit::Data,
-            Self::Rules(_) | Self::Mask(_) => Exit::Config,
-            Self::Write(_) => Exit::Internal,
-        }
-    }
 }
 
 /// Runs the command on the files it names, or on standard input, to standard output and standard error.
@@ -417,6 +357,7 @@ impl<'a, O: Write, E: Write> Records<'a, O, E> {
 #[cfg(test)]
 mod tests {
     use super::super::bad_records::PIECE_BYTES_MAX;
+    use super::super::exit::Exit;
     use super::*;
     use crate::clock::TestClock;
     use clap::Parser as _;

@@ -2,14 +2,75 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 
 use super::Failure;
 use super::exit::Exit;
-use super::normalize::NormalizeError;
+use crate::config::RulesError;
 use crate::exports::form::Form;
+use crate::exports::input::InputError;
 use crate::exports::pipeline::ReadEvent;
-use crate::model::plain;
+use crate::model::{Actionable, plain};
+use crate::normalise::NotAPointer;
+
+/// Why the command stopped, or could not read all it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum NormalizeError {
+    /// An input cannot be read, or not all of it. The others are read all the same.
+    #[error(transparent)]
+    Input(InputError),
+    /// The rules cannot be used.
+    #[error(transparent)]
+    Rules(RulesError),
+    /// What is to be masked is no pointer.
+    #[error("{0}")]
+    Mask(NotAPointer),
+    /// Records cannot be written.
+    #[error("cannot write the records: {0}")]
+    Write(io::Error),
+}
+
+impl Actionable for NormalizeError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::Input(InputError::Open { .. }) => "normalize-open-failed",
+            Self::Input(InputError::Cut { .. }) => "normalize-read-failed",
+            Self::Input(InputError::Foreign { .. }) => "normalize-not-read",
+            Self::Rules(error) => error.slug(),
+            Self::Mask(_) => "mask-invalid",
+            Self::Write(_) => "normalize-write-failed",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Input(InputError::Open { .. }) => {
+                "check the path and its permissions, or give `-` for standard input".into()
+            }
+            Self::Input(InputError::Cut { .. }) => {
+                "what was read of it came out; fetch the file again, and start again with the whole of it".into()
+            }
+            Self::Input(InputError::Foreign { .. }) => {
+                "what is read is listed in docs/exports.md; gzip, zip and zstd are unpacked as they are read".into()
+            }
+            Self::Rules(error) => error.hint(),
+            Self::Mask(_) => "a pointer begins with `/` and names members from the outside in".into(),
+            Self::Write(_) => "check the space and the permissions of where standard output goes".into(),
+        }
+    }
+}
+
+impl NormalizeError {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Input(InputError::Open { .. }) => Exit::NoInput,
+            Self::Input(_) => Exit::Data,
+            Self::Rules(_) | Self::Mask(_) => Exit::Config,
+            Self::Write(_) => Exit::Internal,
+        }
+    }
+}
 
 /// What was read. Its text is the last line of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

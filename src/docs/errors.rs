@@ -14,7 +14,7 @@ use super::{Document, NOTICE};
 use crate::api::{known_errors, vendor_codes};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::checkpoint::moving::MoveError;
-use crate::cli::normalize::NormalizeError;
+use crate::cli::reading::NormalizeError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::delivery::SLOW_HINT;
 use crate::exports::input::InputError;

@@ -11,8 +11,9 @@ use bytes::Bytes;
 use super::form::Form;
 use super::office_activity;
 use super::outer::Outer;
+use super::restore::Dialect;
 use super::restore::loss::Unrestorable;
-use super::restore::{Dialect, token_of};
+use super::restore::members::token_of;
 use crate::normalise::{json, parameters};
 
 /// The header of such a table.

@@ -26,6 +26,7 @@ pub mod restore;
 pub mod rows;
 pub mod seen;
 pub mod table;
+pub mod unit;
 pub mod units;
 pub mod unwrap;
 mod values;

@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 
-use super::restore::Members;
 use super::restore::loss::Loss;
+use super::restore::members::Members;
 use crate::normalise::json;
 
 /// A column and the member it came from.

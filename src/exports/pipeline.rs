@@ -19,7 +19,8 @@ use super::outer::Outer;
 use super::place::Place;
 use super::restore::{Dialect, Loss, restore};
 use super::table::Table;
-use super::units::{Cutter, Unit};
+use super::unit::Unit;
+use super::units::Cutter;
 use super::unwrap::{Found, Inside, Unread, is_plain, unwrap};
 use crate::normalise::Event;
 

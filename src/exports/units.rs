@@ -3,7 +3,6 @@
 //! Whether a text is a table is told by how it begins. Bytes come in chunks and are cut as they come; nothing here
 //! depends on how they were chunked.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,39 +11,8 @@ use memchr::memchr_iter;
 use super::place::Place;
 use super::rows::next_row;
 use super::table::{self, HEADER_BYTES_MAX, Table, is_no_table};
+use super::unit::{Lines, Unit};
 use super::values::Values;
-
-/// What is read for itself.
-#[derive(Debug, Clone)]
-pub enum Unit {
-    /// A row of a table.
-    Row {
-        /// The table.
-        table: Arc<Table>,
-        /// The row, without the line break that ends it.
-        bytes: Bytes,
-        /// Where it begins.
-        place: Place,
-    },
-    /// One JSON value; whether it is valid was not looked at.
-    Value {
-        /// The value.
-        bytes: Bytes,
-        /// Where it begins.
-        place: Place,
-        /// Whether a line's header stood before it.
-        is_prefixed: bool,
-    },
-    /// Bytes that cannot be an event. Those that touch are one damage.
-    Damage {
-        /// The bytes.
-        bytes: Bytes,
-        /// Where they begin.
-        place: Place,
-        /// What is wrong.
-        why: &'static str,
-    },
-}
 
 /// Cuts the text of one file.
 pub struct Cutter {
@@ -191,37 +159,5 @@ impl Rows {
         self.offset += start as u64;
         self.pending = text.get(start..).unwrap_or_default().to_vec();
         self.tried = self.pending.len();
-    }
-}
-
-/// Tells the line of an offset.
-#[derive(Debug, Default)]
-pub(super) struct Lines {
-    /// Line breaks before `at`.
-    breaks: u64,
-    at: u64,
-    /// What was pushed and lies behind `at`.
-    chunks: VecDeque<Bytes>,
-}
-
-impl Lines {
-    fn push(&mut self, chunk: Bytes) {
-        self.chunks.push_back(chunk);
-    }
-
-    /// The place of an offset that lies behind the last one asked for.
-    pub(super) fn place(&mut self, offset: u64, file: &Arc<str>) -> Place {
-        while self.at < offset
-            && let Some(chunk) = self.chunks.front_mut()
-        {
-            let step = usize::try_from(offset - self.at).unwrap_or(usize::MAX).min(chunk.len());
-            let passed = chunk.split_to(step);
-            self.breaks += memchr_iter(b'\n', &passed).count() as u64;
-            self.at += step as u64;
-            if chunk.is_empty() {
-                self.chunks.pop_front();
-            }
-        }
-        Place { file: file.clone(), line: self.breaks + 1, row: None, offset }
     }
 }

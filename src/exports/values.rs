@@ -10,7 +10,7 @@ use super::page::{self, Head, Open, Tail};
 use super::place::Place;
 use super::prefix::{self, runtime_line};
 use super::rows::ROW_BYTES_MAX;
-use super::units::{Lines, Unit};
+use super::unit::{Lines, Unit};
 use super::unwrap::is_like_a_wrapper;
 use crate::normalise::split::{Piece, Splitter};
 use crate::normalise::{Members, json};
