@@ -272,15 +272,22 @@ impl BatchBuilder {
         let start = self.ndjson.len();
         if let Some((buffers, room)) = self.buffers.as_ref().filter(|_| self.ndjson.capacity() == 0) {
             self.ndjson = buffers.lend(*room);
+        }
+        if self.spans.capacity() == 0 {
+            // Before the records: what grows beside them keeps them from growing where they stand.
             self.spans.reserve(RECORDS_EXPECTED);
         }
         match write(&mut self.ndjson) {
             Some(noted) => {
-                let Noted { time, severity, kind } = noted.into();
+                let noted: Noted = noted.into();
                 let end = self.ndjson.len();
                 self.ndjson.push(b'\n');
-                let kind = self.keep(kind);
-                self.spans.push(Span { start, end, time, severity, kind });
+                let kind = match &noted.kind {
+                    None => SpanKind::Unknown,
+                    Some(Kind::Notice) => SpanKind::Notice,
+                    Some(Kind::Event(kind)) => self.keep(kind),
+                };
+                self.spans.push(Span { start, end, time: noted.time, severity: noted.severity, kind });
                 true
             }
             None => {
@@ -290,19 +297,13 @@ impl BatchBuilder {
         }
     }
 
-    fn keep(&mut self, kind: Option<Kind>) -> SpanKind {
-        match kind {
-            None => SpanKind::Unknown,
-            Some(Kind::Notice) => SpanKind::Notice,
-            Some(Kind::Event(EventKind { category, event_type })) => {
-                let start = self.event_types.len();
-                self.event_types.extend_from_slice(event_type.as_bytes());
-                // A batch has some MiB: what does not fit into 32 bits is not there.
-                match (u32::try_from(start), u32::try_from(self.event_types.len())) {
-                    (Ok(start), Ok(end)) => SpanKind::Event { category, start, end },
-                    _ => SpanKind::Unknown,
-                }
-            }
+    fn keep(&mut self, kind: &EventKind) -> SpanKind {
+        let start = self.event_types.len();
+        self.event_types.extend_from_slice(kind.event_type.as_bytes());
+        // A batch has some MiB: what does not fit into 32 bits is not there.
+        match (u32::try_from(start), u32::try_from(self.event_types.len())) {
+            (Ok(start), Ok(end)) => SpanKind::Event { category: kind.category, start, end },
+            _ => SpanKind::Unknown,
         }
     }
 

@@ -175,6 +175,7 @@ impl ResolvesClientCert for ClientCertificate {
 ///
 /// # Errors
 /// They cannot, or the certificate is not valid at this time.
+#[cfg(feature = "cli")]
 pub(crate) fn check(files: Files, clock: Arc<dyn Clock>) -> Result<(), Unusable> {
     let certificate = ClientCertificate::open(files, clock)?;
     match certificate.remark() {

@@ -11,7 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::client_certificate::{self, ClientCertificate, Files, Unusable};
+use super::client_certificate::{ClientCertificate, Files, Unusable};
 use super::no_answer::Wire;
 use crate::api::tls::tls;
 use crate::auth::{SecretText, error_chain, excerpt, redact};
@@ -105,11 +105,12 @@ pub(crate) fn tls_config(
 ///
 /// # Errors
 /// One cannot.
+#[cfg(feature = "cli")]
 pub(crate) fn check(files: TlsFiles<'_>, to: &Url, clock: &Arc<dyn Clock>) -> Result<(), (&'static str, NetSinkError)> {
     server_side(files, to).map_err(|error| ("ca_file", error))?;
     match client_files(files) {
         None => Ok(()),
-        Some(files) => client_certificate::check(files, clock.clone())
+        Some(files) => super::client_certificate::check(files, clock.clone())
             .map_err(|unusable| ("client_certificate_file", NetSinkError::from(unusable))),
     }
 }
