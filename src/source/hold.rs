@@ -10,7 +10,7 @@
 //! link and the page that says more. A read that was put on hold while its match was being committed is found because
 //! each side looks for the other when it becomes visible, under one lock.
 //!
-//! This is the index: it judges, remembers, and says what is to be done next ([`Hold::next_work`]). It ships nothing and
+//! This is the index: it judges, remembers, and says what is to be done next (`Hold::next_work`). It ships nothing and
 //! commits nothing; `release` does, and reports here what became durable.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -193,7 +193,7 @@ struct FlagMeta {
 #[derive(Default)]
 #[must_use = "commit the steps, then call `committed`"]
 pub struct Staged {
-    /// For [`Change::held`].
+    /// For `Change::held`.
     pub ops: Vec<Op>,
     page: Option<(PageId, Held)>,
     flags: Option<(u64, Timestamp, Vec<Link>)>,

@@ -1,6 +1,6 @@
 //! The loop of a tenant: what listers find is fetched, what is fetched is settled, what is settled moves the position.
 //!
-//! It waits for whatever happens first ([`Loop::select`]), has [`Decisions`] decide what follows from it, and begins that
+//! It waits for whatever happens first (`Loop::select`), has `Decisions` decide what follows from it, and begins that
 //! as tasks of their own. Listers, fetches and the ledger's writer report to it; it waits for none of them, so that a
 //! slow host, store or listing holds up only itself.
 
