@@ -10,6 +10,11 @@ use rustls::{AlertDescription, CertificateError as Bad};
 use super::client_certificate::ClientCertificate;
 use crate::auth::error_chain;
 
+/// A connection that the other side ended. With TLS 1.3 a receiver refuses a client certificate after the handshake, and
+/// whether its alert is read or only the end depends on which of the two the library looks at first.
+const ENDED: [&str; 4] =
+    ["connection was not ready", "connection closed before message completed", "Connection reset", "Broken pipe"];
+
 /// How a sink reaches its receiver, for telling why it did not.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wire {
@@ -30,7 +35,7 @@ impl Wire {
     /// As [`Wire::told`], the receiver's own words in it made fit to be shown by `shown`.
     pub(crate) fn told_through(&self, error: &(dyn Error + 'static), shown: impl FnOnce(&str) -> String) -> String {
         let chain = error_chain(error);
-        let hint = tls_error(error).and_then(|error| self.hint(error)).or_else(|| hint_of_words(&chain));
+        let hint = tls_error(error).and_then(|error| self.hint(error)).or_else(|| self.hint_of_words(&chain));
         let chain = self.remarked(&shown(&chain));
         match hint {
             Some(hint) => format!("{chain} (hint: {hint})"),
@@ -43,6 +48,27 @@ impl Wire {
         match self.certificate.as_ref().and_then(|certificate| certificate.remark()) {
             Some(remark) => format!("{words}; {remark}"),
             None => words.to_owned(),
+        }
+    }
+
+    /// What the libraries keep to themselves but for their words; a test holds the words to their present versions.
+    fn hint_of_words(&self, chain: &str) -> Option<&'static str> {
+        let says = |words: &&str| chain.contains(*words);
+        match &self.certificate {
+            _ if ["dns error", "failed to lookup address"].iter().any(says) => {
+                Some("`getent hosts NAME` must answer on this machine for the name in the sink's address")
+            }
+            _ if says(&"Connection refused") => Some("nobody listens at that address and port"),
+            _ if says(&"too_many_pings") => Some("a proxy or the receiver counts our pings: raise what it allows"),
+            Some(_) if ENDED.iter().any(says) => Some(
+                "the receiver closed the connection before it answered; if it does so each time it most likely does not \
+                 accept the client certificate: its log says so",
+            ),
+            None if ENDED.iter().any(says) => Some(
+                "what listens there closed the connection before it answered: look into its log; it may want TLS \
+                 (`https`), or a client certificate (`client_certificate_file`)",
+            ),
+            _ => None,
         }
     }
 
@@ -115,17 +141,4 @@ fn tls_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> 
         next = inner.source();
     }
     None
-}
-
-/// What the libraries keep to themselves but for their words; a test holds the words to their present versions.
-fn hint_of_words(chain: &str) -> Option<&'static str> {
-    let says = |words: &str| chain.contains(words);
-    match () {
-        () if says("dns error") || says("failed to lookup address") => {
-            Some("`getent hosts NAME` must answer on this machine for the name in the sink's address")
-        }
-        () if says("Connection refused") => Some("nobody listens at that address and port"),
-        () if says("too_many_pings") => Some("a proxy or the receiver counts our pings: raise what it allows"),
-        () => None,
-    }
 }

@@ -123,7 +123,7 @@ async fn no_answer_has_its_cause_and_a_remedy_in_every_network_sink() {
     for (peer, kinds, said) in [
         (Peer::Nobody, all, &["Connection refused (os error 111)", "(hint: nobody listens"][..]),
         (Peer::NoName, all, &["failed to lookup address information", "`getent hosts NAME`"]),
-        (Peer::Closes, &KINDS[..2], &["connection closed before message completed"]),
+        (Peer::Closes, &KINDS[..2], &["closed the connection before it answered"]),
         (Peer::Closes, &[Kind::FluentForward], &["the receiver closed the connection"]),
         (Peer::Closes, &[Kind::OtlpGrpc], &["no answer: ", "closed"]),
         (Peer::PlainText, all, &["received corrupt message", "does not speak TLS"]),
