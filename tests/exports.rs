@@ -260,6 +260,51 @@ fn what_powershell_cut_is_told_of() {
     }
 }
 
+/// The most memory that `normalize` had resident while it read so many bytes of rows or lines.
+#[cfg(all(feature = "cli", target_os = "linux"))]
+fn peak_bytes(unit: &str, header: &str, bytes: usize) -> u64 {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+
+    let mut program = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+    program.args(["normalize", "--format", "raw"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = program.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(header.as_bytes()).unwrap();
+    let some = unit.repeat(64 * 1024 / unit.len());
+    for _ in 0..bytes / some.len() {
+        input.write_all(some.as_bytes()).unwrap();
+    }
+    // It waits for more, so that what it needed can be asked for.
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    drop(input);
+    // The last page is not closed.
+    assert!(matches!(child.wait().unwrap().code(), Some(0 | 65)));
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+#[cfg(all(feature = "cli", target_os = "linux"))]
+fn memory_does_not_grow_with_the_file() {
+    const MIB: usize = 1024 * 1024;
+    let event = format!(
+        r#"{{"CreationTime":"2026-03-02T10:15:00","Id":"a","Operation":"FileAccessed","RecordType":6,"ObjectId":"{}"}}"#,
+        "x".repeat(4000)
+    );
+    let row = format!("a,2026-03-02T10:15:00Z,FileAccessed,\"{}\"\n", event.replace('"', "\"\""));
+    for (unit, header) in [
+        (format!("{event}\n"), ""),
+        (row, "RecordId,CreationDate,Operation,AuditData\n"),
+        (format!("{event},"), "{\"value\":["),
+    ] {
+        let few = peak_bytes(&unit, header, 6 * MIB);
+        let many = peak_bytes(&unit, header, 18 * MIB);
+        assert!(many < few + 6 * MIB as u64, "{header}: {few} bytes for 6 MiB, {many} for 18 MiB");
+        assert!(many < 128 * MIB as u64, "{header}: {many} bytes");
+    }
+}
+
 #[test]
 fn the_page_names_every_form_and_what_it_cannot_carry() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/exports.md")).unwrap();

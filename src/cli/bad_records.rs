@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::reading::Ended;
 use crate::clock::Clock;
 use crate::exports::outer::Outer;
@@ -26,6 +28,9 @@ pub(super) struct BadRecords<'a> {
     /// Members are masked by name, so that what a row says beside its event may be one of them.
     masks_members: bool,
     scraps: Scraps,
+    /// Events that came last and were not told of yet: to look at one costs as much as to make its record, and most
+    /// files have no bad bytes.
+    last: Vec<Bytes>,
     file: Arc<str>,
     /// Bytes that are no event, until it is known where they end.
     bad: Option<Bad>,
@@ -33,6 +38,9 @@ pub(super) struct BadRecords<'a> {
     header: Option<(Arc<Table>, bool)>,
     line: Vec<u8>,
 }
+
+/// Events that wait to be told of.
+const LAST_MAX: usize = 8;
 
 /// Bytes that are no event, as far as they were read.
 struct Bad {
@@ -69,6 +77,7 @@ impl<'a> BadRecords<'a> {
             clock,
             masks_members,
             scraps: Self::scraps(normaliser),
+            last: Vec::new(),
             file: "".into(),
             bad: None,
             header: None,
@@ -95,13 +104,26 @@ impl<'a> BadRecords<'a> {
     /// Takes note of the event that came last: a damaged byte can end it early, and then what is masked follows it.
     pub(super) fn follows(&mut self, read: &ReadEvent) {
         self.enter(&read.place.file);
-        self.scraps.follows(&read.bytes);
+        // What came before an event is over with it.
+        if read.is_whole {
+            self.last.clear();
+        } else if self.last.len() == LAST_MAX {
+            self.tell_of_last();
+        }
+        self.last.push(read.bytes.clone());
+    }
+
+    fn tell_of_last(&mut self) {
+        for event in self.last.drain(..) {
+            self.scraps.follows(&event);
+        }
     }
 
     fn enter(&mut self, file: &Arc<str>) {
         if *file != self.file {
             self.file = file.clone();
             self.scraps = Self::scraps(self.normaliser);
+            self.last.clear();
         }
     }
 
@@ -111,6 +133,7 @@ impl<'a> BadRecords<'a> {
             return Ok(());
         }
         self.enter(&item.place.file);
+        self.tell_of_last();
         let is_masked = self.names_masked(item.table.as_ref());
         let bad = self.bad.get_or_insert_with(|| Bad {
             place: item.place.clone(),

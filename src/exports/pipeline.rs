@@ -4,6 +4,7 @@
 //! they made in the order in which it stands in the input. What is between the first and the last is bounded in bytes, so
 //! that a file may be of any size.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
@@ -33,10 +34,33 @@ pub struct ReadEvent {
     pub place: Place,
     /// What it was found in.
     pub form: Form,
-    /// What its row or wrapper says of it.
-    pub outer: Outer,
+    beside: Beside,
     /// What the form had cut.
     pub losses: Vec<Loss>,
+    /// Whether it has two or more of the members that make an event's identity; some have but an `Id`.
+    pub is_whole: bool,
+}
+
+/// What stands beside an event.
+#[derive(Debug, Clone)]
+enum Beside {
+    Told(Outer),
+    /// In the cells of its row, which nobody has asked for yet.
+    Row(Arc<Table>, Bytes),
+}
+
+impl ReadEvent {
+    fn new(bytes: Bytes, (place, form): (Place, Form), beside: Beside, event: &Event<'_>) -> ReadEvent {
+        ReadEvent { bytes, place, form, beside, losses: Vec::new(), is_whole: event.is_whole() }
+    }
+
+    /// What its row or wrapper says of it.
+    pub fn outer(&self) -> Cow<'_, Outer> {
+        match &self.beside {
+            Beside::Told(outer) => Cow::Borrowed(outer),
+            Beside::Row(table, row) => Cow::Owned(table.beside(row)),
+        }
+    }
 }
 
 /// Bytes without an event, or whose event cannot be read.
@@ -247,7 +271,7 @@ impl<M: Send> Texts for Reader<'_, M> {
             let mut units = Vec::new();
             match read {
                 0 => cutter.finish(&mut units),
-                _ => cutter.push(Bytes::copy_from_slice(buffer.get(..read).unwrap_or_default()), &mut units),
+                _ => cutter.push(buffer.get(..read).unwrap_or_default(), &mut units),
             }
             pending += read;
             if !units.is_empty() {
@@ -298,19 +322,20 @@ fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut
                 && is_plain(&event)
                 && super::unwrap::dialect_of(&bytes) == Dialect::Feed
             {
-                let read = ReadEvent {
-                    bytes: bytes.clone(),
-                    place,
-                    form: Form::Feed,
-                    outer: Outer::default(),
-                    losses: Vec::new(),
-                };
+                let read = ReadEvent::new(bytes.clone(), (place, Form::Feed), Beside::Told(Outer::default()), &event);
                 return done.event(read, &event, make);
             }
             unwrap(&bytes, is_prefixed, inside);
             (place, bytes, None)
         }
         Unit::Row { table, bytes, place } => {
+            if let Some((found, form)) = table.carried(&bytes)
+                && let Ok(event) = Event::parse(&found)
+                && is_plain(&event)
+            {
+                let read = ReadEvent::new(found.clone(), (place, form), Beside::Row(table, bytes), &event);
+                return done.event(read, &event, make);
+            }
             table.read(&bytes, inside);
             (place, bytes, Some(table))
         }
@@ -344,7 +369,7 @@ fn work_found<K: Make>(
         && let Ok(event) = Event::parse(&bytes)
         && is_plain(&event)
     {
-        let read = ReadEvent { bytes: bytes.clone(), place, form, outer, losses: Vec::new() };
+        let read = ReadEvent::new(bytes.clone(), (place, form), Beside::Told(outer), &event);
         return done.event(read, &event, make);
     }
     let bad = |why, outer, place| {
@@ -353,8 +378,8 @@ fn work_found<K: Make>(
     match restore(&bytes, &outer, dialect) {
         Ok(restored) => match Event::parse(&restored.event) {
             Ok(event) => {
-                let bytes = restored.event.clone();
-                done.event(ReadEvent { bytes, place, form, outer, losses: restored.losses }, &event, make);
+                let read = ReadEvent::new(restored.event.clone(), (place, form), Beside::Told(outer), &event);
+                done.event(ReadEvent { losses: restored.losses, ..read }, &event, make);
             }
             Err(error) => done.items.push(bad(error.to_string(), outer, place)),
         },

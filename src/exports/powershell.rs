@@ -7,6 +7,10 @@
 //! no two keys are alike; else it stays as it is and is told of. Windows PowerShell also writes a time as
 //! `{"value":"\/Date(…)\/","DateTime":"…"}` and, now and then, a list as `{"value":[…],"Count":2}`.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use super::restore::loss::Loss;
 use super::restore::times::{Writer, as_the_feed_writes};
 use crate::normalise::json;
@@ -76,8 +80,12 @@ fn shape_of(member: &str) -> Shape {
 
 /// Whether an event's bytes may hold anything of PowerShell's: one look in place of a walk.
 pub(crate) fn may_be_flattened(event: &[u8]) -> bool {
-    const MARKS: [&[u8]; 6] = [b"@{", b"/Date(", b"\"DateTime\"", b"\"Count\"", b"\"System.", b"=System."];
-    MARKS.iter().any(|mark| memchr::memmem::find(event, mark).is_some())
+    static SIGNS: LazyLock<[Finder<'static>; 3]> =
+        LazyLock::new(|| ["@{", "/Date(", "\"value\""].map(|sign| Finder::new(sign)));
+    static TYPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("System."));
+    let begins = |at: usize| at.checked_sub(1).and_then(|before| event.get(before));
+    SIGNS.iter().any(|sign| sign.find(event).is_some())
+        || TYPE.find_iter(event).any(|at| matches!(begins(at), Some(b'"' | b'=')))
 }
 
 /// The name of a type that stands where its object was.

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 
 use memchr::{memchr, memchr_iter};
+use wide::u8x16;
 
 /// Longest row in bytes; what is longer has lost a quote and comes out line by line.
 pub const ROW_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -107,25 +108,72 @@ impl<'a> Cell<'a> {
 
 /// One quote for two; one that stands alone stays.
 pub fn undoubled(inside: &[u8]) -> Cow<'_, [u8]> {
-    let Some(first) = memchr(b'"', inside) else { return Cow::Borrowed(inside) };
+    let mut quotes = Quotes::of(inside);
+    let Some(mut at) = quotes.next() else { return Cow::Borrowed(inside) };
     let mut text = Vec::with_capacity(inside.len());
-    let (mut from, mut quote) = (0, Some(first));
-    while let Some(at) = quote {
+    let mut from = 0;
+    loop {
         text.extend_from_slice(inside.get(from..=at).unwrap_or_default());
         from = at + 1;
-        if inside.get(from) == Some(&b'"') {
+        let mut next = quotes.next();
+        if next == Some(from) {
             from += 1;
+            next = quotes.next();
         }
-        // In JSON the next is near, and to set up a search for it would take longer than to look.
-        let rest = inside.get(from..).unwrap_or_default();
-        let near = rest.get(..NEAR).unwrap_or(rest).iter().position(|byte| *byte == b'"');
-        quote = near.or_else(|| memchr(b'"', rest.get(NEAR..)?).map(|at| NEAR + at)).map(|at| from + at);
+        match next {
+            Some(next) => at = next,
+            None => break,
+        }
     }
     text.extend_from_slice(inside.get(from..).unwrap_or_default());
     Cow::Owned(text)
 }
 
-const NEAR: usize = 16;
+/// Where the quotes of a text are. In JSON the next is near, and to set up a search for each would take longer than to
+/// look at sixteen bytes at once and keep what was seen.
+struct Quotes<'a> {
+    text: &'a [u8],
+    /// Where the sixteen bytes begin that `found` is about.
+    at: usize,
+    /// A bit for each quote in them that is not given yet.
+    found: u32,
+}
+
+/// Bytes that are looked at at once.
+const LANES: usize = 16;
+
+impl<'a> Quotes<'a> {
+    fn of(text: &'a [u8]) -> Quotes<'a> {
+        Quotes { text, at: 0, found: Self::in_lanes(text, 0) }
+    }
+
+    #[inline]
+    fn in_lanes(text: &[u8], at: usize) -> u32 {
+        let rest = text.get(at..).unwrap_or_default();
+        match rest.first_chunk::<LANES>() {
+            Some(lanes) => u8x16::new(*lanes).simd_eq(u8x16::splat(b'"')).to_bitmask() & 0xffff,
+            None => rest.iter().rev().fold(0, |found, byte| found << 1 | u32::from(*byte == b'"')),
+        }
+    }
+}
+
+impl Iterator for Quotes<'_> {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        while self.found == 0 {
+            if self.at + LANES >= self.text.len() {
+                return None;
+            }
+            self.at += LANES;
+            self.found = Self::in_lanes(self.text, self.at);
+        }
+        let place = self.at + self.found.trailing_zeros() as usize;
+        self.found &= self.found - 1;
+        Some(place)
+    }
+}
 
 /// Hands every cell of a row to `take`; whether each quoted one ends where it must.
 pub fn each_cell<'a>(row: &'a [u8], delimiter: u8, mut take: impl FnMut(Cell<'a>)) -> bool {
@@ -153,15 +201,114 @@ pub fn each_cell<'a>(row: &'a [u8], delimiter: u8, mut take: impl FnMut(Cell<'a>
     }
 }
 
+/// What one cell of a row says; `None` where the row has no such cell or more than `columns`, or a quoted one does not end
+/// where it must. What [`each_cell`] and [`Cell::text`] tell together, in one pass.
+pub fn cell_text<'a>(row: &'a [u8], shape: &Shape, column: usize) -> Option<Cow<'a, [u8]>> {
+    let row = row.strip_suffix(b"\r").unwrap_or(row);
+    let (mut at, mut index, mut said) = (0, 0, None);
+    loop {
+        let rest = row.get(at..)?;
+        let length = match rest.first() {
+            Some(b'"') if index == column => {
+                let (text, length) = quoted_text(rest)?;
+                said = Some(text);
+                length
+            }
+            Some(b'"') => Some(quoted_length(rest)).filter(|(_, closed)| *closed)?.0,
+            _ => {
+                let length = memchr(shape.delimiter, rest).unwrap_or(rest.len());
+                if index == column {
+                    said = rest.get(..length).map(Cow::Borrowed);
+                }
+                length
+            }
+        };
+        at += length;
+        index += 1;
+        match row.get(at) {
+            None => return said.filter(|_| index <= shape.columns),
+            Some(sign) if *sign == shape.delimiter => at += 1,
+            Some(_) => return None,
+        }
+    }
+}
+
+/// What a quoted cell at the beginning of `text` says, and its length; `None` where nothing closes it.
+fn quoted_text(text: &[u8]) -> Option<(Cow<'_, [u8]>, usize)> {
+    let inside = text.get(1..)?;
+    let mut quotes = Quotes::of(inside);
+    let mut at = quotes.next()?;
+    let mut said = Pieces::default();
+    let mut from = 0;
+    loop {
+        match quotes.next() {
+            // Two stand for one.
+            Some(second) if second == at + 1 => {
+                said.push(inside, from, second);
+                from = second + 1;
+                at = quotes.next()?;
+            }
+            _ if from == 0 => return Some((Cow::Borrowed(inside.get(..at)?), at + 2)),
+            _ => {
+                said.push(inside, from, at);
+                return Some((Cow::Owned(said.finish()), at + 2));
+            }
+        }
+    }
+}
+
+/// Pieces of a text, one behind the other. Between two quotes of JSON stand a few bytes: sixteen are copied at once,
+/// whatever they are, and the next piece goes over those that were too many.
+#[derive(Default)]
+struct Pieces {
+    /// What was copied, and room.
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Pieces {
+    #[inline]
+    fn push(&mut self, text: &[u8], from: usize, to: usize) {
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; text.len() + LANES];
+        }
+        let mut at = from;
+        while at < to {
+            let lanes = text.get(at..).and_then(|rest| rest.first_chunk::<LANES>());
+            let room = self.bytes.get_mut(self.length..).unwrap_or_default();
+            match (lanes, room.first_chunk_mut::<LANES>()) {
+                (Some(lanes), Some(room)) => {
+                    *room = *lanes;
+                    self.length += LANES.min(to - at);
+                }
+                _ => {
+                    let rest = text.get(at..to).unwrap_or_default();
+                    room.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+                    self.length += rest.len();
+                    return;
+                }
+            }
+            at += LANES;
+        }
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.bytes.truncate(self.length);
+        self.bytes
+    }
+}
+
 /// The length of a quoted cell at the beginning of `text`, and whether it is closed.
 fn quoted_length(text: &[u8]) -> (usize, bool) {
-    let mut at = 1;
-    while let Some(quote) = memchr(b'"', text.get(at..).unwrap_or_default()) {
-        at += quote + 1;
-        if text.get(at) != Some(&b'"') {
-            return (at, true);
+    let inside = text.get(1..).unwrap_or_default();
+    let mut quotes = Quotes::of(inside);
+    let mut next = quotes.next();
+    while let Some(quote) = next {
+        // Two stand for one.
+        match quotes.next() {
+            Some(second) if second == quote + 1 => next = quotes.next(),
+            _ => return (quote + 2, true),
         }
-        at += 1;
     }
     (text.len(), false)
 }
@@ -257,6 +404,18 @@ mod tests {
             let found: Vec<Vec<String>> =
                 rows(&shape(3, None), written.as_bytes()).iter().map(|row| cells(row).0).collect();
             prop_assert_eq!(found, table);
+        }
+
+        #[test]
+        fn a_cell_read_in_one_pass_says_what_it_says_among_the_others(
+            row in "[a-f{}]{0,20}|([a-f,]|\"[a-h]{0,40}(\"\"[a-h,{}]{0,40}){0,9}\"|[\"\r,]){0,9}",
+            columns in 0_usize..6,
+            column in 0_usize..6,
+        ) {
+            let mut cells = Vec::new();
+            let sound = each_cell(row.as_bytes(), b',', |cell| cells.push(cell));
+            let expected = cells.get(column).filter(|_| sound && cells.len() <= columns).map(|cell| cell.text());
+            prop_assert_eq!(cell_text(row.as_bytes(), &shape(columns, None), column), expected);
         }
 
         #[test]

@@ -10,7 +10,7 @@ use super::columns::Header;
 use super::form::Form;
 use super::outer::{self, Outer};
 use super::restore::Dialect;
-use super::rows::{Cell, Shape, each_cell, is_whole_row, undoubled};
+use super::rows::{Cell, Shape, cell_text, each_cell, is_whole_row, undoubled};
 use super::unwrap::{Found, Inside, Unread, dialect_of, unwrap};
 use crate::normalise::Members;
 
@@ -31,7 +31,14 @@ pub struct Table {
 #[derive(Debug, Clone)]
 enum Kind {
     /// A column holds the event.
-    Carrier { column: usize, form: Form, dialect: Option<Dialect> },
+    Carrier {
+        column: usize,
+        form: Form,
+        dialect: Option<Dialect>,
+        /// Read where that column holds the name of a type, as some tools write an object of Microsoft Graph's: then the
+        /// other columns are all there is of the event.
+        others: Option<Box<Header>>,
+    },
     /// The columns are the event.
     Flat(Box<Header>),
     /// Nothing is known of the columns: an event is known when it is seen.
@@ -205,15 +212,14 @@ impl Table {
         }
         let of_graph = place("auditLogRecordType").is_some() || place("createdDateTime").is_some();
         let carrier = CARRIERS.iter().find_map(|(name, form)| Some((place(name)?, *form)));
+        let flat = || Header::of(&names.iter().map(String::as_str).collect::<Vec<_>>()).map(Box::new);
         let kind = match carrier {
             Some((column, Form::AuditCsv)) if of_graph => {
-                Kind::Carrier { column, form: Form::GraphCsv, dialect: Some(Dialect::Graph) }
+                let others = flat().filter(|header| header.form() == Form::GraphCsv);
+                Kind::Carrier { column, form: Form::GraphCsv, dialect: Some(Dialect::Graph), others }
             }
-            Some((column, form)) => Kind::Carrier { column, form, dialect: None },
-            None => {
-                let cells: Vec<&str> = names.iter().map(String::as_str).collect();
-                Kind::Flat(Box::new(Header::of(&cells)?))
-            }
+            Some((column, form)) => Kind::Carrier { column, form, dialect: None, others: None },
+            None => Kind::Flat(flat()?),
         };
         let json = carrier.map(|(column, _)| column);
         let outer = OuterColumns {
@@ -257,6 +263,23 @@ impl Table {
         DELIMITERS.into_iter().find_map(|sign| Table::of(row, sign)).map(Some)
     }
 
+    /// The event of a row that is as it should be, and its form: its cells fit the header, and the one that holds the
+    /// event begins as an object that nothing has flattened. Whether it is a whole event remains to be seen. What
+    /// [`Table::read`] would find too, in a fraction of the time.
+    pub fn carried(&self, row: &Bytes) -> Option<(Bytes, Form)> {
+        let Kind::Carrier { column, form, dialect: None, .. } = self.kind else { return None };
+        let event = cell_text(row, &self.shape, column)?;
+        let is_plain = event.first() == Some(&b'{') && dialect_of(&event) == Dialect::Feed;
+        is_plain.then(|| (as_bytes(row, event), form))
+    }
+
+    /// What a row says beside its event.
+    pub fn beside(&self, row: &[u8]) -> Outer {
+        let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
+        each_cell(row, self.shape.delimiter, |cell| cells.push(cell));
+        self.outer(&cells)
+    }
+
     /// Appends what a row holds: one thing at least.
     pub fn read(&self, row: &Bytes, out: &mut Vec<Inside>) {
         let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
@@ -272,12 +295,17 @@ impl Table {
         };
         let fits = is_sound && cells.len() <= self.shape.columns;
         let why = match &self.kind {
-            Kind::Carrier { column, form, dialect } => match cells.get(*column) {
+            Kind::Carrier { column, form, dialect, others } => match cells.get(*column) {
                 Some(cell) if fits => {
                     let text = as_bytes(row, cell.text());
                     let around = (*form, *dialect, &outer);
                     if read_cell(&text, around, out) {
                         return;
+                    }
+                    let is_type_name = text.trim_ascii().starts_with(b"Microsoft.");
+                    if let Some(Ok((event, outer))) = others.as_ref().filter(|_| is_type_name).map(|h| flat(h, &cells))
+                    {
+                        return out.push(Inside::Event(Found { event, form: *form, dialect: Dialect::Graph, outer }));
                     }
                     "the cell that should hold the event holds none that can be read"
                 }
@@ -466,6 +494,30 @@ mod tests {
                     assert_eq!(events, 1, "{text}: {found:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn where_graphs_column_of_the_event_holds_the_name_of_a_type_the_others_are_the_event() {
+        let header = "Id,CreatedDateTime,AuditLogRecordType,Operation,UserPrincipalName,Service,AuditData";
+        let Beginning { table, .. } = begins(format!("{header}\nx\n").as_bytes()).unwrap();
+        for (cell, is_whole) in [
+            ("Microsoft.Graph.PowerShell.Models.MicrosoftGraphSecurityAuditData", false),
+            ("\"{\"\"Id\"\":\"\"7\"\",\"\"Operation\"\":\"\"New-InboxRule\"\"}\"", true),
+        ] {
+            let row =
+                format!("7,2026-03-02T10:15:00Z,exchangeAdmin,New-InboxRule,alex@contoso.example,Exchange,{cell}");
+            let mut found = Vec::new();
+            table.read(&Bytes::from(row), &mut found);
+            let [Inside::Event(found)] = &found[..] else { panic!("{found:?}") };
+            assert_eq!((found.form, found.dialect), (Form::GraphCsv, Dialect::Graph));
+            let restored = super::super::restore::restore(&found.event, &found.outer, found.dialect).unwrap();
+            assert!(
+                String::from_utf8_lossy(&restored.event).contains(r#""Operation":"New-InboxRule""#),
+                "{restored:?}"
+            );
+            let cut: Vec<String> = restored.losses.iter().map(ToString::to_string).collect();
+            assert_eq!(cut.is_empty(), is_whole, "{cut:?}");
         }
     }
 

@@ -35,16 +35,17 @@ impl Cutter {
     }
 
     /// Takes the next bytes and appends the units that end in them.
-    pub fn push(&mut self, chunk: Bytes, out: &mut Vec<Unit>) {
+    pub fn push(&mut self, chunk: &[u8], out: &mut Vec<Unit>) {
         match &mut self.state {
             State::Beginning(beginning) => {
-                beginning.extend_from_slice(&chunk);
+                beginning.extend_from_slice(chunk);
                 if is_enough(beginning) {
                     self.begin(out);
                 }
             }
-            State::Rows(rows) => rows.push(&chunk, &self.file, false, out),
+            State::Rows(rows) => rows.push(chunk, &self.file, false, out),
             State::Values(values) => {
+                let chunk = Bytes::copy_from_slice(chunk);
                 self.lines.push(chunk.clone());
                 values.push(chunk, &mut self.lines, &self.file, out);
             }

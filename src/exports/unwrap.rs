@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::form::Form;
 use super::outer::Outer;
 use super::page;
+use super::powershell;
 use super::prefix;
 use super::restore::Dialect;
 use crate::normalise::{Event, is_like_an_event, json};
@@ -91,8 +92,7 @@ pub(super) fn is_like_a_wrapper(bytes: &[u8]) -> bool {
 
 /// How the text of an event is written, where its wrapper leaves that open.
 pub fn dialect_of(event: &[u8]) -> Dialect {
-    static SIGNS: LazyLock<[Finder<'static>; 2]> = LazyLock::new(|| [Finder::new(b"@{"), Finder::new(b"\"System.")]);
-    if SIGNS.iter().any(|sign| sign.find(event).is_some()) { Dialect::PowerShell } else { Dialect::Feed }
+    if powershell::may_be_flattened(event) { Dialect::PowerShell } else { Dialect::Feed }
 }
 
 /// Deeper than this nothing is looked for.

@@ -159,6 +159,11 @@ impl Members {
         self.fill(bytes)
     }
 
+    fn have_identity(&self) -> bool {
+        const IDENTITY: [Member; 4] = [Member::Id, Member::RecordType, Member::CreationTime, Member::Operation];
+        IDENTITY.iter().filter(|member| self.present >> (**member as usize) & 1 == 1).count() >= 2
+    }
+
     /// As [`Members::read`], into members that hold nothing yet.
     fn fill(&mut self, bytes: &[u8]) -> Option<usize> {
         let Self { values, present, suspect, .. } = self;
@@ -300,6 +305,11 @@ impl<'a> Event<'a> {
         told && ![Member::AuditData, Member::RawEventData, Member::OfficeWorkload].into_iter().any(has)
     }
 
+    /// Whether it has two or more of the members that make an event's identity ([`is_like_an_event`]).
+    pub(crate) fn is_whole(&self) -> bool {
+        self.members.have_identity()
+    }
+
     /// The token of a member; `None` when it is absent or `null`.
     pub(crate) fn get(&self, member: Member) -> Option<&'a str> {
         self.value(member as usize)
@@ -366,10 +376,8 @@ impl<'a> Event<'a> {
 /// Whether the bytes are one valid JSON object that has two or more of the members that make an event's identity: what
 /// tells an event from the objects inside one, of which some have an `Id`.
 pub(crate) fn is_like_an_event(bytes: &[u8]) -> bool {
-    const IDENTITY: [Member; 4] = [Member::Id, Member::RecordType, Member::CreationTime, Member::Operation];
     let mut members = Members::default();
-    members.read(bytes) == Some(bytes.len())
-        && IDENTITY.iter().filter(|member| members.present >> (**member as usize) & 1 == 1).count() >= 2
+    members.read(bytes) == Some(bytes.len()) && members.have_identity()
 }
 
 impl std::fmt::Debug for Event<'_> {
