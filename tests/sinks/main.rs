@@ -10,6 +10,7 @@ mod http;
 mod kill;
 mod logstash;
 mod otlp;
+mod recipes;
 mod retry;
 mod selection;
 mod tail;
