@@ -12,7 +12,7 @@ use super::prefix::{self, runtime_line};
 use super::rows::ROW_BYTES_MAX;
 use super::unit::{Lines, Unit};
 use super::unwrap::is_like_a_wrapper;
-use crate::normalise::split::{Piece, Splitter};
+use crate::normalise::split::{Damage, Piece, Splitter};
 use crate::normalise::{Members, json};
 
 /// Longest value, and longest line with a header, in bytes. Events are kilobytes, a few are megabytes.
@@ -87,15 +87,17 @@ impl Out<'_> {
         self.lines.place(offset, self.file)
     }
 
-    fn damage(&mut self, bytes: Bytes, offset: u64) {
+    fn damage(&mut self, bytes: Bytes, offset: u64, why: &'static str) {
         if !bytes.is_empty() {
             let place = self.place(offset);
-            self.units.push(Unit::Damage { bytes, place, why: NOT_AN_EVENT });
+            self.units.push(Unit::Damage { bytes, place, why });
         }
     }
 }
 
 const NOT_AN_EVENT: &str = "not one JSON object in UTF-8";
+/// Says what [`VALUE_BYTES_MAX`] is.
+const TOO_LONG: &str = "a JSON value over 16 MiB, of which no list is known";
 
 impl Values {
     pub(super) fn push(&mut self, chunk: Bytes, lines: &mut Lines, file: &Arc<str>, units: &mut Vec<Unit>) {
@@ -264,7 +266,10 @@ impl Values {
                 (Some(Piece::Element { bytes, offset, .. }), _) => {
                     self.value(bytes, self.base.wrapping_add(offset), out)
                 }
-                (Some(Piece::Damaged { bytes, offset, .. }), _) => out.damage(bytes, self.base.wrapping_add(offset)),
+                (Some(Piece::Damaged { bytes, offset, why }), _) => {
+                    let why = if why == Damage::Oversize { TOO_LONG } else { NOT_AN_EVENT };
+                    out.damage(bytes, self.base.wrapping_add(offset), why);
+                }
                 (None, _) if self.page.is_some() && self.splitter.is_closed() => {
                     self.in_tail = true;
                     self.base = self.base.wrapping_add(self.splitter.offset());
@@ -297,7 +302,7 @@ impl Values {
             Tail::Whole(length) => length,
             Tail::Broken(length) => {
                 let bytes = self.tail.get(..length).unwrap_or_default();
-                out.damage(Bytes::copy_from_slice(bytes), self.base);
+                out.damage(Bytes::copy_from_slice(bytes), self.base, NOT_AN_EVENT);
                 length
             }
         };
@@ -377,6 +382,25 @@ fn joined(partial: Partial, out: &mut Out<'_>) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::normalise::NotAnEvent;
+
+    #[test]
+    fn a_value_that_is_too_long_is_told_by_its_length_and_what_follows_is_read() {
+        assert_eq!(VALUE_BYTES_MAX, 16 * 1024 * 1024, "TOO_LONG says it");
+        let (mut values, mut lines, mut units) = (Values::default(), Lines::default(), Vec::new());
+        let file: Arc<str> = "x".into();
+        let mut push = |bytes: Bytes| {
+            lines.push(bytes.clone());
+            values.push(bytes, &mut lines, &file, &mut units);
+        };
+        push(Bytes::from_static(b"{\"tables\":[\""));
+        let some = Bytes::from(vec![b'x'; 1024 * 1024]);
+        (0..17).for_each(|_| push(some.clone()));
+        push(Bytes::from_static(b"\"]}\n{\"Id\":\"a\"}\n"));
+        values.finish(&mut lines, &file, &mut units);
+        let is_long = |unit: &Unit| matches!(unit, Unit::Damage { why, .. } if *why == TOO_LONG);
+        assert!(units.iter().any(is_long), "{} units", units.len());
+        assert!(matches!(units.last(), Some(Unit::Value { bytes, .. }) if *bytes == r#"{"Id":"a"}"#));
+    }
 
     #[test]
     fn the_reason_is_that_of_the_event() {
