@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::kill::{Verdicts, kill_after_refusals};
-use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, pass_at, sink};
+use crate::truth::{FastClock, Received, assert_nothing_lost, batch, listener, pass, pass_at, sink};
 
 const KEY: &str = "a shared key";
 const NONCE: &[u8] = b"\x00\xffnonce of sixteen";
@@ -73,7 +73,7 @@ impl Receiver {
     }
 
     async fn listen(&self, port: u16) -> (u16, JoinHandle<()>) {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let listener = listener(port);
         let port = listener.local_addr().unwrap().port();
         let receiver = self.clone();
         let serving = tokio::spawn(async move {

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::kill::{Verdicts, kill_after_refusals};
-use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, pass_at, sink};
+use crate::truth::{FastClock, Received, assert_nothing_lost, batch, listener, pass, pass_at, sink};
 
 /// What the receiver does with a request, by its number and its records.
 type Mood = Arc<dyn Fn(usize, &[Value]) -> Option<Response> + Send + Sync>;
@@ -38,7 +38,7 @@ impl Receiver {
     }
 
     async fn listen_on(&self, port: u16) -> (u16, JoinHandle<()>) {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let listener = listener(port);
         let port = listener.local_addr().unwrap().port();
         let router = Router::new().route("/in", post(take)).layer(axum::extract::DefaultBodyLimit::disable());
         let router = router.with_state(self.clone());

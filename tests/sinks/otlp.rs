@@ -30,7 +30,7 @@ use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
 use crate::kill::{Verdicts, kill_after_refusals};
-use crate::truth::{FastClock, Received, assert_nothing_lost, batch, pass, sink};
+use crate::truth::{FastClock, Received, assert_nothing_lost, batch, listener, pass, sink};
 
 /// How a receiver answers its n-th request.
 enum Mood {
@@ -55,7 +55,7 @@ impl Receiver {
     }
 
     async fn grpc(&self, port: u16) -> (u16, JoinHandle<()>) {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let listener = listener(port);
         let port = listener.local_addr().unwrap().port();
         // The Collector's own bound.
         let service = LogsServiceServer::new(self.clone())

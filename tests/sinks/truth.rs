@@ -19,6 +19,7 @@ use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::severity::Severity;
 use m365_audit::sim::{Comparison, Delivered, GenerateSpec, Sim, SimConfig, SubscriptionState};
 use m365_audit::source::{M365Audit, Source};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 /// How much faster than the wall the tests' time runs: minutes of refusals pass in seconds.
@@ -101,6 +102,27 @@ pub fn source_table(sim: &Sim, tenant: &TenantId) -> String {
         config.client_secret,
         url = sim.url(),
     )
+}
+
+/// A listener on the loopback interface: on a port of its own for 0, or on one that a listener had before. The port stays
+/// ours between the two, for a socket is bound to it that never listens: else whoever asks for any port may get it.
+pub fn listener(port: u16) -> TcpListener {
+    static HELD: Mutex<Vec<TcpSocket>> = Mutex::new(Vec::new());
+    let bound = |port: u16| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.set_reuseport(true).unwrap();
+        socket.bind(([127, 0, 0, 1], port).into()).unwrap();
+        socket
+    };
+    let mut held = HELD.lock().unwrap();
+    let port = if port > 0 {
+        port
+    } else {
+        held.push(bound(0));
+        held.last().unwrap().local_addr().unwrap().port()
+    };
+    bound(port).listen(1024).unwrap()
 }
 
 /// The sink waits for an answer for as long as it may, unless the table says for how long: at this speed its default is
