@@ -28,7 +28,7 @@ use super::opening::open_ledger;
 use super::parts::TenantParts;
 use super::server_time::ServerTime;
 use super::subscription::{Restart, Subscriptions};
-use crate::api::{Action, ApiError};
+use crate::api::{Action, ApiError, ContentPage, PageLink};
 use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, FORMAT, Keys, StoredBackfill};
 use crate::checkpoint::key::Key;
@@ -443,101 +443,107 @@ impl<'a> Work<'a> {
         let id = self.next_step;
         self.next_step += 1;
         self.steps.insert(id, Step { content_type, window: whole, open: 0, listed: false, failed: false });
-        let mut window = whole;
+        let mut reading = Reading::of(id, content_type, whole);
         // Within the margin the server decides; what is past it is not worth a request.
         let oldest = self.reader.server.for_requests() - (plan::LISTABLE_SPAN - CLOSE_MARGIN);
-        if self.clip(content_type, &mut window, oldest) {
+        if self.clip(content_type, &mut reading.window, oldest) {
             self.listed(id);
             return Ok(());
         }
-        let mut page = None;
-        let mut pages = 0;
-        let mut visited = HashSet::new();
-        let (mut failures, mut throttled) = (0, 0);
-        let mut nulls = 0;
         loop {
             self.room().await?;
             let listed = tokio::select! {
-                listed = self.context.api.list_content(content_type, window, page.as_ref()) => listed,
+                listed = self.context.api.list_content(content_type, reading.window, reading.page.as_ref()) => listed,
                 () = self.stop.cancelled() => return Err(Stop::Asked),
             };
             self.note_requests();
-            let why = match listed {
-                Ok(listed) if listed.null && nulls < NULL_LISTINGS_MAX => {
-                    nulls += 1;
-                    self.context.count_empty(content_type, "list_content");
-                    self.pause(RETRY.after(nulls)).await?;
-                    continue;
-                }
-                Ok(listed) => {
-                    if !listed.blobs.is_empty() {
-                        self.listed_some.insert(content_type);
-                    }
-                    for blob in listed.blobs {
-                        self.fetch(id, blob).await?;
-                    }
-                    pages += 1;
-                    match listed.next {
-                        None if listed.skipped.is_empty() => break,
-                        None => "the listing holds an item that cannot be read".to_owned(),
-                        Some(next) if pages < PAGES_MAX && visited.insert(next.as_str().to_owned()) => {
-                            page = Some(next);
-                            failures = 0;
-                            continue;
-                        }
-                        Some(_) if pages >= PAGES_MAX && plan::halves(window).is_some() => {
-                            // Too many pages for one listing: in halves, as windows of their own.
-                            for half in plan::halves(whole).into_iter().flatten() {
-                                self.queue.push_front((content_type, half));
-                                self.remaining.entry(content_type).or_default().push(half);
-                            }
-                            self.remaining.entry(content_type).or_default().retain(|known| *known != whole);
-                            self.steps.remove(&id);
-                            return Ok(());
-                        }
-                        Some(_) => "the listing's next page is one it has shown already".to_owned(),
-                    }
-                }
-                Err(error) if matches!(error.action(), Action::StartSubscription) => {
-                    match self.start(content_type).await {
-                        Ok(()) => error.to_string(),
-                        Err(why) => {
-                            self.give_up(id, why);
-                            self.closed.insert(content_type);
-                            return Ok(());
-                        }
-                    }
-                }
-                Err(error) => match self.refused(content_type, &mut window, &error) {
-                    Refused::Again => error.to_string(),
-                    Refused::Wait => {
-                        throttled += 1;
-                        let pause = RETRY.after(throttled);
-                        self.pause(pause.max(error.not_before().unwrap_or_default())).await?;
-                        continue;
-                    }
-                    Refused::Gone => break,
-                    Refused::Closed => {
-                        self.give_up(id, format!("{}: {error} (hint: {})", error.slug(), error.hint()));
-                        self.closed.insert(content_type);
-                        return Ok(());
-                    }
-                },
+            let read = match listed {
+                Ok(page) => self.page_read(&mut reading, page).await?,
+                Err(error) => self.page_refused(&mut reading, &error).await?,
             };
-            failures += 1;
-            if failures >= ATTEMPTS_MAX {
-                self.give_up(
-                    id,
-                    format!("cannot list `{content_type}` from {} to {}: {why}", window.start, window.end),
-                );
+            let why = match read {
+                Read::Further => continue,
+                Read::Whole => {
+                    self.listed(id);
+                    return Ok(());
+                }
+                Read::Ended => return Ok(()),
+                Read::Failed(why) => why,
+            };
+            reading.failures += 1;
+            if reading.failures >= ATTEMPTS_MAX {
+                let Window { start, end } = reading.window;
+                self.give_up(id, format!("cannot list `{content_type}` from {start} to {end}: {why}"));
                 return Ok(());
             }
-            (page, pages) = (None, 0);
-            visited.clear();
-            self.pause(RETRY.after(failures)).await?;
+            (reading.page, reading.pages) = (None, 0);
+            reading.visited.clear();
+            self.pause(RETRY.after(reading.failures)).await?;
         }
-        self.listed(id);
-        Ok(())
+    }
+
+    async fn page_read(&mut self, reading: &mut Reading, listed: ContentPage) -> Result<Read, Stop> {
+        let content_type = reading.content_type;
+        if listed.null && reading.nulls < NULL_LISTINGS_MAX {
+            reading.nulls += 1;
+            self.context.count_empty(content_type, "list_content");
+            self.pause(RETRY.after(reading.nulls)).await?;
+            return Ok(Read::Further);
+        }
+        if !listed.blobs.is_empty() {
+            self.listed_some.insert(content_type);
+        }
+        for blob in listed.blobs {
+            self.fetch(reading.id, blob).await?;
+        }
+        reading.pages += 1;
+        Ok(match listed.next {
+            None if listed.skipped.is_empty() => Read::Whole,
+            None => Read::Failed("the listing holds an item that cannot be read".to_owned()),
+            Some(next) if reading.pages < PAGES_MAX && reading.visited.insert(next.as_str().to_owned()) => {
+                reading.page = Some(next);
+                reading.failures = 0;
+                Read::Further
+            }
+            Some(_) if reading.pages >= PAGES_MAX && plan::halves(reading.window).is_some() => {
+                // Too many pages for one listing: in halves, as windows of their own.
+                let whole = reading.whole;
+                let remaining = self.remaining.entry(content_type).or_default();
+                for half in plan::halves(whole).into_iter().flatten() {
+                    self.queue.push_front((content_type, half));
+                    remaining.push(half);
+                }
+                remaining.retain(|known| *known != whole);
+                self.steps.remove(&reading.id);
+                Read::Ended
+            }
+            Some(_) => Read::Failed("the listing's next page is one it has shown already".to_owned()),
+        })
+    }
+
+    async fn page_refused(&mut self, reading: &mut Reading, error: &ApiError) -> Result<Read, Stop> {
+        let content_type = reading.content_type;
+        let why_closed = if matches!(error.action(), Action::StartSubscription) {
+            match self.start(content_type).await {
+                Ok(()) => return Ok(Read::Failed(error.to_string())),
+                Err(why) => why,
+            }
+        } else {
+            match self.refused(content_type, &mut reading.window, error) {
+                Refused::Again => return Ok(Read::Failed(error.to_string())),
+                Refused::Wait => {
+                    reading.throttled += 1;
+                    let pause = RETRY.after(reading.throttled);
+                    self.pause(pause.max(error.not_before().unwrap_or_default())).await?;
+                    return Ok(Read::Further);
+                }
+                Refused::Gone => return Ok(Read::Whole),
+                Refused::Closed => format!("{}: {error} (hint: {})", error.slug(), error.hint()),
+            }
+        };
+        self.give_up(reading.id, why_closed);
+        self.closed.insert(content_type);
+        Ok(Read::Ended)
     }
 
     /// Starts a subscription that is off. `Ok`: it may be on now, a listing tells.
@@ -709,6 +715,53 @@ impl<'a> Work<'a> {
         stored.remaining.retain(|_, intervals| !intervals.is_empty());
         stored
     }
+}
+
+/// How far the listing of a step is.
+struct Reading {
+    id: u64,
+    content_type: ContentType,
+    /// As it stands in the queue.
+    whole: Window,
+    /// What of it can be listed.
+    window: Window,
+    /// `None`: the first.
+    page: Option<PageLink>,
+    pages: u32,
+    visited: HashSet<String>,
+    /// In a row.
+    failures: u32,
+    throttled: u32,
+    nulls: u32,
+}
+
+impl Reading {
+    fn of(id: u64, content_type: ContentType, whole: Window) -> Self {
+        Self {
+            id,
+            content_type,
+            whole,
+            window: whole,
+            page: None,
+            pages: 0,
+            visited: HashSet::new(),
+            failures: 0,
+            throttled: 0,
+            nulls: 0,
+        }
+    }
+}
+
+/// What becomes of a listing after an answer.
+enum Read {
+    /// It goes on, by its next page or the same one.
+    Further,
+    /// Every page was read, or what is left of it is gone.
+    Whole,
+    /// It is not read on: given up, or replaced by its halves.
+    Ended,
+    /// It begins anew after a pause, unless that was tried often enough.
+    Failed(String),
 }
 
 enum Refused {

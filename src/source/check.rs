@@ -16,7 +16,7 @@ use crate::api::{Action, ApiClient, ApiError, Started, TokenFacts};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG, EXPIRY_WARNING};
 use crate::checkpoint::format::{self, Keys, TenantState};
 use crate::config::AuthMethod;
-use crate::host::{Expected, Op, StateStore};
+use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{Actionable, ContentType, Timestamp, Window};
 
 /// More than this between the clocks is worth a word.
@@ -92,25 +92,8 @@ async fn test(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<Che
     let is_on =
         |wanted: ContentType| listed.iter().any(|s| s.content_type == Some(wanted) && s.is_enabled() != Some(false));
     for &content_type in &config.content_types {
-        let what = format!("subscription {content_type}");
-        let known = listed.iter().find(|s| s.content_type == Some(content_type));
-        steps.push(match known {
-            Some(_) if is_on(content_type) => passed(what, "enabled".into()),
-            Some(_) => notice(
-                what,
-                "subscription-disabled",
-                "the subscription was started once and is disabled now".into(),
-                "`m365-audit run` starts it again; what became available while it was off is gone".into(),
-            ),
-            None => notice(
-                what,
-                "subscription-absent",
-                "not started yet".into(),
-                "`m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where \
-                 auditing is off a start fails, which `check --probe` tells"
-                    .into(),
-            ),
-        });
+        let is_known = listed.iter().any(|s| s.content_type == Some(content_type));
+        steps.push(subscription(content_type, is_known, is_on(content_type)));
     }
     let on: Vec<ContentType> = config.content_types.iter().copied().filter(|wanted| is_on(*wanted)).collect();
     content(&api, &server, on, &mut steps).await;
@@ -118,6 +101,29 @@ async fn test(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<Che
         steps.push(start_and_stop(source, &api, &server, store, is_on(ContentType::General)).await);
     }
     steps
+}
+
+fn subscription(content_type: ContentType, is_known: bool, is_on: bool) -> CheckStep {
+    let what = format!("subscription {content_type}");
+    if is_on {
+        passed(what, "enabled".into())
+    } else if is_known {
+        notice(
+            what,
+            "subscription-disabled",
+            "the subscription was started once and is disabled now".into(),
+            "`m365-audit run` starts it again; what became available while it was off is gone".into(),
+        )
+    } else {
+        notice(
+            what,
+            "subscription-absent",
+            "not started yet".into(),
+            "`m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where \
+             auditing is off a start fails, which `check --probe` tells"
+                .into(),
+        )
+    }
 }
 
 /// What the credential says of itself before anybody is asked: whether it can be used, and when it ends.
@@ -269,6 +275,8 @@ fn clock(what: &str, skew: Option<SignedDuration>, steps: &mut Vec<CheckStep>) {
     });
 }
 
+const PROBE: &str = "probe Audit.General";
+
 async fn start_and_stop(
     source: &M365Audit,
     api: &ApiClient,
@@ -276,9 +284,8 @@ async fn start_and_stop(
     store: Arc<dyn StateStore>,
     was_on: bool,
 ) -> CheckStep {
-    let what = "probe Audit.General";
     if was_on {
-        return passed(what, "it is enabled, so it was left alone: stopping it would lose events for good".into());
+        return passed(PROBE, "it is enabled, so it was left alone: stopping it would lose events for good".into());
     }
     let now = server.for_requests();
     let keys = Keys::of(&source.config().tenant_id);
@@ -294,7 +301,7 @@ async fn start_and_stop(
             let since = since.max(SignedDuration::ZERO);
             let wait = (START_INTERVAL - since).as_secs();
             return notice(
-                what,
+                PROBE,
                 "start-too-recent",
                 format!("it was asked to start {} s ago; Microsoft allows a start every 15 minutes", since.as_secs()),
                 format!("try again in {wait} s"),
@@ -317,15 +324,24 @@ async fn start_and_stop(
     } else {
         Ok(())
     };
+    probed(started, stopped, remembered)
+}
+
+/// What the probe's start, its stop and the note of both say together.
+fn probed(
+    started: Result<Started, ApiError>,
+    stopped: Option<Result<(), ApiError>>,
+    remembered: Result<(), StateError>,
+) -> CheckStep {
     match (started, stopped, remembered) {
         (Err(error), ..) if matches!(error.action(), Action::Throttled { .. }) => notice(
-            what,
+            PROBE,
             "start-too-recent",
             error.to_string(),
             "try again in 15 minutes: somebody asked for a start since".into(),
         ),
-        (Err(error), ..) => api_fault(what, &error),
-        (Ok(Started::AlreadyEnabled), ..) => passed(what, "it is enabled after all (AF20024) and was left alone".into()),
+        (Err(error), ..) => api_fault(PROBE, &error),
+        (Ok(Started::AlreadyEnabled), ..) => passed(PROBE, "it is enabled after all (AF20024) and was left alone".into()),
         (_, Some(Err(error)), _) => {
             let mut step = api_fault("probe Audit.General: stop", &error);
             if let Err(fault) = &mut step.result {
@@ -334,13 +350,13 @@ async fn start_and_stop(
             step
         }
         (.., Err(why)) => notice(
-            what,
+            PROBE,
             "state-not-written",
             format!("started and stopped, but the start could not be remembered: {why}"),
             "wait 15 minutes before `m365-audit run`".into(),
         ),
         _ => passed(
-            what,
+            PROBE,
             "started and stopped; it can be started again in 15 minutes, and what becomes available until then cannot be read".into(),
         ),
     }

@@ -413,8 +413,19 @@ impl Lister {
             self.window_read(&cursor, queues).await?;
             return Ok(None);
         }
+        self.next_page(cursor, page.next, queues, fresh)
+    }
+
+    /// Puts the cursor of a window that is not read to its end back, at its next page where it has one.
+    fn next_page(
+        &mut self,
+        mut cursor: Cursor,
+        next: Option<PageLink>,
+        queues: &mut Queues,
+        fresh: bool,
+    ) -> Result<Option<Left>, Ending> {
         cursor.pages += 1;
-        match page.next {
+        match next {
             Some(next) if cursor.visited.insert(next.as_str().to_owned()) && cursor.pages < PAGES_MAX => {
                 cursor.page = Some(next);
                 self.put_back(cursor, queues, fresh, true);
@@ -541,43 +552,7 @@ impl Lister {
                 cursor.restart();
                 self.again(cursor, queues, fresh, error.to_string())
             }
-            Action::StartSubscription => {
-                self.tell(Found::Disabled { content_type: self.content_type }).await?;
-                let restart = self.subscriptions.start(self.content_type).await;
-                cursor.restart();
-                match restart {
-                    Restart::Started { was_off } => {
-                        if !was_off {
-                            self.tell(Found::NotDisabled { content_type: self.content_type }).await?;
-                        }
-                        cursor.failures += 1;
-                        if once && cursor.failures >= ONCE_ATTEMPTS_MAX {
-                            return Ok(Some(Left { why: self.told(&error), kind: LeftKind::Passing }));
-                        }
-                        let next_cycle = if once { self.delay(cursor.failures) } else { self.settings.poll_interval };
-                        cursor.not_before = self.clock.monotonic() + next_cycle.min(PARKED_DELAY);
-                        self.put_back(cursor, queues, fresh, true);
-                        Ok(None)
-                    }
-                    Restart::NotYet { wait } => {
-                        let why = format!("the subscription to {} is off: {error}", self.stream());
-                        if once {
-                            let why = format!("{why}; Microsoft allows the next start in {} s", wait.as_secs());
-                            return Ok(Some(Left { why, kind: LeftKind::Passing }));
-                        }
-                        self.board.report(
-                            self.place(),
-                            Level::Degraded,
-                            why,
-                            "Microsoft allows a start every 15 minutes; it is started again then",
-                        );
-                        cursor.not_before = self.clock.monotonic() + wait;
-                        self.put_back(cursor, queues, fresh, true);
-                        Ok(None)
-                    }
-                    Restart::Failed(start_error) => self.unlistable(cursor, queues, fresh, start_error).await,
-                }
-            }
+            Action::StartSubscription => self.found_off(cursor, queues, fresh, error).await,
             Action::ParkType | Action::SlowRetryTenant => self.unlistable(cursor, queues, fresh, error).await,
             Action::AlreadyEnabled | Action::Retry { .. } | Action::RetryBlobSlowly => {
                 if once && cursor.failures + 1 >= ONCE_ATTEMPTS_MAX {
@@ -588,6 +563,47 @@ impl Lister {
                 self.again(cursor, queues, fresh, error.to_string())
             }
         }
+    }
+
+    /// The subscription is off: it is started, and the window begins anew.
+    async fn found_off(
+        &mut self,
+        mut cursor: Cursor,
+        queues: &mut Queues,
+        fresh: bool,
+        error: ApiError,
+    ) -> Result<Option<Left>, Ending> {
+        let once = self.settings.once;
+        self.tell(Found::Disabled { content_type: self.content_type }).await?;
+        let restart = self.subscriptions.start(self.content_type).await;
+        cursor.restart();
+        let pause = match restart {
+            Restart::Started { was_off } => {
+                if !was_off {
+                    self.tell(Found::NotDisabled { content_type: self.content_type }).await?;
+                }
+                cursor.failures += 1;
+                if once && cursor.failures >= ONCE_ATTEMPTS_MAX {
+                    return Ok(Some(Left { why: self.told(&error), kind: LeftKind::Passing }));
+                }
+                let next_cycle = if once { self.delay(cursor.failures) } else { self.settings.poll_interval };
+                next_cycle.min(PARKED_DELAY)
+            }
+            Restart::NotYet { wait } => {
+                let why = format!("the subscription to {} is off: {error}", self.stream());
+                if once {
+                    let why = format!("{why}; Microsoft allows the next start in {} s", wait.as_secs());
+                    return Ok(Some(Left { why, kind: LeftKind::Passing }));
+                }
+                let hint = "Microsoft allows a start every 15 minutes; it is started again then";
+                self.board.report(self.place(), Level::Degraded, why, hint);
+                wait
+            }
+            Restart::Failed(start_error) => return self.unlistable(cursor, queues, fresh, start_error).await,
+        };
+        cursor.not_before = self.clock.monotonic() + pause;
+        self.put_back(cursor, queues, fresh, true);
+        Ok(None)
     }
 
     /// A fault an operator has to mend: said once, tried again slowly.
@@ -676,37 +692,21 @@ impl Lister {
                     self.sleep(wait).await?;
                     continue;
                 }
-                Restart::Failed(error) => match error.action() {
-                    Action::Throttled { .. } => {
-                        failures += 1;
-                        None
+                Restart::Failed(error) if matches!(error.action(), Action::ParkType | Action::SlowRetryTenant) => {
+                    self.tell_parked(&error).await?;
+                    let left = self.complain(&error);
+                    if left.is_none() {
+                        let parked = matches!(error.action(), Action::ParkType);
+                        let pause = if parked { PARKED_DELAY } else { self.settings.poll_interval.max(DELAY_MAX) };
+                        self.sleep(pause).await?;
+                        continue;
                     }
-                    Action::ParkType | Action::SlowRetryTenant => {
-                        self.tell_parked(&error).await?;
-                        let left = self.complain(&error);
-                        if left.is_none() {
-                            let parked = matches!(error.action(), Action::ParkType);
-                            let pause = if parked { PARKED_DELAY } else { self.settings.poll_interval.max(DELAY_MAX) };
-                            self.sleep(pause).await?;
-                            continue;
-                        }
-                        left
-                    }
-                    _ => {
-                        failures += 1;
-                        let why = self.told(&error);
-                        if failures >= 3 {
-                            self.board.report(
-                                self.place(),
-                                Level::Degraded,
-                                format!("{}: {error}", error.slug()),
-                                &error.hint(),
-                            );
-                        }
-                        let kind = left_kind(&error);
-                        (self.settings.once && failures >= ONCE_ATTEMPTS_MAX).then_some(Left { why, kind })
-                    }
-                },
+                    left
+                }
+                Restart::Failed(error) => {
+                    failures += 1;
+                    self.start_failed(&error, failures)
+                }
             };
             if left.is_some() {
                 self.tell(Found::Ended { content_type: self.content_type, left }).await?;
@@ -714,6 +714,18 @@ impl Lister {
             }
             self.sleep(self.delay(failures.max(1))).await?;
         }
+    }
+
+    /// Reports a passing fault that lasts. `Some`: given up (`once`).
+    fn start_failed(&self, error: &ApiError, failures: u32) -> Option<Left> {
+        if matches!(error.action(), Action::Throttled { .. }) {
+            return None;
+        }
+        if failures >= 3 {
+            self.board.report(self.place(), Level::Degraded, format!("{}: {error}", error.slug()), &error.hint());
+        }
+        let is_last = self.settings.once && failures >= ONCE_ATTEMPTS_MAX;
+        is_last.then(|| Left { why: self.told(error), kind: left_kind(error) })
     }
 }
 

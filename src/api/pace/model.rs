@@ -147,98 +147,148 @@ enum Next {
 }
 
 /// Callers that always have another call to make.
-fn run(setting: Setting) -> Outcome {
-    let mut machine = Machine::new(setting.max);
-    let mut random = fastrand::Rng::with_seed(setting.seed);
-    let mut service = Service::new(setting.counts, random.u64(..MINUTE_US));
-    let mut events = BinaryHeap::new();
-    let mut calls: HashMap<u64, (Slot, usize, bool)> = HashMap::new();
-    let mut outcome = Outcome { minutes: vec![(0, 0); setting.minutes], ..Outcome::default() };
-    let (mut now, mut under_way, mut answers, mut next_lane, mut ids) = (0_u64, 0_usize, 0_usize, 0_usize, 0_u64);
-    let (mut sent, mut granted) = (VecDeque::new(), VecDeque::new());
-    let mut refused_at = None;
-    let end = setting.minutes as u64 * MINUTE_US;
-    let way = |random: &mut fastrand::Rng| (setting.latency * 0.5 * (0.5 + random.f64()) * 1e6) as u64;
-    while now < end {
+struct Callers {
+    setting: Setting,
+    machine: Machine,
+    random: fastrand::Rng,
+    service: Service,
+    /// In microseconds.
+    now: u64,
+    events: BinaryHeap<Reverse<(u64, Next, u64)>>,
+    /// Each call under way: its slot, its lane and whether it was granted.
+    calls: HashMap<u64, (Slot, usize, bool)>,
+    answers: usize,
+    next_lane: usize,
+    ids: u64,
+    /// Of the last minute.
+    sent: VecDeque<u64>,
+    granted: VecDeque<u64>,
+    refused_at: Option<u64>,
+    outcome: Outcome,
+}
+
+/// Adds what happens now and forgets what happened over a minute ago.
+fn note(times: &mut VecDeque<u64>, now: u64) {
+    times.push_back(now);
+    forget(times, now);
+}
+
+fn forget(times: &mut VecDeque<u64>, now: u64) {
+    while times.front().is_some_and(|then| now - then >= MINUTE_US) {
+        times.pop_front();
+    }
+}
+
+impl Callers {
+    fn new(setting: Setting) -> Self {
+        let mut random = fastrand::Rng::with_seed(setting.seed);
+        Self {
+            machine: Machine::new(setting.max),
+            service: Service::new(setting.counts, random.u64(..MINUTE_US)),
+            random,
+            now: 0,
+            events: BinaryHeap::new(),
+            calls: HashMap::new(),
+            answers: 0,
+            next_lane: 0,
+            ids: 0,
+            sent: VecDeque::new(),
+            granted: VecDeque::new(),
+            refused_at: None,
+            outcome: Outcome { minutes: vec![(0, 0); setting.minutes], ..Outcome::default() },
+            setting,
+        }
+    }
+
+    /// How long a call or its answer is on its way.
+    fn on_its_way(&mut self) -> u64 {
+        (self.setting.latency * 0.5 * (0.5 + self.random.f64()) * 1e6) as u64
+    }
+
+    /// Makes what calls are allowed now, and says when to ask again if no answer comes before.
+    fn call(&mut self) -> u64 {
         // The callers become more as the first calls are answered, as downloads do.
-        let callers = (4 + answers / 4).min(setting.callers);
-        let (mut try_at, mut held) = (u64::MAX, 0);
-        while under_way < callers {
-            let lane = if setting.refused_lane.is_some() { 1 + next_lane % 5 } else { 1 };
-            match machine.admit(Duration::from_micros(now), About { lane, blob: 0 }) {
+        let callers = (4 + self.answers / 4).min(self.setting.callers);
+        let mut held = 0;
+        while self.calls.len() < callers {
+            let lane = if self.setting.refused_lane.is_some() { 1 + self.next_lane % 5 } else { 1 };
+            match self.machine.admit(Duration::from_micros(self.now), About { lane, blob: 0 }) {
                 Ok(slot) => {
-                    ids += 1;
-                    (next_lane, held, under_way) = (next_lane + 1, 0, under_way + 1);
-                    sent.push_back(now);
-                    while sent.front().is_some_and(|then| now - then >= MINUTE_US) {
-                        sent.pop_front();
-                    }
-                    outcome.most = outcome.most.max(sent.len());
-                    calls.insert(ids, (slot, lane, false));
-                    events.push(Reverse((now + way(&mut random), Next::Arrives, ids)));
+                    self.ids += 1;
+                    (self.next_lane, held) = (self.next_lane + 1, 0);
+                    note(&mut self.sent, self.now);
+                    self.outcome.most = self.outcome.most.max(self.sent.len());
+                    self.calls.insert(self.ids, (slot, lane, false));
+                    let at = self.now + self.on_its_way();
+                    self.events.push(Reverse((at, Next::Arrives, self.ids)));
                 }
-                Err(Wait::Lane(_)) if held < 5 => (next_lane, held) = (next_lane + 1, held + 1),
-                Err(Wait::Lane(_)) => {
-                    try_at = now + 250_000;
-                    break;
-                }
-                Err(Wait::For(wait)) => {
-                    try_at = now + wait.as_micros().max(1) as u64;
-                    break;
-                }
+                Err(Wait::Lane(_)) if held < 5 => (self.next_lane, held) = (self.next_lane + 1, held + 1),
+                Err(Wait::Lane(_)) => return self.now + 250_000,
+                Err(Wait::For(wait)) => return self.now + wait.as_micros().max(1) as u64,
                 Err(Wait::Answer) => break,
             }
         }
-        let event_at = events.peek().map_or(u64::MAX, |Reverse((at, ..))| *at);
-        assert!(event_at.min(try_at) < u64::MAX, "it hangs at {now} µs: {setting:?}");
+        u64::MAX
+    }
+
+    fn arrives(&mut self, id: u64) {
+        let lane = self.calls[&id].1;
+        let is_granted = Some(lane) != self.setting.refused_lane
+            && self.service.grants(self.now)
+            && self.random.f64() >= self.setting.strays;
+        self.calls.get_mut(&id).unwrap().2 = is_granted;
+        let (granted, refused) = &mut self.outcome.minutes[(self.now / MINUTE_US) as usize];
+        *(if is_granted { granted } else { refused }) += 1;
+        *self.outcome.of_lane.entry(lane).or_default() += u32::from(is_granted);
+        let at = self.now + self.on_its_way();
+        self.events.push(Reverse((at, Next::Answers, id)));
+    }
+
+    fn answers(&mut self, id: u64) {
+        let (slot, _, is_granted) = self.calls.remove(&id).unwrap();
+        let time = Duration::from_micros(self.now);
+        if is_granted {
+            self.answers += 1;
+            self.machine.granted(time, slot);
+            self.granted.push_back(self.now);
+        } else {
+            let named = self.setting.named.map(Duration::from_secs);
+            self.machine.refused(time, slot, named, self.random.f64());
+            self.refused_at = Some(self.now);
+        }
+        self.machine.ended(slot);
+        forget(&mut self.granted, self.now);
+        if self.refused_at.is_some_and(|then| self.now - then >= MINUTE_US) {
+            // One call more or less is where the minute begins.
+            let ratio = (self.granted.len() as f64 - 2.0) / self.machine.limit();
+            self.outcome.below_granted = self.outcome.below_granted.max(ratio);
+        }
+    }
+}
+
+fn run(setting: Setting) -> Outcome {
+    let mut callers = Callers::new(setting);
+    let end = setting.minutes as u64 * MINUTE_US;
+    while callers.now < end {
+        let try_at = callers.call();
+        let event_at = callers.events.peek().map_or(u64::MAX, |Reverse((at, ..))| *at);
+        assert!(event_at.min(try_at) < u64::MAX, "it hangs at {} µs: {setting:?}", callers.now);
         if try_at < event_at {
-            now = try_at;
+            callers.now = try_at;
             continue;
         }
-        let Some(Reverse((at, next, id))) = events.pop() else { break };
-        now = at;
-        if now >= end {
+        let Some(Reverse((at, next, id))) = callers.events.pop() else { break };
+        callers.now = at;
+        if at >= end {
             break;
         }
         match next {
-            Next::Arrives => {
-                let call = calls.get_mut(&id).unwrap();
-                call.2 = Some(call.1) != setting.refused_lane && service.grants(now) && random.f64() >= setting.strays;
-                let minute = &mut outcome.minutes[(now / MINUTE_US) as usize];
-                if call.2 {
-                    minute.0 += 1
-                } else {
-                    minute.1 += 1
-                }
-                *outcome.of_lane.entry(call.1).or_default() += u32::from(call.2);
-                events.push(Reverse((now + way(&mut random), Next::Answers, id)));
-            }
-            Next::Answers => {
-                let (slot, _, is_granted) = calls.remove(&id).unwrap();
-                under_way -= 1;
-                let time = Duration::from_micros(now);
-                if is_granted {
-                    answers += 1;
-                    machine.granted(time, slot);
-                    granted.push_back(now);
-                } else {
-                    machine.refused(time, slot, setting.named.map(Duration::from_secs), random.f64());
-                    refused_at = Some(now);
-                }
-                machine.ended(slot);
-                while granted.front().is_some_and(|then| now - then >= MINUTE_US) {
-                    granted.pop_front();
-                }
-                if refused_at.is_some_and(|then| now - then >= MINUTE_US) {
-                    // One call more or less is where the minute begins.
-                    let ratio = (granted.len() as f64 - 2.0) / machine.limit();
-                    outcome.below_granted = outcome.below_granted.max(ratio);
-                }
-            }
+            Next::Arrives => callers.arrives(id),
+            Next::Answers => callers.answers(id),
         }
     }
-    outcome.limit = machine.limit();
-    outcome
+    callers.outcome.limit = callers.machine.limit();
+    callers.outcome
 }
 
 /// What can be had at most: by the quota, the ceiling and the network.

@@ -375,6 +375,34 @@ impl Reader {
         }
     }
 
+    fn yaml_pipeline(&mut self, file: &Arc<Path>, lists: Vec<Entry>) {
+        for (key, line, node) in lists {
+            let place = Place { file: file.clone(), line };
+            let sections = match node.kind {
+                Kind::List(sections) => sections,
+                Kind::Text(text) if text.is_empty() => continue,
+                _ => {
+                    self.refuse(&place, format!("`{key}`: expected a list, each item beginning with `- name:`"));
+                    continue;
+                }
+            };
+            for node in sections {
+                let Kind::Map(entries) = node.kind else {
+                    let place = Place { file: file.clone(), line: node.line };
+                    self.refuse(&place, format!("`{key}`: expected properties such as `name: …`"));
+                    continue;
+                };
+                let section = section(file, node.line, entries);
+                match key.to_ascii_lowercase().as_str() {
+                    "inputs" => self.configuration.inputs.push(section),
+                    "filters" => self.configuration.filters.push(section),
+                    "outputs" => self.configuration.outputs.push(section),
+                    _ => {}
+                }
+            }
+        }
+    }
+
     fn yaml_section(&mut self, path: &Path, file: &Arc<Path>, (key, line, node): Entry) {
         let place = Place { file: file.clone(), line };
         match (key.to_ascii_lowercase().as_str(), node.kind) {
@@ -418,36 +446,7 @@ impl Reader {
                 }
             }
             ("service", Kind::Map(entries)) => self.configuration.service.push(section(file, line, entries)),
-            ("pipeline", Kind::Map(lists)) => {
-                for (key, line, node) in lists {
-                    let place = Place { file: file.clone(), line };
-                    let sections = match node.kind {
-                        Kind::List(sections) => sections,
-                        Kind::Text(text) if text.is_empty() => continue,
-                        _ => {
-                            self.refuse(
-                                &place,
-                                format!("`{key}`: expected a list, each item beginning with `- name:`"),
-                            );
-                            continue;
-                        }
-                    };
-                    for node in sections {
-                        let Kind::Map(entries) = node.kind else {
-                            let place = Place { file: file.clone(), line: node.line };
-                            self.refuse(&place, format!("`{key}`: expected properties such as `name: …`"));
-                            continue;
-                        };
-                        let section = section(file, node.line, entries);
-                        match key.to_ascii_lowercase().as_str() {
-                            "inputs" => self.configuration.inputs.push(section),
-                            "filters" => self.configuration.filters.push(section),
-                            "outputs" => self.configuration.outputs.push(section),
-                            _ => {}
-                        }
-                    }
-                }
-            }
+            ("pipeline", Kind::Map(lists)) => self.yaml_pipeline(file, lists),
             ("env" | "includes" | "plugins" | "service" | "pipeline", Kind::Text(text)) if text.is_empty() => {}
             (name @ ("env" | "includes" | "plugins" | "service" | "pipeline"), _) => {
                 let expected = if matches!(name, "includes" | "plugins") { "a list" } else { "a table" };
