@@ -10,10 +10,10 @@ mod events;
 #[path = "../plugins/fluent-bit/src/encode.rs"]
 mod fluent_bit;
 
+use parking_lot::Mutex;
 use std::fmt::Write as _;
 use std::io;
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
 
 use bytes::Bytes;
 use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, Probe, contains_all, maintain};
@@ -79,15 +79,15 @@ fn count_all() -> ExitCode {
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some((place, (name, rounds, _))) = { next.lock().expect("a lock").next() } {
+                while let Some((place, (name, rounds, _))) = { next.lock().next() } {
                     let count = count(name, *rounds);
-                    counts.lock().expect("a lock")[place] = count;
+                    counts.lock()[place] = count;
                 }
             });
         }
     });
     let mut table = String::new();
-    for ((name, ..), count) in PIECES.iter().zip(counts.into_inner().expect("a lock")) {
+    for ((name, ..), count) in PIECES.iter().zip(counts.into_inner()) {
         match count {
             Ok(count) => writeln!(table, "{name}\t{count}").expect("a string"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -232,12 +232,12 @@ fn keys(blob: usize) -> Vec<Key> {
 }
 
 async fn stage(set: &Mutex<KeySet>, store: &MemoryStore, keys: &[Key]) {
-    let staged = set.lock().expect("a lock").stage(keys, Timestamp::UNIX_EPOCH);
+    let staged = set.lock().stage(keys, Timestamp::UNIX_EPOCH);
     store.commit(staged.ops).await.expect("room");
-    set.lock().expect("a lock").committed(staged.token);
+    set.lock().committed(staged.token);
     while let Some(staged) = maintain(set, store).await.expect("a store") {
         store.commit(staged.ops).await.expect("room");
-        set.lock().expect("a lock").committed(staged.token);
+        set.lock().committed(staged.token);
     }
 }
 
@@ -248,10 +248,10 @@ fn key_set_stage(rounds: usize) {
         let set = Mutex::new(KeySet::load(&store, "bench", Kind::Events).await.expect("an empty set"));
         for blob in 0..rounds * BLOBS_PER_FOLD {
             let keys = keys(blob);
-            assert!(keys.iter().all(|key| set.lock().expect("a lock").probe(*key) != Probe::Present));
+            assert!(keys.iter().all(|key| set.lock().probe(*key) != Probe::Present));
             stage(&set, &store, &keys).await;
         }
-        assert_eq!(set.lock().expect("a lock").len(), (rounds * BLOBS_PER_FOLD * BLOB_EVENTS) as u64);
+        assert_eq!(set.lock().len(), (rounds * BLOBS_PER_FOLD * BLOB_EVENTS) as u64);
     });
 }
 

@@ -1,42 +1,14 @@
 //! Cost of asking a set of a million keys, and of staging.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, Probe, contains_all, maintain};
-use m365_audit::host::{Op, Revision, StateError, StateStore};
+use m365_audit::host::StateStore;
+use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::model::Timestamp;
 
 fn main() {
     divan::main();
-}
-
-#[derive(Default)]
-struct Memory(Mutex<BTreeMap<String, Bytes>>);
-
-#[async_trait]
-impl StateStore for Memory {
-    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
-        Ok(self.0.lock().unwrap().get(key).map(|v| (v.clone(), Revision(1))))
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
-        let map = self.0.lock().unwrap();
-        Ok(map.keys().filter(|k| k.starts_with(prefix)).map(|k| (k.clone(), Revision(1))).collect())
-    }
-
-    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
-        let mut map = self.0.lock().unwrap();
-        for op in ops {
-            match op {
-                Op::Put { key, value, .. } => drop(map.insert(key, value)),
-                Op::Delete { key, .. } => drop(map.remove(&key)),
-            }
-        }
-        Ok(Revision(1))
-    }
 }
 
 /// Keys of events that happened up to an hour before the ten a second that are delivered.
@@ -53,16 +25,16 @@ fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-fn filled(count: u32) -> (Memory, Mutex<KeySet>) {
-    let store = Memory::default();
+fn filled(count: u32) -> (MemoryStore, Mutex<KeySet>) {
+    let store = MemoryStore::new();
     let set = Mutex::new(block_on(KeySet::load(&store, "bench", Kind::Events)).unwrap());
     for from in (0..count).step_by(5_000) {
-        let staged = set.lock().unwrap().stage(&keys(from, 5_000), time(0));
+        let staged = set.lock().stage(&keys(from, 5_000), time(0));
         block_on(store.commit(staged.ops)).unwrap();
-        set.lock().unwrap().committed(staged.token);
+        set.lock().committed(staged.token);
         while let Some(staged) = block_on(maintain(&set, &store)).unwrap() {
             block_on(store.commit(staged.ops)).unwrap();
-            set.lock().unwrap().committed(staged.token);
+            set.lock().committed(staged.token);
         }
     }
     (store, set)
@@ -74,7 +46,7 @@ fn probe_1000_absent_in_a_million(bencher: divan::Bencher) {
     let absent: Vec<Key> = keys(2_000_000_000, 1000);
     let near: Vec<Key> =
         (0..1000u32).map(|n| Key::of_blob(&format!("x{n}"), time(i64::from(n * 100)))).chain(absent).collect();
-    let set = set.into_inner().unwrap();
+    let set = set.into_inner();
     let maybe = near.iter().take(1000).filter(|k| matches!(set.probe(**k), Probe::Maybe(_))).count();
     eprintln!(
         "{maybe} of 1000 absent keys need a page; {:.2} bytes a key",
@@ -93,7 +65,7 @@ fn contains_1000_of_a_million(bencher: divan::Bencher) {
 #[divan::bench(args = [3, 1000, 100_000], sample_count = 20)]
 fn stage(bencher: divan::Bencher, count: u32) {
     let (_store, set) = filled(10_000);
-    let mut set = set.into_inner().unwrap();
+    let mut set = set.into_inner();
     let new = keys(1_000_000, count);
     bencher.bench_local(|| {
         let staged = set.stage(&new, time(0));

@@ -33,6 +33,7 @@
 //! - `normalise`: from an audit event to a record.
 //! - `api`: the feed's calls, its errors and its quota.
 //! - `auth`: tokens.
+//! - `net`: what every conversation over HTTP needs, whoever is at the other end.
 //! - `config`: what the operator writes.
 //! - `severity`: how bad an event is, one row of a table for each rule.
 //! - `metrics`: every metric by name.
@@ -69,6 +70,8 @@ pub mod normalise;
 pub mod api;
 
 pub mod auth;
+
+pub mod net;
 
 pub mod config;
 

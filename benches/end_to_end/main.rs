@@ -269,22 +269,22 @@ fn keys(blobs: u64, events: u64) {
         let file = dir.join("keys");
         runtime.block_on(async {
             let store = m365_audit::hosts::embedded::store::SqliteStore::open(&file).expect("a store");
-            let set = std::sync::Mutex::new(KeySet::load(&store, "bench", kind).await.expect("a set"));
+            let set = parking_lot::Mutex::new(KeySet::load(&store, "bench", kind).await.expect("a set"));
             // A week's worth, the newest last; events are up to an hour older than those before them.
             let second = |n: u64| 1_800_000_000 + (n * 604_800 / count) as i64 - (n % 3600) as i64;
             for from in (0..count).step_by(each as usize) {
                 let key = |n: u64| Key::of_blob(&n.to_string(), Timestamp::from_second(second(n)).expect("a time"));
                 let keys: Vec<Key> = (from..count.min(from + each)).map(key).collect();
                 let now = Timestamp::from_second(second(from)).expect("a time");
-                let staged = set.lock().expect("a lock").stage(&keys, now);
+                let staged = set.lock().stage(&keys, now);
                 store.commit(staged.ops).await.expect("room");
-                set.lock().expect("a lock").committed(staged.token);
+                set.lock().committed(staged.token);
                 while let Some(staged) = maintain(&set, &store).await.expect("a store") {
                     store.commit(staged.ops).await.expect("room");
-                    set.lock().expect("a lock").committed(staged.token);
+                    set.lock().committed(staged.token);
                 }
             }
-            let memory = set.lock().expect("a lock").memory_bytes() as f64;
+            let memory = set.lock().memory_bytes() as f64;
             drop(set);
             let started = Instant::now();
             let again = KeySet::load(&store, "bench", kind).await.expect("a set");

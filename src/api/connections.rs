@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
@@ -101,7 +102,7 @@ impl Connections {
     /// The way to the origin of `target`: the one that other clients use, if theirs has the same settings.
     pub(super) fn way(&self, settings: &HttpSettings<'_>, target: &Url) -> Result<Arc<Way>, String> {
         let key = key(settings, target);
-        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ways = self.ways.lock();
         if let Some(way) = ways.get(&key).and_then(Weak::upgrade) {
             return Ok(way);
         }
@@ -171,10 +172,7 @@ mod tests {
         ];
         assert!(others.iter().all(|other| !Arc::ptr_eq(&one, other)));
         drop((one, same, others));
-        assert!(
-            connections.ways.lock().unwrap().values().all(|way| way.strong_count() == 0),
-            "nothing outlives its users"
-        );
+        assert!(connections.ways.lock().values().all(|way| way.strong_count() == 0), "nothing outlives its users");
     }
 
     #[test]

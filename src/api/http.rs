@@ -17,9 +17,9 @@ use tokio_util::io::StreamReader;
 use url::Url;
 
 use super::tls::tls_with;
-use crate::auth::error_chain;
 use crate::auth::network::{Proxy, Route};
 use crate::config::{Places, is_link_local, is_loopback};
+use crate::net::error_chain;
 
 /// `User-Agent` of every request.
 const USER_AGENT: &str = concat!("m365-audit/", env!("CARGO_PKG_VERSION"));

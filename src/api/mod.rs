@@ -16,14 +16,15 @@ mod wire;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 use reqwest::Method;
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap};
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -31,6 +32,7 @@ use crate::auth::{self, Token, TokenSettings, TokenSource};
 use crate::clock::Clock;
 use crate::config::{Cloud, Places};
 use crate::model::{Actionable, BlobRef, ContentType, TenantId, Timestamp, Window};
+use crate::net::{self, RETRY_AFTER_MAX, error_chain, excerpt, redact};
 
 pub use crate::auth::certificate::CertificateFiles;
 pub use crate::auth::identity::{ARC_KEY_DIR, ManagedIdentity};
@@ -275,6 +277,39 @@ struct Answer<'a> {
     room: Option<Room>,
 }
 
+fn token_settings(settings: ApiSettings, places: Places) -> TokenSettings {
+    TokenSettings {
+        tenant: settings.tenant,
+        authority_url: settings.authority_url,
+        audience: settings.audience,
+        endpoint: settings.token_endpoint,
+        client_id: settings.client_id,
+        credential: settings.credential,
+        assertion_audience: settings.assertion_audience,
+        secret_expires: settings.secret_expires,
+        timeout: settings.connect_timeout.saturating_add(settings.read_timeout),
+        places,
+    }
+}
+
+/// No client can be made of these settings.
+fn unusable(tenant: TenantId, endpoint: Endpoint, why: String, places: &Places) -> ApiError {
+    ApiError::new(Details {
+        tenant,
+        endpoint,
+        content_type: None,
+        kind: ErrorKind::Settings,
+        action: Action::SlowRetryTenant,
+        slug: "api-client-settings",
+        says: why,
+        hint: places.fill(SETTINGS_HINT),
+        status: None,
+        code: None,
+        excerpt: None,
+        auth: None,
+    })
+}
+
 impl ApiClient {
     /// A client. No request is made.
     ///
@@ -317,22 +352,8 @@ impl ApiClient {
             &settings.client_id,
         );
         let way = |endpoint, target: &Url| {
-            connections.way(&http_settings, target).map_err(|why| {
-                ApiError::new(Details {
-                    tenant: settings.tenant.clone(),
-                    endpoint,
-                    content_type: None,
-                    kind: ErrorKind::Settings,
-                    action: Action::SlowRetryTenant,
-                    slug: "api-client-settings",
-                    says: why,
-                    hint: places.fill(SETTINGS_HINT),
-                    status: None,
-                    code: None,
-                    excerpt: None,
-                    auth: None,
-                })
-            })
+            let way = connections.way(&http_settings, target);
+            way.map_err(|why| unusable(settings.tenant.clone(), endpoint, why, &places))
         };
         // Two ways, because the two hosts may differ in whether a proxy is used.
         let api_way = way(Endpoint::ListSubscriptions, &settings.api_url)?;
@@ -340,40 +361,31 @@ impl ApiClient {
             Credential::ManagedIdentity(identity) => way(Endpoint::Token, &identity.url)?,
             _ => way(Endpoint::Token, &settings.authority_url)?,
         };
-        let token_settings = TokenSettings {
-            tenant: settings.tenant.clone(),
-            authority_url: settings.authority_url,
-            audience: settings.audience,
-            endpoint: settings.token_endpoint,
-            client_id: settings.client_id,
-            credential: settings.credential,
-            assertion_audience: settings.assertion_audience,
-            secret_expires: settings.secret_expires,
-            timeout: settings.connect_timeout.saturating_add(settings.read_timeout),
-            places: places.clone(),
-        };
-        let authority_route = authority_way.route(places.clone());
+        let links = Links::new(&settings.api_url, settings.cloud, &settings.tenant, &settings.publisher_identifier);
+        let (connect_timeout, read_timeout) = (settings.connect_timeout, settings.read_timeout);
+        let (tenant, max_requests_per_minute) = (settings.tenant.clone(), settings.max_requests_per_minute);
+        let tokens = TokenSource::new(
+            token_settings(settings, places.clone()),
+            authority_way.calls().clone(),
+            authority_way.route(places.clone()),
+            connections.bound().calls.clone(),
+            clock.clone(),
+        );
         Ok(ApiClient {
             share: None,
             inner: Arc::new(Inner {
-                links: Links::new(&settings.api_url, settings.cloud, &settings.tenant, &settings.publisher_identifier),
-                tenant: settings.tenant,
+                links,
+                tenant,
                 bound: connections.bound().clone(),
                 own_downloads: connections.bound().own_downloads(),
-                connect_timeout: settings.connect_timeout,
-                read_timeout: settings.read_timeout,
-                tokens: TokenSource::new(
-                    token_settings,
-                    authority_way.calls().clone(),
-                    authority_route,
-                    connections.bound().calls.clone(),
-                    clock.clone(),
-                ),
+                connect_timeout,
+                read_timeout,
+                tokens,
                 route: api_way.route(places.clone()),
                 way: api_way,
                 places,
                 authority_way,
-                pace: Pace::new(settings.max_requests_per_minute, clock.clone()),
+                pace: Pace::new(max_requests_per_minute, clock.clone()),
                 clock,
                 server_date: Mutex::new(None),
                 observer,
@@ -500,7 +512,7 @@ impl ApiClient {
 
     /// Microsoft's clock by the latest answer of the API; `None` before the first.
     pub fn last_server_date(&self) -> Option<ServerDate> {
-        *self.inner.server_date.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.inner.server_date.lock()
     }
 
     /// The authority's clock minus this machine's, by its last answer; for display only.
@@ -606,22 +618,22 @@ impl Inner {
         let patience = self.connect_timeout.saturating_add(self.read_timeout);
         let (known, why) = match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => return self.judge_response(call, response, token, leave, room).await,
-            Ok(Err(error)) => (self.route.fault(&error).await, auth::error_chain(&error.without_url())),
+            Ok(Err(error)) => (self.route.fault(&error).await, error_chain(&error.without_url())),
             Err(_) => (None, format!("nothing came for {} s", patience.as_secs())),
         };
         self.count_request(call, "error");
-        let why = auth::redact(&why, &[token.secret()]);
+        let why = redact(&why, &[token.secret()]);
         let fault = match known {
             Some(known) => Fault {
                 action: Action::Retry { not_before: None },
                 slug: known.slug,
-                says: format!("{}: `{}`", known.says, auth::excerpt(known.detail.as_deref().unwrap_or(&why))),
+                says: format!("{}: `{}`", known.says, excerpt(known.detail.as_deref().unwrap_or(&why))),
                 hint: known.hint,
             },
             None => Fault {
                 action: Action::Retry { not_before: None },
                 slug: "api-unreachable",
-                says: format!("no answer from `{}`: {}", self.links.host(), auth::excerpt(&why)),
+                says: format!("no answer from `{}`: {}", self.links.host(), excerpt(&why)),
                 hint: UNREACHABLE_HINT.into(),
             },
         };
@@ -650,7 +662,7 @@ impl Inner {
             return Ok(Answer { headers, body, token: token.clone(), leave, room });
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| auth::parse_retry_after(value, now));
+        let retry_after = net::retry_after(response.headers(), now);
         // What cannot be read of an error's body is no error of its own: the status says enough.
         let body = match Body::of(response, self.read_timeout) {
             Ok(mut body) => match tokio::time::timeout(self.read_timeout, body.read(ERROR_BYTES_MAX)).await {
@@ -676,7 +688,7 @@ impl Inner {
     ) -> ApiError {
         let mut verdict = codes::judge(call.endpoint, call.content_type, status, &error, retry_after);
         if let Action::Throttled { .. } = verdict.action {
-            let retry_after = retry_after.or_else(|| error.wait_named()).map(|wait| wait.min(auth::RETRY_AFTER_MAX));
+            let retry_after = retry_after.or_else(|| error.wait_named()).map(|wait| wait.min(RETRY_AFTER_MAX));
             verdict.action = Action::Throttled { retry_after };
             metrics::counter!(crate::metrics::THROTTLED_TOTAL, "tenant" => self.tenant.to_string()).increment(1);
             let pause = leave.refused(retry_after);
@@ -685,7 +697,7 @@ impl Inner {
             // It was not one too many, whatever else is wrong with it.
             leave.granted();
         }
-        let text = auth::redact(&String::from_utf8_lossy(body), &[token.secret()]);
+        let text = redact(&String::from_utf8_lossy(body), &[token.secret()]);
         let (slug, says, hint) = match status {
             // In Microsoft's place: only a proxy answers so.
             407 => {
@@ -705,7 +717,7 @@ impl Inner {
             hint,
             status: Some(status),
             code: error.code().map(str::to_owned),
-            excerpt: Some(auth::excerpt(&text)).filter(|text| !text.is_empty()),
+            excerpt: Some(excerpt(&text)).filter(|text| !text.is_empty()),
             auth: None,
         })
     }
@@ -715,14 +727,14 @@ impl Inner {
         if let ErrorBody::Af { .. } | ErrorBody::ServerException { .. } = error {
             return self.counted(self.judged(call, 200, error, body, None, &answer.token, &answer.leave));
         }
-        let text = auth::redact(&String::from_utf8_lossy(body), &[answer.token.secret()]);
+        let text = redact(&String::from_utf8_lossy(body), &[answer.token.secret()]);
         self.counted(self.error(
             call,
             ErrorKind::BodyUnreadable,
             Fault {
                 action: Action::Retry { not_before: None },
                 slug: "api-unexpected-answer",
-                says: format!("the answer is not a JSON array: `{}`", auth::excerpt(&text)),
+                says: format!("the answer is not a JSON array: `{}`", excerpt(&text)),
                 hint: "look for a proxy that answers in Microsoft's place or cuts answers off".into(),
             },
         ))
@@ -752,17 +764,15 @@ impl Inner {
     fn body_error_uncounted(&self, call: Call, fault: BodyFault) -> ApiError {
         let (kind, slug, says) = match fault {
             BodyFault::Cut(why) => {
-                (ErrorKind::BodyCut, "api-body-cut", format!("the answer broke off: {}", auth::excerpt(&why)))
+                (ErrorKind::BodyCut, "api-body-cut", format!("the answer broke off: {}", excerpt(&why)))
             }
-            BodyFault::Gzip(why) => (
-                ErrorKind::BodyDamaged,
-                "api-body-damaged",
-                format!("the answer is damaged gzip: {}", auth::excerpt(&why)),
-            ),
+            BodyFault::Gzip(why) => {
+                (ErrorKind::BodyDamaged, "api-body-damaged", format!("the answer is damaged gzip: {}", excerpt(&why)))
+            }
             BodyFault::Encoding(name) => (
                 ErrorKind::BodyDamaged,
                 "api-body-damaged",
-                format!("the answer has the unknown encoding `{}`", auth::excerpt(&name)),
+                format!("the answer has the unknown encoding `{}`", excerpt(&name)),
             ),
         };
         self.error(call, kind, Fault { action: Action::Retry { not_before: None }, slug, says, hint: BODY_HINT.into() })
@@ -774,7 +784,7 @@ impl Inner {
             .ok()
             .and_then(|url| url.host_str().map(|host| format!("{}://{host}", url.scheme())))
             .unwrap_or_else(|| "no address".into());
-        let place = auth::excerpt(&place);
+        let place = excerpt(&place);
         if self.may_warn_of_links() {
             tracing::warn!(
                 tenant = %self.tenant, endpoint = call.endpoint.label(), %place,
@@ -796,7 +806,7 @@ impl Inner {
     /// One line in [`LINK_WARNING_EVERY`]; the metric counts each.
     fn may_warn_of_links(&self) -> bool {
         let now = self.clock.monotonic();
-        let mut warned = self.link_warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = self.link_warned.lock();
         let due = warned.is_none_or(|at| now.saturating_sub(at) >= LINK_WARNING_EVERY);
         if due {
             *warned = Some(now);
@@ -872,7 +882,7 @@ impl Inner {
         let text = headers.get(DATE)?.to_str().ok()?;
         let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
         let seen = ServerDate { date, at: self.clock.monotonic() };
-        *self.server_date.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        *self.server_date.lock() = Some(seen);
         if let Some(observer) = &self.observer {
             observer(seen);
         }

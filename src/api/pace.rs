@@ -28,13 +28,14 @@ mod machine;
 #[cfg(test)]
 mod model;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::auth::RETRY_AFTER_MAX;
 use crate::clock::Clock;
+use crate::net::RETRY_AFTER_MAX;
 
 pub(super) use machine::{About, LANES, Slot};
 use machine::{Machine, Wait};
@@ -103,7 +104,7 @@ impl Pace {
     }
 
     fn lock(&self) -> MutexGuard<'_, Machine> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.lock()
     }
 }
 

@@ -4,8 +4,9 @@
 //! trusted for the names in it while it is valid, as other programs do with such a file. The library refuses it where it
 //! is marked as an authority's, so that one case is decided here.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -74,7 +75,7 @@ pub(super) fn tls_with(
 /// read and hold them a thousand times.
 fn native_roots() -> Arc<rustls::RootCertStore> {
     static IN_USE: Mutex<Weak<rustls::RootCertStore>> = Mutex::new(Weak::new());
-    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut in_use = IN_USE.lock();
     if let Some(roots) = in_use.upgrade() {
         return roots;
     }

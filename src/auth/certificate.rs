@@ -28,6 +28,7 @@ use super::SecretText;
 use super::forms::{self, KeyForm, Parts};
 use crate::config::AssertionAlgorithm;
 use crate::model::Timestamp;
+use crate::net::excerpt;
 
 /// Most bytes read of a file; a PFX with a chain has a few kilobytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -207,7 +208,7 @@ impl ClientCertificate {
         };
         let sha1 = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, der).as_ref().to_vec();
         let facts = CertificateFacts {
-            subject: super::excerpt(&parsed.subject().to_string()),
+            subject: excerpt(&parsed.subject().to_string()),
             not_before: time(&parsed.validity().not_before)?,
             not_after: time(&parsed.validity().not_after)?,
             thumbprint: sha1.iter().map(|byte| format!("{byte:02X}")).collect(),

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::SecretText;
 use crate::config::text;
+use crate::net::excerpt;
 
 /// How often one form may be wrapped in another: JSON around base64 around base64 around PEM, and one to spare.
 const DEPTH_MAX: u32 = 5;
@@ -219,7 +220,7 @@ fn sort_section(label: &str, body: &str, parts: &mut Parts) -> Result<(), String
             parts.others.push("a key for SSH: a certificate of X.509 with its key is needed".into());
         }
         "PKCS7" | "CMS" => parts.others.push(PKCS7.into()),
-        other => parts.others.push(format!("a PEM section `{}`, which is no certificate", super::excerpt(other))),
+        other => parts.others.push(format!("a PEM section `{}`, which is no certificate", excerpt(other))),
     }
     Ok(())
 }

@@ -18,14 +18,14 @@ pub(crate) mod network;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::SignedDuration;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use parking_lot::{Mutex, MutexGuard};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -40,10 +40,12 @@ use certificate::{CertificateFiles, Claims, RawFiles};
 use identity::ManagedIdentity;
 use network::Route;
 
+use crate::backoff::{Backoff, Failures};
 use crate::clock::Clock;
 pub use crate::config::Secret as SecretText;
 use crate::config::{IdentityHost, Places, read_secret_file, secret_header, wiped_bytes};
 use crate::model::{Actionable, TenantId, Timestamp, is_guid};
+use crate::net::{error_chain, excerpt, redact, retry_after};
 
 /// Most bytes read of an answer of the authority, and of a secret file; both are a few kilobytes in practice.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -56,17 +58,9 @@ const LIFE_DEFAULT: Duration = Duration::from_secs(3600);
 /// Longest life believed; tokens of 24 hours exist under continuous access evaluation.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Waits after a refusal that only an operator can mend.
-const SLOW_RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
+const SLOW_RETRY: Backoff = Backoff::between(Duration::from_secs(60), Duration::from_secs(15 * 60)).exactly();
 /// Waits after passing trouble.
-const PASSING_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Longest wait taken from an answer: a header of a year is a fault, and content expires after a week.
-pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-/// Longest piece of an answer shown to an operator, in characters.
-pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
-
-/// Shortest text taken for a secret in what is shown; real ones have 40 characters and more.
-const REDACTED_BYTES_MIN: usize = 4;
-
+const PASSING_RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
 /// How the app proves who it is.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -295,8 +289,8 @@ struct State {
     /// The authority's clock minus this machine's, by its last answer.
     skew: Option<SignedDuration>,
     failure: Option<Failure>,
-    slow: ExponentialBackoff,
-    passing: ExponentialBackoff,
+    slow: Failures,
+    passing: Failures,
     /// When the credential's coming end was last told.
     expiry_warned: Option<Duration>,
 }
@@ -372,8 +366,8 @@ impl TokenSource {
                 generation: 0,
                 skew: None,
                 failure: None,
-                slow: delays(SLOW_RETRY, false),
-                passing: delays(PASSING_RETRY, true),
+                slow: SLOW_RETRY.failures(),
+                passing: PASSING_RETRY.failures(),
                 expiry_warned: None,
             }),
         }
@@ -460,8 +454,8 @@ impl TokenSource {
         let mut state = self.lock();
         state.generation += 1;
         state.failure = None;
-        state.slow = delays(SLOW_RETRY, false);
-        state.passing = delays(PASSING_RETRY, true);
+        state.slow = SLOW_RETRY.failures();
+        state.passing = PASSING_RETRY.failures();
         let token = Token {
             header,
             text: Arc::new(text),
@@ -489,13 +483,9 @@ impl TokenSource {
         let mut state = self.lock();
         // A new secret that is wrong as well starts the waits anew: somebody is at work on it.
         if state.failure.as_ref().is_some_and(|failure| failure.secret != secret) {
-            state.slow = delays(SLOW_RETRY, false);
+            state.slow = SLOW_RETRY.failures();
         }
-        let delay = if error.passing {
-            state.passing.next().unwrap_or(PASSING_RETRY.1).min(PASSING_RETRY.1)
-        } else {
-            state.slow.next().unwrap_or(SLOW_RETRY.1)
-        };
+        let delay = if error.passing { state.passing.pause() } else { state.slow.pause() };
         let delay = asked.map_or(delay, |asked| asked.max(delay));
         let error = AuthError { not_before: Some(delay), ..error };
         state.failure = Some(Failure { error: error.clone(), retry_at: now + delay, secret });
@@ -571,7 +561,7 @@ impl TokenSource {
             response = self.send(Some(request), &secrets).await.map_err(|error| (error, None))?;
         }
         let status = response.status().as_u16();
-        let asked = response.headers().get(RETRY_AFTER).and_then(|value| parse_retry_after(value, self.clock.now()));
+        let asked = retry_after(response.headers(), self.clock.now());
         let body = match read_bounded(response).await {
             Ok(body) => body,
             Err(error) => {
@@ -773,7 +763,7 @@ impl TokenSource {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -839,22 +829,6 @@ fn renew_after(life: Duration) -> Duration {
     life.saturating_sub(RENEW_BEFORE_EXPIRY).max(life / 2).min(by_share)
 }
 
-fn delays((min, max): (Duration, Duration), jitter: bool) -> ExponentialBackoff {
-    let delays = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).without_max_times();
-    if jitter { delays.with_jitter().build() } else { delays.build() }
-}
-
-/// `Retry-After` in either of its forms, as a wait from `now` of at most [`RETRY_AFTER_MAX`]. A date in the past is no
-/// wait.
-pub(crate) fn parse_retry_after(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
-    }
-    let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
-    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default().min(RETRY_AFTER_MAX))
-}
-
 /// A form as the body of a request. The room is taken at once: a text that grows leaves copies behind.
 fn form_text(form: &[(&str, &str)]) -> String {
     // A byte is at most three in a form; a pair has two signs beside.
@@ -875,56 +849,9 @@ async fn read_bounded(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u
     Ok(body)
 }
 
-/// `text` without the secrets, as they are and as a form or URL would carry them.
-pub(crate) fn redact(text: &str, secrets: &[&SecretText]) -> String {
-    let mut text = text.to_owned();
-    for secret in secrets {
-        let raw = secret.expose();
-        // Shorter ones are no secrets, and taking them out would make every message unreadable.
-        if raw.len() < REDACTED_BYTES_MIN {
-            continue;
-        }
-        let encoded: String = url::form_urlencoded::byte_serialize(raw.as_bytes()).collect();
-        for form in [raw, encoded.as_str()] {
-            if text.contains(form) {
-                text = text.replace(form, "***");
-            }
-        }
-    }
-    text
-}
-
 /// The words of another, marked as such.
 fn quoted(text: &str) -> String {
     format!("`{}`", excerpt(text))
-}
-
-/// One line of at most [`EXCERPT_CHARS_MAX`] characters.
-pub(crate) fn excerpt(text: &str) -> String {
-    let mut out = String::new();
-    for (i, c) in text.trim().chars().enumerate() {
-        if i == EXCERPT_CHARS_MAX {
-            out.push('…');
-            break;
-        }
-        out.push(if c.is_control() || c == '`' { ' ' } else { c });
-    }
-    out
-}
-
-/// An error with its causes, for the ones whose own text says nothing ("error sending request").
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        source = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -949,23 +876,8 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms() {
-        let now = "2026-05-01T00:00:00Z".parse().unwrap();
-        let read = |text| parse_retry_after(&HeaderValue::from_static(text), now).map(|wait| wait.as_secs());
-        assert_eq!(read("30"), Some(30));
-        assert_eq!(read("Fri, 01 May 2026 00:02:00 GMT"), Some(120));
-        assert_eq!(read("Thu, 30 Apr 2026 00:02:00 GMT"), Some(0));
-        assert_eq!(read("soon"), None);
-        assert_eq!(read("18446744073709551615"), Some(3600));
-        assert_eq!(read("Sat, 01 Jan 2089 00:00:00 GMT"), Some(3600));
-    }
-
-    #[test]
     fn nothing_shown_holds_a_secret() {
         let secret = SecretText::from("p&ss w+rd");
         assert_eq!(format!("{secret:?} {:?}", Credential::Secret(secret.clone())), "*** Secret(***)");
-        assert_eq!(redact("a p&ss w+rd b p%26ss+w%2Brd", &[&secret]), "a *** b ***");
-        assert_eq!(excerpt(&"x".repeat(1000)).chars().count(), EXCERPT_CHARS_MAX + 1);
-        assert_eq!(excerpt("a\r\nb`c"), "a  b c");
     }
 }

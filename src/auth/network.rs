@@ -16,8 +16,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use url::Url;
 
-use super::{SecretText, error_chain, excerpt, redact};
+use super::SecretText;
 use crate::config::Places;
+use crate::net::{error_chain, excerpt, redact};
 
 /// Most bytes read of a proxy's answer; an error page has a few kilobytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;

@@ -6,8 +6,9 @@
 //! again and takes the place.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use super::key::Key;
@@ -160,11 +161,11 @@ impl EventIndex {
     }
 
     fn lock_keys(&self) -> MutexGuard<'_, KeySet> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock()
     }
 
     fn lock_claims(&self) -> MutexGuard<'_, Claims> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claims.lock()
     }
 }
 
@@ -286,38 +287,11 @@ impl Drop for OpenBatch {
 mod tests {
     use super::*;
     use crate::checkpoint::key_set::Kind;
-    use crate::host::{Op, Revision};
+    use crate::hosts::embedded::memory::MemoryStore;
     use crate::model::Timestamp;
-    use async_trait::async_trait;
-    use bytes::Bytes;
     use futures_util::FutureExt;
-    use std::collections::BTreeMap;
 
-    #[derive(Default)]
-    struct Store(Mutex<BTreeMap<String, Bytes>>);
-
-    #[async_trait]
-    impl StateStore for Store {
-        async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
-            Ok(self.0.lock().unwrap().get(key).map(|value| (value.clone(), Revision(1))))
-        }
-        async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
-            let keys = self.0.lock().unwrap();
-            Ok(keys.keys().filter(|k| k.starts_with(prefix)).map(|k| (k.clone(), Revision(1))).collect())
-        }
-        async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
-            let mut keys = self.0.lock().unwrap();
-            for op in ops {
-                match op {
-                    Op::Put { key, value, .. } => drop(keys.insert(key, value)),
-                    Op::Delete { key, .. } => drop(keys.remove(&key)),
-                }
-            }
-            Ok(Revision(1))
-        }
-    }
-
-    async fn index(store: &Store) -> EventIndex {
+    async fn index(store: &MemoryStore) -> EventIndex {
         EventIndex::new(KeySet::load(store, "t/events", Kind::Events).await.unwrap())
     }
 
@@ -327,7 +301,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_second_copy_waits_for_the_first_and_takes_its_place_when_that_is_given_up() {
-        let store = Store::default();
+        let store = MemoryStore::new();
         let index = index(&store).await;
         let (mut first, mut second) = (index.open_batch(), index.open_batch());
         assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
@@ -340,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn keys_of_batches_that_ended_can_be_claimed_and_do_not_pile_up() {
-        let store = Store::default();
+        let store = MemoryStore::new();
         let index = index(&store).await;
         let mut stays = index.open_batch();
         assert!(matches!(stays.claim(key(0), &store).await, Ok(Standing::Claimed)));
@@ -360,7 +334,7 @@ mod tests {
 
     #[tokio::test]
     async fn keys_claimed_together_stand_as_if_each_had_been_claimed_by_itself() {
-        let store = Store::default();
+        let store = MemoryStore::new();
         let index = index(&store).await;
         let (mut first, mut second) = (index.open_batch(), index.open_batch());
         assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
@@ -373,14 +347,16 @@ mod tests {
 
     #[tokio::test]
     async fn of_keys_claimed_together_those_before_a_page_that_cannot_be_read_are_claimed() {
-        let store = Store::default();
+        let store = MemoryStore::new();
         let full = index(&store).await;
         let keys: Vec<Key> = (0..20_000).map(key).collect();
         let staged = full.with_keys(|set| set.stage(&keys, Timestamp::UNIX_EPOCH));
         store.commit(staged.ops).await.unwrap();
         full.change_committed(staged.token);
         let reloaded = index(&store).await;
-        store.0.lock().unwrap().clear();
+        for key in store.entries().keys() {
+            store.overwrite(key, None);
+        }
         let mut open = reloaded.open_batch();
         let wanted = [key(20_001), keys[7], key(20_002)];
         let mut taken = 0;
@@ -391,7 +367,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_committed_key_is_delivered_and_its_claim_gone() {
-        let store = Store::default();
+        let store = MemoryStore::new();
         let index = index(&store).await;
         let (mut first, mut second) = (index.open_batch(), index.open_batch());
         assert!(matches!(first.claim(key(1), &store).await, Ok(Standing::Claimed)));
@@ -406,7 +382,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_page_that_a_commit_has_just_removed_is_not_taken_for_damage() {
-        let store = Store::default();
+        let store = MemoryStore::new();
         let index = index(&store).await;
         let keys: Vec<Key> = (0..20_000).map(key).collect();
         let staged = index.with_keys(|set| set.stage(&keys, Timestamp::UNIX_EPOCH));

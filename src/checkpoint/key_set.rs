@@ -24,10 +24,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
 use xorf::{BinaryFuse8, Filter};
 
 pub use super::key::Key;
@@ -588,7 +588,7 @@ pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[K
         // By page, so that each is read once however many keys point to it.
         let mut wanted: BTreeMap<PageId, Vec<usize>> = BTreeMap::new();
         {
-            let set = lock(set);
+            let set = set.lock();
             for at in open.drain(..) {
                 let (Some(key), Some(found)) = (keys.get(at), found.get_mut(at)) else { continue };
                 if set.recent.contains_key(&slot(*key)) {
@@ -619,7 +619,7 @@ pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[K
             return Ok(found);
         }
     }
-    Err(StateError::Unavailable(format!("pages under `{}` change faster than they can be read", lock(set).prefix)))
+    Err(StateError::Unavailable(format!("pages under `{}` change faster than they can be read", set.lock().prefix)))
 }
 
 /// Stages one merge of a few pages where it makes lookups or memory cheaper; `None` when there is nothing to do. The
@@ -628,7 +628,7 @@ pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[K
 /// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone.
 pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Option<Staged>, StateError> {
     let (pages, day, page_keys) = {
-        let mut set = lock(set);
+        let mut set = set.lock();
         if !set.untidy {
             return Ok(None);
         }
@@ -643,7 +643,7 @@ pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Opt
     };
     let Some(keys) = read_keys(set, store, &pages).await? else { return Ok(None) };
     let merged = build_pages(&keys, day, page_keys);
-    let mut set = lock(set);
+    let mut set = set.lock();
     let drops: Vec<u64> = pages.iter().map(|p| p.0).collect();
     if drops.iter().any(|number| set.leaving.contains(number) || set.pages.get(*number).is_none()) {
         return Ok(None);
@@ -659,7 +659,7 @@ pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Opt
 pub async fn forget_from(set: &Mutex<KeySet>, store: &dyn StateStore, from: Timestamp) -> Result<Staged, StateError> {
     let least = u128::from(secs_of(from)) << 96;
     let (generation, mut drops, cut, page_keys) = {
-        let set = lock(set);
+        let set = set.lock();
         set.settled()?;
         let hit = || set.pages.list.iter().filter(|p| p.max >= least);
         let drops: Vec<u64> = hit().map(|p| p.number).collect();
@@ -672,7 +672,7 @@ pub async fn forget_from(set: &Mutex<KeySet>, store: &dyn StateStore, from: Time
         keys.retain(|k| k.0 < least);
         kept.extend(build_pages(&keys, day, page_keys));
     }
-    let mut set = lock(set);
+    let mut set = set.lock();
     set.settled()?;
     if set.generation != generation {
         return Err(StateError::Unavailable(format!("keys under `{}` changed meanwhile", set.prefix)));
@@ -706,21 +706,21 @@ async fn read_keys(
 
 /// A page, from the cache or read into it; `None` when it left the set meanwhile.
 async fn page_value(set: &Mutex<KeySet>, store: &dyn StateStore, page: PageId) -> Result<Option<Bytes>, StateError> {
-    if let Some(value) = lock(set).cached(page.0).cloned() {
+    if let Some(value) = set.lock().cached(page.0).cloned() {
         return Ok(Some(value));
     }
     let value = read_page(set, store, page).await?;
     if let Some(value) = &value {
-        lock(set).page_loaded(page, value.clone())?;
+        set.lock().page_loaded(page, value.clone())?;
     }
     Ok(value)
 }
 
 /// A page as stored, checked; `None` when it left the set meanwhile.
 async fn read_page(set: &Mutex<KeySet>, store: &dyn StateStore, page: PageId) -> Result<Option<Bytes>, StateError> {
-    let name = lock(set).page_key(page);
+    let name = set.lock().page_key(page);
     let loaded = store.load(&name).await?;
-    if lock(set).pages.get(page.0).is_none() {
+    if set.lock().pages.get(page.0).is_none() {
         return Ok(None);
     }
     let Some((value, _)) = loaded else {
@@ -728,10 +728,6 @@ async fn read_page(set: &Mutex<KeySet>, store: &dyn StateStore, page: PageId) ->
     };
     decode(Entry::Page, &name, &value)?;
     Ok(Some(value))
-}
-
-fn lock(set: &Mutex<KeySet>) -> MutexGuard<'_, KeySet> {
-    set.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A key with the alignment of `u64`, which makes the hash table a quarter smaller.
@@ -862,48 +858,9 @@ fn corrupt(name: &str, why: String) -> StateError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Revision;
-    use async_trait::async_trait;
+    use crate::hosts::embedded::memory::MemoryStore;
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
-
-    /// A store in memory: all or nothing, checks what a commit expects.
-    #[derive(Default)]
-    struct Fake(Mutex<BTreeMap<String, Bytes>>);
-
-    impl Fake {
-        fn map(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
-            self.0.lock().unwrap()
-        }
-    }
-
-    #[async_trait]
-    impl StateStore for Fake {
-        async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
-            Ok(self.map().get(key).map(|v| (v.clone(), Revision(1))))
-        }
-
-        async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
-            Ok(self.map().keys().filter(|k| k.starts_with(prefix)).map(|k| (k.clone(), Revision(1))).collect())
-        }
-
-        async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
-            let mut map = self.map();
-            for op in &ops {
-                if op.expected() == Expected::Absent && map.contains_key(op.key()) {
-                    return Err(StateError::Conflict { key: op.key().to_owned() });
-                }
-            }
-            for op in ops {
-                match op {
-                    Op::Put { key, value, .. } => drop(map.insert(key, value)),
-                    // Every delete is of something there: a set that lost count would leave entries behind.
-                    Op::Delete { key, .. } => assert!(map.remove(&key).is_some(), "{key} deleted twice"),
-                }
-            }
-            Ok(Revision(1))
-        }
-    }
 
     const SMALL: Bounds =
         Bounds { page_keys: 8, fold_keys: 20, fold_deltas: 5, merge_pages: 4, depth: 3, depth_past: 2, small_pages: 3 };
@@ -916,17 +873,21 @@ mod tests {
         Key::of_blob(&format!("test {n}"), at(secs.into()))
     }
 
-    async fn commit(set: &Mutex<KeySet>, store: &Fake, staged: Staged) {
+    async fn commit(set: &Mutex<KeySet>, store: &MemoryStore, staged: Staged) {
+        // Every delete is of something there: a set that lost count would leave entries behind.
+        let entries = store.entries();
+        let is_there = |op: &Op| !matches!(op, Op::Delete { key, .. } if !entries.contains_key(key));
+        assert!(staged.ops.iter().all(is_there), "deleted twice");
         store.commit(staged.ops).await.unwrap();
-        lock(set).committed(staged.token);
+        set.lock().committed(staged.token);
     }
 
-    async fn add(set: &Mutex<KeySet>, store: &Fake, keys: &[Key], now: Timestamp) {
-        let staged = lock(set).stage(keys, now);
+    async fn add(set: &Mutex<KeySet>, store: &MemoryStore, keys: &[Key], now: Timestamp) {
+        let staged = set.lock().stage(keys, now);
         commit(set, store, staged).await;
     }
 
-    async fn tidy(set: &Mutex<KeySet>, store: &Fake) -> usize {
+    async fn tidy(set: &Mutex<KeySet>, store: &MemoryStore) -> usize {
         let mut steps = 0;
         while let Some(staged) = maintain(set, store).await.unwrap() {
             commit(set, store, staged).await;
@@ -935,7 +896,7 @@ mod tests {
         steps
     }
 
-    async fn empty(store: &Fake, kind: Kind, bounds: Bounds) -> Mutex<KeySet> {
+    async fn empty(store: &MemoryStore, kind: Kind, bounds: Bounds) -> Mutex<KeySet> {
         Mutex::new(KeySet::load_with(store, "t/keys", kind, bounds).await.unwrap())
     }
 
@@ -1000,62 +961,62 @@ mod tests {
             ("t/keys/p/1", good.clone(), "no entry this build knows"),
         ];
         for (name, value, why) in cases {
-            let store = Fake::default();
-            store.map().insert(name.into(), value.clone());
+            let store = MemoryStore::new();
+            store.overwrite(name, Some(value.clone()));
             let error = KeySet::load(&store, "t/keys", Kind::Events).await.unwrap_err();
             assert_eq!(error, StateError::Corrupt { key: name.into(), why: why.into() });
-            assert_eq!(store.map().get(name), Some(&value));
+            assert_eq!(store.entries().get(name), Some(&value));
         }
     }
 
     #[tokio::test]
     async fn staged_keys_show_only_when_committed_and_an_abort_leaves_nothing() {
-        let store = Fake::default();
+        let store = MemoryStore::new();
         let set = empty(&store, Kind::Events, SMALL).await;
         let few = [key(5, 1), key(5, 2)];
         let many: Vec<Key> = (0..50).map(|n| key(n, n)).collect();
         for keys in [&few[..], &many] {
-            let staged = lock(&set).stage(keys, at(10));
-            assert_eq!(lock(&set).probe(keys[0]), Probe::Absent);
-            lock(&set).aborted(staged.token);
-            assert!(lock(&set).is_empty());
+            let staged = set.lock().stage(keys, at(10));
+            assert_eq!(set.lock().probe(keys[0]), Probe::Absent);
+            set.lock().aborted(staged.token);
+            assert!(set.lock().is_empty());
             add(&set, &store, keys, at(10)).await;
             assert_eq!(contains_all(&set, &store, keys).await.unwrap(), vec![true; keys.len()]);
-            assert!(lock(&set).pending.is_empty() && lock(&set).leaving.is_empty());
-            let staged = lock(&set).clear().unwrap();
+            assert!(set.lock().pending.is_empty() && set.lock().leaving.is_empty());
+            let staged = set.lock().clear().unwrap();
             commit(&set, &store, staged).await;
-            assert!(store.map().is_empty());
+            assert!(store.entries().is_empty());
         }
     }
 
     #[tokio::test]
     async fn a_probe_names_the_page_to_read_and_then_knows() {
-        let store = Fake::default();
+        let store = MemoryStore::new();
         let set = empty(&store, Kind::Events, SMALL).await;
         let keys: Vec<Key> = (0..50).map(|n| key(n, n)).collect();
         add(&set, &store, &keys, at(10)).await;
-        let Probe::Maybe(page) = lock(&set).probe(keys[7]) else { panic!() };
-        let name = lock(&set).page_key(page);
+        let Probe::Maybe(page) = set.lock().probe(keys[7]) else { panic!() };
+        let name = set.lock().page_key(page);
         let (value, _) = store.load(&name).await.unwrap().unwrap();
-        assert!(lock(&set).page_loaded(page, value.slice(1..)).is_err());
-        lock(&set).page_loaded(page, value).unwrap();
-        assert_eq!(lock(&set).probe(keys[7]), Probe::Present);
-        lock(&set).page_loaded(PageId(999), Bytes::new()).unwrap();
-        store.map().remove(&name);
-        lock(&set).cache.clear();
+        assert!(set.lock().page_loaded(page, value.slice(1..)).is_err());
+        set.lock().page_loaded(page, value).unwrap();
+        assert_eq!(set.lock().probe(keys[7]), Probe::Present);
+        set.lock().page_loaded(PageId(999), Bytes::new()).unwrap();
+        store.overwrite(&name, None);
+        set.lock().cache.clear();
         let error = contains_all(&set, &store, &keys[7..8]).await.unwrap_err();
         assert!(matches!(error, StateError::Corrupt { key, .. } if key == name));
     }
 
     #[tokio::test]
     async fn commits_under_way_side_by_side_do_not_disturb_each_other() {
-        let store = Fake::default();
+        let store = MemoryStore::new();
         let set = empty(&store, Kind::Events, SMALL).await;
         add(&set, &store, &[key(1, 1)], at(10)).await;
-        let late = lock(&set).stage(&[key(1, 2)], at(10));
+        let late = set.lock().stage(&[key(1, 2)], at(10));
         let many: Vec<Key> = (0..40).map(|n| key(9, n)).collect();
-        let fold = lock(&set).stage(&many, at(10));
-        let other = lock(&set).stage(&many[..3], at(10));
+        let fold = set.lock().stage(&many, at(10));
+        let other = set.lock().stage(&many[..3], at(10));
         commit(&set, &store, other).await;
         commit(&set, &store, fold).await;
         commit(&set, &store, late).await;
@@ -1063,10 +1024,10 @@ mod tests {
         assert_eq!(contains_all(&set, &store, &all).await.unwrap(), vec![true; 42]);
         let again = empty(&store, Kind::Events, SMALL).await;
         assert_eq!(contains_all(&again, &store, &all).await.unwrap(), vec![true; 42]);
-        let held = lock(&set).stage(&[key(1, 3)], at(10));
-        assert!(matches!(lock(&set).clear(), Err(StateError::Unavailable(_))));
+        let held = set.lock().stage(&[key(1, 3)], at(10));
+        assert!(matches!(set.lock().clear(), Err(StateError::Unavailable(_))));
         assert!(matches!(forget_from(&set, &store, at(0)).await, Err(StateError::Unavailable(_))));
-        lock(&set).aborted(held.token);
+        set.lock().aborted(held.token);
     }
 
     #[tokio::test]
@@ -1075,37 +1036,37 @@ mod tests {
         let old = DAY_SECS as u32;
         let keys: Vec<Key> = (0..20).map(|n| key(old, n)).collect();
         for (kind, last_kept, gone) in [(Kind::Events, 107, 108), (Kind::Blobs, 8, 10)] {
-            let store = Fake::default();
+            let store = MemoryStore::new();
             let set = empty(&store, kind, SMALL).await;
             add(&set, &store, &keys, day(100)).await;
             let retention = if kind == Kind::Events { Retention::EVENTS } else { Retention::BLOBS };
-            assert!(lock(&set).expire(day(last_kept), retention).is_none());
-            let staged = lock(&set).expire(day(gone), retention).unwrap();
+            assert!(set.lock().expire(day(last_kept), retention).is_none());
+            let staged = set.lock().expire(day(gone), retention).unwrap();
             // Under way already.
-            assert!(lock(&set).expire(day(gone), retention).is_none());
+            assert!(set.lock().expire(day(gone), retention).is_none());
             commit(&set, &store, staged).await;
-            assert!(lock(&set).is_empty() && store.map().is_empty());
+            assert!(set.lock().is_empty() && store.entries().is_empty());
         }
     }
 
     #[tokio::test]
     async fn over_the_bound_the_keys_written_first_leave() {
-        let store = Fake::default();
+        let store = MemoryStore::new();
         let set = empty(&store, Kind::Events, SMALL).await;
         let keys = |day: u32| -> Vec<Key> { (0..40).map(|n| key(1000 - day, n)).collect() };
         for day in 0..5 {
             add(&set, &store, &keys(day), at(i64::from(day) * DAY_SECS as i64)).await;
         }
-        let staged = lock(&set).expire(at(0), Retention { keys_max: 125, ..Retention::EVENTS }).unwrap();
+        let staged = set.lock().expire(at(0), Retention { keys_max: 125, ..Retention::EVENTS }).unwrap();
         commit(&set, &store, staged).await;
-        assert_eq!(lock(&set).len(), 128);
+        assert_eq!(set.lock().len(), 128);
         assert_eq!(contains_all(&set, &store, &keys(0)).await.unwrap(), vec![false; 40]);
         assert_eq!(contains_all(&set, &store, &keys(4)).await.unwrap(), vec![true; 40]);
     }
 
     #[tokio::test]
     async fn folds_that_overlap_are_merged_until_few_pages_cover_a_moment() {
-        let store = Fake::default();
+        let store = MemoryStore::new();
         let set = empty(&store, Kind::Events, BOUNDS).await;
         // Each fold spreads over the same day; the quiet ones after it are a page of 300 keys each.
         for fold in 0..30 {
@@ -1113,7 +1074,7 @@ mod tests {
             add(&set, &store, &keys, at(0)).await;
             add(&set, &store, &[], at(0)).await;
             let staged = {
-                let mut set = lock(&set);
+                let mut set = set.lock();
                 let few: Vec<Key> = (0..300).map(|n| key(n * 250, 1000 + fold)).collect();
                 let pages = build_pages(&few, 0, BOUNDS.page_keys);
                 set.pend_pages(pages, None, Vec::new())
@@ -1123,7 +1084,7 @@ mod tests {
         let before: Vec<Key> = (0..30).map(|fold| key(fold * 40 + fold, fold)).collect();
         assert!(tidy(&set, &store).await > 0);
         {
-            let set = lock(&set);
+            let set = set.lock();
             let pages: Vec<&Page> = set.pages.list.iter().collect();
             assert!(set.deep(&pages, BOUNDS.depth).is_none());
             assert!(pages.len() as u64 <= set.pages.keys / 2048 + 4, "{} pages", pages.len());
@@ -1134,7 +1095,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_million_keys_take_at_most_two_and_a_half_bytes_each() {
-        let store = Fake::default();
+        let store = MemoryStore::new();
         let set = empty(&store, Kind::Events, BOUNDS).await;
         let mut n = 0;
         while n < 1_000_000 {
@@ -1143,12 +1104,12 @@ mod tests {
             n += 5_000;
         }
         tidy(&set, &store).await;
-        let keys = lock(&set).len();
-        let bytes = lock(&set).memory_bytes();
+        let keys = set.lock().len();
+        let bytes = set.lock().memory_bytes();
         assert_eq!(keys, 1_000_000);
         assert!(bytes as f64 / keys as f64 <= 2.5, "{bytes} bytes for {keys} keys");
         let loaded = empty(&store, Kind::Events, BOUNDS).await;
-        let bytes = lock(&loaded).memory_bytes();
+        let bytes = loaded.lock().memory_bytes();
         assert!(bytes as f64 / keys as f64 <= 2.5, "{bytes} bytes for {keys} keys after loading");
     }
 
@@ -1189,7 +1150,7 @@ mod tests {
         fn the_set_agrees_with_a_map(steps in steps(), events in any::<bool>()) {
             let kind = if events { Kind::Events } else { Kind::Blobs };
             let retention = if events { Retention::EVENTS } else { Retention::BLOBS };
-            let store = Fake::default();
+            let store = MemoryStore::new();
             let mut set = run(empty(&store, kind, SMALL));
             // Keys that may be in the set, with the time of their last write; those old enough may have left.
             let mut model: BTreeMap<Key, i64> = BTreeMap::new();
@@ -1197,13 +1158,13 @@ mod tests {
             let mut now = 5 * DAY_SECS as i64;
             for step in steps {
                 let resolve = |staged: Staged, commits: bool| {
-                    if commits { run(commit(&set, &store, staged)) } else { lock(&set).aborted(staged.token) }
+                    if commits { run(commit(&set, &store, staged)) } else { set.lock().aborted(staged.token) }
                     commits
                 };
                 match step {
                     Step::Stage { keys, commits } => {
                         let keys: Vec<Key> = keys.into_iter().map(|(secs, n)| key(secs, n)).collect();
-                        let staged = lock(&set).stage(&keys, at(now));
+                        let staged = set.lock().stage(&keys, at(now));
                         if resolve(staged, commits) {
                             model.extend(keys.into_iter().map(|k| (k, now)));
                         }
@@ -1214,7 +1175,7 @@ mod tests {
                         }
                     }
                     Step::Expire { commits } => {
-                        let staged = lock(&set).expire(at(now), retention);
+                        let staged = set.lock().expire(at(now), retention);
                         if let Some(staged) = staged {
                             expired |= resolve(staged, commits);
                             if commits {
@@ -1238,7 +1199,7 @@ mod tests {
                         }
                     }
                     Step::Clear => {
-                        let staged = lock(&set).clear().unwrap();
+                        let staged = set.lock().clear().unwrap();
                         resolve(staged, true);
                         model.clear();
                     }
@@ -1250,13 +1211,13 @@ mod tests {
                 for (key, found) in asked.iter().zip(found) {
                     prop_assert_eq!(found, model.contains_key(key), "{:?}, expired: {}", key, expired);
                 }
-                prop_assert!(lock(&set).pending.is_empty() && lock(&set).leaving.is_empty());
+                prop_assert!(set.lock().pending.is_empty() && set.lock().leaving.is_empty());
                 let entries = {
-                    let set = lock(&set);
+                    let set = set.lock();
                     set.deltas.len() + set.pages.list.len()
                 };
-                prop_assert_eq!(store.map().len(), entries);
-                prop_assert!(lock(&set).deltas.len() < SMALL.fold_deltas);
+                prop_assert_eq!(store.entries().len(), entries);
+                prop_assert!(set.lock().deltas.len() < SMALL.fold_deltas);
             }
             let mut rounds = 0;
             while let Some(staged) = run(maintain(&set, &store)).unwrap() {

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,6 +16,7 @@ use super::claims::EventIndex;
 use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBackfill, TenantState, TrackedBlob};
 use super::key::Key;
 use super::key_set::{self, KeySet, Kind, Retention, Token};
+use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::metrics;
@@ -26,6 +26,9 @@ use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 const CHANGES_QUEUED_MAX: usize = 1024;
 /// Changes that go into one commit.
 const CHANGES_PER_COMMIT_MAX: usize = 512;
+
+/// Between two tries of a commit that the store does not take.
+const RETRY: Backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(10));
 
 /// How often the writer lets other tasks go first before it commits.
 const YIELDS_BEFORE_COMMIT: usize = 16;
@@ -169,48 +172,21 @@ impl Ledger {
         on_trouble: OnTrouble,
     ) -> Result<Opened, StateError> {
         let keys = Keys::of(&settings.tenant);
-        let load = async |key: String| -> Result<(Option<Bytes>, Expected), StateError> {
-            Ok(match store.load(&key).await? {
-                Some((bytes, revision)) => (Some(bytes), Expected::At(revision)),
-                None => (None, Expected::Absent),
-            })
-        };
-        let (stored_owner, owner_revision) = load(keys.owner()).await?;
+        let (stored_owner, owner_revision) = load(&*store, &keys.owner()).await?;
         if let Some(bytes) = stored_owner {
             // Refuses the whole tenant when a newer build wrote it.
             format::decode::<Owner>(&keys.owner(), &bytes)?;
         }
-        let (stored_tenant, tenant_revision) = load(keys.tenant()).await?;
+        let (stored_tenant, tenant_revision) = load(&*store, &keys.tenant()).await?;
         let tenant = match stored_tenant {
             Some(bytes) => format::decode(&keys.tenant(), &bytes)?,
             None => TenantState::default(),
         };
-        let mut positions = BTreeMap::new();
-        let mut position_revisions = BTreeMap::new();
-        let mut tracked = Vec::new();
-        let mut aside = BTreeSet::new();
-        let mut blobs = BTreeMap::new();
+        let mut streams = Streams::default();
         for &content_type in &settings.content_types {
-            let (stored, revision) = load(keys.position(content_type)).await?;
-            if let Some(bytes) = stored {
-                positions.insert(content_type, format::decode(&keys.position(content_type), &bytes)?);
-            }
-            position_revisions.insert(content_type, revision);
-            for (key, _) in store.list(&keys.tracked(content_type)).await? {
-                if let Some((bytes, _)) = store.load(&key).await? {
-                    tracked.push(format::decode::<TrackedBlob>(&key, &bytes)?.into_blob(content_type));
-                }
-            }
-            for (key, _) in store.list(&keys.aside(content_type)).await? {
-                // Read to be refused if it cannot be understood, and not kept: there may be many.
-                if let Some((bytes, _)) = store.load(&key).await? {
-                    format::decode::<AsideRecord>(&key, &bytes)?;
-                }
-                aside.extend(format::hash_of(&key).map(|hash| (content_type, hash)));
-            }
-            let set = KeySet::load(&*store, &keys.blobs(content_type), Kind::Blobs).await?;
-            blobs.insert(content_type, EventIndex::new(set));
+            streams.read(&*store, &keys, content_type).await?;
         }
+        let Streams { positions, position_revisions, tracked, aside, blobs } = streams;
         let events = EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events).await?);
 
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
@@ -278,89 +254,41 @@ impl Ledger {
 
     async fn commit_group(&mut self, group: &[Box<Pending>]) -> Result<(), StateError> {
         let now = self.clock.now();
-        let mut held = Vec::new();
-        let mut unheld = Vec::new();
-        let mut aside = Vec::new();
-        let mut marks = Vec::new();
-        let mut tail = Vec::new();
-        let mut delivered: Vec<Key> = Vec::new();
-        let mut settled: BTreeMap<ContentType, Vec<Key>> = BTreeMap::new();
-        let mut positions: BTreeMap<ContentType, &Position> = BTreeMap::new();
-        let mut tenant = None;
-        let mut expire_at = None;
+        let mut steps = Steps::default();
         for pending in group {
-            let change = &pending.change;
-            held.extend_from_slice(&change.held);
-            unheld.extend_from_slice(&change.unheld);
-            for (content_type, hash, record) in &change.aside {
-                aside.push(self.put(
-                    self.keys.aside_record(*content_type, *hash),
-                    format::encode(record),
-                    Expected::Any,
-                ));
-            }
-            for (content_type, hash) in &change.taken_back {
-                tail.push(Op::Delete { key: self.keys.aside_record(*content_type, *hash), expected: Expected::Any });
-            }
-            delivered.extend_from_slice(&change.delivered);
-            for (content_type, key) in &change.settled {
-                settled.entry(*content_type).or_default().push(*key);
-            }
-            for blob in &change.tracked {
-                let key = Key::of_blob(&blob.id, blob.created);
-                tail.push(self.put(
-                    self.keys.tracked_blob(blob.content_type, key.as_u128()),
-                    format::encode(&TrackedBlob::of(blob)),
-                    Expected::Any,
-                ));
-            }
-            for (content_type, key) in &change.untracked {
-                tail.push(Op::Delete {
-                    key: self.keys.tracked_blob(*content_type, key.as_u128()),
-                    expected: Expected::Any,
-                });
-            }
-            if let Some((source, backfill)) = &change.backfill {
-                let key = self.keys.backfill(source);
-                tail.push(match backfill {
-                    Some(backfill) => self.put(key, format::encode(backfill), Expected::Any),
-                    None => Op::Delete { key, expected: Expected::Any },
-                });
-            }
-            positions.extend(change.positions.iter().map(|(c, p)| (*c, p)));
-            tenant = change.tenant.as_ref().or(tenant);
-            expire_at = change.expire_at.or(expire_at);
+            steps.add(&pending.change, &self.keys);
         }
+        let mut marks = Vec::new();
         let mut staged: Vec<(EventIndex, Token)> = Vec::new();
-        let mut stage = |index: &EventIndex, keys: &[Key], marks: &mut Vec<Op>| {
+        let mut stage = |index: &EventIndex, keys: &[Key]| {
             if !keys.is_empty() {
                 let mut one = index.with_keys(|set| set.stage(keys, now));
                 marks.append(&mut one.ops);
                 staged.push((index.clone(), one.token));
             }
         };
-        stage(&self.events, &delivered, &mut marks);
-        for (content_type, keys) in &settled {
+        stage(&self.events, &steps.delivered);
+        for (content_type, keys) in &steps.settled {
             if let Some(index) = self.blobs.get(content_type) {
-                stage(index, keys, &mut marks);
+                stage(index, keys);
             }
         }
-        for (content_type, position) in &positions {
+        for (content_type, position) in &steps.positions {
             let expected = self.position_revisions.get(content_type).copied().unwrap_or(Expected::Any);
-            tail.push(self.put(self.keys.position(*content_type), format::encode(*position), expected));
+            steps.tail.push(put(self.keys.position(*content_type), format::encode(*position), expected));
         }
-        if let Some(tenant) = tenant {
-            tail.push(self.put(self.keys.tenant(), format::encode(tenant), self.tenant_revision));
+        if let Some(tenant) = steps.tenant {
+            steps.tail.push(put(self.keys.tenant(), format::encode(tenant), self.tenant_revision));
         }
         let mut ops = vec![self.owner_step()];
-        ops.append(&mut held);
-        ops.append(&mut aside);
+        ops.append(&mut steps.held);
+        ops.append(&mut steps.aside);
         ops.append(&mut marks);
-        ops.append(&mut tail);
-        ops.append(&mut unheld);
-        self.commit_until_taken(ops, staged, &positions, tenant.is_some()).await?;
+        ops.append(&mut steps.tail);
+        ops.append(&mut steps.unheld);
+        self.commit_until_taken(ops, staged, &steps.positions, steps.tenant.is_some()).await?;
         self.note_aside(group);
-        self.maintain(expire_at).await
+        self.maintain(steps.expire_at).await
     }
 
     /// Notes what was set aside and taken back by changes that are durable now, in their order.
@@ -406,12 +334,7 @@ impl Ledger {
         positions: &BTreeMap<ContentType, &Position>,
         with_tenant: bool,
     ) -> Result<(), StateError> {
-        let mut delays = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(10))
-            .without_max_times()
-            .with_jitter()
-            .build();
+        let mut failures = RETRY.failures();
         let mut troubled = false;
         loop {
             match self.commit_once(ops.clone(), positions, with_tenant).await {
@@ -427,7 +350,7 @@ impl Ledger {
                 Err(error @ StateError::Unavailable(_)) => {
                     troubled = true;
                     (self.on_trouble)(Some(&error));
-                    self.clock.sleep(delays.next().unwrap_or(Duration::from_secs(10))).await;
+                    self.clock.sleep(failures.pause()).await;
                 }
                 Err(error) => {
                     for (index, token) in staged {
@@ -458,10 +381,107 @@ impl Ledger {
     }
 
     fn owner_step(&self) -> Op {
-        self.put(self.keys.owner(), format::encode(&self.owner), self.owner_revision)
+        put(self.keys.owner(), format::encode(&self.owner), self.owner_revision)
     }
+}
 
-    fn put(&self, key: String, value: Bytes, expected: Expected) -> Op {
-        Op::Put { key, value, expected }
+fn put(key: String, value: Bytes, expected: Expected) -> Op {
+    Op::Put { key, value, expected }
+}
+
+fn delete(key: String) -> Op {
+    Op::Delete { key, expected: Expected::Any }
+}
+
+/// What is stored under `key`, and what a commit that replaces it must expect.
+async fn load(store: &dyn StateStore, key: &str) -> Result<(Option<Bytes>, Expected), StateError> {
+    Ok(match store.load(key).await? {
+        Some((bytes, revision)) => (Some(bytes), Expected::At(revision)),
+        None => (None, Expected::Absent),
+    })
+}
+
+/// What an earlier run left of the streams.
+#[derive(Default)]
+struct Streams {
+    positions: BTreeMap<ContentType, Position>,
+    position_revisions: BTreeMap<ContentType, Expected>,
+    tracked: Vec<BlobRef>,
+    aside: BTreeSet<(ContentType, u128)>,
+    blobs: BTreeMap<ContentType, EventIndex>,
+}
+
+impl Streams {
+    async fn read(&mut self, store: &dyn StateStore, keys: &Keys, content_type: ContentType) -> Result<(), StateError> {
+        let (stored, revision) = load(store, &keys.position(content_type)).await?;
+        if let Some(bytes) = stored {
+            self.positions.insert(content_type, format::decode(&keys.position(content_type), &bytes)?);
+        }
+        self.position_revisions.insert(content_type, revision);
+        for (key, _) in store.list(&keys.tracked(content_type)).await? {
+            if let Some((bytes, _)) = store.load(&key).await? {
+                self.tracked.push(format::decode::<TrackedBlob>(&key, &bytes)?.into_blob(content_type));
+            }
+        }
+        for (key, _) in store.list(&keys.aside(content_type)).await? {
+            // Read to be refused if it cannot be understood, and not kept: there may be many.
+            if let Some((bytes, _)) = store.load(&key).await? {
+                format::decode::<AsideRecord>(&key, &bytes)?;
+            }
+            self.aside.extend(format::hash_of(&key).map(|hash| (content_type, hash)));
+        }
+        let set = KeySet::load(store, &keys.blobs(content_type), Kind::Blobs).await?;
+        self.blobs.insert(content_type, EventIndex::new(set));
+        Ok(())
+    }
+}
+
+/// What a group of changes comes to, in the order in which its steps are committed: what is held, what is set aside,
+/// marks of events and blobs, the tail, what is held no longer.
+#[derive(Default)]
+struct Steps<'a> {
+    held: Vec<Op>,
+    aside: Vec<Op>,
+    tail: Vec<Op>,
+    unheld: Vec<Op>,
+    delivered: Vec<Key>,
+    settled: BTreeMap<ContentType, Vec<Key>>,
+    positions: BTreeMap<ContentType, &'a Position>,
+    tenant: Option<&'a TenantState>,
+    expire_at: Option<Timestamp>,
+}
+
+impl<'a> Steps<'a> {
+    fn add(&mut self, change: &'a Change, keys: &Keys) {
+        self.held.extend_from_slice(&change.held);
+        self.unheld.extend_from_slice(&change.unheld);
+        for (content_type, hash, record) in &change.aside {
+            let key = keys.aside_record(*content_type, *hash);
+            self.aside.push(put(key, format::encode(record), Expected::Any));
+        }
+        for (content_type, hash) in &change.taken_back {
+            self.tail.push(delete(keys.aside_record(*content_type, *hash)));
+        }
+        self.delivered.extend_from_slice(&change.delivered);
+        for (content_type, key) in &change.settled {
+            self.settled.entry(*content_type).or_default().push(*key);
+        }
+        for blob in &change.tracked {
+            let key = keys.tracked_blob(blob.content_type, Key::of_blob(&blob.id, blob.created).as_u128());
+            self.tail.push(put(key, format::encode(&TrackedBlob::of(blob)), Expected::Any));
+        }
+        for (content_type, key) in &change.untracked {
+            self.tail.push(delete(keys.tracked_blob(*content_type, key.as_u128())));
+        }
+        if let Some((source, backfill)) = &change.backfill {
+            let key = keys.backfill(source);
+            self.tail.push(match backfill {
+                Some(backfill) => put(key, format::encode(backfill), Expected::Any),
+                None => delete(key),
+            });
+        }
+        self.positions.extend(change.positions.iter().map(|(content_type, position)| (*content_type, position)));
+        self.tenant = change.tenant.as_ref().or(self.tenant);
+        self.expire_at = change.expire_at.or(self.expire_at);
     }
 }

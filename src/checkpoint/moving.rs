@@ -6,10 +6,11 @@
 //! between is passed over, and that is noted in the position until its gap record is delivered.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 
 use super::format::{self, Keys, Position, TenantState, TrackedBlob};
 use super::key_set::{self, KeySet, Kind};

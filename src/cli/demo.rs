@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use async_trait::async_trait;
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +87,7 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     watcher.abort();
     show.progress_end();
     let truth = sim.truth();
-    let delivered = std::mem::take(&mut *show.delivered.lock().unwrap_or_else(PoisonError::into_inner));
+    let delivered = std::mem::take(&mut *show.delivered.lock());
     let shown = delivered.len() as u64;
     let comparison = truth.compare(delivered);
     let dropped = routine_dropped(&comparison.lost, &truth);
@@ -233,7 +234,7 @@ impl Show {
         }
         if let Some(raw) = line.raw {
             let delivered = Delivered { raw: raw.get().as_bytes().to_vec(), id: None, tenant: None, timestamp: None };
-            self.delivered.lock().unwrap_or_else(PoisonError::into_inner).push(delivered);
+            self.delivered.lock().push(delivered);
         }
         let event = event_line::Event {
             time: &line.timestamp,
@@ -301,8 +302,8 @@ impl Show {
         self.line(&format!("lost        {style}{lost}{style:#} against the simulated tenant's own record"));
     }
 
-    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tally(&self) -> parking_lot::MutexGuard<'_, Tally> {
+        self.tally.lock()
     }
 }
 

@@ -1,8 +1,9 @@
 //! `[sources.<name>.severity]`: which rules assess events, and the operator's changes to them.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +120,7 @@ impl SeverityConfig {
         let of_file = changes.len();
         changes.extend(self.rules.iter().cloned());
         let inputs = Inputs { refine: self.refine, hidden_folders: self.hidden_folders.clone(), changes };
-        let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_use = IN_USE.lock();
         in_use.retain(|(_, rules)| rules.strong_count() > 0);
         if let Some(rules) = in_use.iter().find(|(known, _)| *known == inputs).and_then(|(_, rules)| rules.upgrade()) {
             return Ok(rules);

@@ -1,10 +1,11 @@
 //! Receivers that refuse everything, something, and at random, in time that the test moves.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::*;
 use crate::clock::{Clock, TestClock};
@@ -50,10 +51,10 @@ impl Sink for Lane {
     }
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
-        self.receiver.lock().unwrap().under_way += 1;
+        self.receiver.lock().under_way += 1;
         // The way there and back.
         self.clock.sleep(Duration::from_millis(5)).await;
-        let mut receiver = self.receiver.lock().unwrap();
+        let mut receiver = self.receiver.lock();
         receiver.under_way -= 1;
         let records = records_of(batches);
         let (number, now) = (receiver.requests.len(), self.clock.monotonic());
@@ -75,27 +76,23 @@ struct Noted {
 }
 
 /// Also after a test has failed: what is dropped then still reports.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 struct Notes(Arc<Mutex<Noted>>);
 
 impl Observer for Notes {
     fn trouble(&self, _: &str, why: Option<&str>) {
-        lock(&self.0).troubles.push(why.map(str::to_owned));
+        self.0.lock().troubles.push(why.map(str::to_owned));
     }
 
     fn confirmed(&self, _: &str, records: u64) {
-        lock(&self.0).confirmed += records;
+        self.0.lock().confirmed += records;
     }
 
     fn held_back(&self, _: &str, is_held: bool) {
-        lock(&self.0).held.push(is_held);
+        self.0.lock().held.push(is_held);
     }
 
     fn oldest_request(&self, _: &str, age: Duration) {
-        let mut noted = lock(&self.0);
+        let mut noted = self.0.lock();
         noted.oldest = noted.oldest.max(age);
     }
 }
@@ -150,7 +147,7 @@ impl World {
             for batch in batches {
                 let first = records_of(std::slice::from_ref(&batch)).first().copied().unwrap_or_default();
                 let settled = settled.clone();
-                let confirm = Confirm::new(move |what| lock(&settled).push((first, what)));
+                let confirm = Confirm::new(move |what| settled.lock().push((first, what)));
                 worker.enqueue(batch, confirm).await;
             }
         });
@@ -168,7 +165,7 @@ impl World {
         loop {
             Self::rest().await;
             let passed = self.clock.monotonic() - begun;
-            if self.settled.lock().unwrap().len() >= count || passed >= at_most {
+            if self.settled.lock().len() >= count || passed >= at_most {
                 return passed;
             }
             if self.clock.advance_to_next_sleeper().is_none() {
@@ -179,7 +176,7 @@ impl World {
 
     /// The records that were set aside.
     fn aside(&self) -> BTreeSet<u32> {
-        let settled = self.settled.lock().unwrap();
+        let settled = self.settled.lock();
         let of = |(first, settled): &(u32, Settled)| match settled {
             Settled::Delivered => Vec::new(),
             Settled::Except(unfit) => unfit.iter().map(|Unfit { record, .. }| first + *record as u32).collect(),
@@ -189,12 +186,12 @@ impl World {
     }
 
     fn requests(&self) -> usize {
-        self.receiver.lock().unwrap().requests.len()
+        self.receiver.lock().requests.len()
     }
 
     #[track_caller]
     fn assert_taken_once(&self, all: u32, but: &BTreeSet<u32>, case: &str) {
-        let mut taken = self.receiver.lock().unwrap().taken.clone();
+        let mut taken = self.receiver.lock().taken.clone();
         taken.sort_unstable();
         let expected: Vec<u32> = (0..all).filter(|n| !but.contains(n)).collect();
         assert!(taken == expected, "{case}: taken {} times, expected {}", taken.len(), expected.len());
@@ -243,7 +240,7 @@ async fn everything_but_the_poison_is_taken_once_and_the_poison_is_set_aside() {
             world.send(batches(&sizes));
             let case = format!("{fault:?}, {lanes} lanes, {poison} of {all}");
             let took = world.until_settled(sizes.len(), Duration::from_secs(7200)).await;
-            assert_eq!(world.settled.lock().unwrap().len(), sizes.len(), "{case}: {} requests", world.requests());
+            assert_eq!(world.settled.lock().len(), sizes.len(), "{case}: {} requests", world.requests());
             assert_eq!(world.aside(), bad, "{case}");
             world.assert_taken_once(all, &bad, &case);
             // Down to each, some times alone, and what is beside it.
@@ -252,7 +249,7 @@ async fn everything_but_the_poison_is_taken_once_and_the_poison_is_set_aside() {
             // Simulated time: where every other record is poison, evidence against each comes slowly.
             let longest = Duration::from_secs(1800.max(14 * bad.len() as u64));
             assert!(took < longest, "{case}: {took:?}");
-            assert_eq!(world.noted.lock().unwrap().confirmed as usize, all as usize - bad.len(), "{case}");
+            assert_eq!(world.noted.lock().confirmed as usize, all as usize - bad.len(), "{case}");
         }
     }
 }
@@ -267,13 +264,13 @@ async fn a_receiver_that_refuses_everything_holds_back_with_few_requests_until_i
         let mut world = World::new(4, 1000, policy);
         world.send(batches(&[500; 30]));
         world.until_settled(1, until).await;
-        assert_eq!(world.settled.lock().unwrap().len(), 0, "{fault:?}");
+        assert_eq!(world.settled.lock().len(), 0, "{fault:?}");
         let requests = world.requests();
         assert!((20..200).contains(&requests), "{fault:?}: {requests} requests in an hour");
-        let first_minute = world.receiver.lock().unwrap().requests.iter().filter(|at| at.as_secs() < 60).count();
+        let first_minute = world.receiver.lock().requests.iter().filter(|at| at.as_secs() < 60).count();
         assert!(first_minute <= 32, "{fault:?}: {first_minute} requests in the first minute");
         {
-            let noted = world.noted.lock().unwrap();
+            let noted = world.noted.lock();
             let [Some(why)] = &noted.troubles[..] else { panic!("{fault:?}: {:?}", noted.troubles) };
             assert!(why.contains(fault.why().unwrap()), "{why}");
             let is_lasting = !matches!(fault, Written::Refused { .. });
@@ -283,7 +280,7 @@ async fn a_receiver_that_refuses_everything_holds_back_with_few_requests_until_i
         assert_eq!(world.aside(), BTreeSet::new(), "{fault:?}");
         world.assert_taken_once(15_000, &BTreeSet::new(), &format!("{fault:?}"));
         assert!(took < Duration::from_secs(120), "{fault:?}: {took:?}");
-        let noted = world.noted.lock().unwrap();
+        let noted = world.noted.lock();
         assert_eq!((noted.troubles.len(), noted.troubles.last().unwrap()), (2, &None), "{fault:?}");
         assert_eq!(noted.held.last(), Some(&false));
     }
@@ -294,9 +291,9 @@ async fn a_worker_that_ends_while_it_holds_back_says_so_no_more() {
     let mut world = World::new(4, 1000, |_, _, _: &[u32]| Written::Misconfigured("no such index".into()));
     world.send(batches(&[500; 3]));
     world.until_settled(1, Duration::from_secs(600)).await;
-    assert_eq!(world.noted.lock().unwrap().held.last(), Some(&true));
+    assert_eq!(world.noted.lock().held.last(), Some(&true));
     world.worker.stop(Duration::ZERO, &*world.clock).await;
-    assert_eq!(world.noted.lock().unwrap().held.last(), Some(&false));
+    assert_eq!(world.noted.lock().held.last(), Some(&false));
 }
 
 #[tokio::test]
@@ -312,7 +309,7 @@ async fn a_receiver_that_refuses_at_random_gets_everything_and_nothing_is_set_as
             world.send(batches(&[100; 60]));
             world.until_settled(60, Duration::from_secs(7200)).await;
             let case = format!("seed {seed}, {percent} %");
-            assert_eq!(world.settled.lock().unwrap().len(), 60, "{case}");
+            assert_eq!(world.settled.lock().len(), 60, "{case}");
             assert_eq!(world.aside(), BTreeSet::new(), "{case}");
             world.assert_taken_once(6_000, &BTreeSet::new(), &case);
         }
@@ -353,10 +350,10 @@ async fn what_is_refused_for_the_moment_waits_by_itself_and_is_never_set_aside()
     world.send(batches(&[50; 20]));
     world.until_settled(20, Duration::from_secs(3600)).await;
     // Three requests of two batches each wait, the others are through.
-    assert_eq!(world.settled.lock().unwrap().len(), 14);
+    assert_eq!(world.settled.lock().len(), 14);
     assert_eq!(world.aside(), BTreeSet::new());
     assert!(world.requests() < 10 + 3 * 200, "{} requests", world.requests());
-    assert_eq!(world.noted.lock().unwrap().troubles.last(), Some(&Some("later".to_owned())));
+    assert_eq!(world.noted.lock().troubles.last(), Some(&Some("later".to_owned())));
 }
 
 #[tokio::test]
@@ -367,8 +364,8 @@ async fn a_single_record_that_nothing_can_be_compared_with_waits_for_the_next() 
     let other = all.pop().unwrap();
     world.send(all);
     world.until_settled(1, Duration::from_secs(3600)).await;
-    assert_eq!(world.settled.lock().unwrap().len(), 0);
-    assert!(world.noted.lock().unwrap().troubles.last().is_some_and(|trouble| trouble.is_some()));
+    assert_eq!(world.settled.lock().len(), 0);
+    assert!(world.noted.lock().troubles.last().is_some_and(|trouble| trouble.is_some()));
     world.send(vec![other]);
     let took = world.until_settled(2, Duration::from_secs(3600)).await;
     assert_eq!(world.aside(), BTreeSet::from([0]));
@@ -379,7 +376,7 @@ async fn a_single_record_that_nothing_can_be_compared_with_waits_for_the_next() 
 impl World {
     async fn rest_is_well(&self) {
         Self::rest().await;
-        assert_eq!(self.noted.lock().unwrap().troubles.last(), Some(&None));
+        assert_eq!(self.noted.lock().troubles.last(), Some(&None));
     }
 }
 
@@ -391,7 +388,7 @@ async fn a_wait_the_receiver_asks_for_is_kept_by_all() {
     });
     world.send(batches(&[10; 20]));
     world.until_settled(20, Duration::from_secs(600)).await;
-    let receiver = world.receiver.lock().unwrap();
+    let receiver = world.receiver.lock();
     let during = receiver.requests.iter().filter(|at| (1..90).contains(&at.as_secs())).count();
     assert_eq!(during, 0, "{:?}", receiver.requests);
     assert_eq!(receiver.taken.len(), 200);
@@ -420,10 +417,10 @@ async fn a_trial_is_answered_at_once_even_while_everything_waits() {
     world.send(batches(&[100; 300]));
     world.until_settled(1, Duration::from_secs(60)).await;
     let trial = |record: usize| batches(&[10]).remove(0).part(record..record + 1).as_trial();
-    let before = world.settled.lock().unwrap().len();
+    let before = world.settled.lock().len();
     world.send(vec![trial(7), trial(8)]);
     world.until_settled(before + 2, Duration::from_secs(5)).await;
-    let settled = world.settled.lock().unwrap();
+    let settled = world.settled.lock();
     assert_eq!(settled[before..], [(7, Settled::Delivered), (8, Settled::Rejected("no".into()))]);
 }
 
@@ -446,17 +443,17 @@ async fn the_age_of_what_waits_for_an_answer_is_reported_and_is_trouble_after_ha
         clock.advance(Duration::from_secs(5));
     }
     World::rest().await;
-    assert!(noted.lock().unwrap().troubles.is_empty());
-    assert_eq!(noted.lock().unwrap().oldest.as_secs(), 25);
+    assert!(noted.lock().troubles.is_empty());
+    assert_eq!(noted.lock().oldest.as_secs(), 25);
     for _ in 0..3 {
         clock.advance(Duration::from_secs(5));
         World::rest().await;
     }
-    let why = noted.lock().unwrap().troubles.last().cloned().flatten().unwrap();
+    let why = noted.lock().troubles.last().cloned().flatten().unwrap();
     assert!(why.starts_with("sink-slow: a request has been waiting 40 s for its answer (hint: "), "{why}");
     clock.advance(Duration::from_secs(60));
     World::rest().await;
-    assert_eq!(noted.lock().unwrap().troubles.last(), Some(&None));
+    assert_eq!(noted.lock().troubles.last(), Some(&None));
 }
 
 #[tokio::test]
@@ -471,7 +468,7 @@ async fn a_worker_that_is_stopped_refuses_what_waits() {
         world.clock.advance(Duration::from_secs(1));
         World::rest().await;
     }
-    let settled = world.settled.lock().unwrap();
+    let settled = world.settled.lock();
     assert_eq!(settled.len(), 3);
     assert!(settled.iter().all(|(_, settled)| matches!(settled, Settled::Refused(_))), "{settled:?}");
 }

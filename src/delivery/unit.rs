@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use super::account::{Account, Settled};
 use super::kind::Kind;
+use crate::backoff::Backoff;
 use crate::host::{Batch, Unfit};
 
-/// First pause of a request that was refused, before it comes again.
-const DELAY_MIN: Duration = Duration::from_millis(200);
-/// Longest pause of a request that was refused while others are taken.
-const DELAY_MAX: Duration = Duration::from_secs(30);
+/// Pauses of a request that was refused, and of a worker that holds back.
+pub(super) const RETRY: Backoff = Backoff::between(Duration::from_millis(200), Duration::from_secs(30));
 
 /// Records of one batch on their way, with the account of the whole batch.
 pub(super) struct Piece {
@@ -131,9 +130,7 @@ impl Unit {
 
     /// The pause before it comes again.
     pub(super) fn delay(&self) -> Duration {
-        let doubled = DELAY_MIN.saturating_mul(1 << self.refusals.saturating_sub(1).min(10)).min(DELAY_MAX);
-        // Not all at the same moment.
-        doubled.mul_f64(0.75 + fastrand::f64() / 2.0)
+        RETRY.after(self.refusals)
     }
 
     /// In smaller ones: one for each piece, or two halves of a piece. A single record stays as it is.

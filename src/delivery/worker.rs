@@ -1,34 +1,31 @@
 //! The queue in front of a sink and the task that empties it. See the head of `delivery` for what it does when.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, select_all};
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, Confirm, Settled};
 use super::evidence::{Evidence, Verdict};
 use super::kind::Kind;
-use super::unit::{Piece, Unit};
+use super::unit::{Piece, RETRY, Unit};
 use super::{
     GROUP_BATCHES_MAX, GROUP_BYTES_MAX, GroupBounds, LOOK_EVERY, Observer, QUEUE_BATCHES_MAX, QUEUE_BYTES_MAX,
     SLOW_HINT, Sink, Written,
 };
+use crate::backoff::Failures;
 use crate::clock::Clock;
 use crate::host::Batch;
 
 /// A group is written when for this part of its age no batch came.
 const QUIET_PART: u32 = 10;
-/// First pause of a worker that holds back.
-const RETRY_DELAY_MIN: Duration = Duration::from_millis(200);
-/// Its longest pause, before jitter.
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
 /// While requests are under way, their age is looked at this often.
 const AGE_EVERY: Duration = Duration::from_secs(5);
 /// A record that was refused alone so often waits for something to compare it with.
@@ -125,7 +122,7 @@ impl Worker {
     /// worker has ended.
     pub async fn stop(&self, grace: Duration, clock: &dyn Clock) {
         self.drain.cancel();
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = self.task.lock().take();
         let Some(mut task) = task else { return };
         tokio::select! {
             _ = &mut task => return,
@@ -212,7 +209,7 @@ impl Group {
 struct Pauses {
     /// Until when by the monotonic clock, whether by the receiver's own word, and what resolves then.
     all: Option<(Duration, bool, BoxFuture<'static, ()>)>,
-    delays: Option<backon::ExponentialBackoff>,
+    failures: Option<Failures>,
     /// When the first request that waits may be sent, and what resolves then.
     due: Option<(Duration, BoxFuture<'static, ()>)>,
     /// When the age of requests is looked at next.
@@ -223,8 +220,7 @@ struct Pauses {
 
 impl Pauses {
     fn hold(&mut self, clock: &dyn Clock) {
-        let delays = self.delays.get_or_insert_with(retry_delays);
-        let delay = delays.next().unwrap_or(RETRY_DELAY_MAX);
+        let delay = self.failures.get_or_insert_with(|| RETRY.failures()).pause();
         self.until(delay, false, clock);
     }
 
@@ -238,7 +234,7 @@ impl Pauses {
 
     /// Something was taken: only the receiver's own word still counts.
     fn lift(&mut self) {
-        self.delays = None;
+        self.failures = None;
         self.all.take_if(|(_, is_asked, _)| !*is_asked);
     }
 }
@@ -793,13 +789,4 @@ impl Drop for Feeder {
             self.observer.closed(&self.name, "the sink's task has failed");
         }
     }
-}
-
-fn retry_delays() -> backon::ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_jitter()
-        .with_min_delay(RETRY_DELAY_MIN)
-        .with_max_delay(RETRY_DELAY_MAX)
-        .without_max_times()
-        .build()
 }

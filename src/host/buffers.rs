@@ -2,7 +2,9 @@
 //! for every 4 KiB written, which is a fifth of the work of a fetch at full speed.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Buffers kept while others are in use.
 const KEPT_MAX: usize = 8;
@@ -28,7 +30,7 @@ pub(super) struct Buffer {
 impl Buffers {
     /// An empty buffer with room for `room` bytes.
     pub(super) fn lend(&self, room: usize) -> Buffer {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock();
         kept.lent += 1;
         let bytes = kept.buffers.pop().filter(|bytes| bytes.capacity() >= room);
         drop(kept);
@@ -38,14 +40,14 @@ impl Buffers {
     /// How many are kept for later.
     #[cfg(test)]
     fn kept(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).buffers.len()
+        self.0.lock().buffers.len()
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some((home, room)) = self.home.take() else { return };
-        let mut kept = home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = home.0.lock();
         kept.lent -= 1;
         if kept.lent == 0 {
             kept.buffers = Vec::new();

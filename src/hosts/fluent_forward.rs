@@ -32,11 +32,11 @@ use super::net::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, Kept, NetSinkError, tls_conf
 use super::no_answer::Wire;
 use super::requests::Bodies;
 use super::stream::Stream;
-use crate::auth::excerpt;
 use crate::clock::Clock;
 use crate::config::{FluentForwardConfig, ForwardCompression, Secret, host_and_port};
 use crate::host::{Batch, Record};
 use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
+use crate::net::excerpt;
 
 /// Bytes of a frame beside its entries and its tag: headers, the options, the chunk's id. Generous.
 const FRAME_OVERHEAD_BYTES: usize = 128;

@@ -13,18 +13,18 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use url::Url;
 
 use super::answers::of_status;
 use super::net::{Identity, NetSinkError, Presented, http_client, read_answer};
 use super::no_answer::Wire;
 use super::requests::{Exchange, Requests};
-use crate::auth::parse_retry_after;
 use crate::clock::Clock;
 use crate::config::{HttpCompression, HttpConfig, HttpEncoding};
 use crate::host::Batch;
 use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
+use crate::net::retry_after;
 
 /// Of the levels of zlib-rs on these records the one after which more work saves little: 8.3 us an event and 6.3 times
 /// smaller; the usual 6 takes 14.0 us for 7.0 times, 2 takes 6.0 for 5.7.
@@ -122,7 +122,7 @@ impl Exchange for Post {
                     let answer = read_answer(&mut response).await;
                     let (why, words) = said(response.status(), &answer.body, &presented);
                     let meaning = of_status(response.status().as_u16(), &words);
-                    meaning.written(why, retry_after(response.headers(), &*self.clock))
+                    meaning.written(why, retry_after(response.headers(), self.clock.now()))
                 }
                 Err(error) => no_answer(error, &self.wire),
             }
@@ -162,11 +162,6 @@ pub(crate) fn no_answer(error: reqwest::Error, wire: &Wire) -> Written {
 /// A request without an answer for so long.
 pub(crate) fn no_answer_within(timeout: Duration) -> Written {
     Written::Unclear(format!("no answer within {} s", timeout.as_secs()))
-}
-
-/// The wait that an answer asks for.
-pub(crate) fn retry_after(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
-    headers.get(RETRY_AFTER).and_then(|value| parse_retry_after(value, clock.now()))
 }
 
 /// A failure as the operator reads it, the status and the receiver's own words, bounded; and those words.

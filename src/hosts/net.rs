@@ -14,10 +14,11 @@ use zeroize::Zeroizing;
 use super::client_certificate::{ClientCertificate, Files, Unusable};
 use super::no_answer::Wire;
 use crate::api::tls::tls;
-use crate::auth::{SecretText, error_chain, excerpt, redact};
+use crate::auth::SecretText;
 use crate::clock::Clock;
 use crate::config::{Credentials, Secret, TlsFiles, is_loopback, read_secret_file, secret_header};
 use crate::model::Actionable;
+use crate::net::{error_chain, excerpt, redact};
 
 /// How long to wait for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustls::{AlertDescription, CertificateError as Bad};
 
 use super::client_certificate::ClientCertificate;
-use crate::auth::error_chain;
+use crate::net::error_chain;
 
 /// A connection that the other side ended. With TLS 1.3 a receiver refuses a client certificate after the handshake, and
 /// whether its alert is read or only the end depends on which of the two the library looks at first.

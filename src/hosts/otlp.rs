@@ -9,13 +9,14 @@
 //! waits for it. tonic would compress in the task that sends; that is why its channel and its reading of answers are
 //! used, and its client is not.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use http_body_util::Full;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use rustls::pki_types::ServerName;
@@ -28,19 +29,19 @@ use url::Url;
 
 use super::answers::{Meaning, of_code, of_status};
 use super::grpc_connector::GrpcConnector;
-use super::http::{gzip_after, no_answer, no_answer_within, retry_after, said};
+use super::http::{gzip_after, no_answer, no_answer_within, said};
 use super::net::{
     AnswerBody, CONNECT_TIMEOUT, Identity, NetSinkError, Presented, http_client, read_answer, shown, tls_config,
 };
 use super::no_answer::Wire;
 use super::otlp_message;
 use super::requests::{Exchange, Requests};
-use crate::auth::error_chain;
 use crate::clock::Clock;
 use crate::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 use crate::host::Batch;
 use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
 use crate::model::Timestamp;
+use crate::net::{error_chain, retry_after};
 
 /// The one call of the logs service.
 const EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
@@ -177,7 +178,7 @@ impl GrpcTransport {
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.current.lock()
     }
 }
 
@@ -256,7 +257,7 @@ impl Export {
         // A failure's body is a `google.rpc.Status`; a proxy in between may answer anything.
         let words = RpcStatus::decode(answer.body.as_slice()).map_or(answer.body, |s| s.message.into_bytes());
         let (why, words) = said(status, &words, presented);
-        of_status(status.as_u16(), &words).written(why, retry_after(response.headers(), &*self.clock))
+        of_status(status.as_u16(), &words).written(why, retry_after(response.headers(), self.clock.now()))
     }
 
     /// `Err`: there was no answer, and what that means.

@@ -2,11 +2,12 @@
 //! bytes, several under way. Knows no protocol, and does not judge an answer: that is `delivery`'s.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::delivery::{Sink, Written};
 use crate::host::Batch;
@@ -24,7 +25,7 @@ impl Bodies {
     /// The request of just these batches, if it is kept.
     pub(crate) fn take(&self, batches: &[Batch]) -> Option<Bytes> {
         let first = batches.first()?.id;
-        let (count, body) = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&first)?;
+        let (count, body) = self.0.lock().remove(&first)?;
         // Batches that came together come again together, or each with an id of its own.
         (count == batches.len()).then_some(body)
     }
@@ -32,7 +33,7 @@ impl Bodies {
     /// Keeps it for the next time.
     pub(crate) fn keep(&self, batches: &[Batch], body: Bytes) {
         if let Some(first) = batches.first() {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(first.id, (batches.len(), body));
+            self.0.lock().insert(first.id, (batches.len(), body));
         }
     }
 
@@ -140,14 +141,14 @@ pub(crate) mod tests {
     #[async_trait]
     impl Exchange for Arc<Script> {
         fn pack(&self, batches: &[Batch]) -> Result<Bytes, String> {
-            let mut packed = self.packed.lock().unwrap();
+            let mut packed = self.packed.lock();
             *packed += 1;
             Ok(format!("{packed}:{}", batches.len()).into())
         }
 
         async fn send(&self, body: Bytes) -> Written {
-            self.sent.lock().unwrap().push(body);
-            self.answers.lock().unwrap().pop().unwrap_or(Written::Delivered)
+            self.sent.lock().push(body);
+            self.answers.lock().pop().unwrap_or(Written::Delivered)
         }
     }
 
@@ -164,8 +165,8 @@ pub(crate) mod tests {
             let group = [batch(&["1"]), batch(&["2"])];
             assert_eq!(requests.write(&group).await, vec![refused; 2]);
             assert_eq!(other.write(&group).await, vec![Written::Delivered; 2]);
-            assert_eq!(*script.sent.lock().unwrap(), ["1:2", "1:2"]);
-            assert!(requests.bodies.0.lock().unwrap().is_empty());
+            assert_eq!(*script.sent.lock(), ["1:2", "1:2"]);
+            assert!(requests.bodies.0.lock().is_empty());
         }
     }
 
@@ -178,9 +179,9 @@ pub(crate) mod tests {
         let group = [batch(&["1"])];
         requests.write(&group).await;
         requests.forget(&group);
-        assert!(requests.bodies.0.lock().unwrap().is_empty());
+        assert!(requests.bodies.0.lock().is_empty());
         requests.write(&group).await;
-        assert_eq!(*script.sent.lock().unwrap(), ["1:1", "2:1"]);
-        assert!(requests.bodies.0.lock().unwrap().is_empty(), "what is rejected comes again in parts");
+        assert_eq!(*script.sent.lock(), ["1:1", "2:1"]);
+        assert!(requests.bodies.0.lock().is_empty(), "what is rejected comes again in parts");
     }
 }

@@ -29,10 +29,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -483,7 +484,7 @@ impl Sim {
     /// the counters stay readable.
     pub async fn stop(&self) {
         self.shared().cancel.cancel();
-        let server = self.running.server.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let server = self.running.server.lock().take();
         if let Some(server) = server {
             let _ = server.await;
         }

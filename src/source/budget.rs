@@ -4,8 +4,9 @@
 //! hundred times as much, so beyond a first [`SHARE_BYTES`] each they draw on one [`Pool`]. The first share is always a
 //! source's own: one whose sink stands still can take the pool, and the others go on all the same.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What a source may always hold, whatever the others do; also the least `in_flight_bytes_max`.
@@ -30,7 +31,7 @@ impl Default for Pool {
 impl Pool {
     /// Makes it so large that one source alone may hold `bytes`.
     fn fit(&self, bytes: u32) {
-        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut total = self.total.lock();
         self.bytes.add_permits(bytes.saturating_sub(*total) as usize);
         *total = bytes.max(*total);
     }

@@ -11,11 +11,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::health::{Board, Level, Place};
+use crate::backoff::Backoff;
 use crate::checkpoint::format::{AsideKind, AsideRecord, FORMAT};
 use crate::clock::Clock;
 use crate::delivery::{Confirm, GroupBounds, Observer, Settled, Sink, Worker, Written};
@@ -23,8 +23,8 @@ use crate::host::{Batch, Delivery, Host, Unfit};
 use crate::metrics;
 use crate::model::ContentType;
 
-const DELAY_MIN: Duration = Duration::from_secs(1);
-const DELAY_MAX: Duration = Duration::from_secs(60);
+/// Between two tries of a host that refuses a batch.
+const RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
 /// Refusals in a row before health says so: a sink that restarts is no trouble.
 const REFUSALS_BEFORE_TROUBLE: u32 = 3;
 /// Batches offered at once while rejections are judged.
@@ -67,7 +67,7 @@ impl Courier {
     /// # Errors
     /// Stopped before the host took the records.
     pub async fn deliver(&self, batch: Batch, stop: &CancellationToken) -> Result<Vec<Aside>, Stopped> {
-        let mut delays = retry_delays();
+        let mut failures = RETRY.failures();
         let mut refusals = 0;
         loop {
             // While the host rejects everything, what is new waits with the rest.
@@ -83,7 +83,7 @@ impl Courier {
                 Delivery::Refused(why) | Delivery::Rejected(why) => {
                     refusals += 1;
                     self.refused(&batch, &why, refusals);
-                    self.pause(delays.next().unwrap_or(DELAY_MAX), stop).await?;
+                    self.pause(failures.pause(), stop).await?;
                     continue;
                 }
             };
@@ -99,14 +99,14 @@ impl Courier {
     /// Offers a batch as a trial and answers what became of it; a host that refuses it is asked again a few times.
     pub async fn try_once(&self, batch: Batch, stop: &CancellationToken) -> Delivery {
         let batch = batch.as_trial();
-        let mut delays = retry_delays();
+        let mut failures = RETRY.failures();
         let mut delivery = Delivery::Refused(String::new());
         for _ in 0..TRIALS {
             delivery = self.host.deliver(batch.clone()).await.await;
             if !matches!(delivery, Delivery::Refused(_)) {
                 break;
             }
-            if self.pause(delays.next().unwrap_or(DELAY_MAX), stop).await.is_err() {
+            if self.pause(failures.pause(), stop).await.is_err() {
                 break;
             }
         }
@@ -182,15 +182,6 @@ impl Courier {
         };
         unfit.iter().filter_map(aside).collect()
     }
-}
-
-fn retry_delays() -> backon::ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(DELAY_MIN)
-        .with_max_delay(DELAY_MAX)
-        .without_max_times()
-        .with_jitter()
-        .build()
 }
 
 /// A host as a receiver, batch by batch.

@@ -4,9 +4,11 @@
 //! host hears of a change once, not once per request.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::host::{Health, Host};
@@ -82,7 +84,7 @@ impl Board {
         let why = why.into();
         let text = if hint.is_empty() { why } else { format!("{why} (hint: {hint})") };
         {
-            let mut guard = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut guard = self.inner.troubles.lock();
             let now = self.inner.clock.now();
             let since = match guard.0.get(&place) {
                 Some(known) if known.why == text && known.level == level => return,
@@ -101,7 +103,7 @@ impl Board {
 
     /// Notes that what was wrong at `place` is over.
     pub fn clear(&self, place: Place) {
-        let removed = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner).0.remove(&place);
+        let removed = self.inner.troubles.lock().0.remove(&place);
         if let Some(trouble) = removed {
             tracing::info!(source = %self.inner.source, tenant = %self.inner.tenant, "recovered: {}", trouble.why);
             self.publish();
@@ -121,7 +123,7 @@ impl Board {
 
     /// The state as a whole.
     pub fn health(&self) -> Health {
-        let guard = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.inner.troubles.lock();
         let troubles = &guard.0;
         let Some(worst) = troubles.values().map(|t| t.level).max() else { return Health::Healthy };
         let why = troubles.values().filter(|t| t.level == worst).map(|t| t.why.as_str()).collect::<Vec<_>>().join("; ");
@@ -139,7 +141,7 @@ impl Board {
         let health = self.health();
         set_gauge(&self.inner.tenant, &health);
         let told = {
-            let mut guard = self.inner.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut guard = self.inner.troubles.lock();
             let known = guard.1.as_ref() == Some(&health);
             guard.1 = Some(health.clone());
             known

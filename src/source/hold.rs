@@ -14,9 +14,10 @@
 //! commits nothing; `release` does, and reports here what became durable.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::SignedDuration;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -274,7 +275,7 @@ impl Hold {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     /// Whether routine events are dropped.
@@ -630,7 +631,7 @@ impl Hold {
     }
 
     fn lock_cache(&self) -> MutexGuard<'_, FlagCache> {
-        self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.cache.lock()
     }
 
     /// Takes pages of flags off the disk.

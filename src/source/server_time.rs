@@ -1,8 +1,9 @@
 //! Microsoft's time as the loop of a tenant may use it: believed for requests at once, for positions once it is trusted.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 
 use crate::api::ServerDate;
 use crate::checkpoint::server_clock::ServerClock;
@@ -57,7 +58,7 @@ impl ServerTime {
         self.trusted().map(|server| server.duration_since(self.clock.now()))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, ServerClock> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, ServerClock> {
+        self.inner.lock()
     }
 }

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::clock::TestClock;
     use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host};
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
     use tokio::sync::Semaphore;
 
     /// Answers as often as it is let.
@@ -143,7 +143,7 @@ mod tests {
             unreachable!()
         }
         fn health(&self, _: &str, health: Health) {
-            self.0.lock().unwrap().push(health);
+            self.0.lock().push(health);
         }
     }
 
@@ -184,7 +184,7 @@ mod tests {
             settle().await;
         }
         // 10, 20, 40, 80, 160: not a line every ten seconds, for the commit and the read each.
-        assert!(ear.0.lock().unwrap().len() <= 12, "{:?}", ear.0.lock().unwrap());
+        assert!(ear.0.lock().len() <= 12, "{:?}", ear.0.lock());
         hanging.0.add_permits(1);
         settle().await;
         assert!(matches!(board.health(), Health::Degraded { .. }), "one still hangs");

@@ -7,12 +7,12 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use super::memory::{self, Misaligned};
 use super::metrics::{record_this_thread, recorder};
 use super::ring::Counted;
 use super::settle::{Appends, Buffer, Call, Handover, Mode, QUEUE_BYTES_MAX};
+use m365_audit::backoff::{Backoff, Failures};
 use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, Host, StateError};
@@ -45,9 +46,8 @@ const SOURCES_GRACE: Duration = Duration::from_millis(1_500);
 const THREADS_GRACE: Duration = Duration::from_millis(400);
 const _: () =
     assert!(SOURCES_GRACE.as_millis() + THREADS_GRACE.as_millis() < 2_000, "an exit takes two seconds at most");
-/// Pauses between tries of what failed.
-const RETRY_DELAY_MIN: Duration = Duration::from_secs(2);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(300);
+/// Between tries of what failed.
+const RETRY: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(300));
 
 static LIVE: Mutex<Option<Arc<Instance>>> = Mutex::new(None);
 
@@ -125,7 +125,7 @@ impl fmt::Debug for Instance {
 
 /// The live instance.
 pub fn live() -> Option<Arc<Instance>> {
-    lock(&LIVE).clone()
+    LIVE.lock().clone()
 }
 
 /// Init: reads the settings, starts the threads, and does not wait for them. What it says of a failure has been
@@ -140,7 +140,7 @@ pub fn start(api: HostApi) -> Result<(), InitError> {
     let most = (1..=5).rev().find(|level| api.shows(*level)).unwrap_or(0);
     let lines = Lines::new(most);
     let result = {
-        let mut live = lock(&LIVE);
+        let mut live = LIVE.lock();
         match &*live {
             Some(first) => Err((InitError::SecondInstance(first.api.name().to_owned()), api)),
             None => lines.while_in(|| Instance::start(api, lines.clone())).map(|instance| {
@@ -182,7 +182,7 @@ fn tell_failure(api: &HostApi, error: &InitError) {
 
 /// Exit: ends the live instance, within two seconds. `false`: there was none.
 pub fn stop() -> bool {
-    let Some(instance) = lock(&LIVE).take() else { return false };
+    let Some(instance) = LIVE.lock().take() else { return false };
     instance.end();
     true
 }
@@ -312,7 +312,7 @@ impl Instance {
         for line in self.lines.take() {
             self.api.print(line.level, &line.text);
         }
-        if let Some(metrics) = &mut *lock(&self.metrics) {
+        if let Some(metrics) = &mut *self.metrics.lock() {
             let now = u64::try_from(m365_audit::model::Timestamp::now().as_nanosecond()).unwrap_or(0);
             for sample in recorder().samples() {
                 metrics.set(&sample, now);
@@ -322,7 +322,7 @@ impl Instance {
 
     fn end(&self) {
         self.pre_exit();
-        let Some(Running { runtime, ended }) = lock(&self.running).take() else { return };
+        let Some(Running { runtime, ended }) = self.running.lock().take() else { return };
         let start = Instant::now();
         let in_time = ended.recv_timeout(SOURCES_GRACE).is_ok();
         runtime.shutdown_timeout(THREADS_GRACE);
@@ -334,7 +334,7 @@ impl Instance {
         }
         // The metrics belong to the host, which frees them after this call.
         self.tell();
-        *lock(&self.metrics) = None;
+        *self.metrics.lock() = None;
         if in_time {
             recorder().clear();
         }
@@ -422,7 +422,7 @@ impl Crew {
     /// Opens the state as soon as it can be opened; `None` when stopped before. At a reload the old instance of a
     /// host that was slow to stop may still hold it, and a disk that is full may be emptied.
     async fn open_store(&self) -> Option<SqliteStore> {
-        let mut delays = delays();
+        let mut failures = RETRY.failures();
         let mut told = String::new();
         loop {
             let data_dir: PathBuf = self.settings.data_dir.clone();
@@ -436,7 +436,7 @@ impl Crew {
                 tracing::error!("{why}; nothing is read before it can be opened, which is tried again for ever");
                 told = why;
             }
-            if !pause(&*self.clock, &mut delays, &self.stop).await {
+            if !pause(&*self.clock, &mut failures, &self.stop).await {
                 return None;
             }
         }
@@ -452,7 +452,7 @@ async fn keep_running(
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
-    let mut delays = delays();
+    let mut failures = RETRY.failures();
     loop {
         let source = M365Audit::new(name.clone(), config.clone(), clock.clone()).in_fleet(&fleet);
         let source: Box<dyn Source> = Box::new(source);
@@ -469,7 +469,7 @@ async fn keep_running(
         };
         tracing::error!(source = %name, "{why}");
         host.health(&name, Health::Failed { why });
-        if for_good || !pause(&*clock, &mut delays, &stop).await {
+        if for_good || !pause(&*clock, &mut failures, &stop).await {
             return;
         }
         tracing::info!(source = %name, "starting again");
@@ -493,27 +493,10 @@ async fn serve_metrics(
     }
 }
 
-fn delays() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::default()
-        .with_min_delay(RETRY_DELAY_MIN)
-        .with_max_delay(RETRY_DELAY_MAX)
-        .without_max_times()
-        .with_jitter()
-        .build()
-}
-
 /// `false`: stopped meanwhile.
-async fn pause(
-    clock: &dyn Clock,
-    delays: &mut (impl Iterator<Item = Duration> + Send),
-    stop: &CancellationToken,
-) -> bool {
+async fn pause(clock: &dyn Clock, failures: &mut Failures, stop: &CancellationToken) -> bool {
     tokio::select! {
-        () = clock.sleep(delays.next().unwrap_or(RETRY_DELAY_MAX)) => true,
+        () = clock.sleep(failures.pause()) => true,
         () = stop.cancelled() => false,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,12 +7,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock};
 
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use parking_lot::{Mutex, RwLock};
 
 use m365_audit::metrics::{ALL, Kind, Metric};
 
@@ -60,17 +61,17 @@ impl PluginRecorder {
         let recorder = PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, m365_audit::metrics::describe);
         let handle = recorder.handle();
-        *self.listener.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(recorder));
+        *self.listener.write() = Some(Arc::new(recorder));
         handle
     }
 
     fn listener(&self) -> Option<Arc<PrometheusRecorder>> {
-        self.listener.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.listener.read().clone()
     }
 
     /// All series that have a value, or had one when they were last asked for: those are not a number now.
     pub fn samples(&self) -> Vec<Sample> {
-        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.lock();
         series
             .iter_mut()
             .filter_map(|(key, series)| {
@@ -89,12 +90,12 @@ impl PluginRecorder {
 
     /// Forgets all series: nothing counts any more.
     pub fn clear(&self) {
-        *self.series.lock().unwrap_or_else(PoisonError::into_inner) = HashMap::new();
+        *self.series.lock() = HashMap::new();
     }
 
     /// `None`: not one of ours.
     fn cell(&self, key: &Key, kind: Kind) -> Option<Arc<AtomicU64>> {
-        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.lock();
         if let Some(known) = series.get(key) {
             return (known.metric.kind == kind).then(|| known.cell.clone());
         }

@@ -1,13 +1,14 @@
 //! A state store in memory, for tests and for library users who keep state elsewhere.
 //!
 //! Keeps the contract of [`StateStore`] to the letter (all or nothing, compare-and-swap, monotonic revisions) and adds
-//! the failures a test needs: the next commits fail, fail although they were applied, or meet another writer.
+//! the failures a test needs: the next commits fail, fail although they were applied, or meet another writer; the store
+//! dies at a commit; bytes are damaged beneath it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::{Expected, Op, Revision, StateError, StateStore};
 
@@ -22,6 +23,17 @@ struct Inner {
     values: BTreeMap<String, (Bytes, Revision)>,
     revision: u64,
     failures: VecDeque<Failure>,
+    death: Option<Death>,
+}
+
+/// The commit from which on nothing is written.
+#[derive(Debug)]
+struct Death {
+    /// Commits until then.
+    after: usize,
+    /// Whether the first of them is written, and only its answer is lost.
+    applied: bool,
+    error: StateError,
 }
 
 #[derive(Debug)]
@@ -47,6 +59,27 @@ impl MemoryStore {
         self.fail(n, error, true);
     }
 
+    /// `after` commits on, nothing is written any more and every commit answers `error`; the first of them is written all
+    /// the same where `applied`, as when a process is killed between its write and its answer.
+    pub fn die(&self, after: usize, applied: bool, error: StateError) {
+        self.lock().death = Some(Death { after, applied, error });
+    }
+
+    /// Ends what [`MemoryStore::die`] began.
+    pub fn revive(&self) {
+        self.lock().death = None;
+    }
+
+    /// Somebody puts these bytes beneath `key`, or takes it away, past every check: as damage does.
+    pub fn overwrite(&self, key: &str, value: Option<Bytes>) {
+        let mut inner = self.lock();
+        let revision = Revision(inner.revision);
+        match value {
+            Some(value) => inner.values.insert(key.to_owned(), (value, revision)),
+            None => inner.values.remove(key),
+        };
+    }
+
     /// Another writer touches `key`: its value stays, its revision moves on, so that whoever expects the old one
     /// meets a conflict.
     pub fn touch(&self, key: &str) {
@@ -66,7 +99,7 @@ impl MemoryStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 
@@ -118,6 +151,13 @@ impl StateStore for MemoryStore {
 
     async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
         let mut inner = self.lock();
+        if let Some(death) = &mut inner.death {
+            if death.after == 0 {
+                let (applied, error) = (std::mem::take(&mut death.applied), death.error.clone());
+                return if applied { inner.commit(ops).and(Err(error)) } else { Err(error) };
+            }
+            death.after -= 1;
+        }
         match inner.failures.pop_front() {
             None => inner.commit(ops),
             Some(Failure { error, applied: false }) => Err(error),
@@ -129,8 +169,6 @@ impl StateStore for MemoryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hosts::embedded::store::SqliteStore;
-    use proptest::prelude::*;
 
     fn put(key: &str, expected: Expected) -> Op {
         Op::Put { key: key.into(), value: Bytes::from_static(b"v"), expected }
@@ -150,39 +188,19 @@ mod tests {
         assert_eq!(store.commit(vec![put("a", Expected::At(at))]).await, Err(StateError::Conflict { key: "a".into() }));
     }
 
-    fn ops() -> impl Strategy<Value = Vec<Vec<Op>>> {
-        let expected =
-            prop_oneof![Just(Expected::Any), Just(Expected::Absent), (1..8u64).prop_map(|r| Expected::At(Revision(r)))];
-        let op =
-            ("[ab/]{0,2}", "[xy]{0,3}", expected, any::<bool>()).prop_map(
-                |(key, value, expected, delete)| match delete {
-                    true => Op::Delete { key, expected },
-                    false => Op::Put { key, value: value.into_bytes().into(), expected },
-                },
-            );
-        prop::collection::vec(prop::collection::vec(op, 0..4), 0..12)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-
-        #[test]
-        fn the_store_in_memory_and_the_store_on_disk_agree(commits in ops()) {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let dir = tempfile::tempdir().unwrap();
-            let disk = SqliteStore::open(dir.path()).unwrap();
-            let memory = MemoryStore::new();
-            runtime.block_on(async {
-                for ops in commits {
-                    prop_assert_eq!(disk.commit(ops.clone()).await, memory.commit(ops).await);
-                }
-                prop_assert_eq!(disk.list("a").await, memory.list("a").await);
-                for (key, value) in memory.entries() {
-                    prop_assert_eq!(disk.load(&key).await.unwrap().map(|(v, _)| v), Some(value));
-                }
-                prop_assert_eq!(disk.list("").await, memory.list("").await);
-                Ok(())
-            })?;
+    #[tokio::test]
+    async fn nothing_is_written_from_the_death_on_but_what_was_written_as_it_died() {
+        let gone = StateError::Unavailable("gone".into());
+        for applied in [false, true] {
+            let store = MemoryStore::new();
+            store.die(1, applied, gone.clone());
+            assert!(store.commit(vec![put("a", Expected::Any)]).await.is_ok());
+            assert_eq!(store.commit(vec![put("b", Expected::Any)]).await, Err(gone.clone()));
+            assert_eq!(store.commit(vec![put("c", Expected::Any)]).await, Err(gone.clone()));
+            let keys: Vec<String> = store.entries().into_keys().collect();
+            assert_eq!(keys, if applied { vec!["a", "b"] } else { vec!["a"] });
+            store.revive();
+            assert!(store.commit(vec![put("c", Expected::Any)]).await.is_ok());
         }
     }
 }

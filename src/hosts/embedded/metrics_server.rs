@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,6 +26,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -199,7 +200,7 @@ async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<
         let may = request.uri().path() != "/metrics" || {
             let permit = pages.large.clone().try_acquire_owned().ok();
             let got = permit.is_some();
-            *held.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+            *held.lock() = permit;
             got
         };
         let answer = may.then(|| router.call(request));

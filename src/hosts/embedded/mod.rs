@@ -25,11 +25,12 @@ pub mod store;
 pub mod writable;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -203,7 +204,7 @@ impl EmbeddedHost {
     /// Takes no more batches, gives the sinks `grace` to write what they have, and refuses the rest. Returns when
     /// every sink has ended.
     pub async fn shutdown(&self, grace: Duration) {
-        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let routes = self.routes.read().clone();
         join_all(routes.iter().map(|route| route.worker.stop(grace, &*self.clock))).await;
     }
 
@@ -214,16 +215,16 @@ impl EmbeddedHost {
     }
 
     fn route(&self, name: &str) -> Option<Route> {
-        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        let routes = self.routes.read();
         routes.iter().find(|r| &*r.worker.name == name).cloned()
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Route>)) {
-        change(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.routes.write());
     }
 
     fn routes_of(&self, source: &str) -> Vec<Route> {
-        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        let routes = self.routes.read();
         routes.iter().filter(|r| r.inputs.iter().any(|i| i == source)).cloned().collect()
     }
 }
@@ -396,7 +397,7 @@ impl Verdict {
             Delivery::Rejected(_) => 2,
             Delivery::Refused(_) => 3,
         };
-        let mut worst = self.worst.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worst = self.worst.lock();
         match (&mut *worst, delivery) {
             (Delivery::DeliveredExcept(known), Delivery::DeliveredExcept(more)) => {
                 for unfit in more {
@@ -415,7 +416,7 @@ impl Verdict {
 
 impl Drop for Verdict {
     fn drop(&mut self) {
-        let worst = self.worst.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
+        let worst = self.worst.get_mut().clone();
         if let Some(answer) = self.answer.take() {
             answer.answer(worst);
         }

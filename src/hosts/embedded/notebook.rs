@@ -5,10 +5,11 @@
 //! a key into a commit resolves after the sink wrote its page. Knows nothing of what a page says.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::{Expected, Op, Revision, StateError, StateStore};
 
@@ -63,7 +64,7 @@ impl Notebook {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -2,14 +2,15 @@
 //! sources report and the last lines of its log that said something was wrong; nothing is measured twice.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::recorder::{Counts, Rated, Recorded};
-use super::registry::Registry;
+use super::registry::{Entry, Registry};
 use super::{HealthReport, Standing};
 use crate::clock::Clock;
 use crate::host::Health;
@@ -189,7 +190,7 @@ impl Recent {
         if let Some((end, _)) = line.text.char_indices().nth(LINE_CHARS_MAX) {
             line.text.truncate(end);
         }
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.0.lock();
         // Said again: the newest counts.
         lines.retain(|known| known.text != line.text);
         if lines.len() >= LINES_MAX {
@@ -200,7 +201,7 @@ impl Recent {
 
     /// The lines, newest last.
     pub fn lines(&self) -> Vec<Line> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.0.lock().iter().cloned().collect()
     }
 }
 
@@ -294,7 +295,7 @@ impl Monitor {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Duration, Counts)>> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+        self.samples.lock()
     }
 
     /// How everything fares now.
@@ -305,56 +306,12 @@ impl Monitor {
         let seconds = self.clock.monotonic().saturating_sub(since).as_secs_f64();
         let view = View { now: &now, before: &before, seconds };
         let report = self.report.borrow().clone();
-        let sources: Vec<Source> = registry
-            .entries()
-            .into_iter()
-            .map(|(name, entry)| {
-                let tenant = entry.tenant.to_string();
-                let streams: Vec<Stream> =
-                    entry.content_types.iter().map(|t| view.stream(&tenant, t.as_str())).collect();
-                let complete = entry.content_types.iter().zip(&streams).map(|(t, s)| (*t, s.complete_until));
-                let held = held(now.sum(metrics::HELD_EVENTS, &tenant) as u64, complete, self.clock.now());
-                let standing = report.sources.get(&name);
-                let (state, reason) = standing.map_or(("starting", None), words);
-                Source {
-                    state: state.into(),
-                    reason,
-                    since: standing.map(|s| s.since),
-                    quota: Quota {
-                        max_per_minute: entry.max_requests_per_minute,
-                        granted_per_minute: now.get(metrics::GRANTED_REQUESTS_PER_MINUTE, &tenant, ""),
-                        used_per_minute: view.rate_of_sum(metrics::REQUESTS_TOTAL, &tenant) * 60.0,
-                        refused_per_minute: view.rate_of_sum(metrics::THROTTLED_TOTAL, &tenant) * 60.0,
-                        refused: now.sum(metrics::THROTTLED_TOTAL, &tenant) as u64,
-                    },
-                    clock_skew_secs: now.get(metrics::CLOCK_SKEW_SECONDS, &tenant, ""),
-                    in_flight_bytes: now.sum(metrics::IN_FLIGHT_BYTES, &tenant) as u64,
-                    set_aside: now.sum(metrics::SET_ASIDE_RECORDS, &tenant) as u64,
-                    streams,
-                    backfill: entry.backfill.map(|progress| progress.snapshot()),
-                    held,
-                    name,
-                    tenant,
-                }
-            })
-            .collect();
-        let sinks: Vec<Sink> = report
-            .sinks
-            .iter()
-            .map(|(name, standing)| {
-                let (state, reason) = words(standing);
-                Sink {
-                    name: name.clone(),
-                    state: state.into(),
-                    reason,
-                    since: standing.since,
-                    records_per_sec: view.rate_of_sum(metrics::SINK_RECORDS_TOTAL, name),
-                    records: now.sum(metrics::SINK_RECORDS_TOTAL, name) as u64,
-                    retries: now.sum(metrics::SINK_RETRIES_TOTAL, name) as u64,
-                    oldest_request_secs: now.sum(metrics::SINK_OLDEST_REQUEST_SECONDS, name),
-                }
-            })
-            .collect();
+        let source = |(name, entry): (String, Entry)| {
+            let standing = report.sources.get(&name);
+            view.source(name, entry, standing, self.clock.now())
+        };
+        let sources: Vec<Source> = registry.entries().into_iter().map(source).collect();
+        let sinks: Vec<Sink> = report.sinks.iter().map(|(name, standing)| view.sink(name, standing)).collect();
         let store = report.store.as_ref().and_then(|standing| words(standing).1);
         let states = || sources.iter().map(|s| &s.state).chain(sinks.iter().map(|s| &s.state));
         let state = if sources.iter().any(|s| s.state == "failed") {
@@ -424,6 +381,48 @@ impl View<'_> {
     fn rate(&self, name: &str, owner: &str, part: &str) -> f64 {
         let of = |sample: &Sample| sample.get(name, owner, part).unwrap_or_default();
         self.per_second(of(self.now), of(self.before))
+    }
+
+    fn source(&self, name: String, entry: Entry, standing: Option<&Standing>, time: Timestamp) -> Source {
+        let (tenant, now) = (entry.tenant.to_string(), self.now);
+        let streams: Vec<Stream> = entry.content_types.iter().map(|t| self.stream(&tenant, t.as_str())).collect();
+        let complete = entry.content_types.iter().zip(&streams).map(|(t, s)| (*t, s.complete_until));
+        let held = held(now.sum(metrics::HELD_EVENTS, &tenant) as u64, complete, time);
+        let (state, reason) = standing.map_or(("starting", None), words);
+        Source {
+            state: state.into(),
+            reason,
+            since: standing.map(|s| s.since),
+            quota: Quota {
+                max_per_minute: entry.max_requests_per_minute,
+                granted_per_minute: now.get(metrics::GRANTED_REQUESTS_PER_MINUTE, &tenant, ""),
+                used_per_minute: self.rate_of_sum(metrics::REQUESTS_TOTAL, &tenant) * 60.0,
+                refused_per_minute: self.rate_of_sum(metrics::THROTTLED_TOTAL, &tenant) * 60.0,
+                refused: now.sum(metrics::THROTTLED_TOTAL, &tenant) as u64,
+            },
+            clock_skew_secs: now.get(metrics::CLOCK_SKEW_SECONDS, &tenant, ""),
+            in_flight_bytes: now.sum(metrics::IN_FLIGHT_BYTES, &tenant) as u64,
+            set_aside: now.sum(metrics::SET_ASIDE_RECORDS, &tenant) as u64,
+            streams,
+            backfill: entry.backfill.map(|progress| progress.snapshot()),
+            held,
+            name,
+            tenant,
+        }
+    }
+
+    fn sink(&self, name: &str, standing: &Standing) -> Sink {
+        let (state, reason) = words(standing);
+        Sink {
+            name: name.to_owned(),
+            state: state.into(),
+            reason,
+            since: standing.since,
+            records_per_sec: self.rate_of_sum(metrics::SINK_RECORDS_TOTAL, name),
+            records: self.now.sum(metrics::SINK_RECORDS_TOTAL, name) as u64,
+            retries: self.now.sum(metrics::SINK_RETRIES_TOTAL, name) as u64,
+            oldest_request_secs: self.now.sum(metrics::SINK_OLDEST_REQUEST_SECONDS, name),
+        }
     }
 
     fn stream(&self, tenant: &str, content_type: &str) -> Stream {

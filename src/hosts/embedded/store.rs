@@ -16,13 +16,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
@@ -243,7 +244,7 @@ impl<T> Worker<T> {
     /// Closes the queue and waits until the thread has answered what was in it, or [`END_WAIT`].
     fn finish(self) {
         drop(self.queue);
-        let ended = self.ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let ended = self.ended.into_inner();
         match ended.recv_timeout(END_WAIT) {
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
                 tracing::warn!(

@@ -2,13 +2,13 @@
 //! and die there or in a commit. What may become of a read is known from the blobs alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::checkpoint::format::Keys;
 use crate::checkpoint::held::{HeldPage, HeldRecord};
 use crate::checkpoint::ledger::{Change, Ledger, LedgerSettings, OnDurable};
 use crate::clock::{Clock, TestClock};
-use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, Op, Revision, StateError, StateStore, TicketAnswer};
+use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateError, StateStore, TicketAnswer};
 use crate::hosts::embedded::memory::MemoryStore;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 use crate::normalise::dlp_link::{Flag, Link, Match, links_of_read};
@@ -123,38 +123,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 // ---- the world around the hold ----
 
-/// A store that can be told to die in a commit.
-#[derive(Default)]
-struct Store {
-    inner: MemoryStore,
-    commits: AtomicUsize,
-    death: Mutex<Option<(usize, bool)>>,
-}
-
-#[async_trait]
-impl StateStore for Store {
-    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
-        self.inner.load(key).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
-        self.inner.list(prefix).await
-    }
-
-    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
-        let number = self.commits.fetch_add(1, Ordering::Relaxed);
-        let death = *self.death.lock().unwrap();
-        let Some((_, made)) = death.filter(|(at, _)| *at <= number) else { return self.inner.commit(ops).await };
-        if made {
-            self.inner.commit(ops).await?;
-        }
-        Err(StateError::Conflict { key: DEAD.into() })
-    }
+fn death() -> StateError {
+    StateError::Conflict { key: DEAD.into() }
 }
 
 /// Notes what it is given; answers at once, or when it is told to.
 struct Agent {
-    store: Arc<Store>,
+    store: Arc<MemoryStore>,
     given: Mutex<Vec<String>>,
     waits: AtomicBool,
     keeps: AtomicBool,
@@ -166,13 +141,13 @@ impl Host for Agent {
     async fn deliver(&self, batch: Batch) -> DeliveryTicket {
         let lines = batch.records().map(|record| String::from_utf8(record.json.to_vec()).unwrap());
         if self.keeps.load(Ordering::Relaxed) {
-            self.given.lock().unwrap().extend(lines);
+            self.given.lock().extend(lines);
         }
         if !self.waits.load(Ordering::Relaxed) {
             return DeliveryTicket::resolved(Delivery::Delivered);
         }
         let (answer, ticket) = DeliveryTicket::new();
-        self.waiting.lock().unwrap().push(answer);
+        self.waiting.lock().push(answer);
         ticket
     }
 
@@ -243,7 +218,7 @@ struct Under {
 }
 
 struct World {
-    store: Arc<Store>,
+    store: Arc<MemoryStore>,
     agent: Arc<Agent>,
     settings: HoldSettings,
     from: u8,
@@ -273,7 +248,7 @@ struct World {
 
 impl World {
     async fn new(from: u8, bytes_max: u64) -> Self {
-        let store = Arc::new(Store::default());
+        let store = Arc::new(MemoryStore::new());
         let agent = Arc::new(Agent {
             store: store.clone(),
             given: Mutex::default(),
@@ -408,7 +383,7 @@ impl World {
         let (held, hold) = (staged.ops.clone(), self.hold().clone());
         let on_durable = OnDurable::new(move || hold.committed(staged));
         if let Some(made) = death {
-            *self.store.death.lock().unwrap() = Some((0, made));
+            self.store.die(0, made, self::death());
         }
         let done = self.context.ledger.commit(Change { held, on_durable, ..Change::default() }).await;
         assert_eq!(done.is_err(), death.is_some(), "{done:?}");
@@ -450,7 +425,7 @@ impl World {
 
     /// Takes note of what the host was given since.
     fn look_at_host(&mut self) {
-        let given: Vec<String> = self.agent.given.lock().unwrap()[self.seen..].to_vec();
+        let given: Vec<String> = self.agent.given.lock()[self.seen..].to_vec();
         self.seen += given.len();
         for line in given {
             let record: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -511,7 +486,7 @@ impl World {
                 self.turn = None;
                 return Some(done);
             }
-            if !self.agent.waiting.lock().unwrap().is_empty() {
+            if !self.agent.waiting.lock().is_empty() {
                 return None;
             }
             tokio::task::yield_now().await;
@@ -527,7 +502,7 @@ impl World {
 
     async fn finish_turn(&mut self) {
         self.agent.waits.store(false, Ordering::Relaxed);
-        for answer in std::mem::take(&mut *self.agent.waiting.lock().unwrap()) {
+        for answer in std::mem::take(&mut *self.agent.waiting.lock()) {
             answer.answer(Delivery::Delivered);
         }
         if let Some(done) = self.go_on().await {
@@ -540,10 +515,7 @@ impl World {
         self.finish_turn().await;
         match death {
             None => {}
-            Some(Death::InCommit(n, made)) => {
-                let next = self.store.commits.load(Ordering::Relaxed);
-                *self.store.death.lock().unwrap() = Some((next + n, made));
-            }
+            Some(Death::InCommit(n, made)) => self.store.die(n, made, self::death()),
             Some(Death::InDelivery(keeps)) => {
                 self.agent.waits.store(true, Ordering::Relaxed);
                 self.agent.keeps.store(keeps, Ordering::Relaxed);
@@ -577,9 +549,9 @@ impl World {
         }
         self.agent.waits.store(false, Ordering::Relaxed);
         self.agent.keeps.store(true, Ordering::Relaxed);
-        self.agent.waiting.lock().unwrap().clear();
+        self.agent.waiting.lock().clear();
         self.writer.abort();
-        *self.store.death.lock().unwrap() = None;
+        self.store.revive();
         let (context, writer) = open(&self.agent, &self.settings).await;
         (self.context, self.writer) = (context, writer);
         self.move_horizon(0);
