@@ -17,7 +17,7 @@
 //! [`checkpoint`].
 //!
 //! # Reading order
-//! Each module uses only those below it; `tests/architecture.rs` holds it to that.
+//! Each module uses only those below it; `tests/library/architecture.rs` holds it to that.
 //!
 //! - `docs`: the generated documents: configuration, metrics, record, errors, manifest.
 //! - `cli`: the commands of the binary, and every exit code.

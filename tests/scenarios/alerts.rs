@@ -165,16 +165,13 @@ fn assert_alerts(what: &str, targets: &[Target<'_>], expected: &[(usize, &[&str]
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("alerts.test.yml");
     std::fs::write(&file, &text).unwrap();
-    match Command::new("promtool").args(["test", "rules"]).arg(&file).output() {
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-            if !output.status.success() {
-                let kept = std::env::temp_dir().join(format!("m365-alerts-{}.yml", std::process::id()));
-                std::fs::write(&kept, &text).unwrap();
-                panic!("{what}: {said}\nthe samples are in {}", kept.display());
-            }
-        }
-        Err(_) => println!("skipped: no promtool (Debian: the package `prometheus`)"),
+    let Some(promtool) = test_support::program("promtool") else { return };
+    let output = Command::new(promtool).args(["test", "rules"]).arg(&file).output().unwrap();
+    if !output.status.success() {
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let kept = std::env::temp_dir().join(format!("m365-alerts-{}.yml", std::process::id()));
+        std::fs::write(&kept, &text).unwrap();
+        panic!("{what}: {printed}\nthe samples are in {}", kept.display());
     }
 }
 

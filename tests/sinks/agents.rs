@@ -10,18 +10,9 @@ use m365_audit::clock::SystemClock;
 use m365_audit::config::Config;
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::sim::{Comparison, GenerateSpec, NewBlob, Sim, SimConfig};
+use test_support::program;
 
 use crate::truth::{assert_nothing_lost, compare, source_table};
-
-/// The program an environment variable names, else the one of this name in `PATH` or where daemons are.
-pub fn program(variable: &str, name: &str) -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os(variable) {
-        return Some(path.into());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    dirs.map(|dir| dir.join(name)).find(|file| Path::is_file(file))
-}
 
 pub fn example(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)).unwrap()
@@ -187,10 +178,7 @@ async fn follow_the_file(setting: &Setting, mut agent: Agent, notices: Notices) 
 
 #[tokio::test]
 async fn rsyslog_reads_the_file_sink_without_loss() {
-    let Some(rsyslogd) = program("RSYSLOGD", "rsyslogd") else {
-        eprintln!("skipped: no rsyslogd (install rsyslog, or set RSYSLOGD)");
-        return;
-    };
+    let Some(rsyslogd) = program("rsyslog") else { return };
     let setting = Setting::new().await;
     let dir = setting.dir.path().display().to_string();
     let config = example("rsyslog/rsyslog.conf")
@@ -210,10 +198,7 @@ async fn rsyslog_reads_the_file_sink_without_loss() {
 }
 
 fn syslog_ng(setting: &Setting, config: String) -> Option<Agent> {
-    let Some(syslog_ng) = program("SYSLOG_NG", "syslog-ng") else {
-        eprintln!("skipped: no syslog-ng (install syslog-ng-core, or set SYSLOG_NG)");
-        return None;
-    };
+    let syslog_ng = program("syslog-ng")?;
     let file = setting.path("syslog-ng.conf");
     fs::write(&file, config).unwrap();
     let (persist, pid, control) = (setting.path("persist"), setting.path("pid"), setting.path("ctl"));

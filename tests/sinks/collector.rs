@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use prost::Message;
+use test_support::{free_port, program};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::otlp::bodies_of;
@@ -21,14 +22,6 @@ use crate::truth::{Received, pass};
 
 /// Nothing here takes nearly so long unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn otelcol() -> Option<PathBuf> {
-    let program = crate::agents::program("OTELCOL", "otelcol");
-    if program.is_none() {
-        eprintln!("skipped: no otelcol (set OTELCOL or PATH; `.ci/destinations otelcol DIR` builds one)");
-    }
-    program
-}
 
 /// What the backend answers to its n-th request with these records; `None`: it takes them.
 type Mood = Arc<dyn Fn(usize, &[serde_json::Value]) -> Option<u16> + Send + Sync>;
@@ -54,7 +47,7 @@ impl Collector {
     async fn start(program: &PathBuf, mood: Mood) -> Self {
         let (received, asked) = (Received::default(), Arc::new(AtomicUsize::new(0)));
         let backend = backend(mood, received.clone(), asked.clone()).await;
-        let (grpc, http) = (free_port().await, free_port().await);
+        let (grpc, http) = (free_port(), free_port());
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("collector.yaml");
         let text = format!(
@@ -95,10 +88,6 @@ impl Collector {
     }
 }
 
-async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
-}
-
 /// What the Collector exports to.
 async fn backend(mood: Mood, received: Received, asked: Arc<AtomicUsize>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -123,7 +112,7 @@ async fn backend(mood: Mood, received: Received, asked: Arc<AtomicUsize>) -> u16
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_collector_hands_on_the_truth() {
-    let Some(program) = otelcol() else { return };
+    let Some(program) = program("otelcol") else { return };
     for protocol in ["grpc", "http"] {
         let collector = Collector::start(&program, Arc::new(|_, _| None)).await;
         let comparison = pass(&collector.table(protocol), 12, 40, &collector.received).await;
@@ -135,7 +124,7 @@ async fn a_real_collector_hands_on_the_truth() {
 /// nothing comes twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_collectors_backend_refuses_alone_is_set_aside_whatever_the_status() {
-    let Some(program) = otelcol() else { return };
+    let Some(program) = program("otelcol") else { return };
     for (protocol, status) in [
         ("grpc", 400),
         ("grpc", 413),
@@ -162,7 +151,7 @@ async fn what_a_collectors_backend_refuses_alone_is_set_aside_whatever_the_statu
 /// A rate limit, an outage, and a wrong setting behind the Collector: all of it waits, none of it is set aside.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_collectors_backend_refuses_for_a_while_arrives_all_the_same() {
-    let Some(program) = otelcol() else { return };
+    let Some(program) = program("otelcol") else { return };
     for (protocol, status) in [
         ("grpc", 429),
         ("http", 429),

@@ -3,14 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use test_support::{free_port, program};
 
-use crate::agents::{example, program};
+use crate::agents::example;
 use crate::logstash::records;
 use crate::truth::{FastClock, compare, pass_in, pass_of, tenant};
 
@@ -38,7 +38,7 @@ impl Drop for Server {
 impl Server {
     async fn start(make: impl Fn(&Path, u16) -> Command + Send + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let home = dir.path().to_owned();
         let command = Box::new(move || {
             let mut command = make(&home, port);
@@ -82,14 +82,6 @@ fn client() -> reqwest::Client {
     // The library leaves the choice to the program; a second time is no error here.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
-}
-
-fn found(variable: &str, name: &str, what: &str) -> Option<PathBuf> {
-    let found = program(variable, name);
-    if found.is_none() {
-        eprintln!("skipped: no {name} (set {variable}; `.ci/destinations {what} DIR` fetches one)");
-    }
-    found
 }
 
 async fn opensearch(home: &Path) -> Server {
@@ -164,7 +156,7 @@ fn documents(n: usize) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn opensearch_refuses_no_ecs_record_and_a_repeat_is_no_second_document() {
-    let Some(home) = found("OPENSEARCH", "opensearch-library", "opensearch") else { return };
+    let Some(home) = program("opensearch") else { return };
     let server = opensearch(&home).await;
     let put = |path, body: String| server.ask(reqwest::Method::PUT, path, "application/json", body);
     put("/_index_template/m365-audit", example("elastic/index-template.json")).await;
@@ -203,7 +195,7 @@ impl Drop for FluentBit {
 impl FluentBit {
     fn start(program: PathBuf, opensearch: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let to = opensearch.rsplit(':').next().unwrap();
         let chunks = dir.path().join("chunks");
         let config = example("opensearch/fluent-bit.yaml")
@@ -232,10 +224,8 @@ impl FluentBit {
 /// The route of `docs/hosts/elastic.md`: Fluent Bit and OpenSearch are killed while records flow.
 #[tokio::test(flavor = "multi_thread")]
 async fn opensearch_has_every_event_once_through_fluent_bit_and_kills_of_either() {
-    let Some(home) = found("OPENSEARCH", "opensearch-library", "opensearch") else { return };
-    let Some(program) = program("FLUENT_BIT", "fluent-bit") else {
-        return eprintln!("skipped: no fluent-bit (set FLUENT_BIT or PATH)");
-    };
+    let Some(home) = program("opensearch") else { return };
+    let Some(program) = program("fluent-bit") else { return };
     let mut server = opensearch(&home).await;
     let template = example("elastic/index-template.json");
     server.ask(reqwest::Method::PUT, "/_index_template/m365-audit", "application/json", template).await;
@@ -317,7 +307,7 @@ async fn stored(server: &Server) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn victorialogs_has_every_record_of_the_http_and_the_otlp_sink() {
-    let Some(program) = found("VICTORIALOGS", "victoria-logs", "victorialogs") else { return };
+    let Some(program) = program("victorialogs") else { return };
     for table in [
         "type = \"http\"\nuri = \"URL/insert/jsonline?_time_field=timestamp&_msg_field=title&_stream_fields=tenant_id,content_type\"\n",
         "type = \"otlp\"\nprotocol = \"http\"\nendpoint = \"URL/insert/opentelemetry/v1/logs\"\n",

@@ -2,7 +2,6 @@
 //! and against a real Fluent Bit where there is one.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -356,7 +355,7 @@ async fn the_next_server_takes_over() {
     let (down, up) = (Receiver::new(|_| Mood::EmptyMap), Receiver::new(|_| Mood::Ack));
     let (first, serving_first) = down.listen(0).await;
     let (second, serving_second) = up.listen(0).await;
-    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let unused = test_support::free_port();
     let comparison = pass(&table(&[unused, first, second], ""), 12, 40, &up.received).await;
     assert!(comparison.is_clean(), "{comparison}");
     assert!(down.count.load(Ordering::SeqCst) > 0);
@@ -461,19 +460,11 @@ async fn a_record_a_receiver_never_acknowledges_is_set_aside_and_its_neighbours_
     }
 }
 
-/// `FLUENT_BIT` names the program, or `PATH` does.
-fn fluent_bit() -> Option<PathBuf> {
-    crate::agents::program("FLUENT_BIT", "fluent-bit")
-}
-
 #[tokio::test]
 async fn a_real_fluent_bit_receives_the_truth_through_kills() {
-    let Some(program) = fluent_bit() else {
-        eprintln!("skipped: no fluent-bit (set FLUENT_BIT or PATH)");
-        return;
-    };
+    let Some(program) = test_support::program("fluent-bit") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let port = test_support::free_port();
     let start = || {
         tokio::process::Command::new(&program)
             .args(["-q", "-c", &dir.path().join("f.conf").display().to_string()])

@@ -3,6 +3,7 @@
 
 mod agents;
 mod collector;
+mod contract;
 mod destinations;
 mod elastic;
 mod forward;

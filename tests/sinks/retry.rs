@@ -78,7 +78,7 @@ fn start(config: &Path) -> Child {
 
 impl Program {
     async fn start(dir: &Path, source: &str, port: u16) -> Self {
-        let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let metrics = test_support::free_port();
         let config = dir.join("m365-audit.toml");
         let text = format!(
             "data_dir = {:?}\n[metrics]\nlisten = \"127.0.0.1:{metrics}\"\n[sources.s]\n{source}poll_interval_secs = 1\n\

@@ -9,8 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use test_support::program;
 
-use crate::agents::{example, program};
+use crate::agents::example;
 
 /// Bytes of the lines' texts, in their order; the last is short and shows that the agent has come to the end.
 const SIZES: [usize; 10] = [100, 9_000, 40_000, 70_000, 120_000, 350_000, 1_000_000, 4_000_000, 20_000_000, 200];
@@ -118,9 +119,7 @@ fn up_to(bytes: usize) -> BTreeSet<usize> {
 
 #[test]
 fn fluent_bit_reads_every_line_as_the_example_has_it_and_stops_at_the_first_long_one_by_default() {
-    let Some(fluent_bit) = program("FLUENT_BIT", "fluent-bit") else {
-        return println!("skipped: no fluent-bit (install it, or set FLUENT_BIT)");
-    };
+    let Some(fluent_bit) = program("fluent-bit") else { return };
     let start = |files: &Files, change: &dyn Fn(String) -> String| {
         let folders = ["/var/lib/fluent-bit"];
         let change =
@@ -156,9 +155,7 @@ fn fluent_bit_reads_every_line_as_the_example_has_it_and_stops_at_the_first_long
 
 #[test]
 fn rsyslog_reads_every_line_as_the_example_has_it_and_cuts_long_ones_by_default() {
-    let Some(rsyslogd) = program("RSYSLOGD", "rsyslogd") else {
-        return println!("skipped: no rsyslogd (install rsyslog, or set RSYSLOGD)");
-    };
+    let Some(rsyslogd) = program("rsyslog") else { return };
     let start = |files: &Files, change: &dyn Fn(String) -> String| {
         let file = files.config("rsyslog/rsyslog.conf", &["/var/spool/rsyslog"], change);
         let mut command = Command::new(&rsyslogd);
@@ -177,9 +174,7 @@ fn rsyslog_reads_every_line_as_the_example_has_it_and_cuts_long_ones_by_default(
 
 #[test]
 fn syslog_ng_reads_every_line_as_the_example_has_it_and_splits_long_ones_by_default() {
-    let Some(syslog_ng) = program("SYSLOG_NG", "syslog-ng") else {
-        return println!("skipped: no syslog-ng (install syslog-ng-core, or set SYSLOG_NG)");
-    };
+    let Some(syslog_ng) = program("syslog-ng") else { return };
     let start = |files: &Files, change: &dyn Fn(String) -> String| {
         let file = files.config("syslog-ng/syslog-ng.conf", &[], change);
         let mut command = Command::new(&syslog_ng);
@@ -204,9 +199,7 @@ fn syslog_ng_reads_every_line_as_the_example_has_it_and_splits_long_ones_by_defa
 
 #[test]
 fn vector_reads_every_line_as_the_example_has_it_and_drops_long_ones_by_default() {
-    let Some(vector) = program("VECTOR", "vector") else {
-        return println!("skipped: no vector (install it, or set VECTOR)");
-    };
+    let Some(vector) = program("vector") else { return };
     let start = |files: &Files, change: &dyn Fn(String) -> String| {
         let file = files.config("tail/vector.yaml", &["/var/lib/vector"], change);
         let mut command = Command::new(&vector);

@@ -44,7 +44,8 @@ impl Kind {
         }
     }
 
-    async fn receiver(self) -> (u16, Received) {
+    /// A receiver that takes everything, and what it got.
+    pub async fn receiver(self) -> (u16, Received) {
         match self {
             Self::Http => http::taking().await,
             Self::OtlpHttp => otlp::taking(false).await,

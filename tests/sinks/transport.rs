@@ -147,7 +147,7 @@ async fn no_answer_has_its_cause_and_a_remedy_in_every_network_sink() {
 async fn the_cause_stands_in_the_log_in_status_and_in_health() {
     let (sim, tenant) = tenant(SystemClock::new(), 4, 5).await;
     let dir = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let port = test_support::free_port();
     let (address, _, _kept) = Peer::Nobody.listen(dir.path()).await;
     let mut text = format!(
         "data_dir = {:?}\n[metrics]\nlisten = \"127.0.0.1:{port}\"\n[sources.s]\n{}poll_interval_secs = 1\n",

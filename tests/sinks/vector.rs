@@ -17,9 +17,10 @@ use m365_audit::config::source_schema;
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::sim::{GenerateSpec, NewBlob, Sim, SimConfig};
 use serde_json::Value;
+use test_support::{free_port, program, skip};
 use tokio::net::TcpListener;
 
-use crate::agents::{example, program};
+use crate::agents::example;
 use crate::truth::{Received, assert_nothing_lost, compare, source_table, tenant};
 
 /// Nothing here takes nearly so long unless it hangs.
@@ -77,11 +78,7 @@ impl Drop for Process {
 }
 
 fn vector() -> Option<PathBuf> {
-    let found = program("VECTOR", "vector");
-    if found.is_none() {
-        println!("skipped: no Vector; name one in VECTOR or put it into PATH");
-    }
-    found
+    program("vector")
 }
 
 /// A Vector that was built with `examples/vector-native/m365_audit.rs`.
@@ -90,7 +87,7 @@ fn vector_with_the_source() -> Option<PathBuf> {
     let list = Command::new(&vector).arg("list").output().unwrap();
     let has = String::from_utf8_lossy(&list.stdout).lines().any(|line| line.trim_start_matches("- ") == "m365_audit");
     if !has {
-        println!("skipped: this Vector was built without the source m365_audit (examples/vector-native)");
+        skip("vector-source", format_args!("{} was built without it", vector.display()));
     }
     has.then_some(vector)
 }
@@ -218,10 +215,6 @@ fn ours(config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
     command.args(["run", "-c"]).arg(config);
     command
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A remap that adds what Vector thinks of the types, and an `http` sink that soon gives up, so that its failures

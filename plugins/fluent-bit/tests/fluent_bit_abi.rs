@@ -155,11 +155,9 @@ fn host_appends(test: &str) -> bool {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("libhost.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fluent_bit_support/host.c");
-    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&path).arg(source).output();
-    if !made.is_ok_and(|output| output.status.success()) {
-        println!("skipped: no C compiler `cc`");
-        return false;
-    }
+    let Some(compiler) = test_support::program("cc") else { return false };
+    let made = Command::new(compiler).args(["-shared", "-fPIC", "-o"]).arg(&path).arg(source).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
     unsafe { **library.get::<*mut Append>(b"append_for_test").unwrap() = append };
     *EXPORTS.lock().unwrap() = Some(library);

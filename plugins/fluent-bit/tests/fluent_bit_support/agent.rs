@@ -15,24 +15,13 @@ use serde_json::Value;
 use crate::support::{self, PATIENCE, Service};
 use crate::symbols;
 
-/// Tells which one it is, in every run: a build from source has by default none of the packages' `malloc`.
+/// Prints which build it is, in every run: a build from source has by default none of the packages' `malloc`.
 pub fn fluent_bit() -> Option<PathBuf> {
-    static TOLD: Once = Once::new();
-    let named = std::env::var_os("FLUENT_BIT").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = named.into_iter().chain(std::env::split_paths(&path).map(|dir| dir.join("fluent-bit")));
-    let found = found.into_iter().find(|path| path.is_file());
-    // Not by `println`, which a test that passes keeps for itself.
-    TOLD.call_once(|| {
-        let _ = match &found {
-            Some(path) => writeln!(std::io::stderr(), "{}", Build::of(path)),
-            None => writeln!(
-                std::io::stderr(),
-                "skipped, what needs a Fluent Bit: there is none; name one in FLUENT_BIT or put it into PATH"
-            ),
-        };
-    });
-    found
+    static REPORTED: Once = Once::new();
+    let found = test_support::program("fluent-bit")?;
+    // Not by `println`: the runner keeps what a passing test prints.
+    REPORTED.call_once(|| drop(writeln!(std::io::stderr(), "{}", Build::of(&found))));
+    Some(found)
 }
 
 /// Which build of Fluent Bit it is, as far as a plugin is concerned.

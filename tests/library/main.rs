@@ -1,0 +1,17 @@
+//! The library from outside, in one process: its client, its reader of events, its hosts, and the promises that are kept
+//! by looking at the source itself.
+
+mod api_client;
+mod architecture;
+mod benches;
+mod canonical_key;
+mod embedded_host;
+mod examples;
+mod exports;
+mod fleet;
+mod monitoring;
+mod records;
+mod sign_in;
+mod simulated_tenant;
+mod skips;
+mod stores;

@@ -1,0 +1,139 @@
+//! The alert rules and the dashboard ask for metrics that exist, by labels they have, and the rules fire when they
+//! should (`promtool`, where it is installed): here on series written by hand, in `tests/scenarios/alerts.rs` on what
+//! `/metrics` served.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use m365_audit::metrics;
+
+const RULES: &str = include_str!("../../packaging/prometheus/m365-audit.rules.yml");
+const RULE_TESTS: &str = include_str!("../../packaging/prometheus/m365-audit.test.yml");
+const DASHBOARD: &str = include_str!("../../packaging/grafana/m365-audit.json");
+
+/// Labels that Prometheus adds.
+const ADDED: &[&str] = &["instance", "job"];
+
+/// Every metric a query names, with the labels it selects by.
+fn metrics_of(query: &str) -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    let mut rest = query;
+    while let Some(at) = rest.find("m365_audit_") {
+        let tail = &rest[at..];
+        let end = tail.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(tail.len());
+        let labels =
+            tail[end..].strip_prefix('{').and_then(|tail| tail.split_once('}')).map_or("", |(labels, _)| labels);
+        let labels = labels.split(',').filter_map(|label| label.split(['=', '!', '~']).next());
+        let labels = labels.map(|label| label.trim().to_owned()).filter(|label| !label.is_empty()).collect();
+        found.push((tail[..end].to_owned(), labels));
+        rest = &tail[end..];
+    }
+    found
+}
+
+/// The labels of every `by (…)`.
+fn grouped_by(query: &str) -> Vec<String> {
+    let groups = query.split("by (").skip(1).filter_map(|rest| rest.split_once(')'));
+    groups.flat_map(|(labels, _)| labels.split(',').map(|label| label.trim().to_owned()).collect::<Vec<_>>()).collect()
+}
+
+#[track_caller]
+fn check(query: &str) {
+    let named = metrics_of(query);
+    assert!(!named.is_empty(), "no metric in `{query}`");
+    let mut labels_in_reach: BTreeSet<&str> = ADDED.iter().copied().collect();
+    for (name, labels) in &named {
+        let metric = metrics::ALL.iter().find(|metric| metric.name == name);
+        let metric = metric.unwrap_or_else(|| panic!("`{name}` is no metric of ours: `{query}`"));
+        labels_in_reach.extend(metric.labels);
+        for label in labels {
+            let known = metric.labels.contains(&label.as_str()) || ADDED.contains(&label.as_str());
+            assert!(known, "`{name}` has no label `{label}`: `{query}`");
+        }
+        let is_counter = metric.kind == metrics::Kind::Counter;
+        let as_rate = ["rate(", "increase("].iter().any(|function| query.contains(&format!("{function}{name}")));
+        let since_start = name == metrics::GAPS_TOTAL;
+        assert!(!is_counter || as_rate || since_start, "`{name}` only grows and is shown as it is: `{query}`");
+        assert!(is_counter || !as_rate, "`{name}` is no counter: `{query}`");
+    }
+    for label in grouped_by(query) {
+        assert!(labels_in_reach.contains(label.as_str()), "nothing in `{query}` has the label `{label}`");
+    }
+}
+
+/// The query of each rule: what follows `expr:`, on the line or indented below it.
+fn rule_queries() -> Vec<String> {
+    let mut queries = Vec::new();
+    for part in RULES.split(" expr: ").skip(1) {
+        let query = match part.strip_prefix("|\n") {
+            Some(block) => {
+                block.lines().take_while(|line| line.starts_with("          ")).collect::<Vec<_>>().join("\n")
+            }
+            None => part.lines().next().unwrap_or_default().to_owned(),
+        };
+        queries.push(query);
+    }
+    queries
+}
+
+#[test]
+fn every_rule_asks_for_metrics_and_labels_that_exist() {
+    let queries = rule_queries();
+    assert_eq!(queries.len(), RULES.matches("- alert: ").count());
+    for query in queries {
+        check(&query);
+    }
+}
+
+#[test]
+fn every_panel_asks_for_metrics_and_labels_that_exist() {
+    let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
+    let mut queries = 0;
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            check(target["expr"].as_str().unwrap());
+            queries += 1;
+        }
+        assert!(!panel["description"].as_str().unwrap().is_empty(), "{} says not what it shows", panel["title"]);
+    }
+    assert!(queries >= 15, "{queries}");
+}
+
+#[test]
+fn every_alert_is_tested_firing_and_keeping_quiet() {
+    for alert in RULES.split("- alert: ").skip(1).map(|part| part.lines().next().unwrap()) {
+        let of_it: Vec<&str> =
+            RULE_TESTS.split("eval_time: ").filter(|part| part.contains(&format!("alertname: {alert}"))).collect();
+        assert!(of_it.iter().any(|part| part.contains("exp_alerts: []")), "{alert} is never shown to keep quiet");
+        let fires = |part: &&str| !part.contains("exp_alerts: []");
+        assert!(of_it.iter().any(fires), "{alert} is never shown to fire");
+    }
+}
+
+#[test]
+fn every_alert_is_tested_on_what_the_metrics_page_served_and_is_on_the_page_about_monitoring() {
+    const SCRAPED: &str = include_str!("../scenarios/alerts.rs");
+    const PAGE: &str = include_str!("../../docs/monitoring.md");
+    for alert in RULES.split("- alert: ").skip(1).map(|part| part.lines().next().unwrap()) {
+        assert!(SCRAPED.contains(&format!("\"{alert}")), "{alert} is not tested in tests/scenarios/alerts.rs");
+        assert!(PAGE.contains(&format!("`{alert}`")), "{alert} is not in docs/monitoring.md");
+    }
+    for named in PAGE.split('`').filter(|word| word.starts_with("M365Audit")) {
+        assert!(
+            RULES.contains(&format!("- alert: {named}\n")),
+            "docs/monitoring.md names `{named}`, which is not shipped"
+        );
+    }
+}
+
+#[test]
+fn the_rules_are_understood_and_fire_when_they_should() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus");
+    let Some(promtool) = test_support::program("promtool") else { return };
+    for args in [["check", "rules", "m365-audit.rules.yml"], ["test", "rules", "m365-audit.test.yml"]] {
+        let output = Command::new(&promtool).args(args).current_dir(&folder).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{printed}");
+    }
+}

@@ -1,0 +1,15 @@
+//! The program as an operator runs it: each test starts the real binary.
+
+mod beneath;
+mod book;
+mod check;
+mod container;
+mod kill;
+mod network;
+mod operator;
+mod packages;
+mod readme;
+mod tenants;
+mod terminal;
+mod threats;
+mod validate;

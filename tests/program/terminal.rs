@@ -1,0 +1,170 @@
+//! Commands at a terminal that goes away, and into readers that have seen enough.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+/// For a slow machine; nothing waits for it where all is well.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_m365-audit"))
+}
+
+/// Both ends of a terminal.
+fn terminal() -> (File, File) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap();
+    let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    (File::from(ours), theirs)
+}
+
+fn ends(child: &mut Child, what: &str) -> ExitStatus {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("{what}: it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process with a source that reaches nobody, and its configuration.
+struct Running {
+    process: Child,
+    config: std::path::PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn running() -> Running {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("agent.toml");
+    let guid = "00000000-1111-2222-3333-444444444444";
+    let text = format!(
+        "data_dir = {:?}\n[sources.s]\ntype = \"m365_audit\"\ntenant_id = \"{guid}\"\nclient_id = \"{guid}\"\n\
+         client_secret = \"s\"\napi_url = \"http://127.0.0.1:9\"\nauthority_url = \"http://127.0.0.1:9\"\n\
+         [sinks.out]\ntype = \"stdout\"\ninputs = [\"s\"]\n",
+        dir.path().join("state")
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = binary();
+    command.args(["run", "-c"]).arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
+    let running = Running { process: command.spawn().unwrap(), config, _dir: dir };
+    let begun = Instant::now();
+    loop {
+        let mut asked = binary();
+        let asked = asked.args(["status", "--once", "-c"]).arg(&running.config).output().unwrap();
+        if asked.status.success() {
+            return running;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{}", String::from_utf8_lossy(&asked.stderr));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn live_status(running: &Running) -> (Child, File) {
+    let (mut ours, theirs) = terminal();
+    let mut command = binary();
+    command.args(["status", "-c"]).arg(&running.config).env("TERM", "xterm");
+    let end = || Stdio::from(theirs.try_clone().unwrap());
+    let child = command.stdin(end()).stdout(end()).stderr(Stdio::null()).spawn().unwrap();
+    drop((theirs, command));
+    // It draws: it is live.
+    let mut drawn = [0; 256];
+    assert!(ours.read(&mut drawn).unwrap() > 0);
+    (child, ours)
+}
+
+#[test]
+fn a_live_status_ends_when_its_terminal_goes_or_a_signal_comes() {
+    let running = running();
+    let (mut child, ours) = live_status(&running);
+    drop(ours);
+    assert!(ends(&mut child, "the terminal went").success());
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
+        let (mut child, ours) = live_status(&running);
+        // Somebody has to read what it draws.
+        let mut reader = ours.try_clone().unwrap();
+        let reading = std::thread::spawn(move || while reader.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {});
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert!(ends(&mut child, "a signal came").success());
+        drop(ours);
+        reading.join().unwrap();
+    }
+    let (mut child, ours) = live_status(&running);
+    std::io::Write::write_all(&mut &ours, b"q").unwrap();
+    assert!(ends(&mut child, "a key was pressed").success());
+}
+
+#[test]
+fn demo_and_simulate_end_when_their_terminal_goes() {
+    // The one says where it listens on standard error, the other writes records to standard output.
+    for arguments in [&["simulate", "--listen", "127.0.0.1:0"][..], &["demo", "--events", "20000"]] {
+        let mut command = binary();
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = match arguments[0] {
+            "simulate" => command.stderr(Stdio::piped()).spawn().unwrap(),
+            _ => command.stdout(Stdio::piped()).spawn().unwrap(),
+        };
+        let mut line = String::new();
+        // Kept open: what ends it is the signal.
+        let mut out = child.stdout.take().map(BufReader::new);
+        let mut errors = child.stderr.take().map(BufReader::new);
+        if let Some(out) = &mut out {
+            out.read_line(&mut line).unwrap();
+        }
+        if let Some(errors) = &mut errors {
+            errors.read_line(&mut line).unwrap();
+        }
+        kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+        assert!(ends(&mut child, &format!("{arguments:?}")).success(), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let running = running();
+    let config = running.config.to_str().unwrap();
+    let commands: &[&[&str]] = &[
+        &["schema", "config"],
+        &["schema", "record"],
+        &["plugin"],
+        &["man"],
+        &["completions", "bash"],
+        &["status", "--json", "-c", config],
+        &["state", "show", "-c", config],
+        &["validate", "-c", config],
+        &["demo", "--fast", "--events", "2000"],
+    ];
+    for arguments in commands {
+        let mut child = binary().args(*arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        // Some say little or nothing; those that say much are cut off.
+        let _ = out.read_line(&mut line);
+        drop(out);
+        let mut said = String::new();
+        let mut errors = child.stderr.take().unwrap();
+        errors.read_to_string(&mut said).unwrap();
+        let status = ends(&mut child, &format!("{arguments:?}"));
+        assert!(status.success(), "{arguments:?}: {status}\n{said}");
+        assert!(!said.contains("roken pipe") && !said.contains("panicked"), "{arguments:?}: {said}");
+    }
+}
