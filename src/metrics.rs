@@ -93,6 +93,9 @@ metrics_table! {
     SINK_OVERSIZED_TOTAL = Counter "m365_audit_sink_oversized_total" ["sink"] "Records over `record_bytes_max` of a sink of the embedded host, set aside without being sent.";
     SINK_FILE_CUT_TOTAL = Counter "m365_audit_sink_file_cut_total" ["sink"] "How often the file of a `file` sink was found shorter than it was left, or with other content.";
     STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
+    READING_TENANTS = Gauge "m365_audit_reading_tenants" [] "Tenants that read blobs now, at most `catch_up_tenants_max`.";
+    WAITING_TENANTS = Gauge "m365_audit_waiting_tenants" [] "Tenants that have blobs to read and wait for their turn.";
+    TURN_WAITING_SECONDS = Gauge "m365_audit_turn_waiting_seconds" ["tenant"] "How long a tenant has waited for its turn to read blobs; 0 when it has come, absent when it never had to wait.";
     SINK_HELD_BACK = Gauge "m365_audit_sink_held_back" ["sink"] "1 while the receiver of a sink takes nothing (it rejects everything, or fails or does not answer each time), so that nothing is set aside and all records wait; else 0. Busy or out of reach is not meant.";
     SINK_OLDEST_REQUEST_SECONDS = Gauge "m365_audit_sink_oldest_request_seconds" ["sink"] "Age of the oldest request of a sink that has no answer yet; 0 when none is under way.";
 }

@@ -36,11 +36,14 @@ fn main() {
         "growth" => growth(words.get(1).copied()),
         "tenants" => tenants(number(1, 1000), number(2, 300)),
         "share" => share(number(1, 100)),
+        "catch-up" => catch_up(number(1, 300), number(2, 400), number(3, 50), number(4, 200), number(5, 200)),
         "latency" => latency(number(1, 100)),
         "keys" => keys(number(1, 1_000_000), number(2, 10_000_000)),
         "pace" => pace(number(1, 180), number(2, 2000)),
         other => {
-            panic!("`{other}` is none of throughput, routes, tls, memory, growth, keys, tenants, share, latency, pace")
+            panic!(
+                "`{other}` is none of throughput, routes, tls, memory, growth, keys, tenants, share, catch-up, latency, pace"
+            )
         }
     }
 }
@@ -383,6 +386,44 @@ fn share(count: u64) {
     }
     assert!(child.wait().is_ok_and(|status| status.success()), "the run failed");
     println!("{} events delivered of {}, peak {peak:.1} MiB", lines_of(&dir.join("out.ndjson")), total * 50);
+}
+
+/// Many tenants that catch up over blobs that take a while each, so many at once: how much memory they hold together.
+fn catch_up(count: u64, blobs: u64, events: u64, latency_ms: u64, reading: u64) {
+    let scratch = Scratch::new();
+    let feed = Feed { blobs, events, latency_ms, ..Feed::default() };
+    let server = Server::start(&feed);
+    let dir = scratch.fresh("run");
+    let agent = Agent { server: &server, tenants: count as usize, source: FULL_SPEED, once: false, binary: &binary() };
+    let began = Instant::now();
+    let mut command = agent.command(&dir);
+    if reading > 0 {
+        let path = dir.join("agent.toml");
+        let text = std::fs::read_to_string(&path).expect("a file");
+        std::fs::write(path, format!("catch_up_tenants_max = {reading}\n{text}")).expect("a file");
+    }
+    let mut child = command.spawn().expect("it starts");
+    let out = dir.join("out.ndjson");
+    let bytes = || std::fs::metadata(&out).map_or(0, |m| m.len());
+    let (mut peak, mut grown, mut seen) = (0.0_f64, Instant::now(), 0);
+    // It is over when nothing has come for a while.
+    while grown.elapsed() < Duration::from_secs(15) {
+        peak = peak.max(memory_mib(child.id(), "VmHWM:"));
+        let now = bytes();
+        if now != seen {
+            (grown, seen) = (Instant::now(), now);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!(
+        "{count} tenants, {reading} at once, {} events delivered of {}, {:.0} s, peak {peak:.1} MiB, {:.1} MiB when done",
+        lines_of(&out),
+        count * blobs * events,
+        (grown - began).as_secs_f64(),
+        memory_mib(child.id(), "VmRSS:")
+    );
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// From the listing that first shows a blob to its records in the file.

@@ -143,6 +143,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         data_dir = %config.data_dir.display(), once = args.once, "started"
     );
 
+    let reading_max = config.catch_up_tenants_max;
     let mut process = Process {
         path: args.config,
         config,
@@ -150,7 +151,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         host,
         sources: BTreeMap::new(),
         tasks: JoinSet::new(),
-        fleet: Fleet::bounded(connections_bound()),
+        fleet: Fleet::bounded(connections_bound()).reading_at_most(reading_max),
         once: args.once,
         worst: Exit::Done,
         registry,
@@ -399,6 +400,7 @@ impl Process {
             self.service.alive();
             self.host.remove_sink(name, SINK_GRACE).await;
         }
+        self.fleet.set_reading_max(new.catch_up_tenants_max);
         self.config = Config { data_dir: self.config.data_dir.clone(), ..new };
         for name in self.config.sources.keys().cloned().collect::<Vec<_>>() {
             if !self.sources.contains_key(&name) {

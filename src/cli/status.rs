@@ -253,6 +253,13 @@ fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
         state(&status.state),
         Span::raw(format!("  {}", second(process.now))),
     ])];
+    if process.waiting > 0 {
+        let (reading, waiting) = (counted(process.reading, "tenant"), counted(process.waiting, "tenant"));
+        lines.push(Line::from(format!(
+            "{waiting} with blobs to read {} for a turn; {reading} read now (`catch_up_tenants_max`)",
+            if process.waiting == 1 { "waits" } else { "wait" }
+        )));
+    }
     let mut sources: Vec<&Source> = status.sources.iter().collect();
     sources.sort_by_key(|source| match source.state.as_str() {
         "failed" => 0,
@@ -315,6 +322,9 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
         words.push(format!("{records} set aside (`m365-audit state show`, `state retry`)"));
     }
     lines.push(Line::from(format!("  {}", words.join(", "))));
+    if let Some(waited) = source.turn_waiting_secs {
+        lines.push(Line::from(format!("  waits for its turn to read blobs for {}; nothing is lost", span(waited))));
+    }
     if let Some(held) = &source.held {
         lines.push(Line::from(format!("  {}", held_words(held))));
     }
@@ -504,6 +514,7 @@ mod tests {
             clock_skew_secs: Some(0.4),
             in_flight_bytes: 1_250_000,
             set_aside: 0,
+            turn_waiting_secs: None,
             streams: vec![Stream {
                 content_type: "Audit.Exchange".into(),
                 complete_until: Some(t("2026-05-03T09:54:00Z")),
@@ -531,6 +542,8 @@ mod tests {
                 version: "0.1.0".into(),
                 started: t("2026-05-03T07:00:00Z"),
                 now: t("2026-05-03T10:00:00Z"),
+                reading: 1,
+                waiting: 0,
             },
             state: "failed".into(),
             sources: vec![
@@ -562,6 +575,22 @@ mod tests {
         let buffer = terminal.backend().buffer().clone();
         let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
         (0..height).map(row).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn who_waits_for_a_turn_to_read_is_told() {
+        let mut status = example();
+        let text = |status: &Status| page(status, 200).iter().map(plain).collect::<Vec<_>>().join("\n");
+        assert!(!text(&status).contains("turn"), "nobody waits");
+        (status.process.reading, status.process.waiting) = (50, 1);
+        status.sources[0].turn_waiting_secs = Some(90.0);
+        let shown = text(&status);
+        assert!(
+            shown
+                .contains("1 tenant with blobs to read waits for a turn; 50 tenants read now (`catch_up_tenants_max`)"),
+            "{shown}"
+        );
+        assert!(shown.contains("  waits for its turn to read blobs for 90 s; nothing is lost"), "{shown}");
     }
 
     #[test]

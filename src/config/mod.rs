@@ -57,6 +57,9 @@ pub(crate) use source::read_secret_file;
 pub use source::{AssertionAlgorithm, AuthMethod, Cloud, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint};
 pub(crate) use transport::{is_link_local, is_loopback};
 
+/// The default of `catch_up_tenants_max`.
+pub const CATCH_UP_TENANTS_MAX: u32 = 200;
+
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Config {
@@ -84,6 +87,14 @@ pub struct Config {
         extend("x-expected" = "at least one table `[sinks.<name>]`")
     )]
     pub sinks: BTreeMap<String, SinkEntry>,
+
+    /// How many tenants read blobs at once. Each that does holds a few MB, so after an outage this bounds what a process
+    /// with many tenants takes; the others list a little and wait their turn, first those with something that is gone
+    /// within a day, then those with a few blobs, then the others as they came. A turn ends when all is read, or after a
+    /// minute while others wait. `status` and `m365_audit_waiting_tenants` say how many wait.
+    #[serde(default = "default_catch_up_tenants_max")]
+    #[schemars(range(min = 1, max = 100_000), example = &50)]
+    pub catch_up_tenants_max: u32,
 
     /// The metrics listener. Without this table there is none.
     #[serde(default)]
@@ -143,6 +154,10 @@ pub enum LogFormat {
 
 fn default_data_dir() -> PathBuf {
     PathBuf::from("/var/lib/m365-audit")
+}
+
+fn default_catch_up_tenants_max() -> u32 {
+    CATCH_UP_TENANTS_MAX
 }
 
 fn default_log_level() -> String {

@@ -355,6 +355,12 @@ fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Opti
     let config = Config {
         data_dir: read_key(findings, &mut root, "data_dir", super::default_data_dir)?,
         control_socket: read_key(findings, &mut root, "control_socket", || None)?,
+        catch_up_tenants_max: read_key(
+            findings,
+            &mut root,
+            "catch_up_tenants_max",
+            super::default_catch_up_tenants_max,
+        )?,
         sources,
         sinks,
         metrics: read_key(findings, &mut root, "metrics", || None)?,
@@ -834,7 +840,7 @@ listen = "everywhere"
 format = "xml"
 "#,
             expect![[r#"
-                config-invalid: `data_dri` is not a known key, expected one of `control_socket`, `data_dir`, `log`, `metrics`, `sinks`, `sources` (line 1)
+                config-invalid: `data_dri` is not a known key, expected one of `catch_up_tenants_max`, `control_socket`, `data_dir`, `log`, `metrics`, `sinks`, `sources` (line 1)
                   hint: nearest known key: `data_dir`; 18 more problems below
                 `sources.contoso.client_id` is missing, expected the application's client id, a GUID (line 2)
                   hint: Entra admin centre > App registrations > Application (client) ID

@@ -25,7 +25,8 @@ use super::job::{Job, Outcome, Patience};
 use super::listing::Found;
 use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX, Report};
 use super::server_time::ServerTime;
-use super::stream::{Stream, Unlistable, Unwritten};
+use super::stream::{Rooms, Stream, Unlistable, Unwritten};
+use super::turns::{self, Class, Need, Seat, Standing};
 use crate::api::{Action as Advice, ApiError};
 use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
@@ -41,8 +42,6 @@ use crate::plan;
 
 /// Blobs downloaded and not settled yet, with their batches under way.
 const SETTLING_MAX: usize = 512;
-/// Blobs known and not settled; beyond it listers read no more backlog.
-const UNSETTLED_MAX: usize = 10_000;
 /// How often gauges, alarms and gaps are looked at.
 const TICK: Duration = Duration::from_secs(15);
 /// Gauges are set this soon after a blob was found or settled.
@@ -59,6 +58,8 @@ const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
 const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
 /// An unsettled blob this near its expiry is an alarm.
 const EXPIRY_ALARM: SignedDuration = SignedDuration::from_hours(24);
+/// A tenant that waits for its turn this long is told.
+const TURN_ALARM: Duration = Duration::from_secs(900);
 /// With `--once`: so many throttled fetches in a row without one that worked, and the rest is left.
 const ONCE_THROTTLED_MAX: u32 = 500;
 /// With `--once`: a blob that was throttled this often is left.
@@ -92,6 +93,8 @@ pub(super) struct Terms {
     pub hold: Hold,
     /// Bytes in flight.
     pub budget: Budget,
+    /// Its place among the tenants that read.
+    pub seat: Seat,
 }
 
 /// What an earlier run left of the streams.
@@ -180,6 +183,14 @@ pub(super) struct Decisions {
     retry: BTreeMap<(Duration, u64), Job>,
     retries: u64,
     downloads: Downloads,
+    standing: Standing,
+    /// Blobs being fetched and settled, and how many that was of before.
+    fetching: usize,
+    ended: u64,
+    /// Something of it may be gone soon, when it was looked at last.
+    expiring: bool,
+    /// The gauge of how long it waits has a value that is not 0.
+    turn_shown: bool,
     /// What is to be begun, in order.
     actions: VecDeque<Action>,
     /// Actions begun, or to be begun, that have not ended; listings aside.
@@ -232,6 +243,11 @@ impl Decisions {
             retry: BTreeMap::new(),
             retries: 0,
             downloads: Downloads::new(),
+            standing: Standing::Idle,
+            fetching: 0,
+            ended: 0,
+            expiring: false,
+            turn_shown: false,
             actions: VecDeque::new(),
             under_way: 0,
             waiting: Vec::new(),
@@ -337,6 +353,11 @@ impl Decisions {
     /// The downloads under way. Cheap to clone.
     pub(super) fn downloads(&self) -> &Downloads {
         &self.downloads
+    }
+
+    /// Resolves when its turn to read has come.
+    pub(super) async fn turn_came(&self) {
+        self.terms.seat.woken().await;
     }
 
     /// When [`Event::Due`] is due, by the monotonic clock.
@@ -552,23 +573,55 @@ impl Decisions {
 
     /// Tells a stream's lister where its position stands, and all listers when there is room again or no more.
     fn guide(&self, content_type: ContentType) {
-        let unsettled: usize = self.streams.values().map(|s| s.unsettled.wanted()).sum();
-        let room = unsettled < UNSETTLED_MAX;
+        let rooms = self.rooms();
         for (other, stream) in &self.streams {
-            if *other == content_type || stream.guidance.borrow().room != room {
-                stream.guide(room);
+            let known = *stream.guidance.borrow();
+            if *other == content_type || (known.room, known.fresh_room) != (rooms.backlog, rooms.fresh) {
+                stream.guide(rooms);
             }
         }
     }
 
+    /// What is new has room of its own beside the backlog, but for a tenant that waits for its turn.
+    fn rooms(&self) -> Rooms {
+        let unsettled: usize = self.streams.values().map(|s| s.unsettled.wanted()).sum();
+        let most = self.terms.seat.unsettled_max(self.standing);
+        let fresh = if matches!(self.standing, Standing::Waiting(_)) { most } else { 2 * most };
+        Rooms { backlog: unsettled < most, fresh: unsettled < fresh }
+    }
+
     // ---- fetching ----
 
+    /// Says what there is to read, and whether it is its turn.
+    fn take_turn(&mut self) {
+        let few = self.ready.len() + self.fetching <= turns::FEW;
+        let class = match () {
+            () if self.expiring => Class::Expiring,
+            () if few => Class::Few,
+            () => Class::Many,
+        };
+        let need = Need { ready: !self.ready.is_empty(), fetching: self.fetching > 0, class, ended: self.ended };
+        let standing = self.terms.seat.ask(self.terms.clock.monotonic(), need);
+        if standing != self.standing {
+            self.standing = standing;
+            self.gauges_stale = true;
+            for content_type in self.types() {
+                self.guide(content_type);
+            }
+        }
+    }
+
     fn start_fetches(&mut self) {
+        self.take_turn();
+        if self.standing != Standing::Reading {
+            return;
+        }
         let allowed = self.downloads.allowed(&self.terms.budget);
         while self.downloads.active() < allowed && self.under_way < SETTLING_MAX {
             let Some(Ready(job)) = self.ready.pop() else { return };
             debug_assert!(!self.is_settled(&job), "CK-2: a settled blob is fetched again");
             let download = self.downloads.begin();
+            self.fetching += 1;
             self.start(Action::Fetch(Box::new(job), download));
         }
     }
@@ -579,6 +632,10 @@ impl Decisions {
 
     fn on_done(&mut self, done: Done) -> Result<(), SourceError> {
         self.under_way = self.under_way.saturating_sub(1);
+        if matches!(done, Done::Blob(..)) {
+            self.fetching = self.fetching.saturating_sub(1);
+            self.ended += 1;
+        }
         let state = |source| SourceError::State { tenant: self.terms.tenant.clone(), source };
         match done {
             Done::Blob(job, outcome) => match outcome {
@@ -865,6 +922,7 @@ impl Decisions {
             self.check_gaps();
             self.check_clock();
             self.check_blobs();
+            self.check_turn(now);
             for content_type in self.types() {
                 self.advance(content_type);
             }
@@ -919,6 +977,24 @@ impl Decisions {
         }
     }
 
+    /// Whether it must read soon, and whether it waits too long for that.
+    fn check_turn(&mut self, now: Duration) {
+        let soon = |server_now| self.streams.values().any(|stream| stream.expires_within(EXPIRY_ALARM, server_now));
+        self.expiring = self.terms.server.trusted().is_some_and(soon);
+        let why = match self.standing {
+            Standing::Waiting(_) if self.expiring => "the oldest of it is gone within a day",
+            Standing::Waiting(since) if now >= since + TURN_ALARM => "for a quarter of an hour or longer",
+            _ => return self.terms.board.clear(Place::Turn),
+        };
+        let (_, most) = self.terms.seat.place();
+        self.terms.board.report(
+            Place::Turn,
+            Level::Degraded,
+            format!("turn-awaited: it waits for its turn to be read, as {} at a time are: {why}", counted(most as u64, "tenant")),
+            "nothing is lost while it waits; see whether a sink takes nothing, or raise `catch_up_tenants_max` where there is memory for it",
+        );
+    }
+
     fn set_gauges(&mut self, now: Duration, granted_per_minute: Option<f64>) {
         self.gauges_stale = false;
         self.gauges_at = now + GAUGES_EVERY;
@@ -929,6 +1005,14 @@ impl Decisions {
         }
         if let Some(granted) = granted_per_minute {
             ::metrics::gauge!(metrics::GRANTED_REQUESTS_PER_MINUTE, "tenant" => tenant.clone()).set(granted);
+        }
+        let waited = match self.standing {
+            Standing::Waiting(since) => Some(now.saturating_sub(since).as_secs_f64()),
+            _ => self.turn_shown.then_some(0.0),
+        };
+        if let Some(waited) = waited {
+            self.turn_shown = waited > 0.0;
+            ::metrics::gauge!(metrics::TURN_WAITING_SECONDS, "tenant" => tenant.clone()).set(waited);
         }
         ::metrics::gauge!(metrics::IN_FLIGHT_BYTES, "tenant" => tenant.clone()).set(self.terms.budget.used() as f64);
         if let Some(skew) = self.terms.server.skew() {

@@ -1,4 +1,4 @@
-//! What the sources of one process share: connections, room in memory, and turns to begin.
+//! What the sources of one process share: connections, room in memory, turns to begin and turns to read.
 //!
 //! A thousand tenants that begin together ask for some ten thousand listings in their first seconds, and again together
 //! whenever the process starts. So each takes a turn: the first begins at once, every other one [`BEGIN_EVERY`] after
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::budget::Pool;
+use super::turns::Turns;
 use crate::api::Connections;
 
 /// Between the beginnings of two sources: 20 a second, so that a thousand begin within a minute, with some 200 requests
@@ -19,6 +20,7 @@ pub const BEGIN_EVERY: Duration = Duration::from_millis(50);
 pub struct Fleet {
     connections: Connections,
     pool: Pool,
+    turns: Turns,
     /// When the next one may begin, by [`Clock::monotonic`](crate::clock::Clock::monotonic).
     next: Arc<Mutex<Duration>>,
 }
@@ -34,6 +36,18 @@ impl Fleet {
         Self { connections: Connections::at_most(connections), ..Self::default() }
     }
 
+    /// The same, with at most so many tenants that read blobs at once (`catch_up_tenants_max`).
+    #[must_use]
+    pub fn reading_at_most(self, tenants: u32) -> Self {
+        self.set_reading_max(tenants);
+        self
+    }
+
+    /// From now on at most so many tenants read blobs at once.
+    pub fn set_reading_max(&self, tenants: u32) {
+        self.turns.set_max(tenants);
+    }
+
     /// The connections they share.
     pub(super) fn connections(&self) -> &Connections {
         &self.connections
@@ -42,6 +56,11 @@ impl Fleet {
     /// The room they share.
     pub(super) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Whose turn it is to read blobs.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// Takes the next turn to begin; how long to wait for it, at the monotonic time `now`.

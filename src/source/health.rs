@@ -28,6 +28,8 @@ pub enum Place {
     Delivery,
     /// Microsoft's clock.
     Clock,
+    /// It waits for its turn to read.
+    Turn,
     /// One stream's listing or subscription.
     Stream(ContentType),
     /// One stream's blobs.

@@ -104,6 +104,8 @@ pub struct Guidance {
     pub week_listed: Option<Timestamp>,
     /// Whether there is room for more backlog blobs.
     pub room: bool,
+    /// Whether there is room for what came since the last poll.
+    pub fresh_room: bool,
 }
 
 /// Settings of a lister.
@@ -298,14 +300,16 @@ impl Lister {
                 next_poll = now + self.settings.poll_interval.mul_f64(jitter);
                 first = false;
             }
-            let room = self.guidance.borrow_and_update().room;
-            if let Some(cursor) = take_ready(&mut queues.fresh, now) {
+            let Guidance { room, fresh_room, .. } = *self.guidance.borrow_and_update();
+            if let Some(cursor) = if fresh_room { take_ready(&mut queues.fresh, now) } else { None } {
                 Box::pin(self.page(cursor, &mut queues, true)).await?;
             } else if let Some(cursor) = if room { take_ready(&mut queues.backlog, now) } else { None } {
                 Box::pin(self.page(cursor, &mut queues, false)).await?;
             } else {
                 queues.shrink();
-                let retries = queues.fresh.iter().chain(queues.backlog.iter().filter(|_| room)).map(|c| c.not_before);
+                let may = |room: bool| move |_: &&Cursor| room;
+                let fresh = queues.fresh.iter().filter(may(fresh_room));
+                let retries = fresh.chain(queues.backlog.iter().filter(may(room))).map(|c| c.not_before);
                 let due = retries.chain([next_poll]).min().unwrap_or(next_poll);
                 tokio::select! {
                     () = self.clock.sleep(due.saturating_sub(now)) => {}

@@ -11,6 +11,7 @@ use super::budget::Pool;
 use super::desk::Desk;
 use super::hold::HoldSettings;
 use super::server_time::ServerTime;
+use super::turns::Turns;
 use crate::api::ApiClient;
 use crate::clock::Clock;
 use crate::host::Host;
@@ -45,6 +46,8 @@ pub struct TenantParts {
     pub in_flight_bytes_max: u64,
     /// Bound on those of all sources of the process.
     pub pool: Pool,
+    /// Whose turn it is to read blobs, among those sources.
+    pub(super) turns: Turns,
     /// Bound on event keys.
     pub event_keys_max: u64,
     /// Requests a minute, 0 for no limit.

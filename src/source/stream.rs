@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use tokio::sync::watch;
 
 use super::gap::GapReason;
@@ -86,7 +87,7 @@ impl Stream {
             // Never listed before: a first run, not a gap.
             position.origin = first;
         }
-        let guidance = watch::Sender::new(guidance_of(&position, true));
+        let guidance = watch::Sender::new(guidance_of(&position, Rooms::ALL));
         Self {
             position,
             unwritten,
@@ -103,9 +104,9 @@ impl Stream {
         }
     }
 
-    /// Tells the lister where the position stands, and whether there is room for more.
-    pub(super) fn guide(&self, room: bool) {
-        let guidance = guidance_of(&self.position, room);
+    /// Tells the lister where the position stands, and for what there is room.
+    pub(super) fn guide(&self, rooms: Rooms) {
+        let guidance = guidance_of(&self.position, rooms);
         self.guidance.send_if_modified(|known| {
             let changed = *known != guidance;
             *known = guidance;
@@ -131,6 +132,16 @@ impl Stream {
     /// With `once`: listed to the end and everything settled or given up.
     pub(super) fn is_finished(&self) -> bool {
         self.ended.is_some() && !self.declaring && self.unsettled.wanted() == 0
+    }
+
+    /// Whether something of it, listed or not, may be gone `within` a time from `now`.
+    pub(super) fn expires_within(&self, within: SignedDuration, now: Timestamp) -> bool {
+        let wanted = self.unsettled.values().filter(|blob| !blob.given_up);
+        let blobs = wanted.map(|blob| blob.expires).min().is_some_and(|expires| expires.duration_since(now) < within);
+        let known = self.position.complete_until.max(self.position.listed_until);
+        let unread =
+            known.filter(|_| self.parked.is_none()).is_some_and(|at| at < plan::earliest_listable(now) + within);
+        blobs || unread
     }
 
     // ---- position ----
@@ -306,11 +317,25 @@ impl Stream {
     }
 }
 
-fn guidance_of(position: &Position, room: bool) -> Guidance {
+/// For what a lister has room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rooms {
+    /// More backlog.
+    pub backlog: bool,
+    /// What came since the last poll.
+    pub fresh: bool,
+}
+
+impl Rooms {
+    const ALL: Self = Self { backlog: true, fresh: true };
+}
+
+fn guidance_of(position: &Position, rooms: Rooms) -> Guidance {
     Guidance {
         bounds: Bounds { origin: position.origin, complete_until: position.complete_until },
         day_listed: position.day_listed,
         week_listed: position.week_listed,
-        room,
+        room: rooms.backlog,
+        fresh_room: rooms.fresh,
     }
 }

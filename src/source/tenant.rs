@@ -177,6 +177,7 @@ impl Loop {
             board: board.clone(),
             hold: context.hold.clone(),
             budget: context.budget.clone(),
+            seat: parts.turns.seat(),
         };
         let decisions = Decisions::new(terms, &parts.content_types, parts.backfill, remembered);
         let (finder, found) = mpsc::channel(64);
@@ -239,6 +240,7 @@ impl Loop {
             },
             () = self.decisions.downloads().ended() => Ok(Ok(Event::Woken)),
             () = self.context.hold.woken() => Ok(Ok(Event::Woken)),
+            () = self.decisions.turn_came() => Ok(Ok(Event::Woken)),
             () = self.parts.clock.sleep(wait) => Ok(Ok(Event::Due(self.parts.api.granted_per_minute()))),
             ended = &mut *writer => Err(match ended {
                 Ok(Err(source)) => SourceError::State { tenant: self.parts.tenant.clone(), source },

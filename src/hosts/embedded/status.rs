@@ -57,6 +57,12 @@ pub struct Process {
     pub started: Timestamp,
     /// Its time.
     pub now: Timestamp,
+    /// Tenants that read blobs now.
+    #[serde(default)]
+    pub reading: u64,
+    /// Tenants that have blobs to read and wait for their turn (`catch_up_tenants_max`).
+    #[serde(default)]
+    pub waiting: u64,
 }
 
 /// One source.
@@ -80,6 +86,9 @@ pub struct Source {
     pub in_flight_bytes: u64,
     /// Records the host rejected.
     pub set_aside: u64,
+    /// For how long it has waited for its turn to read blobs, if it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn_waiting_secs: Option<f64>,
     /// Its streams.
     pub streams: Vec<Stream>,
     /// The back-fill that runs.
@@ -327,6 +336,8 @@ impl Monitor {
                 version: env!("CARGO_PKG_VERSION").into(),
                 started: self.started,
                 now: self.clock.now(),
+                reading: now.sum(metrics::READING_TENANTS, "") as u64,
+                waiting: now.sum(metrics::WAITING_TENANTS, "") as u64,
             },
             state: state.into(),
             sources,
@@ -403,6 +414,7 @@ impl View<'_> {
             clock_skew_secs: now.get(metrics::CLOCK_SKEW_SECONDS, &tenant, ""),
             in_flight_bytes: now.sum(metrics::IN_FLIGHT_BYTES, &tenant) as u64,
             set_aside: now.sum(metrics::SET_ASIDE_RECORDS, &tenant) as u64,
+            turn_waiting_secs: now.get(metrics::TURN_WAITING_SECONDS, &tenant, "").filter(|secs| *secs > 0.0),
             streams,
             backfill: entry.backfill.map(|progress| progress.snapshot()),
             held,

@@ -15,6 +15,7 @@ use crate::hosts::embedded::memory::MemoryStore;
 use crate::plan::Reach;
 use crate::source::budget::Pool;
 use crate::source::hold::HoldSettings;
+use crate::source::turns::Turns;
 
 const GENERAL: ContentType = ContentType::General;
 
@@ -77,6 +78,7 @@ impl World {
             hold_for: hold.hold,
             clock: clock.clone(),
             server: server.clone(),
+            seat: Turns::default().seat(),
             board: Board::new("s".into(), tenant, host, clock.clone()),
             hold: Hold::load(store.clone(), hold).now_or_never().unwrap().unwrap(),
             budget: Budget::new(64 << 20, &Pool::default()),

@@ -1,0 +1,306 @@
+//! Whose turn it is to read blobs, among the tenants of one process.
+//!
+//! A tenant that reads holds a share of memory of its own ([`SHARE_BYTES`](super::budget::SHARE_BYTES) of records, and what
+//! its first downloads receive into), whatever the others do. After an outage all of them would read at once. So whoever
+//! has blobs to fetch needs a turn, and there are only so many; what is in memory is bounded by that number. Who has none
+//! lists no more than a little and waits in line.
+//!
+//! First come those that have something that expires soon, then those with a few blobs, as in every poll of every day,
+//! then the others, each as they came. A turn ends when there is nothing left to fetch. While others wait it also ends
+//! after [`TURN`]: nothing new is begun, and when what was begun is settled, the next in line has it. Where that does not
+//! happen within another minute, because a receiver takes little or nothing or Microsoft sends nothing, the turn is passed
+//! on all the same, but only one of all in [`PASS_ON_EVERY`]: those with another receiver go on, and what tenants hold
+//! without a turn grows slowly.
+//!
+//! Pure but for the lock: time is handed in, and who gets a turn is told by its [`Notify`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::config::CATCH_UP_TENANTS_MAX;
+use crate::metrics;
+
+/// A turn, while others wait: up to some two thousand blobs at the usual quota.
+pub const TURN: Duration = Duration::from_secs(60);
+/// A turn that does not come free is passed on after this long, and one of all no more often than this.
+const PASS_ON_EVERY: Duration = Duration::from_secs(60);
+/// Blobs to fetch that are few.
+pub(super) const FEW: usize = 8;
+/// Blobs known and not settled, of one tenant that reads: beyond it listers read no more backlog. Some 700 bytes each.
+pub(super) const UNSETTLED_MAX: usize = 10_000;
+/// The same of all that read together, and the least of each.
+const UNSETTLED_TOGETHER: usize = 200_000;
+const UNSETTLED_MIN: usize = 1_000;
+/// The same of one that waits. A page is taken whole, so it may be a page of each content type more.
+const UNSETTLED_WAITING: usize = 200;
+
+/// How much a turn matters. The first goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// Something expires soon.
+    Expiring,
+    /// Few blobs.
+    Few,
+    /// Many.
+    Many,
+}
+
+/// What a tenant has to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need {
+    /// Blobs that could be fetched now.
+    pub ready: bool,
+    /// Blobs under way.
+    pub fetching: bool,
+    /// How much it matters.
+    pub class: Class,
+    /// How many fetches have ended so far.
+    pub ended: u64,
+}
+
+/// How a tenant stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Has nothing to fetch.
+    Idle,
+    /// Has a turn.
+    Reading,
+    /// Has a turn that is over: what was begun is to be settled, and nothing new begun.
+    Ending,
+    /// Waits since then.
+    Waiting(Duration),
+}
+
+struct Turn {
+    since: Duration,
+    /// When it was called back.
+    called_back: Option<Duration>,
+    class: Class,
+    ended: u64,
+    /// When a fetch ended last.
+    moved: Duration,
+}
+
+struct Waiter {
+    id: u64,
+    since: Duration,
+    ended: u64,
+    wake: Arc<Notify>,
+}
+
+/// The line. Cheap to clone; one for all tenants of a fleet.
+#[derive(Clone)]
+pub(super) struct Turns(Arc<Mutex<Line>>);
+
+struct Line {
+    max: usize,
+    next: u64,
+    turns: HashMap<u64, Turn>,
+    waiting: BTreeMap<(Class, u64), Waiter>,
+    places: HashMap<u64, (Class, u64)>,
+    passed_on: Option<Duration>,
+    /// The latest time anybody named.
+    now: Duration,
+    /// What the gauges show.
+    shown: Option<(usize, usize)>,
+}
+
+impl std::fmt::Debug for Turns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let line = self.lock();
+        write!(f, "Turns({} of {}, {} wait)", line.turns.len(), line.max, line.waiting.len())
+    }
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self::new(CATCH_UP_TENANTS_MAX)
+    }
+}
+
+impl Turns {
+    /// So many turns, at least one.
+    pub(super) fn new(max: u32) -> Self {
+        Self(Arc::new(Mutex::new(Line {
+            max: at_least_one(max),
+            next: 0,
+            turns: HashMap::new(),
+            waiting: BTreeMap::new(),
+            places: HashMap::new(),
+            passed_on: None,
+            now: Duration::ZERO,
+            shown: None,
+        })))
+    }
+
+    /// From now on so many. Fewer than are taken come about as turns end.
+    pub(super) fn set_max(&self, max: u32) {
+        self.lock().max = at_least_one(max);
+    }
+
+    /// A seat for one more tenant.
+    pub(super) fn seat(&self) -> Seat {
+        let mut line = self.lock();
+        line.next += 1;
+        Seat { turns: self.clone(), id: line.next, wake: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn at_least_one(max: u32) -> usize {
+    usize::try_from(max).unwrap_or(usize::MAX).max(1)
+}
+
+/// A tenant's place among the others, which ends when it is dropped.
+pub(super) struct Seat {
+    turns: Turns,
+    id: u64,
+    wake: Arc<Notify>,
+}
+
+impl Seat {
+    /// Says what there is to do at the monotonic time `now`; how the tenant stands then.
+    pub(super) fn ask(&self, now: Duration, need: Need) -> Standing {
+        let mut line = self.turns.lock();
+        let standing = line.ask(self.id, &self.wake, now, need);
+        line.show();
+        standing
+    }
+
+    /// Resolves when a turn has come.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// How many blobs a tenant that stands like this may know that are not settled.
+    pub(super) fn unsettled_max(&self, standing: Standing) -> usize {
+        match standing {
+            Standing::Waiting(_) | Standing::Ending => UNSETTLED_WAITING,
+            Standing::Idle | Standing::Reading => {
+                let reading = self.turns.lock().turns.len().max(1);
+                (UNSETTLED_TOGETHER / reading).clamp(UNSETTLED_MIN, UNSETTLED_MAX)
+            }
+        }
+    }
+
+    /// How many wait before it, and how many turns there are.
+    pub(super) fn place(&self) -> (usize, usize) {
+        let line = self.turns.lock();
+        let before = line.places.get(&self.id).map_or(0, |place| line.waiting.range(..place).count());
+        (before, line.max)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut line = self.turns.lock();
+        line.leave(self.id);
+        if line.turns.remove(&self.id).is_some() {
+            let now = line.now;
+            line.give(now);
+        }
+        line.show();
+    }
+}
+
+impl Line {
+    fn ask(&mut self, id: u64, wake: &Arc<Notify>, now: Duration, need: Need) -> Standing {
+        self.now = self.now.max(now);
+        if let Some(standing) = self.look_at_turn(id, now, need) {
+            return standing;
+        }
+        if !need.ready {
+            self.leave(id);
+            return Standing::Idle;
+        }
+        let (ticket, waiter) = self.leave(id).unwrap_or_else(|| {
+            self.next += 1;
+            (self.next, Waiter { id, since: now, ended: need.ended, wake: wake.clone() })
+        });
+        let since = waiter.since;
+        self.places.insert(id, (need.class, ticket));
+        self.waiting.insert((need.class, ticket), waiter);
+        self.give(now);
+        if self.turns.contains_key(&id) { Standing::Reading } else { Standing::Waiting(since) }
+    }
+
+    /// How a tenant with a turn stands; `None` when it has none, or none any more.
+    fn look_at_turn(&mut self, id: u64, now: Duration, need: Need) -> Option<Standing> {
+        let first = self.waiting.keys().next().map(|(class, _)| *class);
+        // Fewer turns than are taken: some were taken back.
+        let too_many = self.turns.len() > self.max;
+        let turn = self.turns.get_mut(&id)?;
+        turn.class = need.class;
+        if turn.ended != need.ended {
+            (turn.ended, turn.moved) = (need.ended, now);
+        }
+        let stands_still = now >= turn.moved + TURN;
+        let called = match first {
+            // What expires gives way to its like alone, as long as it gets on.
+            Some(first) => turn.class != Class::Expiring || first == Class::Expiring || stands_still,
+            None => too_many,
+        };
+        match turn.called_back {
+            None if called && now >= turn.since + TURN => turn.called_back = Some(now),
+            // Nobody waits any more.
+            Some(_) if !called => (turn.called_back, turn.since) = (None, now),
+            _ => {}
+        }
+        let Some(called_back) = turn.called_back else {
+            if need.ready || need.fetching {
+                return Some(Standing::Reading);
+            }
+            self.end(id, now);
+            return None;
+        };
+        let is_late = now >= called_back + PASS_ON_EVERY;
+        let may_pass_on = self.passed_on.is_none_or(|last| now >= last + PASS_ON_EVERY);
+        if need.fetching && !(is_late && may_pass_on) {
+            return Some(Standing::Ending);
+        }
+        if need.fetching {
+            self.passed_on = Some(now);
+        }
+        self.end(id, now);
+        None
+    }
+
+    fn end(&mut self, id: u64, now: Duration) {
+        self.turns.remove(&id);
+        self.give(now);
+    }
+
+    fn leave(&mut self, id: u64) -> Option<(u64, Waiter)> {
+        let place = self.places.remove(&id)?;
+        Some((place.1, self.waiting.remove(&place)?))
+    }
+
+    /// Gives turns that are free to those who wait.
+    fn give(&mut self, now: Duration) {
+        while self.turns.len() < self.max {
+            let Some(((class, _), waiter)) = self.waiting.pop_first() else { return };
+            self.places.remove(&waiter.id);
+            let Waiter { id, ended, wake, .. } = waiter;
+            self.turns.insert(id, Turn { since: now, called_back: None, class, ended, moved: now });
+            wake.notify_one();
+        }
+    }
+
+    fn show(&mut self) {
+        let now = (self.turns.len(), self.waiting.len());
+        if self.shown != Some(now) {
+            self.shown = Some(now);
+            ::metrics::gauge!(metrics::READING_TENANTS).set(now.0 as f64);
+            ::metrics::gauge!(metrics::WAITING_TENANTS).set(now.1 as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
