@@ -23,10 +23,10 @@ use super::health::{Board, Level, Place};
 use super::hold::{self, Hold};
 use super::job::{Job, Outcome, Patience};
 use super::listing::Found;
+use super::reading::Reading;
 use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX, Report};
 use super::server_time::ServerTime;
-use super::stream::{Rooms, Stream, Unlistable, Unwritten};
-use super::turns::{self, Class, Need, Seat, Standing};
+use super::stream::{Stream, Unlistable, Unwritten};
 use crate::api::{Action as Advice, ApiError};
 use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
@@ -58,8 +58,6 @@ const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
 const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
 /// An unsettled blob this near its expiry is an alarm.
 const EXPIRY_ALARM: SignedDuration = SignedDuration::from_hours(24);
-/// A tenant that waits for its turn this long is told.
-const TURN_ALARM: Duration = Duration::from_secs(900);
 /// With `--once`: so many throttled fetches in a row without one that worked, and the rest is left.
 const ONCE_THROTTLED_MAX: u32 = 500;
 /// With `--once`: a blob that was throttled this often is left.
@@ -93,8 +91,8 @@ pub(super) struct Terms {
     pub hold: Hold,
     /// Bytes in flight.
     pub budget: Budget,
-    /// Its place among the tenants that read.
-    pub seat: Seat,
+    /// Whether it may read.
+    pub reading: Reading,
 }
 
 /// What an earlier run left of the streams.
@@ -183,14 +181,6 @@ pub(super) struct Decisions {
     retry: BTreeMap<(Duration, u64), Job>,
     retries: u64,
     downloads: Downloads,
-    standing: Standing,
-    /// Blobs being fetched and settled, and how many that was of before.
-    fetching: usize,
-    ended: u64,
-    /// Something of it may be gone soon, when it was looked at last.
-    expiring: bool,
-    /// The gauge of how long it waits has a value that is not 0.
-    turn_shown: bool,
     /// What is to be begun, in order.
     actions: VecDeque<Action>,
     /// Actions begun, or to be begun, that have not ended; listings aside.
@@ -243,11 +233,6 @@ impl Decisions {
             retry: BTreeMap::new(),
             retries: 0,
             downloads: Downloads::new(),
-            standing: Standing::Idle,
-            fetching: 0,
-            ended: 0,
-            expiring: false,
-            turn_shown: false,
             actions: VecDeque::new(),
             under_way: 0,
             waiting: Vec::new(),
@@ -357,7 +342,7 @@ impl Decisions {
 
     /// Resolves when its turn to read has come.
     pub(super) async fn turn_came(&self) {
-        self.terms.seat.woken().await;
+        self.terms.reading.woken().await;
     }
 
     /// When [`Event::Due`] is due, by the monotonic clock.
@@ -573,7 +558,7 @@ impl Decisions {
 
     /// Tells a stream's lister where its position stands, and all listers when there is room again or no more.
     fn guide(&self, content_type: ContentType) {
-        let rooms = self.rooms();
+        let rooms = self.terms.reading.rooms(self.streams.values().map(|s| s.unsettled.wanted()).sum());
         for (other, stream) in &self.streams {
             let known = *stream.guidance.borrow();
             if *other == content_type || (known.room, known.fresh_room) != (rooms.backlog, rooms.fresh) {
@@ -582,38 +567,16 @@ impl Decisions {
         }
     }
 
-    /// What is new has room of its own beside the backlog, but for a tenant that waits for its turn.
-    fn rooms(&self) -> Rooms {
-        let unsettled: usize = self.streams.values().map(|s| s.unsettled.wanted()).sum();
-        let most = self.terms.seat.unsettled_max(self.standing);
-        let fresh = if matches!(self.standing, Standing::Waiting(_)) { most } else { 2 * most };
-        Rooms { backlog: unsettled < most, fresh: unsettled < fresh }
-    }
-
     // ---- fetching ----
 
-    /// Says what there is to read, and whether it is its turn.
-    fn take_turn(&mut self) {
-        let few = self.ready.len() + self.fetching <= turns::FEW;
-        let class = match () {
-            () if self.expiring => Class::Expiring,
-            () if few => Class::Few,
-            () => Class::Many,
-        };
-        let need = Need { ready: !self.ready.is_empty(), fetching: self.fetching > 0, class, ended: self.ended };
-        let standing = self.terms.seat.ask(self.terms.clock.monotonic(), need);
-        if standing != self.standing {
-            self.standing = standing;
+    fn start_fetches(&mut self) {
+        if self.terms.reading.ask(self.ready.len(), self.terms.clock.monotonic()) {
             self.gauges_stale = true;
             for content_type in self.types() {
                 self.guide(content_type);
             }
         }
-    }
-
-    fn start_fetches(&mut self) {
-        self.take_turn();
-        if self.standing != Standing::Reading {
+        if !self.terms.reading.may_begin() {
             return;
         }
         let allowed = self.downloads.allowed(&self.terms.budget);
@@ -621,7 +584,7 @@ impl Decisions {
             let Some(Ready(job)) = self.ready.pop() else { return };
             debug_assert!(!self.is_settled(&job), "CK-2: a settled blob is fetched again");
             let download = self.downloads.begin();
-            self.fetching += 1;
+            self.terms.reading.begin();
             self.start(Action::Fetch(Box::new(job), download));
         }
     }
@@ -633,8 +596,7 @@ impl Decisions {
     fn on_done(&mut self, done: Done) -> Result<(), SourceError> {
         self.under_way = self.under_way.saturating_sub(1);
         if matches!(done, Done::Blob(..)) {
-            self.fetching = self.fetching.saturating_sub(1);
-            self.ended += 1;
+            self.terms.reading.end();
         }
         let state = |source| SourceError::State { tenant: self.terms.tenant.clone(), source };
         match done {
@@ -977,22 +939,10 @@ impl Decisions {
         }
     }
 
-    /// Whether it must read soon, and whether it waits too long for that.
     fn check_turn(&mut self, now: Duration) {
         let soon = |server_now| self.streams.values().any(|stream| stream.expires_within(EXPIRY_ALARM, server_now));
-        self.expiring = self.terms.server.trusted().is_some_and(soon);
-        let why = match self.standing {
-            Standing::Waiting(_) if self.expiring => "the oldest of it is gone within a day",
-            Standing::Waiting(since) if now >= since + TURN_ALARM => "for a quarter of an hour or longer",
-            _ => return self.terms.board.clear(Place::Turn),
-        };
-        let (_, most) = self.terms.seat.place();
-        self.terms.board.report(
-            Place::Turn,
-            Level::Degraded,
-            format!("turn-awaited: it waits for its turn to be read, as {} at a time are: {why}", counted(most as u64, "tenant")),
-            "nothing is lost while it waits; see whether a sink takes nothing, or raise `catch_up_tenants_max` where there is memory for it",
-        );
+        let expiring = self.terms.server.trusted().is_some_and(soon);
+        self.terms.reading.check(expiring, now, &self.terms.board);
     }
 
     fn set_gauges(&mut self, now: Duration, granted_per_minute: Option<f64>) {
@@ -1006,14 +956,7 @@ impl Decisions {
         if let Some(granted) = granted_per_minute {
             ::metrics::gauge!(metrics::GRANTED_REQUESTS_PER_MINUTE, "tenant" => tenant.clone()).set(granted);
         }
-        let waited = match self.standing {
-            Standing::Waiting(since) => Some(now.saturating_sub(since).as_secs_f64()),
-            _ => self.turn_shown.then_some(0.0),
-        };
-        if let Some(waited) = waited {
-            self.turn_shown = waited > 0.0;
-            ::metrics::gauge!(metrics::TURN_WAITING_SECONDS, "tenant" => tenant.clone()).set(waited);
-        }
+        self.terms.reading.set_gauge(&tenant, now);
         ::metrics::gauge!(metrics::IN_FLIGHT_BYTES, "tenant" => tenant.clone()).set(self.terms.budget.used() as f64);
         if let Some(skew) = self.terms.server.skew() {
             ::metrics::gauge!(metrics::CLOCK_SKEW_SECONDS, "tenant" => tenant).set(skew.as_secs_f64());

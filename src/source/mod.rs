@@ -5,7 +5,7 @@
 //! offers again what the host would not take, [`subscription`] keeps the feed on, [`health`] says how it fares, [`hold`]
 //! knows which routine reads wait because data loss prevention may flag them yet and [`release`] ships and drops them,
 //! [`backfill`] reads a range again when it is asked to at the [`desk`], [`budget`] bounds what is in memory, [`fleet`] is
-//! what the sources of one process share, [`turns`] says which of them may read. None of them knows a host by name or Microsoft's wire format.
+//! what the sources of one process share, `turns` says which of them may read. None of them knows a host by name or Microsoft's wire format.
 
 pub mod aside;
 pub mod backfill;
@@ -26,6 +26,7 @@ pub mod job;
 pub mod listing;
 mod opening;
 pub mod parts;
+mod reading;
 pub mod release;
 pub mod report;
 pub mod server_time;
@@ -34,7 +35,7 @@ mod stream;
 pub mod subscription;
 mod tasks;
 pub mod tenant;
-pub mod turns;
+mod turns;
 mod unsettled;
 
 use std::fmt;

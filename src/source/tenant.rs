@@ -19,6 +19,7 @@ use super::health::{Board, Level, Place};
 use super::listing::{Found, Lister, ListerSettings};
 use super::opening::open_ledger;
 use super::parts::TenantParts;
+use super::reading::Reading;
 use super::release;
 use super::report::{ONCE_ATTEMPTS_MAX, Report};
 use super::subscription::Subscriptions;
@@ -177,7 +178,7 @@ impl Loop {
             board: board.clone(),
             hold: context.hold.clone(),
             budget: context.budget.clone(),
-            seat: parts.turns.seat(),
+            reading: Reading::new(parts.turns.seat()),
         };
         let decisions = Decisions::new(terms, &parts.content_types, parts.backfill, remembered);
         let (finder, found) = mpsc::channel(64);

@@ -78,7 +78,7 @@ impl World {
             hold_for: hold.hold,
             clock: clock.clone(),
             server: server.clone(),
-            seat: Turns::default().seat(),
+            reading: Reading::new(Turns::default().seat()),
             board: Board::new("s".into(), tenant, host, clock.clone()),
             hold: Hold::load(store.clone(), hold).now_or_never().unwrap().unwrap(),
             budget: Budget::new(64 << 20, &Pool::default()),

@@ -1,0 +1,102 @@
+//! Whether a tenant may read blobs, as its loop knows it: what it has to do, how it stands in the line, what it has room
+//! for meanwhile, and who is told when it waits long.
+
+use std::time::Duration;
+
+use super::health::{Board, Level, Place};
+use super::stream::Rooms;
+use super::turns::{self, Class, Need, Seat, Standing};
+use crate::metrics;
+use crate::model::counted;
+
+/// A tenant that waits for its turn this long is told.
+const ALARM: Duration = Duration::from_secs(900);
+
+/// See the module's documentation.
+pub(super) struct Reading {
+    seat: Seat,
+    standing: Standing,
+    /// Blobs being fetched and settled, and how many that was of before.
+    fetching: usize,
+    ended: u64,
+    /// Something of it may be gone soon, when it was looked at last.
+    expiring: bool,
+    /// The gauge of how long it waits has a value that is not 0.
+    shown: bool,
+}
+
+impl Reading {
+    /// Of a tenant that has nothing to do yet.
+    pub(super) fn new(seat: Seat) -> Self {
+        Self { seat, standing: Standing::Idle, fetching: 0, ended: 0, expiring: false, shown: false }
+    }
+
+    /// Says how many blobs are ready; whether that changed how it stands.
+    pub(super) fn ask(&mut self, ready: usize, now: Duration) -> bool {
+        let class = match () {
+            () if self.expiring => Class::Expiring,
+            () if ready + self.fetching <= turns::FEW => Class::Few,
+            () => Class::Many,
+        };
+        let need = Need { ready: ready > 0, fetching: self.fetching > 0, class, ended: self.ended };
+        let standing = self.seat.ask(now, need);
+        std::mem::replace(&mut self.standing, standing) != standing
+    }
+
+    /// Whether a fetch may begin.
+    pub(super) fn may_begin(&self) -> bool {
+        self.standing == Standing::Reading
+    }
+
+    /// A fetch begins.
+    pub(super) fn begin(&mut self) {
+        self.fetching += 1;
+    }
+
+    /// A fetch has ended.
+    pub(super) fn end(&mut self) {
+        self.fetching = self.fetching.saturating_sub(1);
+        self.ended += 1;
+    }
+
+    /// Resolves when a turn has come.
+    pub(super) async fn woken(&self) {
+        self.seat.woken().await;
+    }
+
+    /// What there is room for beside so many blobs that are not settled. What is new has room of its own beside the
+    /// backlog, but for a tenant that waits.
+    pub(super) fn rooms(&self, unsettled: usize) -> Rooms {
+        let most = self.seat.unsettled_max(self.standing);
+        let fresh = if matches!(self.standing, Standing::Waiting(_)) { most } else { 2 * most };
+        Rooms { backlog: unsettled < most, fresh: unsettled < fresh }
+    }
+
+    /// Looks whether it waits too long, which it does sooner when it is `expiring`.
+    pub(super) fn check(&mut self, expiring: bool, now: Duration, board: &Board) {
+        self.expiring = expiring;
+        let why = match self.standing {
+            Standing::Waiting(_) if expiring => "the oldest of it is gone within a day",
+            Standing::Waiting(since) if now >= since + ALARM => "for a quarter of an hour or longer",
+            _ => return board.clear(Place::Turn),
+        };
+        let (_, most) = self.seat.place();
+        board.report(
+            Place::Turn,
+            Level::Degraded,
+            format!("turn-awaited: it waits for its turn to be read, {} at a time: {why}", counted(most as u64, "tenant")),
+            "nothing is lost while it waits; see whether a sink takes nothing, or raise `catch_up_tenants_max` where there is memory for it",
+        );
+    }
+
+    /// Shows for how long it has waited, once it had to.
+    pub(super) fn set_gauge(&mut self, tenant: &::metrics::SharedString, now: Duration) {
+        let waited = match self.standing {
+            Standing::Waiting(since) => now.saturating_sub(since).as_secs_f64(),
+            _ if self.shown => 0.0,
+            _ => return,
+        };
+        self.shown = waited > 0.0;
+        ::metrics::gauge!(metrics::TURN_WAITING_SECONDS, "tenant" => tenant.clone()).set(waited);
+    }
+}
