@@ -5,6 +5,7 @@ mod api_client;
 mod architecture;
 mod benches;
 mod canonical_key;
+mod catch_up;
 mod embedded_host;
 mod examples;
 mod exports;

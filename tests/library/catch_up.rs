@@ -1,7 +1,6 @@
 //! Many tenants that catch up in one process: so many read at once, the others wait their turn, and nothing is lost.
 //!
 //! The host keeps what it is given until the test answers, so that who reads, and holds memory for it, is seen.
-#![cfg(all(feature = "sim", feature = "embedded"))]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
