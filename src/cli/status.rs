@@ -321,6 +321,9 @@ fn source_lines(source: &Source, now: Timestamp, narrow: bool) -> Vec<Line<'stat
         let records = counted(source.set_aside, "record");
         words.push(format!("{records} set aside (`m365-audit state show`, `state retry`)"));
     }
+    if source.empty_answers > 0 {
+        words.push(format!("{} (asked for again)", counted(source.empty_answers, "empty answer")));
+    }
     lines.push(Line::from(format!("  {}", words.join(", "))));
     if let Some(waited) = source.turn_waiting_secs {
         lines.push(Line::from(format!("  waits for its turn to read blobs for {}; nothing is lost", span(waited))));
@@ -515,6 +518,7 @@ mod tests {
             in_flight_bytes: 1_250_000,
             set_aside: 0,
             turn_waiting_secs: None,
+            empty_answers: 0,
             streams: vec![Stream {
                 content_type: "Audit.Exchange".into(),
                 complete_until: Some(t("2026-05-03T09:54:00Z")),
@@ -578,13 +582,15 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_turn_to_read_is_told() {
+    fn who_waits_for_a_turn_to_read_and_what_was_empty_is_told() {
         let mut status = example();
         let text = |status: &Status| page(status, 200).iter().map(plain).collect::<Vec<_>>().join("\n");
         assert!(!text(&status).contains("turn"), "nobody waits");
         (status.process.reading, status.process.waiting) = (50, 1);
         status.sources[0].turn_waiting_secs = Some(90.0);
+        status.sources[0].empty_answers = 2;
         let shown = text(&status);
+        assert!(shown.contains("2 empty answers (asked for again)"), "{shown}");
         assert!(
             shown
                 .contains("1 tenant with blobs to read waits for a turn; 50 tenants read now (`catch_up_tenants_max`)"),

@@ -315,6 +315,40 @@ async fn a_receiver_that_takes_nothing_of_some_does_not_keep_the_others_from_rea
 }
 
 #[tokio::test]
+async fn who_waits_lists_a_little_and_the_rest_when_it_reads() {
+    let mut world = World::new(2).await;
+    world.publish(0, 20, Duration::from_secs(86_400));
+    // All of it new, in the window that is listed first.
+    world.publish(1, 700, Duration::from_secs(12 * 3600));
+    let fleet = Fleet::new().reading_at_most(1);
+    world.start(0..1, &fleet);
+    world.pass(2).await;
+    world.start(1..2, &fleet);
+    world.pass(30).await;
+    assert_eq!(world.read(), [0]);
+    let listed = |world: &World| {
+        let of_it = |request: &m365_audit::sim::RequestLog| request.tenant == tenant(1).as_str();
+        let pages = |request: &m365_audit::sim::RequestLog| {
+            matches!(request.kind, CallKind::Content | CallKind::NextPage) && of_it(request)
+        };
+        world.sim.requests().iter().filter(|request| pages(request)).count()
+    };
+    let page = SimConfig::default().page_size;
+    assert!((2..=250 / page).contains(&listed(&world)), "{} pages of {page} blobs", listed(&world));
+    for step in 0.. {
+        world.host.take(|_| true);
+        world.pass(1).await;
+        if world.came() == world.events {
+            break;
+        }
+        assert!(step < 2000, "{} of {} events came", world.came(), world.events);
+    }
+    assert!(listed(&world) >= 700 / page);
+    world.all_came_once();
+    world.end().await;
+}
+
+#[tokio::test]
 async fn what_expires_goes_before_those_that_came_first() {
     let mut world = World::new(4).await;
     for number in 0..3 {

@@ -89,6 +89,9 @@ pub struct Source {
     /// For how long it has waited for its turn to read blobs, if it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn_waiting_secs: Option<f64>,
+    /// Answers without content where there should be some, since the start; each was asked for again.
+    #[serde(default)]
+    pub empty_answers: u64,
     /// Its streams.
     pub streams: Vec<Stream>,
     /// The back-fill that runs.
@@ -415,6 +418,7 @@ impl View<'_> {
             in_flight_bytes: now.sum(metrics::IN_FLIGHT_BYTES, &tenant) as u64,
             set_aside: now.sum(metrics::SET_ASIDE_RECORDS, &tenant) as u64,
             turn_waiting_secs: now.get(metrics::TURN_WAITING_SECONDS, &tenant, "").filter(|secs| *secs > 0.0),
+            empty_answers: now.sum(metrics::EMPTY_ANSWERS_TOTAL, &tenant) as u64,
             streams,
             backfill: entry.backfill.map(|progress| progress.snapshot()),
             held,
