@@ -14,7 +14,6 @@ use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use ring::digest::{SHA512, digest};
 use rmpv::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::kill::{Verdicts, kill_after_refusals};
