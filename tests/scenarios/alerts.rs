@@ -125,7 +125,8 @@ impl<'a> Target<'a> {
         for name in names {
             let (metric, labels) = name.split_once('{').unwrap_or((name, "}"));
             let mut labels = labels.trim_end_matches('}').to_owned();
-            if let Some(tenant) = self.tenant {
+            // Some are of the process and of no tenant.
+            if let Some(tenant) = self.tenant.filter(|_| labels.contains("tenant=")) {
                 let others = labels.split(',').filter(|label| !label.starts_with("tenant=")).map(str::to_owned);
                 labels = others.chain([format!("tenant=\"{tenant}\"")]).collect::<Vec<_>>().join(",");
             }

@@ -118,6 +118,30 @@ async fn what_a_host_takes_of_a_blob_as_it_ends_is_not_repeated() {
     }
 }
 
+/// The same where it refuses one first, and takes the others a while later.
+#[tokio::test]
+async fn what_a_host_takes_after_it_refused_another_as_it_ends_is_not_repeated() {
+    let mut w = World::new().await;
+    let blob = w.blob(6_000, mins(1));
+    w.add(blob);
+    w.host.answer(Manner::Hold);
+    let running = w.start();
+    w.until("three batches", || w.host.held() >= 3).await;
+    running.stop.cancel();
+    w.rest().await;
+    w.host.refuse_oldest_held();
+    w.rest().await;
+    let taken = w.host.held();
+    w.host.answer_held_apart(taken);
+    w.ended(running).await.unwrap();
+    assert!(taken >= 2 && w.host.event_count() > 0, "the host took {taken} batches");
+    w.host.answer(Manner::Take);
+    let running = w.start();
+    w.until_all_delivered().await;
+    w.stop(running).await;
+    w.assert_clean();
+}
+
 /// A ticket that is dropped is a refusal.
 #[tokio::test]
 async fn a_dropped_ticket_is_a_refusal() {

@@ -121,6 +121,16 @@ impl Recorder {
         }
     }
 
+    /// Refuses the oldest batch that is held, and everything from now on; the others stay held.
+    pub fn refuse_oldest_held(&self) {
+        let (_, answer) = {
+            let mut inner = self.inner.lock().unwrap();
+            inner.manner = Manner::Refuse;
+            inner.held.remove(0)
+        };
+        answer.answer(Delivery::Refused("the agent ends".into()));
+    }
+
     pub fn held(&self) -> usize {
         self.inner.lock().unwrap().held.len()
     }
