@@ -204,6 +204,9 @@ fn describe(
         let _ = writeln!(text, "   {}", place.join(", "));
     }
     let _ = writeln!(text, "   in {}, form: {}", plain(&read.place.to_string()), read.form);
+    for (name, fact) in &explanation.facts {
+        let _ = writeln!(text, "   {name}: {}", plain(fact));
+    }
     let _ = writeln!(text, "   {}", verdict(assessment));
     for (found, values) in assessment.matches.iter().zip(values) {
         let rule = found.rule();
@@ -293,6 +296,7 @@ mod tests {
             2. FileAccessed by bob@contoso.com on https://x/y
                id b, record type 6
                in events.ndjson: line 2, form: event as the feed sends it
+               outcome: success
                routine: left out by SP-12 where `drop_routine` is on, else severity info
                - rule SP-12 says drop: routine volume; kept when data loss prevention flags what was read
                  it matches because the operation is FileAccessed
@@ -301,6 +305,7 @@ mod tests {
             3. Reset user password by bob@contoso.com (failed)
                id c, record type 8
                in events.ndjson: line 3, form: event as the feed sends it
+               outcome: failure
                severity low
                - rule ID-35 says low: somebody else set a user's password
                  it matches because the operation is Reset user password
@@ -321,9 +326,10 @@ mod tests {
                  see MITRE ATT&CK T1098.002 · https://learn.microsoft.com/powershell/module/exchange/add-mailboxpermission
                with `severity.refine = true`: severity info (by EX-19)
 
-            6. DlpRuleMatch
+            6. Data loss prevention matched
                id f, record type 13
                in events.ndjson: line 6, form: event as the feed sends it
+               outcome: success
                severity high
                - rule DL-01 says high: data loss prevention matched; the severity is its rule's
                  it matches because the operation is DlpRuleMatch
@@ -333,6 +339,7 @@ mod tests {
             7. FileDownloaded by anonymous
                id g, record type 6
                in events.ndjson: line 7, form: event as the feed sends it
+               outcome: success
                severity medium
                - rule SP-14 says medium: somebody unknown took a file
                  it matches because the operation is FileDownloaded

@@ -14,7 +14,7 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 use super::bad_records::BadRecords;
 use super::reading::{Messages, NormalizeError, Tally};
 use crate::clock::Clock;
-use crate::config::{Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
+use crate::config::{EcsProfile, Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
 use crate::exports::input::{Input, Stop};
 use crate::exports::pipeline::{self, BadItem, Item, Make, ReadEvent};
 use crate::exports::seen::Seen;
@@ -31,6 +31,9 @@ pub struct NormalizeArgs {
     /// Version of the `ocsf` format: `1.8.0` or `1.1.0`.
     #[arg(long, default_value = "1.8.0", value_parser = named::<OcsfVersion>)]
     pub ocsf_version: OcsfVersion,
+    /// Names of the `ecs` format: `ecs`, or `elastic-o365` for Elastic's own rules and dashboards.
+    #[arg(long, default_value = "ecs", value_parser = named::<EcsProfile>)]
+    pub ecs_profile: EcsProfile,
     /// Form of `raw` in the native format: `object`, `string` (keeps every byte) or `none`.
     #[arg(long, default_value = "object", value_parser = named::<RawForm>)]
     pub raw: RawForm,
@@ -192,6 +195,7 @@ impl<'a> Maker<'a> {
             format: args.format,
             raw: args.raw,
             ocsf_version: args.ocsf_version,
+            ecs_profile: args.ecs_profile,
             drop_routine: args.drop_routine,
             internal_domains: args.internal_domains.clone(),
             rules: args.meaning.rules().map_err(NormalizeError::Rules)?,

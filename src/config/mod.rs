@@ -38,7 +38,7 @@ pub(crate) use file_schema::{sink_keys, sink_schema};
 pub(crate) use pasted::odd_secret;
 pub use places::Places;
 pub use problem::{ConfigError, Fault, Problem};
-pub use record::{Format, OcsfVersion, RawForm};
+pub use record::{EcsProfile, Format, OcsfVersion, RawForm};
 pub(crate) use record_schema::record_keys;
 pub use record_schema::record_schema;
 pub(crate) use schema::{keys_of, schema_of};

@@ -30,6 +30,19 @@ pub enum OcsfVersion {
     V1_1_0,
 }
 
+/// Whose names records of `format = "ecs"` have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EcsProfile {
+    /// The schema's, and ours below `m365.audit`.
+    #[default]
+    #[serde(rename = "ecs")]
+    Ecs,
+    /// Beside these the ones that Elastic's own rules and dashboards for Microsoft 365 ask for: `event.dataset` `o365.audit`,
+    /// the category `web`, the members of the event below `o365.audit`.
+    #[serde(rename = "elastic-o365")]
+    ElasticO365,
+}
+
 /// The form of the original event inside a record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -76,8 +76,20 @@ struct Record {
     src_port: Option<u16>,
     /// The client's own name for itself.
     user_agent: Option<String>,
-    /// What was acted upon (`ObjectId`).
+    /// What was acted upon (`ObjectId`); where that is missing or `Not Available`, what the event names instead.
     object: Option<String>,
+    /// Whom it was done to, or who got something: the user, group or service principal that was granted a permission (not
+    /// the API), the mailbox's owner, the person shared with. In `ecs` `user.target`, in `ocsf` `user`.
+    target: Option<Target>,
+    /// The application it was done with or for: of a sign-in the one signed in with, of a grant or consent the one that may
+    /// act now, of Copilot and its like the agent. Names of Microsoft's own are filled in.
+    application: Option<Application>,
+    /// Why it failed.
+    error: Option<Fault>,
+    /// What was touched: the API of a grant, messages and folders of a mailbox, what an AI application read; 20 at most.
+    resources: Option<Vec<Resource>>,
+    /// Roles, scopes and rights that were given or taken, one a text.
+    privileges: Option<Vec<String>>,
     /// The configured tenant; of an event that did not come from the feed its `OrganizationId`, where it has one.
     #[schemars(extend("format" = "uuid"))]
     tenant_id: Option<String>,
@@ -150,6 +162,50 @@ struct Actor {
     /// `UserType` as a word (`regular`, `admin`, `system`, …); a number Microsoft has not named as its digits.
     #[serde(rename = "type")]
     kind: Option<String>,
+}
+
+/// Whom it was done to, or who got something.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Target {
+    /// A GUID, the claim or the principal name as received.
+    id: Option<String>,
+    /// A display name, else the part of the address before its `@`.
+    name: Option<String>,
+    /// The address, where it has one; of a guest the one outside.
+    email: Option<String>,
+    /// `user`, `group`, `service_principal`, `mailbox`, `guest`, `everyone`, …
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+/// The application it was done with or for.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Application {
+    /// Its id.
+    id: Option<String>,
+    /// Its name.
+    name: Option<String>,
+}
+
+/// Why it failed.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Fault {
+    /// Microsoft's number (`ErrorNumber`) or word (`LogonError`).
+    code: Option<String>,
+    /// What it says, in words where they are known.
+    message: Option<String>,
+}
+
+/// What was touched.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Resource {
+    /// Its name: a subject, a path, an API, a file.
+    name: Option<String>,
+    /// What it is: `message`, `folder`, `mailbox`, `api`, `group`, `team`, or the kind of file.
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    /// The id of its sensitivity label.
+    label: Option<String>,
 }
 
 /// Why an event that a rule would have dropped was shipped.

@@ -17,7 +17,7 @@ use serde_with::{DeserializeAs, DisplayFromStr, SerializeAs, serde_as};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::record::{Format, OcsfVersion, RawForm};
+use super::record::{EcsProfile, Format, OcsfVersion, RawForm};
 use super::secret::Secret;
 use super::severity::SeverityConfig;
 use crate::model::{ContentType, NotAGuid, TenantId, Timestamp, is_guid};
@@ -177,6 +177,11 @@ pub struct SourceConfig {
     #[schemars(example = &"1.1.0")]
     pub ocsf_version: OcsfVersion,
 
+    /// Whose names records of `format = "ecs"` have.
+    #[serde(default)]
+    #[schemars(example = &"elastic-o365")]
+    pub ecs_profile: EcsProfile,
+
     /// The form of the original event inside a record of `format = "native"`. The other formats have a text of their
     /// own for it; `none` leaves that out, too.
     #[serde(default)]
@@ -222,7 +227,9 @@ pub struct SourceConfig {
     pub severity: SeverityConfig,
 
     /// Mask what data loss prevention found (`DetectedValues`: the matched secret and the text around it) in every
-    /// record, in `raw` too. Its type and count stay, and `raw_masked` says so.
+    /// record, in `raw` too. Its type and count stay, and `raw_masked` says so. The same goes for what somebody asked an AI
+    /// application and what it answered (`Text`, `Content`, `Prompt`, `Response`, `Body`, `Answer` of `CopilotEventData` and
+    /// its `Messages`), where a record holds it.
     #[serde(default = "default_mask_detected_values")]
     #[schemars(example = false)]
     pub mask_detected_values: bool,

@@ -37,6 +37,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Receipts", "receipts.md", 0),
     ("ECS and OCSF", "formats.md", 0),
     ("Severity rules", "rules.md", 0),
+    ("Detections that need counting", "counting.md", 0),
     ("Metrics", "metrics.md", 0),
     ("Errors", ERRORS, 0),
     ("Background", "", 0),

@@ -20,9 +20,11 @@ pub(crate) struct Actor<'a> {
 }
 
 impl<'a> Actor<'a> {
-    /// The actor of an event.
-    pub fn of(event: &Event<'a>) -> Actor<'a> {
-        if let Some(person) = person_of_dlp(event) {
+    /// The actor of an event that is made like those of record type `kin`.
+    pub fn of(event: &Event<'a>, kin: Option<i64>) -> Actor<'a> {
+        if kin.is_some_and(|kin| DLP_RECORD_TYPES.contains(&kin))
+            && let Some(person) = person_of_dlp(event)
+        {
             // The record's `UserType` is the agent's.
             return Actor::from_id(person, None);
         }
@@ -36,7 +38,12 @@ impl<'a> Actor<'a> {
     /// Somebody by their id alone.
     pub fn from_id(id: Cow<'a, str>, kind: Option<Cow<'static, str>>) -> Actor<'a> {
         let email = email(&id);
-        let name = email.as_ref().and_then(|email| Some(Cow::Owned(email.split_once('@')?.0.to_owned())));
+        let name = email.as_ref().and_then(|email| {
+            Some(match email {
+                Cow::Borrowed(email) => Cow::Borrowed(email.split_once('@')?.0),
+                Cow::Owned(email) => Cow::Owned(email.split_once('@')?.0.to_owned()),
+            })
+        });
         Actor { email, name, kind, id: Some(id) }
     }
 
@@ -53,9 +60,6 @@ fn kind(user_type: i64) -> Cow<'static, str> {
 
 /// Records of data loss prevention name the scanning agent as their user; the person stands in the metadata.
 fn person_of_dlp<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
-    if !DLP_RECORD_TYPES.contains(&event.record_type()?) {
-        return None;
-    }
     let agent = event
         .text_of(Member::UserId)
         .is_none_or(|id| id.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("dlp")) && !id.contains('@'));
@@ -68,10 +72,20 @@ fn person_of_dlp<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
 }
 
 /// The e-mail address in a user id, where it is one: exactly one `@`, no backslash, no blank. A guest's is the one
-/// outside: `bob_gmail.com#EXT#@contoso.onmicrosoft.com` and `urn:spo:guest#bob@gmail.com` are `bob@gmail.com`.
-fn email<'a>(id: &Cow<'a, str>) -> Option<Cow<'a, str>> {
-    let text: &str = id;
-    if let Some(at) = text.to_ascii_uppercase().find("#EXT#") {
+/// outside: `bob_gmail.com#EXT#@contoso.onmicrosoft.com` and `urn:spo:guest#bob@gmail.com` are `bob@gmail.com`. Of a claim
+/// of SharePoint's (`i:0#.f|membership|alex@contoso.example`) it is what is claimed.
+pub(crate) fn email<'a>(id: &Cow<'a, str>) -> Option<Cow<'a, str>> {
+    let text: &str = unclaimed(id);
+    if text.len() < id.len() {
+        let claimed = Cow::Owned(text.to_owned());
+        return email(&claimed).map(|email| Cow::Owned(email.into_owned()));
+    }
+    // Guests alone have this character in their ids.
+    if memchr::memchr(b'#', text.as_bytes()).is_none() {
+        return is_email(text).then(|| id.clone());
+    }
+    const MARK: &[u8] = b"#EXT#";
+    if let Some(at) = text.as_bytes().windows(MARK.len()).position(|part| part.eq_ignore_ascii_case(MARK)) {
         let (local, domain) = text.get(..at)?.rsplit_once('_')?;
         return Some(Cow::Owned(format!("{local}@{domain}"))).filter(|email| is_email(email));
     }
@@ -84,14 +98,30 @@ fn email<'a>(id: &Cow<'a, str>) -> Option<Cow<'a, str>> {
     is_email(text).then(|| id.clone())
 }
 
-fn is_email(text: &str) -> bool {
-    match text.split_once('@') {
-        Some((local, domain)) => {
-            let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\\' | '#' | '|' | '/' | '"');
-            !local.is_empty() && domain.contains('.') && !domain.contains('@') && !text.contains(odd)
-        }
-        None => false,
+/// What a claim of a member of a site says, `alex@contoso.example` of `i:0#.f|membership|alex@contoso.example`; any other
+/// text as it is. A claim by a number (`i:0h.f|membership|1003…@live.com`) names nobody that another record names.
+pub(crate) fn unclaimed(text: &str) -> &str {
+    const MARK: &str = "i:0#.";
+    let is_claim = text.trim_start().get(..MARK.len()).is_some_and(|start| start.eq_ignore_ascii_case(MARK));
+    if !is_claim {
+        return text;
     }
+    match text.rsplit_once('|') {
+        Some((_, claimed)) if claimed.contains('@') => claimed.trim_end(),
+        _ => text,
+    }
+}
+
+fn is_email(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let Some(at) = memchr::memchr(b'@', bytes) else { return false };
+    let (local, domain) = (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default());
+    let odd = |byte: &u8| {
+        byte.is_ascii_whitespace() || byte.is_ascii_control() || matches!(byte, b'\\' | b'#' | b'|' | b'/' | b'"')
+    };
+    let plain =
+        !bytes.iter().any(odd) && (text.is_ascii() || !text.contains(|c: char| c.is_whitespace() || c.is_control()));
+    !local.is_empty() && domain.contains(&b'.') && !domain.contains(&b'@') && plain
 }
 
 #[cfg(test)]
@@ -111,6 +141,10 @@ mod tests {
             ("S-1-5-18", None),
             ("a@b@c.d", None),
             ("i:0h.f|membership|1003@live.com", None),
+            ("i:0#.f|membership|alex@contoso.example", Some("alex@contoso.example")),
+            ("I:0#.F|membership|kim_fabrikam.example#ext#@contoso.onmicrosoft.example", Some("kim@fabrikam.example")),
+            ("i:0#.f|membership|urn:spo:guest#bob@gmail.com", Some("bob@gmail.com")),
+            ("i:0#.w|contoso\\alex", None),
             ("#EXT#", None),
             ("", None),
         ] {
@@ -122,7 +156,7 @@ mod tests {
     fn the_person_of_a_dlp_record_is_the_actor() {
         let json = br#"{"RecordType":11,"UserId":"DlpAgent","UserType":4,"SharePointMetaData":{"From":"A@B.COM"}}"#;
         let event = Event::parse(json).unwrap();
-        let actor = Actor::of(&event);
+        let actor = Actor::of(&event, Some(11));
         assert_eq!(actor.id.as_deref(), Some("A@B.COM"));
         assert_eq!(actor.kind, None);
     }
@@ -137,7 +171,7 @@ mod tests {
             (r#"{"UserType":"dcAdmin"}"#, Some("dc_admin")),
             (r#"{"UserType":"Somebody"}"#, None),
         ] {
-            assert_eq!(Actor::of(&Event::parse(json.as_bytes()).unwrap()).kind.as_deref(), expected, "{json}");
+            assert_eq!(Actor::of(&Event::parse(json.as_bytes()).unwrap(), None).kind.as_deref(), expected, "{json}");
         }
     }
 }

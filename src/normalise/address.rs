@@ -26,6 +26,21 @@ pub fn parse(text: &str) -> Option<Address> {
     text.contains([',', ';']).then(|| text.split([',', ';']).find_map(parse_one)).flatten()
 }
 
+/// Appends an address as text.
+pub(crate) fn push(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(v4) => {
+            for (place, octet) in v4.octets().into_iter().enumerate() {
+                if place > 0 {
+                    out.push(b'.');
+                }
+                super::json::push_integer(out, i64::from(octet));
+            }
+        }
+        IpAddr::V6(v6) => out.extend_from_slice(v6.to_string().as_bytes()),
+    }
+}
+
 /// All addresses in a text, as [`parse`] reads them.
 pub fn parse_all(text: &str) -> Vec<Address> {
     match parse_one(text) {

@@ -17,8 +17,8 @@ use percent_encoding::percent_decode_str;
 
 use super::category::DLP_RECORD_TYPES;
 use super::event::{Event, Member};
-use super::facts::any_at;
 use super::json;
+use super::reach::any_at;
 use crate::model::is_guid;
 use crate::severity::Severity;
 use crate::severity::operation;

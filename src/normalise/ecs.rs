@@ -8,28 +8,39 @@ use std::borrow::Cow;
 
 use super::actor::Actor;
 use super::category::Category;
+use super::dlp;
+use super::ecs_class::{classify, is_alert};
 use super::event::Member;
+use super::finds::{Device, Finds};
+use super::involved::Target;
 use super::notice::Notice;
 use super::outcome::Outcome;
-use super::parts::{File, Mail, Parts, Target, correlation, inner, is_address, push_modified, push_pairs};
+use super::parts::{File, Mail, Parts, correlation, push_modified, push_pairs};
+use super::reach::{inner, is_address};
 use super::writer::Writer;
-use super::{Origin, json, record_types, time};
+use super::{Origin, json, o365, record_types, time};
+use crate::config::EcsProfile;
 use crate::severity::Severity;
 
 /// The version of the schema these records are of.
 const VERSION: &str = "8.17.0";
 
-/// Record types that are somebody's verdict.
-const ALERTS: &[i64] = &[11, 13, 28, 33, 40, 41, 47, 64, 98, 99, 100, 107, 113];
-
 /// Appends a record. `original` is the event as text and whether it was masked; `None` leaves it out.
-pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<(&str, bool)>, out: &mut Vec<u8>) {
+pub(crate) fn push(
+    parts: &Parts<'_, '_>,
+    origin: &Origin<'_>,
+    original: Option<(&str, bool)>,
+    profile: EcsProfile,
+    out: &mut Vec<u8>,
+) {
     let target = parts.target();
-    let file = parts.file();
-    let mail = parts.mail();
+    let finds = Finds::of(parts.event, parts.record_type, parts.operation);
+    let device = Device::of(parts.event, parts.record_type);
+    let file = file_of(parts, &finds);
+    let mail = mail_of(parts, &finds);
     let person = match parts.person_of_alert() {
-        Some(id) => Cow::Owned(Actor::from_id(id, None)),
-        None => Cow::Borrowed(&parts.actor),
+        Some(id) => Cow::<Actor<'_>>::Owned(Actor::from_id(id, None)),
+        None => Cow::Borrowed(parts.actor),
     };
     let event_time = time::parse(parts.event.creation_time());
     Writer::object(out, |w| {
@@ -40,14 +51,22 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
         }
         w.nested("ecs", |w| w.text("version", VERSION));
         match parts.record_type {
-            Some(40) => w.maybe("message", parts.text(Member::Comments).or_else(|| parts.text(Member::Name))),
-            Some(13) => w.maybe("message", mail.subject.as_deref()),
+            Some(40) => w.maybe("message", parts.text(Member::Name).or_else(|| parts.text(Member::Comments))),
+            _ if parts.is_dlp() && dlp::is_match(parts.operation) => {
+                let blocked = parts.facts.outcome() == Some(Outcome::Failure);
+                let words = dlp::matched_in_words(parts.facts.dlp_rules());
+                w.text("message", words + if blocked { " (blocked)" } else { "" });
+            }
             _ => {}
         }
         w.texts("tags", parts.assessment.matches.iter().map(|found| found.rule().id.as_str()));
-        push_event(parts, origin, original.map(|(text, _)| text), w);
+        push_event(parts, origin, original.map(|(text, _)| text), profile, w);
+        if profile == EcsProfile::ElasticO365 {
+            w.nested("data_stream", |w| w.text("dataset", o365::DATASET));
+            o365::push(parts.event, w);
+        }
         let masked = original.is_some_and(|(_, masked)| masked);
-        w.nested("m365", |w| w.nested("audit", |w| push_own(parts, origin, masked, &event_time, w)));
+        w.nested("m365", |w| w.nested("audit", |w| push_own(parts, origin, (masked, &event_time), &device, w)));
         w.nested("organization", |w| {
             let id = parts.text(Member::OrganizationId).map(|id| id.to_lowercase());
             w.maybe("id", id.as_deref().or(origin.tenant));
@@ -60,31 +79,63 @@ pub(crate) fn push(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<
                 .or_else(|| parts.text(Member::OrganizationId).map(|id| id.to_lowercase()));
             w.nested("account", |w| w.maybe("id", tenant));
         });
-        push_user(parts, &person, &target, w);
+        push_user(parts, &person, target, w);
         w.nested("group", |w| {
             let of_directory = target.kind.as_deref() == Some("Group");
             let name = parts.text(Member::TeamName).or_else(|| parts.text(Member::GroupName));
-            w.maybe("name", name.as_deref().or(if of_directory { target.label() } else { None }));
+            let resources = &parts.facts.involved().resources;
+            let joined = resources.iter().find(|resource| resource.kind.as_deref() == Some("group"));
+            let joined = joined.and_then(|group| group.name.as_deref());
+            w.maybe("name", name.as_deref().or(if of_directory { target.label() } else { joined }));
             w.maybe("id", if of_directory { target.id.as_deref() } else { None });
         });
-        push_client(parts, w);
+        push_client(parts, &device, w);
+        push_device(&device, w);
+        push_error(parts, w);
+        push_ai(parts, w);
         w.nested("process", |w| w.maybe("name", parts.text(Member::ClientProcessName)));
-        w.nested("server", |w| w.maybe("address", parts.text(Member::OriginatingServer)));
+        w.nested("server", |w| push_server(parts, w));
         w.nested("service", |w| {
             let agent = parts.text(Member::UserId).filter(|_| parts.is_dlp() || parts.is_type(&[40]));
             w.maybe("name", agent.filter(|agent| person.id.as_ref() != Some(agent)));
         });
-        w.nested("file", |w| push_file(&file, w));
-        w.nested("url", |w| push_url(parts, &file, w));
-        w.nested("email", |w| push_email(&mail, w));
-        w.nested("rule", |w| push_rule(parts, w));
-        w.nested("threat", |w| push_threat(parts, w));
-        w.nested("related", |w| push_related(parts, &person, &target, &file, w));
+        w.nested("file", |w| push_file(&file, &finds, w));
+        w.nested("url", |w| push_url(parts, &file, &finds, w));
+        w.nested("email", |w| push_email(parts, &mail, w));
+        w.nested("rule", |w| push_rule(parts, &finds, w));
+        w.nested("threat", |w| push_threat(parts, &finds, w));
+        w.nested("related", |w| push_related(parts, (&person, target), (&file, &mail), &finds, w));
     });
 }
 
+/// The file that was touched, or found to be malicious.
+fn file_of<'a>(parts: &Parts<'_, 'a>, finds: &Finds) -> File<'a> {
+    let mut file = parts.file();
+    let of_finding = || finds.files.first().map(|name| Cow::Owned(name.clone()));
+    // Of mail the files are attachments.
+    if !parts.is_type(&[28]) {
+        file.name = file.name.or_else(of_finding);
+    }
+    file.sha256 = file.sha256.or_else(|| finds.hash_of(64).map(|hash| Cow::Owned(hash.to_owned())));
+    file
+}
+
+/// The message that it is about, or that was found.
+fn mail_of<'a>(parts: &Parts<'_, 'a>, finds: &Finds) -> Mail<'a> {
+    let mut mail = parts.mail();
+    if !parts.is_type(&[64]) {
+        return mail;
+    }
+    let owned = |texts: &[String]| texts.iter().map(|text| Cow::Owned(text.clone())).collect::<Vec<_>>();
+    mail.subject = owned(&finds.subjects).into_iter().next();
+    mail.id = owned(&finds.message_ids).into_iter().next();
+    mail.from = owned(&finds.senders).into_iter().next();
+    mail.to = owned(&finds.recipients);
+    mail
+}
+
 /// The file that was touched.
-fn push_file(file: &File<'_>, w: &mut Writer<'_>) {
+fn push_file(file: &File<'_>, finds: &Finds, w: &mut Writer<'_>) {
     w.maybe("name", file.name.as_deref());
     w.maybe("extension", file.extension.as_deref());
     w.maybe("directory", file.directory.as_deref());
@@ -100,13 +151,18 @@ fn push_file(file: &File<'_>, w: &mut Writer<'_>) {
     if file.name.is_some() {
         w.text("type", if file.folder { "dir" } else { "file" });
     }
-    w.nested("hash", |w| w.maybe("sha256", file.sha256.as_deref().map(str::to_lowercase)));
+    w.nested("hash", |w| {
+        w.maybe("md5", finds.hash_of(32));
+        w.maybe("sha1", finds.hash_of(40));
+        w.maybe("sha256", file.sha256.as_deref().map(str::to_lowercase));
+    });
 }
 
 /// Where it is, or what was clicked.
-fn push_url(parts: &Parts<'_, '_>, file: &File<'_>, w: &mut Writer<'_>) {
+fn push_url(parts: &Parts<'_, '_>, file: &File<'_>, finds: &Finds, w: &mut Writer<'_>) {
     let url = match parts.record_type {
         Some(41) => parts.text(Member::Url),
+        Some(64) => finds.urls.first().map(|url| Cow::Borrowed(url.as_str())),
         _ => file.url.clone(),
     };
     w.maybe("original", url.as_deref());
@@ -118,7 +174,7 @@ fn push_url(parts: &Parts<'_, '_>, file: &File<'_>, w: &mut Writer<'_>) {
 }
 
 /// The message.
-fn push_email(mail: &Mail<'_>, w: &mut Writer<'_>) {
+fn push_email(parts: &Parts<'_, '_>, mail: &Mail<'_>, w: &mut Writer<'_>) {
     w.maybe("message_id", mail.id.as_deref());
     w.maybe("local_id", mail.local_id.as_deref());
     w.maybe("subject", mail.subject.as_deref());
@@ -128,6 +184,18 @@ fn push_email(mail: &Mail<'_>, w: &mut Writer<'_>) {
     w.nested("cc", |w| w.texts("address", mail.cc.iter()));
     w.nested("bcc", |w| w.texts("address", mail.bcc.iter()));
     w.objects("attachments", |list| {
+        if parts.is_type(&[28]) {
+            json::elements(parts.event.get(Member::AttachmentData).unwrap_or_default(), |attachment| {
+                list.push(|w| {
+                    w.nested("file", |w| {
+                        w.maybe("name", inner(attachment, "FileName"));
+                        w.maybe("extension", inner(attachment, "FileType"));
+                        let hash = inner(attachment, "SHA256").map(|hash| hash.to_lowercase());
+                        w.nested("hash", |w| w.maybe("sha256", hash));
+                    });
+                });
+            });
+        }
         for (name, size) in mail.attached() {
             list.push(|w| {
                 w.nested("file", |w| {
@@ -142,12 +210,12 @@ fn push_email(mail: &Mail<'_>, w: &mut Writer<'_>) {
 }
 
 /// The policy or rule, of Microsoft's, that an alert or a match is about.
-fn push_rule(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+fn push_rule(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
     if parts.is_type(&[40]) {
-        w.texts("id", parts.text(Member::PolicyId));
-        w.texts("name", parts.text(Member::Name));
+        w.maybe("id", parts.text(Member::PolicyId));
+        w.maybe("name", parts.text(Member::Name));
         w.maybe("category", parts.text(Member::Category));
-        w.texts("ruleset", parts.text(Member::EntityType));
+        w.maybe("ruleset", parts.text(Member::EntityType));
         w.maybe("description", parts.text(Member::AlertEntityId));
         let mut links = Vec::new();
         json::elements(parts.event.get(Member::AlertLinks).unwrap_or_default(), |link| {
@@ -155,47 +223,122 @@ fn push_rule(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
         });
         w.maybe("reference", links.first());
     } else {
-        let rules = if parts.is_dlp() { parts.dlp_rules() } else { Vec::new() };
-        w.texts("id", rules.iter().filter_map(|rule| rule.id.as_deref()));
-        w.texts("name", rules.iter().filter_map(|rule| rule.name.as_deref()));
-        w.texts("ruleset", rules.iter().filter_map(|rule| rule.policy.as_deref()));
+        let rules = parts.facts.dlp_rules();
+        if let Some(rule) = dlp::foremost(rules) {
+            w.maybe("id", rule.id.as_deref());
+            w.maybe("name", rule.name.as_deref());
+            w.maybe("ruleset", rule.policy.as_deref());
+        } else if parts.is_type(&[64, 98, 78, 113]) {
+            let name = parts.text(Member::AlertDisplayName).or_else(|| parts.text(Member::InvestigationName));
+            let name = name.or_else(|| finds.alert.as_deref().map(Cow::Borrowed));
+            w.maybe("name", name.or_else(|| parts.text(Member::Name)));
+        }
     }
 }
 
 /// Techniques, by the rules that matched, and malware that was found.
-fn push_threat(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+fn push_threat(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
     let techniques = || parts.assessment.matches.iter().filter_map(|found| found.rule().technique.as_deref());
     if techniques().next().is_some() {
         w.text("framework", "MITRE ATT&CK");
         w.nested("technique", |w| w.texts("id", techniques()));
     }
-    let mut families = Vec::new();
-    if parts.is_type(&[28]) {
-        json::elements(parts.event.get(Member::AttachmentData).unwrap_or_default(), |attachment| {
-            families.extend(inner(attachment, "MalwareFamily"));
-        });
-    }
-    w.nested("software", |w| w.maybe("name", families.first()));
+    w.nested("software", |w| w.maybe("name", finds.malware.first()));
 }
 
 /// Everybody and everything an analyst joins records by.
-fn push_related(parts: &Parts<'_, '_>, person: &Actor<'_>, target: &Target<'_>, file: &File<'_>, w: &mut Writer<'_>) {
-    w.texts("ip", parts.addresses());
+fn push_related(
+    parts: &Parts<'_, '_>,
+    (person, target): (&Actor<'_>, &Target<'_>),
+    (file, mail): (&File<'_>, &Mail<'_>),
+    finds: &Finds,
+    w: &mut Writer<'_>,
+) {
+    let server = server_of(parts).and_then(|(_, ip)| ip).map(|ip| ip.to_string());
+    w.texts("ip", parts.addresses().into_iter().chain(server).chain(finds.ips.iter().cloned()));
+    let email = target.email();
     let names = [
         person.email.as_deref(),
         person.name.as_deref(),
+        email.as_deref(),
         target.principal.as_deref(),
-        target.principal.as_deref().filter(|name| is_address(name)).and_then(|name| Some(name.split_once('@')?.0)),
+        email.as_deref().and_then(|name| Some(name.split_once('@')?.0)),
+        target.name.as_deref().filter(|_| matches!(target.kind.as_deref(), Some("User" | "Member" | "Guest"))),
         file.owner.as_deref(),
+        mail.from.as_deref(),
+        mail.sender.as_deref(),
     ];
     let mut related: Vec<Cow<'_, str>> = names.into_iter().flatten().map(Cow::Borrowed).collect();
     related.extend(parts.text(Member::MailboxOwnerUPN));
     related.extend(parts.people_of_alert().into_iter().map(Cow::Owned));
+    related.extend([&mail.to, &mail.cc, &mail.bcc].into_iter().flatten().map(|one| Cow::Borrowed(&**one)));
+    related.extend(finds.people.iter().chain(&finds.senders).map(|one| Cow::Borrowed(one.as_str())));
     json::elements(parts.event.get(Member::Members).unwrap_or_default(), |member| {
         related.extend(inner(member, "UPN"));
     });
+    json::elements(parts.event.get(Member::RecipientList).unwrap_or_default(), |recipient| {
+        related.extend(json::scalar(recipient).filter(|text| is_address(text)));
+    });
     w.texts("user", related);
-    w.texts("hash", file.sha256.as_deref().map(str::to_lowercase));
+    let own = file.sha256.as_deref().map(str::to_lowercase);
+    w.texts("hash", own.into_iter().chain(finds.hashes.iter().cloned()));
+}
+
+/// The server that a record was written on, `NAME (address)`: the name, and the address where it is one and not the
+/// number of a build.
+fn server_of(parts: &Parts<'_, '_>) -> Option<(String, Option<std::net::IpAddr>)> {
+    let text = parts.text(Member::OriginatingServer)?;
+    let text = text.trim();
+    let Some((name, rest)) = text.split_once('(') else { return Some((text.to_owned(), None)) };
+    let inside = rest.trim_end().trim_end_matches(')').trim();
+    // Exchange Online's builds are `15.20.…`, of which some look like an address.
+    let ip = inside.parse().ok().filter(|_| !inside.starts_with("15.20.") && !inside.starts_with("15.01."));
+    match ip {
+        Some(_) => Some((name.trim().to_owned(), ip)),
+        None => Some((text.to_owned(), None)),
+    }
+}
+
+fn push_server(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    if let Some((name, ip)) = server_of(parts) {
+        w.text("address", name);
+        w.maybe("ip", ip.map(|ip| ip.to_string()));
+    }
+}
+
+/// The device.
+fn push_device(device: &Device<'_>, w: &mut Writer<'_>) {
+    w.nested("device", |w| w.maybe("id", device.id.as_deref()));
+    w.nested("host", |w| {
+        w.maybe("name", device.name.as_deref());
+        w.nested("os", |w| w.maybe("full", device.os.as_deref()));
+    });
+}
+
+/// Why it failed.
+fn push_error(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    let error = &parts.facts.involved().error;
+    w.nested("error", |w| {
+        w.maybe("code", error.code.as_deref());
+        w.maybe("message", error.message.as_deref());
+    });
+}
+
+/// An AI application: who was asked, in which conversation.
+fn push_ai(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    let Some(ai) = parts.facts.ai() else { return };
+    w.nested("gen_ai", |w| {
+        w.nested("agent", |w| {
+            w.maybe("id", ai.agent_id.as_deref().or(ai.identity.as_deref()));
+            w.maybe("name", ai.agent_name.as_deref().or(ai.host.as_deref()));
+        });
+        w.nested("conversation", |w| w.maybe("id", ai.thread.as_deref()));
+        w.nested("provider", |w| w.maybe("name", ai.provider.as_deref()));
+        w.nested("response", |w| w.maybe("model", ai.model.as_deref()));
+        if super::ai::CONVERSATIONS.iter().any(|kin| parts.is_type(&[*kin])) {
+            w.nested("operation", |w| w.text("name", "chat"));
+        }
+    });
 }
 
 /// Appends a record of ours: of the data set of the events, so that it is indexed where they are, and of the kind that
@@ -245,28 +388,35 @@ fn split_url(url: &str) -> Option<(&str, &str, &str)> {
     (plain && !host.is_empty()).then_some((scheme, host, path))
 }
 
-fn push_event(parts: &Parts<'_, '_>, origin: &Origin<'_>, original: Option<&str>, w: &mut Writer<'_>) {
+fn push_event(
+    parts: &Parts<'_, '_>,
+    origin: &Origin<'_>,
+    original: Option<&str>,
+    profile: EcsProfile,
+    w: &mut Writer<'_>,
+) {
+    let theirs = profile == EcsProfile::ElasticO365;
     w.nested("event", |w| {
-        let matched = parts.operation == "dlprulematch";
-        let alert = parts.is_type(ALERTS)
-            && (!parts.is_type(&[11, 13, 33, 99, 100, 107]) || parts.operation != "miplabel")
-            || (parts.is_type(&[63]) && matched);
-        w.text("kind", if alert { "alert" } else { "event" });
+        w.text("kind", if is_alert(parts) { "alert" } else { "event" });
         let (categories, types) = classify(parts);
-        w.texts("category", categories);
+        w.texts("category", theirs.then_some(&"web").into_iter().chain(categories));
         w.texts("type", types);
         w.maybe("action", parts.text(Member::Operation));
         w.maybe("id", parts.text(Member::Id));
         w.maybe("provider", parts.text(Member::Workload));
-        if let Some(record_type) = parts.record_type {
+        if let Some(record_type) = parts.facts.number_of_type() {
             match record_types::info(record_type) {
+                // What Microsoft calls Viva Engage everybody still calls by its old name.
+                Some(_) if record_type == 22 => w.text("code", "Yammer"),
                 Some(info) => w.text("code", info.name),
                 None => w.text("code", record_type.to_string()),
             }
         }
-        w.text("dataset", "m365.audit");
-        w.text("module", "m365");
-        w.maybe("outcome", parts.facts.outcome().map(Outcome::as_str));
+        w.text("dataset", if theirs { o365::DATASET } else { "m365.audit" });
+        w.text("module", if theirs { o365::MODULE } else { "m365" });
+        // That integration calls everything a success that does not say otherwise, and its rules ask for it.
+        let outcome = parts.facts.outcome().or(if theirs { Some(Outcome::Success) } else { None });
+        w.maybe("outcome", outcome.map(Outcome::as_str));
         w.number("severity", number_of(parts.assessment.severity()));
         w.maybe("reason", parts.reason);
         if let Some(created) = origin.content_created {
@@ -293,14 +443,14 @@ fn number_of(severity: Severity) -> i64 {
 fn push_own(
     parts: &Parts<'_, '_>,
     origin: &Origin<'_>,
-    masked: bool,
-    event_time: &Option<time::EventTime<'_>>,
+    (masked, event_time): (bool, &Option<time::EventTime<'_>>),
+    device: &Device<'_>,
     w: &mut Writer<'_>,
 ) {
     w.text("category", parts.category.as_str());
     w.text("severity", parts.assessment.severity().as_str());
     parts.push_dlp(w);
-    if let Some(record_type) = parts.record_type {
+    if let Some(record_type) = parts.facts.number_of_type() {
         w.number("record_type", record_type);
     }
     w.maybe("content_type", origin.content_type.map(|content_type| content_type.as_str()));
@@ -319,15 +469,106 @@ fn push_own(
     if let Some(number) = parts.event.integer(Member::ErrorNumber) {
         w.number("error_number", number);
     }
-    w.maybe("application_id", parts.text(Member::ApplicationId).or_else(|| parts.text(Member::ClientAppId)));
-    w.maybe("application_name", parts.text(Member::ApplicationDisplayName));
+    let involved = parts.facts.involved();
+    w.maybe("application_id", involved.application.id.as_deref());
+    w.maybe("application_name", involved.application.name.as_deref());
     w.maybe("correlation_id", correlation(parts));
-    w.maybe("session_id", parts.text(Member::SessionId));
+    let session = parts.text(Member::SessionId).or_else(|| parts.inner(Member::AppAccessContext, "AADSessionId"));
+    w.maybe("session_id", session.or_else(|| device.session.clone()));
+    w.maybe("token_id", parts.inner(Member::AppAccessContext, "UniqueTokenId"));
+    w.texts("privileges", involved.privileges.iter().map(|text| super::cut(text, 1024)));
+    w.objects("resources", |list| {
+        for resource in &involved.resources {
+            list.push(|w| {
+                w.maybe("name", resource.name.as_deref());
+                w.maybe("type", resource.kind.as_deref());
+                w.maybe("label", resource.label.as_deref());
+            });
+        }
+    });
+    w.nested("device", |w| {
+        for (name, flag) in [("compliant", device.compliant), ("managed", device.managed)] {
+            if let Some(flag) = flag {
+                w.flag(name, flag);
+            }
+        }
+    });
+    push_dlp_match(parts, w);
+    push_mail_access(parts, w);
+    push_ai_own(parts, w);
     w.maybe("alert_id", parts.text(Member::AlertId));
     w.maybe("incident_id", parts.text(Member::IncidentId));
     push_pairs("parameters", parts.facts.parameters(), w);
     push_pairs("extended_properties", parts.facts.extended(), w);
     push_modified(parts, w);
+}
+
+/// What a match of data loss prevention says beside its policy and rule: names and numbers, never what was found.
+fn push_dlp_match(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    let rules = parts.facts.dlp_rules();
+    if rules.is_empty() && !parts.is_dlp() {
+        return;
+    }
+    w.nested("dlp_match", |w| {
+        w.texts("policies", rules.iter().filter_map(|rule| rule.policy.as_deref()));
+        w.texts("rules", rules.iter().filter_map(|rule| rule.name.as_deref()));
+        w.texts("severity", rules.iter().filter_map(|rule| rule.severity.as_deref()));
+        w.texts("modes", rules.iter().filter_map(|rule| rule.mode.as_deref()));
+        w.texts("actions", rules.iter().flat_map(|rule| rule.actions.iter()));
+        if let Some(mode) = dlp::enforcement(parts.event) {
+            w.number("enforcement_mode", mode);
+        }
+        w.objects("sensitive_types", |list| {
+            for found in rules.iter().flat_map(|rule| &rule.found) {
+                list.push(|w| {
+                    w.text("name", &found.name);
+                    for (name, number) in [("count", found.count), ("confidence", found.confidence)] {
+                        if let Some(number) = number {
+                            w.number(name, number);
+                        }
+                    }
+                });
+            }
+        });
+        w.maybe("target_domain", parts.named("TargetDomain"));
+        w.maybe("application", parts.text(Member::Application));
+    });
+}
+
+/// How mail was read.
+fn push_mail_access(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    if !parts.is_type(&[2, 50]) || parts.operation != "mailitemsaccessed" {
+        return;
+    }
+    let mut found = [None, None];
+    json::elements(parts.event.get(Member::OperationProperties).unwrap_or_default(), |pair| {
+        let name = inner(pair, "Name").unwrap_or_default();
+        for (place, wanted) in ["MailAccessType", "IsThrottled"].into_iter().enumerate() {
+            if name.eq_ignore_ascii_case(wanted)
+                && let Some(slot) = found.get_mut(place)
+            {
+                *slot = inner(pair, "Value");
+            }
+        }
+    });
+    let [kind, throttled] = found;
+    w.maybe("mail_access_type", kind);
+    if let Some(throttled) = throttled {
+        w.flag("is_throttled", crate::severity::is_true(&throttled));
+    }
+}
+
+/// What an AI application used, and which signal fired.
+fn push_ai_own(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    let Some(ai) = parts.facts.ai() else { return };
+    w.nested("ai", |w| {
+        w.maybe("host", ai.host.as_deref());
+        w.texts("tools", ai.tools.iter());
+        w.texts("contexts", ai.contexts.iter().take(20).map(|context| super::cut(context, 1024)));
+        let signals =
+            [("jailbreak", ai.jailbreak), ("xpia", ai.xpia), ("blocked", ai.blocked), ("labelled", ai.labelled)];
+        w.texts("signals", signals.into_iter().filter(|(_, fired)| *fired).map(|(name, _)| name));
+    });
 }
 
 fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &mut Writer<'_>) {
@@ -338,33 +579,43 @@ fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &
         const NOBODY: [&str; 3] = ["Not Available", "Unknown", "NOT-FOUND"];
         let id = actor.id.as_deref().filter(|id| !NOBODY.iter().any(|nobody| id.trim().eq_ignore_ascii_case(nobody)));
         w.maybe("name", split.map(|(name, _)| name).or(actor.name.as_deref()).or(id));
-        w.maybe("domain", split.map(|(_, domain)| domain));
+        let claimed = actor.email.as_deref().and_then(|email| email.split_once('@'));
+        w.maybe("domain", split.or(claimed).map(|(_, domain)| domain));
         w.maybe("email", actor.email.as_deref());
         w.maybe("full_name", parts.text(Member::LogonUserDisplayName));
         w.nested("target", |w| {
-            if parts.is_type(&[8]) && !matches!(target.kind.as_deref(), Some("Group")) {
-                let principal = target.principal.as_deref().or(target.name.as_deref().filter(|name| is_address(name)));
-                w.maybe("id", target.id.as_deref().or(target.label()));
-                let split = principal.filter(|name| is_address(name)).and_then(|name| name.split_once('@'));
-                w.maybe("name", split.map(|(name, _)| name).or(target.name.as_deref()));
-                w.maybe("domain", split.map(|(_, domain)| domain));
-                w.maybe("email", principal.filter(|name| is_address(name)));
-            } else if let Some(owner) = parts.text(Member::MailboxOwnerUPN)
-                && is_address(&owner)
-                && !actor.id.as_deref().is_some_and(|id| id.eq_ignore_ascii_case(&owner))
-            {
-                w.maybe("name", owner.split_once('@').map(|(name, _)| name));
-                w.maybe("domain", owner.split_once('@').map(|(_, domain)| domain));
-                w.text("email", &owner);
-            }
+            push_target_user(parts, actor, target, w);
         });
         if parts.operation.contains("member to role") || parts.operation.contains("member from role") {
-            w.texts("roles", parts.modified("Role.DisplayName"));
+            w.texts("roles", parts.facts.involved().privileges.iter());
         }
     });
 }
 
-fn push_client(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+/// Whom it was done to: not a group, which is `group`, and of a mailbox its owner only where somebody else acted.
+fn push_target_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &mut Writer<'_>) {
+    let kind = target.kind.as_deref().unwrap_or_default();
+    if matches!(kind, "Group" | "SecurityGroup" | "SharePointGroup") || parts.is_type(&[40]) {
+        return;
+    }
+    let is_own = actor.id.as_deref().zip(target.principal.as_deref()).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b));
+    if kind == "Mailbox" && is_own {
+        return;
+    }
+    let email = target.email();
+    let split = email.as_deref().and_then(|email| email.split_once('@'));
+    if parts.is_type(&[8]) {
+        w.maybe("id", target.id.as_deref().or(target.label()));
+    } else {
+        w.maybe("id", target.id.as_deref());
+    }
+    w.maybe("name", split.map(|(name, _)| name).or(target.name.as_deref()).or(target.principal.as_deref()));
+    w.maybe("full_name", target.name.as_deref().filter(|_| email.is_some()));
+    w.maybe("domain", split.map(|(_, domain)| domain));
+    w.maybe("email", email.as_deref());
+}
+
+fn push_client(parts: &Parts<'_, '_>, device: &Device<'_>, w: &mut Writer<'_>) {
     if let Some(address) = parts.facts.source_address() {
         let ip = address.ip.to_string();
         for (side, with_text) in [("client", true), ("source", false)] {
@@ -392,118 +643,11 @@ fn push_client(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
             });
         }
     }
-    w.nested("user_agent", |w| w.maybe("original", parts.facts.agent()));
-}
-
-type Words = &'static [&'static str];
-
-/// `event.category` and `event.type`.
-fn classify(parts: &Parts<'_, '_>) -> (Words, Words) {
-    let operation = parts.operation;
-    let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
-    let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
-    match parts.record_type {
-        Some(9 | 15) => (&["authentication"], &["start"]),
-        Some(8) => classify_directory(operation),
-        Some(11 | 33 | 63 | 99 | 100) => (&["file"], &["info"]),
-        Some(13 | 107) => (&["email"], &["info"]),
-        Some(28) => (&["email", "malware"], &["info"]),
-        Some(41) => (&["email", "intrusion_detection"], &["info"]),
-        Some(47) => (&["file", "malware"], &["info"]),
-        Some(40 | 64 | 78 | 98 | 113) => {
-            let category = parts.text(Member::Category).unwrap_or_default().to_ascii_lowercase();
-            match category.as_str() {
-                "datagovernance" | "datalossprevention" => (&["file"], &["info"]),
-                "threatmanagement" => (&["threat", "intrusion_detection"], &["info"]),
-                _ => (&["intrusion_detection"], &["info"]),
-            }
+    w.nested("user_agent", |w| {
+        w.maybe("original", parts.facts.agent());
+        w.maybe("name", device.browser.as_deref());
+        if device.browser.is_some() {
+            w.nested("os", |w| w.maybe("full", device.os.as_deref()));
         }
-        Some(2 | 3 | 50 | 19) => {
-            let kind: Words = if has(&["delete"]) {
-                &["deletion"]
-            } else if begins(&["mailitemsaccessed", "messagebind", "folderbind", "attachmentaccess", "mailboxlogin"]) {
-                &["access"]
-            } else if begins(&["create", "send"]) {
-                &["creation"]
-            } else if begins(&["update", "move", "copy", "modify", "add", "remove"]) {
-                &["change"]
-            } else {
-                &["info"]
-            };
-            (&["email"], kind)
-        }
-        Some(1) if has(&["mailboxpermission", "recipientpermission", "rolegroup", "managementrole"]) => {
-            (&["iam"], &["change"])
-        }
-        Some(1 | 18 | 23 | 52) => {
-            (&["configuration"], if begins(&["get-", "search-", "test-"]) { &["access"] } else { &["change"] })
-        }
-        Some(14) => (&["file", "iam"], if has(&["used", "accepted"]) { &["access"] } else { &["access", "change"] }),
-        Some(4 | 6 | 36 | 54 | 55 | 56) => classify_file(operation),
-        Some(25) if has(&["team", "member", "channel"]) => {
-            let kind: Words = if has(&["deleted", "removed"]) {
-                &["group", "deletion"]
-            } else if has(&["created", "added"]) {
-                &["group", "creation"]
-            } else {
-                &["group", "change"]
-            };
-            (&["iam"], kind)
-        }
-        _ => match parts.category {
-            Category::Identity => (&["iam"], &["info"]),
-            Category::Email => (&["email"], &["info"]),
-            Category::File => (&["file"], &["info"]),
-            Category::Threat => (&["threat"], &["indicator"]),
-            Category::Compliance | Category::Automation => (&["configuration"], &["info"]),
-            _ => (&[], &["info"]),
-        },
-    }
-}
-
-fn classify_directory(operation: &str) -> (Words, Words) {
-    let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
-    let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
-    if has(&[" role"]) && has(&["member", "pim"]) {
-        return (&["iam"], &["admin", "change"]);
-    }
-    if has(&["policy", "domain", "company", "security defaults", "cross-tenant", "directory feature"]) {
-        return (&["configuration"], &["change"]);
-    }
-    if has(&["application", "service principal", "consent", "app role", "permission grant", "oauth2", "credential"]) {
-        return (&["iam", "configuration"], &["change"]);
-    }
-    let created = begins(&["add ", "create", "invite", "restore"]);
-    let deleted = begins(&["delete", "hard delete", "remove"]);
-    let group = has(&["group"]);
-    let kind: Words = match (group, created, deleted) {
-        (true, true, _) if has(&["member", "owner"]) => &["group", "change"],
-        (true, true, _) => &["group", "creation"],
-        (true, _, true) if has(&["member", "owner"]) => &["group", "change"],
-        (true, _, true) => &["group", "deletion"],
-        (true, ..) => &["group", "change"],
-        (false, true, _) => &["user", "creation"],
-        (false, _, true) => &["user", "deletion"],
-        _ => &["user", "change"],
-    };
-    (&["iam"], kind)
-}
-
-fn classify_file(operation: &str) -> (Words, Words) {
-    let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
-    if has(&["compliancesetting", "policychanged", "sharingpolicy"]) {
-        return (&["configuration"], &["change"]);
-    }
-    let kind: Words = if has(&["deleted", "recycled"]) {
-        &["deletion"]
-    } else if has(&["uploaded", "created", "copied"]) {
-        &["creation"]
-    } else if has(&["accessed", "downloaded", "previewed", "viewed", "query"]) {
-        &["access"]
-    } else if has(&["modified", "moved", "renamed", "restored", "updated", "checked", "changed", "malware"]) {
-        &["change"]
-    } else {
-        &["info"]
-    };
-    (if operation == "filemalwaredetected" { &["file", "malware"] } else { &["file"] }, kind)
+    });
 }

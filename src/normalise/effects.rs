@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 
 use super::facts::EventFacts;
-use super::parts::is_address;
+use super::reach::is_address;
 use crate::severity::pattern::Names;
 use crate::severity::{Facts as _, Modification, recipient};
 

@@ -42,6 +42,7 @@ known_members! {
     Data, SenderIp, OriginatingServer, PolicyDetails, SensitiveInfoDetectionIsIncluded, IncidentId, ExceptionInfo, SharePointMetaData, ExchangeMetaData,
     Folders, Messages,
     AuditData, RawEventData, OfficeWorkload,
+    AgentId, AgentName, AppIdentity, AppHost, DeviceProperties, EnforcementMode, PolicyMatchInfo,
 }
 
 /// How many known names may share a bucket of [`INDEX`].
@@ -326,7 +327,7 @@ impl<'a> Event<'a> {
 
     /// The text of a member that is a string with something in it, or a number or boolean as written.
     pub(crate) fn text_of(&self, member: Member) -> Option<Cow<'a, str>> {
-        json::scalar(self.get(member)?).filter(|text| !text.trim().is_empty())
+        json::scalar(self.get(member)?).filter(|text| !json::is_blank(text))
     }
 
     /// The member's integer, read leniently.

@@ -4,11 +4,16 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::net::IpAddr;
 
+use super::actor::{Actor, unclaimed};
+use super::ai::{self, Ai};
+use super::dlp::{self, DlpRule};
 use super::event::{Event, Member};
+use super::involved::{Evidence, Involved};
 use super::outcome::{self, Outcome};
 use super::parameters::{self, Modified, Pairs};
-use super::{Normaliser, address, category, inbox_rule, json};
-use crate::severity::engine::ActorKind;
+use super::reach::any_at;
+use super::{Normaliser, address, category, inbox_rule, json, likeness};
+use crate::severity::engine::{ActorKind, AiSignal, Fact};
 use crate::severity::pattern::Names;
 use crate::severity::recipient::Domains;
 use crate::severity::{Assessment, Facts, Modification, is_true, operation};
@@ -32,6 +37,11 @@ pub(crate) struct EventFacts<'e, 'a> {
     folded_operation: &'e str,
     internal_domains: &'e [String],
     record_type: Option<i64>,
+    kin: Option<i64>,
+    actor: OnceCell<Actor<'a>>,
+    involved: OnceCell<Involved<'a>>,
+    ai: OnceCell<Option<Box<Ai<'a>>>>,
+    dlp_rules: OnceCell<Vec<DlpRule<'a>>>,
     user_agent: OnceCell<Option<Cow<'a, str>>>,
     address: OnceCell<Option<address::Address>>,
     outcome: OnceCell<Option<Outcome>>,
@@ -44,11 +54,17 @@ pub(crate) struct EventFacts<'e, 'a> {
 impl<'e, 'a> EventFacts<'e, 'a> {
     /// Facts of an event; `internal_domains` from the configuration.
     pub fn new(event: &'e Event<'a>, folded_operation: &'e str, internal_domains: &'e [String]) -> Self {
+        let record_type = event.record_type();
         EventFacts {
             event,
             folded_operation,
             internal_domains,
-            record_type: event.record_type(),
+            record_type,
+            kin: likeness::of(event, folded_operation, record_type),
+            actor: OnceCell::new(),
+            involved: OnceCell::new(),
+            ai: OnceCell::new(),
+            dlp_rules: OnceCell::new(),
             user_agent: OnceCell::new(),
             address: OnceCell::new(),
             outcome: OnceCell::new(),
@@ -57,6 +73,26 @@ impl<'e, 'a> EventFacts<'e, 'a> {
             modified: OnceCell::new(),
             inbox_rule: OnceCell::new(),
         }
+    }
+
+    /// The record type whose records the event is made like, whatever its own number: what decides what it is.
+    pub fn kin(&self) -> Option<i64> {
+        self.kin
+    }
+
+    /// Who acted.
+    pub fn actor(&self) -> &Actor<'a> {
+        self.actor.get_or_init(|| Actor::of(self.event, self.kin))
+    }
+
+    /// Whom and what the event involves beside that.
+    pub fn involved(&self) -> &Involved<'a> {
+        self.involved.get_or_init(|| Involved::of(self))
+    }
+
+    /// What it tells of an AI application.
+    pub fn ai(&self) -> Option<&Ai<'a>> {
+        self.ai.get_or_init(|| ai::of(self.event, self.kin).map(Box::new)).as_deref()
     }
 
     /// The actor's address with its port.
@@ -71,7 +107,20 @@ impl<'e, 'a> EventFacts<'e, 'a> {
 
     /// How the event ended.
     pub fn outcome(&self) -> Option<Outcome> {
-        *self.outcome.get_or_init(|| outcome::of(self.event, self.folded_operation, self.record_type))
+        *self.outcome.get_or_init(|| match self.is_dlp() {
+            true => Some(dlp::outcome(self.event, self.folded_operation, self.dlp_rules())),
+            false => outcome::of(self.event, self.folded_operation, self.kin),
+        })
+    }
+
+    /// Whether the record is one of data loss prevention.
+    pub fn is_dlp(&self) -> bool {
+        self.kin.is_some_and(|kin| category::DLP_RECORD_TYPES.contains(&kin))
+    }
+
+    /// The rules of data loss prevention that matched.
+    pub fn dlp_rules(&self) -> &[DlpRule<'a>] {
+        self.dlp_rules.get_or_init(|| if self.is_dlp() { dlp::rules(self.event) } else { Vec::new() })
     }
 
     fn pairs_of<'c>(&self, cell: &'c OnceCell<Pairs<'a>>, member: Member) -> &'c Pairs<'a> {
@@ -90,8 +139,20 @@ impl<'e, 'a> EventFacts<'e, 'a> {
 
     /// The modified properties.
     pub fn modified(&self) -> &[Modified<'a>] {
-        self.modified
-            .get_or_init(|| self.event.get(Member::ModifiedProperties).map(parameters::modified).unwrap_or_default())
+        self.modified.get_or_init(|| {
+            let token = self.event.get(Member::ModifiedProperties);
+            let entries = token.map(parameters::modified).unwrap_or_default();
+            // Long changes of the directory stand in the details, and none among the modified properties.
+            match entries.is_empty() && self.kin == Some(8) {
+                true => parameters::changes_in_details(self.extended()),
+                false => entries,
+            }
+        })
+    }
+
+    /// The value of a modified property as text.
+    pub fn modified_text(&self, name: &str) -> Option<Cow<'a, str>> {
+        self.modified_value(name, false)
     }
 
     /// The folded name of the operation.
@@ -102,6 +163,32 @@ impl<'e, 'a> EventFacts<'e, 'a> {
     /// The record type.
     pub fn number_of_type(&self) -> Option<i64> {
         self.record_type
+    }
+}
+
+impl<'a> Evidence<'a> for EventFacts<'_, 'a> {
+    fn event(&self) -> &Event<'a> {
+        self.event
+    }
+
+    fn operation(&self) -> &str {
+        self.folded_operation
+    }
+
+    fn kin(&self) -> Option<i64> {
+        self.kin
+    }
+
+    fn parameters(&self) -> &Pairs<'a> {
+        EventFacts::parameters(self)
+    }
+
+    fn modified(&self) -> &[Modified<'a>] {
+        EventFacts::modified(self)
+    }
+
+    fn ai(&self) -> Option<&Ai<'a>> {
+        EventFacts::ai(self)
     }
 }
 
@@ -161,6 +248,10 @@ impl Facts for EventFacts<'_, '_> {
         self.record_type
     }
 
+    fn kin(&self) -> Option<i64> {
+        self.kin
+    }
+
     fn user_type(&self) -> Option<i64> {
         self.event.user_type()
     }
@@ -174,7 +265,7 @@ impl Facts for EventFacts<'_, '_> {
     }
 
     fn is_actor(&self, text: &str) -> bool {
-        let same = |id: Cow<'_, str>| id.trim().eq_ignore_ascii_case(text.trim());
+        let same = |id: Cow<'_, str>| unclaimed(id.trim()).eq_ignore_ascii_case(unclaimed(text.trim()));
         self.event.text_of(Member::UserId).is_some_and(same)
     }
 
@@ -201,10 +292,33 @@ impl Facts for EventFacts<'_, '_> {
         }
     }
 
+    fn any_fact(&self, fact: Fact, test: &mut dyn FnMut(&str) -> bool) -> bool {
+        let involved = self.involved();
+        let any = |text: Option<&str>, test: &mut dyn FnMut(&str) -> bool| text.is_some_and(test);
+        match fact {
+            Fact::Target => any(involved.target.label(), test),
+            Fact::Application => {
+                let application = &involved.application;
+                any(application.name.as_deref().or(application.id.as_deref()), test)
+            }
+            Fact::Error => any(involved.error.message.as_deref().or(involved.error.code.as_deref()), test),
+            Fact::Resources => involved.resources.iter().any(|resource| any(resource.name.as_deref(), test)),
+            Fact::Privileges => involved.privileges.iter().any(|privilege| test(privilege)),
+        }
+    }
+
+    fn ai_signal(&self, signal: AiSignal) -> bool {
+        self.ai().is_some_and(|ai| match signal {
+            AiSignal::Jailbreak => ai.jailbreak,
+            AiSignal::Xpia => ai.xpia,
+            AiSignal::Blocked => ai.blocked,
+            AiSignal::Labelled => ai.labelled,
+        })
+    }
+
     fn failed(&self) -> bool {
         // For data loss prevention "failure" means that access was blocked, and the match is no less a match.
-        let dlp = self.record_type.is_some_and(|t| category::DLP_RECORD_TYPES.contains(&t));
-        !dlp && self.outcome() == Some(Outcome::Failure)
+        !self.is_dlp() && self.outcome() == Some(Outcome::Failure)
     }
 
     /// The configured domains, `OrganizationName` with its hybrid routing domain, and the domains of the acting
@@ -236,38 +350,11 @@ impl Facts for EventFacts<'_, '_> {
     /// Activity API schema" gives to records of data loss prevention and to no others. A sensitivity label is no flag.
     fn flagged_by_dlp(&self) -> bool {
         let event = self.event;
-        self.record_type.is_some_and(|t| category::DLP_RECORD_TYPES.contains(&t))
+        self.is_dlp()
             || event.get(Member::PolicyDetails).is_some_and(|token| !is_blank(token))
             || event.text_of(Member::SensitiveInfoDetectionIsIncluded).is_some_and(|text| is_true(&text))
             || event.text_of(Member::IncidentId).is_some()
     }
-}
-
-/// Hands the values at `path` below a token to `test`; lists are looked through, JSON in a string is looked into.
-pub(super) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
-    let mut found = false;
-    match token.as_bytes().first() {
-        Some(b'[') => json::elements(token, |element| {
-            // A list in a list is no shape of the feed, and depth comes from the network.
-            found = found || (!element.starts_with('[') && any_at(element, path, test));
-        }),
-        Some(b'{') if path.is_empty() => found = test(&json::compact(token)),
-        Some(b'{') => {
-            let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
-            found = json::get(token, first).is_some_and(|token| any_at(token, rest, test));
-        }
-        _ => {
-            if let Some(text) = json::scalar(token) {
-                let inside = text.trim();
-                found = match path.is_empty() {
-                    true => test(&text),
-                    // The text of a JSON string inside this one is left alone: a string ends here.
-                    false => inside.starts_with(['{', '[']) && any_at(inside, path, test),
-                };
-            }
-        }
-    }
-    found
 }
 
 /// Whether a token is an empty list, object or string; a list of nothing but `null` is empty, too.

@@ -227,6 +227,37 @@ fn unescape_unit(escape: &[u8]) -> (char, usize) {
     pair.map_or((char::REPLACEMENT_CHARACTER, 6), |c| (c, 12))
 }
 
+/// Whether a text has nothing in it but white space. Nearly every text has something at its beginning.
+pub(crate) fn is_blank(text: &str) -> bool {
+    match text.as_bytes().first() {
+        None => true,
+        Some(b'!'..=b'~') => false,
+        Some(_) => text.trim().is_empty(),
+    }
+}
+
+/// Appends an integer. The formatter of the standard library takes several times as long.
+pub(crate) fn push_integer(out: &mut Vec<u8>, number: i64) {
+    const DIGITS_MAX: usize = 20;
+    let mut digits = [0; DIGITS_MAX];
+    let mut left = number.unsigned_abs();
+    let mut at = DIGITS_MAX;
+    loop {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b'0' + (left % 10) as u8;
+        }
+        left /= 10;
+        if left == 0 || at == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        out.push(b'-');
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
+}
+
 /// Appends `text` as a JSON string.
 pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
@@ -510,6 +541,16 @@ mod tests {
 
     fn valid(text: &str) -> bool {
         scan_object(text, |_, _| {}).is_ok_and(|layout| text[layout.end..].trim().is_empty())
+    }
+
+    #[test]
+    fn integers_are_written_as_the_standard_library_does() {
+        for number in [0, 1, -1, 9, 10, 99, 100, 65_535, i64::MAX, i64::MIN] {
+            let mut out = Vec::new();
+            push_integer(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), number.to_string());
+        }
+        assert!(is_blank("") && is_blank(" \u{a0}\t") && !is_blank(" x") && !is_blank("\u{e9}"));
     }
 
     #[test]

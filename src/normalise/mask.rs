@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 
 use super::censor::{Censor, may_be_detected_values};
-use super::event::Event;
+use super::event::{Event, Member};
 use super::json;
 
 /// What stands in the place of a masked text.
@@ -70,7 +70,7 @@ impl Mask {
 
     /// Whether something may have to be masked; false is certain and cheap.
     pub(crate) fn may_apply(&self, event: &Event<'_>) -> bool {
-        !self.pointers.is_empty() || self.detected_values && may_have_detected(event)
+        !self.pointers.is_empty() || self.detected_values && (may_have_detected(event) || may_have_prompts(event))
     }
 
     /// The event's text with everything masked; `None` when there was nothing to mask.
@@ -84,11 +84,39 @@ impl Mask {
         if detected {
             edits.find(Wanted::DetectedValues, 0);
         }
+        if self.detected_values && may_have_prompts(event) {
+            PROMPTS.iter().for_each(|pointer| edits.point(text, pointer));
+        }
         for pointer in &self.pointers {
             edits.point(text, pointer);
         }
         edits.done()
     }
+}
+
+/// Names of members that hold what somebody asked an AI application, or what it answered.
+const PROMPT_NAMES: [&str; 6] = ["Text", "Content", "Prompt", "Response", "Body", "Answer"];
+
+/// Where they stand. Microsoft's feed gives ids of messages and no text; exports and other applications' records may.
+static PROMPTS: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
+    let places: [&[&str]; 3] = [&["CopilotEventData", "Messages", "*"], &["CopilotEventData"], &["Messages", "*"]];
+    let below =
+        |place: &[&str]| PROMPT_NAMES.map(|name| place.iter().chain([&name]).map(|part| (*part).to_owned()).collect());
+    places.into_iter().flat_map(below).collect()
+});
+
+/// Whether a record of an AI application may hold prompts; false is certain and cheap.
+fn may_have_prompts(event: &Event<'_>) -> bool {
+    let Some(token) = event.get(Member::CopilotEventData) else { return false };
+    let bytes = token.as_bytes();
+    memchr::memchr_iter(b'"', bytes).any(|at| {
+        let rest = bytes.get(at + 1..).unwrap_or_default();
+        let is = |name: &str| {
+            rest.get(name.len()) == Some(&b'"')
+                && rest.get(..name.len()).is_some_and(|key| key.eq_ignore_ascii_case(name.as_bytes()))
+        };
+        PROMPT_NAMES.into_iter().any(is)
+    })
 }
 
 /// Whether the name can occur: cheap, and right for every spelling, damaged in one byte or not, in records of data loss
@@ -323,6 +351,11 @@ mod tests {
     fn what_was_found_is_masked_wherever_it_stands_and_nothing_else_is() {
         for (event, expected) in [
             (r#"{"A":1}"#, "as it is"),
+            (
+                r#"{"CopilotEventData":{"Messages":[{"Id":"1","isPrompt":true,"text":"what is my salary"}],"AppHost":"Word"}}"#,
+                r#"{"CopilotEventData":{"Messages":[{"Id":"1","isPrompt":true,"text":"[masked]"}],"AppHost":"Word"}}"#,
+            ),
+            (r#"{"CopilotEventData":{"Messages":[{"Id":"1","isPrompt":true}]},"Text":"kept"}"#, "as it is"),
             (r#"{"A":"DetectedValues"}"#, "as it is"),
             (r#"{"A":["x","DetectedValues are kept"]}"#, "as it is"),
             (

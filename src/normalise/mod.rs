@@ -16,20 +16,31 @@ pub mod scraps;
 pub mod split;
 
 mod actor;
+mod ai;
 mod censor;
+mod dlp;
 mod ecs;
+mod ecs_class;
 mod effects;
 mod event;
 mod facts;
+mod finds;
 mod inbox_rule;
+mod involved;
 pub(crate) mod json;
+mod known;
+mod likeness;
 mod mask;
+mod native;
 mod notice;
+mod o365;
 mod ocsf;
+mod ocsf_class;
 mod outcome;
 mod own;
 pub(crate) mod parameters;
 mod parts;
+mod reach;
 pub(crate) mod record_types;
 pub(crate) mod time;
 pub(crate) mod user_types;
@@ -48,7 +59,7 @@ pub use kind::{Describe, EventKind, Kind};
 pub use mask::{MASKED, Mask, NotAPointer};
 pub use own::{BAD_BLOB, BadBody, BadBytes, FoundIn, GAP, GapNotice, Withheld};
 
-use crate::config::{Format, OcsfVersion, RawForm};
+use crate::config::{EcsProfile, Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::severity::engine::Verdict;
 use crate::severity::{self, Rules, Severity, operation};
@@ -68,6 +79,8 @@ pub struct Settings {
     pub raw: RawForm,
     /// The version of the OCSF format.
     pub ocsf_version: OcsfVersion,
+    /// Whose names the ECS format has.
+    pub ecs_profile: EcsProfile,
     /// Whether events that only `drop` rules match are left out.
     pub drop_routine: bool,
     /// The organisation's mail domains, beyond those its events name.
@@ -85,6 +98,7 @@ impl Default for Settings {
             format: Format::default(),
             raw: RawForm::default(),
             ocsf_version: OcsfVersion::default(),
+            ecs_profile: EcsProfile::default(),
             drop_routine: false,
             internal_domains: Vec::new(),
             rules: Rules::built_in(),
@@ -269,7 +283,7 @@ impl Normaliser {
     ) -> (Timestamp, Severity, EventKind) {
         let severity = assessment.severity();
         let folded = facts.folded_operation();
-        let kind = EventKind::of(event, facts.number_of_type(), folded);
+        let kind = EventKind::of(event, facts.kin(), folded);
         let shown = |raw| Shown { raw, note, kind: &kind };
         let time = time_of(event, origin);
         match self.settings.mask.apply(event) {
@@ -277,7 +291,7 @@ impl Normaliser {
             Some(text) => match Event::parse(text.as_bytes()) {
                 Ok(masked) => {
                     let facts = EventFacts::new(&masked, folded, &self.settings.internal_domains);
-                    let kind = EventKind::of(&masked, facts.number_of_type(), folded);
+                    let kind = EventKind::of(&masked, facts.kin(), folded);
                     self.write(&masked, &facts, assessment, origin, Shown { kind: &kind, ..shown(Raw::Masked) }, out);
                 }
                 // Scalars took the place of scalars, so this does not happen; if it did, nothing may leak.
@@ -301,15 +315,15 @@ impl Normaliser {
         let facts = EventFacts::new(shown, &folded, &self.settings.internal_domains);
         let mut title = Vec::new();
         let info = facts.number_of_type().and_then(record_types::info);
-        let (operation, object) = (self::shown(shown, Member::Operation), self::shown(shown, Member::ObjectId));
-        push_title(&mut title, operation, info.map(|info| info.name), &Actor::of(shown), object, facts.outcome());
+        let (operation, object) = (self::shown(shown, Member::Operation), Object::of(shown, &facts));
+        push_title(&mut title, operation, info.map(|info| info.name), &facts, &object);
         let title = String::from_utf8_lossy(&title).into_owned();
         let title = json::get(&format!("{{{}}}", title.trim_start_matches(',')), "title")
             .and_then(json::scalar)
             .map(Cow::into_owned)
             .unwrap_or_default();
         let values = assessment.matches.iter().map(|found| found.shown(&facts)).collect();
-        Explanation { title, assessment, values, dlp }
+        Explanation { title, assessment, facts: native::in_words(&facts), values, dlp }
     }
 
     /// Writes the record. `assessment` is of the event as it came, `event` and `facts` are what may be shown of it.
@@ -331,7 +345,7 @@ impl Normaliser {
                 let kept = self.settings.raw != RawForm::None && raw != Raw::Withheld;
                 let original = kept.then_some((event.text(), raw == Raw::Masked));
                 match self.settings.format {
-                    Format::Ecs => ecs::push(&parts, origin, original, out),
+                    Format::Ecs => ecs::push(&parts, origin, original, self.settings.ecs_profile, out),
                     _ => ocsf::push(&parts, origin, self.settings.ocsf_version, original, out),
                 }
             }
@@ -382,7 +396,8 @@ impl Describe for Normaliser {
     fn kind(&self, json: &[u8]) -> Option<Kind> {
         let event = Event::parse(json).ok()?;
         let operation = operation::fold(event.operation());
-        Some(Kind::Event(EventKind::of(&event, event.integer(Member::RecordType), &operation)))
+        let kin = likeness::of(&event, &operation, event.record_type());
+        Some(Kind::Event(EventKind::of(&event, kin, &operation)))
     }
 }
 
@@ -399,6 +414,8 @@ pub struct Explanation<'n> {
     pub title: String,
     /// What the rules make of it.
     pub assessment: severity::Assessment<'n>,
+    /// The facts it was judged by, each with what people call it.
+    pub facts: Vec<(&'static str, String)>,
     /// The values that each match shows, in the order of the matches.
     pub values: Vec<Vec<String>>,
     /// Whether it would be dropped but for the flag of data loss prevention.
@@ -454,12 +471,12 @@ struct Derived<'d, 'a> {
 const TITLE_OBJECT_BYTES_MAX: usize = 256;
 
 /// Appends a record of the native format up to `raw`, its closing brace left out.
-fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>, out: &mut Vec<u8>) {
+fn push_native<'a>(event: &Event<'a>, origin: &Origin<'_>, derived: &Derived<'_, 'a>, out: &mut Vec<u8>) {
     let record_type = derived.facts.number_of_type();
     let record_type_info = record_type.and_then(record_types::info);
     let outcome = derived.facts.outcome();
-    let actor = Actor::of(event);
-    let object = shown(event, Member::ObjectId);
+    let actor = derived.facts.actor();
+    let object = Object::of(event, derived.facts);
 
     out.extend_from_slice(br#"{"source":"m365","category":""#);
     out.extend_from_slice(derived.kind.category.as_str().as_bytes());
@@ -486,7 +503,7 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
     out.push(b'"');
 
     let operation = shown(event, Member::Operation);
-    push_title(out, operation, record_type_info.map(|info| info.name), &actor, object, outcome);
+    push_title(out, operation, record_type_info.map(|info| info.name), derived.facts, &object);
     push_shown(out, "operation", operation);
     push_shown(out, "workload", shown(event, Member::Workload));
 
@@ -519,10 +536,13 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
     if let Some(outcome) = outcome {
         push_text(out, "outcome", outcome.as_str());
     }
-    push_actor(out, &actor);
+    push_actor(out, actor);
 
     if let Some(address) = derived.facts.source_address() {
-        push_text(out, "src_ip", &address.ip.to_string());
+        push_key(out, "src_ip");
+        out.push(b'"');
+        address::push(out, address.ip);
+        out.push(b'"');
         if let Some(port) = address.port {
             push_number(out, "src_port", i64::from(port));
         }
@@ -530,7 +550,12 @@ fn push_native(event: &Event<'_>, origin: &Origin<'_>, derived: &Derived<'_, '_>
     if let Some(user_agent) = derived.facts.agent() {
         push_text(out, "user_agent", user_agent);
     }
-    push_shown(out, "object", object);
+    match &object {
+        Object::Token(token) => push_shown(out, "object", Some(token)),
+        Object::Text(text) => push_text(out, "object", text),
+        Object::Nothing => {}
+    }
+    native::push_involved(derived.facts, out);
 
     let organization = match origin.tenant {
         Some(_) => None,
@@ -552,6 +577,8 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 fn shown<'a>(event: &Event<'a>, member: Member) -> Option<&'a str> {
     let token = event.get(member)?;
     match json::inner(token) {
+        // What begins with a plain character has something in it, whatever follows.
+        Some(inside) if matches!(inside.as_bytes().first(), Some(b'!'..=b'[' | b']'..=b'~')) => Some(token),
         Some(inside) => (!json::unescape(inside).trim().is_empty()).then_some(token),
         None => json::is_number(token).then_some(token),
     }
@@ -569,7 +596,7 @@ fn push_shown(out: &mut Vec<u8>, key: &str, token: Option<&str>) {
 /// Appends the inside of a string token. A surrogate escape without its partner, which strict readers refuse the
 /// whole record for, becomes U+FFFD here; it stays in `raw`.
 fn push_inside(out: &mut Vec<u8>, inside: &str) {
-    if memchr::memmem::find(inside.as_bytes(), b"\\u").is_some() {
+    if memchr::memchr(b'\\', inside.as_bytes()).is_some() && memchr::memmem::find(inside.as_bytes(), b"\\u").is_some() {
         json::push_escaped(out, &json::unescape(inside));
     } else {
         out.extend_from_slice(inside.as_bytes());
@@ -588,36 +615,62 @@ fn push_text(out: &mut Vec<u8>, key: &str, text: &str) {
 }
 
 fn push_number(out: &mut Vec<u8>, key: &str, number: i64) {
-    use std::io::Write as _;
     push_key(out, key);
-    // Writing into a vector does not fail.
-    let _ = write!(out, "{number}");
+    json::push_integer(out, number);
 }
 
-/// `<operation> by <actor> on <object>`, ` (failed)` behind it where it did; without an operation the record type's name.
+/// What an event was done to.
+enum Object<'o> {
+    /// As received.
+    Token(&'o str),
+    /// What stands for it where the event says that it is unknown.
+    Text(Cow<'o, str>),
+    Nothing,
+}
+
+impl<'o> Object<'o> {
+    fn of<'a: 'o>(event: &Event<'a>, facts: &'o EventFacts<'_, 'a>) -> Object<'o> {
+        match shown(event, Member::ObjectId) {
+            Some(token) if !involved::is_nobody(json::inner(token).unwrap_or(token)) => Object::Token(token),
+            _ => native::object(facts).map_or(Object::Nothing, Object::Text),
+        }
+    }
+}
+
+/// `<operation> by <actor> on <object>`, ` (failed)` or ` (blocked)` behind it where it did; without an operation the record
+/// type's name; of a match of data loss prevention the policy and the rule.
 fn push_title(
     out: &mut Vec<u8>,
     operation: Option<&str>,
     record_type_name: Option<&str>,
-    actor: &Actor<'_>,
-    object: Option<&str>,
-    outcome: Option<Outcome>,
+    facts: &EventFacts<'_, '_>,
+    object: &Object<'_>,
 ) {
     out.extend_from_slice(b",\"title\":\"");
     match operation {
+        Some(_) if facts.is_dlp() && dlp::is_match(facts.folded_operation()) => {
+            json::push_escaped(out, &dlp::matched_in_words(facts.dlp_rules()));
+        }
         Some(token) => push_inside(out, json::inner(token).unwrap_or(token).trim().trim_end_matches('.')),
         None => out.extend_from_slice(record_type_name.unwrap_or("audit event").as_bytes()),
     }
-    if let Some(id) = &actor.id {
+    if let Some(id) = &facts.actor().id {
         out.extend_from_slice(b" by ");
         json::push_escaped(out, id);
     }
-    if let Some(token) = object.filter(|token| token.len() <= TITLE_OBJECT_BYTES_MAX) {
-        out.extend_from_slice(b" on ");
-        push_inside(out, json::inner(token).unwrap_or(token));
+    match object {
+        Object::Token(token) if token.len() <= TITLE_OBJECT_BYTES_MAX => {
+            out.extend_from_slice(b" on ");
+            push_inside(out, json::inner(token).unwrap_or(token));
+        }
+        Object::Text(text) if text.len() <= TITLE_OBJECT_BYTES_MAX => {
+            out.extend_from_slice(b" on ");
+            json::push_escaped(out, text);
+        }
+        _ => {}
     }
-    if outcome == Some(Outcome::Failure) {
-        out.extend_from_slice(b" (failed)");
+    if facts.outcome() == Some(Outcome::Failure) {
+        out.extend_from_slice(if facts.is_dlp() { b" (blocked)" } else { b" (failed)" });
     }
     out.push(b'"');
 }

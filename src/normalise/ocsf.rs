@@ -6,12 +6,17 @@
 
 use std::borrow::Cow;
 
-use super::category::{Category, DLP_RECORD_TYPES};
-use super::effects::{FactorChange, factor_change, forwarded_to};
+use super::category::Category;
+use super::dlp;
+use super::effects::forwarded_to;
 use super::event::Member;
+use super::finds::{Device, Finds};
+use super::involved::{Target, is_nobody};
 use super::notice::Notice;
+use super::ocsf_class::{Class, OTHER, classify, sent};
 use super::outcome::Outcome;
-use super::parts::{Parts, Target, correlation, inner, is_address, push_modified, push_pairs};
+use super::parts::{Parts, correlation, push_modified, push_pairs};
+use super::reach::{inner, is_address};
 use super::writer::Writer;
 use super::{Origin, json, record_types, time};
 use crate::config::OcsfVersion;
@@ -19,97 +24,6 @@ use crate::severity::Severity;
 
 /// Longest text in `privileges`, in bytes.
 const COPY_BYTES_MAX: usize = 4096;
-
-/// A class of events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    DetectionFinding = 2004,
-    DataSecurityFinding = 2006,
-    AccountChange = 3001,
-    Authentication = 3002,
-    EntityManagement = 3004,
-    UserAccess = 3005,
-    GroupManagement = 3006,
-    EmailActivity = 4009,
-    WebResources = 6001,
-    ApplicationLifecycle = 6002,
-    ApiActivity = 6003,
-    FileHosting = 6006,
-}
-
-/// `99`, an activity that the class has no number for.
-const OTHER: i64 = 99;
-
-impl Class {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::DetectionFinding => "Detection Finding",
-            Self::DataSecurityFinding => "Data Security Finding",
-            Self::AccountChange => "Account Change",
-            Self::Authentication => "Authentication",
-            Self::EntityManagement => "Entity Management",
-            Self::UserAccess => "User Access Management",
-            Self::GroupManagement => "Group Management",
-            Self::EmailActivity => "Email Activity",
-            Self::WebResources => "Web Resources Activity",
-            Self::ApplicationLifecycle => "Application Lifecycle",
-            Self::ApiActivity => "API Activity",
-            Self::FileHosting => "File Hosting Activity",
-        }
-    }
-
-    const fn category(self) -> (i64, &'static str) {
-        match self as i64 / 1000 {
-            2 => (2, "Findings"),
-            3 => (3, "Identity & Access Management"),
-            4 => (4, "Network Activity"),
-            _ => (6, "Application Activity"),
-        }
-    }
-
-    const fn is_finding(self) -> bool {
-        matches!(self, Self::DetectionFinding | Self::DataSecurityFinding)
-    }
-
-    /// The caption of an activity; `None` for those that have no number.
-    fn activity(self, id: i64) -> Option<&'static str> {
-        let captions: &[&str] = match self {
-            Self::DetectionFinding | Self::DataSecurityFinding => &["Create", "Update", "Close", "Suppressed"],
-            Self::AccountChange => &[
-                "Create",
-                "Enable",
-                "Password Change",
-                "Password Reset",
-                "Disable",
-                "Delete",
-                "Attach Policy",
-                "Detach Policy",
-                "Lock",
-                "MFA Factor Enable",
-                "MFA Factor Disable",
-            ],
-            Self::Authentication => &["Logon", "Logoff"],
-            Self::EntityManagement => {
-                &["Create", "Read", "Update", "Delete", "Move", "Enroll", "Unenroll", "Enable", "Disable"]
-            }
-            Self::UserAccess => &["Assign Privileges", "Revoke Privileges"],
-            Self::GroupManagement => {
-                &["Assign Privileges", "Revoke Privileges", "Add User", "Remove User", "Delete", "Create"]
-            }
-            Self::EmailActivity => &["Send", "Receive", "Scan"],
-            Self::WebResources => &["Create", "Read", "Update", "Delete", "Search", "Import", "Export", "Share"],
-            Self::ApplicationLifecycle => {
-                &["Install", "Remove", "Start", "Stop", "Restart", "Enable", "Disable", "Update"]
-            }
-            Self::ApiActivity => &["Create", "Read", "Update", "Delete"],
-            Self::FileHosting => &[
-                "Upload", "Download", "Update", "Delete", "Rename", "Copy", "Move", "Restore", "Preview", "Lock",
-                "Unlock", "Share", "Unshare", "Open", "Sync",
-            ],
-        };
-        usize::try_from(id - 1).ok().and_then(|index| captions.get(index)).copied()
-    }
-}
 
 /// Appends a record. `original` is the event as text and whether it was masked; `None` leaves it out.
 pub(crate) fn push(
@@ -120,7 +34,9 @@ pub(crate) fn push(
     out: &mut Vec<u8>,
 ) {
     let target = parts.target();
-    let (class, activity) = classify(parts, version, &target);
+    let finds = Finds::of(parts.event, parts.record_type, parts.operation);
+    let device = Device::of(parts.event, parts.record_type);
+    let (class, activity) = classify(parts, version, target);
     let newest = version == OcsfVersion::V1_8_0;
     let operation = parts.text(Member::Operation).unwrap_or(Cow::Borrowed("unknown"));
     let operation = operation.trim();
@@ -143,12 +59,17 @@ pub(crate) fn push(
         w.text("severity", severity_of(severity).1);
         w.text("message", message(parts, operation));
         push_status(parts, class, w);
-        push_metadata(parts, origin, class, newest, w);
-        push_class(parts, class, &target, version, operation, w);
+        push_metadata(parts, origin, (class, &device), newest, w);
+        push_class(parts, class, target, version, operation, w);
+        if class == Class::DetectionFinding {
+            push_found(parts, &finds, newest, w);
+        }
+        push_session(parts, class, &device, newest, w);
         if newest {
             push_control(parts, class, severity, w);
+            push_ai(parts, class, w);
         }
-        push_observables(parts, newest, w);
+        push_observables(parts, (class, target), &finds, newest, w);
         let masked = original.is_some_and(|(_, masked)| masked);
         push_unmapped(parts, origin, masked, w);
         if let Some((original, _)) = original {
@@ -208,7 +129,19 @@ const fn severity_of(severity: Severity) -> (i64, &'static str) {
 }
 
 fn message(parts: &Parts<'_, '_>, operation: &str) -> String {
-    let object = parts.text(Member::ObjectId).filter(|object| object.len() <= super::TITLE_OBJECT_BYTES_MAX);
+    if parts.is_dlp() && dlp::is_match(parts.operation) {
+        let blocked = parts.facts.outcome() == Some(Outcome::Failure);
+        return dlp::matched_in_words(parts.facts.dlp_rules()) + if blocked { " (blocked)" } else { "" };
+    }
+    if parts.is_type(&[40])
+        && let Some(name) = parts.text(Member::Name)
+    {
+        return name.into_owned();
+    }
+    let object = parts
+        .text(Member::ObjectId)
+        .filter(|object| !is_nobody(object))
+        .filter(|object| object.len() <= super::TITLE_OBJECT_BYTES_MAX);
     match object {
         Some(object) => format!("{operation} on {object}"),
         None => operation.to_owned(),
@@ -243,7 +176,13 @@ fn push_status(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
     w.maybe("status_detail", parts.text(Member::LogonError));
 }
 
-fn push_metadata(parts: &Parts<'_, '_>, origin: &Origin<'_>, class: Class, newest: bool, w: &mut Writer<'_>) {
+fn push_metadata(
+    parts: &Parts<'_, '_>,
+    origin: &Origin<'_>,
+    (class, device): (Class, &Device<'_>),
+    newest: bool,
+    w: &mut Writer<'_>,
+) {
     w.nested("metadata", |w| {
         w.text("version", if newest { "1.8.0" } else { "1.1.0" });
         w.nested("product", |w| {
@@ -252,12 +191,15 @@ fn push_metadata(parts: &Parts<'_, '_>, origin: &Origin<'_>, class: Class, newes
             w.nested("feature", |w| w.maybe("name", parts.text(Member::Workload)));
         });
         let control = newest.then_some("security_control");
-        w.texts("profiles", control.into_iter().chain(has_host(class, newest).then_some("host")));
+        let host = has_host(class, newest) || has_device(class, device);
+        let ai = newest && has_ai(parts, class);
+        let profiles = control.into_iter().chain(host.then_some("host")).chain(ai.then_some("ai_operation"));
+        w.texts("profiles", profiles);
         w.maybe("uid", parts.text(Member::Id));
         if newest {
             w.maybe("original_event_uid", parts.text(Member::Id));
         }
-        if let Some(record_type) = parts.record_type {
+        if let Some(record_type) = parts.facts.number_of_type() {
             w.text("event_code", record_type.to_string());
         }
         w.maybe("log_name", origin.content_type.map(|content_type| content_type.as_str()));
@@ -280,6 +222,16 @@ const fn has_host(class: Class, newest: bool) -> bool {
         Class::EntityManagement | Class::UserAccess | Class::GroupManagement => !newest,
         _ => false,
     }
+}
+
+/// Whether the record says from which device somebody signed in.
+fn has_device(class: Class, device: &Device<'_>) -> bool {
+    class == Class::Authentication && !device.is_empty()
+}
+
+/// Whether the record is a call of an AI application.
+fn has_ai(parts: &Parts<'_, '_>, class: Class) -> bool {
+    class == Class::ApiActivity && parts.facts.ai().is_some()
 }
 
 /// Classes that have no client's end and no request in version 1.1.
@@ -340,35 +292,25 @@ fn push_class(
 fn push_sign_in(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.nested("user", |w| push_person(parts, newest, w));
     w.nested("service", |w| {
-        let application = parts.text(Member::ApplicationDisplayName).or_else(|| parts.text(Member::Application));
-        let id = parts.text(Member::ApplicationId);
-        w.text("name", application.or_else(|| id.clone()).unwrap_or(Cow::Borrowed("unknown")));
+        let application = &parts.facts.involved().application;
+        let id = application.id.as_deref();
+        let by_record = parts.text(Member::Application);
+        w.text("name", application.name.as_deref().or(by_record.as_deref()).or(id).unwrap_or("unknown"));
         w.maybe("uid", id);
     });
     push_endpoint(parts, false, w);
     push_http(parts, Class::Authentication, newest, w);
-    w.nested("session", |w| w.maybe("uid", parts.text(Member::SessionId)));
 }
 
 /// A privilege that was given or taken.
 fn push_privilege(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, operation: &str, w: &mut Writer<'_>) {
-    w.nested("user", |w| match parts.record_type {
-        Some(8) => push_target(target, newest, w),
-        _ => {
-            let who = parameter(parts, &["User", "Trustee", "Member", "Members"]);
-            w.text("name", who.as_deref().unwrap_or("unknown"));
-            w.maybe("email_addr", who.as_deref().filter(|who| is_address(who)));
-        }
-    });
-    let named = ["Role.DisplayName", "AppRole.Value", "DelegatedPermissionGrant.Scope", "ConsentAction.Permissions"];
-    let privilege = named
-        .iter()
-        .find_map(|name| parts.modified(name))
-        .or_else(|| parameter(parts, &["AccessRights", "Role"]))
-        .unwrap_or_else(|| operation.to_owned());
-    w.texts("privileges", [super::cut(&privilege, COPY_BYTES_MAX)]);
+    w.nested("user", |w| push_target(target, newest, w));
+    let involved = parts.facts.involved();
+    let given = involved.privileges.iter().map(|text| super::cut(text, COPY_BYTES_MAX));
+    let unknown = involved.privileges.is_empty().then_some(operation);
+    w.texts("privileges", given.chain(unknown));
     if newest {
-        w.objects("resources", |list| list.push(|w| w.maybe("name", parts.text(Member::ObjectId))));
+        push_resources(parts, w);
     }
     if !lacks_client(Class::UserAccess, newest) {
         push_endpoint(parts, false, w);
@@ -380,6 +322,8 @@ fn push_privilege(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, oper
 fn push_group(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, w: &mut Writer<'_>) {
     w.nested("group", |w| {
         let group = parts.modified("Group.DisplayName").or_else(|| parts.text(Member::TeamName).map(Cow::into_owned));
+        let group =
+            group.or_else(|| parts.text(Member::GroupName).map(Cow::into_owned)).or_else(|| group_of_site(parts));
         let group = group.or_else(|| target.label().map(str::to_owned));
         w.text("name", group.as_deref().unwrap_or("unknown"));
         let id = parts.modified("Group.ObjectID").or_else(|| parts.text(Member::TeamGuid).map(Cow::into_owned));
@@ -396,9 +340,12 @@ fn push_group(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, w: &mut 
                 w.text("name", &member);
                 w.maybe("email_addr", Some(&member).filter(|name| is_address(name)));
             }
-            None if matches!(parts.record_type, Some(8)) && parts.operation.contains("member") => {
+            None if matches!(parts.record_type, Some(8))
+                && (parts.operation.contains("member") || parts.operation.contains("owner")) =>
+            {
                 push_target(target, newest, w);
             }
+            None if parts.is_type(&[4, 14]) && target.label().is_some() => push_target(target, newest, w),
             None if !newest => w.text("name", "unknown"),
             None => {}
         }
@@ -456,7 +403,7 @@ fn push_api(parts: &Parts<'_, '_>, newest: bool, operation: &str, w: &mut Writer
             });
         }
     });
-    w.objects("resources", |list| list.push(|w| w.maybe("name", parts.text(Member::ObjectId))));
+    push_resources(parts, w);
     push_endpoint(parts, true, w);
     push_http(parts, Class::ApiActivity, newest, w);
 }
@@ -469,9 +416,13 @@ fn push_actor(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
             w.maybe("uid", session.or_else(|| parts.inner(Member::AppAccessContext, "AADSessionId")));
         });
         if newest {
-            w.maybe("app_name", parts.text(Member::ApplicationDisplayName));
-            let app = parts.text(Member::ClientAppId).or_else(|| parts.text(Member::AppId));
-            w.maybe("app_uid", app.or_else(|| parts.text(Member::ApplicationId)));
+            let application = &parts.facts.involved().application;
+            // Of the directory it is what was acted upon.
+            if !parts.is_type(&[8]) {
+                w.maybe("app_name", application.name.as_deref());
+                let app = parts.text(Member::ClientAppId).or_else(|| parts.text(Member::AppId));
+                w.maybe("app_uid", app.as_deref().or(application.id.as_deref()));
+            }
         }
     });
 }
@@ -499,9 +450,9 @@ fn push_person(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
 fn push_target(target: &Target<'_>, newest: bool, w: &mut Writer<'_>) {
     w.text("name", target.label().unwrap_or("unknown"));
     w.maybe("uid", target.id.as_deref());
-    w.maybe("email_addr", target.principal.as_deref().filter(|name| is_address(name)));
+    w.maybe("email_addr", target.email().filter(|name| is_address(name)));
     let (id, caption) = match target.kind.as_deref() {
-        Some("User") => (1, "User"),
+        Some("User" | "Member" | "Guest") => (1, "User"),
         Some("ServicePrincipal" | "Application") if newest => (4, "Service"),
         Some(other) => (OTHER, other),
         None => (0, "Unknown"),
@@ -567,8 +518,7 @@ fn push_file(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
 }
 
 fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Writer<'_>) {
-    let rules = parts.dlp_rules();
-    let first = rules.first();
+    let first = dlp::foremost(parts.facts.dlp_rules());
     w.nested("finding_info", |w| {
         let id = parts
             .text(Member::IncidentId)
@@ -581,6 +531,7 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
             .or_else(|| parts.text(Member::AlertDisplayName))
             .or_else(|| parts.text(Member::InvestigationName))
             .or_else(|| parts.text(Member::Verdict))
+            .or_else(|| parts.named("VirusInfo"))
             .or_else(|| parts.text(Member::Operation));
         w.text("title", title.unwrap_or(Cow::Borrowed("unknown")));
         w.texts("types", parts.text(Member::Category).or_else(|| parts.text(Member::AlertType)));
@@ -605,7 +556,7 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
                     w.maybe("uid", rule.policy_id.as_deref());
                 });
                 // Never `pattern_match`: it would hold the secret.
-                w.maybe("detection_pattern", rule.types.first());
+                w.maybe("detection_pattern", rule.found.first().map(|found| &found.name));
             });
         }
         let file = parts.file();
@@ -622,10 +573,12 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
 /// What the profile `security_control` adds.
 fn push_control(parts: &Parts<'_, '_>, class: Class, severity: Severity, w: &mut Writer<'_>) {
     w.flag("is_alert", class.is_finding() || severity >= Severity::High);
-    let (action, disposition) = match parts.is_type(DLP_RECORD_TYPES) {
-        true if parts.facts.outcome() == Some(Outcome::Failure) => ((2, "Denied"), (2, "Blocked")),
-        true => ((1, "Allowed"), (1, "Allowed")),
-        false => ((0, "Unknown"), (0, "Unknown")),
+    let (action, disposition) = match (parts.is_dlp(), parts.facts.outcome()) {
+        (true, Some(Outcome::Failure)) => ((2, "Denied"), (2, "Blocked")),
+        // Warned, and the record does not say what the user did then.
+        (true, Some(Outcome::Unknown)) => ((3, "Observed"), (19, "Alert")),
+        (true, _) => ((1, "Allowed"), (1, "Allowed")),
+        (false, _) => ((0, "Unknown"), (0, "Unknown")),
     };
     w.number("action_id", action.0);
     w.text("action", action.1);
@@ -650,7 +603,13 @@ fn push_control(parts: &Parts<'_, '_>, class: Class, severity: Severity, w: &mut
 }
 
 /// What an analyst searches for. Types of the schema that version 1.1 does not have are left out there.
-fn push_observables(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
+fn push_observables(
+    parts: &Parts<'_, '_>,
+    (class, target): (Class, &Target<'_>),
+    finds: &Finds,
+    newest: bool,
+    w: &mut Writer<'_>,
+) {
     w.objects("observables", |list| {
         let mut add = |name: &str, type_id: i64, caption: &str, value: &str| {
             list.push(|w| {
@@ -660,32 +619,66 @@ fn push_observables(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
                 w.text("value", value);
             });
         };
-        if let Some(address) = parts.facts.source_address() {
+        if let Some(address) = parts.facts.source_address().filter(|_| has_endpoint(class, newest)) {
             add("src_endpoint.ip", 2, "IP Address", &address.ip.to_string());
         }
         if let Some(id) = parts.actor.id.as_deref() {
             add("actor.user.name", 4, "User Name", id);
         }
-        if let Some(email) = parts.actor.email.as_deref() {
+        if let Some(email) = parts.actor.email.as_deref().filter(|email| is_address(email)) {
             add("actor.user.email_addr", 5, "Email Address", email);
         }
-        let file = parts.file();
-        if let Some(name) = file.name.as_deref() {
-            add("file.name", 7, "File Name", name);
+        let has_user = matches!(class, Class::AccountChange | Class::UserAccess)
+            || (class == Class::GroupManagement && parts.is_type(&[4, 8, 14]) && target.label().is_some());
+        if has_user && let Some(name) = target.label() {
+            add("user.name", 4, "User Name", name);
+            if let Some(email) = target.email().filter(|email| is_address(email)) {
+                add("user.email_addr", 5, "Email Address", &email);
+            }
         }
-        if let Some(url) = file.url.as_deref() {
-            add("file.path", 6, "URL String", url);
-        }
-        if let Some(hash) = file.sha256.as_deref() {
-            add("file.hashes", 8, "Hash", &hash.to_lowercase());
-        }
-        if let Some(agent) = parts.facts.agent().filter(|_| newest) {
+        observe_files(parts, class, finds, &mut add);
+        if let Some(agent) = parts.facts.agent().filter(|_| newest && has_request(class, newest)) {
             add("http_request.user_agent", 16, "HTTP User-Agent", agent);
         }
         for address in forwarded_to(parts.facts, parts.operation) {
             add("unmapped.recipients", 5, "Email Address", &address);
         }
     });
+}
+
+/// Files, their hashes and addresses, where the record has them.
+fn observe_files(parts: &Parts<'_, '_>, class: Class, finds: &Finds, add: &mut dyn FnMut(&str, i64, &str, &str)) {
+    let file = parts.file();
+    let prefix = match class {
+        Class::FileHosting => "file",
+        Class::DataSecurityFinding if file.name.is_some() => "file",
+        Class::DetectionFinding => "evidences.file",
+        _ => return,
+    };
+    let in_evidence = prefix == "evidences.file";
+    let name = file.name.as_deref().or(if in_evidence { finds.files.first().map(String::as_str) } else { None });
+    if let Some(name) = name {
+        add(&format!("{prefix}.name"), 7, "File Name", name);
+    }
+    if let Some(url) = file.url.as_deref().filter(|_| !in_evidence) {
+        add(&format!("{prefix}.path"), 6, "URL String", url);
+    }
+    if !in_evidence && let Some(hash) = file.sha256.as_deref() {
+        add(&format!("{prefix}.hashes"), 8, "Hash", &hash.to_lowercase());
+    }
+    for hash in finds.hashes.iter().filter(|_| in_evidence && name.is_some()) {
+        add(&format!("{prefix}.hashes"), 8, "Hash", hash);
+    }
+}
+
+/// Classes whose records have the client's end.
+fn has_endpoint(class: Class, newest: bool) -> bool {
+    !lacks_client(class, newest) && !matches!(class, Class::DetectionFinding | Class::ApplicationLifecycle)
+}
+
+/// Classes whose records have the request.
+fn has_request(class: Class, newest: bool) -> bool {
+    has_endpoint(class, newest) && !matches!(class, Class::EmailActivity | Class::DataSecurityFinding)
 }
 
 fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &mut Writer<'_>) {
@@ -705,28 +698,167 @@ fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &m
     });
 }
 
-fn parameter(parts: &Parts<'_, '_>, names: &[&str]) -> Option<String> {
-    let mut found = None;
-    let named = |name: &str| names.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
-    parts.facts.parameters().any(&named, &mut |value| {
-        found = Some(value.to_owned()).filter(|value| !value.trim().is_empty());
-        found.is_some()
-    });
-    found
+/// The group of a site, as `EventData` has it.
+fn group_of_site(parts: &Parts<'_, '_>) -> Option<String> {
+    let data = parts.text(Member::EventData)?;
+    let (_, rest) = data.split_once("<Group>")?;
+    rest.split_once("</Group>").map(|(name, _)| name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
-/// Sender and recipients of a message that was sent.
-fn sent(parts: &Parts<'_, '_>) -> (Option<String>, Vec<String>) {
-    let from = parts
-        .named("SendAsUserSmtp")
-        .or_else(|| parts.text(Member::SendOnBehalfOfUserSmtp))
-        .or_else(|| parts.text(Member::MailboxOwnerUPN))
-        .or_else(|| parts.actor.email.clone());
-    let mut to = Vec::new();
-    json::elements(parts.event.get(Member::RecipientList).unwrap_or_default(), |recipient| {
-        to.extend(json::scalar(recipient).filter(|text| is_address(text)).map(Cow::into_owned));
+/// What was touched: what the event involves, else its object.
+fn push_resources(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
+    let involved = parts.facts.involved();
+    w.objects("resources", |list| {
+        for resource in &involved.resources {
+            list.push(|w| {
+                w.maybe("name", resource.name.as_deref());
+                w.maybe("type", resource.kind.as_deref());
+                w.texts("labels", resource.label.iter());
+            });
+        }
+        if involved.resources.is_empty() {
+            let object = parts.text(Member::ObjectId).filter(|object| !is_nobody(object));
+            list.push(|w| w.maybe("name", object));
+        }
     });
-    (from.filter(|from| is_address(from)).map(Cow::into_owned), to)
+}
+
+/// What was found: malware, files with their hashes, mail, the person it is about.
+fn push_found(parts: &Parts<'_, '_>, finds: &Finds, newest: bool, w: &mut Writer<'_>) {
+    if newest && !finds.malware.is_empty() && parts.is_type(&[4, 6, 14, 28, 47, 64]) {
+        w.objects("malware", |list| {
+            for name in &finds.malware {
+                list.push(|w| {
+                    w.value("classification_ids", |out| out.extend_from_slice(b"[0]"));
+                    w.text("name", name);
+                });
+            }
+        });
+    }
+    let person = parts.person_of_alert();
+    w.objects("evidences", |list| {
+        let file = parts.file();
+        let name = file.name.as_deref().or(finds.files.first().map(String::as_str));
+        if let Some(name) = name {
+            list.push(|w| {
+                w.nested("file", |w| {
+                    w.text("name", name);
+                    w.number("type_id", 1);
+                    w.text("type", "Regular File");
+                    push_hashes(finds, file.sha256.as_deref(), w);
+                });
+            });
+        }
+        if newest && (!finds.senders.is_empty() || !finds.recipients.is_empty()) {
+            list.push(|w| {
+                w.nested("email", |w| {
+                    w.maybe("from", finds.senders.first());
+                    w.texts("to", finds.recipients.iter());
+                    w.maybe("subject", finds.subjects.first());
+                });
+            });
+        }
+        if newest {
+            for url in &finds.urls {
+                list.push(|w| w.nested("url", |w| w.text("url_string", url)));
+            }
+        }
+        if let Some(person) = &person {
+            list.push(|w| {
+                let fill = |w: &mut Writer<'_>| {
+                    w.text("name", person);
+                    w.maybe("email_addr", Some(person).filter(|person| is_address(person)));
+                };
+                match newest {
+                    true => w.nested("user", fill),
+                    false => w.nested("actor", |w| w.nested("user", fill)),
+                }
+            });
+        }
+    });
+}
+
+fn push_hashes(finds: &Finds, own: Option<&str>, w: &mut Writer<'_>) {
+    let own = own.map(str::to_lowercase).filter(|own| !finds.hashes.contains(own));
+    w.objects("hashes", |list| {
+        for hash in own.iter().chain(&finds.hashes) {
+            let (id, caption) = match hash.len() {
+                32 => (1, "MD5"),
+                40 => (2, "SHA-1"),
+                _ => (3, "SHA-256"),
+            };
+            list.push(|w| {
+                w.number("algorithm_id", id);
+                w.text("algorithm", caption);
+                w.text("value", hash);
+            });
+        }
+    });
+}
+
+/// The session and the device that somebody signed in with.
+fn push_session(parts: &Parts<'_, '_>, class: Class, device: &Device<'_>, newest: bool, w: &mut Writer<'_>) {
+    if class != Class::Authentication {
+        return;
+    }
+    w.nested("session", |w| {
+        let session = parts.text(Member::SessionId).or_else(|| device.session.clone());
+        w.maybe("uid", session.or_else(|| parts.inner(Member::AppAccessContext, "AADSessionId")));
+    });
+    if !has_device(class, device) {
+        return;
+    }
+    w.nested("device", |w| {
+        w.number("type_id", 0);
+        w.text("type", "Unknown");
+        w.maybe("uid", device.id.as_deref());
+        w.maybe("name", device.name.as_deref());
+        if let Some(os) = device.os.as_deref() {
+            w.nested("os", |w| {
+                let kinds = [
+                    ("windows", 100, "Windows"),
+                    ("mac", 300, "macOS"),
+                    ("ios", 301, "iOS"),
+                    ("android", 201, "Android"),
+                    ("linux", 200, "Linux"),
+                ];
+                let lower = os.to_ascii_lowercase();
+                let kind = kinds.iter().find(|(start, ..)| lower.starts_with(start));
+                w.text("name", os);
+                w.number("type_id", kind.map_or(0, |kind| kind.1));
+                w.text("type", kind.map_or("Unknown", |kind| kind.2));
+            });
+        }
+        if newest && let Some(compliant) = device.compliant {
+            w.flag("is_compliant", compliant);
+        }
+        if let Some(managed) = device.managed {
+            w.flag("is_managed", managed);
+        }
+    });
+}
+
+/// The profile of AI applications: the model, where one is named, and the message.
+fn push_ai(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
+    if !has_ai(parts, class) {
+        return;
+    }
+    let Some(ai) = parts.facts.ai() else { return };
+    if let Some(model) = ai.model.as_deref() {
+        w.nested("ai_model", |w| {
+            w.text("ai_provider", ai.provider.as_deref().unwrap_or("Microsoft"));
+            w.text("name", model);
+        });
+    }
+    w.nested("message_context", |w| {
+        w.maybe("uid", ai.message.as_deref().or(ai.thread.as_deref()));
+        w.number("ai_role_id", 1);
+        w.text("ai_role", "User");
+        w.nested("application", |w| {
+            w.text("name", ai.agent_name.as_deref().or(ai.host.as_deref()).unwrap_or("unknown"));
+            w.maybe("uid", ai.agent_id.as_deref().or(ai.identity.as_deref()));
+        });
+    });
 }
 
 /// 2 outbound if a recipient is outside, 3 internal if all are inside, 0 where none is named.
@@ -738,188 +870,4 @@ fn direction(parts: &Parts<'_, '_>, to: &[String]) -> i64 {
         Some(Recipient::Internal) => 3,
         Some(Recipient::Unknown) | None => 0,
     }
-}
-
-fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Target<'_>) -> (Class, i64) {
-    let newest = version == OcsfVersion::V1_8_0;
-    let operation = parts.operation;
-    let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
-    let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
-    if parts.is_dlp() && begins(&["dlprulematch", "dlpruleundo", "dlpinfo"]) {
-        let activity = match operation {
-            "dlpruleundo" => 3,
-            "dlpinfo" if newest => 4,
-            "dlpinfo" => OTHER,
-            _ => 1,
-        };
-        return (if newest { Class::DataSecurityFinding } else { Class::DetectionFinding }, activity);
-    }
-    match parts.record_type {
-        Some(9 | 15) => (Class::Authentication, if has(&["logout", "loggedout", "logoff"]) { 2 } else { 1 }),
-        Some(8) => match classify_directory(operation, newest, target) {
-            (Class::AccountChange, OTHER) => (Class::AccountChange, factor_activity(parts)),
-            other => other,
-        },
-        Some(6 | 14) => (Class::FileHosting, file_activity(operation)),
-        Some(4 | 36 | 37 | 54 | 55 | 56 | 102) => (Class::WebResources, web_activity(operation)),
-        Some(28 | 40 | 41 | 47 | 64 | 78 | 98 | 113) => {
-            let closed = parts.text(Member::Status).is_some_and(|status| {
-                ["resolved", "dismissed", "closed"].iter().any(|word| status.eq_ignore_ascii_case(word))
-            });
-            (
-                Class::DetectionFinding,
-                if closed {
-                    3
-                } else if operation == "alertupdated" {
-                    2
-                } else {
-                    1
-                },
-            )
-        }
-        Some(2 | 3) if matches!(operation, "send" | "sendas" | "sendonbehalf") => {
-            let (from, to) = sent(parts);
-            // Version 1.1 asks for both ends, later ones for either.
-            match (from, to.is_empty()) {
-                (Some(_), false) => (Class::EmailActivity, 1),
-                (None, true) => (Class::ApiActivity, 1),
-                _ if newest => (Class::EmailActivity, 1),
-                _ => (Class::ApiActivity, 1),
-            }
-        }
-        Some(2 | 3 | 50) => {
-            let activity = if has(&["delete"]) {
-                4
-            } else if begins(&["create", "send"]) {
-                1
-            } else if has(&["accessed", "access", "bind", "login"]) {
-                2
-            } else {
-                3
-            };
-            (Class::ApiActivity, activity)
-        }
-        Some(1) if has(&["mailboxpermission", "recipientpermission", "folderpermission"]) => {
-            (Class::UserAccess, if begins(&["remove"]) { 2 } else { 1 })
-        }
-        Some(25) if begins(&["appinstalled", "botadded", "connectoradded", "tabadded"]) => {
-            (Class::ApplicationLifecycle, 1)
-        }
-        Some(25) if begins(&["appuninstalled", "botremoved", "connectorremoved", "tabremoved"]) => {
-            (Class::ApplicationLifecycle, 2)
-        }
-        Some(25) if begins(&["memberadded"]) => (Class::GroupManagement, 3),
-        Some(25) if begins(&["memberremoved"]) => (Class::GroupManagement, 4),
-        Some(25) if begins(&["teamcreated", "teamdeleted"]) && newest => {
-            (Class::GroupManagement, if has(&["deleted"]) { 5 } else { 6 })
-        }
-        Some(25 | 57 | 58 | 59 | 60) => (Class::WebResources, web_activity(operation)),
-        Some(20) if begins(&["export"]) => (Class::WebResources, 7),
-        Some(24 | 31 | 38) if has(&["export"]) => (Class::WebResources, 7),
-        _ if parts.category == Category::Identity && begins(&["userlog"]) => (Class::Authentication, 1),
-        _ => (Class::ApiActivity, api_activity(operation)),
-    }
-}
-
-/// An update of a user that gives or takes a second factor.
-fn factor_activity(parts: &Parts<'_, '_>) -> i64 {
-    match factor_change(parts.facts, parts.operation) {
-        Some(FactorChange::Taken) => 11,
-        Some(FactorChange::Given) => 10,
-        None => OTHER,
-    }
-}
-
-fn api_activity(operation: &str) -> i64 {
-    let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
-    if begins(&["new", "add", "enable", "create", "install", "start"]) {
-        1
-    } else if begins(&["get", "search", "test", "view", "read", "list"]) {
-        2
-    } else if begins(&["set", "update", "disable", "edit", "change", "modify", "put"]) {
-        3
-    } else if begins(&["remove", "delete", "uninstall", "purge"]) {
-        4
-    } else {
-        OTHER
-    }
-}
-
-fn file_activity(operation: &str) -> i64 {
-    let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
-    const NAMED: &[(&[&str], i64)] = &[
-        (&["syncdownloaded", "downloaded"], 2),
-        (&["syncuploaded", "uploaded", "foldercreated"], 1),
-        (&["deleted", "recycled"], 4),
-        (&["renamed"], 5),
-        (&["copied"], 6),
-        (&["moved"], 7),
-        (&["restored"], 8),
-        (&["previewed"], 9),
-        (&["checkedout"], 10),
-        (&["checkedin", "checkoutdiscarded"], 11),
-        (&["revoked", "linkremoved", "removedfrom", "unshared"], 13),
-        (&["linkused", "accessed", "accepted"], 14),
-        (&["sharing", "linkcreated", "linkupdated", "addedto", "shared", "adminadded"], 12),
-        (&["modified", "updated", "changed"], 3),
-    ];
-    NAMED.iter().find(|(words, _)| has(words)).map_or(OTHER, |(_, id)| *id)
-}
-
-fn web_activity(operation: &str) -> i64 {
-    let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
-    const NAMED: &[(&[&str], i64)] = &[
-        (&["search", "query"], 5),
-        (&["deleted", "removed", "recycled"], 4),
-        (&["created", "added", "uploaded", "sent"], 1),
-        (&["viewed", "read", "accessed", "listed"], 2),
-        (&["sharing", "shared"], 8),
-        (&["modified", "updated", "changed", "edited", "renamed", "set"], 3),
-    ];
-    NAMED.iter().find(|(words, _)| has(words)).map_or(OTHER, |(_, id)| *id)
-}
-
-fn classify_directory(operation: &str, newest: bool, target: &Target<'_>) -> (Class, i64) {
-    let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
-    let has = |words: &[&str]| words.iter().any(|word| operation.contains(word));
-    let removes = begins(&["remove", "delete", "hard delete"]);
-    if has(&["member to role", "member from role"]) {
-        return (Class::UserAccess, if removes { 2 } else { 1 });
-    }
-    if has(&["app role", "permission grant", "oauth2permissiongrant", "consent to application"]) {
-        return (Class::UserAccess, if removes { 2 } else { 1 });
-    }
-    match operation {
-        "add user" | "invite external user" => return (Class::AccountChange, 1),
-        "delete user" | "hard delete user" => return (Class::AccountChange, 6),
-        "disable account" => return (Class::AccountChange, 5),
-        "enable account" => return (Class::AccountChange, 2),
-        "change user password" | "update passwordprofile" => return (Class::AccountChange, 3),
-        "reset user password" => return (Class::AccountChange, 4),
-        "disable strong authentication" => return (Class::AccountChange, 11),
-        "enable strong authentication" => return (Class::AccountChange, 10),
-        "add member to group" => return (Class::GroupManagement, 3),
-        "remove member from group" => return (Class::GroupManagement, 4),
-        "add group" if newest => return (Class::GroupManagement, 6),
-        "delete group" if newest => return (Class::GroupManagement, 5),
-        "update group" if newest => return (Class::GroupManagement, OTHER),
-        _ => {}
-    }
-    if has(&["user", "strong authentication", "stsrefreshtoken"])
-        && matches!(target.kind.as_deref(), None | Some("User"))
-    {
-        return (Class::AccountChange, OTHER);
-    }
-    let activity = if removes {
-        4
-    } else if begins(&["add ", "create", "register"]) {
-        1
-    } else if begins(&["enable"]) && newest {
-        8
-    } else if begins(&["disable"]) && newest {
-        9
-    } else {
-        3
-    };
-    (Class::EntityManagement, activity)
 }

@@ -1,8 +1,7 @@
 //! Whether it worked: `ResultStatus` is not one vocabulary, and for sign-ins it does not even tell.
 
-use super::category::DLP_RECORD_TYPES;
 use super::event::{Event, Member};
-use super::json;
+use super::known;
 
 /// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,17 +28,19 @@ impl Outcome {
 /// Record types of SharePoint and OneDrive, which never carry `ResultStatus`: the feed logs what happened.
 const FILES: &[i64] = &[4, 6, 7, 14, 36, 37, 54, 55, 56];
 
-/// How the event ended; `None` where the record says nothing.
+/// How the event ended; `None` where the record says nothing. `record_type` is the one it is made like; of data loss
+/// prevention [`super::dlp::outcome`] tells.
 pub(crate) fn of(event: &Event<'_>, folded_operation: &str, record_type: Option<i64>) -> Option<Outcome> {
     match folded_operation {
         // Two thirds of failed sign-ins say `Success`: it means that the call was handled.
         "userloginfailed" => return Some(Outcome::Failure),
-        // Interrupted ones (50140, keep me signed in) carry an error number and are sign-ins none the less.
-        "userloggedin" => return Some(Outcome::Success),
+        // One that was interrupted (50140, keep me signed in) carries an error number and is a sign-in none the less.
+        "userloggedin" => {
+            let number = event.integer(Member::ErrorNumber).unwrap_or(0);
+            let went_on = number == 0 || known::INTERRUPTS.contains(&number);
+            return Some(if went_on { Outcome::Success } else { Outcome::Failure });
+        }
         _ => {}
-    }
-    if record_type.is_some_and(|record_type| DLP_RECORD_TYPES.contains(&record_type)) {
-        return Some(of_dlp(event, folded_operation));
     }
     if event.integer(Member::ErrorNumber).is_some_and(|number| number != 0) {
         return Some(Outcome::Failure);
@@ -56,26 +57,6 @@ pub(crate) fn of(event: &Event<'_>, folded_operation: &str, record_type: Option<
     } else {
         Outcome::Unknown
     })
-}
-
-/// For data loss prevention the outcome is whether access was allowed: a rule that blocked it made it fail, unless
-/// the match was undone or overridden.
-fn of_dlp(event: &Event<'_>, folded_operation: &str) -> Outcome {
-    if folded_operation == "dlpinfo" {
-        return Outcome::Failure;
-    }
-    if folded_operation == "dlpruleundo" || event.get(Member::ExceptionInfo).is_some() {
-        return Outcome::Success;
-    }
-    let mut blocked = false;
-    json::elements(event.get(Member::PolicyDetails).unwrap_or_default(), |policy| {
-        json::elements(json::get(policy, "Rules").unwrap_or_default(), |rule| {
-            json::elements(json::get(rule, "Actions").unwrap_or_default(), |action| {
-                blocked |= json::scalar(action).is_some_and(|action| action.eq_ignore_ascii_case("BlockAccess"));
-            });
-        });
-    });
-    if blocked { Outcome::Failure } else { Outcome::Success }
 }
 
 #[cfg(test)]
@@ -106,18 +87,10 @@ mod tests {
             (r#"{"RecordType":25}"#, None),
             (r#"{"RecordType":25,"ResultStatus":""}"#, None),
             (
-                r#"{"RecordType":11,"Operation":"DLPRuleMatch","PolicyDetails":[{"Rules":[{"Actions":["NotifyUser","BlockAccess"]}]}]}"#,
+                r#"{"Operation":"UserLoggedIn","ErrorNumber":"50126","LogonError":"InvalidUserNameOrPassword"}"#,
                 Some(Failure),
             ),
-            (
-                r#"{"RecordType":11,"Operation":"DLPRuleMatch","PolicyDetails":[{"Rules":[{"Actions":["NotifyUser"]}]}]}"#,
-                Some(Success),
-            ),
-            (
-                r#"{"RecordType":11,"Operation":"DlpRuleUndo","PolicyDetails":[{"Rules":[{"Actions":["BlockAccess"]}]}]}"#,
-                Some(Success),
-            ),
-            (r#"{"RecordType":13,"Operation":"DlpInfo"}"#, Some(Failure)),
+            (r#"{"Operation":"UserLoggedIn","ErrorNumber":"0"}"#, Some(Success)),
         ] {
             let event = Event::parse(json.as_bytes()).unwrap();
             assert_eq!(of(&event, &fold(event.operation()), event.integer(Member::RecordType)), expected, "{json}");

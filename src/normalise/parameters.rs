@@ -36,19 +36,20 @@ pub(crate) struct Pairs<'a> {
 
 impl Modification for Modified<'_> {
     fn before(&self) -> &str {
-        self.old_text.get_or_init(|| text_or_json(self.old))
+        self.old_text.get_or_init(|| text_of(&self.old))
     }
 
     fn now(&self) -> &str {
-        self.new_text.get_or_init(|| text_or_json(self.new))
+        self.new_text.get_or_init(|| text_of(&self.new))
     }
 
     fn is_same(&self) -> bool {
-        self.old == self.new || json::inner(self.old).map(str::trim) == json::inner(self.new).map(str::trim)
+        let inner = |token| json::inner(token).map(str::trim);
+        self.old == self.new || inner(&self.old).is_some_and(|old| Some(old) == inner(&self.new))
     }
 
     fn entries(&self) -> (usize, usize) {
-        (entries(self.old), entries(self.new))
+        (entries(&self.old), entries(&self.new))
     }
 }
 
@@ -194,9 +195,9 @@ pub(crate) struct Modified<'a> {
     /// Its name.
     pub name: Cow<'a, str>,
     /// The token of the value before.
-    pub old: &'a str,
+    pub old: Cow<'a, str>,
     /// The token of the value now.
-    pub new: &'a str,
+    pub new: Cow<'a, str>,
     /// Each as text, once a rule asked: values run to kilobytes of escapes.
     old_text: OnceCell<Cow<'a, str>>,
     new_text: OnceCell<Cow<'a, str>>,
@@ -204,7 +205,26 @@ pub(crate) struct Modified<'a> {
 
 impl<'a> Modified<'a> {
     fn named(name: Cow<'a, str>) -> Modified<'a> {
-        Modified { name, old: "", new: "", old_text: OnceCell::new(), new_text: OnceCell::new() }
+        let nothing = Cow::Borrowed("");
+        Modified { name, old: nothing.clone(), new: nothing, old_text: OnceCell::new(), new_text: OnceCell::new() }
+    }
+
+    /// The same, of a text that does not last.
+    fn into_owned<'o>(self) -> Modified<'o> {
+        let mut entry = Modified::named(Cow::Owned(self.name.into_owned()));
+        entry.old = Cow::Owned(self.old.into_owned());
+        entry.new = Cow::Owned(self.new.into_owned());
+        entry
+    }
+
+    /// The value now, where there is one, else the one before, without the list and the quotes around it.
+    pub fn value(&self) -> Option<Cow<'a, str>> {
+        bare(&self.new).or_else(|| bare(&self.old))
+    }
+
+    /// The value before, where there is one, else the one now.
+    pub fn value_before(&self) -> Option<Cow<'a, str>> {
+        bare(&self.old).or_else(|| bare(&self.new))
     }
 }
 
@@ -226,15 +246,81 @@ pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
             if key.eq_ignore_ascii_case("Name") {
                 entry.name = json::scalar(value).unwrap_or_default();
             } else if key.eq_ignore_ascii_case("OldValue") {
-                entry.old = value;
+                entry.old = Cow::Borrowed(value);
             } else if key.eq_ignore_ascii_case("NewValue") {
-                entry.new = value;
+                entry.new = Cow::Borrowed(value);
             }
         },
         |_, element| names.extend(json::scalar(element)),
     );
     entries.extend(names.into_iter().map(Modified::named));
     entries
+}
+
+/// Changes that stand in `additionalDetails` of the extended properties: Microsoft Entra splits a long change into
+/// texts `b`, numbered `seq` of `c`, each in a record of its own; together they are JSON with `targetUpdatedProperties`,
+/// itself JSON in a text. A part that cannot be read alone is one entry of that name, so that what stands in it is found.
+pub(crate) fn changes_in_details<'a>(extended: &Pairs<'a>) -> Vec<Modified<'a>> {
+    let mut parts: Vec<(i64, String)> = Vec::new();
+    extended.any(&|name| name.eq_ignore_ascii_case("additionalDetails"), &mut |details| {
+        let details = details.trim();
+        let mut part = |details: &str| {
+            if let Some(text) = json::get(details, "b").and_then(json::scalar) {
+                let seq = json::get(details, "seq").and_then(json::integer).unwrap_or(0);
+                parts.push((seq, text.into_owned()));
+            } else if details.contains(CHANGES) {
+                parts.push((0, details.to_owned()));
+            }
+        };
+        match details.starts_with('[') {
+            true => json::elements(details, &mut part),
+            false => part(details),
+        }
+        false
+    });
+    parts.sort_by_key(|(seq, _)| *seq);
+    let text: String = parts.into_iter().map(|(_, text)| text).collect();
+    if text.trim().is_empty() {
+        return Vec::new();
+    }
+    let inner = match json::get(text.trim(), CHANGES) {
+        Some(token) => text_or_json(token),
+        None => Cow::Borrowed(text.as_str()),
+    };
+    let entries = modified(inner.trim());
+    if entries.is_empty() {
+        let mut token = Vec::new();
+        json::push_string(&mut token, &inner);
+        let mut entry = Modified::named(Cow::Borrowed(CHANGES));
+        entry.new = Cow::Owned(String::from_utf8(token).unwrap_or_default());
+        return vec![entry];
+    }
+    entries.into_iter().map(Modified::into_owned).collect()
+}
+
+/// The member that holds them.
+const CHANGES: &str = "targetUpdatedProperties";
+
+/// The text of a value's token, for as long as the event lasts.
+fn text_of<'a>(token: &Cow<'a, str>) -> Cow<'a, str> {
+    match token {
+        Cow::Borrowed(token) => text_or_json(token),
+        Cow::Owned(token) => Cow::Owned(text_or_json(token).into_owned()),
+    }
+}
+
+/// The text inside a value such as `["a"]`, which is how one value is written; `None` where nothing is.
+fn bare<'a>(token: &Cow<'a, str>) -> Option<Cow<'a, str>> {
+    let strip = |text: &str| {
+        let end = |c: char| matches!(c, '[' | ']' | '"') || c.is_whitespace();
+        let from = text.len() - text.trim_start_matches(end).len();
+        (from, from + text.trim_matches(end).len())
+    };
+    Some(match text_of(token) {
+        Cow::Borrowed(text) => Cow::Borrowed(text.get(strip(text).0..strip(text).1)?),
+        Cow::Owned(text) => Cow::Owned(text.get(strip(&text).0..strip(&text).1)?.to_owned()),
+    })
+    .filter(|text| !text.is_empty())
 }
 
 /// A scalar's text, a container's JSON, nothing for `null`.

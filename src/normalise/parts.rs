@@ -7,8 +7,10 @@ use super::category::{Category, DLP_RECORD_TYPES};
 use super::dlp_link::{DlpNote, push_note};
 use super::event::{Event, Member};
 use super::facts::EventFacts;
+use super::involved::Target;
 use super::json;
 use super::parameters::{Pairs, TokenOrText};
+use super::reach::{inner, is_address};
 use super::writer::Writer;
 use crate::severity::{Assessment, Modification};
 
@@ -23,8 +25,8 @@ pub(crate) struct Parts<'d, 'a> {
     /// Why.
     pub reason: Option<&'d str>,
     /// Who acted.
-    pub actor: Actor<'a>,
-    /// The record type.
+    pub actor: &'d Actor<'a>,
+    /// The record type whose records it is made like; the one received is `facts.number_of_type()`.
     pub record_type: Option<i64>,
     /// The folded operation.
     pub operation: &'d str,
@@ -43,19 +45,9 @@ impl<'d, 'a> Parts<'d, 'a> {
         category: Category,
         reason: Option<&'d str>,
     ) -> Self {
-        let record_type = facts.number_of_type();
+        let record_type = facts.kin();
         let operation = facts.folded_operation();
-        Parts {
-            event,
-            facts,
-            assessment,
-            reason,
-            actor: Actor::of(event),
-            record_type,
-            operation,
-            category,
-            note: None,
-        }
+        Parts { event, facts, assessment, reason, actor: facts.actor(), record_type, operation, category, note: None }
     }
 
     /// Writes `dlp`: why an event that a rule would have dropped is shipped.
@@ -110,46 +102,9 @@ impl<'d, 'a> Parts<'d, 'a> {
         values.find(|new| !new.is_empty())
     }
 
-    /// Whom a directory operation was about: the principal name among `Target` (type 5), an id of it (type 2), else
-    /// `ObjectId`.
-    pub fn target(&self) -> Target<'a> {
-        let mut target = Target::default();
-        if self.record_type != Some(8) {
-            target.name = self.text(Member::ObjectId);
-            return target;
-        }
-        let mut entries: Vec<(&str, Option<i64>)> = Vec::new();
-        let mut open = None;
-        json::objects(
-            self.event.get(Member::Target).unwrap_or_default(),
-            |index, key, value| {
-                if open != Some(index) {
-                    open = Some(index);
-                    entries.push(("", None));
-                }
-                let Some(entry) = entries.last_mut() else { return };
-                if key.eq_ignore_ascii_case("ID") {
-                    entry.0 = value;
-                } else if key.eq_ignore_ascii_case("Type") {
-                    entry.1 = json::integer(value);
-                }
-            },
-            |_, _| {},
-        );
-        for (id, kind) in entries {
-            let (Some(id), Some(kind)) = (json::scalar(id).filter(|id| !id.trim().is_empty()), kind) else { continue };
-            match kind {
-                5 => target.principal = target.principal.take().or(Some(id)),
-                1 => target.name = target.name.take().or(Some(id)),
-                2 if crate::model::is_guid(&id) => target.id = target.id.take().or(Some(id)),
-                2 if TARGET_KINDS.contains(&id.as_ref()) => target.kind = Some(id),
-                _ => {}
-            }
-        }
-        if target.principal.is_none() && target.id.is_none() && target.name.is_none() {
-            target.name = self.text(Member::ObjectId);
-        }
-        target
+    /// Whom the operation was about.
+    pub fn target(&self) -> &'d Target<'a> {
+        &self.facts.involved().target
     }
 
     /// Whom an alert is about, where the record names a service as its user: the user who is its entity, else who
@@ -343,29 +298,6 @@ impl<'d, 'a> Parts<'d, 'a> {
             folder,
         }
     }
-
-    /// The policies and rules of data loss prevention that matched.
-    pub fn dlp_rules(&self) -> Vec<DlpRule<'a>> {
-        let mut rules = Vec::new();
-        json::elements(self.event.get(Member::PolicyDetails).unwrap_or_default(), |policy| {
-            json::elements(json::get(policy, "Rules").unwrap_or_default(), |rule| {
-                let mut types = Vec::new();
-                let matched = json::get(rule, "ConditionsMatched").unwrap_or_default();
-                json::elements(json::get(matched, "SensitiveInformation").unwrap_or_default(), |found| {
-                    let name = inner(found, "SensitiveInformationTypeName").or_else(|| inner(found, "SensitiveType"));
-                    types.extend(name);
-                });
-                rules.push(DlpRule {
-                    policy: inner(policy, "PolicyName"),
-                    policy_id: inner(policy, "PolicyId"),
-                    name: inner(rule, "RuleName"),
-                    id: inner(rule, "RuleId"),
-                    types,
-                });
-            });
-        });
-        rules
-    }
 }
 
 /// Longest derived copy of a value of a pair, in bytes; some are over 100 KB, and the original is kept whole.
@@ -389,48 +321,11 @@ pub(crate) fn push_modified(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
         for entry in parts.facts.modified() {
             list.push(|w| {
                 w.text("name", &entry.name);
-                w.at_hand("old", TokenOrText::Token(entry.old), COPY_BYTES_MAX);
-                w.at_hand("new", TokenOrText::Token(entry.new), COPY_BYTES_MAX);
+                w.at_hand("old", TokenOrText::Token(&entry.old), COPY_BYTES_MAX);
+                w.at_hand("new", TokenOrText::Token(&entry.new), COPY_BYTES_MAX);
             });
         }
     });
-}
-
-/// The text of a member of an object token.
-pub(crate) fn inner<'t>(token: &'t str, name: &str) -> Option<Cow<'t, str>> {
-    json::scalar(json::get(token, name)?).filter(|text| !text.trim().is_empty())
-}
-
-/// Whether a text can be a mail address: exactly one `@`, no blank, no backslash.
-pub(crate) fn is_address(text: &str) -> bool {
-    text.matches('@').count() == 1
-        && !text.starts_with('@')
-        && !text.ends_with('@')
-        && !text.contains(|c: char| c.is_whitespace() || matches!(c, '\\' | '/' | ':' | '|'))
-}
-
-/// Words that `Target` has for what kind of thing it is.
-const TARGET_KINDS: [&str; 8] =
-    ["User", "Group", "ServicePrincipal", "Application", "Device", "Policy", "Role", "Other"];
-
-/// Whom a directory operation was about.
-#[derive(Debug, Default)]
-pub(crate) struct Target<'a> {
-    /// A principal name.
-    pub principal: Option<Cow<'a, str>>,
-    /// A display name, or whatever `ObjectId` holds.
-    pub name: Option<Cow<'a, str>>,
-    /// A GUID.
-    pub id: Option<Cow<'a, str>>,
-    /// `User`, `Group`, `ServicePrincipal`, …
-    pub kind: Option<Cow<'a, str>>,
-}
-
-impl Target<'_> {
-    /// The best there is to call it by.
-    pub fn label(&self) -> Option<&str> {
-        self.principal.as_deref().or(self.name.as_deref()).or(self.id.as_deref())
-    }
 }
 
 /// A message.
@@ -493,17 +388,6 @@ impl File<'_> {
             (None, None) => None,
         }
     }
-}
-
-/// A rule of data loss prevention that matched.
-#[derive(Debug)]
-pub(crate) struct DlpRule<'a> {
-    pub policy: Option<Cow<'a, str>>,
-    pub policy_id: Option<Cow<'a, str>>,
-    pub name: Option<Cow<'a, str>>,
-    pub id: Option<Cow<'a, str>>,
-    /// Names of the sensitive types found.
-    pub types: Vec<Cow<'a, str>>,
 }
 
 /// What ties records of one act together.

@@ -101,6 +101,15 @@ pub(crate) fn category(workload: Option<&str>, record_type: Option<i64>, alert_c
 }
 
 fn by_workload(workload: &str) -> Option<Category> {
+    let plain = workload.bytes().all(|byte| byte.is_ascii_graphic());
+    // Longer than any name of a workload: none of them.
+    const NAME_BYTES_MAX: usize = 64;
+    let mut name = [0; NAME_BYTES_MAX];
+    if plain && let Some(name) = name.get_mut(..workload.len()) {
+        name.copy_from_slice(workload.as_bytes());
+        name.make_ascii_lowercase();
+        return WORKLOADS.get(std::str::from_utf8(name).ok()?).copied();
+    }
     let name: String = workload.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_ascii_lowercase()).collect();
     WORKLOADS.get(name.as_str()).copied()
 }

@@ -18,6 +18,11 @@ impl<'o> Writer<'o> {
         out.push(b'}');
     }
 
+    /// More members of an object that has one and is still open.
+    pub fn more(out: &'o mut Vec<u8>) -> Writer<'o> {
+        Writer { out, empty: false }
+    }
+
     fn key(&mut self, key: &str) {
         if !self.empty {
             self.out.push(b',');
@@ -31,7 +36,7 @@ impl<'o> Writer<'o> {
     /// A text, unless it is blank.
     pub fn text(&mut self, key: &str, text: impl AsRef<str>) {
         let text = text.as_ref();
-        if !text.trim().is_empty() {
+        if !json::is_blank(text) {
             self.key(key);
             json::push_string(self.out, text);
         }
@@ -68,10 +73,8 @@ impl<'o> Writer<'o> {
 
     /// A number.
     pub fn number(&mut self, key: &str, number: i64) {
-        use std::io::Write as _;
         self.key(key);
-        // Writing into a vector does not fail.
-        let _ = write!(self.out, "{number}");
+        json::push_integer(self.out, number);
     }
 
     /// A boolean.
@@ -90,7 +93,7 @@ impl<'o> Writer<'o> {
     pub fn texts<T: AsRef<str>>(&mut self, key: &str, texts: impl IntoIterator<Item = T>) {
         let mut seen: Vec<T> = Vec::new();
         for text in texts {
-            if !text.as_ref().trim().is_empty() && !seen.iter().any(|other| other.as_ref() == text.as_ref()) {
+            if !json::is_blank(text.as_ref()) && !seen.iter().any(|other| other.as_ref() == text.as_ref()) {
                 seen.push(text);
             }
         }

@@ -38,6 +38,8 @@
 //! | `user_agent = ["*PowerShell*"]` | patterns of the client's name for itself |
 //! | `address = ["203.0.113.0/24"]` | networks the actor's address is in |
 //! | `actor = "service"` | who acted: `service` (Microsoft's own), `application`, `person`, `guest`, `anonymous` |
+//! | `fact = ["target"]` | what records say under these names: `target`, `application`, `error`, `resources`, `privileges` |
+//! | `ai = ["jailbreak"]` | what fired in an AI application: `jailbreak`, `xpia`, `blocked`, `labelled` (read labelled content) |
 //! | `any = [{ … }, { … }]`, `all = […]` | one of these, all of these |
 //!
 //! and one test, where the subject has a value: `is` (see [`Test`]), `like = ["*@x.example"]` (patterns),
@@ -47,13 +49,13 @@
 //! An operation that no rule names costs one hash look-up.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use foldhash::fast::FixedState;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use super::network::Network;
 use super::operation::fold;
 use super::pattern::{Names, Pattern};
 use super::recipient::{Domains, Recipient};
@@ -239,6 +241,12 @@ pub struct Condition {
     /// Who acted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actor: Option<ActorKind>,
+    /// What records say whom and what the event involves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fact: Vec<Fact>,
+    /// What fired in an AI application.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ai: Vec<AiSignal>,
     /// One of these.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub any: Vec<Condition>,
@@ -326,6 +334,36 @@ pub enum ActorKind {
     Person,
 }
 
+/// Whom and what an event involves, by the names that records have for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact {
+    /// Whom it was done to, or who got something.
+    Target,
+    /// The application it was done with or for.
+    Application,
+    /// Why it failed.
+    Error,
+    /// What was touched.
+    Resources,
+    /// Roles, scopes and rights.
+    Privileges,
+}
+
+/// What fired in an AI application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AiSignal {
+    /// A prompt was meant to break its bounds.
+    Jailbreak,
+    /// What it read held instructions for it.
+    Xpia,
+    /// It was kept from something.
+    Blocked,
+    /// What it read has a sensitivity label.
+    Labelled,
+}
+
 /// A rule made ready.
 #[derive(Debug, Clone)]
 pub struct Compiled {
@@ -359,6 +397,8 @@ enum Subject {
     UserAgent,
     Address(Vec<Network>),
     Actor(ActorKind),
+    Fact(Vec<Fact>),
+    Ai(Vec<AiSignal>),
     Any(Vec<Check>),
     All(Vec<Check>),
 }
@@ -370,42 +410,6 @@ enum ValueTest {
     Like(Vec<Pattern>),
     Between(f64, f64),
     Changed { change: Option<Change>, old: Vec<Pattern>, new: Vec<Pattern> },
-}
-
-/// A network, as an address and the number of bits that count.
-#[derive(Debug, Clone, Copy)]
-struct Network {
-    address: u128,
-    bits: u32,
-    v4: bool,
-}
-
-impl Network {
-    fn parse(text: &str) -> Option<Network> {
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address, Some(bits.parse::<u32>().ok()?)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.trim().parse().ok()?;
-        let v4 = address.is_ipv4();
-        let width = if v4 { 32 } else { 128 };
-        let bits = bits.unwrap_or(width);
-        (bits <= width).then(|| Network { address: as_number(address), bits, v4 })
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        let width = if self.v4 { 32 } else { 128 };
-        let shift = width - self.bits;
-        address.is_ipv4() == self.v4
-            && self.address.checked_shr(shift).unwrap_or(0) == as_number(address).checked_shr(shift).unwrap_or(0)
-    }
-}
-
-fn as_number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
-    }
 }
 
 /// Why a rule was refused.
@@ -526,9 +530,10 @@ impl RuleSet {
         facts: &impl Facts,
         more_folders: &[String],
     ) -> (Vec<Match<'s>>, Vec<&'s Rule>) {
-        let record_type = facts.record_type();
-        let (begun, named, typed) = self.places(operation, record_type);
-        if begun.is_empty() && named.is_empty() && typed.is_empty() {
+        let types = Types { own: facts.record_type(), kin: facts.kin() };
+        let (begun, named, typed) = self.places(operation, types.own);
+        let like = if types.kin == types.own { &[][..] } else { self.places("", types.kin).2 };
+        if begun.is_empty() && named.is_empty() && typed.is_empty() && like.is_empty() {
             return (Vec::new(), Vec::new());
         }
         let mut context = Context { facts, own: None, more_folders };
@@ -541,17 +546,18 @@ impl RuleSet {
             if let Some(compiled) = self.rules.get(index)
                 && compiled.rule.fallback == fallback
                 && !found.contains(&index)
-                && compiled.matches(record_type, &mut context)
+                && compiled.matches(types, &mut context)
             {
                 found.push(index);
             }
         };
-        by_operation().chain(typed.iter().copied()).for_each(|index| collect(&mut found, index, false));
+        let typed = || typed.iter().chain(like).copied();
+        by_operation().chain(typed()).for_each(|index| collect(&mut found, index, false));
         if found.is_empty() {
             by_operation().for_each(|index| collect(&mut found, index, true));
         }
         if found.is_empty() {
-            typed.iter().for_each(|index| collect(&mut found, *index, true));
+            typed().for_each(|index| collect(&mut found, index, true));
         }
         found.sort_unstable();
         let mut replaced = Vec::new();
@@ -576,6 +582,20 @@ impl RuleSet {
     }
 }
 
+/// The record type of an event, and the one whose records it is made like.
+#[derive(Clone, Copy)]
+struct Types {
+    own: Option<i64>,
+    kin: Option<i64>,
+}
+
+impl Types {
+    /// Whether one of them is among those that a rule is about; a rule that names none is about all.
+    fn are_among(self, types: &[i64]) -> bool {
+        types.is_empty() || [self.own, self.kin].into_iter().flatten().any(|number| types.contains(&number))
+    }
+}
+
 /// Indexes of rules; more than a few of one event's match hardly ever.
 type Found = SmallVec<[usize; 8]>;
 
@@ -584,9 +604,8 @@ const SHOWN_VALUES_MAX: usize = 5;
 const SHOWN_CHARS_MAX: usize = 120;
 
 impl Compiled {
-    fn matches(&self, record_type: Option<i64>, context: &mut Context<'_, impl Facts>) -> bool {
-        let types = &self.rule.record_types;
-        (types.is_empty() || record_type.is_some_and(|record_type| types.contains(&record_type)))
+    fn matches(&self, types: Types, context: &mut Context<'_, impl Facts>) -> bool {
+        types.are_among(&self.rule.record_types)
             && self.when.iter().all(|check| check.holds(context))
             && !self.unless.iter().any(|check| check.holds(context))
     }
@@ -722,8 +741,11 @@ impl Check {
         let facts = context.facts;
         match &self.subject {
             Subject::UserType(numbers) => facts.user_type().is_some_and(|number| numbers.contains(&number)),
-            Subject::RecordType(numbers) => facts.record_type().is_some_and(|number| numbers.contains(&number)),
+            Subject::RecordType(numbers) => {
+                !numbers.is_empty() && Types { own: facts.record_type(), kin: facts.kin() }.are_among(numbers)
+            }
             Subject::Actor(kind) => facts.actor_is(*kind),
+            Subject::Ai(signals) => signals.iter().any(|signal| facts.ai_signal(*signal)),
             Subject::Address(networks) => {
                 facts.address().is_some_and(|address| networks.iter().any(|network| network.contains(address)))
             }
@@ -788,6 +810,7 @@ impl Subject {
             Self::Modified(names) => facts.any_modified(names, &mut |entry| take(entry.now())),
             Self::Field(paths) => paths.iter().any(|path| facts.any_field(path, take)),
             Self::UserAgent => facts.user_agent().is_some_and(|agent| take(&agent)),
+            Self::Fact(names) => names.iter().any(|name| facts.any_fact(*name, take)),
             _ => false,
         }
     }
@@ -899,6 +922,8 @@ fn check(condition: &Condition, depth: usize) -> Result<Check, String> {
     if let Some(kind) = c.actor {
         add(true, Subject::Actor(kind));
     }
+    add(!c.fact.is_empty(), Subject::Fact(c.fact.clone()));
+    add(!c.ai.is_empty(), Subject::Ai(c.ai.clone()));
     add(!c.any.is_empty(), Subject::Any(nested(&c.any)?));
     add(!c.all.is_empty(), Subject::All(nested(&c.all)?));
     if !c.address.is_empty() {
@@ -909,7 +934,7 @@ fn check(condition: &Condition, depth: usize) -> Result<Check, String> {
     let (Some(subject), None) = (subjects.next(), subjects.next()) else {
         return Err(
             "a condition has exactly one of `parameter`, `inbox_rule`, `property`, `modified`, `field`, `user`, \
-                    `user_type`, `record_type`, `user_agent`, `address`, `actor`, `any`, `all`"
+                    `user_type`, `record_type`, `user_agent`, `address`, `actor`, `fact`, `ai`, `any`, `all`"
                 .to_owned(),
         );
     };
@@ -934,6 +959,7 @@ fn value_test(c: &Condition, subject: &Subject) -> Result<ValueTest, String> {
             | Subject::Modified(_)
             | Subject::Field(_)
             | Subject::UserAgent
+            | Subject::Fact(_)
     );
     if !has_value && given.contains(&true) {
         return Err("this subject has no value to test".to_owned());

@@ -5,6 +5,7 @@
 
 pub mod engine;
 pub mod mail;
+mod network;
 pub mod operation;
 pub mod pattern;
 pub mod recipient;
@@ -16,7 +17,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use engine::{ActorKind, Compiled, Rule, RuleError, RuleSet, Verdict};
+use engine::{ActorKind, AiSignal, Compiled, Fact, Rule, RuleError, RuleSet, Verdict};
 use pattern::Names;
 use recipient::Domains;
 
@@ -86,8 +87,12 @@ pub trait Facts {
     fn any_modified(&self, named: &Names, test: &mut dyn FnMut(&dyn Modification) -> bool) -> bool;
     /// The same for the values at a path of members (`Item.ParentFolder.Name`), lists looked through.
     fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool;
-    /// `RecordType`.
+    /// `RecordType` as received.
     fn record_type(&self) -> Option<i64>;
+    /// The record type whose records the event is made like, where its own is missing or nobody knows it yet.
+    fn kin(&self) -> Option<i64> {
+        self.record_type()
+    }
     /// `UserType`.
     fn user_type(&self) -> Option<i64>;
     /// The client's own name for itself.
@@ -98,6 +103,14 @@ pub trait Facts {
     fn is_actor(&self, text: &str) -> bool;
     /// Whether the actor is of a kind.
     fn actor_is(&self, kind: ActorKind) -> bool;
+    /// Hands what the event involves, under the name that records have for it, to `test` until it answers true.
+    fn any_fact(&self, _: Fact, _: &mut dyn FnMut(&str) -> bool) -> bool {
+        false
+    }
+    /// Whether a signal fired in an AI application.
+    fn ai_signal(&self, _: AiSignal) -> bool {
+        false
+    }
     /// Whether the record says that the operation failed.
     fn failed(&self) -> bool;
     /// The domains known to be the organisation's.
@@ -282,6 +295,7 @@ const TABLES: &[(&str, &str)] = &[
     ("Data loss prevention and labels", include_str!("rules/dlp.toml")),
     ("eDiscovery, retention, privileged looks", include_str!("rules/ediscovery.toml")),
     ("Defender, alerts, quarantine", include_str!("rules/defender.toml")),
+    ("Copilot and other AI applications", include_str!("rules/ai.toml")),
 ];
 
 // The tables are part of the program and a test compiles them, so a failure here is a slip that no build survives.

@@ -8,6 +8,12 @@
 pub fn fold(name: &str) -> String {
     let name = name.trim();
     let name = name.strip_suffix('.').unwrap_or(name).trim_end();
+    // Nearly every name is ASCII with single blanks.
+    let bytes = name.as_bytes();
+    let is_plain = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    if is_plain && !bytes.windows(2).any(|two| two == b"  ") {
+        return name.to_ascii_lowercase();
+    }
     let mut folded = String::with_capacity(name.len());
     for c in name.chars() {
         match c {

@@ -48,6 +48,10 @@ pub fn condition(c: &Condition) -> String {
         format!("the address is in {}", list(&c.address))
     } else if let Some(kind) = c.actor {
         format!("the actor is {}", word(&kind))
+    } else if !c.fact.is_empty() {
+        format!("its {}", c.fact.iter().map(word).collect::<Vec<_>>().join(" or "))
+    } else if !c.ai.is_empty() {
+        format!("the AI application's signal is {}", c.ai.iter().map(word).collect::<Vec<_>>().join(" or "))
     } else if !c.any.is_empty() {
         let one: Vec<String> = c.any.iter().map(condition).collect();
         format!("({})", one.join(", or "))

@@ -313,6 +313,7 @@ impl M365Audit {
             format: config.format,
             raw: config.raw,
             ocsf_version: config.ocsf_version,
+            ecs_profile: config.ecs_profile,
             drop_routine: config.drop_routine,
             internal_domains: config.internal_domains.clone(),
             rules,

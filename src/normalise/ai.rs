@@ -1,0 +1,193 @@
+//! What a record of Copilot or another AI application tells: who was asked in which application, what was read, which
+//! signal fired. One walk over `CopilotEventData`; rules, facts and formats ask what came of it.
+//!
+//! After "CopilotInteraction" and "ConnectedAIAppInteraction, AIAppInteraction" of Microsoft's "Office 365 Management
+//! Activity API schema" and "Audit logs for Copilot and AI applications" of Purview.
+
+use std::borrow::Cow;
+
+use super::event::{Event, Member};
+use super::json;
+use super::reach::{any_at, inner};
+use crate::severity::is_true;
+
+/// Record types of conversations with an AI application.
+pub(crate) const CONVERSATIONS: &[i64] = &[261, 284, 328, 334, 363, 373, 383];
+/// Record types of the making and sharing of plug-ins, workspaces, prompt books and settings.
+pub(crate) const MAKING: std::ops::RangeInclusive<i64> = 310..=325;
+
+/// Things that a conversation read, at most; the original has all of them.
+const READ_MAX: usize = 20;
+
+/// A record of an AI application.
+#[derive(Debug, Default)]
+pub(crate) struct Ai<'a> {
+    /// `AppHost`: where it was asked, such as `Word`, `Teams`, `BizChat`.
+    pub host: Option<Cow<'a, str>>,
+    /// `AppIdentity`: what was asked, such as `Copilot.Studio.…`.
+    pub identity: Option<Cow<'a, str>>,
+    /// The agent's id.
+    pub agent_id: Option<Cow<'a, str>>,
+    /// The agent's name.
+    pub agent_name: Option<Cow<'a, str>>,
+    /// `ThreadId`: the conversation.
+    pub thread: Option<Cow<'a, str>>,
+    /// The model's name.
+    pub model: Option<Cow<'a, str>>,
+    /// The provider, where the record names one.
+    pub provider: Option<Cow<'a, str>>,
+    /// Ids of the messages, the prompt first.
+    pub message: Option<Cow<'a, str>>,
+    /// What it was given to work with, by name or id.
+    pub contexts: Vec<Cow<'a, str>>,
+    /// Plug-ins and other tools that it used.
+    pub tools: Vec<Cow<'a, str>>,
+    /// What was read.
+    pub read: Vec<Read<'a>>,
+    /// A prompt that was meant to break its bounds.
+    pub jailbreak: bool,
+    /// An instruction hidden in what it read.
+    pub xpia: bool,
+    /// It was kept from something.
+    pub blocked: bool,
+    /// What was read has a sensitivity label.
+    pub labelled: bool,
+}
+
+/// Something that was read.
+#[derive(Debug, Default)]
+pub(crate) struct Read<'a> {
+    /// Its name, address or id.
+    pub name: Option<Cow<'a, str>>,
+    /// Such as `docx`.
+    pub kind: Option<Cow<'a, str>>,
+    /// The id of its sensitivity label.
+    pub label: Option<Cow<'a, str>>,
+}
+
+/// What a record tells of an AI application; `None` of one that has no such data.
+pub(crate) fn of<'a>(event: &Event<'a>, kin: Option<i64>) -> Option<Ai<'a>> {
+    let token = event.get(Member::CopilotEventData);
+    let is_kin = kin.is_some_and(|kin| CONVERSATIONS.contains(&kin) || MAKING.contains(&kin));
+    if token.is_none() && !is_kin {
+        return None;
+    }
+    let mut ai = Ai {
+        agent_id: event.text_of(Member::AgentId),
+        agent_name: event.text_of(Member::AgentName),
+        identity: event.text_of(Member::AppIdentity),
+        host: event.text_of(Member::AppHost),
+        ..Ai::default()
+    };
+    if let Some(token) = token {
+        ai.walk(token);
+    }
+    Some(ai)
+}
+
+/// The text of a scalar with something in it.
+fn text(token: &str) -> Option<Cow<'_, str>> {
+    json::scalar(token).filter(|text| !text.trim().is_empty())
+}
+
+fn is_on(token: &str) -> bool {
+    json::scalar(token).is_some_and(|text| is_true(&text))
+}
+
+/// Names of known members, without case.
+fn is(key: &str, name: &str) -> bool {
+    key.eq_ignore_ascii_case(name)
+}
+
+impl<'a> Ai<'a> {
+    fn walk(&mut self, token: &'a str) {
+        // The data may be an object, or JSON in a string; what is in a string that has escapes is read by its signals alone.
+        if token.starts_with('"') {
+            self.signals_of_text(&json::scalar(token).unwrap_or_default());
+            return;
+        }
+        json::members(token, |key, value| match &*key {
+            key if is(key, "AppHost") => self.host = text(value).or_else(|| self.host.take()),
+            key if is(key, "AppIdentity") => self.identity = text(value).or_else(|| self.identity.take()),
+            key if is(key, "AgentId") => self.agent_id = text(value).or_else(|| self.agent_id.take()),
+            key if is(key, "AgentName") => self.agent_name = text(value).or_else(|| self.agent_name.take()),
+            key if is(key, "ThreadId") => self.thread = text(value),
+            key if is(key, "Messages") => self.messages(value),
+            key if is(key, "AccessedResources") => json::elements(value, |resource| self.resource(resource)),
+            key if is(key, "ModelTransparencyDetails") => {
+                json::elements(value, |model| {
+                    self.model = self.model.take().or_else(|| inner(model, "ModelName"));
+                    self.provider = self.provider.take().or_else(|| inner(model, "ModelProviderName"));
+                });
+            }
+            key if is(key, "AISystemPlugin") => json::elements(value, |tool| {
+                self.tools.extend(inner(tool, "Id").or_else(|| inner(tool, "Name")));
+            }),
+            key if is(key, "Contexts") => json::elements(value, |context| self.contexts.extend(inner(context, "Id"))),
+            _ => {}
+        });
+    }
+
+    fn messages(&mut self, token: &'a str) {
+        let (mut first, mut prompt) = (None, None);
+        json::elements(token, |message| {
+            let (mut id, mut is_prompt) = (None, false);
+            json::members(message, |key, value| {
+                if is(&key, "Id") {
+                    id = text(value);
+                } else if is(&key, "isPrompt") {
+                    is_prompt = is_on(value);
+                } else if is(&key, "JailbreakDetected") {
+                    self.jailbreak |= is_on(value);
+                } else if is(&key, "XPIADetected") {
+                    self.xpia |= is_on(value);
+                }
+            });
+            if is_prompt && prompt.is_none() {
+                prompt = id;
+            } else if first.is_none() {
+                first = id;
+            }
+        });
+        self.message = prompt.or(first);
+    }
+
+    fn resource(&mut self, token: &'a str) {
+        let mut read = Read::default();
+        let (mut id, mut site) = (None, None);
+        json::members(token, |key, value| match &*key {
+            key if is(key, "Name") => read.name = text(value),
+            key if is(key, "Id") => id = text(value),
+            key if is(key, "SiteUrl") => site = text(value),
+            key if is(key, "Type") => read.kind = text(value),
+            key if is(key, "SensitivityLabelId") => {
+                read.label = text(value);
+                self.labelled |= read.label.is_some();
+            }
+            key if is(key, "XPIADetected") => self.xpia |= is_on(value),
+            key if is(key, "Status") => {
+                let status = text(value).unwrap_or_default().to_ascii_lowercase();
+                self.blocked |= ["fail", "block", "denied"].iter().any(|word| status.contains(word));
+            }
+            _ => {}
+        });
+        read.name = read.name.or(site).or(id);
+        if self.read.len() < READ_MAX && (read.name.is_some() || read.label.is_some()) {
+            self.read.push(read);
+        }
+    }
+
+    /// Of data that is JSON in a string, the signals.
+    fn signals_of_text(&mut self, text: &str) {
+        let any = |path: &str| {
+            let mut found = false;
+            any_at(text.trim(), path, &mut |value| {
+                found |= is_true(value);
+                false
+            });
+            found
+        };
+        self.jailbreak = any("Messages.JailbreakDetected");
+        self.xpia = any("AccessedResources.XPIADetected") || any("Messages.XPIADetected");
+    }
+}

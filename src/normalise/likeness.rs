@@ -1,0 +1,240 @@
+//! Which known record type an event is made like, where its own number says nothing: it is missing, or so new that
+//! nobody has named it.
+//!
+//! Microsoft adds record types without notice and gives them to events that there were before (matches of data loss
+//! prevention came under ten numbers). What an event is, its operation, its workload and its members go on saying. What
+//! a record says of its record type stays the number as received.
+
+use super::category::DLP_RECORD_TYPES;
+use super::event::{Event, Member};
+use super::record_types;
+
+/// The record type whose records this event is made like: its own where that is a known one, else the one that its
+/// operation, its workload or its members tell, else its own number. `operation` is the folded one.
+pub(crate) fn of(event: &Event<'_>, operation: &str, number: Option<i64>) -> Option<i64> {
+    match number {
+        Some(known) if record_types::info(known).is_some() && !denies(known, operation) => number,
+        _ => told(event, operation).or(number),
+    }
+}
+
+/// Whether an operation tells that the event is not of this type, whatever the number is called.
+fn denies(known: i64, operation: &str) -> bool {
+    operation.starts_with("dlprule") && !DLP_RECORD_TYPES.contains(&known)
+}
+
+fn told(event: &Event<'_>, operation: &str) -> Option<i64> {
+    let workload = event.text_of(Member::Workload).unwrap_or_default();
+    let workload: String = workload.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect();
+    by_operation(event, operation, &workload)
+        .or_else(|| by_workload(event, operation, &workload))
+        .or_else(|| by_members(event, operation))
+}
+
+/// Operations of one service's own, and the record type of each.
+const OPERATIONS: &[(i64, &[&str])] = &[
+    (9, &["passwordlogoninitialauthusingpassword", "passwordlogoncookiecopyusingdatoken"]),
+    (15, &["userloggedin", "userloginfailed", "userloggedoff"]),
+    (28, &["timaildata"]),
+    (40, &["alerttriggered", "alertentitygenerated", "alertupdated"]),
+    (41, &["tiurlclickdata"]),
+    (47, &["atpdetection"]),
+    (50, &["mailitemsaccessed", "attachmentaccess"]),
+    (63, &["filecopiedtoremovablemedia", "fileuploadedtocloud", "fileprinted", "filecopiedtonetworkshare"]),
+    (63, &["filecopiedtoclipboard", "filecopiedtoremotedesktopsession", "filetransferredbybluetooth"]),
+    (63, &["filecreatedonremovablemedia", "filecreatedonnetworkshare", "removablemediamount", "removablemediaunmount"]),
+    (64, &["airinvestigationdata"]),
+    (101, &["searchqueryinitiatedexchange"]),
+    (102, &["searchqueryinitiatedsharepoint"]),
+    (261, &["copilotinteraction"]),
+    (328, &["connectedaiappinteraction"]),
+    (334, &["teamcopilotinteraction"]),
+];
+
+/// Beginnings of such operations.
+const BEGINNINGS: &[(i64, &[&str])] = &[
+    (65, &["quarantine"]),
+    (98, &["mcas_alert"]),
+    (155, &["compliancemanager-"]),
+    (14, &["anonymouslink", "companylink", "securelink", "addedtosecurelink", "removedfromsecurelink", "sharingset"]),
+    (14, &["sharinginvitation", "sharingrevoked", "sharinginheritance", "accessinvitation", "accessrequest"]),
+    (14, &["sitecollectionadmin", "addedtogroup", "removedfromgroup"]),
+];
+
+/// Operations of mailboxes, whose names others have, too.
+const MAIL_ITEM: &[&str] = &[
+    "create",
+    "update",
+    "send",
+    "sendas",
+    "sendonbehalf",
+    "updateinboxrules",
+    "modifyfolderpermissions",
+    "addfolderpermissions",
+    "removefolderpermissions",
+    "mailboxlogin",
+    "folderbind",
+    "messagebind",
+    "updatecalendardelegation",
+    "updatefolderpermissions",
+];
+/// The same, of several items at once.
+const MAIL_ITEMS: &[&str] = &["harddelete", "softdelete", "movetodeleteditems", "move", "copy", "recorddelete"];
+
+fn by_operation(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
+    if operation.starts_with("dlp") || operation == "miplabel" || !is_blank_list(event.get(Member::PolicyDetails)) {
+        return of_dlp(event, operation, workload);
+    }
+    if event.get(Member::PolicyMatchInfo).is_some() || event.get(Member::EndpointMetaData).is_some() {
+        return Some(63);
+    }
+    if let Some(number) = listed(operation) {
+        return Some(number);
+    }
+    BEGINNINGS
+        .iter()
+        .find(|(_, beginnings)| beginnings.iter().any(|beginning| operation.starts_with(beginning)))
+        .map(|(number, _)| *number)
+}
+
+fn is_blank_list(token: Option<&str>) -> bool {
+    token.is_none_or(|token| token.len() <= 2)
+}
+
+/// By where data loss prevention looked.
+fn of_dlp(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
+    let has = |member: Member| event.get(member).is_some();
+    let matched = operation.starts_with("dlp") || operation == "miplabel";
+    if has(Member::EndpointMetaData) || workload == "endpoint" || has(Member::PolicyMatchInfo) {
+        return Some(63);
+    }
+    if has(Member::ExchangeMetaData) || (matched && matches!(workload, "exchange" | "microsoftteams")) {
+        return Some(13);
+    }
+    if has(Member::SharePointMetaData) || (matched && matches!(workload, "sharepoint" | "onedrive")) {
+        return Some(11);
+    }
+    // Where it looked is not told: in mail, as most do.
+    matched.then_some(13).or_else(|| listed(operation))
+}
+
+/// By an operation of one service's own.
+fn listed(operation: &str) -> Option<i64> {
+    OPERATIONS.iter().find(|(_, names)| names.contains(&operation)).map(|(number, _)| *number)
+}
+
+/// Whether a folded operation is named as cmdlets are: `verb-noun`.
+fn is_cmdlet(operation: &str) -> bool {
+    const VERBS: [&str; 22] = [
+        "add", "clear", "complete", "disable", "enable", "export", "get", "grant", "import", "install", "new",
+        "remove", "resume", "revoke", "search", "set", "start", "stop", "suspend", "test", "undo", "update",
+    ];
+    operation.split_once('-').is_some_and(|(verb, noun)| VERBS.contains(&verb) && !noun.contains(' '))
+}
+
+fn by_workload(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
+    let begins = |words: &[&str]| words.iter().any(|word| operation.starts_with(word));
+    let has = |member: Member| event.get(member).is_some();
+    match workload {
+        "azureactivedirectory" if begins(&["userlog"]) => Some(15),
+        "azureactivedirectory" => Some(8),
+        "exchange" if is_cmdlet(operation) => Some(1),
+        "exchange" => of_mailbox(event, operation),
+        "sharepoint" | "onedrive" if begins(&["file", "folder"]) => Some(6),
+        "sharepoint" | "onedrive" if begins(&["listcolumn"]) => Some(56),
+        "sharepoint" | "onedrive" if begins(&["listitem"]) => Some(55),
+        "sharepoint" | "onedrive" if begins(&["list"]) => Some(36),
+        "sharepoint" | "onedrive" => Some(4),
+        "securitycompliancecenter" if is_cmdlet(operation) => Some(18),
+        "securitycompliancecenter" if has(Member::AlertId) => Some(40),
+        "securitycompliancecenter" if begins(&["aggregate", "search", "validate"]) => Some(52),
+        "microsoftteams" => Some(25),
+        "skypeforbusiness" => Some(23),
+        "yammer" | "vivaengage" => Some(22),
+        "powerbi" => Some(20),
+        "microsoftforms" => Some(66),
+        "endpoint" => Some(63),
+        "quarantine" => Some(65),
+        "airinvestigation" => Some(64),
+        "mcas" => Some(98),
+        "compliancemanager" => Some(155),
+        "copilot" => Some(261),
+        "aip" if begins(&["heartbeat"]) => Some(97),
+        "aip" if begins(&["sensitivitylabel"]) => Some(94),
+        "aip" => Some(93),
+        "publicendpoint" if begins(&["sensitivitylabel"]) => Some(84),
+        _ => None,
+    }
+}
+
+fn of_mailbox(event: &Event<'_>, operation: &str) -> Option<i64> {
+    let has = |member: Member| event.get(member).is_some();
+    if has(Member::AffectedItems) || MAIL_ITEMS.contains(&operation) {
+        return Some(3);
+    }
+    if has(Member::Folders) || has(Member::Messages) {
+        return Some(50);
+    }
+    (has(Member::Item) || has(Member::MailboxOwnerUPN) || MAIL_ITEM.contains(&operation)).then_some(2)
+}
+
+/// By members that records of one service alone have.
+fn by_members(event: &Event<'_>, operation: &str) -> Option<i64> {
+    let has = |member: Member| event.get(member).is_some();
+    if has(Member::CopilotEventData) {
+        return Some(261);
+    }
+    if has(Member::AlertId) && has(Member::Severity) {
+        return Some(40);
+    }
+    if has(Member::MailboxOwnerUPN) || has(Member::AffectedItems) {
+        return of_mailbox(event, operation);
+    }
+    if has(Member::InvestigationId) {
+        return Some(64);
+    }
+    if has(Member::TargetUserOrGroupName) && has(Member::Site) {
+        return Some(14);
+    }
+    if has(Member::SourceFileName) && (has(Member::Site) || has(Member::SiteUrl)) {
+        return Some(6);
+    }
+    if has(Member::TeamGuid) {
+        return Some(25);
+    }
+    if has(Member::Target) && has(Member::ModifiedProperties) {
+        return Some(if has(Member::LogonError) { 15 } else { 8 });
+    }
+    (has(Member::Parameters) && is_cmdlet(operation)).then_some(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::severity::operation::fold;
+
+    fn like(json: &str) -> Option<i64> {
+        let event = Event::parse(json.as_bytes()).unwrap();
+        of(&event, &fold(event.operation()), event.record_type())
+    }
+
+    #[test]
+    fn a_known_number_counts_and_an_unknown_or_missing_one_takes_nothing_away() {
+        for (json, expected) in [
+            (r#"{"RecordType":6,"Operation":"FileAccessed","Workload":"OneDrive"}"#, Some(6)),
+            (r#"{"RecordType":52,"Operation":"AlertTriggered"}"#, Some(52)),
+            (r#"{"RecordType":263,"Operation":"DLPRuleMatch","Workload":"ExtendedApplications"}"#, Some(13)),
+            (r#"{"RecordType":6,"Operation":"DLPRuleMatch","Workload":"SharePoint"}"#, Some(11)),
+            (r#"{"RecordType":99999,"Operation":"X","PolicyDetails":[{}],"EndpointMetaData":{}}"#, Some(63)),
+            (r#"{"Operation":"X","PolicyDetails":[],"Workload":"MicrosoftTeams"}"#, Some(25)),
+            (r#"{"Operation":"Set-Mailbox","Parameters":[]}"#, Some(1)),
+            (r#"{"Operation":"Set-Mailbox","Workload":"Exchange"}"#, Some(1)),
+            (r#"{"Operation":"Update","Workload":"Exchange"}"#, Some(2)),
+            (r#"{"Operation":"Update user.","Workload":"Azure Active Directory"}"#, Some(8)),
+            (r#"{"Operation":"MessageAccess","Workload":"Exchange"}"#, None),
+            (r#"{"RecordType":99999,"Operation":"Anything"}"#, Some(99_999)),
+        ] {
+            assert_eq!(like(json), expected, "{json}");
+        }
+    }
+}

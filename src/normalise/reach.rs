@@ -1,0 +1,71 @@
+//! Values below a token, by name or path, and what texts among them can be.
+
+use std::borrow::Cow;
+
+use super::json;
+
+/// The text of a member of an object token.
+pub(crate) fn inner<'t>(token: &'t str, name: &str) -> Option<Cow<'t, str>> {
+    json::scalar(json::get(token, name)?).filter(|text| !json::is_blank(text))
+}
+
+/// Whether a text can be a mail address: exactly one `@`, no blank, no backslash.
+pub(crate) fn is_address(text: &str) -> bool {
+    text.matches('@').count() == 1
+        && !text.starts_with('@')
+        && !text.ends_with('@')
+        && !text.contains(|c: char| c.is_whitespace() || matches!(c, '\\' | '/' | ':' | '|'))
+}
+
+/// Hands the values at `path` below a token to `test`; lists are looked through, JSON in a string is looked into.
+pub(crate) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
+    let mut found = false;
+    match token.as_bytes().first() {
+        Some(b'[') => json::elements(token, |element| {
+            // A list in a list is no shape of the feed, and depth comes from the network.
+            found = found || (!element.starts_with('[') && any_at(element, path, test));
+        }),
+        Some(b'{') if path.is_empty() => found = test(&json::compact(token)),
+        Some(b'{') => {
+            let (first, rest) = path.split_once('.').map_or((path, ""), |(first, rest)| (first, rest));
+            found = json::get(token, first).is_some_and(|token| any_at(token, rest, test));
+        }
+        _ => {
+            if let Some(text) = json::scalar(token) {
+                let inside = text.trim();
+                found = match path.is_empty() {
+                    true => test(&text),
+                    // The text of a JSON string inside this one is left alone: a string ends here.
+                    false => inside.starts_with(['{', '[']) && any_at(inside, path, test),
+                };
+            }
+        }
+    }
+    found
+}
+
+/// How deep [`each_scalar`] goes; depth comes from the network.
+const DEPTH_MAX: usize = 8;
+
+/// Hands every scalar below a token to `take`, with the key it stands under; JSON in a string is looked into.
+pub(crate) fn each_scalar(token: &str, take: &mut dyn FnMut(&str, &str)) {
+    each_below("", token, 0, take);
+}
+
+fn each_below(key: &str, token: &str, depth: usize, take: &mut dyn FnMut(&str, &str)) {
+    if depth > DEPTH_MAX {
+        return;
+    }
+    match token.as_bytes().first() {
+        Some(b'[') => json::elements(token, |element| each_below(key, element, depth + 1, take)),
+        Some(b'{') => json::members(token, |key, value| each_below(&key, value, depth + 1, take)),
+        _ => {
+            let Some(text) = json::scalar(token).filter(|text| !text.trim().is_empty()) else { return };
+            let inside = text.trim();
+            match token.starts_with('"') && inside.starts_with(['{', '[']) && json::is_valid(inside) {
+                true => each_below(key, inside, depth + 1, take),
+                false => take(key, &text),
+            }
+        }
+    }
+}
