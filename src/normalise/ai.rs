@@ -32,16 +32,12 @@ pub(crate) struct Ai<'a> {
     pub agent_name: Option<Cow<'a, str>>,
     /// `ThreadId`: the conversation.
     pub thread: Option<Cow<'a, str>>,
-    /// The model's name.
-    pub model: Option<Cow<'a, str>>,
-    /// The provider, where the record names one.
-    pub provider: Option<Cow<'a, str>>,
-    /// Ids of the messages, the prompt first.
-    pub message: Option<Cow<'a, str>>,
+    /// The tokens of what only some formats show: models, messages, plug-ins.
+    models: &'a str,
+    messages: &'a str,
+    plugins: &'a str,
     /// What it was given to work with, by name or id.
     pub contexts: Vec<Cow<'a, str>>,
-    /// Plug-ins and other tools that it used.
-    pub tools: Vec<Cow<'a, str>>,
     /// What was read.
     pub read: Vec<Read<'a>>,
     /// A prompt that was meant to break its bounds.
@@ -112,44 +108,73 @@ impl<'a> Ai<'a> {
             key if is(key, "AgentId") => self.agent_id = text(value).or_else(|| self.agent_id.take()),
             key if is(key, "AgentName") => self.agent_name = text(value).or_else(|| self.agent_name.take()),
             key if is(key, "ThreadId") => self.thread = text(value),
-            key if is(key, "Messages") => self.messages(value),
-            key if is(key, "AccessedResources") => json::elements(value, |resource| self.resource(resource)),
-            key if is(key, "ModelTransparencyDetails") => {
-                json::elements(value, |model| {
-                    self.model = self.model.take().or_else(|| inner(model, "ModelName"));
-                    self.provider = self.provider.take().or_else(|| inner(model, "ModelProviderName"));
-                });
+            key if is(key, "Messages") => {
+                self.messages = value;
+                self.signals_of_messages(value);
             }
-            key if is(key, "AISystemPlugin") => json::elements(value, |tool| {
-                self.tools.extend(inner(tool, "Id").or_else(|| inner(tool, "Name")));
-            }),
-            key if is(key, "Contexts") => json::elements(value, |context| self.contexts.extend(inner(context, "Id"))),
+            key if is(key, "AccessedResources") => json::elements(value, |resource| self.resource(resource)),
+            key if is(key, "ModelTransparencyDetails") => self.models = value,
+            key if is(key, "AISystemPlugin") => self.plugins = value,
+            key if is(key, "Contexts") && value.len() > 2 => {
+                json::elements(value, |context| self.contexts.extend(inner(context, "Id")));
+            }
             _ => {}
         });
     }
 
-    fn messages(&mut self, token: &'a str) {
-        let (mut first, mut prompt) = (None, None);
-        json::elements(token, |message| {
-            let (mut id, mut is_prompt) = (None, false);
-            json::members(message, |key, value| {
-                if is(&key, "Id") {
-                    id = text(value);
-                } else if is(&key, "isPrompt") {
-                    is_prompt = is_on(value);
-                } else if is(&key, "JailbreakDetected") {
+    /// Nearly no message has one, and their names have a part in common.
+    fn signals_of_messages(&mut self, token: &str) {
+        if memchr::memmem::find(token.as_bytes(), b"etected").is_none() {
+            return;
+        }
+        json::objects(
+            token,
+            |_, key, value| {
+                if is(key, "JailbreakDetected") {
                     self.jailbreak |= is_on(value);
-                } else if is(&key, "XPIADetected") {
+                } else if is(key, "XPIADetected") {
                     self.xpia |= is_on(value);
                 }
-            });
-            if is_prompt && prompt.is_none() {
+            },
+            |_, _| {},
+        );
+    }
+
+    /// The model's name.
+    pub fn model(&self) -> Option<Cow<'a, str>> {
+        self.first_of(self.models, "ModelName")
+    }
+
+    /// The model's provider, where the record names one.
+    pub fn provider(&self) -> Option<Cow<'a, str>> {
+        self.first_of(self.models, "ModelProviderName")
+    }
+
+    fn first_of(&self, list: &'a str, name: &str) -> Option<Cow<'a, str>> {
+        let mut first = None;
+        json::elements(list, |one| first = first.take().or_else(|| inner(one, name)));
+        first
+    }
+
+    /// Plug-ins and other tools that it used.
+    pub fn tools(&self) -> Vec<Cow<'a, str>> {
+        let mut tools = Vec::new();
+        json::elements(self.plugins, |tool| tools.extend(inner(tool, "Id").or_else(|| inner(tool, "Name"))));
+        tools
+    }
+
+    /// The id of the prompt, else of the first message.
+    pub fn message(&self) -> Option<Cow<'a, str>> {
+        let (mut first, mut prompt) = (None, None);
+        json::elements(self.messages, |message| {
+            let id = inner(message, "Id");
+            if prompt.is_none() && json::get(message, "isPrompt").is_some_and(is_on) {
                 prompt = id;
             } else if first.is_none() {
                 first = id;
             }
         });
-        self.message = prompt.or(first);
+        prompt.or(first)
     }
 
     fn resource(&mut self, token: &'a str) {

@@ -333,8 +333,8 @@ fn push_ai(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
             w.maybe("name", ai.agent_name.as_deref().or(ai.host.as_deref()));
         });
         w.nested("conversation", |w| w.maybe("id", ai.thread.as_deref()));
-        w.nested("provider", |w| w.maybe("name", ai.provider.as_deref()));
-        w.nested("response", |w| w.maybe("model", ai.model.as_deref()));
+        w.nested("provider", |w| w.maybe("name", ai.provider()));
+        w.nested("response", |w| w.maybe("model", ai.model()));
         if super::ai::CONVERSATIONS.iter().any(|kin| parts.is_type(&[*kin])) {
             w.nested("operation", |w| w.text("name", "chat"));
         }
@@ -563,7 +563,7 @@ fn push_ai_own(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     let Some(ai) = parts.facts.ai() else { return };
     w.nested("ai", |w| {
         w.maybe("host", ai.host.as_deref());
-        w.texts("tools", ai.tools.iter());
+        w.texts("tools", ai.tools());
         w.texts("contexts", ai.contexts.iter().take(20).map(|context| super::cut(context, 1024)));
         let signals =
             [("jailbreak", ai.jailbreak), ("xpia", ai.xpia), ("blocked", ai.blocked), ("labelled", ai.labelled)];

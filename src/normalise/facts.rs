@@ -143,7 +143,14 @@ impl<'e, 'a> EventFacts<'e, 'a> {
             let token = self.event.get(Member::ModifiedProperties);
             let entries = token.map(parameters::modified).unwrap_or_default();
             // Long changes of the directory stand in the details, and none among the modified properties.
-            match entries.is_empty() && self.kin == Some(8) {
+            // Each part says which of how many it is.
+            let may_be_split = || {
+                let details = self.event.get(Member::ExtendedProperties).unwrap_or_default();
+                [&b"seq"[..], b"targetUpdated"]
+                    .iter()
+                    .any(|word| memchr::memmem::find(details.as_bytes(), word).is_some())
+            };
+            match entries.is_empty() && self.kin == Some(8) && may_be_split() {
                 true => parameters::changes_in_details(self.extended()),
                 false => entries,
             }

@@ -111,11 +111,14 @@ fn may_have_prompts(event: &Event<'_>) -> bool {
     let bytes = token.as_bytes();
     memchr::memchr_iter(b'"', bytes).any(|at| {
         let rest = bytes.get(at + 1..).unwrap_or_default();
-        let is = |name: &str| {
+        // Of a few letters at the beginning of a name, and then of the name itself.
+        if !matches!(rest.first().map(|byte| byte | 0x20), Some(b't' | b'c' | b'p' | b'r' | b'b' | b'a')) {
+            return false;
+        }
+        PROMPT_NAMES.into_iter().any(|name| {
             rest.get(name.len()) == Some(&b'"')
                 && rest.get(..name.len()).is_some_and(|key| key.eq_ignore_ascii_case(name.as_bytes()))
-        };
-        PROMPT_NAMES.into_iter().any(is)
+        })
     })
 }
 

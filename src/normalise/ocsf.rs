@@ -844,14 +844,14 @@ fn push_ai(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
         return;
     }
     let Some(ai) = parts.facts.ai() else { return };
-    if let Some(model) = ai.model.as_deref() {
+    if let Some(model) = ai.model() {
         w.nested("ai_model", |w| {
-            w.text("ai_provider", ai.provider.as_deref().unwrap_or("Microsoft"));
+            w.text("ai_provider", ai.provider().as_deref().unwrap_or("Microsoft"));
             w.text("name", model);
         });
     }
     w.nested("message_context", |w| {
-        w.maybe("uid", ai.message.as_deref().or(ai.thread.as_deref()));
+        w.maybe("uid", ai.message().as_deref().or(ai.thread.as_deref()));
         w.number("ai_role_id", 1);
         w.text("ai_role", "User");
         w.nested("application", |w| {

@@ -576,7 +576,10 @@ const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
     ("azuread.ndjson", "45", "low", "ID-41 says low for other directory operations; by a person"),
     ("azuread.ndjson", "51", "high", "ID-29 says high: it sets `AllowUserConsentForRiskyApps` to true"),
     ("azuread.ndjson", "78", "medium", "ID-43l says medium: `LogonError` is `IdsLocked`"),
+    ("azuread.ndjson", "79", "info", "ID-43i says info: the sign-in was interrupted, no password was wrong"),
+    ("azuread.ndjson", "82", "info", "ID-43i says info: the sign-in was interrupted, no password was wrong"),
     ("general.ndjson", "36", "low", "DF-08 says low: `Status` is `Remediated`"),
+    ("general.ndjson", "48", "low", "AI-01 says low: Copilot read a document with a sensitivity label"),
 ];
 
 /// A row of the corpus's index and its event.
