@@ -48,7 +48,7 @@ impl EventKind {
         let alert_category = event.text_of(Member::Category);
         let category = workload::category(workload.as_deref(), record_type, alert_category.as_deref());
         let mut event_type = SmallVec::from_slice(b"m365.");
-        push_slug(&mut event_type, &workload.as_deref().unwrap_or_default().trim().to_lowercase());
+        push_slug(&mut event_type, workload.as_deref().unwrap_or_default().trim());
         event_type.push(b'.');
         push_slug(&mut event_type, operation);
         Self { category, event_type: EventType(event_type) }
@@ -80,16 +80,26 @@ fn push_slug(out: &mut SmallVec<[u8; EVENT_TYPE_BYTES]>, folded: &str) {
         out.extend_from_slice(b"unknown");
         return;
     }
+    // Made in one place and taken over at once: a vector that grows by the byte takes several times as long.
+    let mut slug = [0; EVENT_TYPE_BYTES];
+    let mut length = 0;
     let mut in_run = false;
     for byte in folded.bytes() {
+        let byte = byte.to_ascii_lowercase();
         let plain = byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        if plain {
-            out.push(byte);
-        } else if !in_run {
-            out.push(b'_');
+        if plain || !in_run {
+            if length == slug.len() {
+                out.extend_from_slice(&slug);
+                length = 0;
+            }
+            if let Some(place) = slug.get_mut(length) {
+                *place = if plain { byte } else { b'_' };
+                length += 1;
+            }
         }
         in_run = !plain;
     }
+    out.extend_from_slice(slug.get(..length).unwrap_or_default());
 }
 
 #[cfg(test)]

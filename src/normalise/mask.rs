@@ -109,18 +109,20 @@ static PROMPTS: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
 fn may_have_prompts(event: &Event<'_>) -> bool {
     let Some(token) = event.get(Member::CopilotEventData) else { return false };
     let bytes = token.as_bytes();
-    memchr::memchr_iter(b'"', bytes).any(|at| {
-        let rest = bytes.get(at + 1..).unwrap_or_default();
-        // Of a few letters at the beginning of a name, and then of the name itself.
-        if !matches!(rest.first().map(|byte| byte | 0x20), Some(b't' | b'c' | b'p' | b'r' | b'b' | b'a')) {
-            return false;
-        }
-        PROMPT_NAMES.into_iter().any(|name| {
-            rest.get(name.len()) == Some(&b'"')
-                && rest.get(..name.len()).is_some_and(|key| key.eq_ignore_ascii_case(name.as_bytes()))
+    PROMPT_ENDS.iter().zip(PROMPT_NAMES).any(|(end, name)| {
+        // Behind its first letter, which is written large or small, a name is written one way.
+        end.find_iter(bytes).any(|at| {
+            let before = at.checked_sub(2).and_then(|start| bytes.get(start..at)).unwrap_or_default();
+            matches!(before, [b'"', first] if name.as_bytes().first().is_some_and(|known| known.eq_ignore_ascii_case(first)))
         })
     })
 }
+
+/// The ends of these names, with the quote behind them.
+static PROMPT_ENDS: LazyLock<Vec<Finder<'static>>> = LazyLock::new(|| {
+    let end = |name: &str| Finder::new(&[name.get(1..).unwrap_or_default(), "\""].concat()).into_owned();
+    PROMPT_NAMES.into_iter().map(end).collect()
+});
 
 /// Whether the name can occur: cheap, and right for every spelling, damaged in one byte or not, in records of data loss
 /// prevention, in those that do not say their type, and of a member of the event itself. Deep in a record of another type

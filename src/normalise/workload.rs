@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use foldhash::fast::FixedState;
+
 use super::category::{Category, DLP_RECORD_TYPES};
 use super::record_types;
 
@@ -73,7 +75,7 @@ const BY_WORKLOAD: &[(Category, &[&str])] = &[
     ),
 ];
 
-static WORKLOADS: LazyLock<HashMap<&'static str, Category>> = LazyLock::new(|| {
+static WORKLOADS: LazyLock<HashMap<&'static str, Category, FixedState>> = LazyLock::new(|| {
     BY_WORKLOAD.iter().flat_map(|(category, names)| names.iter().map(|name| (*name, *category))).collect()
 });
 
