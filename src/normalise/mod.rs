@@ -284,15 +284,20 @@ impl Normaliser {
         let severity = assessment.severity();
         let folded = facts.folded_operation();
         let kind = EventKind::of(event, facts.kin(), folded);
-        let shown = |raw| Shown { raw, note, kind: &kind };
-        let time = time_of(event, origin);
+        // Read once: for the record and for what is told beside it.
+        let own = time::parse(event.creation_time());
+        let shown = |raw| Shown { raw, note, kind: &kind, time: &own };
+        let at = own.as_ref().map(|time| time.at);
+        let time = at.or(origin.content_created).unwrap_or(Timestamp::UNIX_EPOCH);
         match self.settings.mask.apply(event) {
             None => self.write(event, facts, assessment, origin, shown(Raw::AsItCame), out),
             Some(text) => match Event::parse(text.as_bytes()) {
                 Ok(masked) => {
                     let facts = EventFacts::new(&masked, folded, &self.settings.internal_domains);
                     let kind = EventKind::of(&masked, facts.kin(), folded);
-                    self.write(&masked, &facts, assessment, origin, Shown { kind: &kind, ..shown(Raw::Masked) }, out);
+                    let time = time::parse(masked.creation_time());
+                    let shown = Shown { kind: &kind, time: &time, ..shown(Raw::Masked) };
+                    self.write(&masked, &facts, assessment, origin, shown, out);
                 }
                 // Scalars took the place of scalars, so this does not happen; if it did, nothing may leak.
                 Err(NotAnEvent) => self.write(event, facts, assessment, origin, shown(Raw::Withheld), out),
@@ -333,7 +338,7 @@ impl Normaliser {
         facts: &EventFacts<'_, 'a>,
         assessment: &severity::Assessment<'_>,
         origin: &Origin<'_>,
-        Shown { raw, note, kind }: Shown<'_>,
+        Shown { raw, note, kind, time }: Shown<'_>,
         out: &mut Vec<u8>,
     ) {
         let reason = || with_note(self.settings.rules.reason(assessment, facts), note);
@@ -352,7 +357,7 @@ impl Normaliser {
             Format::Native => {
                 let reason = reason();
                 let derived = Derived {
-                    time: time::parse(event.creation_time()),
+                    time,
                     assessment,
                     reason: reason.as_deref(),
                     severity: assessment.severity(),
@@ -446,6 +451,7 @@ struct Shown<'n> {
     raw: Raw,
     note: Option<DlpNote<'n>>,
     kind: &'n EventKind,
+    time: &'n Option<time::EventTime<'n>>,
 }
 
 /// What may be shown of the event itself.
@@ -458,7 +464,7 @@ enum Raw {
 
 /// What rendering knows of an event before it writes the first byte.
 struct Derived<'d, 'a> {
-    time: Option<time::EventTime<'d>>,
+    time: &'d Option<time::EventTime<'d>>,
     assessment: &'d severity::Assessment<'d>,
     reason: Option<&'d str>,
     severity: Severity,
@@ -482,7 +488,7 @@ fn push_native<'a>(event: &Event<'a>, origin: &Origin<'_>, derived: &Derived<'_,
     out.extend_from_slice(derived.kind.category.as_str().as_bytes());
     out.push(b'"');
 
-    match (&derived.time, origin.content_created) {
+    match (derived.time, origin.content_created) {
         (Some(time), _) => {
             out.extend_from_slice(b",\"timestamp\":\"");
             out.extend_from_slice(time.civil.as_bytes());
