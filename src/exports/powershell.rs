@@ -80,8 +80,7 @@ fn shape_of(member: &str) -> Shape {
 
 /// Whether an event's bytes may hold anything of PowerShell's: one look in place of a walk.
 pub(crate) fn may_be_flattened(event: &[u8]) -> bool {
-    static SIGNS: LazyLock<[Finder<'static>; 3]> =
-        LazyLock::new(|| ["@{", "/Date(", "\"value\""].map(Finder::new));
+    static SIGNS: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| ["@{", "/Date(", "\"value\""].map(Finder::new));
     static TYPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("System."));
     let begins = |at: usize| at.checked_sub(1).and_then(|before| event.get(before));
     SIGNS.iter().any(|sign| sign.find(event).is_some())
