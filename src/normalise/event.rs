@@ -307,6 +307,7 @@ impl<'a> Event<'a> {
     }
 
     /// Whether it has two or more of the members that make an event's identity ([`is_like_an_event`]).
+    #[cfg(feature = "exports")]
     pub(crate) fn is_whole(&self) -> bool {
         self.members.have_identity()
     }

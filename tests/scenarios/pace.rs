@@ -151,7 +151,8 @@ async fn a_blob_that_is_refused_again_and_again_holds_itself_alone() {
     let begun = w.now();
     w.until("the others are read", || w.host.event_count() >= 350).await;
     let took = w.now().duration_since(begun).as_secs();
-    assert!(took <= 45 + 180, "{took} s");
+    // 350 at 98 % of the quota take 178 s; a refusal that held the others as well would add 45 s each time.
+    assert!(took <= 45 + 215, "{took} s");
     let times: Vec<_> = w.requests(CallKind::Blob).into_iter().filter(is_refused).map(|request| request.at).collect();
     assert!(times.len() >= 3, "{times:?}");
     assert!(
