@@ -23,8 +23,10 @@ fn of_all_that_this_fluent_bit_exports_the_plugin_takes_its_memory_and_nothing_e
     let undefined = symbols::read(&library).symbols.into_iter().filter(|symbol| !symbol.exported);
     let mut taken: Vec<String> = undefined.map(|symbol| symbol.name).filter(|name| build.exports(name)).collect();
     taken.sort();
+    // Rust's own allocator names it and is not used: what optimises the plugin may leave it out.
+    taken.retain(|name| name != "posix_memalign");
     let expected: &[&str] = match build.has_own_malloc() {
-        true => &["calloc", "free", "malloc", "posix_memalign", "realloc"],
+        true => &["calloc", "free", "malloc", "realloc"],
         false => &[],
     };
     assert_eq!(taken, expected, "{build}");
