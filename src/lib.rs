@@ -26,6 +26,7 @@
 //! - `plugin`: the manifest.
 //! - `source`: what a host runs: the loop of a tenant, and the connection test.
 //! - `checkpoint`: what is delivered, settled and remembered, and the one writer of it.
+//! - `receipts`: what became of every event, sealed and signed.
 //! - `plan`: pure: from a position and the time to the windows to list.
 //! - `delivery`: to one receiver: trying again, and finding the records it will never take.
 //! - `host`: what any agent must offer.
@@ -56,6 +57,8 @@ pub mod plugin;
 pub mod source;
 
 pub mod checkpoint;
+
+pub mod receipts;
 
 pub mod plan;
 

@@ -8,8 +8,9 @@
 
 use std::fmt;
 
+use blake2b_simd::Params;
 use jiff::tz::TimeZone;
-use ring::digest;
+use smallvec::SmallVec;
 
 use super::event::{Event, Member};
 use super::time;
@@ -19,6 +20,11 @@ use super::time;
 pub struct CanonicalKey([u8; 16]);
 
 impl CanonicalKey {
+    /// The key of these bytes, as a receipt has them.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
     /// The key's bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
@@ -37,38 +43,95 @@ impl fmt::Debug for CanonicalKey {
     }
 }
 
+/// What a key is made from: nearly always less than this.
+type Hashed = SmallVec<[u8; 256]>;
+
 /// The key of an event; `None` when it has no usable `Id`, for then nothing outside can name it.
 pub fn canonical_key(event: &Event<'_>) -> Option<CanonicalKey> {
     let identity = event.identity()?;
-    let mut id = identity.id.trim().to_owned();
-    id.make_ascii_lowercase();
-    let record_type = match event.record_type() {
-        Some(number) => number.to_string(),
-        None => identity.record_type.trim().to_owned(),
-    };
-    let creation_time =
-        whole_seconds(identity.creation_time).unwrap_or_else(|| identity.creation_time.trim().to_owned());
-    let record_number = match event.integer(Member::RecordNumber) {
-        Some(number) => number.to_string(),
-        None => identity.record_number.trim().to_owned(),
-    };
-    let mut hashed = Vec::with_capacity(192);
-    for text in [&*id, &*record_type, &*creation_time, identity.operation, &*record_number] {
-        push_netstring(&mut hashed, text.as_bytes());
+    let mut hashed = Hashed::new();
+    let id = identity.id.trim();
+    push_netstring(&mut hashed, id.as_bytes());
+    let written = hashed.len() - 1 - id.len();
+    hashed[written..].make_ascii_lowercase();
+    if is_plain_number(identity.record_type) {
+        push_netstring(&mut hashed, identity.record_type.as_bytes());
+    } else {
+        match event.record_type() {
+            Some(number) => push_netstring(&mut hashed, number.to_string().as_bytes()),
+            None => push_netstring(&mut hashed, identity.record_type.trim().as_bytes()),
+        }
     }
-    let digest = digest::digest(&digest::SHA256, &hashed);
-    digest.as_ref().first_chunk().copied().map(CanonicalKey)
+    push_time(&mut hashed, identity.creation_time);
+    push_netstring(&mut hashed, identity.operation.as_bytes());
+    if identity.record_number.is_empty() || is_plain_number(identity.record_number) {
+        push_netstring(&mut hashed, identity.record_number.as_bytes());
+    } else {
+        match event.integer(Member::RecordNumber) {
+            Some(number) => push_netstring(&mut hashed, number.to_string().as_bytes()),
+            None => push_netstring(&mut hashed, identity.record_number.trim().as_bytes()),
+        }
+    }
+    Params::new().hash_length(16).hash(&hashed).as_bytes().first_chunk().copied().map(CanonicalKey)
 }
 
-/// `2026-07-17T08:28:17Z` of any text that `time::parse` reads; a fraction is cut off.
-fn whole_seconds(text: &str) -> Option<String> {
-    let at = time::parse(text)?.at;
-    Some(TimeZone::UTC.to_datetime(at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+/// Whether a number is written as it is hashed: up to nine digits, no zero before others.
+fn is_plain_number(text: &str) -> bool {
+    match text.as_bytes() {
+        [digit] => digit.is_ascii_digit(),
+        [b'1'..=b'9', rest @ ..] => rest.len() < 9 && rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
+}
+
+/// `2026-07-17T08:28:17Z` of any text that `time::parse` reads, a fraction cut off; else the text.
+fn push_time(hashed: &mut Hashed, text: &str) {
+    if is_usual_time(text.as_bytes()) {
+        hashed.extend_from_slice(b"20:");
+        hashed.extend_from_slice(text.as_bytes());
+        hashed.extend_from_slice(b"Z,");
+        return;
+    }
+    match time::parse(text) {
+        Some(time) => {
+            let civil = TimeZone::UTC.to_datetime(time.at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            push_netstring(hashed, civil.as_bytes());
+        }
+        None => push_netstring(hashed, text.trim().as_bytes()),
+    }
+}
+
+/// Whether a text is a time as nearly every event has it, `2026-07-17T08:28:17`, of a day that every such month has.
+fn is_usual_time(text: &[u8]) -> bool {
+    let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', i1, i2, b':', s1, s2] = text else {
+        return false;
+    };
+    let digits = [y1, y2, y3, y4, m1, m2, d1, d2, h1, h2, i1, i2, s1, s2];
+    if !digits.iter().all(|digit| digit.is_ascii_digit()) {
+        return false;
+    }
+    let two = |tens: &u8, ones: &u8| (tens - b'0') * 10 + (ones - b'0');
+    let (month, day) = (two(m1, m2), two(d1, d2));
+    let days = if month == 2 { 28 } else { 30 };
+    // The years from 1970 are those from 2000 on as far as anybody's audit log goes; the others take the longer way.
+    two(y1, y2) == 20
+        && (1..=12).contains(&month)
+        && (1..=days).contains(&day)
+        && two(h1, h2) < 24
+        && two(i1, i2) < 60
+        && two(s1, s2) < 60
 }
 
 /// `5:hello,`: no text can run into the next.
-fn push_netstring(out: &mut Vec<u8>, text: &[u8]) {
-    out.extend_from_slice(text.len().to_string().as_bytes());
+fn push_netstring(out: &mut Hashed, text: &[u8]) {
+    let length = text.len();
+    if length >= 100 {
+        out.extend_from_slice((length / 100).to_string().as_bytes());
+    }
+    if length >= 10 {
+        out.push(b'0' + (length / 10 % 10) as u8);
+    }
+    out.push(b'0' + (length % 10) as u8);
     out.push(b':');
     out.extend_from_slice(text);
     out.push(b',');
@@ -94,6 +157,37 @@ mod tests {
             r#"{"Id":"5e1d2a10-0000-4000-8000-00000000000a","RecordType":65.0,"CreationTime":"2026-07-17T10:28:17.999+02:00","Operation":"QuarantineReleaseMessage"}"#,
         ] {
             assert_eq!(key(other), expected, "{other}");
+        }
+    }
+
+    /// What is usual is hashed as it is written; the long way over the same text must come to the same.
+    #[test]
+    fn the_usual_way_and_the_long_way_agree() {
+        let long = |text: &str| {
+            let at = time::parse(text).map(|time| TimeZone::UTC.to_datetime(time.at));
+            at.map_or(text.trim().to_owned(), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        };
+        for (day, hour) in (0..=99).flat_map(|day| [0, 9, 23, 24].map(|hour| (day, hour))) {
+            for (month, year) in
+                (0..=13).flat_map(|month| [1969, 1999, 2000, 2024, 2026, 2099].map(|year| (month, year)))
+            {
+                for rest in ["00:00", "59:59", "60:00", "00:60", "0a:00"] {
+                    let text = format!("{year}-{month:02}-{day:02}T{hour:02}:{rest}");
+                    let (mut hashed, mut expected) = (Hashed::new(), Hashed::new());
+                    push_time(&mut hashed, &text);
+                    push_netstring(&mut expected, long(&text).as_bytes());
+                    assert_eq!(hashed, expected, "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_is_written_in_decimal_without_zeros_before_it() {
+        for length in [0, 1, 9, 10, 19, 99, 100, 101, 110, 999, 1000, 1010, 12_345] {
+            let mut out = Hashed::new();
+            push_netstring(&mut out, &vec![b'x'; length]);
+            assert_eq!(out.as_slice(), format!("{length}:{},", "x".repeat(length)).as_bytes());
         }
     }
 

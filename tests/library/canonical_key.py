@@ -42,7 +42,7 @@ def key(event):
     kind, at, number = record_type(of("recordtype")), time(of("creationtime")), text(of("recordnumber")).strip()
     parts = [identity, kind, at, text(of("operation")), number]
     hashed = b"".join(b"%d:%s," % (len(part), part) for part in (part.encode() for part in parts))
-    return hashlib.sha256(hashed).hexdigest()[:32]
+    return hashlib.blake2b(hashed, digest_size=16).hexdigest()
 
 
 for line in sys.stdin:
