@@ -7,5 +7,7 @@
 //! into.
 
 pub mod entry;
+pub mod open;
 
 pub use entry::{Class, Receipt};
+pub use open::Receipts;

@@ -1,0 +1,264 @@
+//! Receipts that no hour is sealed with yet: one page for each commit.
+//!
+//! A page is the format (1), the hour (big-endian, hours since 1970), and groups to its end. A group is the place of its
+//! content type in [`ContentType::ALL`], what the events have in common, for a drop the length of the rule's id in two
+//! bytes and the id, a count in four bytes, and as many keys of 16 bytes; what is only counted has none.
+
+use std::collections::BTreeMap;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::entry::{Class, Receipt};
+use crate::host::StateError;
+use crate::model::{ContentType, Timestamp};
+use crate::normalise::CanonicalKey;
+
+const FORMAT: u8 = 1;
+const KEY_BYTES: usize = 16;
+const HOUR_SECS: i64 = 3600;
+/// More of a rule's id is not kept: who wrote one so long finds it by its beginning.
+const RULE_BYTES_MAX: usize = 1024;
+
+const DELIVERED: u8 = 0;
+const SET_ASIDE: u8 = 1;
+const HELD: u8 = 2;
+const DROPPED: u8 = 3;
+const WITHOUT_ID: u8 = 4;
+const REPEATED: u8 = 5;
+
+/// Receipts that are committed together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Receipts {
+    /// Keys by content type and what became of the events.
+    pub keys: BTreeMap<(ContentType, Class), Vec<CanonicalKey>>,
+    /// How many events had no `Id`, by content type: nothing outside can name them.
+    pub without_id: BTreeMap<ContentType, u64>,
+    /// How many events were repeats of others, by content type.
+    pub repeated: BTreeMap<ContentType, u64>,
+}
+
+impl Receipts {
+    /// Adds one.
+    pub fn add(&mut self, receipt: Receipt) {
+        let Receipt { content_type, key, class } = receipt;
+        match key {
+            Some(key) => self.keys.entry((content_type, class)).or_default().push(key),
+            None => *self.without_id.entry(content_type).or_default() += 1,
+        }
+    }
+
+    /// Counts repeats.
+    pub fn add_repeated(&mut self, content_type: ContentType, count: u64) {
+        if count > 0 {
+            *self.repeated.entry(content_type).or_default() += count;
+        }
+    }
+
+    /// Adds all of another.
+    pub fn append(&mut self, other: Receipts) {
+        for (of, mut keys) in other.keys {
+            self.keys.entry(of).or_default().append(&mut keys);
+        }
+        for (content_type, count) in other.without_id {
+            *self.without_id.entry(content_type).or_default() += count;
+        }
+        for (content_type, count) in other.repeated {
+            self.add_repeated(content_type, count);
+        }
+    }
+
+    /// How many have a key.
+    pub fn len(&self) -> usize {
+        self.keys.values().map(Vec::len).sum()
+    }
+
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.without_id.is_empty() && self.repeated.is_empty()
+    }
+
+    /// The page of a commit.
+    pub fn encode(&self, hour: u32) -> Bytes {
+        let mut out = BytesMut::with_capacity(64 + self.len() * KEY_BYTES);
+        out.put_u8(FORMAT);
+        out.put_u32(hour);
+        for ((content_type, class), keys) in &self.keys {
+            // A group has a count of four bytes; what is committed at once is some thousands.
+            for keys in keys.chunks(u32::MAX as usize) {
+                head(&mut out, *content_type, class);
+                out.put_u32(u32::try_from(keys.len()).unwrap_or(u32::MAX));
+                keys.iter().for_each(|key| out.put_slice(key.as_bytes()));
+            }
+        }
+        for (what, counts) in [(WITHOUT_ID, &self.without_id), (REPEATED, &self.repeated)] {
+            for (content_type, count) in counts {
+                out.put_u8(place_of(*content_type));
+                out.put_u8(what);
+                out.put_u32(u32::try_from(*count).unwrap_or(u32::MAX));
+            }
+        }
+        out.freeze()
+    }
+
+    /// A page and its hour.
+    ///
+    /// # Errors
+    /// [`StateError::Corrupt`] names the entry that is no such page, or one of a newer build.
+    pub fn decode(key: &str, page: &[u8]) -> Result<(u32, Receipts), StateError> {
+        let corrupt = |why: &str| StateError::Corrupt { key: key.to_owned(), why: why.to_owned() };
+        let mut left = Left(page);
+        match left.byte() {
+            Some(FORMAT) => {}
+            Some(newer) if newer > FORMAT => {
+                return Err(corrupt(&format!(
+                    "its receipts have format {newer}, this build writes {FORMAT}; start the newer build that wrote them"
+                )));
+            }
+            _ => return Err(corrupt("these are no receipts")),
+        }
+        let hour = left.number().ok_or_else(|| corrupt("the hour is cut off"))?;
+        let mut receipts = Receipts::default();
+        while !left.0.is_empty() {
+            left.group(&mut receipts).ok_or_else(|| corrupt("a group of receipts is cut off or none"))?;
+        }
+        Ok((hour, receipts))
+    }
+}
+
+fn head(out: &mut BytesMut, content_type: ContentType, class: &Class) {
+    out.put_u8(place_of(content_type));
+    match class {
+        Class::Delivered => out.put_u8(DELIVERED),
+        Class::SetAside => out.put_u8(SET_ASIDE),
+        Class::Held => out.put_u8(HELD),
+        Class::Dropped(rule) => {
+            let mut end = rule.len().min(RULE_BYTES_MAX);
+            while !rule.is_char_boundary(end) {
+                end -= 1;
+            }
+            out.put_u8(DROPPED);
+            out.put_u16(end as u16);
+            out.put_slice(rule.as_bytes().get(..end).unwrap_or_default());
+        }
+    }
+}
+
+fn place_of(content_type: ContentType) -> u8 {
+    ContentType::ALL.iter().position(|known| *known == content_type).unwrap_or_default() as u8
+}
+
+/// What is left of a page.
+struct Left<'a>(&'a [u8]);
+
+impl<'a> Left<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.take(1)?.first().copied()
+    }
+
+    fn number(&mut self) -> Option<u32> {
+        Some(u32::from_be_bytes(*self.take(4)?.first_chunk()?))
+    }
+
+    fn group(&mut self, receipts: &mut Receipts) -> Option<()> {
+        let content_type = *ContentType::ALL.get(usize::from(self.byte()?))?;
+        let class = match self.byte()? {
+            DELIVERED => Class::Delivered,
+            SET_ASIDE => Class::SetAside,
+            HELD => Class::Held,
+            DROPPED => {
+                let length = u16::from_be_bytes(*self.take(2)?.first_chunk()?);
+                Class::Dropped(std::str::from_utf8(self.take(usize::from(length))?).ok()?.into())
+            }
+            WITHOUT_ID => {
+                *receipts.without_id.entry(content_type).or_default() += u64::from(self.number()?);
+                return Some(());
+            }
+            REPEATED => {
+                receipts.add_repeated(content_type, u64::from(self.number()?));
+                return Some(());
+            }
+            _ => return None,
+        };
+        let count = self.number()? as usize;
+        let keys = self.take(count.checked_mul(KEY_BYTES)?)?;
+        let keys = keys.as_chunks::<KEY_BYTES>().0.iter().map(|key| CanonicalKey::from_bytes(*key));
+        receipts.keys.entry((content_type, class)).or_default().extend(keys);
+        Some(())
+    }
+}
+
+/// Hours since 1970.
+pub fn hour_of(time: Timestamp) -> u32 {
+    u32::try_from(time.as_second().div_euclid(HOUR_SECS).max(0)).unwrap_or(u32::MAX)
+}
+
+/// When an hour begins.
+pub fn hour_begins(hour: u32) -> Timestamp {
+    Timestamp::from_second(i64::from(hour) * HOUR_SECS).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(n: u8) -> CanonicalKey {
+        CanonicalKey::from_bytes([n; 16])
+    }
+
+    fn some() -> Receipts {
+        let mut receipts = Receipts::default();
+        let classes = [Class::Delivered, Class::SetAside, Class::Held, Class::Dropped("routine-read".into())];
+        for (at, class) in classes.into_iter().enumerate() {
+            for content_type in [ContentType::Exchange, ContentType::Dlp] {
+                receipts.add(Receipt { content_type, key: Some(key(at as u8)), class: class.clone() });
+            }
+        }
+        receipts.add(Receipt { content_type: ContentType::General, key: None, class: Class::Delivered });
+        receipts.add_repeated(ContentType::SharePoint, 7);
+        receipts.add_repeated(ContentType::AzureActiveDirectory, 0);
+        receipts
+    }
+
+    #[test]
+    fn a_page_comes_back_as_it_was_written() {
+        assert_eq!(Receipts::decode("k", &some().encode(495_000)), Ok((495_000, some())));
+        assert_eq!(Receipts::decode("k", &Receipts::default().encode(0)), Ok((0, Receipts::default())));
+    }
+
+    #[test]
+    fn a_page_that_is_cut_anywhere_between_groups_is_refused_by_name() {
+        let page = some().encode(1);
+        let whole: Vec<usize> = (0..page.len()).filter(|end| Receipts::decode("k", &page[..*end]).is_ok()).collect();
+        // One cut before each group after the first, and the one that leaves none.
+        assert_eq!(whole.len(), 8 + 2, "{whole:?}");
+        let error = Receipts::decode("m365_audit/v1/t/receipts", &page[..3]).unwrap_err();
+        assert!(error.to_string().contains("m365_audit/v1/t/receipts"), "{error}");
+        let newer = Receipts::decode("k", &[2, 0, 0, 0, 0]).unwrap_err();
+        assert!(newer.to_string().contains("newer build"), "{newer}");
+    }
+
+    #[test]
+    fn a_rule_of_any_length_is_kept_by_its_beginning() {
+        let mut receipts = Receipts::default();
+        let rule = "ü".repeat(2_000);
+        receipts.add(Receipt { content_type: ContentType::Dlp, key: Some(key(1)), class: Class::Dropped(rule.into()) });
+        let (_, back) = Receipts::decode("k", &receipts.encode(1)).unwrap();
+        let Some(((_, Class::Dropped(kept)), _)) = back.keys.first_key_value() else { panic!("not dropped") };
+        assert_eq!(kept.len(), RULE_BYTES_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(page in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Receipts::decode("k", &page);
+        }
+    }
+}
