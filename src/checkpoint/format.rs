@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{EventKind, Kind, StateError};
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
+use crate::normalise::CanonicalKey;
 use crate::normalise::category::Category;
 
 /// The format this build reads and writes.
@@ -27,6 +28,9 @@ pub const KINDS: &[&str] = &[
     "dlp/held/<number>",
     "dlp/flags/<number>",
     "backfill/<source>",
+    "receipts/head",
+    "receipts/open/<part>/<page>",
+    "receipts/sealed/<part>/{checkpoint,<page>}",
     "<content type>/position",
     "<content type>/blobs/{d,p}/<number>",
     "<content type>/tracked/<blob>",
@@ -63,6 +67,36 @@ impl Keys {
     /// A source's back-fill that is not done: [`StoredBackfill`].
     pub fn backfill(&self, source: &str) -> String {
         format!("{}/backfill/{source}", self.tenant)
+    }
+
+    /// Prefix of all receipts.
+    pub fn receipts(&self) -> String {
+        format!("{}/receipts/", self.tenant)
+    }
+
+    /// Which parts of the receipts are sealed: [`crate::receipts::head::StoredHead`].
+    pub fn receipts_head(&self) -> String {
+        format!("{}/receipts/head", self.tenant)
+    }
+
+    /// Prefix of the pages of receipts that are not sealed.
+    pub fn receipts_open(&self) -> String {
+        format!("{}/receipts/open/", self.tenant)
+    }
+
+    /// One commit's page of receipts, with how many have a key, so that a start need not read it.
+    pub fn receipts_open_page(&self, seq: u64, number: u64, receipts: usize) -> String {
+        format!("{}/receipts/open/{seq:016x}/{number:08x}-{receipts:x}", self.tenant)
+    }
+
+    /// The signed note of a part.
+    pub fn receipts_checkpoint(&self, seq: u64) -> String {
+        format!("{}/receipts/sealed/{seq:016x}/checkpoint", self.tenant)
+    }
+
+    /// A page of a sealed part's entries.
+    pub fn receipts_page(&self, seq: u64, page: u64) -> String {
+        format!("{}/receipts/sealed/{seq:016x}/{page:08x}", self.tenant)
     }
 
     /// Prefix of the delivered events' keys.
@@ -303,6 +337,9 @@ pub struct AsideRecord {
     /// What it is about; absent in those of earlier builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<AsideKind>,
+    /// The canonical key of the event it is about, where receipts are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<CanonicalKey>,
     /// The record, as it was offered to the host.
     pub record: String,
 }

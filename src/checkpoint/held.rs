@@ -8,6 +8,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,7 @@ use super::format::{self, FORMAT, Stored};
 use crate::host::StateError;
 use crate::model::{ContentType, Timestamp};
 use crate::normalise::dlp_link::{Flag, Link};
+use crate::normalise::{CanonicalKey, Event, canonical_key};
 use crate::severity::Severity;
 
 /// Zstandard's fastest ordinary level: what is held is read again once or never.
@@ -44,6 +47,8 @@ pub struct HeldRecord {
     pub raw: Bytes,
     /// [`Link::prefix`] of what it names.
     pub links: Vec<u32>,
+    /// Its canonical key, where receipts are kept and it has one.
+    pub key: Option<CanonicalKey>,
 }
 
 /// A [`HeldPage`] without its events: what is kept in memory of one.
@@ -75,6 +80,10 @@ struct HeldHeader {
     rules: Vec<Arc<str>>,
     /// Of each read: bytes, index into `rules`, how many links.
     records: Vec<(u32, u16, u32)>,
+    /// The canonical keys of the reads, 16 bytes each, zeros for none; absent where no receipts were kept. In text, so
+    /// that an earlier build passes over them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keys: Option<String>,
 }
 
 impl Stored for HeldHeader {
@@ -83,7 +92,40 @@ impl Stored for HeldHeader {
     }
 }
 
+impl HeldHeader {
+    /// The keys, in the order of the reads; none where none were kept.
+    fn keys(&self, key: &str) -> Result<Vec<Option<CanonicalKey>>, StateError> {
+        let corrupt = |why: &str| StateError::Corrupt { key: key.to_owned(), why: why.to_owned() };
+        let Some(keys) = &self.keys else { return Ok(Vec::new()) };
+        let keys = STANDARD.decode(keys).map_err(|_| corrupt("the keys of its reads are no base64"))?;
+        if keys.len() != self.records.len() * 16 {
+            return Err(corrupt("it has not one key for each read"));
+        }
+        let key = |bytes: &[u8; 16]| (*bytes != [0; 16]).then(|| CanonicalKey::from_bytes(*bytes));
+        Ok(keys.as_chunks().0.iter().map(key).collect())
+    }
+}
+
 impl HeldPage {
+    /// Of each read on a stored page its rule and its key: what a receipt of it says. Only of a page without keys the
+    /// events are looked at.
+    ///
+    /// # Errors
+    /// [`StateError::Corrupt`] when the bytes are no page, or one of a newer format.
+    pub fn keyed_rules(key: &str, bytes: &[u8]) -> Result<Vec<(Arc<str>, Option<CanonicalKey>)>, StateError> {
+        let (header, ..) = take_apart(key, bytes)?;
+        if header.keys.is_none() {
+            let page = HeldPage::decode(key, bytes)?;
+            let of =
+                |record: HeldRecord| (record.rule, Event::parse(&record.raw).ok().as_ref().and_then(canonical_key));
+            return Ok(page.records.into_iter().map(of).collect());
+        }
+        let corrupt = || StateError::Corrupt { key: key.to_owned(), why: "a rule is missing".into() };
+        let keys = header.keys(key)?;
+        let rule = |(_, rule, _): &(u32, u16, u32)| header.rules.get(usize::from(*rule)).cloned().ok_or_else(corrupt);
+        header.records.iter().zip(keys).map(|(record, key)| Ok((rule(record)?, key))).collect()
+    }
+
     /// What is kept in memory of it.
     pub fn head(&self) -> HeldHead {
         let mut rules: Vec<(Arc<str>, u32)> = Vec::new();
@@ -111,6 +153,11 @@ impl HeldPage {
             links.extend(record.links.iter().flat_map(|link| link.to_le_bytes()));
             bodies.extend_from_slice(&record.raw);
         }
+        let keys = self.records.iter().any(|record| record.key.is_some()).then(|| {
+            let keys: Vec<[u8; 16]> =
+                self.records.iter().map(|r| r.key.map_or([0; 16], |key| *key.as_bytes())).collect();
+            STANDARD.encode(keys.as_flattened())
+        });
         let header = HeldHeader {
             format: FORMAT,
             content_type: self.content_type.as_str().to_owned(),
@@ -118,6 +165,7 @@ impl HeldPage {
             created: self.created,
             rules,
             records,
+            keys,
         };
         let mut out = format::encode(&header).to_vec();
         out.push(b'\n');
@@ -138,6 +186,7 @@ impl HeldPage {
         if bodies.len() != total {
             return Err(corrupt("the events are not as long as the header says"));
         }
+        let mut keys = header.keys(key)?.into_iter();
         let (mut at, mut link_at) = (0, 0);
         let mut records = Vec::with_capacity(header.records.len());
         for (bytes, rule, count) in &header.records {
@@ -145,7 +194,8 @@ impl HeldPage {
             let end = at + *bytes as usize;
             let link_end = link_at + *count as usize;
             let links = links.get(link_at..link_end).unwrap_or_default().to_vec();
-            records.push(HeldRecord { rule: rule.clone(), raw: bodies.slice(at..end), links });
+            let key = keys.next().flatten();
+            records.push(HeldRecord { rule: rule.clone(), raw: bodies.slice(at..end), links, key });
             (at, link_at) = (end, link_end);
         }
         let content_type = content_type(key, &header.content_type)?;
@@ -329,6 +379,7 @@ mod tests {
 
     fn page(bodies: &[String]) -> HeldPage {
         let record = |(n, body): (usize, &String)| HeldRecord {
+            key: None,
             rule: if n % 3 == 0 { "EX-45".into() } else { "SP-12".into() },
             raw: body.clone().into_bytes().into(),
             links: (0..n as u32 % 4).map(|link| link.wrapping_mul(0x9e37_79b9) ^ n as u32).collect(),

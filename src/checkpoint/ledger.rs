@@ -3,6 +3,7 @@
 //! Every commit rewrites the tenant's `owner` entry against its last revision, so a second writer of the same tenant
 //! is found at the first commit of either. A store that cannot commit now is asked again for ever; nothing is
 //! answered, and so nothing moves, until it can. The order of the steps inside a commit (held bodies, records set aside,
+//! receipts,
 //! event keys, blob marks, tracked blobs, positions, held bodies that may go) is safe at every cut for stores that apply them one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::claims::EventIndex;
 use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBackfill, TenantState, TrackedBlob};
+use super::journal::{Journal, Keeping};
 use super::key::Key;
 use super::key_set::{self, KeySet, Kind, Retention, Token};
 use crate::backoff::Backoff;
@@ -21,6 +23,7 @@ use crate::clock::Clock;
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
+use crate::receipts::Receipts;
 
 /// Changes waiting for the writer; a sender waits when there are this many.
 const CHANGES_QUEUED_MAX: usize = 1024;
@@ -49,6 +52,8 @@ pub struct Change {
     pub taken_back: Vec<(ContentType, u128)>,
     /// Keys of events that were delivered (or set aside in this change).
     pub delivered: Vec<Key>,
+    /// What became of events: committed with what it tells of.
+    pub receipts: Receipts,
     /// Blobs that are settled.
     pub settled: Vec<(ContentType, Key)>,
     /// Blobs to track on their own from now on.
@@ -144,6 +149,8 @@ pub struct Ledger {
     event_keys_max: u64,
     /// The records that are set aside.
     aside: BTreeSet<(ContentType, u128)>,
+    /// Receipts, where they are kept.
+    journal: Option<Box<Journal>>,
     tenant: TenantId,
     changes: mpsc::Receiver<Box<Pending>>,
     on_trouble: OnTrouble,
@@ -158,6 +165,8 @@ pub struct LedgerSettings {
     pub content_types: Vec<ContentType>,
     /// At most so many event keys are kept; beyond it the oldest are forgotten and duplicates pass.
     pub event_keys_max: u64,
+    /// How receipts are kept; `None` keeps none.
+    pub receipts: Option<Keeping>,
 }
 
 impl Ledger {
@@ -173,10 +182,8 @@ impl Ledger {
     ) -> Result<Opened, StateError> {
         let keys = Keys::of(&settings.tenant);
         let (stored_owner, owner_revision) = load(&*store, &keys.owner()).await?;
-        if let Some(bytes) = stored_owner {
-            // Refuses the whole tenant when a newer build wrote it.
-            format::decode::<Owner>(&keys.owner(), &bytes)?;
-        }
+        // Refuses the whole tenant when a newer build wrote it.
+        let found = stored_owner.map(|bytes| format::decode::<Owner>(&keys.owner(), &bytes)).transpose()?;
         let (stored_tenant, tenant_revision) = load(&*store, &keys.tenant()).await?;
         let tenant = match stored_tenant {
             Some(bytes) => format::decode(&keys.tenant(), &bytes)?,
@@ -191,6 +198,14 @@ impl Ledger {
 
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
+        let journal = match settings.receipts.clone() {
+            Some(keeping) => {
+                let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
+                let of = (&keys, &settings.tenant);
+                Some(Box::new(Journal::open(&*store, of, keeping, writers, clock.now()).await?))
+            }
+            None => None,
+        };
         let mut ledger = Ledger {
             store,
             clock,
@@ -203,6 +218,7 @@ impl Ledger {
             blobs: blobs.clone(),
             event_keys_max: settings.event_keys_max,
             aside,
+            journal,
             tenant: settings.tenant.clone(),
             changes,
             on_trouble,
@@ -210,7 +226,9 @@ impl Ledger {
         ledger.count_aside();
         let set_aside = ledger.aside.len();
         // Takes the tenant over before anything else is done with it.
-        ledger.commit_once(vec![ledger.owner_step()], &BTreeMap::new(), false).await?;
+        let mut takes_over = vec![ledger.owner_step()];
+        takes_over.extend(ledger.journal.as_ref().map(|journal| journal.taken_over()));
+        ledger.commit_once(takes_over, &BTreeMap::new(), false).await?;
         Ok(Opened {
             ledger,
             handle: LedgerHandle { changes: sender },
@@ -240,7 +258,7 @@ impl Ledger {
                     group.push(pending);
                 }
             }
-            let result = Box::pin(self.commit_group(&group)).await;
+            let result = Box::pin(self.commit_group(&mut group)).await;
             for mut pending in group.drain(..) {
                 if let Some(work) = pending.change.on_durable.0.take().filter(|_| result.is_ok()) {
                     work();
@@ -252,10 +270,16 @@ impl Ledger {
         Ok(())
     }
 
-    async fn commit_group(&mut self, group: &[Box<Pending>]) -> Result<(), StateError> {
+    async fn commit_group(&mut self, group: &mut [Box<Pending>]) -> Result<(), StateError> {
         let now = self.clock.now();
+        self.seal_receipts(now).await?;
+        let receipts = self.journal.as_mut().and_then(|journal| {
+            let mut receipts = Receipts::default();
+            group.iter_mut().for_each(|pending| receipts.append(std::mem::take(&mut pending.change.receipts)));
+            journal.page(&receipts)
+        });
         let mut steps = Steps::default();
-        for pending in group {
+        for pending in &*group {
             steps.add(&pending.change, &self.keys);
         }
         let mut marks = Vec::new();
@@ -283,6 +307,7 @@ impl Ledger {
         let mut ops = vec![self.owner_step()];
         ops.append(&mut steps.held);
         ops.append(&mut steps.aside);
+        ops.extend(receipts);
         ops.append(&mut marks);
         ops.append(&mut steps.tail);
         ops.append(&mut steps.unheld);
@@ -308,6 +333,20 @@ impl Ledger {
 
     fn count_aside(&self) {
         ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.tenant.to_string()).set(self.aside.len() as f64);
+    }
+
+    /// Seals the receipts of hours that are over, and of one that has too many for a single part.
+    async fn seal_receipts(&mut self, now: Timestamp) -> Result<(), StateError> {
+        while let Some(journal) = self.journal.as_ref().filter(|journal| journal.is_due(now)) {
+            let mut sealing = journal.seal(&*self.store, now).await?;
+            let mut ops = vec![self.owner_step()];
+            ops.append(&mut sealing.ops);
+            self.commit_until_taken(ops, Vec::new(), &BTreeMap::new(), false).await?;
+            if let Some(journal) = &mut self.journal {
+                journal.sealed(sealing);
+            }
+        }
+        Ok(())
     }
 
     /// Folds, merges and forgets keys, between commits.

@@ -7,16 +7,18 @@
 //! (`checkpoint::key_set`), which is over the texts as they are.
 
 use std::fmt;
+use std::str::FromStr;
 
 use blake2b_simd::Params;
 use jiff::tz::TimeZone;
+use serde_with::{DeserializeFromStr, SerializeDisplay};
 use smallvec::SmallVec;
 
 use super::event::{Event, Member};
 use super::time;
 
 /// 128 bits that one event has in every form.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, DeserializeFromStr, SerializeDisplay)]
 pub struct CanonicalKey([u8; 16]);
 
 impl CanonicalKey {
@@ -30,6 +32,20 @@ impl CanonicalKey {
         &self.0
     }
 }
+
+impl FromStr for CanonicalKey {
+    type Err = NotACanonicalKey;
+
+    fn from_str(text: &str) -> Result<Self, NotACanonicalKey> {
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32 && !text.starts_with('+'));
+        number.map(|number| Self(number.to_be_bytes())).ok_or(NotACanonicalKey)
+    }
+}
+
+/// A text that is no canonical key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a canonical key is 32 hexadecimal digits")]
+pub struct NotACanonicalKey;
 
 impl fmt::Display for CanonicalKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::entry::{Class, Receipt};
+use super::statement::Hour;
 use crate::host::StateError;
 use crate::model::{ContentType, Timestamp};
 use crate::normalise::CanonicalKey;
@@ -67,6 +68,13 @@ impl Receipts {
         }
     }
 
+    /// What has a key, one by one.
+    pub fn receipts(&self) -> impl Iterator<Item = Receipt> {
+        self.keys.iter().flat_map(|((content_type, class), keys)| {
+            keys.iter().map(|key| Receipt { content_type: *content_type, key: Some(*key), class: class.clone() })
+        })
+    }
+
     /// How many have a key.
     pub fn len(&self) -> usize {
         self.keys.values().map(Vec::len).sum()
@@ -78,10 +86,10 @@ impl Receipts {
     }
 
     /// The page of a commit.
-    pub fn encode(&self, hour: u32) -> Bytes {
+    pub fn encode(&self, hour: Hour) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + self.len() * KEY_BYTES);
         out.put_u8(FORMAT);
-        out.put_u32(hour);
+        out.put_u32(u32::try_from(hour.start().as_second() / HOUR_SECS).unwrap_or_default());
         for ((content_type, class), keys) in &self.keys {
             // A group has a count of four bytes; what is committed at once is some thousands.
             for keys in keys.chunks(u32::MAX as usize) {
@@ -104,7 +112,7 @@ impl Receipts {
     ///
     /// # Errors
     /// [`StateError::Corrupt`] names the entry that is no such page, or one of a newer build.
-    pub fn decode(key: &str, page: &[u8]) -> Result<(u32, Receipts), StateError> {
+    pub fn decode(key: &str, page: &[u8]) -> Result<(Hour, Receipts), StateError> {
         let corrupt = |why: &str| StateError::Corrupt { key: key.to_owned(), why: why.to_owned() };
         let mut left = Left(page);
         match left.byte() {
@@ -117,6 +125,8 @@ impl Receipts {
             _ => return Err(corrupt("these are no receipts")),
         }
         let hour = left.number().ok_or_else(|| corrupt("the hour is cut off"))?;
+        let begins = Timestamp::from_second(i64::from(hour) * HOUR_SECS);
+        let hour = Hour::of(begins.map_err(|_| corrupt("there is no such hour"))?);
         let mut receipts = Receipts::default();
         while !left.0.is_empty() {
             left.group(&mut receipts).ok_or_else(|| corrupt("a group of receipts is cut off or none"))?;
@@ -193,16 +203,6 @@ impl<'a> Left<'a> {
     }
 }
 
-/// Hours since 1970.
-pub fn hour_of(time: Timestamp) -> u32 {
-    u32::try_from(time.as_second().div_euclid(HOUR_SECS).max(0)).unwrap_or(u32::MAX)
-}
-
-/// When an hour begins.
-pub fn hour_begins(hour: u32) -> Timestamp {
-    Timestamp::from_second(i64::from(hour) * HOUR_SECS).unwrap_or(Timestamp::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -211,6 +211,10 @@ mod tests {
 
     fn key(n: u8) -> CanonicalKey {
         CanonicalKey::from_bytes([n; 16])
+    }
+
+    fn hour() -> Hour {
+        "2026-11-30T10:00:00Z".parse().unwrap()
     }
 
     fn some() -> Receipts {
@@ -229,13 +233,13 @@ mod tests {
 
     #[test]
     fn a_page_comes_back_as_it_was_written() {
-        assert_eq!(Receipts::decode("k", &some().encode(495_000)), Ok((495_000, some())));
-        assert_eq!(Receipts::decode("k", &Receipts::default().encode(0)), Ok((0, Receipts::default())));
+        assert_eq!(Receipts::decode("k", &some().encode(hour())), Ok((hour(), some())));
+        assert_eq!(Receipts::decode("k", &Receipts::default().encode(hour())), Ok((hour(), Receipts::default())));
     }
 
     #[test]
     fn a_page_that_is_cut_anywhere_between_groups_is_refused_by_name() {
-        let page = some().encode(1);
+        let page = some().encode(hour());
         let whole: Vec<usize> = (0..page.len()).filter(|end| Receipts::decode("k", &page[..*end]).is_ok()).collect();
         // One cut before each group after the first, and the one that leaves none.
         assert_eq!(whole.len(), 8 + 2, "{whole:?}");
@@ -250,7 +254,7 @@ mod tests {
         let mut receipts = Receipts::default();
         let rule = "ü".repeat(2_000);
         receipts.add(Receipt { content_type: ContentType::Dlp, key: Some(key(1)), class: Class::Dropped(rule.into()) });
-        let (_, back) = Receipts::decode("k", &receipts.encode(1)).unwrap();
+        let (_, back) = Receipts::decode("k", &receipts.encode(hour())).unwrap();
         let Some(((_, Class::Dropped(kept)), _)) = back.keys.first_key_value() else { panic!("not dropped") };
         assert_eq!(kept.len(), RULE_BYTES_MAX);
     }

@@ -15,6 +15,8 @@ use crate::checkpoint::ledger::{Change, Ledger, LedgerHandle, LedgerSettings};
 use crate::clock::Clock;
 use crate::host::{Batch, BatchBuilder, Delivery, Host, Noted, StateError, StateStore};
 use crate::model::{ContentType, TenantId, Timestamp};
+use crate::normalise::CanonicalKey;
+use crate::receipts::{Class, Receipt, Receipts};
 use crate::severity::Severity;
 
 /// At a start no more are offered after so many were rejected in a row: their remedy is not there yet.
@@ -90,7 +92,7 @@ impl SetAside {
             {
                 match self.courier.try_once(self.batch(content_type, &record), &self.stop).await {
                     Delivery::Delivered => {
-                        self.taken(content_type, hash).await?;
+                        self.taken(content_type, hash, record.event).await?;
                         rejections = 0;
                     }
                     Delivery::Rejected(_) | Delivery::DeliveredExcept(_) => rejections += 1,
@@ -119,7 +121,7 @@ impl SetAside {
                 Some(why) => String::clone(why),
                 None => match self.courier.try_once(self.batch(content_type, &record), &self.stop).await {
                     Delivery::Delivered => {
-                        self.taken(content_type, hash).await?;
+                        self.taken(content_type, hash, record.event).await?;
                         retried.delivered += 1;
                         continue;
                     }
@@ -163,8 +165,17 @@ impl SetAside {
         self.store.load(&key).await?.map(|(bytes, _)| format::decode(&key, &bytes)).transpose()
     }
 
-    async fn taken(&self, content_type: ContentType, hash: u128) -> Result<(), StateError> {
-        self.ledger.commit(Change { taken_back: vec![(content_type, hash)], ..Change::default() }).await
+    async fn taken(
+        &self,
+        content_type: ContentType,
+        hash: u128,
+        event: Option<CanonicalKey>,
+    ) -> Result<(), StateError> {
+        let mut receipts = Receipts::default();
+        if event.is_some() {
+            receipts.add(Receipt { content_type, key: event, class: Class::Delivered });
+        }
+        self.ledger.commit(Change { taken_back: vec![(content_type, hash)], receipts, ..Change::default() }).await
     }
 
     fn batch(&self, content_type: ContentType, record: &AsideRecord) -> Batch {

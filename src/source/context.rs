@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Budget;
-use super::deliver::{Courier, Stopped};
+use super::deliver::{Aside, Courier, Stopped};
 use super::desk::Backfilling;
 use super::health::Board;
 use super::hold::Hold;
@@ -60,6 +60,8 @@ pub struct FetchContext {
     pub clock: Arc<dyn Clock>,
     /// No new body is read once this is cancelled.
     pub stop: CancellationToken,
+    /// Whether a receipt is kept of what became of each event.
+    pub keeps_receipts: bool,
     /// Set when a back-fill asks: then blobs are not marked, which is the loop's to do.
     pub backfill: Option<Backfilling>,
 }
@@ -88,6 +90,7 @@ impl FetchContext {
             clock: parts.clock.clone(),
             stop: stop.child_token(),
             hold,
+            keeps_receipts: parts.receipts.is_some(),
             backfill: None,
         }
     }
@@ -131,5 +134,6 @@ pub async fn deliver_notice(
     if aside.is_empty() {
         return Ok(());
     }
+    let aside = aside.into_iter().map(Aside::stored).collect();
     context.ledger.commit(Change { aside, ..Change::default() }).await.map_err(NotNoticed::State)
 }

@@ -33,7 +33,24 @@ const JUDGED_AT_ONCE: usize = 8;
 const TRIALS: u32 = 3;
 
 /// A record the host rejected, ready to be stored.
-pub type Aside = (ContentType, u128, AsideRecord);
+#[derive(Debug)]
+pub struct Aside {
+    /// Its place in the batch.
+    pub place: usize,
+    /// Its content type.
+    pub content_type: ContentType,
+    /// The hash of its bytes.
+    pub hash: u128,
+    /// What is stored of it.
+    pub record: AsideRecord,
+}
+
+impl Aside {
+    /// As a change of the state has it.
+    pub fn stored(self) -> (ContentType, u128, AsideRecord) {
+        (self.content_type, self.hash, self.record)
+    }
+}
 
 /// The source stops and the host has not taken the records: they are fetched again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,9 +193,11 @@ impl Courier {
                 time: record.time,
                 severity: record.severity().as_str().to_owned(),
                 kind: record.kind().as_ref().map(AsideKind::of),
+                event: None,
                 record: String::from_utf8_lossy(record.json).into_owned(),
             };
-            Some((batch.content_type, u128::from_be_bytes(first), aside))
+            let hash = u128::from_be_bytes(first);
+            Some(Aside { place: unfit.record, content_type: batch.content_type, hash, record: aside })
         };
         unfit.iter().filter_map(aside).collect()
     }

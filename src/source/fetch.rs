@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use super::budget::Room;
 use super::context::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
-use super::deliver::Stopped;
+use super::deliver::{Aside, Stopped};
 use super::hold::{Judgement, Staged};
 use super::job::{Job, Outcome, Salvage};
 use super::tasks::Tasks;
+use super::told::{Told, ToldOfBatch};
 use crate::api::ApiError;
 use crate::checkpoint::claims::{Dependency, OpenBatch, Standing};
 use crate::checkpoint::held::HeldRecord;
@@ -107,6 +108,7 @@ struct Closed {
     batch: Batch,
     open: OpenBatch,
     staged: Staged,
+    told: ToldOfBatch,
     permit: Option<Room>,
 }
 
@@ -119,8 +121,9 @@ struct Delivered {
 impl Closed {
     /// Hands the records to the host; what the commit must hold after that.
     async fn deliver(self, context: &FetchContext) -> Result<(Change, Delivered), Outcome> {
-        let Closed { batch, open, mut staged, permit } = self;
-        let aside = if batch.is_empty() {
+        let Closed { batch, open, mut staged, told, permit } = self;
+        let content_type = batch.content_type;
+        let mut aside = if batch.is_empty() {
             Vec::new()
         } else {
             context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| Outcome::Stopped)?
@@ -128,7 +131,9 @@ impl Closed {
         let held = std::mem::take(&mut staged.ops);
         let hold = context.hold.clone();
         let on_durable = OnDurable::new(move || hold.committed(staged));
-        let change = Change { held, aside, delivered: open.keys().to_vec(), on_durable, ..Change::default() };
+        let receipts = told.answered(content_type, aside.iter_mut().map(|aside| (aside.place, &mut aside.record)));
+        let aside = aside.into_iter().map(Aside::stored).collect();
+        let change = Change { held, aside, delivered: open.keys().to_vec(), receipts, on_durable, ..Change::default() };
         Ok((change, Delivered { open, _permit: permit }))
     }
 }
@@ -181,6 +186,7 @@ struct Run<'a> {
     scraps: Scraps,
     /// The element that was taken last.
     last: Option<bytes::Bytes>,
+    told: Told,
     tally: Tally,
 }
 
@@ -224,6 +230,7 @@ impl<'a> Run<'a> {
             scrap: None,
             scraps: Scraps::new(context.normaliser.censor(), BAD_BYTES_MAX, BAD_RECORDS_MAX),
             last: None,
+            told: Told::new(context.keeps_receipts),
             tally: Tally::default(),
         }
     }
@@ -429,7 +436,7 @@ impl<'a> Run<'a> {
 
     fn is_full(&self) -> bool {
         let records = self.builder.len() + self.held.len();
-        self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX
+        self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX || self.told.is_full()
     }
 
     /// The key of bytes without an identity: what they are and how often they came before in this blob; beyond what is
@@ -495,6 +502,9 @@ impl<'a> Run<'a> {
                 None
             }
         });
+        if dropped.is_none() {
+            self.told.event(event);
+        }
         dropped
     }
 
@@ -530,7 +540,9 @@ impl<'a> Run<'a> {
         let unknown = known..keys.len();
         self.tally.records -= (taken.len() + unknown.len()) as u64;
         let gone = taken.iter().map(|(at, _)| *at).chain(unknown).filter_map(|at| records.get(at).copied());
-        self.builder.remove(&gone.collect::<Vec<_>>());
+        let gone: Vec<usize> = gone.collect();
+        self.builder.remove(&gone);
+        self.told.remove(&gone);
         taken.into_iter().for_each(|(_, standing)| self.repeated(standing));
         claimed.map_err(|(_, error)| unclaimed(error))
     }
@@ -567,11 +579,13 @@ impl<'a> Run<'a> {
             let blob = context_of(&self.context.tenant, &self.job.blob);
             let normaliser = &self.context.normaliser;
             self.builder.push_with(|out| Some(normaliser.render_noted(event, &blob, DlpNote::Flagged(&flag), out)));
+            self.told.event(event);
             self.tally.records += 1;
             return Ok(());
         }
         if judgement == Judgement::Drop {
             self.unclaim();
+            self.told.dropped(event, &rule);
             match self.tally.dropped.iter_mut().find(|(known, _)| *known == rule) {
                 Some((_, count)) => *count += 1,
                 None => self.tally.dropped.push((rule, 1)),
@@ -588,7 +602,9 @@ impl<'a> Run<'a> {
         }
         let raw = bytes::Bytes::copy_from_slice(self.context.normaliser.keepable(event).as_bytes());
         self.held_bytes += raw.len();
-        self.held.push(HeldRecord { rule, raw, links: links.iter().map(|link| link.prefix()).collect() });
+        let key = self.told.key(event);
+        self.told.held(key);
+        self.held.push(HeldRecord { rule, raw, links: links.iter().map(|link| link.prefix()).collect(), key });
         Ok(())
     }
 
@@ -695,6 +711,7 @@ impl<'a> Run<'a> {
         let bad = BadBytes { origin: Origin::of(&blob), now, offset, total: None, body, reason, found_in };
         let normaliser = &self.context.normaliser;
         self.builder.push_with(|out| Some(Noted::of_ours(normaliser.render_bad(&bad, out))));
+        self.told.notice();
         if self.builder.bytes() >= BATCH_BYTES { self.hand_over().await } else { Ok(()) }
     }
 
@@ -723,7 +740,8 @@ impl<'a> Run<'a> {
         let staged = self.context.hold.stage(&self.job.blob, &mut self.held, &mut self.matches).await;
         let staged = staged.map_err(unclaimed)?;
         self.held_bytes = 0;
-        if self.builder.is_empty() && staged.is_empty() {
+        let told = self.told.of_batch(self.job.blob.content_type);
+        if self.builder.is_empty() && staged.is_empty() && told.is_empty() {
             return Ok(None);
         }
         let batch =
@@ -739,7 +757,7 @@ impl<'a> Run<'a> {
             }
         }
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
-        Ok(Some(Closed { batch, open, staged, permit }))
+        Ok(Some(Closed { batch, open, staged, told, permit }))
     }
 
     /// Waits for every delivery under way, also after one of them failed; the first failure.
@@ -772,10 +790,13 @@ impl<'a> Run<'a> {
         let marks = vec![(blob.content_type, self.job.key)];
         let untracked = if self.job.tracked { marks.clone() } else { Vec::new() };
         let settled = if self.context.backfill.is_none() { marks } else { Vec::new() };
+        let mut receipts = self.told.rest(blob.content_type, self.tally.duplicates);
         if self.dependencies.is_empty() {
             // The usual case: the last keys and the blob's mark in one commit.
             let (change, done) = last.unzip();
-            self.context.commit(Change { settled, untracked, ..change.unwrap_or_default() }).await?;
+            let mut change = change.unwrap_or_default();
+            receipts.append(std::mem::take(&mut change.receipts));
+            self.context.commit(Change { settled, untracked, receipts, ..change }).await?;
             if let Some(done) = done {
                 done.open.committed();
             }
@@ -790,7 +811,7 @@ impl<'a> Run<'a> {
                     return Err(Outcome::Superseded);
                 }
             }
-            self.context.commit(Change { settled, untracked, ..Change::default() }).await?;
+            self.context.commit(Change { settled, untracked, receipts, ..Change::default() }).await?;
         }
         self.count();
         Ok(Outcome::Settled)

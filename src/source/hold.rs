@@ -26,6 +26,7 @@ use crate::checkpoint::held::{FlagEntry, FlagPage, HeldHead, HeldPage, HeldRecor
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
+use crate::normalise::CanonicalKey;
 use crate::normalise::dlp_link::{Flag, Link, Match};
 use crate::severity::Severity;
 
@@ -520,6 +521,18 @@ impl Hold {
         HeldPage::decode(&key, &bytes)
     }
 
+    /// Of each read on a page its rule and its canonical key; nothing where the page is gone.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or what is there is no page.
+    pub(super) async fn keyed_rules(&self, id: PageId) -> Result<Vec<(Arc<str>, Option<CanonicalKey>)>, StateError> {
+        let key = self.0.keys.held_page(id.1);
+        match self.0.store.load(&key).await? {
+            Some((bytes, _)) => HeldPage::keyed_rules(&key, &bytes),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Makes ready for a commit what stays of a page; `None` when all of it does: 32 bits of a link happened to be the
     /// same.
     pub(super) fn keep(&self, id: PageId, page: &HeldPage) -> Option<(Op, Kept)> {
@@ -561,11 +574,11 @@ impl Hold {
     }
 
     /// These pages are gone for good: how many reads of each content type each rule dropped.
-    pub(super) fn dropped(&self, pages: Vec<PageId>) -> BTreeMap<(ContentType, Arc<str>), u64> {
+    pub(super) fn dropped(&self, pages: &[PageId]) -> BTreeMap<(ContentType, Arc<str>), u64> {
         let mut counts: BTreeMap<(ContentType, Arc<str>), u64> = BTreeMap::new();
         let mut state = self.lock();
         for id in pages {
-            let Some(held) = state.remove_page(id) else { continue };
+            let Some(held) = state.remove_page(*id) else { continue };
             for (rule, n) in held.head.rules {
                 *counts.entry((held.head.content_type, rule)).or_default() += u64::from(n);
             }

@@ -35,6 +35,7 @@ mod stream;
 pub mod subscription;
 mod tasks;
 pub mod tenant;
+mod told;
 mod turns;
 mod unsettled;
 
@@ -50,6 +51,7 @@ use url::Url;
 
 use crate::api::{ARC_KEY_DIR, ApiClient, ApiSettings, CertificateFiles, ManagedIdentity};
 use crate::auth::{Credential, TokenEndpoint};
+use crate::checkpoint::journal::Keeping;
 use crate::clock::Clock;
 use crate::config::{self, AuthMethod, Problem, SourceConfig};
 use crate::host::{Health, Host};
@@ -121,6 +123,7 @@ pub struct M365Audit {
     once: bool,
     desk: Option<Desk>,
     retries: Option<mpsc::Receiver<aside::Ask>>,
+    receipts: Option<Keeping>,
     fleet: Fleet,
 }
 
@@ -133,7 +136,8 @@ impl fmt::Debug for M365Audit {
 impl M365Audit {
     /// A source that runs on until it is stopped.
     pub fn new(name: impl Into<Arc<str>>, config: SourceConfig, clock: Arc<dyn Clock>) -> Self {
-        Self { name: name.into(), config, clock, once: false, desk: None, retries: None, fleet: Fleet::new() }
+        let name = name.into();
+        Self { name, config, clock, once: false, desk: None, retries: None, receipts: None, fleet: Fleet::new() }
     }
 
     /// The same source as one of many in a process: it shares their connections and begins when its turn comes. A single
@@ -150,6 +154,11 @@ impl M365Audit {
     /// The same source, which offers what it has set aside to the host again when it is asked here.
     pub fn with_retries(self, retries: mpsc::Receiver<aside::Ask>) -> Self {
         Self { retries: Some(retries), ..self }
+    }
+
+    /// The same source, which keeps a receipt of what became of each event.
+    pub fn with_receipts(self, receipts: Keeping) -> Self {
+        Self { receipts: Some(receipts), ..self }
     }
 
     /// Runs one back-fill without the loop: for when no process runs the source.
@@ -336,6 +345,7 @@ impl M365Audit {
             backfill: seconds(config.backfill_secs),
             in_flight_bytes_max: config.in_flight_bytes_max,
             event_keys_max: config.event_keys_max,
+            receipts: self.receipts,
             max_requests_per_minute: config.max_requests_per_minute,
             hold: hold::HoldSettings {
                 tenant: config.tenant_id.clone(),

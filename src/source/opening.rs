@@ -26,6 +26,7 @@ pub(super) async fn open_ledger(
         tenant: parts.tenant.clone(),
         content_types: parts.content_types.clone(),
         event_keys_max: parts.event_keys_max,
+        receipts: parts.receipts.clone(),
     };
     let mut failures = 0;
     loop {

@@ -13,6 +13,7 @@ use super::hold::HoldSettings;
 use super::server_time::ServerTime;
 use super::turns::Turns;
 use crate::api::ApiClient;
+use crate::checkpoint::journal::Keeping;
 use crate::clock::Clock;
 use crate::host::Host;
 use crate::model::{ContentType, TenantId};
@@ -50,6 +51,8 @@ pub struct TenantParts {
     pub(super) turns: Turns,
     /// Bound on event keys.
     pub event_keys_max: u64,
+    /// How receipts are kept; `None` keeps none.
+    pub receipts: Option<Keeping>,
     /// Requests a minute, 0 for no limit.
     pub max_requests_per_minute: u32,
     /// Routine reads on hold.

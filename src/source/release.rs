@@ -5,8 +5,9 @@
 //! time, whenever [`Hold::has_work`].
 
 use super::context::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
-use super::deliver::Stopped;
+use super::deliver::{Aside, Stopped};
 use super::hold::{Hold, PageId, Work};
+use super::told::Told;
 use crate::checkpoint::held::HeldPage;
 use crate::checkpoint::ledger::Change;
 use crate::host::{BatchBuilder, Noted, StateError};
@@ -15,6 +16,7 @@ use crate::model::{ContentType, Timestamp};
 use crate::normalise::dlp_link::{DlpNote, links_of_read};
 use crate::normalise::scraps::{Fate, Scraps};
 use crate::normalise::{BadBody, BadBytes, BlobContext, Event, Normaliser, Withheld};
+use crate::receipts::{Class, Receipt, Receipts};
 
 /// Releases, drops and tidies until there is nothing more to do.
 ///
@@ -35,6 +37,9 @@ pub async fn turn(context: &FetchContext, now: Option<Timestamp>) -> Result<(), 
     Ok(())
 }
 
+/// Pages whose reads are said to be dropped in one commit.
+const PAGES_SAID_AT_ONCE: usize = 32;
+
 struct Turn<'a> {
     context: &'a FetchContext,
     hold: &'a Hold,
@@ -44,11 +49,11 @@ impl Turn<'_> {
     /// Ships the flagged reads of these pages, or all of them, and then takes what was shipped off the pages.
     async fn release(&self, pages: Vec<PageId>, all: bool) -> Result<(), StateError> {
         for (content_type, pages) in self.hold.by_type(pages) {
-            let mut release = Release::default();
+            let mut release = self.new_release();
             for id in pages {
                 self.take_from(id, all, &mut release).await?;
                 if release.builder.bytes() >= BATCH_BYTES {
-                    self.deliver(content_type, std::mem::take(&mut release)).await?;
+                    self.deliver(content_type, std::mem::replace(&mut release, self.new_release())).await?;
                 }
                 if self.context.stop.is_cancelled() {
                     break;
@@ -60,6 +65,10 @@ impl Turn<'_> {
     }
 
     /// Renders what is to be shipped of one page.
+    fn new_release(&self) -> Release {
+        Release { told: Told::new(self.context.keeps_receipts), ..Release::default() }
+    }
+
     async fn take_from(&self, id: PageId, all: bool, release: &mut Release) -> Result<(), StateError> {
         let normaliser = &self.context.normaliser;
         let page = self.hold.page(id).await?;
@@ -90,6 +99,7 @@ impl Turn<'_> {
                 DlpNote::Undetermined => release.undetermined += 1,
             }
             release.builder.push_with(|out| Some(normaliser.render_noted(&event, &blob, note, out)));
+            release.told.event(&event);
         }
         release.pages.push((id, HeldPage { records: kept, ..page }));
         Ok(())
@@ -103,7 +113,11 @@ impl Turn<'_> {
         if !release.builder.is_empty() {
             let batch = release.builder.finish(context.source.clone(), context.tenant.clone(), content_type);
             match context.courier.deliver(batch, &context.stop).await {
-                Ok(aside) => change.aside = aside,
+                Ok(mut aside) => {
+                    let records = aside.iter_mut().map(|aside| (aside.place, &mut aside.record));
+                    change.receipts = release.told.of_batch(content_type).answered(content_type, records);
+                    change.aside = aside.into_iter().map(Aside::stored).collect();
+                }
                 // The reads stay on hold, and the next start finds them there.
                 Err(Stopped) => return Ok(()),
             }
@@ -145,12 +159,32 @@ impl Turn<'_> {
     }
 
     async fn drop_pages(&self, pages: Vec<PageId>) -> Result<(), StateError> {
-        let unheld = pages.iter().map(|id| self.hold.delete(*id)).collect();
-        self.context.ledger.commit(Change { unheld, ..Change::default() }).await?;
-        for ((content_type, rule), n) in self.hold.dropped(pages) {
-            ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => self.context.tenant.to_string(), "content_type" => content_type.as_str(), "reason" => rule.to_string()).increment(n);
+        // What is said of the reads is in memory until it is committed.
+        let at_once = if self.context.keeps_receipts { PAGES_SAID_AT_ONCE } else { pages.len().max(1) };
+        for pages in pages.chunks(at_once) {
+            let unheld = pages.iter().map(|id| self.hold.delete(*id)).collect();
+            let receipts = self.said_of_dropped(pages).await?;
+            self.context.ledger.commit(Change { unheld, receipts, ..Change::default() }).await?;
+            for ((content_type, rule), n) in self.hold.dropped(pages) {
+                ::metrics::counter!(metrics::DROPPED_EVENTS_TOTAL, "tenant" => self.context.tenant.to_string(), "content_type" => content_type.as_str(), "reason" => rule.to_string()).increment(n);
+            }
         }
         Ok(())
+    }
+
+    /// The receipts of reads on these pages, which rules drop now.
+    async fn said_of_dropped(&self, pages: &[PageId]) -> Result<Receipts, StateError> {
+        let mut receipts = Receipts::default();
+        if self.context.keeps_receipts {
+            for (content_type, pages) in self.hold.by_type(pages.to_vec()) {
+                for id in pages {
+                    for (rule, key) in self.hold.keyed_rules(id).await? {
+                        receipts.add(Receipt { content_type, key, class: Class::Dropped(rule) });
+                    }
+                }
+            }
+        }
+        Ok(receipts)
     }
 
     async fn forget_flags(&self, pages: &[u64]) -> Result<(), StateError> {
@@ -180,6 +214,7 @@ struct Release {
     builder: BatchBuilder,
     /// What stays of each page.
     pages: Vec<(PageId, HeldPage)>,
+    told: Told,
     flagged: u64,
     undetermined: u64,
     /// Records of bytes that are no event.
@@ -202,6 +237,7 @@ impl Release {
                 bad.body = BadBody::Withheld { bytes, sha256, why: Withheld::Masked, stretches: None };
             }
             self.builder.push_with(|out| Some(Noted::of_ours(normaliser.render_bad(&bad, out))));
+            self.told.notice();
             offset += piece.len() as u64;
         }
     }

@@ -16,7 +16,8 @@ use m365_audit::clock::{Clock, TestClock};
 use m365_audit::host::{Op, Revision, StateError, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::model::{ContentType, TenantId, Timestamp};
-use m365_audit::normalise::Event;
+use m365_audit::normalise::{CanonicalKey, Event, canonical_key};
+use m365_audit::receipts::{Class, Receipts};
 use m365_audit::sim::{Sim, Truth};
 use serde_json::Value;
 
@@ -54,6 +55,9 @@ struct Inner {
     blobs: HashMap<String, Published>,
     /// Key of each event, by label.
     keys: HashMap<Label, Key>,
+    /// Canonical key of each event that has one, by label, and what receipts say of it.
+    canonical: HashMap<Label, CanonicalKey>,
+    said: HashMap<CanonicalKey, Class>,
     confirmed: HashSet<Label>,
     /// Events that routine reads may be: for how long they wait for a match, and which need not be delivered.
     hold_secs: Option<u32>,
@@ -100,6 +104,9 @@ impl Watch {
             if let Some(identity) = Event::parse(&event.raw).ok().and_then(|e| e.identity().map(|i| Key::of_event(&i)))
             {
                 inner.keys.insert(label.clone(), identity);
+            }
+            if let Some(key) = Event::parse(&event.raw).ok().and_then(|event| canonical_key(&event)) {
+                inner.canonical.insert(label.clone(), key);
             }
             for id in &event.content_ids {
                 let entry = inner.blobs.entry(id.to_string()).or_insert_with(|| Published {
@@ -166,6 +173,66 @@ impl Watch {
             }
         }
         wrong.into_iter().for_each(|what| self.complain(what));
+    }
+
+    /// Receipts: none says more than is true, at any commit.
+    fn on_receipts(&self, key: &str, page: &[u8]) {
+        let receipts = match Receipts::decode(key, page) {
+            Ok((_, receipts)) => receipts,
+            Err(error) => return self.complain(format!("receipts cannot be read back: {error}")),
+        };
+        let mut wrong = Vec::new();
+        {
+            let mut inner = self.inner.lock().unwrap();
+            let labels: HashMap<CanonicalKey, Vec<&Label>> =
+                inner.canonical.iter().fold(HashMap::new(), |mut all: HashMap<_, Vec<_>>, (label, key)| {
+                    all.entry(*key).or_default().push(label);
+                    all
+                });
+            for receipt in receipts.receipts() {
+                let key = receipt.key.unwrap();
+                let Some(labels) = labels.get(&key) else {
+                    wrong.push(format!("a receipt says {:?} of {key}, which nobody published", receipt.class));
+                    continue;
+                };
+                let is_true = |label: &&Label| match &receipt.class {
+                    // A record that was set aside has been confirmed too: as one that is not taken.
+                    Class::Delivered | Class::SetAside => inner.confirmed.contains(*label),
+                    Class::Held => inner.is_safe(label),
+                    Class::Dropped(_) => inner.droppable.contains(*label),
+                };
+                if !labels.iter().any(is_true) {
+                    wrong.push(format!("a receipt says {:?} of {labels:?}, and that is not so", receipt.class));
+                }
+            }
+            for receipt in receipts.receipts() {
+                let said = inner.said.entry(receipt.key.unwrap()).or_insert(receipt.class.clone());
+                *said = said.clone().max(receipt.class);
+            }
+        }
+        wrong.into_iter().for_each(|what| self.complain(what));
+    }
+
+    /// Receipts: none is missing of what is known to be delivered, set aside or on hold.
+    async fn on_said(&self, store: &dyn StateStore) {
+        let set = KeySet::load(store, &Keys::of(&self.tenant).events(), Kind::Events).await.unwrap();
+        let index = EventIndex::new(set);
+        let unsaid: Vec<(Label, Key)> = {
+            let inner = self.inner.lock().unwrap();
+            let has_key = |label: &Label| inner.canonical.get(label).is_some_and(|key| !inner.said.contains_key(key));
+            inner.keys.iter().filter(|(label, _)| has_key(label)).map(|(l, k)| (l.clone(), *k)).collect()
+        };
+        for (label, key) in unsaid {
+            if index.contains(key, store).await.unwrap() {
+                self.complain(format!("the key of event {label} is stored and no receipt says what became of it"));
+            }
+        }
+    }
+
+    /// What the receipts say of an event, at the end.
+    pub fn said(&self, raw: &[u8]) -> Option<Class> {
+        let inner = self.inner.lock().unwrap();
+        inner.said.get(inner.canonical.get(&label(raw))?).cloned()
     }
 
     /// What was found to be wrong so far.
@@ -386,6 +453,13 @@ impl WatchedStore {
                 self.watch.on_held(op);
             }
         }
+        for op in &ops {
+            if let Op::Put { key, value, .. } = op
+                && key.starts_with(&keys.receipts_open())
+            {
+                self.watch.on_receipts(key, value);
+            }
+        }
         for op in ops {
             event_keys |= op.key().starts_with(&keys.events());
             for content_type in ContentType::ALL {
@@ -405,6 +479,7 @@ impl WatchedStore {
         if closely {
             if event_keys {
                 self.watch.on_event_keys(&*self.store).await;
+                self.watch.on_said(&*self.store).await;
             }
             for content_type in blob_marks {
                 self.watch.on_blob_marks(content_type, &*self.store).await;

@@ -1,10 +1,11 @@
 //! A tenant, a clock, a host and a configuration, and the means to run the source among them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use jiff::SignedDuration;
+use m365_audit::checkpoint::journal::Keeping;
 use m365_audit::clock::{Clock, TestClock};
 use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, StateError};
@@ -12,6 +13,7 @@ use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use m365_audit::model::{ContentType, TenantId, Timestamp};
+use m365_audit::receipts::note::Signer;
 use m365_audit::sim::{CallKind, Comparison, GenerateSpec, NewBlob, RequestLog, Sim, SimConfig, SubscriptionState};
 use m365_audit::source::{M365Audit, Report, Source, SourceError, aside, backfill};
 use serde_json::{Value, json};
@@ -43,6 +45,13 @@ pub const fn hours(n: u64) -> Duration {
 
 pub const fn days(n: u64) -> Duration {
     hours(24 * n)
+}
+
+/// How all scenarios keep receipts, with one key.
+pub fn keeping() -> Keeping {
+    static SIGNER: LazyLock<Arc<Signer>> =
+        LazyLock::new(|| Arc::new(Signer::from_pkcs8(&Signer::generate_pkcs8().unwrap()).unwrap()));
+    Keeping { signer: SIGNER.clone(), days: 30 }
 }
 
 /// An audit event, the `n`th of its kind, that happened at `time`.
@@ -193,7 +202,7 @@ impl World {
 
     fn source(&self) -> M365Audit {
         let config: SourceConfig = serde_json::from_value(self.config.clone()).expect("a configuration");
-        M365Audit::new("test", config, Arc::new(self.clock.clone()))
+        M365Audit::new("test", config, Arc::new(self.clock.clone())).with_receipts(keeping())
     }
 
     fn spawn(&self, source: M365Audit) -> Running {

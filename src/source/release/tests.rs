@@ -333,7 +333,7 @@ impl World {
                     let alike = read.alike.map(|item| self::links(Some((item, 3)))).unwrap_or_default();
                     prefixes.extend(alike.iter().map(|link| link.prefix()));
                     let raw = raw(id, read.named).into_bytes().into();
-                    under.held.push(HeldRecord { rule: "EX-45".into(), raw, links: prefixes });
+                    under.held.push(HeldRecord { rule: "EX-45".into(), raw, links: prefixes, key: None });
                     under.held_ids.push(id);
                 }
             }
@@ -616,6 +616,7 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         tenant: tenant(),
         content_types: vec![ContentType::SharePoint, ContentType::General],
         event_keys_max: 1000,
+        receipts: None,
     };
     let opened = Ledger::open(host.state(), clock.clone(), &ledger, Box::new(|_| {})).await.unwrap();
     let board = Board::new("s".into(), tenant(), host.clone(), clock.clone());
@@ -633,6 +634,7 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         hold: Hold::load(host.state(), settings.clone()).await.unwrap(),
         clock,
         stop: CancellationToken::new(),
+        keeps_receipts: false,
         backfill: None,
     };
     (context, tokio::spawn(opened.ledger.run()))

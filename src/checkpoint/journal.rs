@@ -1,0 +1,237 @@
+//! Receipts beside the state: a page in each commit, and what is sealed of them.
+//!
+//! The one writer of a tenant's state writes them too: the page of a commit stands in that commit, so that no crash leaves
+//! one without the other. When an hour is over, the pages of it become a sealed part (`crate::receipts`), and hours in
+//! which nothing came are sealed as well.
+
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+
+use super::format::Keys;
+use crate::host::{Expected, Op, StateError, StateStore};
+use crate::model::{TenantId, Timestamp};
+use crate::receipts::Receipts;
+use crate::receipts::head::StoredHead;
+use crate::receipts::note::Signer;
+use crate::receipts::seal::{PAGE_ENTRIES, PART_ENTRIES_MAX, Part, Sealed, Uncounted, seal};
+use crate::receipts::statement::{Hour, Statement};
+
+/// Pages after which an hour is sealed in a further part: what sealing reads one by one.
+const PART_PAGES_MAX: usize = 4096;
+/// Parts that go with one seal because they are too old.
+const FORGOTTEN_AT_ONCE: usize = 64;
+
+/// How receipts are kept.
+#[derive(Clone)]
+pub struct Keeping {
+    /// Signs what is sealed.
+    pub signer: Arc<Signer>,
+    /// For how many days they are kept, from the hour of delivery; 1 or more.
+    pub days: u32,
+}
+
+impl std::fmt::Debug for Keeping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keeping({} days, {})", self.days, self.signer.key().short())
+    }
+}
+
+/// The receipts of one tenant.
+pub(super) struct Journal {
+    keeping: Keeping,
+    keys: Keys,
+    tenant: TenantId,
+    head: StoredHead,
+    /// The hour that is open.
+    hour: Hour,
+    /// The names of its pages.
+    pages: Vec<String>,
+    /// How many receipts they have, give or take those that say the same.
+    receipts: usize,
+    next_page: u64,
+}
+
+/// A part that is to be committed.
+pub(super) struct Sealing {
+    /// The steps.
+    pub ops: Vec<Op>,
+    head: StoredHead,
+    /// What was sealed.
+    pub sealed: Sealed,
+}
+
+impl Journal {
+    /// Reads where an earlier run left off. `found` is the writer that the state names, `writer` the one that takes over.
+    pub(super) async fn open(
+        store: &dyn StateStore,
+        (keys, tenant): (&Keys, &TenantId),
+        keeping: Keeping,
+        (found, writer): (Option<&str>, &str),
+        now: Timestamp,
+    ) -> Result<Journal, StateError> {
+        let key = keys.receipts_head();
+        let mut head = match store.load(&key).await? {
+            Some((bytes, _)) => StoredHead::decode(&bytes).map_err(|why| StateError::Corrupt { key, why })?,
+            None => StoredHead::default(),
+        };
+        head.begins |= found != Some(&*head.writer);
+        head.writer = writer.to_owned();
+        let after =
+            |sealed: &crate::receipts::head::LastSealed| if sealed.last { sealed.hour.next() } else { sealed.hour };
+        let mut journal = Journal {
+            hour: head.sealed.as_ref().map_or_else(|| Hour::of(now), after),
+            keeping,
+            keys: keys.clone(),
+            tenant: tenant.clone(),
+            pages: Vec::new(),
+            receipts: 0,
+            next_page: 0,
+            head,
+        };
+        for (name, _) in store.list(&keys.receipts_open()).await? {
+            journal.found_page(store, name).await?;
+        }
+        Ok(journal)
+    }
+
+    /// The step that says who keeps the receipts from now on, for the commit that takes the tenant over.
+    pub(super) fn taken_over(&self) -> Op {
+        put(self.keys.receipts_head(), self.head.encode().into())
+    }
+
+    /// Takes note of a page that an earlier run left.
+    async fn found_page(&mut self, store: &dyn StateStore, name: String) -> Result<(), StateError> {
+        let numbers = name.strip_prefix(&self.keys.receipts_open()).and_then(|rest| {
+            let (seq, page) = rest.split_once('/')?;
+            let (page, receipts) = page.split_once('-')?;
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some((number(seq)?, number(page)?, usize::try_from(number(receipts)?).ok()?))
+        });
+        let Some((seq, page, receipts)) = numbers else {
+            return Err(StateError::Corrupt { key: name, why: "its name is none of a page of receipts".into() });
+        };
+        if seq == self.head.seq {
+            if self.pages.is_empty()
+                && let Some((bytes, _)) = store.load(&name).await?
+            {
+                self.hour = Receipts::decode(&name, &bytes)?.0;
+            }
+            self.receipts += receipts;
+        }
+        self.next_page = self.next_page.max(page + 1);
+        // One that is sealed already, left by a store that stopped between two steps, goes with the next part.
+        self.pages.push(name);
+        Ok(())
+    }
+
+    /// The step that commits receipts; `None` when there are none.
+    pub(super) fn page(&mut self, receipts: &Receipts) -> Option<Op> {
+        if receipts.is_empty() {
+            return None;
+        }
+        let name = self.keys.receipts_open_page(self.head.seq, self.next_page, receipts.len());
+        self.next_page += 1;
+        self.receipts += receipts.len();
+        self.pages.push(name.clone());
+        Some(Op::Put { key: name, value: receipts.encode(self.hour), expected: Expected::Any })
+    }
+
+    /// Whether a part is to be sealed before anything more is written.
+    pub(super) fn is_due(&self, now: Timestamp) -> bool {
+        self.hour < Hour::of(now) || self.receipts >= PART_ENTRIES_MAX || self.pages.len() >= PART_PAGES_MAX
+    }
+
+    /// What has to be committed to seal the part that is due. Nothing changes before [`Journal::sealed`].
+    pub(super) async fn seal(&self, store: &dyn StateStore, now: Timestamp) -> Result<Sealing, StateError> {
+        let mut receipts = Receipts::default();
+        for name in &self.pages {
+            let Some((bytes, _)) = store.load(name).await? else {
+                return Err(StateError::Corrupt { key: name.clone(), why: "the page of receipts is missing".into() });
+            };
+            if name.starts_with(&format!("{}{:016x}/", self.keys.receipts_open(), self.head.seq)) {
+                receipts.append(Receipts::decode(name, &bytes)?.1);
+            }
+        }
+        let mut uncounted = std::collections::BTreeMap::<_, Uncounted>::new();
+        for (content_type, count) in &receipts.without_id {
+            uncounted.entry(*content_type).or_default().without_id += count;
+        }
+        for (content_type, count) in &receipts.repeated {
+            uncounted.entry(*content_type).or_default().repeated += count;
+        }
+        let part = Part {
+            tenant: self.tenant.clone(),
+            seq: self.head.seq,
+            hour: self.hour,
+            part: self
+                .head
+                .sealed
+                .as_ref()
+                .filter(|sealed| sealed.hour == self.hour)
+                .map_or(0, |sealed| sealed.part + 1),
+            last: self.hour < Hour::of(now),
+            begins: self.head.begins,
+            previous: self.head.previous(),
+        };
+        let sealed = seal(&part, receipts.receipts(), &uncounted, &self.keeping.signer);
+        let mut head = self.head.after(&sealed);
+        let mut ops = Vec::with_capacity(sealed.pages.len() + self.pages.len() + 2);
+        for (number, page) in sealed.pages.iter().enumerate() {
+            ops.push(put(self.keys.receipts_page(part.seq, number as u64), page.clone()));
+        }
+        ops.push(put(self.keys.receipts_checkpoint(part.seq), sealed.note.clone().into()));
+        let gone = self.forget(store, &mut head, now).await?;
+        ops.push(put(self.keys.receipts_head(), head.encode().into()));
+        ops.extend(self.pages.iter().cloned().chain(gone).map(|key| Op::Delete { key, expected: Expected::Any }));
+        Ok(Sealing { ops, head, sealed })
+    }
+
+    /// The entries of parts that are older than receipts are kept.
+    async fn forget(
+        &self,
+        store: &dyn StateStore,
+        head: &mut StoredHead,
+        now: Timestamp,
+    ) -> Result<Vec<String>, StateError> {
+        let kept = SignedDuration::from_hours(24 * i64::from(self.keeping.days));
+        let oldest = now.saturating_sub(kept).map_or(Timestamp::MIN, |oldest| oldest);
+        let mut gone = Vec::new();
+        for _ in 0..FORGOTTEN_AT_ONCE {
+            if head.first >= self.head.seq {
+                break;
+            }
+            let key = self.keys.receipts_checkpoint(head.first);
+            let Some((note, _)) = store.load(&key).await? else {
+                head.first += 1;
+                continue;
+            };
+            let text = String::from_utf8_lossy(&note);
+            let text = text.rsplit_once("\n\n").map_or("", |(text, _)| text);
+            let statement = Statement::parse(&format!("{text}\n"))
+                .map_err(|error| StateError::Corrupt { key: key.clone(), why: error.to_string() })?;
+            if statement.hour.next().start() > oldest {
+                break;
+            }
+            let pages = statement.entries.div_ceil(PAGE_ENTRIES as u64);
+            gone.extend((0..pages).map(|page| self.keys.receipts_page(head.first, page)));
+            gone.push(key);
+            head.first += 1;
+        }
+        Ok(gone)
+    }
+
+    /// The part is committed.
+    pub(super) fn sealed(&mut self, sealing: Sealing) {
+        let statement = &sealing.sealed.statement;
+        self.hour = if statement.last { statement.hour.next() } else { statement.hour };
+        self.head = sealing.head;
+        self.pages.clear();
+        self.receipts = 0;
+        self.next_page = 0;
+    }
+}
+
+fn put(key: String, value: bytes::Bytes) -> Op {
+    Op::Put { key, value, expected: Expected::Any }
+}

@@ -1,0 +1,235 @@
+//! What is to be said of the events that are worked on: receipts, collected until the commit they belong to.
+//!
+//! Of a record it is known only when the host has answered whether it was delivered or set aside, so its key waits beside
+//! it. What a rule dropped is said when its blob is settled: until then the blob may be read again and judged anew.
+
+use crate::checkpoint::format::AsideRecord;
+use crate::model::ContentType;
+use crate::normalise::{CanonicalKey, Event, canonical_key};
+use crate::receipts::{Class, Receipt, Receipts};
+use std::sync::Arc;
+
+/// Dropped events of one blob that are kept in mind; of a blob with more they are said before it is settled.
+const DROPPED_MAX: usize = 65_536;
+
+/// What a record in a batch is about, as far as receipts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// No event: a record of ours.
+    Notice,
+    /// An event, with its key if it has one.
+    Event(Option<CanonicalKey>),
+}
+
+/// Collects what is to be said of one content type's events.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Whether anybody wants to know.
+    keeps: bool,
+    /// Of each record of the batch that is being built.
+    records: Vec<About>,
+    /// Said with the batch that is being built.
+    held: Vec<Option<CanonicalKey>>,
+    /// Said when the blob is settled.
+    dropped: Vec<(Arc<str>, Option<CanonicalKey>)>,
+}
+
+/// What is to be said of one batch, once the host has answered.
+#[derive(Debug, Default)]
+pub(super) struct ToldOfBatch {
+    records: Vec<About>,
+    said: Receipts,
+}
+
+impl Told {
+    pub(super) fn new(keeps: bool) -> Self {
+        Self { keeps, ..Self::default() }
+    }
+
+    /// The key of an event, if receipts are kept.
+    pub(super) fn key(&self, event: &Event<'_>) -> Option<CanonicalKey> {
+        self.keeps.then(|| canonical_key(event)).flatten()
+    }
+
+    /// The newest record of the batch is that of this event.
+    pub(super) fn event(&mut self, event: &Event<'_>) {
+        if self.keeps {
+            self.records.push(About::Event(canonical_key(event)));
+        }
+    }
+
+    /// The newest record of the batch is about no event.
+    pub(super) fn notice(&mut self) {
+        if self.keeps {
+            self.records.push(About::Notice);
+        }
+    }
+
+    /// These records, named by their places in ascending order, are taken out of the batch again.
+    pub(super) fn remove(&mut self, records: &[usize]) {
+        if !self.keeps || records.is_empty() {
+            return;
+        }
+        let mut records = records.iter().peekable();
+        let mut at = 0;
+        self.records.retain(|_| {
+            let stays = records.next_if_eq(&&at).is_none();
+            at += 1;
+            stays
+        });
+    }
+
+    /// A routine read is put on hold in the commit of the batch that is being built.
+    pub(super) fn held(&mut self, key: Option<CanonicalKey>) {
+        if self.keeps {
+            self.held.push(key);
+        }
+    }
+
+    /// A rule dropped this event.
+    pub(super) fn dropped(&mut self, event: &Event<'_>, rule: &Arc<str>) {
+        if self.keeps {
+            self.dropped.push((rule.clone(), canonical_key(event)));
+        }
+    }
+
+    /// Whether there is so much to say that it must not wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.dropped.len() >= DROPPED_MAX
+    }
+
+    /// What goes with the batch that is being built, which ends here.
+    pub(super) fn of_batch(&mut self, content_type: ContentType) -> ToldOfBatch {
+        let mut said = Receipts::default();
+        for key in std::mem::take(&mut self.held) {
+            said.add(Receipt { content_type, key, class: Class::Held });
+        }
+        if self.is_full() {
+            self.say_dropped(content_type, &mut said);
+        }
+        ToldOfBatch { records: std::mem::take(&mut self.records), said }
+    }
+
+    /// What is left to say when the blob is settled.
+    pub(super) fn rest(&mut self, content_type: ContentType, repeated: u64) -> Receipts {
+        let mut said = Receipts::default();
+        if self.keeps {
+            self.say_dropped(content_type, &mut said);
+            said.add_repeated(content_type, repeated);
+        }
+        said
+    }
+
+    fn say_dropped(&mut self, content_type: ContentType, said: &mut Receipts) {
+        for (rule, key) in std::mem::take(&mut self.dropped) {
+            said.add(Receipt { content_type, key, class: Class::Dropped(rule) });
+        }
+    }
+}
+
+impl ToldOfBatch {
+    /// Whether there is nothing to say.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.said.is_empty()
+    }
+
+    /// What became of the events, now that the host has all of the batch's records but those set aside. Each of those
+    /// is told whose event it is, so that it can be said when the host takes it after all.
+    pub(super) fn answered<'a>(
+        self,
+        content_type: ContentType,
+        aside: impl IntoIterator<Item = (usize, &'a mut AsideRecord)>,
+    ) -> Receipts {
+        let ToldOfBatch { mut records, mut said } = self;
+        for (at, record) in aside {
+            let Some(about) = records.get_mut(at) else { continue };
+            if let About::Event(key) = std::mem::replace(about, About::Notice) {
+                record.event = key;
+                said.add(Receipt { content_type, key, class: Class::SetAside });
+            }
+        }
+        for about in records {
+            if let About::Event(key) = about {
+                said.add(Receipt { content_type, key, class: Class::Delivered });
+            }
+        }
+        said
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(json: &str) -> Event<'_> {
+        Event::parse(json.as_bytes()).unwrap()
+    }
+
+    fn key(json: &str) -> CanonicalKey {
+        canonical_key(&event(json)).unwrap()
+    }
+
+    const A: &str = r#"{"Id":"a","RecordType":1,"CreationTime":"2026-07-17T08:28:17","Operation":"o"}"#;
+    const B: &str = r#"{"Id":"b","RecordType":1,"CreationTime":"2026-07-17T08:28:17","Operation":"o"}"#;
+    const NAMELESS: &str = r#"{"RecordType":1,"Operation":"o"}"#;
+    const TYPE: ContentType = ContentType::Exchange;
+
+    fn aside() -> AsideRecord {
+        crate::checkpoint::format::decode("a", include_bytes!("../../tests/fixtures/state/aside.v1.json")).unwrap()
+    }
+
+    #[test]
+    fn a_record_is_delivered_unless_it_was_set_aside_or_taken_out() {
+        let mut told = Told::new(true);
+        told.event(&event(A));
+        told.notice();
+        told.event(&event(A));
+        told.event(&event(B));
+        told.event(&event(NAMELESS));
+        told.remove(&[0]);
+        told.held(Some(key(B)));
+        let mut record = aside();
+        let said = told.of_batch(TYPE).answered(TYPE, [(2, &mut record)]);
+        let expected = [(Class::Held, key(B)), (Class::SetAside, key(B)), (Class::Delivered, key(A))];
+        let mut receipts: Vec<_> = said.receipts().map(|receipt| (receipt.class, receipt.key.unwrap())).collect();
+        receipts.sort();
+        assert_eq!(receipts, expected);
+        assert_eq!(said.without_id[&TYPE], 1);
+        assert_eq!(record.event, Some(key(B)), "whoever offers it again knows whose it is");
+        assert!(told.of_batch(TYPE).is_empty());
+    }
+
+    #[test]
+    fn what_a_rule_dropped_is_said_when_its_blob_is_settled_and_not_before() {
+        let mut told = Told::new(true);
+        told.dropped(&event(A), &"routine".into());
+        assert!(told.of_batch(TYPE).is_empty());
+        let said = told.rest(TYPE, 3);
+        assert_eq!(said.keys[&(TYPE, Class::Dropped("routine".into()))], [key(A)]);
+        assert_eq!(said.repeated[&TYPE], 3);
+        assert!(told.rest(TYPE, 0).is_empty());
+    }
+
+    #[test]
+    fn of_a_blob_with_very_many_dropped_events_they_are_said_earlier() {
+        let mut told = Told::new(true);
+        for _ in 0..DROPPED_MAX {
+            assert!(!told.is_full());
+            told.dropped(&event(A), &"routine".into());
+        }
+        assert!(told.is_full());
+        assert_eq!(told.of_batch(TYPE).said.len(), DROPPED_MAX);
+        assert!(!told.is_full());
+    }
+
+    #[test]
+    fn nothing_is_collected_where_nobody_wants_to_know() {
+        let mut told = Told::new(false);
+        told.event(&event(A));
+        told.notice();
+        told.held(None);
+        told.dropped(&event(A), &"routine".into());
+        assert!(told.of_batch(TYPE).is_empty() && told.rest(TYPE, 9).is_empty());
+        assert_eq!(told.key(&event(A)), None);
+    }
+}
