@@ -9,7 +9,7 @@
 
 use std::sync::LazyLock;
 
-use memchr::memmem::Finder;
+use aho_corasick::packed::Searcher;
 
 use super::restore::loss::Loss;
 use super::restore::times::{Writer, as_the_feed_writes};
@@ -80,11 +80,15 @@ fn shape_of(member: &str) -> Shape {
 
 /// Whether an event's bytes may hold anything of PowerShell's: one look in place of a walk.
 pub(crate) fn may_be_flattened(event: &[u8]) -> bool {
-    static SIGNS: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| ["@{", "/Date(", "\"value\""].map(Finder::new));
-    static TYPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("System."));
+    static SIGNS: LazyLock<Option<Searcher>> =
+        LazyLock::new(|| Searcher::new(["System.", "@{", "/Date(", "\"value\""]));
     let begins = |at: usize| at.checked_sub(1).and_then(|before| event.get(before));
-    SIGNS.iter().any(|sign| sign.find(event).is_some())
-        || TYPE.find_iter(event).any(|at| matches!(begins(at), Some(b'"' | b'=')))
+    // On a processor for which there is no such search the walk finds what there is.
+    SIGNS.as_ref().is_none_or(|signs| {
+        signs
+            .find_iter(event)
+            .any(|sign| sign.pattern().as_usize() > 0 || matches!(begins(sign.start()), Some(b'"' | b'=')))
+    })
 }
 
 /// The name of a type that stands where its object was.
