@@ -35,6 +35,7 @@ pub const KINDS: &[&str] = &[
     "<content type>/blobs/{d,p}/<number>",
     "<content type>/tracked/<blob>",
     "<content type>/aside/<record>",
+    "<content type>/lateness/<day>",
 ];
 
 /// The keys of one tenant.
@@ -132,6 +133,16 @@ impl Keys {
     /// Prefix of one stream's settled blobs' keys.
     pub fn blobs(&self, content_type: ContentType) -> String {
         format!("{}/{content_type}/blobs", self.tenant)
+    }
+
+    /// Prefix of how late the content of one stream came: [`super::lateness::Lateness`].
+    pub fn lateness(&self, content_type: ContentType) -> String {
+        format!("{}/{content_type}/lateness/", self.tenant)
+    }
+
+    /// That of one day, such as `2026-11-30`.
+    pub fn lateness_of(&self, content_type: ContentType, day: &str) -> String {
+        format!("{}/{content_type}/lateness/{day}", self.tenant)
     }
 
     /// Prefix of the blobs of one stream that are tracked on their own: [`TrackedBlob`].

@@ -18,6 +18,7 @@ use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBack
 use super::journal::{Journal, Keeping};
 use super::key::Key;
 use super::key_set::{self, KeySet, Kind, Retention, Token};
+use super::lateness::{Lateness, LatenessBook};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::host::{Expected, Op, StateError, StateStore};
@@ -54,6 +55,8 @@ pub struct Change {
     pub delivered: Vec<Key>,
     /// What became of events: committed with what it tells of.
     pub receipts: Receipts,
+    /// How late the content of a blob that is settled came.
+    pub lateness: Option<(ContentType, Lateness)>,
     /// Blobs that are settled.
     pub settled: Vec<(ContentType, Key)>,
     /// Blobs to track on their own from now on.
@@ -151,6 +154,7 @@ pub struct Ledger {
     aside: BTreeSet<(ContentType, u128)>,
     /// Receipts, where they are kept.
     journal: Option<Box<Journal>>,
+    lateness: LatenessBook,
     tenant: TenantId,
     changes: mpsc::Receiver<Box<Pending>>,
     on_trouble: OnTrouble,
@@ -219,6 +223,7 @@ impl Ledger {
             event_keys_max: settings.event_keys_max,
             aside,
             journal,
+            lateness: LatenessBook::default(),
             tenant: settings.tenant.clone(),
             changes,
             on_trouble,
@@ -278,6 +283,7 @@ impl Ledger {
             group.iter_mut().for_each(|pending| receipts.append(std::mem::take(&mut pending.change.receipts)));
             journal.page(&receipts)
         });
+        let lateness = self.lateness_steps(group, now).await?;
         let mut steps = Steps::default();
         for pending in &*group {
             steps.add(&pending.change, &self.keys);
@@ -311,9 +317,23 @@ impl Ledger {
         ops.append(&mut marks);
         ops.append(&mut steps.tail);
         ops.append(&mut steps.unheld);
+        ops.extend(lateness);
         self.commit_until_taken(ops, staged, &steps.positions, steps.tenant.is_some()).await?;
         self.note_aside(group);
         self.maintain(steps.expire_at).await
+    }
+
+    /// Counts how late content came, and writes the counts now and then: at the latest when the tenant's own state is
+    /// written, as it is when a source ends.
+    async fn lateness_steps(&mut self, group: &[Box<Pending>], now: Timestamp) -> Result<Vec<Op>, StateError> {
+        let mut urgent = false;
+        for pending in group {
+            urgent |= pending.change.tenant.is_some();
+            if let Some(late) = &pending.change.lateness {
+                self.lateness.add(&*self.store, &self.keys, late, now).await?;
+            }
+        }
+        self.lateness.steps(&*self.store, &self.keys, (now, self.clock.monotonic()), urgent).await
     }
 
     /// Notes what was set aside and taken back by changes that are durable now, in their order.

@@ -21,6 +21,7 @@ use crate::api::ApiError;
 use crate::checkpoint::claims::{Dependency, OpenBatch, Standing};
 use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key::Key;
+use crate::checkpoint::lateness::Lateness;
 use crate::checkpoint::ledger::{Change, OnDurable};
 use crate::host::{Batch, BatchBuilder, Kind, Noted, RECORDS_EXPECTED, StateError};
 use crate::metrics;
@@ -187,6 +188,7 @@ struct Run<'a> {
     /// The element that was taken last.
     last: Option<bytes::Bytes>,
     told: Told,
+    lateness: Lateness,
     tally: Tally,
 }
 
@@ -231,6 +233,7 @@ impl<'a> Run<'a> {
             scraps: Scraps::new(context.normaliser.censor(), BAD_BYTES_MAX, BAD_RECORDS_MAX),
             last: None,
             told: Told::new(context.keeps_receipts),
+            lateness: Lateness::default(),
             tally: Tally::default(),
         }
     }
@@ -375,6 +378,7 @@ impl<'a> Run<'a> {
         }
         self.something = true;
         let key = Key::of_event(&identity);
+        self.came_late(key);
         if let Some(rule) = self.render(&event) {
             return Left::Routine(key, rule);
         }
@@ -454,7 +458,11 @@ impl<'a> Run<'a> {
 
     async fn event(&mut self, event: &Event<'_>, bytes: &[u8], offset: u64) -> Result<(), Outcome> {
         let key = match event.identity() {
-            Some(identity) => Key::of_event(&identity),
+            Some(identity) => {
+                let key = Key::of_event(&identity);
+                self.came_late(key);
+                key
+            }
             None => self.anonymous_key(bytes, offset),
         };
         let found = self.match_in(event);
@@ -476,6 +484,13 @@ impl<'a> Run<'a> {
                 self.rendered(key);
                 Ok(())
             }
+        }
+    }
+
+    /// Counts how late an event came into its blob; one that does not say when it happened came neither late nor early.
+    fn came_late(&mut self, key: Key) {
+        if key.secs() > 0 {
+            self.lateness.events.add(self.job.blob.created.as_second() - i64::from(key.secs()));
         }
     }
 
@@ -760,6 +775,13 @@ impl<'a> Run<'a> {
         Ok(Some(Closed { batch, open, staged, told, permit }))
     }
 
+    /// How late its events and the blob itself came, now that all of it was read.
+    fn read_late(&mut self) -> Lateness {
+        let mut lateness = std::mem::take(&mut self.lateness);
+        lateness.blobs.add(self.context.clock.now().as_second() - self.job.blob.created.as_second());
+        lateness
+    }
+
     /// Waits for every delivery under way, also after one of them failed; the first failure.
     async fn join(&mut self) -> Result<(), Outcome> {
         let mut joined = Ok(());
@@ -791,12 +813,13 @@ impl<'a> Run<'a> {
         let untracked = if self.job.tracked { marks.clone() } else { Vec::new() };
         let settled = if self.context.backfill.is_none() { marks } else { Vec::new() };
         let mut receipts = self.told.rest(blob.content_type, self.tally.duplicates);
+        let lateness = self.context.backfill.is_none().then(|| (blob.content_type, self.read_late()));
         if self.dependencies.is_empty() {
             // The usual case: the last keys and the blob's mark in one commit.
             let (change, done) = last.unzip();
             let mut change = change.unwrap_or_default();
             receipts.append(std::mem::take(&mut change.receipts));
-            self.context.commit(Change { settled, untracked, receipts, ..change }).await?;
+            self.context.commit(Change { settled, untracked, receipts, lateness, ..change }).await?;
             if let Some(done) = done {
                 done.open.committed();
             }
@@ -811,7 +834,7 @@ impl<'a> Run<'a> {
                     return Err(Outcome::Superseded);
                 }
             }
-            self.context.commit(Change { settled, untracked, receipts, ..Change::default() }).await?;
+            self.context.commit(Change { settled, untracked, receipts, lateness, ..Change::default() }).await?;
         }
         self.count();
         Ok(Outcome::Settled)
