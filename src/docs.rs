@@ -14,8 +14,8 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::config::{
-    Config, LogConfig, MetricsConfig, SINK_KINDS, SOURCE_TYPE, allowed, config_schema, expectation, keys_of, one_of,
-    pretty, record_keys, record_schema, schema_of, sink_keys, sink_schema, source_keys, source_schema,
+    Config, LogConfig, MetricsConfig, ReceiptsConfig, SINK_KINDS, SOURCE_TYPE, allowed, config_schema, expectation,
+    keys_of, one_of, pretty, record_keys, record_schema, schema_of, sink_keys, sink_schema, source_keys, source_schema,
 };
 use crate::metrics;
 use crate::plugin::manifest_toml;
@@ -108,6 +108,8 @@ fn configuration() -> String {
         let title = format!("`[sinks.<name>]`, `type = \"{}\"`", kind.name);
         section(&mut page, &title, schema["description"].as_str(), &schema, &keys);
     }
+    let schema = schema_of::<ReceiptsConfig>().to_value();
+    section(&mut page, "`[receipts]`", schema["description"].as_str(), &schema, keys_of::<ReceiptsConfig>());
     let schema = schema_of::<MetricsConfig>().to_value();
     section(&mut page, "`[metrics]`", schema["description"].as_str(), &schema, keys_of::<MetricsConfig>());
     let schema = schema_of::<LogConfig>().to_value();

@@ -75,31 +75,6 @@ impl Keys {
         format!("{}/receipts/", self.tenant)
     }
 
-    /// Which parts of the receipts are sealed: [`crate::receipts::head::StoredHead`].
-    pub fn receipts_head(&self) -> String {
-        format!("{}/receipts/head", self.tenant)
-    }
-
-    /// Prefix of the pages of receipts that are not sealed.
-    pub fn receipts_open(&self) -> String {
-        format!("{}/receipts/open/", self.tenant)
-    }
-
-    /// One commit's page of receipts, with how many have a key, so that a start need not read it.
-    pub fn receipts_open_page(&self, seq: u64, number: u64, receipts: usize) -> String {
-        format!("{}/receipts/open/{seq:016x}/{number:08x}-{receipts:x}", self.tenant)
-    }
-
-    /// The signed note of a part.
-    pub fn receipts_checkpoint(&self, seq: u64) -> String {
-        format!("{}/receipts/sealed/{seq:016x}/checkpoint", self.tenant)
-    }
-
-    /// A page of a sealed part's entries.
-    pub fn receipts_page(&self, seq: u64, page: u64) -> String {
-        format!("{}/receipts/sealed/{seq:016x}/{page:08x}", self.tenant)
-    }
-
     /// Prefix of the delivered events' keys.
     pub fn events(&self) -> String {
         format!("{}/events", self.tenant)

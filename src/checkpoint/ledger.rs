@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::claims::EventIndex;
 use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBackfill, TenantState, TrackedBlob};
-use super::journal::{Journal, Keeping};
+use super::journal::{Journal, Keeping, ToSend};
 use super::key::Key;
 use super::key_set::{self, KeySet, Kind, Retention, Token};
 use super::lateness::{Lateness, LatenessBook};
@@ -25,6 +25,7 @@ use crate::host::{Expected, Op, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 use crate::receipts::Receipts;
+use crate::receipts::store::ReceiptKeys;
 
 /// Changes waiting for the writer; a sender waits when there are this many.
 const CHANGES_QUEUED_MAX: usize = 1024;
@@ -55,6 +56,8 @@ pub struct Change {
     pub delivered: Vec<Key>,
     /// What became of events: committed with what it tells of.
     pub receipts: Receipts,
+    /// The signed checkpoint of this part, and those before it, are with the sinks that get them.
+    pub sent: Option<u64>,
     /// How late the content of a blob that is settled came.
     pub lateness: Option<(ContentType, Lateness)>,
     /// Blobs that are settled.
@@ -106,6 +109,8 @@ pub struct Opened {
     pub tracked: Vec<BlobRef>,
     /// How many records are set aside.
     pub aside: usize,
+    /// Signed checkpoints that are to go to sinks, where they are sent.
+    pub to_send: Option<mpsc::UnboundedReceiver<ToSend>>,
     /// Delivered events.
     pub events: EventIndex,
     /// Settled blobs, per stream.
@@ -202,14 +207,14 @@ impl Ledger {
 
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
-        let journal = match settings.receipts.clone() {
-            Some(keeping) => {
-                let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
-                let of = (&keys, &settings.tenant);
-                Some(Box::new(Journal::open(&*store, of, keeping, writers, clock.now()).await?))
-            }
-            None => None,
-        };
+        let (mut journal, mut to_send) = (None, None);
+        if let Some(keeping) = settings.receipts.clone() {
+            let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
+            let of = (ReceiptKeys::below(keys.receipts()), &settings.tenant);
+            let mut opened = Journal::open(&*store, of, keeping, writers, clock.now()).await?;
+            to_send = opened.announces(&*store).await?;
+            journal = Some(Box::new(opened));
+        }
         let mut ledger = Ledger {
             store,
             clock,
@@ -241,6 +246,7 @@ impl Ledger {
             positions,
             tracked,
             aside: set_aside,
+            to_send,
             events,
             blobs,
         })
@@ -283,6 +289,8 @@ impl Ledger {
             group.iter_mut().for_each(|pending| receipts.append(std::mem::take(&mut pending.change.receipts)));
             journal.page(&receipts)
         });
+        let sent = group.iter().filter_map(|pending| pending.change.sent).max();
+        let sent = sent.and_then(|seq| Some(self.journal.as_mut()?.sent(seq)));
         let lateness = self.lateness_steps(group, now).await?;
         let mut steps = Steps::default();
         for pending in &*group {
@@ -318,6 +326,7 @@ impl Ledger {
         ops.append(&mut steps.tail);
         ops.append(&mut steps.unheld);
         ops.extend(lateness);
+        ops.extend(sent);
         self.commit_until_taken(ops, staged, &steps.positions, steps.tenant.is_some()).await?;
         self.note_aside(group);
         self.maintain(steps.expire_at).await

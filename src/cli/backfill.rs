@@ -13,8 +13,10 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
+use super::keeping::keeping;
 use super::moment::{span, time};
 use super::{Failure, logging, run};
+use crate::checkpoint::journal::Keeping;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogConfig};
 use crate::hosts::embedded::control::{Client, Say, What};
@@ -185,6 +187,11 @@ async fn alone(config: &Config, name: &str, ask: Ask) -> Result<Ended, Failure> 
     let (answer, _) = oneshot::channel();
     let asked = Asked { ask, begun, stop: stop.clone(), answer };
     let audit = M365Audit::new(name, source, clock.clone());
+    let audit = match keeping(config)? {
+        // What is sealed meanwhile is sent by the next `run`.
+        Some(keeping) => audit.with_receipts(Keeping { sends: false, ..keeping }),
+        None => audit,
+    };
     let mut work = std::pin::pin!(audit.backfill(host.clone(), asked));
     let mut signals = run::Signals::new()?;
     let mut show = Show::new(name, clock.clone());

@@ -10,11 +10,13 @@ pub mod exit;
 pub mod explain;
 pub mod health;
 pub mod init;
+mod keeping;
 pub mod logging;
 mod moment;
 pub mod normalize;
 pub mod plugin;
 pub mod reading;
+pub mod receipts;
 pub mod run;
 pub mod schema;
 mod service;
@@ -44,7 +46,7 @@ use crate::model::{Actionable, error_page};
 const AFTER_HELP: &str = "\
 Data goes to standard output, everything else to standard error.
 Exit codes: 0 done, 64 usage, 66 an input file cannot be opened, 69 network, 70 internal, 73 state or output file, 75
-`run --once` left something, 76 permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
+`run --once` left something or receipts were not verified, 76 permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
 
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
 #[derive(Debug, Parser)]
@@ -72,6 +74,8 @@ enum Command {
     Normalize(normalize::NormalizeArgs),
     /// Show, move or export what is remembered between runs
     State(state::StateArgs),
+    /// Verify what became of every event, write it out, print the key to verify it with
+    Receipts(receipts::ReceiptsArgs),
     /// Show how the running process fares, live or once
     Status(status::StatusArgs),
     /// Write a first configuration: asks what it needs to know, or takes it as options
@@ -181,6 +185,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             completions::man(command_line(), &args, &mut out).map(|()| Exit::Done).map_err(Failure::io)
         }
         Command::State(args) => state::state(args, &mut std::io::stdout()).await,
+        Command::Receipts(args) => receipts::receipts(args, &mut std::io::stdout()).await,
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
         Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
     }

@@ -14,11 +14,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
+use super::keeping::keeping;
 use super::service::Service;
 use super::{Failure, logging};
+use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, SinkConfig};
+use crate::config::{Config, SinkConfig, SinkEntry};
 use crate::delivery;
 use crate::host::Host;
 use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, Refusal};
@@ -34,6 +36,7 @@ use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::{Actionable, TenantId};
+use crate::source::checkpoints::RECEIPTS;
 use crate::source::fleet::Fleet;
 use crate::source::{M365Audit, Report, Source, SourceError, aside, backfill};
 
@@ -82,6 +85,7 @@ struct Process {
     registry: Registry,
     moves: mpsc::Receiver<MoveAsked>,
     memory: SinkMemory,
+    receipts: Option<Keeping>,
     service: Service,
 }
 
@@ -117,6 +121,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let slow = tell_when_slow(clock.clone());
     let store = Arc::new(SqliteStore::open(&config.data_dir)?);
     let memory = SinkMemory::load(&store).await?;
+    let receipts = keeping(&config)?;
     let stop = CancellationToken::new();
     let mut specs = Vec::new();
     for name in config.sinks.keys() {
@@ -157,6 +162,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         registry,
         moves,
         memory,
+        receipts,
         service: Service::find(),
     };
     for name in process.config.sources.keys().cloned().collect::<Vec<_>>() {
@@ -268,6 +274,10 @@ impl Process {
             .with_desk(desk)
             .with_retries(asked)
             .in_fleet(&self.fleet);
+        let source = match &self.receipts {
+            Some(keeping) => source.with_receipts(keeping.clone()),
+            None => source,
+        };
         let source: Box<dyn Source> = Box::new(if self.once { source.once() } else { source });
         let running = source.run(self.host.clone(), stop.clone());
         self.sources.insert(name.clone(), Running { tenant, stop, ended: false });
@@ -360,11 +370,24 @@ impl Process {
                 "`data_dir`, `control_socket`, `metrics` and `log` change at a restart only; everything else is reloaded"
             );
         }
+        // Receipts are kept by sources, so all of them change with how they are kept.
+        let others = new.receipts != self.config.receipts;
+        if others {
+            match keeping(&Config { data_dir: self.config.data_dir.clone(), ..new.clone() }) {
+                Ok(receipts) => self.receipts = receipts,
+                Err(error) => {
+                    tracing::error!("not reloaded, the running configuration stays: {}", error.message);
+                    return;
+                }
+            }
+        }
         // Sources that change are stopped first, so that nothing is routed by two configurations at once.
         let changed: Vec<String> = self
             .sources
             .iter()
-            .filter(|(name, running)| running.ended || new.sources.get(*name) != self.config.sources.get(*name))
+            .filter(|(name, running)| {
+                others || running.ended || new.sources.get(*name) != self.config.sources.get(*name)
+            })
             .map(|(name, _)| name.clone())
             .collect();
         self.stop_sources(&changed).await;
@@ -384,7 +407,7 @@ impl Process {
             let known = self.config.sinks.get(name);
             match known {
                 Some(known) if known.sink == entry.sink => {
-                    self.host.set_inputs(name, entry.inputs.clone());
+                    self.host.set_inputs(name, inputs_of(&new, name, entry));
                     self.host.set_selection(name, Selection::of(&entry.selection));
                 }
                 _ => {
@@ -438,7 +461,13 @@ pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Res
         SinkConfig::Otlp(config) => Box::new(otlp::OtlpSink::new(config, SystemClock::new())?),
     };
     let selection = Selection::of(&entry.selection);
-    Ok(SinkSpec { name: name.to_owned(), inputs: entry.inputs.clone(), selection, sink })
+    Ok(SinkSpec { name: name.to_owned(), inputs: inputs_of(config, name, entry), selection, sink })
+}
+
+/// What a sink is given: the sources it names, and signed checkpoints if `[receipts] to` names it.
+fn inputs_of(config: &Config, name: &str, entry: &SinkEntry) -> Vec<String> {
+    let receipts = config.receipts.to.iter().any(|to| to == name).then(|| RECEIPTS.to_owned());
+    entry.inputs.iter().cloned().chain(receipts).collect()
 }
 
 /// Listens on the control socket and looks at the metrics now and then, until `stop`. A socket that cannot be made

@@ -16,9 +16,11 @@ use serde::Serialize;
 
 use super::Failure;
 use super::exit::Exit;
+use super::keeping::keeping;
 use super::moment::span;
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::held::HeldHead;
+use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::ledger::LedgerSettings;
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
@@ -393,7 +395,7 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
                 tenant: source.tenant_id.clone(),
                 content_types: source.content_types.clone(),
                 event_keys_max: source.event_keys_max,
-                receipts: None,
+                receipts: keeping(config)?.map(|keeping| Keeping { sends: false, ..keeping }),
             };
             retried = aside::retry_alone(name.as_str().into(), &settings, host.clone(), clock.clone())
                 .await

@@ -96,6 +96,10 @@ pub struct Config {
     #[schemars(range(min = 1, max = 100_000), example = &50)]
     pub catch_up_tenants_max: u32,
 
+    /// What became of every event, sealed and signed.
+    #[serde(default)]
+    pub receipts: ReceiptsConfig,
+
     /// The metrics listener. Without this table there is none.
     #[serde(default)]
     pub metrics: Option<MetricsConfig>,
@@ -109,6 +113,31 @@ impl Config {
     /// The control socket: `control_socket`, or `control.sock` under `data_dir`.
     pub fn control_socket(&self) -> PathBuf {
         self.control_socket.clone().unwrap_or_else(|| self.data_dir.join("control.sock"))
+    }
+}
+
+/// The default of `[receipts] days`.
+pub const RECEIPTS_DAYS: u32 = 30;
+
+/// `[receipts]`: what became of every event, sealed each hour and signed; [Receipts](receipts.md) says what that proves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReceiptsConfig {
+    /// How long receipts are kept, in days; about 17 bytes an event. 0 turns them off: none are made, and those that are
+    /// there are removed.
+    #[serde(default = "default_receipts_days")]
+    #[schemars(range(min = 0, max = 3650), example = &90)]
+    pub days: u32,
+
+    /// The sinks that get each signed checkpoint as a record (`event_type` is `m365_audit.receipt`). Receipts prove
+    /// something against whoever owns this machine only when their checkpoints have left it.
+    #[serde(default)]
+    #[schemars(inner(length(min = 1)), extend("uniqueItems" = true, "x-expected" = "a list of names of sinks"), example = &["siem"])]
+    pub to: Vec<String>,
+}
+
+impl Default for ReceiptsConfig {
+    fn default() -> Self {
+        Self { days: RECEIPTS_DAYS, to: Vec::new() }
     }
 }
 
@@ -158,6 +187,10 @@ fn default_data_dir() -> PathBuf {
 
 fn default_catch_up_tenants_max() -> u32 {
     CATCH_UP_TENANTS_MAX
+}
+
+fn default_receipts_days() -> u32 {
+    RECEIPTS_DAYS
 }
 
 fn default_log_level() -> String {

@@ -327,6 +327,9 @@ fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Opti
     let sink_tables = take_tables(findings, &mut root, "sinks");
     compare_tenants(findings, &source_tables);
     connect(findings, &source_tables, &sink_tables);
+    if outputs == Outputs::Own {
+        check_receipts_to(findings, &root, &sink_tables);
+    }
 
     let mut sources = BTreeMap::new();
     let mut groups: Vec<(String, String)> = Vec::new();
@@ -363,6 +366,7 @@ fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Opti
         )?,
         sources,
         sinks,
+        receipts: read_key(findings, &mut root, "receipts", Default::default)?,
         metrics: read_key(findings, &mut root, "metrics", || None)?,
         log: read_key(findings, &mut root, "log", Default::default)?,
     };
@@ -625,13 +629,29 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, T
     }
 }
 
+/// Every sink that `[receipts] to` names is there.
+fn check_receipts_to(findings: &mut Findings, root: &Table, sinks: &[(String, Table)]) {
+    let names: Vec<&str> = sinks.iter().map(|(name, _)| name.as_str()).collect();
+    let to = root.get("receipts").and_then(|receipts| receipts.get("to")).and_then(Value::as_array);
+    for (index, sink) in to.into_iter().flatten().enumerate() {
+        let path = format!("receipts.to[{index}]");
+        let Some(name) = sink.as_str().filter(|name| !names.contains(name) && !names.is_empty()) else { continue };
+        if findings.clean(&path) {
+            let shown = findings.shown(&Schema::Null, sink, &path);
+            let mut problem = Problem::new(path, Fault::Invalid, one_of(&names)).value(shown);
+            problem.hint = nearest(name, &names).map(|near| format!("nearest sink: `{near}`"));
+            findings.note(problem);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
     use url::Url;
 
     use super::*;
-    use crate::config::{Cloud, Format, LogFormat, RawForm, TokenEndpoint};
+    use crate::config::{Cloud, Format, LogFormat, RawForm, ReceiptsConfig, TokenEndpoint};
 
     const TENANT: &str = "00000000-1111-2222-3333-444444444444";
 
@@ -840,7 +860,7 @@ listen = "everywhere"
 format = "xml"
 "#,
             expect![[r#"
-                config-invalid: `data_dri` is not a known key, expected one of `catch_up_tenants_max`, `control_socket`, `data_dir`, `log`, `metrics`, `sinks`, `sources` (line 1)
+                config-invalid: `data_dri` is not a known key, expected one of `catch_up_tenants_max`, `control_socket`, `data_dir`, `log`, `metrics`, `receipts`, `sinks`, `sources` (line 1)
                   hint: nearest known key: `data_dir`; 18 more problems below
                 `sources.contoso.client_id` is missing, expected the application's client id, a GUID (line 2)
                   hint: Entra admin centre > App registrations > Application (client) ID
@@ -871,6 +891,25 @@ format = "xml"
                 `metrics.listen` is `everywhere`, expected an address and port such as `127.0.0.1:9598` (line 24)
                 `log.format` is `xml`, expected one of `text`, `json` (line 27)
             "#]],
+        );
+    }
+
+    #[test]
+    fn receipts_are_kept_thirty_days_and_go_only_to_sinks_that_are_there() {
+        let text = source_with("");
+        let plain = Config::parse(&text, &env).unwrap();
+        assert_eq!(plain.receipts, ReceiptsConfig { days: 30, to: Vec::new() });
+        let known = Config::parse(&format!("{text}\n[receipts]\ndays = 0\nto = [\"out\"]\n"), &env).unwrap();
+        assert_eq!(known.receipts, ReceiptsConfig { days: 0, to: vec!["out".to_owned()] });
+        check(
+            &format!("{text}\n[receipts]\ndays = 3651\nto = [\"ot\", \"\"]\nsign = true\n"),
+            expect![[r#"
+            config-invalid: `receipts.days` is `3651`, expected an integer from 0 to 3650 (line 12)
+              hint: 3 more problems below
+            `receipts.to[1]` is ``, expected a text that is not empty (line 13)
+            `receipts.to[0]` is `ot`, expected `out` (line 13)
+            `receipts.sign` is not a known key, expected one of `days`, `to` (line 14)
+        "#]],
         );
     }
 

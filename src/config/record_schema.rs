@@ -42,7 +42,8 @@ struct Record {
     timestamp_inferred: Option<bool>,
     /// `Id` of the event. Absent on records of ours that are not audit events.
     event_id: Option<String>,
-    /// `m365.<workload>.<operation>` in lower case; `m365_audit.gap` and `m365_audit.bad_blob` for records of ours.
+    /// `m365.<workload>.<operation>` in lower case; `m365_audit.gap`, `m365_audit.bad_blob` and `m365_audit.receipt` for
+    /// records of ours.
     #[schemars(example = &"m365.exchange.new_inboxrule")]
     event_type: String,
     /// The event in one line for people.
@@ -119,6 +120,15 @@ struct Record {
     reason: Option<String>,
     /// Of `m365_audit.gap`: why, in words.
     detail: Option<String>,
+    /// Of `m365_audit.receipt`: the number of the part of the receipts that was sealed.
+    receipt_part: Option<u64>,
+    /// Of `m365_audit.receipt`: when its hour begins.
+    #[schemars(extend("format" = "date-time"))]
+    receipt_hour: Option<String>,
+    /// Of `m365_audit.receipt`: how many receipts it has.
+    receipts: Option<u64>,
+    /// Of `m365_audit.receipt`: the signed checkpoint, as `receipts verify --checkpoints` reads it.
+    checkpoint: Option<String>,
     /// Of `m365_audit.bad_blob`: where the bytes begin in the blob, decompressed, or in the text of a file.
     offset: Option<u64>,
     /// Of `m365_audit.bad_blob`: how many bytes there are in all, where that is known.

@@ -15,12 +15,14 @@ use crate::api::{known_errors, vendor_codes};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::checkpoint::moving::MoveError;
 use crate::cli::reading::NormalizeError;
+use crate::cli::receipts::ReceiptsError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::delivery::SLOW_HINT;
 use crate::exports::input::InputError;
 use crate::host::StateError;
 use crate::hosts::embedded::control::ControlError;
 use crate::hosts::embedded::metrics_server::MetricsError;
+use crate::hosts::embedded::receipts_key::KeyError;
 use crate::hosts::embedded::store::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT, StoreError};
 use crate::hosts::file::{FileSinkError, NEW_STATE_HINT, SHORTER_HINT};
 use crate::hosts::net::NetSinkError;
@@ -116,6 +118,7 @@ fn made() -> Vec<Entry> {
         of_listeners(),
         of_positions(),
         of_normalize(),
+        of_receipts(),
         of_the_configuration(),
         of_sources(),
     ];
@@ -239,6 +242,29 @@ fn of_normalize() -> Vec<Entry> {
         NormalizeError::Write(io::ErrorKind::StorageFull.into()),
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit normalize` (`src/cli/normalize.rs`)")));
+    entries
+}
+
+/// Those of receipts and of their key.
+fn of_receipts() -> Vec<Entry> {
+    let key = || PathBuf::from("/var/lib/m365-audit/receipts.key");
+    let errors = [
+        KeyError::Missing { path: key() },
+        KeyError::File { path: key(), done: "read", why: "Permission denied (os error 13)".to_owned() },
+        KeyError::Damaged { path: key(), why: "it is no private key in PEM".to_owned() },
+    ];
+    let origin = "the key that receipts are signed with (`src/hosts/embedded/receipts_key.rs`)";
+    let mut entries: Vec<Entry> = errors.iter().map(|error| entry(error, origin)).collect();
+    let errors = [
+        ReceiptsError::NotVerified(2),
+        ReceiptsError::Nothing { data_dir: PathBuf::from("/var/lib/m365-audit") },
+        ReceiptsError::Unreadable {
+            path: PathBuf::from("receipts"),
+            why: "No such file or directory (os error 2)".to_owned(),
+        },
+        ReceiptsError::Unwritable { path: PathBuf::from("receipts"), why: "it is not empty".to_owned() },
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "`m365-audit receipts` (`src/cli/receipts.rs`)")));
     entries
 }
 

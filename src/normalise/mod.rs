@@ -57,7 +57,7 @@ pub use event::{Event, Members, NotAnEvent};
 pub use json::unescape;
 pub use kind::{Describe, EventKind, Kind};
 pub use mask::{MASKED, Mask, NotAPointer};
-pub use own::{BAD_BLOB, BadBody, BadBytes, FoundIn, GAP, GapNotice, Withheld};
+pub use own::{BAD_BLOB, BadBody, BadBytes, FoundIn, GAP, GapNotice, RECEIPT, ReceiptNotice, Withheld};
 
 use crate::config::{EcsProfile, Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
@@ -226,6 +226,11 @@ impl Normaliser {
     /// Appends a gap record; its time and severity.
     pub fn render_gap(&self, gap: &GapNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
         own::push(&gap.notice(), (self.settings.format, self.settings.ocsf_version), out)
+    }
+
+    /// Appends a record of a part of the receipts that was sealed; its time and severity.
+    pub fn render_receipt(&self, receipt: &ReceiptNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
+        own::push(&receipt.notice(), (self.settings.format, self.settings.ocsf_version), out)
     }
 
     /// Appends a record of bytes that could not be read as an event; its time and severity. What may be shown of them,

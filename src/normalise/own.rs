@@ -15,6 +15,9 @@ pub const GAP: &str = "m365_audit.gap";
 /// `event_type` of a record that carries bytes which could not be read as events.
 pub const BAD_BLOB: &str = "m365_audit.bad_blob";
 
+/// `event_type` of a record that carries the signed checkpoint of a part of the receipts.
+pub const RECEIPT: &str = "m365_audit.receipt";
+
 /// Appends the record; its time and severity.
 pub(crate) fn push(
     notice: &Notice<'_>,
@@ -87,6 +90,47 @@ impl<'a> GapNotice<'a> {
                 ("gap_to", Value::Time(to)),
                 ("reason", Value::Text(reason)),
                 ("detail", Value::Text(detail)),
+            ],
+        }
+    }
+}
+
+/// A part of the receipts that was sealed: its signed checkpoint, so that it leaves the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct ReceiptNotice<'a> {
+    /// The tenant.
+    pub tenant: &'a TenantId,
+    /// The part's number.
+    pub seq: u64,
+    /// When its hour begins.
+    pub hour: Timestamp,
+    /// How many receipts it has.
+    pub receipts: u64,
+    /// The signed note (`docs/receipts.md`).
+    pub checkpoint: &'a str,
+    /// When it was sealed.
+    pub now: Timestamp,
+}
+
+impl<'a> ReceiptNotice<'a> {
+    pub(crate) fn notice(&self) -> Notice<'a> {
+        let ReceiptNotice { tenant, seq, hour, receipts, checkpoint, now } = *self;
+        Notice {
+            event_type: RECEIPT,
+            title: format!("{receipts} receipts of tenant {tenant} are sealed: part {seq}, of the hour from {hour}"),
+            time: now,
+            severity: Severity::Info,
+            origin: Origin {
+                tenant: Some(tenant.as_str()),
+                content_type: None,
+                content_id: None,
+                content_created: None,
+            },
+            members: vec![
+                ("receipt_part", Value::Number(seq)),
+                ("receipt_hour", Value::Time(hour)),
+                ("receipts", Value::Number(receipts)),
+                ("checkpoint", Value::Text(checkpoint)),
             ],
         }
     }

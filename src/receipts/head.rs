@@ -27,6 +27,10 @@ pub struct StoredHead {
     /// without receipts has run since.
     #[serde(default)]
     pub writer: String,
+    /// The least number of a part whose checkpoint may not have reached the sinks that get them; counted on only while
+    /// there are such sinks.
+    #[serde(default)]
+    pub unsent: u64,
     /// Whether receipts begin, for the first time or again, in the part that is open.
     #[serde(default)]
     pub begins: bool,
@@ -48,7 +52,7 @@ pub struct LastSealed {
 
 impl Default for StoredHead {
     fn default() -> Self {
-        Self { format: FORMAT, seq: 0, first: 0, sealed: None, writer: String::new(), begins: true }
+        Self { format: FORMAT, seq: 0, first: 0, sealed: None, writer: String::new(), unsent: 0, begins: true }
     }
 }
 

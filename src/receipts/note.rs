@@ -185,6 +185,28 @@ impl<'n> Note<'n> {
     }
 }
 
+/// The text of a note, whoever signed it: for what is read where it was written.
+///
+/// # Errors
+/// When it is no note.
+pub fn text_of(note: &str) -> Result<&str, NoteError> {
+    Ok(Note::parse(note)?.text)
+}
+
+/// Cuts a text into the notes that stand in it one after the other.
+pub fn split(text: &str) -> Vec<&str> {
+    let mut notes = Vec::new();
+    let mut rest = text.trim_start_matches('\n');
+    while !rest.is_empty() {
+        let signature = rest.find("\n\n").map(|end| end + 2);
+        let end = signature.and_then(|begin| rest[begin..].find('\n').map(|length| begin + length + 1));
+        let (note, after) = rest.split_at(end.unwrap_or(rest.len()));
+        notes.push(note);
+        rest = after.trim_start_matches('\n');
+    }
+    notes
+}
+
 /// The private key.
 pub struct Signer {
     pair: Ed25519KeyPair,
@@ -273,6 +295,16 @@ mod tests {
         assert_eq!(signer.key().open(&note), Ok("a\nb\n"));
         let other = self::signer();
         assert!(matches!(other.key().open(&note), Err(NoteError::OtherKey { .. })));
+    }
+
+    #[test]
+    fn notes_one_after_the_other_are_cut_apart() {
+        let signer = signer();
+        let (one, two) = (signer.sign("a\n"), signer.sign("b\nc\n"));
+        assert_eq!(split(&format!("{one}{two}")), [one.as_str(), two.as_str()]);
+        assert_eq!(split(&format!("\n{one}\n\n{two}\n")), [one.as_str(), two.as_str()]);
+        assert_eq!(split("no note"), ["no note"]);
+        assert_eq!(split("\n"), Vec::<&str>::new());
     }
 
     #[test]

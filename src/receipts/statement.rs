@@ -37,6 +37,32 @@ pub const DROPPED_BY_FIRST: u8 = 16;
 const RULE_BYTES_MAX: usize = 128;
 const HOUR_SECS: i64 = 3600;
 
+/// What an entry says became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// It was put on hold, until it is known whether data loss prevention flagged it.
+    Held,
+    /// Every receiver refused it alone.
+    SetAside,
+    /// A rule dropped it.
+    Dropped,
+    /// It was delivered.
+    Delivered,
+}
+
+impl Outcome {
+    /// What the class of an entry says.
+    pub fn of_class(class: u8) -> Option<Self> {
+        match class {
+            DELIVERED => Some(Self::Delivered),
+            SET_ASIDE => Some(Self::SetAside),
+            HELD => Some(Self::Held),
+            DROPPED | DROPPED_BY_FIRST.. => Some(Self::Dropped),
+            _ => None,
+        }
+    }
+}
+
 /// One hour of UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hour(Timestamp);

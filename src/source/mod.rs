@@ -11,6 +11,7 @@ pub mod aside;
 pub mod backfill;
 pub mod budget;
 pub mod check;
+pub mod checkpoints;
 pub mod context;
 mod decisions;
 pub mod deliver;

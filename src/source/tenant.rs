@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::aside::SetAside;
 use super::backfill;
+use super::checkpoints;
 use super::context::{FetchContext, NotNoticed};
 use super::decisions::{Action, Decisions, Done, Event, Remembered, Terms};
 use super::error::SourceError;
@@ -49,7 +50,7 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
     let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
     let Some(opened) = opened else { return Ok(Report::default()) };
     board.publish();
-    let (Opened { ledger, handle, tenant, positions, tracked, aside, events, blobs }, hold) = *opened;
+    let (Opened { ledger, handle, tenant, positions, tracked, aside, to_send, events, blobs }, hold) = *opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
@@ -60,6 +61,7 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
         let asked = parts.retries.take();
         // Before anything of Microsoft's is known: what is set aside needs none of it.
         let retries = Box::pin(set_aside.serve(asked));
+        let checkpoints = Box::pin(checkpoints::send(context.clone(), to_send));
         let to_offer = (aside > 0).then(|| Box::new(set_aside.clone()));
         let run = std::pin::pin!(async {
             let enabled = Box::pin(subscriptions_on(&parts, &board, &stop)).await?;
@@ -83,6 +85,7 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
         tokio::select! {
             report = run => report,
             () = retries => Err(SourceError::Internal("nobody offers what was set aside".into())),
+            () = checkpoints => Err(SourceError::Internal("nobody sends checkpoints".into())),
         }
     }
     .await;

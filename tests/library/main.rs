@@ -13,6 +13,7 @@ mod fleet;
 mod meaning;
 mod monitoring;
 mod mutants;
+mod receipts;
 mod records;
 mod sign_in;
 mod simulated_tenant;

@@ -9,6 +9,7 @@ mod network;
 mod operator;
 mod packages;
 mod readme;
+mod receipts;
 mod tenants;
 mod terminal;
 mod threats;

@@ -21,5 +21,6 @@ mod duplicates;
 mod listing;
 mod once;
 mod pace;
+mod receipts;
 mod restart;
 mod weather;

@@ -185,7 +185,7 @@ impl Watch {
     fn on_page_of_receipts(&self, ops: &[Op]) {
         for op in ops {
             if let Op::Put { key, value, .. } = op
-                && key.starts_with(&Keys::of(&self.tenant).receipts_open())
+                && key.starts_with(&format!("{}open/", Keys::of(&self.tenant).receipts()))
             {
                 self.on_receipts(key, value);
             }

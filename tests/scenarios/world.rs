@@ -51,7 +51,7 @@ pub const fn days(n: u64) -> Duration {
 pub fn keeping() -> Keeping {
     static SIGNER: LazyLock<Arc<Signer>> =
         LazyLock::new(|| Arc::new(Signer::from_pkcs8(&Signer::generate_pkcs8().unwrap()).unwrap()));
-    Keeping { signer: SIGNER.clone(), days: 30 }
+    Keeping { signer: SIGNER.clone(), days: 30, sends: false }
 }
 
 /// An audit event, the `n`th of its kind, that happened at `time`.
@@ -82,7 +82,9 @@ pub struct World {
     /// The server's clock jumps: what is its future cannot be known before its answer.
     pub clock_jumps: bool,
     dropping: Option<u32>,
-    commits: Arc<AtomicU64>,
+    /// How receipts are kept.
+    pub receipts: Option<Keeping>,
+    pub commits: Arc<AtomicU64>,
     begun: Instant,
     numbers: u64,
 }
@@ -120,6 +122,7 @@ impl World {
             config: source,
             clock_jumps: false,
             dropping: None,
+            receipts: Some(keeping()),
             sim,
             clock,
             tenant,
@@ -202,7 +205,11 @@ impl World {
 
     fn source(&self) -> M365Audit {
         let config: SourceConfig = serde_json::from_value(self.config.clone()).expect("a configuration");
-        M365Audit::new("test", config, Arc::new(self.clock.clone())).with_receipts(keeping())
+        let source = M365Audit::new("test", config, Arc::new(self.clock.clone()));
+        match self.receipts.clone() {
+            Some(keeping) => source.with_receipts(keeping),
+            None => source,
+        }
     }
 
     fn spawn(&self, source: M365Audit) -> Running {

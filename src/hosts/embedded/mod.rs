@@ -16,6 +16,7 @@ pub mod memory;
 pub mod metrics_server;
 pub mod notebook;
 pub mod place;
+pub mod receipts_key;
 pub mod recorder;
 pub mod registry;
 pub mod selection;

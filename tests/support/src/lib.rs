@@ -53,6 +53,7 @@ pub const NEEDS: &[Need] = &[
     installed("valgrind", "install the package `valgrind`"),
     installed("cc", "install a C compiler"),
     installed("python3", "install it"),
+    given("python3-cryptography", "install the package `python3-cryptography`"),
     installed("buildah", "install it, and run the tests as root"),
     given("mount", "run the tests as root, where file systems may be mounted"),
     given("nobody", "put the folder `target` where every user may read it"),

@@ -1,0 +1,539 @@
+//! `m365-audit receipts`: what was sealed of every event, verified, written out, and the key to verify it with.
+//!
+//! All of it reads beside a running process and changes nothing of its state. The exit code is 0 only when everything
+//! that was asked for was verified.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+
+use super::Failure;
+use super::exit::Exit;
+use crate::checkpoint::format::Keys;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, SourceConfig};
+use crate::hosts::embedded::receipts_key::{self, KeyError};
+use crate::hosts::embedded::store::SqliteStore;
+use crate::model::{Actionable, TenantId};
+use crate::receipts::directory::{self, CHECKPOINT_SUFFIX, DirectoryError, ENTRIES_SUFFIX, HEAD_FILE, KEY_FILE};
+use crate::receipts::note::{Signer, VerifierKey, split};
+use crate::receipts::statement::{Counts, Head, Hour, Statement};
+use crate::receipts::store::{self, Parts, ReceiptKeys};
+use crate::receipts::verify::{Fault, Verdict};
+
+/// Arguments of `receipts`.
+#[derive(Debug, clap::Args)]
+pub struct ReceiptsArgs {
+    #[command(subcommand)]
+    command: ReceiptsCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ReceiptsCommand {
+    /// Verify receipts, in the state or in an exported directory: nothing changed, removed, inserted or exchanged, and no
+    /// hour missing. Exit code 0 when everything was verified, 75 when not
+    Verify(VerifyArgs),
+    /// Write receipts as files that can be verified elsewhere
+    Export {
+        /// The configuration file
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Only those of this source, by its name in the configuration
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
+        /// The directory to write, which does not exist yet or is empty
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Print the public half of the key that receipts are signed with: what `verify --key` reads
+    Key {
+        /// The configuration file
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct VerifyArgs {
+    /// The configuration file: verifies what is in the state, beside a running process too
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dir")]
+    config: Option<PathBuf>,
+    /// A directory that `receipts export` wrote
+    #[arg(value_name = "DIR", conflicts_with = "config")]
+    dir: Option<PathBuf>,
+    /// The public half of the key, as `receipts key` prints it, kept elsewhere. Default: the one beside the receipts, which
+    /// shows only that all of them were signed by one key
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Signed checkpoints kept elsewhere, such as those that `[receipts] to` sent: the receipts must be of the same history
+    #[arg(long, value_name = "FILE")]
+    checkpoints: Vec<PathBuf>,
+    /// Only this source, by its name in the configuration; of a directory by its tenant's GUID
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why receipts were not verified or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiptsError {
+    /// Something is wrong with them.
+    #[error("the receipts were not verified: {0} {fault} found", fault = if *.0 == 1 { "fault was" } else { "faults were" })]
+    NotVerified(u64),
+    /// Nothing was sealed.
+    #[error("there are no receipts in `{}`: nothing was sealed yet", data_dir.display())]
+    Nothing {
+        /// Where they would be.
+        data_dir: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("cannot read `{}`: {why}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// They cannot be written.
+    #[error("cannot write receipts to `{}`: {why}", path.display())]
+    Unwritable {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+impl Actionable for ReceiptsError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::NotVerified(_) => "receipts-not-verified",
+            Self::Nothing { .. } => "receipts-none",
+            Self::Unreadable { .. } => "receipts-unreadable",
+            Self::Unwritable { .. } => "receipts-unwritable",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::NotVerified(_) => {
+                "each fault names its place and what it means; docs/receipts.md says what to do about them".into()
+            }
+            Self::Nothing { .. } => {
+                "an hour is sealed when it has ended; `[receipts] days` must not be 0, and `run` must be running".into()
+            }
+            Self::Unreadable { .. } => "check the path and its permissions".into(),
+            Self::Unwritable { .. } => "name a directory that does not exist yet, where this user may make one".into(),
+        }
+    }
+}
+
+impl ReceiptsError {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::NotVerified(_) | Self::Nothing { .. } => Exit::Left,
+            Self::Unreadable { .. } => Exit::NoInput,
+            Self::Unwritable { .. } => Exit::State,
+        }
+    }
+}
+
+impl From<ReceiptsError> for Failure {
+    fn from(error: ReceiptsError) -> Self {
+        Self::of(&error, error.exit())
+    }
+}
+
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        let exit = match error {
+            KeyError::Missing { .. } => Exit::NoInput,
+            KeyError::File { .. } | KeyError::Damaged { .. } => Exit::State,
+        };
+        Self::of(&error, exit)
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(error: DirectoryError) -> Self {
+        let DirectoryError::Unreadable { path, why } = error;
+        ReceiptsError::Unreadable { path, why }.into()
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When something cannot be read or written, and when not everything was verified.
+pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    match args.command {
+        ReceiptsCommand::Key { config } => {
+            let config = Config::load(&config)?;
+            let signer = receipts_key::open(&config.data_dir)?;
+            writeln!(out, "{}", signer.key()).map_err(Failure::io)?;
+            Ok(Exit::Done)
+        }
+        ReceiptsCommand::Verify(args) => verify(args, out).await,
+        ReceiptsCommand::Export { config, source, dir } => {
+            export(&Config::load(&config)?, source.as_deref(), &dir, out).await
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- verifying
+
+/// What was verified, and by which key.
+struct Verified {
+    key: Option<VerifierKey>,
+    /// The key came with what it verifies.
+    is_own_key: bool,
+    faults: Vec<Fault>,
+    /// By the name of the source, where it has one.
+    tenants: Vec<(Option<String>, Verdict)>,
+    /// Sources of which nothing was sealed.
+    without: Vec<String>,
+}
+
+impl Verified {
+    fn faults(&self) -> u64 {
+        let of_tenants: u64 = self.tenants.iter().map(|(_, verdict)| verdict.faults_in_all).sum();
+        of_tenants + self.faults.len() as u64
+    }
+}
+
+async fn verify(args: VerifyArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    let key = args.key.as_deref().map(read_key).transpose()?;
+    let mut texts = Vec::new();
+    for path in &args.checkpoints {
+        let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        texts.push((path.clone(), text));
+    }
+    let verified = match (&args.config, &args.dir) {
+        (Some(path), _) => verify_state(&Config::load(path)?, key, &texts, args.source.as_deref()).await?,
+        (None, Some(dir)) => verify_directory(dir, key.as_ref(), &texts, args.source.as_deref())?,
+        (None, None) => return Err(usage("`-c FILE` or a directory is needed".to_owned())),
+    };
+    show(&verified, args.json, out)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> ReceiptsError {
+    ReceiptsError::Unreadable { path: path.to_owned(), why: error.to_string() }
+}
+
+fn usage(message: String) -> Failure {
+    Failure { message: format!("usage: {message}"), exit: Exit::Usage }
+}
+
+fn read_key(path: &Path) -> Result<VerifierKey, ReceiptsError> {
+    let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+    let why = |error| ReceiptsError::Unreadable { path: path.to_owned(), why: format!("{error}") };
+    text.trim_end().parse().map_err(why)
+}
+
+/// Files of checkpoints kept elsewhere.
+type Texts = [(PathBuf, String)];
+
+/// The statements in them. One that this key did not sign is refused: it could not show anything.
+fn statements(texts: &Texts, key: &VerifierKey) -> Result<Vec<Statement>, ReceiptsError> {
+    let notes = texts.iter().flat_map(|(path, text)| split(text).into_iter().map(move |note| (path, note)));
+    let read = notes.map(|(path, note)| {
+        let why = |error| ReceiptsError::Unreadable { path: path.clone(), why: format!("a checkpoint in it: {error}") };
+        Statement::open(note, key).map_err(why)
+    });
+    read.collect()
+}
+
+async fn verify_state(
+    config: &Config,
+    key: Option<VerifierKey>,
+    checkpoints: &Texts,
+    only: Option<&str>,
+) -> Result<Verified, Failure> {
+    let sources = sources_of(config, only)?;
+    let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let is_own_key = key.is_none();
+    let mut verified = Verified { key: key.clone(), is_own_key, faults: Vec::new(), tenants: vec![], without: vec![] };
+    for (name, source) in sources {
+        let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
+        if store::read_head(&store, &keys).await.map_err(Failure::of_state)?.is_none_or(|head| head.seq == 0) {
+            verified.without.push(name.clone());
+            continue;
+        }
+        let key = match &verified.key {
+            Some(key) => key.clone(),
+            None => receipts_key::open(&config.data_dir)?.key().clone(),
+        };
+        verified.key = Some(key.clone());
+        let elsewhere = statements(checkpoints, &key)?;
+        let verdict = store::verify(&store, &keys, source.tenant_id.clone(), key, &elsewhere).await;
+        match verdict.map_err(Failure::of_state)? {
+            Some(verdict) => verified.tenants.push((Some(name.clone()), verdict)),
+            None => verified.without.push(name.clone()),
+        }
+    }
+    if verified.tenants.is_empty() {
+        return Err(ReceiptsError::Nothing { data_dir: config.data_dir.clone() }.into());
+    }
+    Ok(verified)
+}
+
+fn sources_of<'c>(config: &'c Config, only: Option<&str>) -> Result<Vec<(&'c String, &'c SourceConfig)>, Failure> {
+    let sources: Vec<_> = config.sources.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
+    if sources.is_empty() {
+        let known = config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(usage(format!("no source is named `{}`; there are: {known}", only.unwrap_or_default())));
+    }
+    Ok(sources)
+}
+
+fn verify_directory(
+    dir: &Path,
+    key: Option<&VerifierKey>,
+    checkpoints: &Texts,
+    only: Option<&str>,
+) -> Result<Verified, Failure> {
+    let only = only.map(str::parse::<TenantId>).transpose();
+    let only = only.map_err(|error| usage(format!("`--source` of a directory is its tenant: {error}")))?;
+    let own = match key {
+        Some(_) => None,
+        None if checkpoints.is_empty() => None,
+        None => Some(read_key(&dir.join(KEY_FILE))?),
+    };
+    let elsewhere = match key.or(own.as_ref()) {
+        Some(key) => statements(checkpoints, key)?,
+        None => Vec::new(),
+    };
+    let found = directory::verify(dir, key, only.as_ref(), &elsewhere)?;
+    Ok(Verified {
+        key: found.key,
+        is_own_key: key.is_none(),
+        faults: found.faults,
+        tenants: found.tenants.into_iter().map(|verdict| (None, verdict)).collect(),
+        without: Vec::new(),
+    })
+}
+
+#[derive(Serialize)]
+struct Shown {
+    verified: bool,
+    key: Option<String>,
+    /// The key came with what it verifies.
+    key_is_from_there: bool,
+    faults: Vec<FaultShown>,
+    tenants: Vec<TenantShown>,
+    nothing_sealed: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct FaultShown {
+    place: Option<String>,
+    seq: Option<u64>,
+    hour: Option<Hour>,
+    what: String,
+}
+
+#[derive(Serialize)]
+struct TenantShown {
+    source: Option<String>,
+    tenant: String,
+    verified: bool,
+    parts: u64,
+    first: Option<u64>,
+    last: Option<u64>,
+    from: Option<Hour>,
+    to: Option<Hour>,
+    /// Where receipts begin, for the first time or again.
+    begins: Vec<Hour>,
+    entries: u64,
+    counts: Counts,
+    last_hash: Option<String>,
+    exported: Option<String>,
+    checkpoints_compared: u64,
+    faults_in_all: u64,
+    faults: Vec<FaultShown>,
+}
+
+fn fault_shown(fault: &Fault) -> FaultShown {
+    FaultShown { place: fault.place.clone(), seq: fault.seq, hour: fault.hour, what: fault.wrong.to_string() }
+}
+
+fn tenant_shown((source, verdict): &(Option<String>, Verdict)) -> TenantShown {
+    TenantShown {
+        source: source.clone(),
+        tenant: verdict.tenant.to_string(),
+        verified: verdict.is_good(),
+        parts: verdict.parts,
+        first: verdict.seqs.map(|(first, _)| first),
+        last: verdict.seqs.map(|(_, last)| last),
+        from: verdict.hours.map(|(from, _)| from),
+        to: verdict.hours.map(|(_, to)| to),
+        begins: verdict.begins.iter().map(|(_, hour)| *hour).collect(),
+        entries: verdict.entries,
+        counts: verdict.counts,
+        last_hash: verdict.last_hash.map(|hash| STANDARD.encode(hash)),
+        exported: verdict.exported.map(|time| time.to_string()),
+        checkpoints_compared: verdict.compared,
+        faults_in_all: verdict.faults_in_all,
+        faults: verdict.faults.iter().map(fault_shown).collect(),
+    }
+}
+
+fn show(verified: &Verified, json: bool, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    if json {
+        let shown = Shown {
+            verified: verified.faults() == 0,
+            key: verified.key.as_ref().map(ToString::to_string),
+            key_is_from_there: verified.is_own_key,
+            faults: verified.faults.iter().map(fault_shown).collect(),
+            tenants: verified.tenants.iter().map(tenant_shown).collect(),
+            nothing_sealed: verified.without.clone(),
+        };
+        let text = serde_json::to_string_pretty(&shown).map_err(Failure::internal)?;
+        writeln!(out, "{text}").map_err(Failure::io)?;
+    } else {
+        print(verified, out).map_err(Failure::io)?;
+    }
+    match verified.faults() {
+        0 => Ok(Exit::Done),
+        faults => Err(ReceiptsError::NotVerified(faults).into()),
+    }
+}
+
+fn print(verified: &Verified, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    if let Some(key) = &verified.key {
+        let whence = if verified.is_own_key { " (it came with them: compare it with one kept elsewhere)" } else { "" };
+        writeln!(out, "key             {}{whence}", key.short())?;
+    }
+    for fault in &verified.faults {
+        writeln!(out, "not verified    {fault}")?;
+    }
+    for (source, verdict) in &verified.tenants {
+        match source {
+            Some(name) => writeln!(out, "{name} ({})", verdict.tenant)?,
+            None => writeln!(out, "{}", verdict.tenant)?,
+        }
+        print_tenant(verdict, out)?;
+    }
+    for name in &verified.without {
+        writeln!(out, "{name}\n  nothing was sealed yet")?;
+    }
+    Ok(())
+}
+
+fn print_tenant(verdict: &Verdict, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    let state = if verdict.is_good() { "verified    " } else { "NOT VERIFIED" };
+    if let (Some((first, last)), Some((from, to))) = (verdict.seqs, verdict.hours) {
+        writeln!(out, "  {state}  parts {first} to {last}, hours {from} to {to}, {} entries", verdict.entries)?;
+    } else {
+        writeln!(out, "  {state}")?;
+    }
+    let counts = &verdict.counts;
+    writeln!(
+        out,
+        "  counts        delivered {}, set aside {}, held {}, dropped {}; without an entry: repeated {}, without id {}",
+        counts.delivered, counts.set_aside, counts.held, counts.dropped, counts.repeated, counts.without_id
+    )?;
+    if let Some(hash) = verdict.last_hash {
+        writeln!(out, "  last hash     {}", STANDARD.encode(hash))?;
+    }
+    if verdict.pruned() > 0 {
+        let earlier = verdict.pruned();
+        writeln!(out, "  begins        with part {earlier}: those before it were older than `[receipts] days`")?;
+    }
+    for (seq, hour) in verdict.begins.iter().filter(|(seq, _)| *seq > 0) {
+        writeln!(out, "  begins again  with part {seq} of {hour}: what was delivered shortly before has no receipts")?;
+    }
+    if verdict.compared > 0 {
+        writeln!(out, "  compared      with {} checkpoints kept elsewhere", verdict.compared)?;
+    }
+    for fault in &verdict.faults {
+        writeln!(out, "  fault         {fault}")?;
+    }
+    let more = verdict.faults_in_all.saturating_sub(verdict.faults.len() as u64);
+    if more > 0 {
+        writeln!(out, "  fault         and {more} more")?;
+    }
+    Ok(())
+}
+
+// ---------------------------------------------------------------------------------------------- exporting
+
+async fn export(
+    config: &Config,
+    only: Option<&str>,
+    dir: &Path,
+    out: &mut (dyn Write + Send),
+) -> Result<Exit, Failure> {
+    let sources = sources_of(config, only)?;
+    let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let mut sealed = Vec::new();
+    for (name, source) in sources {
+        let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
+        match store::read_head(&store, &keys).await.map_err(Failure::of_state)? {
+            Some(head) if head.seq > 0 => sealed.push((source.tenant_id.clone(), keys, head)),
+            _ => writeln!(out, "{name}: nothing was sealed yet").map_err(Failure::io)?,
+        }
+    }
+    if sealed.is_empty() {
+        return Err(ReceiptsError::Nothing { data_dir: config.data_dir.clone() }.into());
+    }
+    let signer = receipts_key::open(&config.data_dir)?;
+    make_empty(dir)?;
+    write_file(&dir.join(KEY_FILE), format!("{}\n", signer.key()).as_bytes())?;
+    for (tenant, keys, head) in sealed {
+        let mut parts = Parts::open(&store, &keys, &head).await.map_err(Failure::of_state)?;
+        write_tenant(&dir.join(tenant.as_str()), &mut parts, &signer).await?;
+    }
+    show(&verify_directory(dir, Some(signer.key()), &[], None)?, false, out)
+}
+
+/// Writes one tenant's parts, and the head over what was written.
+async fn write_tenant(folder: &Path, parts: &mut Parts<'_>, signer: &Signer) -> Result<(), Failure> {
+    make_empty(folder)?;
+    let (mut first, mut last) = (None, None);
+    while let Some(part) = parts.next().await.map_err(Failure::of_state)? {
+        first.get_or_insert(part.seq);
+        write_file(&folder.join(directory::file_name(part.seq, ENTRIES_SUFFIX)), &part.pages.concat())?;
+        let Some(note) = &part.note else { continue };
+        write_file(&folder.join(directory::file_name(part.seq, CHECKPOINT_SUFFIX)), note)?;
+        let statement = std::str::from_utf8(note).ok().and_then(|note| Statement::open(note, signer.key()).ok());
+        last = statement.or(last);
+    }
+    let (Some(first), Some(last)) = (first, last) else { return Ok(()) };
+    let previous = last.hash();
+    let exported = SystemClock::new().now();
+    let Statement { tenant, entries, root, seq, .. } = last;
+    let head = Head { tenant, entries, root, first, last: seq, previous, exported };
+    write_file(&folder.join(HEAD_FILE), head.sign(signer).as_bytes())?;
+    Ok(())
+}
+
+/// Makes a directory for this user alone. One that is there is taken when nothing is in it.
+fn make_empty(dir: &Path) -> Result<(), ReceiptsError> {
+    let unwritable = |why: String| ReceiptsError::Unwritable { path: dir.to_owned(), why };
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            match fs::read_dir(dir).map(|mut in_it| in_it.next()) {
+                Ok(None) => Ok(()),
+                Ok(Some(_)) => Err(unwritable("it is not empty".to_owned())),
+                Err(error) => Err(unwritable(error.to_string())),
+            }
+        }
+        Err(error) => Err(unwritable(error.to_string())),
+    }
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), ReceiptsError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
+    let written = file.and_then(|mut file| file.write_all(bytes));
+    written.map_err(|error| ReceiptsError::Unwritable { path: path.to_owned(), why: error.to_string() })
+}

@@ -1,0 +1,362 @@
+//! Reading sealed parts from a state, one part in memory at a time, beside a process that seals and removes others.
+//!
+//! Decides nothing about what is in them but where that needs the statement: which rule a class stands for.
+
+use bytes::Bytes;
+
+use super::entry::{Class, Receipt};
+use super::head::StoredHead;
+use super::note::{VerifierKey, text_of};
+use super::seal::{ENTRY_BYTES, Sealed};
+use super::statement::{Hour, Outcome, Statement};
+use super::verify::{Verdict, Verifier, Wrong};
+use crate::host::{StateError, StateStore};
+use crate::model::TenantId;
+use crate::normalise::CanonicalKey;
+
+/// The keys of one tenant's receipts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiptKeys {
+    root: String,
+}
+
+impl ReceiptKeys {
+    /// Those that begin with this prefix, which ends in `/`.
+    pub fn below(root: impl Into<String>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where the sealed parts begin and end: [`StoredHead`].
+    pub fn head(&self) -> String {
+        format!("{}head", self.root)
+    }
+
+    /// Prefix of the pages that are not sealed.
+    pub fn open(&self) -> String {
+        format!("{}open/", self.root)
+    }
+
+    /// Prefix of those that part `seq` will be sealed from.
+    pub fn open_part(&self, seq: u64) -> String {
+        format!("{}open/{seq:016x}/", self.root)
+    }
+
+    /// The page of one commit, with how many receipts it has, so that a start need not read it.
+    pub fn open_page(&self, seq: u64, number: u64, receipts: usize) -> String {
+        format!("{}open/{seq:016x}/{number:08x}-{receipts:x}", self.root)
+    }
+
+    /// Prefix of the sealed parts.
+    pub fn sealed(&self) -> String {
+        format!("{}sealed/", self.root)
+    }
+
+    /// Prefix of one of them.
+    pub fn part(&self, seq: u64) -> String {
+        format!("{}sealed/{seq:016x}/", self.root)
+    }
+
+    /// Its signed note.
+    pub fn checkpoint(&self, seq: u64) -> String {
+        format!("{}sealed/{seq:016x}/checkpoint", self.root)
+    }
+
+    /// One page of its entries.
+    pub fn page(&self, seq: u64, page: usize) -> String {
+        format!("{}sealed/{seq:016x}/{page:08x}", self.root)
+    }
+
+    /// The number of the part that a key belongs to.
+    fn seq_of(&self, key: &str) -> Option<u64> {
+        let part = key.strip_prefix(&self.sealed())?.split('/').next()?;
+        u64::from_str_radix(part, 16).ok()
+    }
+}
+
+/// What is stored of a part that was sealed, in the commit that stores [`StoredHead::after`] it: keys and values.
+pub fn values_of(keys: &ReceiptKeys, sealed: &Sealed) -> Vec<(String, Bytes)> {
+    let seq = sealed.statement.seq;
+    let pages = sealed.pages.iter().enumerate().map(|(page, bytes)| (keys.page(seq, page), bytes.clone()));
+    pages.chain([(keys.checkpoint(seq), sealed.note.clone().into())]).collect()
+}
+
+/// What stands between a part and the one that was given before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing: it is the first, or the next.
+    Nothing,
+    /// Parts that were removed as too old meanwhile.
+    Removed,
+    /// Parts that are not there, from this one on.
+    Missing(u64),
+}
+
+/// A part as it is stored.
+#[derive(Debug, Clone)]
+pub struct StoredPart {
+    /// Its number.
+    pub seq: u64,
+    /// What is missing before it.
+    pub before: Before,
+    /// Its signed note; `None` where it is missing.
+    pub note: Option<Bytes>,
+    /// Its pages in their order, as far as they are there.
+    pub pages: Vec<Bytes>,
+    /// Keys below it that are neither.
+    pub strays: Vec<String>,
+}
+
+impl StoredPart {
+    /// Its statement, not verified.
+    fn statement(&self) -> Result<Statement, String> {
+        let note = self.note.as_deref().ok_or("the checkpoint is missing")?;
+        let note = std::str::from_utf8(note).map_err(|error| error.to_string())?;
+        Statement::parse(text_of(note).map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+    }
+
+    fn entries(&self) -> u64 {
+        (self.pages.iter().map(Bytes::len).sum::<usize>() / ENTRY_BYTES) as u64
+    }
+
+    /// Whether as much is there as its statement says.
+    fn is_whole(&self) -> bool {
+        self.statement().is_ok_and(|statement| statement.entries == self.entries())
+    }
+}
+
+/// Where the sealed parts begin and end; `None` before anything was sealed.
+///
+/// # Errors
+/// When the state cannot be read or the head is damaged.
+pub async fn read_head(store: &dyn StateStore, keys: &ReceiptKeys) -> Result<Option<StoredHead>, StateError> {
+    let key = keys.head();
+    let Some((bytes, _)) = store.load(&key).await? else { return Ok(None) };
+    StoredHead::decode(&bytes).map(Some).map_err(|why| StateError::Corrupt { key, why })
+}
+
+async fn load_part(store: &dyn StateStore, keys: &ReceiptKeys, seq: u64) -> Result<StoredPart, StateError> {
+    let (mut note, mut pages, mut strays) = (None, Vec::new(), Vec::new());
+    for (key, _) in store.list(&keys.part(seq)).await? {
+        if key == keys.checkpoint(seq) {
+            note = store.load(&key).await?.map(|(note, _)| note);
+        } else if key == keys.page(seq, pages.len()) {
+            pages.extend(store.load(&key).await?.map(|(page, _)| page));
+        } else {
+            strays.push(key);
+        }
+    }
+    Ok(StoredPart { seq, before: Before::Nothing, note, pages, strays })
+}
+
+/// Reads one part after the other, from the first that is kept to the last that was sealed when this was opened.
+pub struct Parts<'s> {
+    store: &'s dyn StateStore,
+    keys: &'s ReceiptKeys,
+    /// The parts that are there.
+    seqs: std::vec::IntoIter<u64>,
+    expected: u64,
+}
+
+impl<'s> Parts<'s> {
+    /// The parts that this head names, as far as they are there.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub async fn open(store: &'s dyn StateStore, keys: &'s ReceiptKeys, head: &StoredHead) -> Result<Self, StateError> {
+        let listed = store.list(&keys.sealed()).await?;
+        let named = head.first..head.seq;
+        let mut seqs: Vec<u64> = listed.iter().filter_map(|(key, _)| keys.seq_of(key)).collect();
+        seqs.retain(|seq| named.contains(seq));
+        seqs.dedup();
+        Ok(Self { store, keys, seqs: seqs.into_iter(), expected: head.first })
+    }
+
+    /// The next part. One that was removed as too old meanwhile is passed over; one that is damaged is given as it is.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub async fn next(&mut self) -> Result<Option<StoredPart>, StateError> {
+        let mut removed = false;
+        for seq in self.seqs.by_ref() {
+            let mut part = load_part(self.store, self.keys, seq).await?;
+            if seq != self.expected || !part.is_whole() {
+                let first = read_head(self.store, self.keys).await?.map_or(0, |head| head.first);
+                removed |= first > self.expected;
+                self.expected = self.expected.max(first);
+            }
+            if seq < self.expected {
+                continue;
+            }
+            part.before = match (seq == self.expected, removed) {
+                (false, _) => Before::Missing(self.expected),
+                (true, true) => Before::Removed,
+                (true, false) => Before::Nothing,
+            };
+            self.expected = seq.saturating_add(1);
+            return Ok(Some(part));
+        }
+        Ok(None)
+    }
+
+    /// The number after the last part that was given.
+    pub fn end(&self) -> u64 {
+        self.expected
+    }
+}
+
+/// Verifies what is sealed of a tenant; `None` when nothing was sealed yet.
+///
+/// # Errors
+/// When the state cannot be read.
+pub async fn verify(
+    store: &dyn StateStore,
+    keys: &ReceiptKeys,
+    tenant: TenantId,
+    key: VerifierKey,
+    elsewhere: &[Statement],
+) -> Result<Option<Verdict>, StateError> {
+    let head = match read_head(store, keys).await? {
+        Some(head) if head.seq > 0 => head,
+        _ => return Ok(None),
+    };
+    let mut verifier = Verifier::new(tenant, key);
+    elsewhere.iter().for_each(|statement| verifier.compare_with(statement));
+    verifier.begins_with(head.first);
+    let mut parts = Parts::open(store, keys, &head).await?;
+    while let Some(part) = parts.next().await? {
+        if part.before == Before::Removed {
+            verifier.begins_with(part.seq);
+        }
+        let note = part.note.as_deref().ok_or(Wrong::NoNote);
+        let mut checking = verifier.begin_part(part.seq, Some(keys.checkpoint(part.seq)), note);
+        part.pages.iter().for_each(|page| checking.entries(page));
+        verifier.end_part(checking, None);
+        for stray in part.strays {
+            verifier.fault(Some(stray), Some(part.seq), None, Wrong::Stray);
+        }
+    }
+    match &head.sealed {
+        Some(sealed) => verifier.end_with(Some(keys.head()), head.seq - 1, sealed.hash),
+        None => verifier.fault(Some(keys.head()), None, None, Wrong::Head("its last part")),
+    }
+    find_strays(store, keys, &mut verifier).await?;
+    Ok(Some(verifier.finish()))
+}
+
+/// What is stored as a part and is none by the head: the head is read after the list, so that it knows what is in it.
+async fn find_strays(store: &dyn StateStore, keys: &ReceiptKeys, verifier: &mut Verifier) -> Result<(), StateError> {
+    let listed = store.list(&keys.sealed()).await?;
+    let Some(head) = read_head(store, keys).await? else { return Ok(()) };
+    for (key, _) in listed {
+        let seq = keys.seq_of(&key);
+        let is_stray = seq.is_none_or(|seq| seq < head.first || seq >= head.seq || !key.starts_with(&keys.part(seq)));
+        if is_stray && store.load(&key).await?.is_some() {
+            verifier.fault(Some(key), seq, None, Wrong::Stray);
+        }
+    }
+    Ok(())
+}
+
+/// One entry, or a receipt that is not sealed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found<'a> {
+    /// The event's key.
+    pub key: CanonicalKey,
+    /// What became of it. Of several for one event the greatest says how it ended.
+    pub outcome: Outcome,
+    /// The rule that dropped it, where it is named.
+    pub rule: Option<&'a str>,
+    /// The hour it was sealed in; `None` when it is not sealed yet.
+    pub hour: Option<Hour>,
+}
+
+/// How far what was looked at reaches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// The first hour that was looked at.
+    pub from: Option<Hour>,
+    /// The last.
+    pub to: Option<Hour>,
+    /// Whether there were parts before the first, which were removed as too old.
+    pub pruned: bool,
+    /// The last hour in which receipts began, for the first time or again; `None` when they did so before the first that was
+    /// looked at.
+    pub begins: Option<Hour>,
+    /// How many entries and receipts were looked at.
+    pub entries: u64,
+}
+
+/// Hands every entry of the sealed parts to `visit`, oldest part first, then the receipts that are not sealed. Nothing is
+/// verified, but what cannot be read is an error. Receipts that are read before the parts are (`open`) may have been
+/// sealed since and come twice; those read after could be missed.
+///
+/// # Errors
+/// When the state cannot be read, or a part is damaged.
+pub async fn for_each_entry(
+    store: &dyn StateStore,
+    keys: &ReceiptKeys,
+    open: impl IntoIterator<Item = Receipt>,
+    visit: &mut (dyn FnMut(Found<'_>) + Send),
+) -> Result<Reach, StateError> {
+    let mut reach = Reach::default();
+    if let Some(head) = read_head(store, keys).await? {
+        let mut parts = Parts::open(store, keys, &head).await?;
+        let missing = |seq| StateError::Corrupt { key: keys.checkpoint(seq), why: "it is missing".to_owned() };
+        while let Some(part) = parts.next().await? {
+            let damaged = |why: String| StateError::Corrupt { key: keys.checkpoint(part.seq), why };
+            if let Before::Missing(seq) = part.before {
+                return Err(missing(seq));
+            }
+            let statement = part.statement().map_err(damaged)?;
+            if statement.entries != part.entries() {
+                return Err(damaged(format!("it has {} entries, expected {}", part.entries(), statement.entries)));
+            }
+            if reach.from.is_none() {
+                reach.pruned = part.seq > 0;
+            }
+            reach.from.get_or_insert(statement.hour);
+            reach.to = Some(statement.hour);
+            if statement.begins {
+                reach.begins = Some(statement.hour);
+            }
+            reach.entries += statement.entries;
+            visit_part(&part, &statement, visit).map_err(damaged)?;
+        }
+        if parts.end() < head.seq {
+            return Err(missing(parts.end()));
+        }
+    }
+    for Receipt { key, class, .. } in open {
+        let Some(key) = key else { continue };
+        let (outcome, rule) = match &class {
+            Class::Delivered => (Outcome::Delivered, None),
+            Class::SetAside => (Outcome::SetAside, None),
+            Class::Held => (Outcome::Held, None),
+            Class::Dropped(rule) => (Outcome::Dropped, Some(&**rule)),
+        };
+        reach.entries += 1;
+        visit(Found { key, outcome, rule, hour: None });
+    }
+    Ok(reach)
+}
+
+fn visit_part(
+    part: &StoredPart,
+    statement: &Statement,
+    visit: &mut (dyn FnMut(Found<'_>) + Send),
+) -> Result<(), String> {
+    for page in &part.pages {
+        let (entries, rest) = page.as_chunks::<ENTRY_BYTES>();
+        if !rest.is_empty() {
+            return Err("a page ends within an entry".to_owned());
+        }
+        for entry in entries {
+            let Some((key, [class])) = entry.split_first_chunk::<16>() else { continue };
+            let outcome = Outcome::of_class(*class).filter(|_| statement.has_class(*class));
+            let outcome = outcome.ok_or_else(|| format!("an entry has the class {class}, which it does not name"))?;
+            let rule = statement.rule(*class).map(|rule| &**rule);
+            visit(Found { key: CanonicalKey::from_bytes(*key), outcome, rule, hour: Some(statement.hour) });
+        }
+    }
+    Ok(())
+}

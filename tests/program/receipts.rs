@@ -1,0 +1,204 @@
+//! `m365-audit receipts` as an operator runs it: over a state that a process is writing, and over what was exported.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use m365_audit::checkpoint::format::Keys;
+use m365_audit::host::{Expected, Op, StateStore};
+use m365_audit::hosts::embedded::receipts_key;
+use m365_audit::hosts::embedded::store::SqliteStore;
+use m365_audit::model::ContentType;
+use m365_audit::normalise::CanonicalKey;
+use m365_audit::receipts::head::StoredHead;
+use m365_audit::receipts::seal::{PAGE_ENTRIES, Part, Sealed, Uncounted, seal};
+use m365_audit::receipts::statement::Hour;
+use m365_audit::receipts::store::ReceiptKeys;
+use m365_audit::receipts::{Class, Receipt, store};
+use serde_json::Value;
+
+const TENANTS: [&str; 2] = ["6f1d3a52-0d2e-4f7e-8a51-2b7c1d9e0a11", "00000000-1111-2222-3333-444444444444"];
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap() };
+        let source = |name: &str, tenant: &str| {
+            format!(
+                "[sources.{name}]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{tenant}\"\nclient_secret = \"s\"\n"
+            )
+        };
+        let text = format!(
+            "data_dir = {:?}\n{}{}[sinks.out]\ntype = \"stdout\"\ninputs = [\"contoso\", \"fabrikam\"]\n",
+            place.at("data"),
+            source("contoso", TENANTS[0]),
+            source("fabrikam", TENANTS[1]),
+        );
+        fs::write(place.at("agent.toml"), text).unwrap();
+        place
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs in the place, `FILE` standing for the configuration.
+    fn run(&self, args: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+        command.arg("receipts").args(args.split_whitespace()).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    fn well(&self, args: &str) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn badly(&self, args: &str, exit: i32, slug: &str) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(exit), "{args}: {}", said(&output));
+        assert!(String::from_utf8_lossy(&output.stderr).starts_with(slug), "{args}: {}", said(&output));
+        said(&output)
+    }
+
+    /// Opens the state as a running process does, and seals parts into it: one of more than a page, and one without events.
+    async fn seal(&self, hours: u64) -> SqliteStore {
+        let state = SqliteStore::open(self.at("data")).unwrap();
+        let signer = receipts_key::open_or_make(&self.at("data")).unwrap();
+        for tenant in &TENANTS[..1] {
+            let tenant = tenant.parse().unwrap();
+            let keys = ReceiptKeys::below(Keys::of(&tenant).receipts());
+            let mut head = StoredHead::default();
+            let mut hour: Hour = "2026-11-30T10:00:00Z".parse().unwrap();
+            for seq in 0..hours {
+                let previous = head.previous();
+                let part = Part { tenant: tenant.clone(), seq, hour, part: 0, last: true, begins: seq == 0, previous };
+                let events = if seq % 2 == 0 { PAGE_ENTRIES as u64 + 10 } else { 0 };
+                let receipts = (0..events).map(|n| Receipt {
+                    content_type: ContentType::Exchange,
+                    key: Some(CanonicalKey::from_bytes((u128::from(seq) << 100 | u128::from(n)).to_be_bytes())),
+                    class: if n % 10 == 0 { Class::Dropped("noise".into()) } else { Class::Delivered },
+                });
+                let uncounted = BTreeMap::from([(ContentType::General, Uncounted { repeated: 3, without_id: 1 })]);
+                let sealed: Sealed = seal(&part, receipts, &uncounted, &signer);
+                head = head.after(&sealed);
+                let mut values = store::values_of(&keys, &sealed);
+                values.push((keys.head(), head.encode().into()));
+                let put = |(key, value)| Op::Put { key, value, expected: Expected::Any };
+                state.commit(values.into_iter().map(put).collect()).await.unwrap();
+                hour = hour.next();
+            }
+        }
+        state
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[tokio::test]
+async fn before_anything_is_there_each_command_says_what_is_missing() {
+    let place = Place::new();
+    place.badly("key -c agent.toml", 66, "receipts-key-missing: ");
+    place.badly("verify -c agent.toml", 73, "state-missing: ");
+    let running = place.seal(0).await;
+    place.badly("verify -c agent.toml", 75, "receipts-none: ");
+    place.badly("export -c agent.toml out", 75, "receipts-none: ");
+    assert!(!place.at("out").exists());
+    place.badly("verify nowhere", 66, "receipts-unreadable: ");
+    place.badly("verify -c agent.toml --key nowhere", 66, "receipts-unreadable: ");
+    place.badly(
+        "verify -c agent.toml --source adatum",
+        64,
+        "usage: no source is named `adatum`; there are: contoso, fabrikam",
+    );
+    place.badly("verify", 64, "error: ");
+    drop(running);
+}
+
+#[tokio::test]
+async fn the_state_is_verified_and_exported_beside_a_running_process_and_not_touched() {
+    let place = Place::new();
+    let running = place.seal(3).await;
+    let before = running.list("").await.unwrap();
+    let shown = place.well("verify -c agent.toml");
+    let key = place.well("key -c agent.toml");
+    let short = key.rsplit_once('+').unwrap().0;
+    assert!(
+        shown.contains("verified      parts 0 to 2, hours 2026-11-30T10:00:00Z to 2026-11-30T12:00:00Z, 8212 entries"),
+        "{shown}"
+    );
+    assert!(shown.contains(&format!("key             {short}")), "{shown}");
+    assert!(shown.contains("dropped 822; without an entry: repeated 9, without id 3"), "{shown}");
+    assert!(shown.contains("fabrikam\n  nothing was sealed yet"), "{shown}");
+    let shown: Value = serde_json::from_str(&place.well("verify -c agent.toml --json --source contoso")).unwrap();
+    assert_eq!((&shown["verified"], &shown["tenants"][0]["counts"]["delivered"]), (&true.into(), &7390.into()));
+    assert_eq!(shown["key"], key.trim_end());
+    place.badly("verify -c agent.toml --source fabrikam", 75, "receipts-none: ");
+    fs::write(place.at("key"), &key).unwrap();
+    let exported = place.well("export -c agent.toml out");
+    assert!(exported.contains("verified      parts 0 to 2"), "{exported}");
+    let mode = |name: &str| fs::metadata(place.at(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("out"), mode("data/receipts.key")), (0o700, 0o600));
+    place.well("verify out --key key");
+    let shown = place.well("verify out");
+    assert!(shown.contains("it came with them"), "{shown}");
+    place.well(&format!("verify out --key key --source {}", TENANTS[0]));
+    place.badly(&format!("verify out --key key --source {}", TENANTS[1]), 75, "receipts-not-verified: ");
+    place.badly("export -c agent.toml out", 73, "receipts-unwritable: ");
+    assert_eq!(running.list("").await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn what_was_changed_is_told_with_its_place_and_the_exit_code() {
+    let place = Place::new();
+    let running = place.seal(3).await;
+    place.well("export -c agent.toml out");
+    fs::write(place.at("key"), place.well("key -c agent.toml")).unwrap();
+    // The checkpoints as a sink got them.
+    let folder = place.at("out").join(TENANTS[0]);
+    let note = |seq: u64| fs::read_to_string(folder.join(format!("{seq:016x}.checkpoint"))).unwrap();
+    fs::write(place.at("sent"), note(0) + &note(2)).unwrap();
+    let shown = place.well("verify out --key key --checkpoints sent");
+    assert!(shown.contains("compared      with 2 checkpoints kept elsewhere"), "{shown}");
+    place.well("verify -c agent.toml --checkpoints sent");
+    fs::write(place.at("forged"), note(0).replace("seq 0", "seq 1")).unwrap();
+    place.badly(
+        "verify out --checkpoints forged",
+        66,
+        "receipts-unreadable: cannot read `forged`: a checkpoint in it: its signature",
+    );
+    let entries = folder.join("0000000000000002.entries");
+    let mut bytes = fs::read(&entries).unwrap();
+    // The last entry's key.
+    let at = bytes.len() - 2;
+    bytes[at] ^= 0x10;
+    fs::write(&entries, bytes).unwrap();
+    let told = place.badly(
+        "verify out --key key",
+        75,
+        "receipts-not-verified: the receipts were not verified: 1 fault was found\n  hint: ",
+    );
+    let fault =
+        format!("`{}/0000000000000002.entries`, part 2 of 2026-11-30T12:00:00Z: the root over its entries", TENANTS[0]);
+    assert!(told.contains(&fault), "{told}");
+    let shown: Value = serde_json::from_slice(&place.run("verify out --key key --json").stdout).unwrap();
+    assert_eq!((&shown["verified"], &shown["tenants"][0]["faults"][0]["seq"]), (&false.into(), &2.into()));
+    // In the state: a part that is gone, and a checkpoint.
+    let keys = ReceiptKeys::below(Keys::of(&TENANTS[0].parse().unwrap()).receipts());
+    running.commit(vec![Op::Delete { key: keys.checkpoint(1), expected: Expected::Any }]).await.unwrap();
+    let told = place.badly("verify -c agent.toml", 75, "receipts-not-verified: ");
+    assert!(told.contains("  fault         part 1 is missing: receipts were removed"), "{told}");
+    running.commit(vec![Op::Delete { key: keys.checkpoint(0), expected: Expected::Any }]).await.unwrap();
+    let told = place.badly("verify -c agent.toml", 75, "receipts-not-verified: ");
+    assert!(told.contains(&format!("`{}`, part 0: its checkpoint is missing", keys.checkpoint(0))), "{told}");
+    place.badly("export -c agent.toml again", 75, "receipts-not-verified: ");
+    drop(running);
+}

@@ -1,0 +1,168 @@
+//! Receipts over the life of a source: sealed every hour, through restarts, kills and outages; sent to who gets them.
+
+use m365_audit::checkpoint::format::Keys;
+use m365_audit::host::StateStore;
+use m365_audit::receipts::statement::Hour;
+use m365_audit::receipts::store::{self, ReceiptKeys};
+use m365_audit::receipts::verify::Verdict;
+use m365_audit::receipts::{Class, Receipts};
+
+use crate::world::{World, hours, keeping, mins};
+
+impl World {
+    fn receipt_keys(&self) -> ReceiptKeys {
+        ReceiptKeys::below(Keys::of(&self.tenant).receipts())
+    }
+
+    /// What is sealed, verified with nothing but the public key; no fault may be found.
+    async fn verified(&self) -> Verdict {
+        let key = keeping().signer.key().clone();
+        let verdict = store::verify(&*self.store, &self.receipt_keys(), self.tenant.clone(), key, &[]).await;
+        let verdict = verdict.unwrap().expect("something is sealed");
+        assert!(verdict.is_good(), "{verdict:#?}");
+        verdict
+    }
+
+    /// Every published event that has a key, with what sealed and open receipts say of it.
+    async fn said_at_the_end(&self) -> Vec<(String, Option<Class>)> {
+        let keys = self.receipt_keys();
+        let mut open = Receipts::default();
+        for (key, _) in self.store.list(&keys.open()).await.unwrap() {
+            let (page, _) = self.store.load(&key).await.unwrap().unwrap();
+            open.append(Receipts::decode(&key, &page).unwrap().1);
+        }
+        let mut said = std::collections::HashMap::new();
+        let open: Vec<_> = open.receipts().collect();
+        store::for_each_entry(&*self.store, &keys, open, &mut |found| {
+            let class = Class::Delivered;
+            if format!("{:?}", found.outcome).contains("Delivered") {
+                said.insert(found.key, class);
+            }
+        })
+        .await
+        .unwrap();
+        let events = self.sim.truth().events;
+        let key = |raw: &[u8]| m365_audit::normalise::canonical_key(&m365_audit::normalise::Event::parse(raw).ok()?);
+        events
+            .iter()
+            .filter_map(|event| Some((event.id.clone()?.to_string(), said.get(&key(&event.raw)?).cloned())))
+            .collect()
+    }
+
+    async fn assert_all_said(&self) {
+        let unsaid: Vec<_> = self.said_at_the_end().await.into_iter().filter(|(_, class)| class.is_none()).collect();
+        assert!(unsaid.is_empty(), "no receipt says that these were delivered: {unsaid:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_hour_is_sealed_one_without_events_too() {
+    let mut w = World::new().await;
+    w.add_aged(7, mins(20));
+    let running = w.start();
+    w.pass(mins(30)).await;
+    w.pass(hours(2)).await;
+    w.add_now(5);
+    w.pass(hours(2)).await;
+    w.stop(running).await;
+    let verdict = w.verified().await;
+    assert_eq!(verdict.parts, 4, "12 to 16 h: {verdict:#?}");
+    let first: Hour = "2026-05-10T12:00:00Z".parse().unwrap();
+    assert_eq!(verdict.hours.map(|(from, _)| from), Some(first));
+    assert_eq!(verdict.begins, [(0, first)]);
+    assert_eq!(verdict.counts.delivered, 12);
+    w.assert_all_said().await;
+    w.assert_clean();
+}
+
+#[tokio::test]
+async fn hours_in_which_no_process_ran_are_sealed_by_the_next() {
+    let mut w = World::new().await;
+    w.add_aged(3, mins(20));
+    w.run_for(mins(10)).await;
+    w.clock.advance(hours(9));
+    w.add_now(2);
+    w.run_for(mins(30)).await;
+    let verdict = w.verified().await;
+    assert_eq!((verdict.parts, verdict.counts.delivered), (9, 3), "the hour of the second run is not over");
+    assert_eq!(verdict.begins.len(), 1, "the same source went on: {:?}", verdict.begins);
+    w.assert_all_said().await;
+}
+
+#[tokio::test]
+async fn a_process_that_keeps_none_in_between_shows() {
+    let mut w = World::new().await;
+    w.add_aged(3, mins(20));
+    w.run_for(mins(10)).await;
+    w.clock.advance(hours(3));
+    w.receipts = None;
+    w.add_now(2);
+    w.run_for(mins(30)).await;
+    w.receipts = Some(keeping());
+    w.clock.advance(hours(3));
+    w.add_now(4);
+    w.run_for(mins(70)).await;
+    let verdict = w.verified().await;
+    assert_eq!(verdict.begins.len(), 2, "{:?}", verdict.begins);
+    assert_eq!(verdict.counts.delivered, 3 + 4, "nothing is claimed of the run that kept none");
+    w.assert_nothing_lost();
+}
+
+#[tokio::test]
+async fn receipts_leave_when_they_are_older_than_their_days() {
+    let mut w = World::new().await;
+    w.receipts = Some(m365_audit::checkpoint::journal::Keeping { days: 1, ..keeping() });
+    w.add_aged(3, mins(20));
+    let running = w.start();
+    w.leap(hours(60), mins(30)).await;
+    w.stop(running).await;
+    let verdict = w.verified().await;
+    let (from, to) = verdict.hours.unwrap();
+    assert_eq!(to.start().duration_since(from.start()).as_hours(), 23, "a day of hours: {from} to {to}");
+    assert!(verdict.pruned() > 30, "{}", verdict.pruned());
+}
+
+#[tokio::test]
+async fn a_kill_around_the_end_of_an_hour_neither_loses_nor_makes_up_a_receipt() {
+    for commits in 0..12 {
+        let mut w = World::new().await;
+        w.add_aged(4, mins(20));
+        let running = w.start();
+        w.pass(mins(58)).await;
+        w.add_now(3);
+        let begun = w.commits.load(std::sync::atomic::Ordering::SeqCst);
+        w.until_within(mins(20), || w.commits.load(std::sync::atomic::Ordering::SeqCst) >= begun + commits).await;
+        running.store.kill();
+        w.kill(running).await;
+        w.add_now(2);
+        w.run_for(hours(2)).await;
+        let verdict = w.verified().await;
+        assert_eq!(verdict.begins.len(), 1, "after {commits} commits: {:?}", verdict.begins);
+        w.assert_all_said().await;
+        w.assert_nothing_lost();
+    }
+}
+
+#[tokio::test]
+async fn every_signed_checkpoint_reaches_whoever_gets_them_also_after_a_kill() {
+    let mut w = World::new().await;
+    w.receipts = Some(m365_audit::checkpoint::journal::Keeping { sends: true, ..keeping() });
+    w.add_aged(4, mins(20));
+    let running = w.start();
+    w.pass(hours(3)).await;
+    w.kill(running).await;
+    w.clock.advance(hours(2));
+    w.run_for(mins(30)).await;
+    let verdict = w.verified().await;
+    let sent = w.host.notices("m365_audit.receipt");
+    let mut parts: Vec<u64> = sent.iter().filter_map(|notice| notice["receipt_part"].as_u64()).collect();
+    parts.sort_unstable();
+    parts.dedup();
+    assert_eq!(parts, (0..verdict.parts).collect::<Vec<_>>(), "{sent:#?}");
+    for notice in &sent {
+        let note = notice["checkpoint"].as_str().unwrap();
+        let statement = m365_audit::receipts::statement::Statement::open(note, keeping().signer.key()).unwrap();
+        assert_eq!(Some(statement.seq), notice["receipt_part"].as_u64());
+        assert_eq!(Some(statement.hour.start().to_string().as_str()), notice["receipt_hour"].as_str());
+    }
+}
