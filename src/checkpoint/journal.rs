@@ -96,7 +96,9 @@ impl Journal {
             Some((bytes, _)) => StoredHead::decode(&bytes).map_err(|why| StateError::Corrupt { key, why })?,
             None => StoredHead::default(),
         };
-        head.begins |= found != Some(&*head.writer);
+        if head.writer.is_empty() || found != Some(&*head.writer) {
+            head.begins_until = Some(Hour::of(now));
+        }
         head.writer = writer.to_owned();
         let after =
             |sealed: &crate::receipts::head::LastSealed| if sealed.last { sealed.hour.next() } else { sealed.hour };
@@ -221,7 +223,7 @@ impl Journal {
                 .filter(|sealed| sealed.hour == self.hour)
                 .map_or(0, |sealed| sealed.part + 1),
             last: self.hour < Hour::of(now),
-            begins: self.head.begins,
+            begins: self.head.begins_until.is_some_and(|until| self.hour <= until),
             previous: self.head.previous(),
         };
         let sealed = seal(&part, receipts.receipts(), &uncounted, &self.keeping.signer);

@@ -31,9 +31,10 @@ pub struct StoredHead {
     /// there are such sinks.
     #[serde(default)]
     pub unsent: u64,
-    /// Whether receipts begin, for the first time or again, in the part that is open.
-    #[serde(default)]
-    pub begins: bool,
+    /// The last hour that is to say that receipts begin in it: the one in which a process went on, for the first time or
+    /// after one without receipts. The hours from the last commit with receipts to that one may all lack some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins_until: Option<Hour>,
 }
 
 /// The last part that was sealed.
@@ -52,7 +53,7 @@ pub struct LastSealed {
 
 impl Default for StoredHead {
     fn default() -> Self {
-        Self { format: FORMAT, seq: 0, first: 0, sealed: None, writer: String::new(), unsent: 0, begins: true }
+        Self { format: FORMAT, seq: 0, first: 0, sealed: None, writer: String::new(), unsent: 0, begins_until: None }
     }
 }
 
@@ -72,7 +73,9 @@ impl StoredHead {
             last: statement.last,
             hash: sealed.statement_hash,
         };
-        Self { seq: statement.seq.saturating_add(1), sealed: Some(last), begins: false, ..self.clone() }
+        let begun = |until: &Hour| statement.hour < *until || statement.hour == *until && !statement.last;
+        let begins_until = self.begins_until.filter(begun);
+        Self { seq: statement.seq.saturating_add(1), sealed: Some(last), begins_until, ..self.clone() }
     }
 
     /// The stored bytes.

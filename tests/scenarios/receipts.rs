@@ -101,9 +101,12 @@ async fn a_process_that_keeps_none_in_between_shows() {
     w.receipts = Some(keeping());
     w.clock.advance(hours(3));
     w.add_now(4);
-    w.run_for(mins(70)).await;
+    w.run_for(mins(110)).await;
     let verdict = w.verified().await;
-    assert_eq!(verdict.begins.len(), 2, "{:?}", verdict.begins);
+    // From the hour of the first run, which was open, to that in which receipts were kept again.
+    assert_eq!(verdict.begins.len(), 7, "{:?}", verdict.begins);
+    assert_eq!(verdict.begins.last().map(|(seq, _)| *seq), Some(6));
+    assert_eq!(verdict.parts, 7 + 1, "the hour after it is as usual");
     assert_eq!(verdict.counts.delivered, 3 + 4, "nothing is claimed of the run that kept none");
     w.assert_nothing_lost();
 }

@@ -246,12 +246,6 @@ impl Watch {
         }
     }
 
-    /// What the receipts say of an event, at the end.
-    pub fn said(&self, raw: &[u8]) -> Option<Class> {
-        let inner = self.inner.lock().unwrap();
-        inner.said.get(inner.canonical.get(&label(raw))?).cloned()
-    }
-
     /// What was found to be wrong so far.
     pub fn violations(&self) -> Vec<String> {
         self.inner.lock().unwrap().violations.clone()
