@@ -249,9 +249,59 @@ pub struct Position {
     /// An interval an operator told us to pass over (`state set` forward): its gap record is still to be delivered.
     #[serde(default)]
     pub passed_over: Option<(Timestamp, Timestamp)>,
+    /// Gaps that were declared, by their beginnings; absent in states of earlier builds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<DeclaredGap>,
 }
 
+/// An interval of one stream that can never be read, as its gap record names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeclaredGap {
+    /// Where it begins, by `contentCreated`.
+    pub from: Timestamp,
+    /// Where it ends (exclusive).
+    pub to: Timestamp,
+    /// The reason in its record.
+    pub reason: String,
+}
+
+/// Gaps that one position remembers: a few kilobytes, written with every move of the position.
+pub const GAPS_MAX: usize = 64;
+
 impl Position {
+    /// Remembers a gap. Of more than [`GAPS_MAX`] the two neighbours that lie closest become one, so that no interval is
+    /// forgotten.
+    pub fn note_gap(&mut self, gap: DeclaredGap) {
+        if self.gaps.contains(&gap) {
+            return;
+        }
+        let at = self.gaps.partition_point(|known| (known.from, known.to) <= (gap.from, gap.to));
+        self.gaps.insert(at, gap);
+        while self.gaps.len() > GAPS_MAX {
+            let between = |pair: &[DeclaredGap]| match pair {
+                [one, other] => other.from.duration_since(one.to),
+                _ => jiff::SignedDuration::MAX,
+            };
+            let closest = self.gaps.windows(2).enumerate().min_by_key(|(_, pair)| between(pair)).map(|(at, _)| at);
+            let Some(at) = closest else { return };
+            let other = self.gaps.remove(at + 1);
+            if let Some(one) = self.gaps.get_mut(at) {
+                one.to = one.to.max(other.to);
+                if !one.reason.split(", ").any(|known| known == other.reason) {
+                    one.reason = format!("{}, {}", one.reason, other.reason);
+                }
+            }
+        }
+    }
+
+    /// Forgets that an operator had `from` and later passed over: it is read after all.
+    pub fn reread_from(&mut self, from: Timestamp, reason: &str) {
+        for gap in self.gaps.iter_mut().filter(|gap| gap.reason == reason) {
+            gap.to = gap.to.min(from);
+        }
+        self.gaps.retain(|gap| gap.from < gap.to);
+    }
+
     /// The position of a stream that never ran.
     pub fn first(origin: Timestamp) -> Self {
         Self {
@@ -264,6 +314,7 @@ impl Position {
             week_listed: None,
             disabled_since: None,
             passed_over: None,
+            gaps: Vec::new(),
         }
     }
 }
@@ -402,7 +453,27 @@ mod tests {
             week_listed: None,
             disabled_since: None,
             passed_over: None,
+            gaps: Vec::new(),
         }
+    }
+
+    #[test]
+    fn gaps_are_remembered_in_order_and_of_too_many_the_closest_become_one() {
+        let at = |hour: i64| Timestamp::from_second(hour * 3600).unwrap();
+        let gap = |from, to, reason: &str| DeclaredGap { from: at(from), to: at(to), reason: reason.into() };
+        let mut position = position();
+        for n in (0..GAPS_MAX as i64).rev() {
+            position.note_gap(gap(n * 10, n * 10 + 1, "outage"));
+            position.note_gap(gap(n * 10, n * 10 + 1, "outage"));
+        }
+        assert_eq!(position.gaps.len(), GAPS_MAX);
+        assert!(position.gaps.is_sorted_by_key(|gap| gap.from));
+        position.note_gap(gap(12, 13, "blob_expired"));
+        assert_eq!(position.gaps.len(), GAPS_MAX);
+        assert_eq!(position.gaps[1], gap(10, 13, "outage, blob_expired"));
+        assert_eq!(decode::<Position>("p", &encode(&position)), Ok(position.clone()));
+        position.reread_from(at(400), "outage");
+        assert!(position.gaps.iter().all(|gap| gap.to <= at(400)) && position.gaps.len() < GAPS_MAX);
     }
 
     #[test]

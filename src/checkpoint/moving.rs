@@ -23,6 +23,9 @@ const EARLY_MAX: SignedDuration = SignedDuration::from_mins(10);
 /// The clocks of two machines differ by less.
 const SKEW_MAX: SignedDuration = SignedDuration::from_hours(24);
 
+/// The reason of a gap that an operator made, in records, metrics and the state.
+pub const POSITION_MOVED: &str = "position_moved";
+
 /// What to move, and where to.
 #[derive(Debug, Clone)]
 pub struct Move {
@@ -198,6 +201,7 @@ fn forward(position: &mut Position, before: Timestamp, to: Timestamp) {
 fn back(position: &mut Position, to: Timestamp) {
     position.passed_over =
         position.passed_over.map(|(begins, ends)| (begins, ends.min(to))).filter(|(begins, ends)| begins < ends);
+    position.reread_from(to, POSITION_MOVED);
     position.origin = position.origin.min(to);
     stand(position, to);
 }

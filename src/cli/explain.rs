@@ -154,6 +154,10 @@ impl<O: Write, E: Write> Told<O, E> {
                 self.messages.problem(&NormalizeError::Input(error));
                 Ok(())
             }
+            Item::Truncated(place) => {
+                self.messages.truncated(place);
+                Ok(())
+            }
             Item::Note(note) => {
                 self.messages.say(&note);
                 Ok(())

@@ -308,6 +308,10 @@ impl<'a, O: Write, E: Write> Records<'a, O, E> {
                 self.messages.problem(&NormalizeError::Input(error));
                 Ok(())
             }
+            Item::Truncated(place) => {
+                self.messages.truncated(place);
+                Ok(())
+            }
             Item::Note(note) => {
                 self.messages.say(&note);
                 Ok(())

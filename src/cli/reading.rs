@@ -10,6 +10,7 @@ use crate::config::RulesError;
 use crate::exports::form::Form;
 use crate::exports::input::InputError;
 use crate::exports::pipeline::ReadEvent;
+use crate::exports::place::Place;
 use crate::model::{Actionable, plain};
 use crate::normalise::NotAPointer;
 
@@ -216,6 +217,11 @@ impl<E: Write> Messages<E> {
             self.tally.bad += 1;
         }
         self.say(&ended.to_string());
+    }
+
+    /// An answer says itself that it has not all rows.
+    pub fn truncated(&mut self, place: &Place) {
+        self.say(&format!("{place}: the query found more rows than this answer has (`isRecordCountLimitExceeded`)"));
     }
 
     /// Something could not be read.

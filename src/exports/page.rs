@@ -23,6 +23,16 @@ pub struct Open {
     pub objects: usize,
 }
 
+/// Whether what stands around the list of a page says that rows are missing in it: Microsoft Graph's
+/// `isRecordCountLimitExceeded`.
+pub fn is_truncated(around: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"isRecordCountLimitExceeded\"";
+    memchr::memmem::find_iter(around, NAME).any(|at| {
+        let rest = around.get(at + NAME.len()..).unwrap_or_default().trim_ascii_start();
+        rest.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"true"))
+    })
+}
+
 /// The head of a page is no longer than this.
 const HEAD_BYTES_MAX: usize = 4096;
 
@@ -203,6 +213,19 @@ mod tests {
             assert_eq!(head(text.as_bytes(), false), expected, "{text}");
         }
         assert_eq!(head(b"{\"@odata.con", true), Head::Other);
+    }
+
+    #[test]
+    fn a_page_says_that_it_is_truncated() {
+        for (around, expected) in [
+            (r#"{"isRecordCountLimitExceeded":true,"value":"#, true),
+            (r#","isRecordCountLimitExceeded" : true}"#, true),
+            (r#","isRecordCountLimitExceeded":false}"#, false),
+            (r#","isRecordCountLimitExceeded"}"#, false),
+            ("", false),
+        ] {
+            assert_eq!(is_truncated(around.as_bytes()), expected, "{around}");
+        }
     }
 
     #[test]

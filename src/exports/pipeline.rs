@@ -99,6 +99,8 @@ pub enum Item<'a, M> {
     Notice(&'a str),
     /// Something could not be read, or not all of it.
     Problem(InputError),
+    /// The answer here says itself that it has not all rows.
+    Truncated(&'a Place),
     /// Something was read in a way that may surprise.
     Note(String),
     /// The input has no more at hand: whoever follows it may see what there is.
@@ -164,6 +166,7 @@ enum DoneItem<M> {
     Bad(BadItem),
     Notice(String),
     Problem(InputError),
+    Truncated(Place),
     Note(String),
 }
 
@@ -316,6 +319,7 @@ fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut
             let bad = BadItem { bytes, place, why, outer, is_unknown: false, table: None };
             return done.items.push(DoneItem::Bad(bad));
         }
+        Unit::Truncated { place } => return done.items.push(DoneItem::Truncated(place)),
         Unit::Value { bytes, place, is_prefixed } => {
             if !is_prefixed
                 && let Ok(event) = Event::parse(&bytes)
@@ -411,6 +415,7 @@ fn take_all<M>(done: &Receiver<Done<M>>, gate: &Gate, take: &mut Take<'_, M>) ->
                     DoneItem::Bad(bad) => take(Item::Bad(&bad))?,
                     DoneItem::Notice(kind) => take(Item::Notice(&kind))?,
                     DoneItem::Problem(error) => take(Item::Problem(error))?,
+                    DoneItem::Truncated(place) => take(Item::Truncated(&place))?,
                     DoneItem::Note(note) => take(Item::Note(note))?,
                 }
             }

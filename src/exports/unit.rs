@@ -39,6 +39,11 @@ pub enum Unit {
         /// What is wrong.
         why: &'static str,
     },
+    /// The answer that begins or ends here says itself that it has not all rows.
+    Truncated {
+        /// Where it says so.
+        place: Place,
+    },
 }
 
 /// Tells the line of an offset.

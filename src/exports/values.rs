@@ -262,7 +262,13 @@ impl Values {
                     self.stash = bytes;
                     return;
                 }
-                (Some(Piece::Element { offset, read: true, .. }), Head::Page(open)) => self.page_begins(offset, open),
+                (Some(Piece::Element { bytes, offset, read: true, .. }), Head::Page(open)) => {
+                    if page::is_truncated(bytes.get(..open.length).unwrap_or_default()) {
+                        let place = out.place(self.base.wrapping_add(offset));
+                        out.units.push(Unit::Truncated { place });
+                    }
+                    self.page_begins(offset, open);
+                }
                 (Some(Piece::Element { bytes, offset, .. }), _) => {
                     self.value(bytes, self.base.wrapping_add(offset), out)
                 }
@@ -299,7 +305,13 @@ impl Values {
     fn end_tail(&mut self, out: &mut Out<'_>) -> bool {
         let length = match page::tail(&self.tail, self.page.unwrap_or_default(), self.ended) {
             Tail::More => return false,
-            Tail::Whole(length) => length,
+            Tail::Whole(length) => {
+                if page::is_truncated(self.tail.get(..length).unwrap_or_default()) {
+                    let place = out.place(self.base);
+                    out.units.push(Unit::Truncated { place });
+                }
+                length
+            }
             Tail::Broken(length) => {
                 let bytes = self.tail.get(..length).unwrap_or_default();
                 out.damage(Bytes::copy_from_slice(bytes), self.base, NOT_AN_EVENT);

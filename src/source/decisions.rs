@@ -18,7 +18,7 @@ use super::budget::Budget;
 use super::context::NotNoticed;
 use super::downloads::{Download, Downloads};
 use super::error::SourceError;
-use super::gap::{Gap, GapReason};
+use super::gap::{Gap, GapReason, remembered};
 use super::health::{Board, Level, Place};
 use super::hold::{self, Hold};
 use super::job::{Job, Outcome, Patience};
@@ -781,6 +781,11 @@ impl Decisions {
             detail: format!("blob `{id}` expired at {expires} unread: {why}"),
             noticed: self.terms.server.for_requests(),
         };
+        // With the next position: its mark makes the blob settled, and nothing else in the state says that it was lost.
+        if let Some(stream) = self.streams.get_mut(&content_type) {
+            stream.position.note_gap(remembered(gap.window, gap.reason));
+            stream.unwritten = Unwritten::Change;
+        }
         self.start(Action::SettleLost(Box::new(job), gap));
     }
 

@@ -1,6 +1,8 @@
 //! Intervals that can never be read: why, and the record that reports one.
 
 use super::context::{FetchContext, NotNoticed, deliver_notice};
+use crate::checkpoint::format::DeclaredGap;
+use crate::checkpoint::moving::POSITION_MOVED;
 use crate::model::{ContentType, Timestamp, Window};
 use crate::normalise::GapNotice;
 
@@ -24,9 +26,14 @@ impl GapReason {
             Self::Outage => "outage",
             Self::SubscriptionDisabled => "subscription_disabled",
             Self::BlobExpired => "blob_expired",
-            Self::PositionMoved => "position_moved",
+            Self::PositionMoved => POSITION_MOVED,
         }
     }
+}
+
+/// The gap as the position remembers it.
+pub(super) fn remembered(window: Window, reason: GapReason) -> DeclaredGap {
+    DeclaredGap { from: window.start, to: window.end, reason: reason.as_str().to_owned() }
 }
 
 /// An interval of one content type that is gone.

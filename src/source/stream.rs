@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use tokio::sync::watch;
 
-use super::gap::GapReason;
+use super::gap::{GapReason, remembered};
 use super::hold;
 use super::listing::Guidance;
 use super::report::Left;
@@ -261,6 +261,7 @@ impl Stream {
         self.declaring = false;
         self.unwritten = Unwritten::Change;
         let position = &mut self.position;
+        position.note_gap(remembered(window, reason));
         match reason {
             GapReason::Outage => {
                 // Blobs of the gap that were listed before are tracked on their own and hold nothing any more.

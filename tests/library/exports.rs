@@ -117,7 +117,7 @@ fn read_all(name: &str, file: &[u8]) -> Result<Vec<ReadEvent>, String> {
             Item::Event(event, ..) => events.push(event.clone()),
             Item::Bad(item) => bad.push(format!("{}: {}", item.place, item.why)),
             Item::Problem(error) => bad.push(error.to_string()),
-            Item::Notice(_) | Item::Note(_) | Item::Pause => {}
+            Item::Notice(_) | Item::Note(_) | Item::Truncated(_) | Item::Pause => {}
         }
         Ok(())
     });

@@ -73,6 +73,7 @@ fn read_inputs(inputs: Vec<Input<'_>>) -> Seen {
                 seen.what.push("problem".into());
                 seen.whys.push(error.to_string());
             }
+            Item::Truncated(place) => seen.whys.push(format!("{place}: truncated")),
             Item::Note(note) => seen.whys.push(note),
             Item::Pause => {}
         }
