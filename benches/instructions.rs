@@ -24,7 +24,9 @@ use m365_audit::hosts::embedded::store::SqliteStore;
 use m365_audit::hosts::{fluent_forward, otlp};
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::normalise::split::{Piece, Splitter};
-use m365_audit::normalise::{Event, Rendered};
+use m365_audit::normalise::{Event, Rendered, canonical_key};
+use m365_audit::receipts::statement::Hour;
+use m365_audit::receipts::{Class, Receipts};
 use m365_audit::severity::Severity;
 
 /// Bytes the splitter gets at a time, as from the network.
@@ -42,6 +44,7 @@ const PIECES: &[Step] = &[
     ("splitter", 20, splitter),
     ("parse", 20, parse),
     ("identity-and-key", 200, identity_and_key),
+    ("receipts", 100, receipts),
     ("severity", 50, severity),
     ("raw", 20, |rounds| render(Format::Raw, true, rounds)),
     ("raw-no-rules", 20, |rounds| render(Format::Raw, false, rounds)),
@@ -157,6 +160,16 @@ fn identity_and_key(rounds: usize) {
     for _ in 0..rounds {
         let keys = events.iter().filter_map(|event| Some(Key::of_event(&event.identity()?)));
         assert_ne!(keys.fold(0, |all, key| all ^ key.as_u128()), 0);
+    }
+}
+
+/// What a receipt of each event costs: its canonical key, and its place in the page of a commit.
+fn receipts(rounds: usize) {
+    let events = events::parsed();
+    for _ in 0..rounds {
+        let mut receipts = Receipts::default();
+        receipts.add_all(ContentType::Exchange, Class::Delivered, events.iter().map(canonical_key));
+        assert!(!receipts.encode(Hour::of(Timestamp::UNIX_EPOCH)).is_empty());
     }
 }
 

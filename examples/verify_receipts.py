@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Verifies what `m365-audit receipts export` wrote, as docs/receipts.md defines it: verify_receipts.py DIR --key FILE
-Needs python3-cryptography (Debian). Prints a line for each tenant; exit code 0 only when everything was verified."""
+"""Verifies what `receipts export` wrote (docs/receipts.md), with python3-cryptography: verify_receipts.py DIR --key FILE"""
 import base64, datetime, hashlib, pathlib, re, sys
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 HASH = r"([A-Za-z0-9+/]{43}=)"
-STATEMENT = re.compile(rf"m365-audit/receipts/(.+)\n([0-9]+)\n{HASH}\nseq ([0-9]+)\nhour (.+)\npart ([0-9]+)( last)?"
+STATEMENT = re.compile(rf"m365-audit/receipts/(.+)\n([0-9]+)\n{HASH}\nentries ([0-9]+)\nseq ([0-9]+)\nhour (.+)\npart ([0-9]+)( last)?"
                        rf"(?: begins)?\nprevious {HASH}\n((?:rule [0-9]+ .+\n)*)((?:count .+\n)*)")
 HEAD = re.compile(rf"m365-audit/receipts-head/(.+)\n([0-9]+)\n{HASH}\nfirst ([0-9]+)\nlast ([0-9]+)\nprevious {HASH}\n.+\n")
 
@@ -34,22 +33,23 @@ def verify_tenant(folder, key):
     follows = None
     for seq in seqs:
         statement, digest = open_note(folder / f"{seq:016x}.checkpoint", key, STATEMENT)
-        tenant, size, top, number, hour, part, last, previous, rules, counts = statement
+        tenant, leaves, top, size, number, hour, part, last, previous, rules, counts = statement
         hour, part = datetime.datetime.strptime(hour, "%Y-%m-%dT%H:00:00Z"), int(part)
         follows = follows or ((hour, 0, "A" * 43 + "=") if seq == 0 else (hour, part, previous))
         check((tenant, int(number)) == (folder.name, seq), f"part {seq} is another")
         check((hour, part, previous) == follows, f"part {seq} does not follow on the one before it")
         follows = (hour + datetime.timedelta(hours=1), 0, digest) if last else (hour, part + 1, digest)
         data = (folder / f"{seq:016x}.entries").read_bytes()
-        entries = [data[at:at + 17] for at in range(0, len(data), 17)]
-        check(len(data) == 17 * int(size) and unpack(top) == root(entries), f"part {seq}: entries were changed")
+        entries, blocks = ([data[at:at + cut] for at in range(0, len(data), cut)] for cut in (17, 17 * 64))  # 64 in a leaf.
+        sizes = (len(data), len(blocks)) == (17 * int(size), int(leaves))
+        check(sizes and unpack(top) == root(blocks), f"part {seq}: entries were changed")
         known = all(entry[16] < 4 or 0 <= entry[16] - 16 < rules.count("\n") for entry in entries)
         check(known and all(a < b for a, b in zip(entries, entries[1:])), f"part {seq}: order or class of its entries")
         for at, name in enumerate(("delivered", "set_aside", "held", "dropped")):
             stated = sum(map(int, re.findall(f" {name} ([0-9]+)", counts)))
             check(stated == sum(min(entry[16], 3) == at for entry in entries), f"part {seq}: its entries are not {stated} {name}")
-    stated, found = open_note(folder / "head", key, HEAD)[0], (folder.name, size, top, str(seqs[0]), str(seqs[-1]), digest)
-    check(stated == found, f"{folder}: the head is of other parts")
+    found = (folder.name, leaves, top, str(seqs[0]), str(seqs[-1]), digest)
+    check(open_note(folder / "head", key, HEAD)[0] == found, f"{folder}: the head is of other parts")
     print(f"{folder.name}: verified, parts {seqs[0]} to {seqs[-1]}, to the end of {hour:%Y-%m-%dT%H}h")
 
 if __name__ == "__main__":

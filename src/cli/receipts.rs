@@ -21,6 +21,7 @@ use crate::hosts::embedded::receipts_key::{self, KeyError};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{Actionable, TenantId};
 use crate::receipts::directory::{self, CHECKPOINT_SUFFIX, DirectoryError, ENTRIES_SUFFIX, HEAD_FILE, KEY_FILE};
+use crate::receipts::leaves::leaves_of;
 use crate::receipts::note::{Signer, VerifierKey, split};
 use crate::receipts::statement::{Counts, Head, Hour, Statement};
 use crate::receipts::store::{self, Parts, ReceiptKeys};
@@ -511,7 +512,7 @@ async fn write_tenant(folder: &Path, parts: &mut Parts<'_>, signer: &Signer) -> 
     let previous = last.hash();
     let exported = SystemClock::new().now();
     let Statement { tenant, entries, root, seq, .. } = last;
-    let head = Head { tenant, entries, root, first, last: seq, previous, exported };
+    let head = Head { tenant, leaves: leaves_of(entries), root, first, last: seq, previous, exported };
     write_file(&folder.join(HEAD_FILE), head.sign(signer).as_bytes())?;
     Ok(())
 }

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use blake2b_simd::Params;
 use jiff::tz::TimeZone;
@@ -16,6 +17,7 @@ use smallvec::SmallVec;
 
 use super::event::{Event, Member};
 use super::time;
+use crate::model::EventIdentity;
 
 /// 128 bits that one event has in every form.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, DeserializeFromStr, SerializeDisplay)]
@@ -59,12 +61,21 @@ impl fmt::Debug for CanonicalKey {
     }
 }
 
-/// What a key is made from: nearly always less than this.
+/// What a key is made from, where it is no more than a block of the hash and is as nearly every event has it.
+const BLOCK_BYTES: usize = 128;
+
+/// What any key is made from.
 type Hashed = SmallVec<[u8; 256]>;
 
 /// The key of an event; `None` when it has no usable `Id`, for then nothing outside can name it.
 pub fn canonical_key(event: &Event<'_>) -> Option<CanonicalKey> {
     let identity = event.identity()?;
+    static PARAMS: LazyLock<Params> = LazyLock::new(|| Params::new().hash_length(16).clone());
+    let key = |hashed: &[u8]| PARAMS.hash(hashed).as_bytes().first_chunk().copied().map(CanonicalKey);
+    let mut block = Block { bytes: [0; BLOCK_BYTES], used: 0 };
+    if block.usual(&identity).is_some() {
+        return key(block.bytes.get(..block.used)?);
+    }
     let mut hashed = Hashed::new();
     let id = identity.id.trim();
     push_netstring(&mut hashed, id.as_bytes());
@@ -88,7 +99,60 @@ pub fn canonical_key(event: &Event<'_>) -> Option<CanonicalKey> {
             None => push_netstring(&mut hashed, identity.record_number.trim().as_bytes()),
         }
     }
-    Params::new().hash_length(16).hash(&hashed).as_bytes().first_chunk().copied().map(CanonicalKey)
+    key(&hashed)
+}
+
+/// The usual identity, put together without a look at anything but its bytes.
+struct Block {
+    bytes: [u8; BLOCK_BYTES],
+    used: usize,
+}
+
+impl Block {
+    /// `None` when some part of it is not as nearly every event has it, or all of it is longer.
+    #[inline]
+    fn usual(&mut self, identity: &EventIdentity<'_>) -> Option<()> {
+        let (id, number) = (identity.id.as_bytes(), identity.record_number);
+        let is_bare = |byte: &u8| byte.is_ascii_graphic();
+        let is_usual = id.first().is_some_and(is_bare)
+            && id.last().is_some_and(is_bare)
+            && is_plain_number(identity.record_type)
+            && (number.is_empty() || is_plain_number(number))
+            && is_usual_time(identity.creation_time.as_bytes());
+        if !is_usual {
+            return None;
+        }
+        let at = self.push(id)?;
+        self.bytes.get_mut(at..at + id.len())?.make_ascii_lowercase();
+        self.push(identity.record_type.as_bytes())?;
+        self.put(b"20:")?;
+        self.put(identity.creation_time.as_bytes())?;
+        self.put(b"Z,")?;
+        self.push(identity.operation.as_bytes())?;
+        self.push(number.as_bytes())?;
+        Some(())
+    }
+
+    /// A netstring of less than a hundred bytes; where its text begins.
+    #[inline]
+    fn push(&mut self, text: &[u8]) -> Option<usize> {
+        let length = u8::try_from(text.len()).ok().filter(|length| *length < 100)?;
+        match length {
+            0..10 => self.put(&[b'0' + length, b':'])?,
+            _ => self.put(&[b'0' + length / 10, b'0' + length % 10, b':'])?,
+        }
+        let at = self.used;
+        self.put(text)?;
+        self.put(b",")?;
+        Some(at)
+    }
+
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) -> Option<()> {
+        self.bytes.get_mut(self.used..self.used + bytes.len())?.copy_from_slice(bytes);
+        self.used += bytes.len();
+        Some(())
+    }
 }
 
 /// Whether a number is written as it is hashed: up to nine digits, no zero before others.
@@ -155,6 +219,8 @@ fn push_netstring(out: &mut Hashed, text: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn key(json: &str) -> Option<String> {
@@ -194,6 +260,27 @@ mod tests {
                     push_netstring(&mut expected, long(&text).as_bytes());
                     assert_eq!(hashed, expected, "{text}");
                 }
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever is put together the short way would be hashed the same the long way.
+        #[test]
+        fn the_short_way_and_the_long_way_hash_the_same_bytes(
+            id in "[A-Za-z0-9 -]{0,40}", record_type in "[0-9]{0,3}|Quarantine", day in "2026-0[0-3]-[0-3][0-9]T08:28:17Z?",
+            operation in ".{0,30}", number in "[0-9]{0,2}| 1",
+        ) {
+            let identity = EventIdentity {
+                id: &id, record_type: &record_type, creation_time: &day, operation: &operation, record_number: &number,
+            };
+            let mut block = Block { bytes: [0; BLOCK_BYTES], used: 0 };
+            if !id.trim().is_empty() && block.usual(&identity).is_some() {
+                let mut long = Hashed::new();
+                for text in [&*id.to_ascii_lowercase(), &record_type, &format!("{day}Z"), &operation, &number] {
+                    push_netstring(&mut long, text.as_bytes());
+                }
+                prop_assert_eq!(&block.bytes[..block.used], long.as_slice());
             }
         }
     }

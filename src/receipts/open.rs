@@ -48,6 +48,29 @@ impl Receipts {
         }
     }
 
+    /// Adds what became of these events alike.
+    pub fn add_all(
+        &mut self,
+        content_type: ContentType,
+        class: Class,
+        keys: impl Iterator<Item = Option<CanonicalKey>>,
+    ) {
+        let mut without_id = 0;
+        let mut known = Vec::with_capacity(keys.size_hint().0);
+        for key in keys {
+            match key {
+                Some(key) => known.push(key),
+                None => without_id += 1,
+            }
+        }
+        if !known.is_empty() {
+            self.keys.entry((content_type, class)).or_default().append(&mut known);
+        }
+        if without_id > 0 {
+            *self.without_id.entry(content_type).or_default() += without_id;
+        }
+    }
+
     /// Counts repeats.
     pub fn add_repeated(&mut self, content_type: ContentType, count: u64) {
         if count > 0 {

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::entry::{Class, Receipt};
-use super::merkle::{Hash, Tree};
+use super::leaves::EntryTree;
+use super::merkle::Hash;
 use super::note::Signer;
 use super::statement::{
     Counts, DELIVERED, DROPPED, DROPPED_BY_FIRST, HELD, Hour, RULES_NAMED_MAX, SET_ASIDE, Statement, is_rule_name,
 };
 use crate::model::{ContentType, TenantId};
 
-/// Bytes of an entry: a key and a class.
-pub const ENTRY_BYTES: usize = 17;
+pub use super::leaves::ENTRY_BYTES;
 /// Entries in a page of the state.
 pub const PAGE_ENTRIES: usize = 4096;
 /// Receipts after which an hour is sealed in a further part, so that sealing takes little memory.
@@ -90,7 +90,7 @@ pub fn seal(
         .collect();
     entries.sort_unstable_by_key(|(entry, content_type)| (*entry, content_type.as_str()));
     entries.dedup_by_key(|(entry, _)| *entry);
-    let mut tree = Tree::default();
+    let mut tree = EntryTree::default();
     for (entry, content_type) in &entries {
         tree.push(entry);
         counts.entry(*content_type).or_default().add_entry(entry[ENTRY_BYTES - 1]);
@@ -98,7 +98,7 @@ pub fn seal(
     counts.retain(|_, counts| !counts.is_empty());
     let statement = Statement {
         tenant: part.tenant.clone(),
-        entries: tree.leaves(),
+        entries: tree.entries(),
         root: tree.root(),
         seq: part.seq,
         hour: part.hour,

@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::leaves::leaves_of;
 use super::merkle::{Hash, sha256};
 use super::note::{NoteError, Signer, VerifierKey};
 use crate::model::{ContentType, TenantId, Timestamp};
@@ -218,10 +219,11 @@ impl Statement {
         let last = if self.last { " last" } else { "" };
         let begins = if self.begins { " begins" } else { "" };
         let mut text = format!(
-            "{ORIGIN}{}\n{}\n{}\nseq {}\nhour {}\npart {}{last}{begins}\nprevious {}\n",
+            "{ORIGIN}{}\n{}\n{}\nentries {}\nseq {}\nhour {}\npart {}{last}{begins}\nprevious {}\n",
             self.tenant,
-            self.entries,
+            leaves_of(self.entries),
             STANDARD.encode(self.root),
+            self.entries,
             self.seq,
             self.hour,
             self.part,
@@ -275,8 +277,10 @@ impl Statement {
     fn read(text: &str) -> Result<Self, &'static str> {
         let mut lines = Lines(text.lines());
         let tenant = lines.after(ORIGIN)?.parse().map_err(|_| "its first line does not end in a GUID")?;
-        let entries = number(lines.after("")?)?;
+        // How many leaves: what is written of the entries must say the same.
+        number(lines.after("")?)?;
         let root = hash(lines.after("")?)?;
+        let entries = number(lines.after("entries ")?)?;
         let seq = number(lines.after("seq ")?)?;
         let hour = lines.after("hour ")?.parse().map_err(|()| "its hour is none")?;
         let part = lines.after("part ")?;
@@ -345,8 +349,8 @@ pub fn is_rule_name(rule: &str) -> bool {
 pub struct Head {
     /// Whose events.
     pub tenant: TenantId,
-    /// How many entries the last part has.
-    pub entries: u64,
+    /// How many leaves the tree of the last part has.
+    pub leaves: u64,
     /// The root of the last part.
     pub root: Hash,
     /// The least number of a part.
@@ -365,7 +369,7 @@ impl Head {
         format!(
             "{HEAD_ORIGIN}{}\n{}\n{}\nfirst {}\nlast {}\nprevious {}\nexported {}\n",
             self.tenant,
-            self.entries,
+            self.leaves,
             STANDARD.encode(self.root),
             self.first,
             self.last,
@@ -396,7 +400,7 @@ impl Head {
         let mut lines = Lines(text.lines());
         Ok(Self {
             tenant: lines.after(HEAD_ORIGIN)?.parse().map_err(|_| "its first line does not end in a GUID")?,
-            entries: number(lines.after("")?)?,
+            leaves: number(lines.after("")?)?,
             root: hash(lines.after("")?)?,
             first: number(lines.after("first ")?)?,
             last: number(lines.after("last ")?)?,
@@ -495,7 +499,7 @@ mod tests {
         let signer = Signer::from_pkcs8(&Signer::generate_pkcs8().unwrap()).unwrap();
         let Statement { tenant, entries, root, previous, .. } = statement();
         let exported = "2026-11-30T10:00:00.123Z".parse().unwrap();
-        let head = Head { tenant, entries, root, first: 3, last: 12, previous, exported };
+        let head = Head { tenant, leaves: leaves_of(entries), root, first: 3, last: 12, previous, exported };
         assert_eq!(Head::open(&head.sign(&signer), signer.key()), Ok(head.clone()));
         assert!(Statement::open(&head.sign(&signer), signer.key()).is_err(), "a head is no statement");
         assert!(Head::open(&statement().sign(&signer), signer.key()).is_err(), "a statement is no head");

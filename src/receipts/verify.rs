@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::merkle::{Hash, Tree};
+use super::leaves::{EntryTree, leaves_of};
+use super::merkle::Hash;
 use super::note::VerifierKey;
 use super::seal::ENTRY_BYTES;
 use super::statement::{Counts, Head, Hour, Statement, StatementError};
@@ -233,7 +234,7 @@ pub struct Checking {
     seq: u64,
     place: Option<String>,
     statement: Option<Statement>,
-    tree: Tree,
+    tree: EntryTree,
     counts: Counts,
     /// The bytes of an entry that is not whole yet.
     begun: Vec<u8>,
@@ -311,7 +312,7 @@ impl Verifier {
             seq,
             place,
             statement,
-            tree: Tree::default(),
+            tree: EntryTree::default(),
             counts: Counts::default(),
             begun: Vec::new(),
             before: None,
@@ -372,7 +373,7 @@ impl Verifier {
     /// All entries of the part were read; `wrong` is what kept them from being read.
     pub fn end_part(&mut self, part: Checking, wrong: Option<Wrong>) {
         let Checking { seq, place, statement, tree, counts, begun, order, class, .. } = part;
-        self.verdict.entries = self.verdict.entries.saturating_add(tree.leaves());
+        self.verdict.entries = self.verdict.entries.saturating_add(tree.entries());
         let hour = statement.as_ref().map(|statement| statement.hour);
         let mut found: Vec<Wrong> = wrong.into_iter().collect();
         if found.is_empty()
@@ -383,8 +384,8 @@ impl Verifier {
             if !begun.is_empty() {
                 found.push(Wrong::Cut);
             }
-            if tree.leaves() != statement.entries {
-                found.push(Wrong::Entries { found: tree.leaves(), stated: statement.entries });
+            if tree.entries() != statement.entries {
+                found.push(Wrong::Entries { found: tree.entries(), stated: statement.entries });
             } else if tree.root() != statement.root {
                 found.push(Wrong::Root);
             } else if found.is_empty() {
@@ -417,7 +418,7 @@ impl Verifier {
             ("the hash of its last part", self.verdict.last_hash != Some(head.previous)),
             (
                 "the root of its last part",
-                last.is_none_or(|last| (last.entries, last.root) != (head.entries, head.root)),
+                last.is_none_or(|last| (leaves_of(last.entries), last.root) != (head.leaves, head.root)),
             ),
         ];
         if let Some((what, _)) = differs.into_iter().find(|(_, differs)| *differs) {
@@ -505,7 +506,7 @@ impl Checking {
     }
 
     fn entry(&mut self, entry: [u8; ENTRY_BYTES]) {
-        let index = self.tree.leaves();
+        let index = self.tree.entries();
         if self.before.is_some_and(|before| before >= entry) {
             self.order.get_or_insert(index);
         }

@@ -101,9 +101,7 @@ impl Told {
     /// What goes with the batch that is being built, which ends here.
     pub(super) fn of_batch(&mut self, content_type: ContentType) -> ToldOfBatch {
         let mut said = Receipts::default();
-        for key in std::mem::take(&mut self.held) {
-            said.add(Receipt { content_type, key, class: Class::Held });
-        }
+        said.add_all(content_type, Class::Held, std::mem::take(&mut self.held).into_iter());
         if self.is_full() {
             self.say_dropped(content_type, &mut said);
         }
@@ -148,11 +146,11 @@ impl ToldOfBatch {
                 said.add(Receipt { content_type, key, class: Class::SetAside });
             }
         }
-        for about in records {
-            if let About::Event(key) = about {
-                said.add(Receipt { content_type, key, class: Class::Delivered });
-            }
-        }
+        let delivered = records.into_iter().filter_map(|about| match about {
+            About::Event(key) => Some(key),
+            About::Notice => None,
+        });
+        said.add_all(content_type, Class::Delivered, delivered);
         said
     }
 }

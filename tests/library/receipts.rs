@@ -12,6 +12,7 @@ use m365_audit::model::{ContentType, TenantId};
 use m365_audit::normalise::CanonicalKey;
 use m365_audit::receipts::directory::{self, CHECKPOINT_SUFFIX, ENTRIES_SUFFIX};
 use m365_audit::receipts::head::StoredHead;
+use m365_audit::receipts::leaves::leaves_of;
 use m365_audit::receipts::note::Signer;
 use m365_audit::receipts::seal::{ENTRY_BYTES, Part, Sealed, Uncounted, seal};
 use m365_audit::receipts::statement::{Head, Hour, Outcome, Statement};
@@ -44,7 +45,7 @@ struct Made {
 }
 
 /// How many repeats a part has in which receipts begin again.
-const BEGINS: u64 = 35;
+const BEGINS: u64 = 188;
 
 /// Seals parts one after the other, from part `first` on.
 fn sealed(tenant_id: &str, made: &[Made], first: u64, signer: &Signer) -> Vec<Sealed> {
@@ -83,7 +84,8 @@ fn files(parts: &[Sealed], signer: &Signer) -> Files {
         let Statement { tenant, entries, root, seq, .. } = last.statement.clone();
         let exported = "2026-12-01T09:00:00Z".parse().unwrap();
         let (first, previous) = (first.statement.seq, last.statement_hash);
-        let head = Head { tenant: tenant.clone(), entries, root, first, last: seq, previous, exported };
+        let head =
+            Head { tenant: tenant.clone(), leaves: leaves_of(entries), root, first, last: seq, previous, exported };
         files.insert(format!("{tenant}/head"), head.sign(signer).into_bytes());
     }
     files
@@ -142,7 +144,7 @@ fn class(n: u64) -> Class {
 
 /// Eight parts of six hours: hours without an event, with one, and in three parts.
 fn some_parts() -> Vec<Made> {
-    let events = [5, 0, 9, 4, 17, 1, 0, 12];
+    let events = [5, 0, 9, 4, 170, 1, 0, 12];
     let last = [true, true, false, false, true, true, true, true];
     let mut next = 0;
     let made = events.iter().zip(last).map(|(events, last)| {
@@ -193,7 +195,7 @@ fn the_directory_of_the_page_is_what_is_made_today() {
     }
     let verdict = only(verify(&dir, &signer(7)));
     assert!(verdict.is_good(), "{:?}", verdict.faults);
-    assert_eq!((verdict.parts, verdict.entries, verdict.seqs), (8, 48, Some((0, 7))));
+    assert_eq!((verdict.parts, verdict.entries, verdict.seqs), (8, 201, Some((0, 7))));
     let begins: Vec<u64> = verdict.begins.iter().map(|(seq, _)| *seq).collect();
     assert_eq!(begins, [0, 4], "receipts began, were off, and began again");
 }
@@ -594,11 +596,11 @@ fn each_fault_is_called_what_it_is() {
     });
     assert!(exchanged.contains(&Wrong::Number(5)) && exchanged.contains(&Wrong::Number(3)), "{exchanged:?}");
     let entries = |change: fn(&mut Vec<Vec<u8>>)| wrongs(|files| with_entries(files, &name(4, ENTRIES_SUFFIX), change));
-    assert_eq!(entries(|all| drop(all.pop())), [Wrong::Entries { found: 16, stated: 17 }]);
+    assert_eq!(entries(|all| drop(all.pop())), [Wrong::Entries { found: 169, stated: 170 }]);
     assert_eq!(entries(|all| all.swap(3, 4)), [Wrong::Order(4), Wrong::Root]);
     assert_eq!(entries(|all| all[3][0] ^= 1), [Wrong::Root]);
     assert_eq!(entries(|all| all[3][16] = 9), [Wrong::Class(3, 9), Wrong::Root]);
-    assert_eq!(entries(|all| all[16].truncate(16)), [Wrong::Cut, Wrong::Entries { found: 16, stated: 17 }]);
+    assert_eq!(entries(|all| all[169].truncate(16)), [Wrong::Cut, Wrong::Entries { found: 169, stated: 170 }]);
     assert_eq!(wrongs(|files| drop(files.insert("x".into(), vec![]))), [Wrong::Stray]);
     assert_eq!(wrongs(Files::clear), [Wrong::Unreadable("`key.pub` is missing, or no file".into()), Wrong::Nothing]);
 }
