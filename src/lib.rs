@@ -25,6 +25,7 @@
 //! - `hosts`: the agents, one file or folder each; the only place that knows one by name.
 //! - `plugin`: the manifest.
 //! - `source`: what a host runs: the loop of a tenant, and the connection test.
+//! - `reconcile`: an export of the audit search compared with what was delivered, and the export judged.
 //! - `checkpoint`: what is delivered, settled and remembered, and the one writer of it.
 //! - `receipts`: what became of every event, sealed and signed.
 //! - `plan`: pure: from a position and the time to the windows to list.
@@ -55,6 +56,8 @@ pub mod hosts;
 pub mod plugin;
 
 pub mod source;
+
+pub mod reconcile;
 
 pub mod checkpoint;
 

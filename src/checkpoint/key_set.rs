@@ -291,6 +291,12 @@ impl KeySet {
         self.len() == 0
     }
 
+    /// The end of the day on which the keys were written that leave next; `None` while all are in deltas.
+    pub fn oldest_day_end(&self) -> Option<Timestamp> {
+        let day = self.pages.list.iter().map(|page| page.day).min()?;
+        Timestamp::from_second(i64::try_from((u64::from(day) + 1) * DAY_SECS).ok()?).ok()
+    }
+
     /// Estimated heap and own memory in bytes, without the pages cached (at most 1 MiB, see [`KeySet::cached_bytes`]).
     pub fn memory_bytes(&self) -> usize {
         let fingerprints = |p: &Page| p.filter.as_ref().map_or(0, |f| f.fingerprints.len());

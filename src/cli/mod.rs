@@ -17,6 +17,7 @@ pub mod normalize;
 pub mod plugin;
 pub mod reading;
 pub mod receipts;
+pub mod reconcile;
 pub mod run;
 pub mod schema;
 mod service;
@@ -72,6 +73,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Make records of audit events as people have them: exports, archives, what other tools wrapped
     Normalize(normalize::NormalizeArgs),
+    /// Compare an export of Microsoft's audit search with what was delivered: what is missing, on either side
+    Reconcile(reconcile::ReconcileArgs),
     /// Show, move or export what is remembered between runs
     State(state::StateArgs),
     /// Verify what became of every event, write it out, print the key to verify it with
@@ -183,6 +186,10 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         }
         Command::Man(args) => {
             completions::man(command_line(), &args, &mut out).map(|()| Exit::Done).map_err(Failure::io)
+        }
+        Command::Reconcile(args) => {
+            drop(out);
+            reconcile::reconcile(args, &mut std::io::stdout()).await
         }
         Command::State(args) => state::state(args, &mut std::io::stdout()).await,
         Command::Receipts(args) => receipts::receipts(args, &mut std::io::stdout()).await,

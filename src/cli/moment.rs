@@ -19,29 +19,35 @@ pub(super) fn time(text: &str) -> Result<Timestamp, String> {
             .to_timestamp(date.to_datetime(jiff::civil::Time::midnight()))
             .map_err(|_| expected());
     }
-    let mut age = SignedDuration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0).ok_or_else(expected)?;
-        let (number, unit) = rest.split_at(digits);
-        let number: i64 = number.parse().map_err(|_| expected())?;
-        let secs = match unit.chars().next() {
-            Some('d') => 86_400,
-            Some('h') => 3600,
-            Some('m') => 60,
-            Some('s') => 1,
-            _ => return Err(expected()),
-        };
-        age = number
-            .checked_mul(secs)
-            .and_then(|n| age.checked_add(SignedDuration::from_secs(n)))
-            .ok_or_else(expected)?;
-        rest = unit.get(1..).unwrap_or_default();
-    }
+    let age = age(text).ok_or_else(expected)?;
     if age.is_zero() {
         return Err(expected());
     }
     SystemClock::new().now().checked_sub(age).map_err(|_| expected())
+}
+
+/// An age such as `3d`, `1d12h`, `90m`, `0s`.
+pub(super) fn age(text: &str) -> Option<SignedDuration> {
+    let mut age = SignedDuration::ZERO;
+    let mut rest = text;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|end| *end > 0)?;
+        let (number, unit) = rest.split_at(digits);
+        let number: i64 = number.parse().ok()?;
+        let secs = match unit.chars().next()? {
+            'd' => 86_400,
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            _ => return None,
+        };
+        age = number.checked_mul(secs).and_then(|n| age.checked_add(SignedDuration::from_secs(n)))?;
+        rest = unit.get(1..)?;
+    }
+    Some(age)
 }
 
 /// Seconds as an operator reads them.

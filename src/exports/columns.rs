@@ -497,7 +497,7 @@ mod tests {
         let header = Header::of(header).unwrap();
         let rows = rows.iter().map(|row| {
             let (event, outer) = header.event(row).unwrap();
-            let Restored { event, losses } = restore(&event, &outer, header.dialect()).unwrap();
+            let Restored { event, losses, .. } = restore(&event, &outer, header.dialect()).unwrap();
             let event = String::from_utf8(event.to_vec()).unwrap();
             assert!(json::is_valid(&event), "{event}");
             (event, losses.into_iter().map(|loss| loss.member).collect())

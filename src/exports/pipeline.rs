@@ -37,6 +37,8 @@ pub struct ReadEvent {
     beside: Beside,
     /// What the form had cut.
     pub losses: Vec<Loss>,
+    /// The event without what was taken from around it to make it itself; `None` where nothing was.
+    pub carried: Option<Bytes>,
     /// Whether it has two or more of the members that make an event's identity; some have but an `Id`.
     pub is_whole: bool,
 }
@@ -51,7 +53,7 @@ enum Beside {
 
 impl ReadEvent {
     fn new(bytes: Bytes, (place, form): (Place, Form), beside: Beside, event: &Event<'_>) -> ReadEvent {
-        ReadEvent { bytes, place, form, beside, losses: Vec::new(), is_whole: event.is_whole() }
+        ReadEvent { bytes, place, form, beside, losses: Vec::new(), carried: None, is_whole: event.is_whole() }
     }
 
     /// What its row or wrapper says of it.
@@ -382,8 +384,11 @@ fn work_found<K: Make>(
     match restore(&bytes, &outer, dialect) {
         Ok(restored) => match Event::parse(&restored.event) {
             Ok(event) => {
+                let carried = restored.is_completed.then(|| restore(&bytes, &Outer::default(), dialect).ok()).flatten();
+                let carried = carried.map_or_else(Bytes::new, |restored| restored.event);
+                let carried = restored.is_completed.then_some(carried);
                 let read = ReadEvent::new(restored.event.clone(), (place, form), Beside::Told(outer), &event);
-                done.event(ReadEvent { losses: restored.losses, ..read }, &event, make);
+                done.event(ReadEvent { losses: restored.losses, carried, ..read }, &event, make);
             }
             Err(error) => done.items.push(bad(error.to_string(), outer, place)),
         },

@@ -42,6 +42,8 @@ pub struct Restored {
     pub event: Bytes,
     /// What the form had cut.
     pub losses: Vec<Loss>,
+    /// Whether something that makes the event itself was not in it and was taken from around it.
+    pub is_completed: bool,
 }
 
 /// Brings an event back to the feed's form. An event that is in it already costs one look. What makes an event itself
@@ -73,12 +75,16 @@ pub fn restore(event: &Bytes, outer: &Outer, dialect: Dialect) -> Result<Restore
         lists_without_entries(&members, &mut losses);
     }
     plain_time(&mut members, outer, dialect, &mut losses);
+    let before = members.entries.len();
     members.complete(outer);
+    let added = members.entries.get(before..).unwrap_or_default();
+    let is_completed =
+        added.iter().any(|(name, _)| matches!(&**name, "Id" | "CreationTime" | "Operation" | "RecordType"));
     if ["Id", "Operation", "CreationTime"].iter().all(|name| members.get(name).is_none()) {
         return Err(unrestorable("has no `Id`, `Operation` or `CreationTime`"));
     }
     let event = if members.changed || matches!(object, Cow::Owned(_)) { members.to_bytes() } else { event.clone() };
-    Ok(Restored { event, losses })
+    Ok(Restored { event, losses, is_completed })
 }
 
 const CUT: &str = "is an object that PowerShell wrote as text, and is cut or can be read in two ways";

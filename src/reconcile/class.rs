@@ -1,0 +1,366 @@
+//! What a row of an export is: one class each, by what is known of its event and of its time.
+
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+use jiff::SignedDuration;
+
+use crate::checkpoint::format::Position;
+use crate::model::{ContentType, Timestamp};
+
+macro_rules! classes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// What a row is. Each row is exactly one, and they sum to the rows.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Class { $($(#[$doc])* $variant),* }
+
+        impl Class {
+            /// All of them, in the order in which they are shown.
+            pub const ALL: &'static [Class] = &[$(Class::$variant),*];
+
+            /// Its name in the verdict.
+            pub const fn name(self) -> &'static str {
+                match self { $(Class::$variant => $name),* }
+            }
+        }
+    };
+}
+
+classes! {
+    /// The host has the event.
+    Delivered = "delivered",
+    /// The same event stood in the export before.
+    Repeated = "repeated",
+    /// A rule dropped it.
+    Dropped = "dropped",
+    /// It waits until it is known whether data loss prevention flagged it.
+    Held = "held",
+    /// Every receiver refused its record: it is in the state.
+    SetAside = "set_aside",
+    /// Its content type is not configured.
+    NotRead = "not_read",
+    /// It became available in a gap that was declared, or before the source's origin.
+    InGap = "in_gap",
+    /// It may be on its way.
+    TooYoung = "too_young",
+    /// What was delivered then is not remembered any more.
+    TooOld = "too_old",
+    /// It has no `Id`, by which it could be found.
+    NoIdentity = "no_identity",
+    /// Neither the event nor what identifies it can be read.
+    Unreadable = "unreadable",
+    /// None of these: it should have been delivered.
+    Missing = "missing",
+}
+
+/// How many rows are of each class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts([u64; Class::ALL.len()]);
+
+impl Counts {
+    /// Counts rows.
+    pub fn add(&mut self, class: Class, rows: u64) {
+        if let Some(count) = self.0.get_mut(class as usize) {
+            *count += rows;
+        }
+    }
+
+    /// How many are of a class.
+    pub fn of(&self, class: Class) -> u64 {
+        self.0.get(class as usize).copied().unwrap_or_default()
+    }
+
+    /// How many there are.
+    pub fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+/// What is known of a row's event. Several can be true: [`Terms::class_of`] decides.
+pub mod found {
+    /// A receipt says that it was delivered.
+    pub const DELIVERED: u8 = 1;
+    /// A receipt names the rule that dropped it.
+    pub const DROPPED: u8 = 1 << 1;
+    /// It is on hold, by the state or by a receipt after which none came.
+    pub const HELD: u8 = 1 << 2;
+    /// It is set aside, likewise.
+    pub const ASIDE: u8 = 1 << 3;
+    /// It is among the records that were given as delivered.
+    pub const GIVEN: u8 = 1 << 4;
+    /// Its duplicate key is in the state.
+    pub const KEY: u8 = 1 << 5;
+    /// The rules as they are configured now drop it, and there are no receipts.
+    pub const ROUTINE: u8 = 1 << 6;
+    /// It was looked up and listed, where that was due.
+    pub const ASKED: u8 = 1 << 7;
+}
+
+/// What is kept of a row: eight bytes beside its key.
+#[derive(Debug, Default)]
+pub struct Row {
+    /// Seconds since 1970 of `CreationTime`; 0 where it cannot be read.
+    secs: u32,
+    /// The rule that dropped it, by its number from 1 on.
+    rule: AtomicU16,
+    /// Its content type, by its place in [`ContentType::ALL`]; beyond that it is not sure.
+    content_type: u8,
+    found: AtomicU8,
+}
+
+impl Row {
+    /// A row of which nothing is known yet.
+    pub fn new(time: Option<Timestamp>, content_type: Option<ContentType>) -> Row {
+        let secs = time.map_or(0, |time| u32::try_from(time.as_second().max(1)).unwrap_or(u32::MAX));
+        let place = content_type.and_then(|wanted| ContentType::ALL.iter().position(|known| *known == wanted));
+        let content_type = place.and_then(|place| u8::try_from(place).ok()).unwrap_or(u8::MAX);
+        Row { secs, content_type, ..Row::default() }
+    }
+
+    /// When the event happened; `None` where that cannot be read.
+    pub fn time(&self) -> Option<Timestamp> {
+        (self.secs != 0).then(|| Timestamp::from_second(self.secs.into()).ok()).flatten()
+    }
+
+    /// The content type that would have brought it, where that is sure.
+    pub fn content_type(&self) -> Option<ContentType> {
+        ContentType::ALL.get(usize::from(self.content_type)).copied()
+    }
+
+    /// Notes what is known of it.
+    pub fn note(&self, what: u8) {
+        self.found.fetch_or(what, Ordering::Relaxed);
+    }
+
+    /// Notes the rule that dropped it; the first that is noted stays.
+    pub fn note_rule(&self, number: u16, what: u8) {
+        let _ = self.rule.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
+        self.note(what);
+    }
+
+    /// What is known of it, of [`found`].
+    pub fn found(&self) -> u8 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// The number of the rule that dropped it.
+    pub fn rule(&self) -> u16 {
+        self.rule.load(Ordering::Relaxed)
+    }
+}
+
+/// How late content of a type may become available after its event.
+///
+/// Microsoft names no bound: "typically 60 to 90 minutes" for most workloads, up to 24 hours for others, and days have been seen.
+pub fn lateness(_: ContentType) -> SignedDuration {
+    SignedDuration::from_hours(72)
+}
+
+/// What one stream of the source has read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// The content type.
+    pub content_type: ContentType,
+    /// Its position; `None` when it never ran.
+    pub position: Option<Position>,
+}
+
+/// By what rows are judged.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The time of the comparison.
+    pub now: Timestamp,
+    /// Younger events may be on their way; zero asks of every row what became of it.
+    pub settle: SignedDuration,
+    /// The content types that are configured, with their positions.
+    pub streams: Vec<Stream>,
+    /// Whether there is a state at all: without one only what was given as delivered is known.
+    pub has_state: bool,
+    /// What was delivered before this may be forgotten; `None` when nothing is.
+    pub reach: Option<Timestamp>,
+}
+
+impl Terms {
+    /// The class of a row; `has_id` where its event has an `Id`.
+    pub fn class_of(&self, row: &Row, has_id: bool) -> Class {
+        let found = row.found();
+        let is = |what: u8| found & what != 0;
+        match () {
+            () if is(found::DELIVERED | found::GIVEN) => Class::Delivered,
+            // The key of an event on hold or set aside is in the state, too.
+            () if is(found::KEY) && !is(found::HELD | found::ASIDE | found::DROPPED) => Class::Delivered,
+            () if is(found::DROPPED) => Class::Dropped,
+            () if is(found::HELD) => Class::Held,
+            () if is(found::ASIDE) => Class::SetAside,
+            () if is(found::ROUTINE) => Class::Dropped,
+            () => self.class_of_unknown(row, has_id),
+        }
+    }
+
+    /// The class of a row of whose event nothing is known.
+    fn class_of_unknown(&self, row: &Row, has_id: bool) -> Class {
+        let content_type = row.content_type();
+        let is_read = |wanted| self.streams.iter().any(|stream| stream.content_type == wanted);
+        if content_type.is_some_and(|wanted| !is_read(wanted)) {
+            return Class::NotRead;
+        }
+        // Where the type is not sure, whatever holds for any of them may hold for this row.
+        let streams = self.streams.iter().filter(|s| content_type.is_none_or(|wanted| s.content_type == wanted));
+        if let Some(time) = row.time() {
+            if streams.clone().any(|stream| stream.is_in_gap(time, self.now)) {
+                return Class::InGap;
+            }
+            let is_young = || {
+                let position = |stream: &Stream| stream.position.as_ref().and_then(|p| p.complete_until);
+                let is_behind = |stream: &Stream| position(stream).is_none_or(|complete| time >= complete);
+                self.now.duration_since(time) < self.settle || self.has_state && streams.clone().any(is_behind)
+            };
+            if !self.settle.is_zero() && is_young() {
+                return Class::TooYoung;
+            }
+            if self.reach.is_some_and(|reach| time < reach) {
+                return Class::TooOld;
+            }
+        }
+        if has_id { Class::Missing } else { Class::NoIdentity }
+    }
+}
+
+impl Stream {
+    /// Whether an event of this time became available where nothing could be read.
+    fn is_in_gap(&self, time: Timestamp, now: Timestamp) -> bool {
+        let Some(position) = &self.position else { return false };
+        let late = lateness(self.content_type);
+        let within = |from: Timestamp, to: Timestamp| {
+            let from = from.saturating_sub(late).unwrap_or(Timestamp::MIN);
+            from <= time && time < to
+        };
+        time < position.origin
+            || position.gaps.iter().any(|gap| within(gap.from, gap.to))
+            || position.passed_over.is_some_and(|(from, to)| within(from, to))
+            || position.disabled_since.is_some_and(|from| within(from, now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::format::DeclaredGap;
+    use proptest::prelude::*;
+
+    fn at(hour: i64) -> Timestamp {
+        Timestamp::from_second(1_780_000_000 / 3600 * 3600 + hour * 3600).unwrap()
+    }
+
+    /// The source reads two types: from hour 0 to hour 400, with a gap in hours 200 to 210 of Exchange.
+    fn terms() -> Terms {
+        let stream = |content_type, gaps: &[(i64, i64)]| {
+            let gap = |(from, to): &(i64, i64)| DeclaredGap { from: at(*from), to: at(*to), reason: "outage".into() };
+            let position = Position {
+                complete_until: Some(at(400)),
+                gaps: gaps.iter().map(gap).collect(),
+                ..Position::first(at(0))
+            };
+            Stream { content_type, position: Some(position) }
+        };
+        Terms {
+            now: at(410),
+            settle: SignedDuration::from_hours(72),
+            streams: vec![stream(ContentType::Exchange, &[(200, 210)]), stream(ContentType::SharePoint, &[])],
+            has_state: true,
+            reach: Some(at(20)),
+        }
+    }
+
+    fn class(terms: &Terms, hour: i64, content_type: Option<ContentType>, what: u8) -> Class {
+        let row = Row::new(Some(at(hour)), content_type);
+        row.note(what);
+        terms.class_of(&row, true)
+    }
+
+    #[test]
+    fn the_first_line_of_the_table_that_applies_decides() {
+        use ContentType::*;
+        let terms = terms();
+        for (hour, content_type, what, expected) in [
+            (100, Some(SharePoint), 0, Class::Missing),
+            (100, Some(SharePoint), found::DELIVERED, Class::Delivered),
+            (100, Some(SharePoint), found::GIVEN | found::DROPPED, Class::Delivered),
+            (100, Some(SharePoint), found::KEY, Class::Delivered),
+            (100, Some(SharePoint), found::KEY | found::HELD, Class::Held),
+            (100, Some(SharePoint), found::KEY | found::ASIDE, Class::SetAside),
+            (100, Some(SharePoint), found::HELD | found::DROPPED | found::KEY, Class::Dropped),
+            (100, Some(SharePoint), found::HELD | found::DELIVERED, Class::Delivered),
+            (100, Some(SharePoint), found::ROUTINE, Class::Dropped),
+            (100, Some(Dlp), 0, Class::NotRead),
+            (100, Some(Dlp), found::DELIVERED, Class::Delivered),
+            (205, Some(Exchange), 0, Class::InGap),
+            (205, Some(SharePoint), 0, Class::Missing),
+            (205, None, 0, Class::InGap),
+            (200 - 72, Some(Exchange), 0, Class::InGap),
+            (200 - 73, Some(Exchange), 0, Class::Missing),
+            (210, Some(Exchange), 0, Class::Missing),
+            (-1, Some(SharePoint), 0, Class::InGap),
+            (-1, Some(SharePoint), found::KEY, Class::Delivered),
+            (410 - 71, Some(SharePoint), 0, Class::TooYoung),
+            (410 - 73, Some(SharePoint), 0, Class::Missing),
+            (19, Some(SharePoint), 0, Class::TooOld),
+            (20, Some(SharePoint), 0, Class::Missing),
+        ] {
+            assert_eq!(class(&terms, hour, content_type, what), expected, "{hour} {content_type:?} {what}");
+        }
+    }
+
+    #[test]
+    fn a_settle_of_zero_switches_too_young_off_and_a_position_that_lags_makes_rows_young() {
+        let mut terms = terms();
+        terms.settle = SignedDuration::ZERO;
+        assert_eq!(class(&terms, 405, Some(ContentType::SharePoint), 0), Class::Missing);
+        terms.settle = SignedDuration::from_secs(1);
+        assert_eq!(class(&terms, 405, Some(ContentType::SharePoint), 0), Class::TooYoung);
+        assert_eq!(class(&terms, 399, Some(ContentType::SharePoint), 0), Class::Missing);
+        terms.streams[1].position = None;
+        assert_eq!(class(&terms, 100, Some(ContentType::SharePoint), 0), Class::TooYoung, "it never ran");
+        assert_eq!(class(&terms, 100, None, 0), Class::TooYoung);
+        terms.has_state = false;
+        assert_eq!(class(&terms, 100, Some(ContentType::SharePoint), 0), Class::Missing);
+    }
+
+    #[test]
+    fn a_row_without_an_id_cannot_be_missing_and_one_without_a_time_can() {
+        let terms = terms();
+        let row = |time: Option<i64>| Row::new(time.map(at), Some(ContentType::SharePoint));
+        assert_eq!(terms.class_of(&row(Some(100)), false), Class::NoIdentity);
+        assert_eq!(terms.class_of(&row(Some(-5)), false), Class::InGap);
+        assert_eq!(terms.class_of(&row(None), true), Class::Missing);
+        assert_eq!(terms.class_of(&row(None), false), Class::NoIdentity);
+    }
+
+    #[test]
+    fn a_row_keeps_its_time_and_type_in_eight_bytes() {
+        assert_eq!(size_of::<Row>(), 8);
+        for content_type in ContentType::ALL.into_iter().map(Some).chain([None]) {
+            let row = Row::new(Some(at(3)), content_type);
+            assert_eq!((row.time(), row.content_type()), (Some(at(3)), content_type));
+        }
+        assert_eq!(Row::new(None, None).time(), None);
+        let early = Row::new(Some("1601-01-01T00:00:00Z".parse().unwrap()), None);
+        assert!(early.time().is_some_and(|time| time < at(0)), "an odd time is not an unknown one");
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_has_one_class_whatever_is_known(
+            what in any::<u8>(), hour in -200i64..900, content_type in 0usize..6, has_id: bool, settle in 0i64..3
+        ) {
+            let terms = Terms { settle: SignedDuration::from_hours(settle * 36), ..terms() };
+            let row = Row::new(Some(at(hour)), ContentType::ALL.get(content_type).copied());
+            row.note(what);
+            let class = terms.class_of(&row, has_id);
+            let never = [Class::Repeated, Class::Unreadable];
+            prop_assert!(!never.contains(&class), "{class:?}");
+            prop_assert!(class != Class::Missing || has_id);
+            let known = what & !found::ASKED;
+            prop_assert_eq!(known != 0, class <= Class::SetAside, "{:?}", class);
+        }
+    }
+}

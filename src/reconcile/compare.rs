@@ -1,0 +1,460 @@
+//! The comparison, in order: rows, what is known of them, and a second look at those of which nothing is.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use tokio::runtime::Handle;
+
+use super::class::{Class, Counts, Row, Stream, Terms, found};
+use super::evidence::{self, DuplicateKeys, Known, Marks, Reach, Rules};
+use super::passes::{
+    Asked, Facts, GraphQuery, OurRecords, Ours, Rows, Unknown, id_hash, id_of_record, identity_beside,
+};
+use super::rows::RowSet;
+use super::spool::Spool;
+use super::table::Table;
+use super::verdict::{Unreadable, Verdict};
+use super::witness::Witness;
+use crate::checkpoint::format::Keys;
+use crate::exports::input::{Input, InputError, Stop};
+use crate::exports::pipeline::{self, BadItem, Item};
+use crate::host::{StateError, StateStore};
+use crate::model::{ContentType, TenantId, Timestamp};
+use crate::normalise::{Event, Normaliser};
+
+/// Rows that are looked up together, so that a page of keys is read once for many.
+const ASKED_MAX: usize = 4096;
+/// Unreadable rows, problems and notes that are told one by one.
+const TOLD_MAX: usize = 100;
+/// Events that only we have and that are listed.
+const OURS_LISTED_MAX: u64 = 100_000;
+/// Records set aside that are read at once.
+const ASIDE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Opens inputs, each time anew: an export is read twice.
+pub type Open<'a> = dyn Fn() -> io::Result<Vec<Input<'static>>> + Sync + 'a;
+
+/// What is compared with what.
+pub struct Request<'a> {
+    /// The source's name.
+    pub source: String,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// The content types it reads.
+    pub content_types: Vec<ContentType>,
+    /// How far back its first run goes.
+    pub backfill: SignedDuration,
+    /// Bound on its event keys.
+    pub event_keys_max: u64,
+    /// Its rules, where it drops routine events.
+    pub dropping: Option<Normaliser>,
+    /// The export.
+    pub export: &'a Open<'a>,
+    /// Records that were delivered.
+    pub delivered: Option<&'a Open<'a>>,
+    /// The state, for reading only.
+    pub store: Option<Arc<dyn StateStore>>,
+    /// Receipts.
+    pub receipts: Option<Arc<dyn Known>>,
+    /// Younger events may be on their way.
+    pub settle: SignedDuration,
+    /// The range that was asked of the search, where it is told.
+    pub asked: (Option<Timestamp>, Option<Timestamp>),
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Why nothing can be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// The state cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A temporary file cannot be used, or standard input not be read again.
+    #[error("a temporary file cannot be used: {0}")]
+    Temporary(#[from] io::Error),
+}
+
+/// Compares. Blocks: call it where that is allowed; `runtime` reads the state meanwhile.
+///
+/// # Errors
+/// The state cannot be read, or no temporary file be written.
+pub fn compare(request: &Request<'_>, runtime: &Handle) -> Result<Verdict, CompareError> {
+    let keys = Keys::of(&request.tenant);
+    // First of all: what is delivered while the rest is read is not missing for that.
+    let streams = match &request.store {
+        Some(store) => runtime.block_on(evidence::streams(&**store, &keys, &request.content_types))?,
+        None => request.content_types.iter().map(|t| Stream { content_type: *t, position: None }).collect(),
+    };
+    let mut export = Export::read(request)?;
+    export.witness.asked(request.asked.0, request.asked.1);
+    let mut known = Knowledge::new(request, streams)?;
+    known.gather(request, &export, &keys, runtime)?;
+    known.ask_again(request, &export, runtime)?;
+    verdict(request, export, known)
+}
+
+/// What a pass over the export found.
+#[derive(Default)]
+struct Export {
+    rows: RowSet,
+    /// Rows whose event has no `Id`.
+    nameless: Vec<Row>,
+    count: u64,
+    repeated: u64,
+    bad: u64,
+    unreadable: Vec<Unreadable>,
+    /// Where the bytes end that were bad.
+    bad_end: Option<(Arc<str>, u64)>,
+    witness: Witness,
+    unopened: Vec<String>,
+    broken: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Export {
+    fn read(request: &Request<'_>) -> Result<Export, CompareError> {
+        let plausible = request.now.saturating_add(SignedDuration::from_hours(24)).unwrap_or(request.now);
+        let mut export = Export::default();
+        let inputs = (request.export)()?;
+        let _ = pipeline::read(inputs, &Rows, &mut |item| {
+            export.take(item, plausible);
+            Ok(())
+        });
+        Ok(export)
+    }
+
+    fn take(&mut self, item: Item<'_, Facts>, plausible: Timestamp) {
+        match item {
+            Item::Event(read, facts, _) => self.row(&read.place.file, facts, plausible),
+            Item::Bad(bad) => return self.bad(bad, plausible),
+            Item::Problem(InputError::Open { name, source }) => {
+                push_few(&mut self.unopened, format!("`{name}`: {source}"));
+            }
+            Item::Problem(error) => {
+                if matches!(error, InputError::Cut { .. }) {
+                    self.witness.says(error.to_string());
+                }
+                push_few(&mut self.broken, error.to_string());
+            }
+            Item::Truncated(place) => {
+                self.witness.says(format!("{place}: Microsoft Graph says that the query found more than it returns (`isRecordCountLimitExceeded`)"));
+            }
+            Item::Note(note) => push_few(&mut self.notes, note),
+            Item::Notice(_) | Item::Pause => return,
+        }
+        self.bad_end = None;
+    }
+
+    fn row(&mut self, file: &Arc<str>, facts: Facts, plausible: Timestamp) {
+        self.count += 1;
+        self.witness.row(file, facts.time, plausible);
+        match facts.key {
+            None => self.nameless.push(facts.row),
+            Some(key) => self.repeated += u64::from(!self.rows.insert(key, facts.alias, facts.row)),
+        }
+    }
+
+    /// Bytes without an event: what Graph says of a query, a row that says its event's identity beside it, or a row that
+    /// cannot be read.
+    fn bad(&mut self, bad: &BadItem, plausible: Timestamp) {
+        if let Some(query) = GraphQuery::of(&bad.bytes).filter(|_| bad.is_unknown) {
+            if query.is_truncated {
+                self.witness.says(format!(
+                    "{}: Microsoft Graph says that the query found more than it returns (`isRecordCountLimitExceeded`)",
+                    bad.place
+                ));
+            }
+            return self.witness.asked(query.from, query.to);
+        }
+        let end = bad.place.offset + bad.bytes.len() as u64;
+        let goes_on = |(file, at): &(Arc<str>, u64)| *file == bad.place.file && *at == bad.place.offset;
+        let is_piece = bad.table.is_none() && !bad.is_unknown;
+        let is_more = is_piece && self.bad_end.as_ref().is_some_and(goes_on);
+        self.bad_end = is_piece.then(|| (bad.place.file.clone(), end));
+        if is_more {
+            return;
+        }
+        if let Some(identity) = identity_beside(bad)
+            && let Ok(event) = Event::parse(&identity)
+        {
+            return self.row(&bad.place.file, Facts::of(&event), plausible);
+        }
+        self.count += 1;
+        self.bad += 1;
+        self.witness.row(&bad.place.file, None, plausible);
+        if self.unreadable.len() < TOLD_MAX {
+            self.unreadable.push(Unreadable { place: bad.place.to_string(), why: bad.why.clone() });
+        }
+    }
+}
+
+fn push_few(list: &mut Vec<String>, text: String) {
+    if list.len() < TOLD_MAX {
+        list.push(text);
+    }
+}
+
+/// What is known of the rows, and what was found by it.
+struct Knowledge {
+    terms: Terms,
+    rules: Rules,
+    has_receipts: bool,
+    by_configuration: u64,
+    /// Ids of records that hold no event, with what they say.
+    ids: Table<u8>,
+    only_ours: Option<u64>,
+    ours: Spool,
+    missing: Spool,
+    keys: Option<DuplicateKeys>,
+    evidence: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Knowledge {
+    fn new(request: &Request<'_>, streams: Vec<Stream>) -> Result<Knowledge, CompareError> {
+        let terms = Terms {
+            now: request.now,
+            settle: request.settle,
+            streams,
+            has_state: request.store.is_some(),
+            reach: None,
+        };
+        Ok(Knowledge {
+            terms,
+            rules: Rules::default(),
+            has_receipts: false,
+            by_configuration: 0,
+            ids: Table::default(),
+            only_ours: None,
+            ours: Spool::new()?,
+            missing: Spool::new()?,
+            keys: None,
+            evidence: Vec::new(),
+            notes: Vec::new(),
+        })
+    }
+
+    /// Marks rows by all that goes by the canonical key: the hold, what is set aside, receipts, records of ours.
+    fn gather(
+        &mut self,
+        request: &Request<'_>,
+        export: &Export,
+        keys: &Keys,
+        runtime: &Handle,
+    ) -> Result<(), CompareError> {
+        let mut reaches = Vec::new();
+        if let Some(store) = &request.store {
+            runtime.block_on(evidence::mark_held(&**store, keys, &export.rows))?;
+            let aside = runtime.block_on(evidence::set_aside(&**store, keys, &request.content_types))?;
+            self.read_aside(aside, export);
+        }
+        if let Some(receipts) = &request.receipts
+            && let Some(reach) = runtime.block_on(receipts.reach())?
+        {
+            let mut marks = Marks::new(&export.rows, &mut self.rules);
+            runtime.block_on(receipts.visit(&mut marks))?;
+            self.only_ours = Some(marks.only_ours());
+            self.has_receipts = true;
+            self.evidence.push("receipts".into());
+            reaches.push(reach);
+        }
+        if let Some(open) = request.delivered {
+            self.read_delivered(open, export)?;
+            self.evidence.push("records given as delivered".into());
+        }
+        if let Some(store) = &request.store {
+            let duplicates = runtime.block_on(DuplicateKeys::load(store.clone(), keys))?;
+            let born = evidence::born(&self.terms.streams, request.backfill);
+            reaches.push(duplicates.reach(born, request.now, request.event_keys_max));
+            self.keys = Some(duplicates);
+            self.evidence.push("duplicate keys and positions of the state".into());
+        } else {
+            self.notes
+                .push("there is no state: what was given as delivered is taken for all that was delivered".into());
+        }
+        self.terms.reach = reaches.into_iter().min().and_then(|reach| match reach {
+            Reach::Whole => None,
+            Reach::From(from) => Some(from),
+        });
+        Ok(())
+    }
+
+    fn read_aside(&mut self, records: Vec<String>, export: &Export) {
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            let mut text = String::new();
+            while let Some(record) = records.next_if(|_| text.len() < ASIDE_BYTES) {
+                text.push_str(&record);
+                text.push('\n');
+            }
+            let input = Input::Stream("records set aside".into(), Box::new(io::Cursor::new(text)));
+            let ids = &mut self.ids;
+            let _ = pipeline::read(vec![input], &OurRecords { rows: &export.rows }, &mut |item| {
+                match item {
+                    Item::Event(_, Ours { key: Some(key), .. }, _) => {
+                        export.rows.get(key).inspect(|row| row.note(found::ASIDE));
+                    }
+                    Item::Bad(bad) => {
+                        id_of_record(&bad.bytes).inspect(|id| note_id(ids, id, found::ASIDE));
+                    }
+                    _ => {}
+                }
+                Ok(())
+            });
+        }
+    }
+
+    /// Marks the rows that records of ours are of, and counts those records that the export has no row of.
+    fn read_delivered(&mut self, open: &Open<'_>, export: &Export) -> Result<(), CompareError> {
+        let range = export.witness.range();
+        let is_within = |time: Option<Timestamp>| match (time, range) {
+            (Some(time), Some((from, to))) => from <= time && time < to,
+            _ => true,
+        };
+        let mut seen: Table<()> = Table::default();
+        let (mut by_id, mut failed) = (0u64, None);
+        let inputs = open()?;
+        let _ = pipeline::read(inputs, &OurRecords { rows: &export.rows }, &mut |item| {
+            match item {
+                Item::Event(_, Ours { key: Some(key), alone: None }, _) => {
+                    export.rows.get(key).inspect(|row| row.note(found::GIVEN));
+                }
+                Item::Event(_, Ours { key: Some(key), alone: Some((time, listed)) }, _) if is_within(time) => {
+                    if seen.insert(key, ()) && self.ours.count() < OURS_LISTED_MAX {
+                        self.ours.push(&listed).map_err(|error| {
+                            failed = Some(error);
+                            Stop
+                        })?;
+                    }
+                }
+                Item::Bad(bad) => match id_of_record(&bad.bytes) {
+                    Some(id) => {
+                        by_id += 1;
+                        note_id(&mut self.ids, &id, found::GIVEN);
+                    }
+                    None => push_few(&mut self.notes, format!("{}: {}", bad.place, bad.why)),
+                },
+                Item::Problem(error) => push_few(&mut self.notes, error.to_string()),
+                _ => {}
+            }
+            Ok(())
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        self.only_ours = Some(seen.len());
+        if by_id > 0 {
+            self.notes.push(format!(
+                "{by_id} of the records given as delivered hold no event: they were compared by `Id` alone, and do not count as only ours"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Reads the export again for the rows of which nothing is known.
+    fn ask_again(&mut self, request: &Request<'_>, export: &Export, runtime: &Handle) -> Result<(), CompareError> {
+        if export.rows.values().all(|row| row.found() != 0) {
+            return Ok(());
+        }
+        let ids = std::mem::take(&mut self.ids);
+        let dropping = request.dropping.as_ref().filter(|_| !self.has_receipts && self.terms.has_state);
+        let unknown = Unknown { rows: &export.rows, ids: &ids, dropping };
+        let mut batch = Vec::new();
+        let mut failed = None;
+        let inputs = (request.export)()?;
+        let _ = pipeline::read(inputs, &unknown, &mut |item| {
+            match item {
+                Item::Event(_, Some(asked), _) => batch.push(asked),
+                Item::Bad(bad) => batch.extend(identity_beside(bad).and_then(|identity| {
+                    let event = Event::parse(&identity).ok()?;
+                    unknown.ask(&event, None, &mut Vec::new())
+                })),
+                _ => {}
+            }
+            if batch.len() < ASKED_MAX {
+                return Ok(());
+            }
+            self.answer(std::mem::take(&mut batch), export, runtime).map_err(|error| {
+                failed = Some(error);
+                Stop
+            })
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => self.answer(batch, export, runtime),
+        }
+    }
+
+    /// Looks rows up by their duplicate keys, and lists those that are missing.
+    fn answer(&mut self, batch: Vec<Box<Asked>>, export: &Export, runtime: &Handle) -> Result<(), CompareError> {
+        let keys: Vec<_> = batch.iter().flat_map(|asked| asked.keys.iter().copied()).collect();
+        let mut answers = match &self.keys {
+            Some(duplicates) => runtime.block_on(duplicates.contain(&keys))?.into_iter(),
+            None => Vec::new().into_iter(),
+        };
+        for asked in batch {
+            let in_state = answers.by_ref().take(asked.keys.len()).fold(false, |any, one| any | one);
+            let Some(row) = export.rows.get(asked.key).filter(|row| row.found() & found::ASKED == 0) else { continue };
+            row.note(found::ASKED | asked.by_id | if in_state { found::KEY } else { 0 });
+            if let Some(rule) = &asked.rule
+                && !in_state
+                && asked.by_id == 0
+            {
+                row.note_rule(self.rules.number(rule), found::ROUTINE);
+                self.by_configuration += 1;
+            }
+            if self.terms.class_of(row, true) == Class::Missing {
+                self.missing.push(&asked.listed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn note_id(ids: &mut Table<u8>, id: &str, what: u8) {
+    ids.insert(id_hash(id), what);
+}
+
+fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Verdict, CompareError> {
+    let Knowledge { terms, rules, by_configuration, only_ours, ours, missing, evidence, mut notes, .. } = known;
+    let mut classes = Counts::default();
+    let mut by_rule: BTreeMap<String, u64> = BTreeMap::new();
+    for row in export.rows.values() {
+        let class = terms.class_of(row, true);
+        classes.add(class, 1);
+        if class == Class::Dropped {
+            *by_rule.entry(rules.name(row.rule()).to_owned()).or_default() += 1;
+        }
+    }
+    for row in &export.nameless {
+        classes.add(terms.class_of(row, false), 1);
+    }
+    classes.add(Class::Repeated, export.repeated);
+    classes.add(Class::Unreadable, export.bad);
+    debug_assert_eq!(classes.sum(), export.count, "each row is of one class");
+    notes.extend(export.notes);
+    Ok(Verdict {
+        source: request.source.clone(),
+        tenant: request.tenant.to_string(),
+        made: request.now,
+        rows: export.count,
+        classes,
+        rules: by_rule,
+        dropped_by_configuration: by_configuration,
+        only_ours,
+        only_ours_listed: ours,
+        between: export.witness.rows_between(),
+        witness: export.witness.judge(),
+        missing,
+        settle_secs: request.settle.as_secs(),
+        known_from: terms.reach,
+        evidence,
+        unreadable: export.unreadable,
+        unopened: export.unopened,
+        broken: export.broken,
+        notes,
+    })
+}

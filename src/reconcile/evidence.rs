@@ -1,0 +1,307 @@
+//! What is known of events, and where that is read: receipts, the hold, what is set aside, duplicate keys.
+//!
+//! All of it is read beside a running process and without taking the state over. Positions are read first: what moves on
+//! while the rest is read can then only make a row known, never missing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use parking_lot::Mutex;
+
+use super::class::{Stream, found};
+use super::rows::RowSet;
+use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys, Position};
+use crate::checkpoint::held::HeldPage;
+use crate::checkpoint::key::Key;
+use crate::checkpoint::key_set::{self, KeySet, Kind, Retention};
+use crate::host::{StateError, StateStore};
+use crate::model::{ContentType, Timestamp};
+use crate::normalise::{CanonicalKey, Event, canonical_key};
+use crate::receipts;
+
+/// How often a set of keys is loaded anew because the running process merged its pages meanwhile.
+const LOADS_MAX: usize = 8;
+const LOAD_AGAIN: Duration = Duration::from_millis(50);
+
+/// How far back something is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Since the first event.
+    Whole,
+    /// Of what was delivered from here on.
+    From(Timestamp),
+}
+
+/// Receipts, wherever they are kept.
+#[async_trait]
+pub trait Known: Send + Sync {
+    /// How far back they go; `None` when there is none.
+    async fn reach(&self) -> Result<Option<Reach>, StateError>;
+
+    /// Hands over every receipt, part by part.
+    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<(), StateError>;
+}
+
+/// Takes receipts.
+pub trait Take {
+    /// One receipt.
+    fn entry(&mut self, key: CanonicalKey, class: &receipts::Class);
+    /// The receipts since the last call are those of one hour or a part of it.
+    fn part_ended(&mut self);
+}
+
+/// The rules that receipts name, by numbers.
+#[derive(Debug, Default)]
+pub struct Rules(Vec<Arc<str>>);
+
+impl Rules {
+    /// The number of a rule, from 1 on.
+    pub fn number(&mut self, rule: &Arc<str>) -> u16 {
+        let at = self.0.iter().position(|known| known == rule).unwrap_or_else(|| {
+            self.0.push(rule.clone());
+            self.0.len() - 1
+        });
+        u16::try_from(at + 1).unwrap_or(u16::MAX)
+    }
+
+    /// The rule of a number.
+    pub fn name(&self, number: u16) -> &str {
+        usize::from(number).checked_sub(1).and_then(|at| self.0.get(at)).map_or("not named", |rule| rule)
+    }
+}
+
+/// Marks the rows that receipts are of, and counts the receipts whose events the export lacks.
+pub struct Marks<'a> {
+    rows: &'a RowSet,
+    rules: &'a mut Rules,
+    /// Of the part that is being taken: receipts that say how an event ended, and how many of them the export has.
+    part: (u64, u64),
+    only_ours: u64,
+}
+
+impl<'a> Marks<'a> {
+    /// Marks these rows.
+    pub fn new(rows: &'a RowSet, rules: &'a mut Rules) -> Self {
+        Marks { rows, rules, part: (0, 0), only_ours: 0 }
+    }
+
+    /// How many events have a receipt and are not in the export.
+    ///
+    /// A receipt does not say when its event happened. So only those of parts count of which the export has at least half:
+    /// the others are of another time than the export.
+    pub fn only_ours(&self) -> u64 {
+        self.only_ours
+    }
+}
+
+impl Take for Marks<'_> {
+    fn entry(&mut self, key: CanonicalKey, class: &receipts::Class) {
+        let row = self.rows.get(*key.as_bytes());
+        // What waits has another receipt when it is decided, or is in the state.
+        if matches!(class, receipts::Class::Delivered | receipts::Class::Dropped(_)) {
+            self.part.0 += 1;
+            self.part.1 += u64::from(row.is_some());
+        }
+        let Some(row) = row else { return };
+        match class {
+            receipts::Class::Delivered => row.note(found::DELIVERED),
+            receipts::Class::Dropped(rule) => row.note_rule(self.rules.number(rule), found::DROPPED),
+            receipts::Class::Held => row.note(found::HELD),
+            receipts::Class::SetAside => row.note(found::ASIDE),
+        }
+    }
+
+    fn part_ended(&mut self) {
+        let (all, in_export) = std::mem::take(&mut self.part);
+        if in_export * 2 >= all {
+            self.only_ours += all - in_export;
+        }
+    }
+}
+
+/// The positions of a source's content types.
+///
+/// # Errors
+/// The state cannot be read.
+pub async fn streams(
+    store: &dyn StateStore,
+    keys: &Keys,
+    content_types: &[ContentType],
+) -> Result<Vec<Stream>, StateError> {
+    let mut streams = Vec::with_capacity(content_types.len());
+    for &content_type in content_types {
+        let key = keys.position(content_type);
+        let stored = store.load(&key).await?;
+        let position = stored.map(|(bytes, _)| format::decode::<Position>(&key, &bytes)).transpose()?;
+        streams.push(Stream { content_type, position });
+    }
+    Ok(streams)
+}
+
+/// Marks the rows whose events are on hold.
+///
+/// # Errors
+/// The state cannot be read.
+pub async fn mark_held(store: &dyn StateStore, keys: &Keys, rows: &RowSet) -> Result<(), StateError> {
+    for (key, _) in store.list(&keys.held()).await? {
+        // Beside a running process a page may go between the list and the load.
+        let Some((bytes, _)) = store.load(&key).await? else { continue };
+        for record in HeldPage::decode(&key, &bytes)?.records {
+            let canonical = Event::parse(&record.raw).ok().and_then(|event| canonical_key(&event));
+            if let Some(row) = canonical.and_then(|key| rows.get(*key.as_bytes())) {
+                row.note(found::HELD);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The records of events that are set aside, as they were offered to the host.
+///
+/// # Errors
+/// The state cannot be read.
+pub async fn set_aside(
+    store: &dyn StateStore,
+    keys: &Keys,
+    content_types: &[ContentType],
+) -> Result<Vec<String>, StateError> {
+    let mut records = Vec::new();
+    for &content_type in content_types {
+        for (key, _) in store.list(&keys.aside(content_type)).await? {
+            let Some((bytes, _)) = store.load(&key).await? else { continue };
+            let record: AsideRecord = format::decode(&key, &bytes)?;
+            if record.kind != Some(AsideKind::Notice) {
+                records.push(record.record);
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// The duplicate keys of a tenant's events.
+pub struct DuplicateKeys {
+    store: Arc<dyn StateStore>,
+    prefix: String,
+    set: Mutex<KeySet>,
+}
+
+impl DuplicateKeys {
+    /// Reads them, as often as a running process changes them meanwhile.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn load(store: Arc<dyn StateStore>, keys: &Keys) -> Result<Self, StateError> {
+        let prefix = keys.events();
+        let set = Mutex::new(load_set(&*store, &prefix).await?);
+        Ok(Self { store, prefix, set })
+    }
+
+    /// For each key whether it is among them.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn contain(&self, keys: &[Key]) -> Result<Vec<bool>, StateError> {
+        let mut loads = 0;
+        loop {
+            match key_set::contains_all(&self.set, &*self.store, keys).await {
+                // The running process merged a page away since the set was read.
+                Err(StateError::Corrupt { .. } | StateError::Conflict { .. }) if loads < LOADS_MAX => {
+                    loads += 1;
+                    let anew = load_set(&*self.store, &self.prefix).await?;
+                    *self.set.lock() = anew;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// How far back they go, of a source that began at `born`.
+    pub fn reach(&self, born: Option<Timestamp>, now: Timestamp, keys_max: u64) -> Reach {
+        let set = self.set.lock();
+        let kept = now.saturating_sub(SignedDuration::try_from(Retention::EVENTS.age).unwrap_or_default());
+        let kept = kept.unwrap_or(Timestamp::MIN);
+        let by_age = match born {
+            Some(born) if born > kept => Reach::Whole,
+            _ => Reach::From(kept),
+        };
+        // Beyond their number the oldest leave, a page at a time.
+        match set.oldest_day_end().filter(|_| set.len() / 95 >= keys_max / 100) {
+            Some(end) => by_age.max(Reach::From(end)),
+            None => by_age,
+        }
+    }
+}
+
+async fn load_set(store: &dyn StateStore, prefix: &str) -> Result<KeySet, StateError> {
+    let mut loads = 0;
+    loop {
+        match KeySet::load(store, prefix, Kind::Events).await {
+            Err(StateError::Conflict { .. }) if loads < LOADS_MAX => {
+                loads += 1;
+                tokio::time::sleep(LOAD_AGAIN).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// When a source's state began, by its origins and how far back its first run was to go.
+pub fn born(streams: &[Stream], backfill: SignedDuration) -> Option<Timestamp> {
+    let origins = streams.iter().filter_map(|stream| Some(stream.position.as_ref()?.origin));
+    origins.min()?.saturating_add(backfill).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::class::Row;
+    use super::*;
+
+    fn key(number: u8) -> CanonicalKey {
+        CanonicalKey::from_bytes([number; 16])
+    }
+
+    #[test]
+    fn receipts_mark_their_rows_and_the_last_word_counts() {
+        let mut rows = RowSet::default();
+        for number in 1..=6 {
+            rows.insert(*key(number).as_bytes(), None, Row::new(None, None));
+        }
+        let mut rules = Rules::default();
+        let mut marks = Marks::new(&rows, &mut rules);
+        let dropped = |rule: &str| receipts::Class::Dropped(rule.into());
+        for (number, class) in [
+            (1, receipts::Class::Delivered),
+            (2, receipts::Class::Held),
+            (2, dropped("EX-45")),
+            (3, receipts::Class::SetAside),
+            (4, dropped("SP-12")),
+            (5, receipts::Class::Held),
+            (9, receipts::Class::Delivered),
+        ] {
+            marks.entry(key(number), &class);
+        }
+        marks.part_ended();
+        assert_eq!(marks.only_ours(), 1);
+        let of = |number: u8| rows.get(*key(number).as_bytes()).unwrap();
+        assert_eq!(
+            [1, 2, 3, 4, 5, 6].map(|number| of(number).found()),
+            [found::DELIVERED, found::HELD | found::DROPPED, found::ASIDE, found::DROPPED, found::HELD, 0]
+        );
+        assert_eq!((rules.name(of(2).rule()), rules.name(of(4).rule())), ("EX-45", "SP-12"), "the rule's class");
+    }
+
+    #[test]
+    fn receipts_of_a_time_that_the_export_does_not_cover_are_not_ours_alone() {
+        let mut rows = RowSet::default();
+        rows.insert(*key(1).as_bytes(), None, Row::new(None, None));
+        let mut rules = Rules::default();
+        let mut marks = Marks::new(&rows, &mut rules);
+        for numbers in [&[1, 2][..], &[3, 4, 5]] {
+            numbers.iter().for_each(|number| marks.entry(key(*number), &receipts::Class::Delivered));
+            marks.part_ended();
+        }
+        assert_eq!(marks.only_ours(), 1);
+    }
+}

@@ -1,0 +1,264 @@
+//! What is made of each event, on any thread, while exports and records of ours are read.
+
+use bytes::Bytes;
+use serde_json::Value;
+use smallvec::SmallVec;
+
+use super::class::Row;
+use super::content_type;
+use super::rows::RowSet;
+use super::spool::Listed;
+use super::table::{Key as TableKey, Table};
+use crate::checkpoint::key::Key;
+use crate::exports::form::Form;
+use crate::exports::outer::Outer;
+use crate::exports::pipeline::{BadItem, Make, ReadEvent};
+use crate::exports::restore::{Dialect, restore};
+use crate::model::{EventIdentity, Timestamp};
+use crate::normalise::{Event, Normaliser, Rendered, canonical_key, json};
+
+/// What a row is known by.
+pub(super) struct Facts {
+    pub key: Option<TableKey>,
+    /// Its key by the event alone, where the row says beside it what the event does not.
+    pub alias: Option<TableKey>,
+    pub row: Row,
+    pub time: Option<Timestamp>,
+}
+
+impl Facts {
+    pub fn of(event: &Event<'_>) -> Facts {
+        let time = event.time();
+        let workload = event.find("Workload").and_then(json::scalar).unwrap_or_default();
+        let row = Row::new(time, content_type::of(event.record_type(), &workload));
+        Facts { key: key_of(event), alias: None, row, time }
+    }
+
+    /// The same of an event that was completed by what stands around it: the feed has it as it was carried.
+    fn of_read(read: &ReadEvent, event: &Event<'_>) -> Facts {
+        let facts = Facts::of(event);
+        let Some(carried) = &read.carried else { return facts };
+        let alias = Event::parse(carried).ok().and_then(|event| key_of(&event));
+        // Where a form carries the whole event, one without an `Id` has none in the feed either.
+        let is_nameless = alias.is_none() && matches!(read.form, Form::AuditCsv | Form::UnifiedAuditLog | Form::Graph);
+        let key = facts.key.filter(|_| !is_nameless);
+        Facts { alias: alias.filter(|alias| Some(*alias) != key), key, ..facts }
+    }
+}
+
+fn key_of(event: &Event<'_>) -> Option<TableKey> {
+    canonical_key(event).map(|key| *key.as_bytes())
+}
+
+/// The first pass over an export: which rows there are.
+pub(super) struct Rows;
+
+impl Make for Rows {
+    type Made = Facts;
+
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> Facts {
+        Facts::of_read(read, event)
+    }
+}
+
+/// What identifies the event of a row whose event cannot be read, as the row itself says it: enough to find it by.
+pub(super) fn identity_beside(bad: &BadItem) -> Option<Bytes> {
+    let Outer { id, time, operation, record_type, .. } = &bad.outer;
+    let is_told = [id, time, operation, record_type].into_iter().all(|text| text.is_some());
+    let restored = is_told.then(|| restore(&Bytes::from_static(b"{}"), &bad.outer, Dialect::PowerShell).ok())??;
+    let event = Event::parse(&restored.event).ok()?;
+    (event.identity().is_some() && event.time().is_some()).then_some(restored.event.clone())
+}
+
+/// The second pass: rows of which nothing is known yet.
+pub(super) struct Unknown<'a> {
+    pub rows: &'a RowSet,
+    /// Hashes of ids of records that hold no event.
+    pub ids: &'a Table<u8>,
+    /// The rules that drop events, where no receipt can name one.
+    pub dropping: Option<&'a Normaliser>,
+}
+
+/// A row that is to be looked up.
+pub(super) struct Asked {
+    pub key: TableKey,
+    /// Keys that the feed's text of the event may have.
+    pub keys: SmallVec<[Key; 6]>,
+    /// What is known by the `Id` alone, of [`super::class::found`].
+    pub by_id: u8,
+    pub rule: Option<std::sync::Arc<str>>,
+    pub listed: Listed,
+}
+
+impl Unknown<'_> {
+    /// `carried` is the event as a row carries it that says more than the event.
+    pub fn ask(&self, event: &Event<'_>, carried: Option<&Bytes>, out: &mut Vec<u8>) -> Option<Box<Asked>> {
+        let key = key_of(event)?;
+        if self.rows.get(key)?.found() != 0 {
+            return None;
+        }
+        let identity = event.identity()?;
+        let by_id = self.ids.get(id_hash(identity.id)).copied().unwrap_or_default();
+        let start = out.len();
+        let rule = self.dropping.and_then(|rules| match rules.render_from(event, &Default::default(), out) {
+            Rendered::Dropped { rule } => Some(rule),
+            Rendered::Record { .. } => None,
+        });
+        out.truncate(start);
+        let mut keys = possible_keys(&identity, event);
+        let carried = carried.and_then(|bytes| Event::parse(bytes).ok());
+        keys.extend(carried.and_then(|event| event.identity().map(|identity| Key::of_event(&identity))));
+        Some(Box::new(Asked { key, keys, by_id, rule, listed: listed(&identity) }))
+    }
+}
+
+impl Make for Unknown<'_> {
+    type Made = Option<Box<Asked>>;
+
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Option<Box<Asked>> {
+        self.ask(event, read.carried.as_ref(), out)
+    }
+}
+
+pub(super) fn listed(identity: &EventIdentity<'_>) -> Listed {
+    Listed {
+        id: identity.id.to_owned(),
+        time: identity.creation_time.to_owned(),
+        operation: identity.operation.to_owned(),
+    }
+}
+
+/// The duplicate keys of an event: that key is over the feed's text, and exports write some times in another way. The feed
+/// itself writes a time in one of four.
+fn possible_keys(identity: &EventIdentity<'_>, event: &Event<'_>) -> SmallVec<[Key; 6]> {
+    let mut keys: SmallVec<[Key; 6]> = SmallVec::new();
+    let mut push = |identity: &EventIdentity<'_>| {
+        let key = Key::of_event(identity);
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    };
+    push(identity);
+    let Some(time) = event.time() else { return keys };
+    let number = event.record_type().map(|number| number.to_string());
+    let record_type = number.as_deref().unwrap_or(identity.record_type);
+    let plain = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+    for written in [plain.clone(), format!("{plain}Z"), format!("{plain}.0000000Z"), plain.replacen('T', " ", 1)] {
+        push(&EventIdentity { record_type, creation_time: &written, ..*identity });
+    }
+    keys
+}
+
+/// What an id is known by where nothing else is.
+pub(super) fn id_hash(id: &str) -> TableKey {
+    let hash = blake3::hash(id.trim().to_ascii_lowercase().as_bytes());
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// Records of ours: what they are of, and whether the export has it.
+pub(super) struct OurRecords<'a> {
+    pub rows: &'a RowSet,
+}
+
+/// A record of ours.
+pub(super) struct Ours {
+    pub key: Option<TableKey>,
+    /// Where the export has no such row.
+    pub alone: Option<(Option<Timestamp>, Listed)>,
+}
+
+impl Make for OurRecords<'_> {
+    type Made = Ours;
+
+    fn make(&self, _: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> Ours {
+        let key = key_of(event);
+        let is_there = key.is_some_and(|key| self.rows.get(key).is_some());
+        let identity = event.identity().filter(|_| !is_there);
+        Ours { key, alone: identity.map(|identity| (event.time(), listed(&identity))) }
+    }
+}
+
+/// The `Id` that a record of ours says where it holds no event: native, ECS, OCSF.
+pub(super) fn id_of_record(record: &[u8]) -> Option<String> {
+    let record: Value = serde_json::from_slice(record).ok()?;
+    let told =
+        [record.get("event_id"), record.pointer("/event/id"), record.get("event.id"), record.pointer("/metadata/uid")];
+    told.into_iter().flatten().find_map(Value::as_str).filter(|id| !id.trim().is_empty()).map(str::to_owned)
+}
+
+/// What Microsoft Graph says of a query beside its records.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct GraphQuery {
+    pub is_truncated: bool,
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+}
+
+impl GraphQuery {
+    /// The query that this object is, if it is one.
+    pub fn of(object: &[u8]) -> Option<GraphQuery> {
+        const MEMBERS: [&str; 3] = ["isRecordCountLimitExceeded", "filterStartDateTime", "filterEndDateTime"];
+        if !MEMBERS.iter().any(|name| memchr::memmem::find(object, name.as_bytes()).is_some()) {
+            return None;
+        }
+        let object: Value = serde_json::from_slice(object).ok()?;
+        let [truncated, from, to] = MEMBERS.map(|name| object.get(name));
+        let time = |value: Option<&Value>| value.and_then(Value::as_str).and_then(|text| text.parse().ok());
+        let is_query = truncated.or(from).or(to).is_some();
+        is_query.then(|| GraphQuery {
+            is_truncated: truncated.and_then(Value::as_bool) == Some(true),
+            from: time(from),
+            to: time(to),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_the_feed_is_found_however_it_and_the_export_write_the_time() {
+        let event = |time: &str, record_type: &str| {
+            format!(r#"{{"Id":"a","RecordType":{record_type},"CreationTime":"{time}","Operation":"o"}}"#)
+        };
+        let export = event("2026-07-17T08:28:17", "65");
+        let export = Event::parse(export.as_bytes()).unwrap();
+        let possible = possible_keys(&export.identity().unwrap(), &export);
+        for time in
+            ["2026-07-17T08:28:17", "2026-07-17T08:28:17Z", "2026-07-17T08:28:17.0000000Z", "2026-07-17 08:28:17"]
+        {
+            let feed = event(time, "65");
+            let feed = Event::parse(feed.as_bytes()).unwrap();
+            assert!(possible.contains(&Key::of_event(&feed.identity().unwrap())), "{time}");
+        }
+        let named = event("2026-07-17T08:28:17Z", "\"Quarantine\"");
+        let named = Event::parse(named.as_bytes()).unwrap();
+        let feed = Event::parse(export.text().as_bytes()).unwrap();
+        let possible = possible_keys(&named.identity().unwrap(), &named);
+        assert!(possible.contains(&Key::of_event(&feed.identity().unwrap())), "the name of a record type");
+    }
+
+    #[test]
+    fn the_id_of_a_record_without_an_event_is_found_in_each_format() {
+        for record in [
+            r#"{"source":"m365","event_type":"x","severity":"low","event_id":"A"}"#,
+            r#"{"event":{"id":"A"},"m365":{"audit":{}}}"#,
+            r#"{"event.id":"A"}"#,
+            r#"{"metadata":{"uid":"A"},"class_uid":1}"#,
+        ] {
+            assert_eq!(id_of_record(record.as_bytes()).as_deref(), Some("A"), "{record}");
+        }
+        assert_eq!(id_of_record(b"{}"), None);
+        assert_eq!(id_hash(" A "), id_hash("a"));
+    }
+
+    #[test]
+    fn a_query_of_graph_is_no_row() {
+        let query = r#"{"id":"q","filterStartDateTime":"2026-07-17T00:00:00Z","isRecordCountLimitExceeded":true}"#;
+        let from = Some("2026-07-17T00:00:00Z".parse().unwrap());
+        assert_eq!(GraphQuery::of(query.as_bytes()), Some(GraphQuery { is_truncated: true, from, to: None }));
+        assert_eq!(GraphQuery::of(br#"{"Subject":"isRecordCountLimitExceeded"}"#), None);
+        assert_eq!(GraphQuery::of(b"{}"), None);
+    }
+}

@@ -1,0 +1,33 @@
+//! The rows of an export by the keys of their events.
+
+use super::class::Row;
+use super::table::{Key, Table};
+
+/// Rows, each under its key.
+#[derive(Debug, Default)]
+pub struct RowSet {
+    rows: Table<Row>,
+    /// Keys by which the feed may have an event whose row says more than the event.
+    aliases: Table<Key>,
+}
+
+impl RowSet {
+    /// Enters a row; false when its event is there.
+    pub fn insert(&mut self, key: Key, alias: Option<Key>, row: Row) -> bool {
+        let is_new = self.rows.insert(key, row);
+        if let Some(alias) = alias.filter(|_| is_new) {
+            self.aliases.insert(alias, key);
+        }
+        is_new
+    }
+
+    /// The row of an event.
+    pub fn get(&self, key: Key) -> Option<&Row> {
+        self.rows.get(key).or_else(|| self.rows.get(*self.aliases.get(key)?))
+    }
+
+    /// Every row.
+    pub fn values(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values()
+    }
+}
