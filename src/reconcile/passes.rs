@@ -142,6 +142,7 @@ fn possible_keys(identity: &EventIdentity<'_>, event: &Event<'_>) -> SmallVec<[K
     let Some(time) = event.time() else { return keys };
     let number = event.record_type().map(|number| number.to_string());
     let record_type = number.as_deref().unwrap_or(identity.record_type);
+    push(&EventIdentity { record_type, ..*identity });
     let plain = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
     for written in [plain.clone(), format!("{plain}Z"), format!("{plain}.0000000Z"), plain.replacen('T', " ", 1)] {
         push(&EventIdentity { record_type, creation_time: &written, ..*identity });

@@ -320,10 +320,15 @@ fn corpus_template(line: &str) -> Option<Template> {
 }
 
 /// The members of an object in their order, values as they stand; a key may occur twice.
-struct Members(Vec<(String, Box<RawValue>)>);
+pub(super) struct Members(Vec<(String, Box<RawValue>)>);
 
 impl Members {
-    fn parse(object: &[u8]) -> Option<Self> {
+    /// Each key with its value.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &RawValue)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), &**value))
+    }
+
+    pub fn parse(object: &[u8]) -> Option<Self> {
         serde_json::from_slice(object).ok()
     }
 

@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records), `links`
 //! (reads and matches that belong together), `token` (with `assertion` and `identity`) and `feed` (what is answered),
-//! `faults` (what goes wrong), `server` (sockets and bytes).
+//! `faults` (what goes wrong), `export` (what the audit search finds), `server` (sockets and bytes).
 //!
 //! Not simulated: webhooks and TLS. Blobs and the ledger are kept for
 //! as long as the simulator runs, also when they have expired.
@@ -16,6 +16,7 @@
 mod assertion;
 mod call;
 mod events;
+mod export;
 mod faults;
 mod feed;
 mod identity;
@@ -41,10 +42,11 @@ use tokio_util::task::TaskTracker;
 
 pub use assertion::FederatedCredential;
 pub use events::Irregularity;
+pub use export::{ExportFile, ExportForm, ExportSpec};
 pub use faults::{CallKind, Fault, FaultPlan, Faults, Rate, Script};
 pub use identity::MachineIdentity;
 pub use token::aadsts_codes;
-pub use truth::{Comparison, Delivered, Truth, TruthEvent, TruthHuge};
+pub use truth::{Comparison, Delivered, Side, Truth, TruthEvent, TruthHuge};
 
 use crate::clock::Clock;
 use crate::model::{ContentType, TenantId, Timestamp};
@@ -508,6 +510,30 @@ impl Sim {
     /// Makes and publishes blobs; returns their ids, in the order made.
     pub fn generate(&self, tenant: &TenantId, spec: GenerateSpec) -> Vec<String> {
         self.shared().lock().0.generate(tenant, &spec).iter().map(ToString::to_string).collect()
+    }
+
+    /// What the tenant's audit search exports now.
+    pub fn export(&self, tenant: &TenantId, spec: &ExportSpec) -> Vec<ExportFile> {
+        let now = self.now();
+        let rows = self.shared().lock().0.search(tenant, spec, now);
+        export::write(rows, tenant, spec)
+    }
+
+    /// A fault: withholds `count` events from the feed or from the audit search, chosen by `seed`; returns their ids.
+    /// From the feed only what no client has read yet is withheld for sure.
+    pub fn withhold(&self, tenant: &TenantId, side: Side, count: usize, seed: u64) -> Vec<String> {
+        self.withhold_of(tenant, (side, count, seed), &|_| true)
+    }
+
+    /// The same, of the events that `may` is true of.
+    pub fn withhold_of(
+        &self,
+        tenant: &TenantId,
+        (side, count, seed): (Side, usize, u64),
+        may: &dyn Fn(&[u8]) -> bool,
+    ) -> Vec<String> {
+        let ids = self.shared().lock().0.withhold(tenant, (side, count, seed), may);
+        ids.iter().map(ToString::to_string).collect()
     }
 
     /// The faults to come.

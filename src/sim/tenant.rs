@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::events::{self, HugeBody, Irregularity};
-use super::truth::{Ledger, Truth, TruthEvent, TruthHuge};
+use super::events::{self, HugeBody, Irregularity, parse_event_time};
+use super::export::{ExportSpec, SearchRow};
+use super::truth::{Entry, EventFields, Ledger, Side, Truth, TruthEvent, TruthHuge, fingerprint};
 use super::{GenerateSpec, ListingOrder, NewBlob, QuotaCounts, SimConfig, SubscriptionState, links};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp};
 
@@ -301,6 +302,76 @@ impl State {
         self.quota.entry(key).or_default().take(limit, counts, now)
     }
 
+    /// Withholds `count` events from one side, chosen by `seed` among those that only their `Id` can mean, and of which
+    /// `may` says so; returns their ids, in the order made. Fewer where there are fewer.
+    pub fn withhold(
+        &mut self,
+        tenant: &TenantId,
+        (side, count, seed): (Side, usize, u64),
+        may: &dyn Fn(&[u8]) -> bool,
+    ) -> Vec<Arc<str>> {
+        let mut uses: HashMap<Arc<str>, u32> = HashMap::new();
+        for entry in &self.ledger.entries {
+            entry.id.iter().for_each(|id| *uses.entry(id.clone()).or_default() += 1);
+        }
+        let is_free = |entry: &Entry| {
+            entry.tenant == *tenant
+                && entry.kept_from.is_none()
+                && entry.id.as_ref().is_some_and(|id| uses.get(id) == Some(&1))
+                && may(&entry.raw)
+        };
+        let entries = &self.ledger.entries;
+        let mut free: Vec<usize> = (0..entries.len()).filter(|at| entries.get(*at).is_some_and(is_free)).collect();
+        fastrand::Rng::with_seed(seed).shuffle(&mut free);
+        free.truncate(count);
+        free.sort_unstable();
+        let mut ids = Vec::with_capacity(free.len());
+        for &at in &free {
+            if let Some(entry) = self.ledger.entries.get_mut(at) {
+                entry.kept_from = Some(side);
+                ids.extend(entry.id.clone());
+            }
+        }
+        if side == Side::Feed {
+            self.take_from_blobs(&free.into_iter().collect());
+        }
+        ids
+    }
+
+    /// Takes events, by their places in the ledger, out of the blobs that hold them.
+    fn take_from_blobs(&mut self, gone: &HashSet<usize>) {
+        let ledger = &self.ledger;
+        let is_gone = |raw: &Bytes| {
+            let known = ledger.fingerprints.get(&fingerprint(raw));
+            known.is_some_and(|places| places.iter().any(|place| gone.contains(place)))
+        };
+        let names = gone.iter().filter_map(|at| ledger.entries.get(*at)).flat_map(|entry| entry.content_ids.clone());
+        for name in names.collect::<HashSet<_>>() {
+            let Some((stream, created)) = self.names.get(&name) else { continue };
+            let blob = self.streams.get_mut(stream).and_then(|stream| stream.blobs.get_mut(&(*created, name)));
+            if let Some(Blob { body: BlobBody::Events(events), .. }) = blob {
+                *events = events.iter().filter(|raw| !is_gone(raw)).cloned().collect();
+            }
+        }
+    }
+
+    /// What the audit search finds of a tenant at `now`: every event that happened, whatever the feed does with it.
+    pub fn search(&self, tenant: &TenantId, spec: &ExportSpec, now: Timestamp) -> Vec<SearchRow> {
+        let created = |name: &Arc<str>| self.names.get(name).map(|(_, created)| *created);
+        let row = |entry: &Entry| {
+            let created = entry.content_ids.iter().filter_map(created).min()?;
+            let told = EventFields::parse(&entry.raw).and_then(|fields| parse_event_time(&fields.creation_time));
+            let time = told.unwrap_or(created);
+            let is_within = spec.from.is_none_or(|from| from <= time) && spec.to.is_none_or(|to| time < to);
+            (created <= now && is_within).then(|| SearchRow { raw: entry.raw.clone(), time })
+        };
+        let entries = self.ledger.entries.iter();
+        entries
+            .filter(|entry| entry.tenant == *tenant && entry.kept_from != Some(Side::Search))
+            .filter_map(row)
+            .collect()
+    }
+
     pub fn truth(&self, now: Timestamp) -> Truth {
         let listable_age = jiff::SignedDuration::from_secs(self.config.listing_age_max_secs);
         let view = |id: &str| {
@@ -325,7 +396,7 @@ impl State {
                 listable_from: blobs.iter().map(|(blob, _)| blob.listable_from).min().unwrap_or(now),
                 expires: blobs.iter().map(|(blob, _)| blob.expires).max().unwrap_or(now),
                 expired_unread: expired,
-                withheld: blobs.iter().all(|(_, hidden)| *hidden),
+                withheld: blobs.iter().all(|(_, hidden)| *hidden) || entry.kept_from == Some(Side::Feed),
                 irregularity: entry.irregularity,
                 optional: false,
             }

@@ -316,6 +316,17 @@ pub(super) struct Entry {
     pub raw: Bytes,
     pub content_ids: Vec<Arc<str>>,
     pub irregularity: Option<Irregularity>,
+    /// From which of the two witnesses it is withheld, by a fault.
+    pub kept_from: Option<Side>,
+}
+
+/// One of the two that tell of the tenant's events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// The feed of the Management Activity API.
+    Feed,
+    /// The audit search.
+    Search,
 }
 
 /// The ledger as it grows.
@@ -356,6 +367,7 @@ impl Ledger {
                     raw: raw.clone(),
                     content_ids: Vec::new(),
                     irregularity,
+                    kept_from: None,
                 });
                 self.identities.insert(identity, self.entries.len() - 1);
                 (self.entries.len() - 1, true)

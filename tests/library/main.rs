@@ -14,6 +14,7 @@ mod meaning;
 mod monitoring;
 mod mutants;
 mod receipts;
+mod reconcile;
 mod records;
 mod sign_in;
 mod simulated_tenant;
