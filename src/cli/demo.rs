@@ -4,7 +4,7 @@
 //! with the tenant's own record of what it published.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::{Cursor, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,17 +13,21 @@ use async_trait::async_trait;
 use jiff::SignedDuration;
 use parking_lot::Mutex;
 use serde::Deserialize;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
 use super::{Failure, event_line, logging};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{LogConfig, SourceConfig};
+use crate::exports::input::Input;
 use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
 use crate::hosts::embedded::memory::MemoryStore;
-use crate::model::counted;
+use crate::model::{TenantId, counted};
+use crate::reconcile::class::Class;
+use crate::reconcile::compare::{Request, compare};
 use crate::severity::Severity;
-use crate::sim::{Delivered, GenerateSpec, Sim, SimConfig};
+use crate::sim::{Delivered, ExportFile, ExportForm, ExportSpec, GenerateSpec, Sim, SimConfig};
 use crate::source::{M365Audit, Source};
 
 const TENANT: &str = "5a5e0000-0000-4000-8000-0000000de300";
@@ -82,6 +86,7 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     })?;
     let host = Arc::new(DemoHost { state: Arc::new(MemoryStore::new()), show: show.clone(), clock: clock.clone() });
     let watcher = tokio::spawn(watch(sim.clone(), show.clone()));
+    let (state, proven) = (host.state(), config.clone());
     let source = Box::new(M365Audit::new("demo", config, clock.clone()).once());
     let report = source.run(host, stop.clone()).await.map_err(|e| Failure::of(&e, Exit::from(&e)))?;
     watcher.abort();
@@ -92,7 +97,9 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     let comparison = truth.compare(delivered);
     let dropped = routine_dropped(&comparison.lost, &truth);
     let lost = comparison.lost.len() as u64 - dropped;
-    show.summary(shown, dropped, truth.copies.saturating_sub(comparison.duplicated.len() as u64), &sim, lost);
+    let proof = if stop.is_cancelled() { None } else { Some(prove(&sim, &tenant, proven, state).await?) };
+    let duplicates = truth.copies.saturating_sub(comparison.duplicated.len() as u64);
+    show.summary((shown, dropped, duplicates, lost), &sim, proof.as_ref());
     sim.stop().await;
     for left in &report.left {
         show.line(&left.why);
@@ -100,7 +107,49 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     if stop.is_cancelled() {
         return Ok(Exit::Done);
     }
-    Ok(if lost > 0 || !comparison.altered.is_empty() { Exit::Internal } else { Exit::Done })
+    let missing = proof.map_or(0, |proof| proof.missing);
+    Ok(if lost + missing > 0 || !comparison.altered.is_empty() { Exit::Internal } else { Exit::Done })
+}
+
+/// What a comparison with the tenant's own audit search came to.
+struct Proof {
+    rows: u64,
+    missing: u64,
+}
+
+/// Compares the state with the export that the tenant's audit search gives, as `reconcile` does.
+async fn prove(
+    sim: &Sim,
+    tenant: &TenantId,
+    config: SourceConfig,
+    state: Arc<dyn StateStore>,
+) -> Result<Proof, Failure> {
+    let files = sim.export(tenant, &ExportSpec::new(ExportForm::PurviewCsv));
+    let dropping = super::reconcile::dropping("demo", &config)?;
+    let receipts = super::reconcile::receipts_of(Some(&state), &config);
+    let (now, runtime) = (sim.now(), Handle::current());
+    let work = move || {
+        let stream = |file: &ExportFile| Input::Stream(file.name.clone(), Box::new(Cursor::new(file.bytes.clone())));
+        let export = || Ok(files.iter().map(stream).collect());
+        let request = Request {
+            source: "demo".into(),
+            tenant: config.tenant_id.clone(),
+            content_types: config.content_types.clone(),
+            backfill: SignedDuration::from_secs(i64::try_from(config.backfill_secs).unwrap_or(i64::MAX)),
+            event_keys_max: config.event_keys_max,
+            dropping,
+            export: &export,
+            delivered: None,
+            store: Some(state),
+            receipts,
+            settle: SignedDuration::ZERO,
+            asked: (None, None),
+            now,
+        };
+        compare(&request, &runtime)
+    };
+    let verdict = tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?.map_err(Failure::internal)?;
+    Ok(Proof { rows: verdict.rows, missing: verdict.classes.of(Class::Missing) })
 }
 
 /// How many of the events that were not delivered are routine reads, which the source drops by rule.
@@ -281,7 +330,7 @@ impl Show {
         self.clear_progress();
     }
 
-    fn summary(&self, events: u64, dropped: u64, duplicates: u64, sim: &Sim, lost: u64) {
+    fn summary(&self, (events, dropped, duplicates, lost): (u64, u64, u64, u64), sim: &Sim, proof: Option<&Proof>) {
         let requests: u64 = sim.counters().requests.values().sum();
         let list = |entries: Vec<(String, u64)>| {
             entries.into_iter().map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ")
@@ -298,7 +347,14 @@ impl Show {
         self.line(&format!("dropped     {dropped} routine reads (FileAccessed, MailItemsAccessed) not flagged by DLP"));
         self.line(&format!("duplicates  {duplicates} removed"));
         self.line(&format!("requests    {requests}"));
-        let style = style_of(if lost == 0 { Severity::Info } else { Severity::Critical });
+        let style = |count| style_of(if count == 0 { Severity::Info } else { Severity::Critical });
+        if let Some(Proof { rows, missing }) = proof {
+            let style = style(*missing);
+            self.line(&format!(
+                "missing     {style}{missing}{style:#} of {rows} rows of the tenant's own audit search"
+            ));
+        }
+        let style = style(lost);
         self.line(&format!("lost        {style}{lost}{style:#} against the simulated tenant's own record"));
     }
 

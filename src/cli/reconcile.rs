@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::Failure;
 use super::exit::Exit;
+use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Format, SourceConfig};
 use crate::exports::input::Input;
@@ -24,6 +25,7 @@ use crate::normalise::{Normaliser, Settings};
 use crate::reconcile::class::Class;
 use crate::reconcile::compare::{CompareError, Request, compare};
 use crate::reconcile::evidence::Known;
+use crate::reconcile::stored::StateReceipts;
 use crate::reconcile::verdict::Verdict;
 
 /// Beside the state, a file for each source.
@@ -148,8 +150,9 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
 }
 
 /// The receipts of a tenant, where the state has any.
-fn receipts_of(_: Option<&Arc<dyn StateStore>>, _: &SourceConfig) -> Option<Arc<dyn Known>> {
-    None
+pub(super) fn receipts_of(store: Option<&Arc<dyn StateStore>>, source: &SourceConfig) -> Option<Arc<dyn Known>> {
+    let keys = Keys::of(&source.tenant_id).receipts();
+    store.map(|store| Arc::new(StateReceipts::new(store.clone(), keys)) as Arc<dyn Known>)
 }
 
 /// The source that is meant.
@@ -170,7 +173,7 @@ fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<(&'a str, &'a So
 }
 
 /// What says which events the source drops, where it drops any.
-fn dropping(name: &str, source: &SourceConfig) -> Result<Option<Normaliser>, Failure> {
+pub(super) fn dropping(name: &str, source: &SourceConfig) -> Result<Option<Normaliser>, Failure> {
     if !source.drop_routine {
         return Ok(None);
     }

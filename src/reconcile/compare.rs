@@ -201,7 +201,8 @@ fn push_few(list: &mut Vec<String>, text: String) {
 struct Knowledge {
     terms: Terms,
     rules: Rules,
-    has_receipts: bool,
+    /// Before this no receipt names the rule that dropped an event; `None` where one always does.
+    unnamed_before: Option<Timestamp>,
     by_configuration: u64,
     /// Ids of records that hold no event, with what they say.
     ids: Table<u8>,
@@ -225,7 +226,7 @@ impl Knowledge {
         Ok(Knowledge {
             terms,
             rules: Rules::default(),
-            has_receipts: false,
+            unnamed_before: Some(Timestamp::MAX),
             by_configuration: 0,
             ids: Table::default(),
             only_ours: None,
@@ -251,15 +252,15 @@ impl Knowledge {
             let aside = runtime.block_on(evidence::set_aside(&**store, keys, &request.content_types))?;
             self.read_aside(aside, export);
         }
-        if let Some(receipts) = &request.receipts
-            && let Some(reach) = runtime.block_on(receipts.reach())?
-        {
+        if let Some(receipts) = &request.receipts {
             let mut marks = Marks::new(&export.rows, &mut self.rules);
-            runtime.block_on(receipts.visit(&mut marks))?;
-            self.only_ours = Some(marks.only_ours());
-            self.has_receipts = true;
-            self.evidence.push("receipts".into());
-            reaches.push(reach);
+            if let Some(reached) = runtime.block_on(receipts.visit(&mut marks))? {
+                self.only_ours = Some(marks.only_ours());
+                let reach = reached.of_source(evidence::born(&self.terms.streams, request.backfill));
+                self.unnamed_before = (reach != Reach::Whole).then_some(reached.from);
+                self.evidence.push("receipts".into());
+                reaches.push(reach);
+            }
         }
         if let Some(open) = request.delivered {
             self.read_delivered(open, export)?;
@@ -360,7 +361,7 @@ impl Knowledge {
             return Ok(());
         }
         let ids = std::mem::take(&mut self.ids);
-        let dropping = request.dropping.as_ref().filter(|_| !self.has_receipts && self.terms.has_state);
+        let dropping = request.dropping.as_ref().filter(|_| self.terms.has_state).zip(self.unnamed_before);
         let unknown = Unknown { rows: &export.rows, ids: &ids, dropping };
         let mut batch = Vec::new();
         let mut failed = None;

@@ -37,11 +37,26 @@ pub enum Reach {
 /// Receipts, wherever they are kept.
 #[async_trait]
 pub trait Known: Send + Sync {
-    /// How far back they go; `None` when there is none.
-    async fn reach(&self) -> Result<Option<Reach>, StateError>;
+    /// Hands over every receipt, part by part, and says how far back they go; `None` when there is none.
+    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reached>, StateError>;
+}
 
-    /// Hands over every receipt, part by part.
-    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<(), StateError>;
+/// How far back receipts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// The beginning of the first hour that has one.
+    pub from: Timestamp,
+    /// Whether earlier ones were removed as too old.
+    pub pruned: bool,
+}
+
+impl Reached {
+    /// The same of a source that began at `born`: receipts that it had from the beginning know everything.
+    pub fn of_source(self, born: Option<Timestamp>) -> Reach {
+        let hour = SignedDuration::from_hours(1);
+        let is_whole = !self.pruned && born.is_some_and(|born| self.from.duration_since(born) <= hour);
+        if is_whole { Reach::Whole } else { Reach::From(self.from) }
+    }
 }
 
 /// Takes receipts.

@@ -7,7 +7,7 @@
 //! From the inside out: `table` is a set of keys with a few bytes beside each, `class` says what a row is, `rows` are
 //! those of an export, `content_type`
 //! which content type would have brought it, `witness` judges the export, `evidence` is what is known of events and where
-//! that is read, `passes` reads exports and records of ours, `compare` does all of it in order, `verdict` is what comes out.
+//! that is read, `stored` has the receipts of a state, `passes` reads exports and records of ours, `compare` does all of it in order, `verdict` is what comes out.
 
 pub mod class;
 #[cfg(feature = "exports")]
@@ -19,6 +19,7 @@ mod passes;
 pub mod rows;
 #[cfg(feature = "exports")]
 pub mod spool;
+pub mod stored;
 pub mod table;
 #[cfg(feature = "exports")]
 pub mod verdict;

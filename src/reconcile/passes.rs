@@ -75,8 +75,8 @@ pub(super) struct Unknown<'a> {
     pub rows: &'a RowSet,
     /// Hashes of ids of records that hold no event.
     pub ids: &'a Table<u8>,
-    /// The rules that drop events, where no receipt can name one.
-    pub dropping: Option<&'a Normaliser>,
+    /// The rules that drop events, where no receipt can name one: of events before this time.
+    pub dropping: Option<(&'a Normaliser, Timestamp)>,
 }
 
 /// A row that is to be looked up.
@@ -94,13 +94,15 @@ impl Unknown<'_> {
     /// `carried` is the event as a row carries it that says more than the event.
     pub fn ask(&self, event: &Event<'_>, carried: Option<&Bytes>, out: &mut Vec<u8>) -> Option<Box<Asked>> {
         let key = key_of(event)?;
-        if self.rows.get(key)?.found() != 0 {
+        let row = self.rows.get(key)?;
+        if row.found() != 0 {
             return None;
         }
         let identity = event.identity()?;
         let by_id = self.ids.get(id_hash(identity.id)).copied().unwrap_or_default();
         let start = out.len();
-        let rule = self.dropping.and_then(|rules| match rules.render_from(event, &Default::default(), out) {
+        let dropping = self.dropping.filter(|(_, before)| row.time().is_none_or(|time| time < *before));
+        let rule = dropping.and_then(|(rules, _)| match rules.render_from(event, &Default::default(), out) {
             Rendered::Dropped { rule } => Some(rule),
             Rendered::Record { .. } => None,
         });

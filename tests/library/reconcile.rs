@@ -18,7 +18,7 @@ use m365_audit::normalise::{Event, canonical_key};
 use m365_audit::receipts;
 use m365_audit::reconcile::class::Class;
 use m365_audit::reconcile::compare::{Request, compare};
-use m365_audit::reconcile::evidence::{Known, Reach, Take};
+use m365_audit::reconcile::evidence::{Known, Reached, Take};
 use m365_audit::reconcile::verdict::Verdict;
 use m365_audit::sim::{ExportFile, ExportForm, ExportSpec, GenerateSpec, Side, Sim, SimConfig, Truth};
 use m365_audit::source::{M365Audit, Source};
@@ -184,14 +184,10 @@ struct Receipts(Vec<(m365_audit::normalise::CanonicalKey, receipts::Class)>);
 
 #[async_trait]
 impl Known for Receipts {
-    async fn reach(&self) -> Result<Option<Reach>, StateError> {
-        Ok(Some(Reach::Whole))
-    }
-
-    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<(), StateError> {
+    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reached>, StateError> {
         self.0.iter().for_each(|(key, class)| take.entry(*key, class));
         take.part_ended();
-        Ok(())
+        Ok(Some(Reached { from: Timestamp::UNIX_EPOCH, pruned: false }))
     }
 }
 

@@ -1,0 +1,76 @@
+//! The receipts of a tenant's state, as a comparison takes them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::evidence::{Known, Reached, Take};
+use crate::host::{StateError, StateStore};
+use crate::model::Timestamp;
+use crate::receipts::statement::{Hour, Outcome};
+use crate::receipts::store::{Found, ReceiptKeys, for_each_entry};
+use crate::receipts::{Class, Receipt, Receipts};
+
+/// What stands for a rule that a part has too many of to name.
+const NOT_NAMED: &str = "not named";
+
+/// The receipts of one tenant.
+pub struct StateReceipts {
+    store: Arc<dyn StateStore>,
+    keys: ReceiptKeys,
+}
+
+impl StateReceipts {
+    /// Those below these keys.
+    pub fn new(store: Arc<dyn StateStore>, keys: ReceiptKeys) -> Self {
+        Self { store, keys }
+    }
+
+    /// The receipts that are not sealed, and their earliest hour. They are read before those that are: what is sealed
+    /// meanwhile comes twice then, and not never.
+    async fn open(&self) -> Result<(Vec<Receipt>, Option<Timestamp>), StateError> {
+        let (mut all, mut from) = (Vec::new(), None::<Timestamp>);
+        for (key, _) in self.store.list(&self.keys.open()).await? {
+            let Some((bytes, _)) = self.store.load(&key).await? else { continue };
+            let (hour, page) = Receipts::decode(&key, &bytes)?;
+            let start = Timestamp::from_second(i64::from(hour) * 3600).unwrap_or(Timestamp::MIN);
+            from = Some(from.map_or(start, |known| known.min(start)));
+            for ((content_type, class), keys) in page.keys {
+                all.extend(keys.into_iter().map(|key| Receipt { content_type, key: Some(key), class: class.clone() }));
+            }
+        }
+        Ok((all, from))
+    }
+}
+
+#[async_trait]
+impl Known for StateReceipts {
+    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reached>, StateError> {
+        let (open, open_from) = self.open().await?;
+        let mut hour: Option<Option<Hour>> = None;
+        let mut rule: Arc<str> = NOT_NAMED.into();
+        let mut visit = |found: Found<'_>| {
+            if hour.is_some_and(|hour| hour != found.hour) {
+                take.part_ended();
+            }
+            hour = Some(found.hour);
+            let class = match found.outcome {
+                Outcome::Held => Class::Held,
+                Outcome::SetAside => Class::SetAside,
+                Outcome::Delivered => Class::Delivered,
+                Outcome::Dropped => {
+                    let name = found.rule.unwrap_or(NOT_NAMED);
+                    if *rule != *name {
+                        rule = name.into();
+                    }
+                    Class::Dropped(rule.clone())
+                }
+            };
+            take.entry(found.key, &class);
+        };
+        let reach = for_each_entry(&*self.store, &self.keys, open, &mut visit).await?;
+        take.part_ended();
+        let from = reach.from.map(Hour::start).into_iter().chain(open_from).min();
+        Ok(from.map(|from| Reached { from, pruned: reach.pruned }))
+    }
+}
