@@ -125,7 +125,7 @@ async fn prove(
     state: Arc<dyn StateStore>,
 ) -> Result<Proof, Failure> {
     let files = sim.export(tenant, &ExportSpec::new(ExportForm::PurviewCsv));
-    let dropping = super::reconcile::dropping("demo", &config)?;
+    let dropping = super::reconcile::dropping(&config)?;
     let receipts = super::reconcile::receipts_of(Some(&state), &config);
     let (now, runtime) = (sim.now(), Handle::current());
     let work = move || {

@@ -25,7 +25,7 @@ pub enum Exit {
     Internal = 70,
     /// The state store cannot be used.
     State = 73,
-    /// `--once` left something, which was printed.
+    /// `--once` left something, which was printed; `reconcile` found events missing.
     Left = 75,
     /// A permission, subscription or audit setting is missing in the tenant.
     Permission = 76,

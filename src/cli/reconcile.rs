@@ -67,13 +67,18 @@ fn age(text: &str) -> Result<SignedDuration, String> {
 
 /// Why there is no verdict, or why it is not kept.
 #[derive(Debug, thiserror::Error)]
-enum ReconcileError {
+pub enum ReconcileError {
+    /// The verdict was shown and cannot be kept.
     #[error("the verdict cannot be written to `{}`: {why}", path.display())]
-    Write { path: PathBuf, why: io::Error },
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: io::Error,
+    },
+    /// The export was to come from standard input.
     #[error("standard input cannot be read: {0}")]
     Stdin(io::Error),
-    #[error("the rules of source `{name}` cannot be used: {why}")]
-    Rules { name: String, why: String },
 }
 
 impl Actionable for ReconcileError {
@@ -81,7 +86,6 @@ impl Actionable for ReconcileError {
         match self {
             Self::Write { .. } => "reconcile-write-failed",
             Self::Stdin(_) => "normalize-read-failed",
-            Self::Rules { .. } => "config-invalid",
         }
     }
 
@@ -91,7 +95,6 @@ impl Actionable for ReconcileError {
                 "the verdict above is whole; `report` will not know of it. Run the command as the user who owns `data_dir`, or free disk space".into()
             }
             Self::Stdin(_) => "give the export as a file".into(),
-            Self::Rules { .. } => "`m365-audit validate` shows every problem".into(),
         }
     }
 }
@@ -109,7 +112,7 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
         Err(error) => return Err(error.into()),
     };
     let receipts = receipts_of(store.as_ref(), source);
-    let dropping = dropping(name, source)?;
+    let dropping = dropping(source)?;
     let spooled = spool_stdin(args.exports.iter().chain(&args.delivered))?;
     let (json, data_dir) = (args.json, config.data_dir.clone());
     let (name, source) = (name.to_owned(), source.clone());
@@ -173,13 +176,11 @@ fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<(&'a str, &'a So
 }
 
 /// What says which events the source drops, where it drops any.
-pub(super) fn dropping(name: &str, source: &SourceConfig) -> Result<Option<Normaliser>, Failure> {
+pub(super) fn dropping(source: &SourceConfig) -> Result<Option<Normaliser>, Failure> {
     if !source.drop_routine {
         return Ok(None);
     }
-    let rules = source.severity.load().map_err(|error| {
-        Failure::of(&ReconcileError::Rules { name: name.to_owned(), why: error.to_string() }, Exit::Config)
-    })?;
+    let rules = source.severity.load().map_err(|error| Failure::of(&error, Exit::Config))?;
     Ok(Some(Normaliser::new(Settings {
         format: Format::Raw,
         drop_routine: true,

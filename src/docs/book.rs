@@ -26,6 +26,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Guarantees", "guarantees.md", 0),
     ("Operating", "operating.md", 0),
     ("I have an export", "exports.md", 0),
+    ("Is anything missing?", "reconcile.md", 0),
     ("Network", "network.md", 0),
     ("Files beneath it", "files.md", 0),
     ("Monitoring", "monitoring.md", 0),

@@ -16,6 +16,7 @@ use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::checkpoint::moving::MoveError;
 use crate::cli::reading::NormalizeError;
 use crate::cli::receipts::ReceiptsError;
+use crate::cli::reconcile::ReconcileError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::delivery::SLOW_HINT;
 use crate::exports::input::InputError;
@@ -242,6 +243,11 @@ fn of_normalize() -> Vec<Entry> {
         NormalizeError::Write(io::ErrorKind::StorageFull.into()),
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit normalize` (`src/cli/normalize.rs`)")));
+    let error = ReconcileError::Write {
+        path: PathBuf::from("/var/lib/m365-audit/reconcile/contoso.json"),
+        why: io::ErrorKind::StorageFull.into(),
+    };
+    entries.push(entry(&error, "`m365-audit reconcile` (`src/cli/reconcile.rs`)"));
     entries
 }
 

@@ -20,6 +20,7 @@ use super::witness::Witness;
 use crate::checkpoint::format::Keys;
 use crate::exports::input::{Input, InputError, Stop};
 use crate::exports::pipeline::{self, BadItem, Item};
+use crate::exports::place::Place;
 use crate::host::{StateError, StateStore};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::normalise::{Event, Normaliser};
@@ -128,6 +129,7 @@ impl Export {
 
     fn take(&mut self, item: Item<'_, Facts>, plausible: Timestamp) {
         match item {
+            Item::Event(read, Facts { query: Some(query), .. }, _) => self.query(&query, &read.place),
             Item::Event(read, facts, _) => self.row(&read.place.file, facts, plausible),
             Item::Bad(bad) => return self.bad(bad, plausible),
             Item::Problem(InputError::Open { name, source }) => {
@@ -139,9 +141,7 @@ impl Export {
                 }
                 push_few(&mut self.broken, error.to_string());
             }
-            Item::Truncated(place) => {
-                self.witness.says(format!("{place}: Microsoft Graph says that the query found more than it returns (`isRecordCountLimitExceeded`)"));
-            }
+            Item::Truncated(place) => self.witness.says(truncated(place)),
             Item::Note(note) => push_few(&mut self.notes, note),
             Item::Notice(_) | Item::Pause => return,
         }
@@ -157,17 +157,19 @@ impl Export {
         }
     }
 
+    /// What Graph says of the query that the export comes from.
+    fn query(&mut self, query: &GraphQuery, place: &Place) {
+        if query.is_truncated {
+            self.witness.says(truncated(place));
+        }
+        self.witness.asked(query.from, query.to);
+    }
+
     /// Bytes without an event: what Graph says of a query, a row that says its event's identity beside it, or a row that
     /// cannot be read.
     fn bad(&mut self, bad: &BadItem, plausible: Timestamp) {
         if let Some(query) = GraphQuery::of(&bad.bytes).filter(|_| bad.is_unknown) {
-            if query.is_truncated {
-                self.witness.says(format!(
-                    "{}: Microsoft Graph says that the query found more than it returns (`isRecordCountLimitExceeded`)",
-                    bad.place
-                ));
-            }
-            return self.witness.asked(query.from, query.to);
+            return self.query(&query, &bad.place);
         }
         let end = bad.place.offset + bad.bytes.len() as u64;
         let goes_on = |(file, at): &(Arc<str>, u64)| *file == bad.place.file && *at == bad.place.offset;
@@ -189,6 +191,10 @@ impl Export {
             self.unreadable.push(Unreadable { place: bad.place.to_string(), why: bad.why.clone() });
         }
     }
+}
+
+fn truncated(place: &Place) -> String {
+    format!("{place}: the query found more rows than Microsoft Graph returned (`isRecordCountLimitExceeded`)")
 }
 
 fn push_few(list: &mut Vec<String>, text: String) {

@@ -24,6 +24,8 @@ pub(super) struct Facts {
     pub alias: Option<TableKey>,
     pub row: Row,
     pub time: Option<Timestamp>,
+    /// Where this is no event but what Graph says of a query.
+    pub query: Option<GraphQuery>,
 }
 
 impl Facts {
@@ -31,12 +33,15 @@ impl Facts {
         let time = event.time();
         let workload = event.find("Workload").and_then(json::scalar).unwrap_or_default();
         let row = Row::new(time, content_type::of(event.record_type(), &workload));
-        Facts { key: key_of(event), alias: None, row, time }
+        Facts { key: key_of(event), alias: None, row, time, query: None }
     }
 
     /// The same of an event that was completed by what stands around it: the feed has it as it was carried.
     fn of_read(read: &ReadEvent, event: &Event<'_>) -> Facts {
-        let facts = Facts::of(event);
+        // A query has an `id`, so that it looks like an event.
+        let is_bare = event.operation().is_empty() && event.creation_time().is_empty();
+        let query = is_bare.then(|| GraphQuery::of(event.text().as_bytes())).flatten();
+        let facts = Facts { query, ..Facts::of(event) };
         let Some(carried) = &read.carried else { return facts };
         let alias = Event::parse(carried).ok().and_then(|event| key_of(&event));
         // Where a form carries the whole event, one without an `Id` has none in the feed either.
@@ -109,7 +114,11 @@ impl Unknown<'_> {
         out.truncate(start);
         let mut keys = possible_keys(&identity, event);
         let carried = carried.and_then(|bytes| Event::parse(bytes).ok());
-        keys.extend(carried.and_then(|event| event.identity().map(|identity| Key::of_event(&identity))));
+        if let Some(carried) = &carried
+            && let Some(identity) = carried.identity()
+        {
+            keys.extend(possible_keys(&identity, carried));
+        }
         Some(Box::new(Asked { key, keys, by_id, rule, listed: listed(&identity) }))
     }
 }
@@ -141,10 +150,10 @@ fn possible_keys(identity: &EventIdentity<'_>, event: &Event<'_>) -> SmallVec<[K
         }
     };
     push(identity);
-    let Some(time) = event.time() else { return keys };
     let number = event.record_type().map(|number| number.to_string());
     let record_type = number.as_deref().unwrap_or(identity.record_type);
     push(&EventIdentity { record_type, ..*identity });
+    let Some(time) = event.time() else { return keys };
     let plain = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
     for written in [plain.clone(), format!("{plain}Z"), format!("{plain}.0000000Z"), plain.replacen('T', " ", 1)] {
         push(&EventIdentity { record_type, creation_time: &written, ..*identity });

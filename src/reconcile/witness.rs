@@ -17,6 +17,10 @@ const LIMITS: [(u64, &str); 3] = [
 const FULL_HOUR_ROWS: u32 = 30;
 /// Hours in a row of which an empty stretch is suspect; a longer one is a night.
 const EMPTY_HOURS_MAX: i64 = 3;
+/// Hours that are looked at on either side of an empty stretch.
+const AROUND_HOURS: usize = 6;
+/// The least of them must have this share of a full hour: else the rows come in bursts.
+const STEADY_SHARE: u32 = 5;
 /// Hours that are counted: ten years. Times of a damaged export must not take the memory.
 const HOURS_MAX: usize = 90_000;
 /// Reasons that are kept of one kind.
@@ -124,10 +128,15 @@ impl Witness {
         let median = counts.get(counts.len() / 2).copied().unwrap_or_default();
         let full = FULL_HOUR_ROWS.max(median / 2);
         let hours: Vec<(i64, u32)> = self.hours.iter().map(|(hour, count)| (*hour, *count)).collect();
-        for pair in hours.windows(2) {
+        for (at, pair) in hours.windows(2).enumerate() {
             let [(before, rows_before), (after, rows_after)] = pair else { continue };
             let empty = after - before - 1;
-            if (1..=EMPTY_HOURS_MAX).contains(&empty) && *rows_before >= full && *rows_after >= full {
+            // Where other hours near by have next to nothing, too, one that has nothing is no wonder.
+            let around = hours.iter().take(at + 2 + AROUND_HOURS).skip((at + 1).saturating_sub(AROUND_HOURS));
+            let least = around.map(|(_, rows)| *rows).min().unwrap_or_default();
+            let is_steady = least >= rows_before.midpoint(*rows_after) / STEADY_SHARE;
+            let is_suspect = (1..=EMPTY_HOURS_MAX).contains(&empty) && is_steady;
+            if is_suspect && *rows_before >= full && *rows_after >= full {
                 let time = |hour: i64| Timestamp::from_second(hour * 3600).unwrap_or_default();
                 self.says(format!(
                     "not a row between {} and {}, {rows_before} in the hour before and {rows_after} in the hour after",
@@ -210,6 +219,9 @@ mod tests {
             (&[100, 0, 3], false),
             (&[100, 40, 0, 40, 100, 100, 100], false),
             (&[100, 100, 100], false),
+            // Rows that come in bursts leave hours empty.
+            (&[100, 5, 100, 0, 100, 60], false),
+            (&[100, 60, 100, 0, 100, 60], true),
         ] {
             let judgement = judged(hours);
             assert_eq!(judgement.looks_cut, expected, "{hours:?} {judgement:?}");

@@ -10,6 +10,7 @@ mod operator;
 mod packages;
 mod readme;
 mod receipts;
+mod reconcile;
 mod tenants;
 mod terminal;
 mod threats;

@@ -31,6 +31,8 @@ fn the_demo_loses_nothing_and_is_plain_when_it_is_not_on_a_terminal() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     let last = text.trim_end().lines().last().unwrap();
     assert!(last.starts_with("lost        0 "), "{last}");
+    let proof = text.trim_end().lines().rev().nth(1).unwrap();
+    assert!(proof.starts_with("missing     0 "), "{proof}");
     assert!(README.contains("`lost        0`"));
     assert!(!text.contains('\u{1b}'), "no colours in a pipe");
     let delivered = text.lines().find_map(|line| line.strip_prefix("events      ")?.strip_suffix(" delivered"));
