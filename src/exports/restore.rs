@@ -243,7 +243,7 @@ mod tests {
 
     fn read(event: &str, outer: &Outer, dialect: Dialect) -> Result<(String, Vec<String>), String> {
         let restored = restore(&Bytes::copy_from_slice(event.as_bytes()), outer, dialect);
-        let Restored { event, losses } = restored.map_err(|error| error.to_string())?;
+        let Restored { event, losses, .. } = restored.map_err(|error| error.to_string())?;
         let event = String::from_utf8(event.to_vec()).unwrap();
         assert!(json::is_valid(&event), "{event}");
         Ok((event, losses.into_iter().map(|loss| loss.member).collect()))
