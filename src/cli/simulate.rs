@@ -3,14 +3,16 @@
 //! It owns the arguments and what is printed; what is simulated is [`crate::sim`]'s business. Everything it prints
 //! goes to stderr.
 
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
-use crate::model::{ContentType, TenantId};
-use crate::sim::{Comparison, FaultPlan, GenerateSpec, Sim, SimConfig, Truth};
+use crate::model::{ContentType, TenantId, counted};
+use crate::sim::{Comparison, ExportForm, ExportSpec, FaultPlan, GenerateSpec, Side, Sim, SimConfig, Truth};
 
 /// How often a new blob is published, seconds; the content types take turns.
 const NEW_BLOB_EVERY_SECS: u64 = 10;
@@ -42,6 +44,15 @@ pub struct SimulateArgs {
     /// Blobs on a page of a listing
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = page_size)]
     pub page_size: usize,
+    /// A folder to write exports of the tenant's audit search to, in every form `reconcile` reads them in: of the history
+    #[arg(long, value_name = "DIR")]
+    pub export: Option<PathBuf>,
+    /// Events of the history that the feed never brings
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub withhold_from_feed: usize,
+    /// Events of the history that the audit search does not find
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub withhold_from_search: usize,
     /// Requests a minute before AF429; no limit when absent
     #[arg(long, value_name = "N")]
     pub quota: Option<u32>,
@@ -72,7 +83,7 @@ pub async fn simulate(args: SimulateArgs, shutdown: impl Future<Output = ()>) ->
     let clock = SystemClock::new();
     let mut config =
         SimConfig { seed: args.seed, page_size: args.page_size, quota_per_minute: args.quota, ..SimConfig::default() };
-    config.tenants = args.tenant.into_iter().chain(config.tenants).take(1).collect();
+    config.tenants = args.tenant.iter().cloned().chain(config.tenants).take(1).collect();
     let Some(tenant) = config.tenants.first().cloned() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no tenant to simulate"));
     };
@@ -81,6 +92,10 @@ pub async fn simulate(args: SimulateArgs, shutdown: impl Future<Output = ()>) ->
     let now = sim.now();
     let from = now.saturating_sub(jiff::SignedDuration::from_hours(24 * i64::from(args.days))).unwrap_or(now);
     sim.generate(&tenant, GenerateSpec::new(args.blobs, args.events_per_blob, from, now));
+    withhold(&sim, &tenant, &args);
+    if let Some(folder) = &args.export {
+        export(&sim, &tenant, folder)?;
+    }
     eprintln!("{}", agent_config(sim.address(), &sim.url(), &tenant, &config, args.days));
 
     tokio::pin!(shutdown);
@@ -98,6 +113,27 @@ pub async fn simulate(args: SimulateArgs, shutdown: impl Future<Output = ()>) ->
     }
     sim.stop().await;
     eprintln!("{}", summary(&sim));
+    Ok(())
+}
+
+/// Takes events out of the feed and out of the audit search, and says which.
+fn withhold(sim: &Sim, tenant: &TenantId, args: &SimulateArgs) {
+    let sides = [("feed", Side::Feed, args.withhold_from_feed), ("search", Side::Search, args.withhold_from_search)];
+    for (name, side, count) in sides {
+        let ids = sim.withhold(tenant, side, count, args.seed);
+        ids.iter().for_each(|id| eprintln!("# withheld from the {name}: {id}"));
+    }
+}
+
+/// Writes what the audit search finds, in every form.
+fn export(sim: &Sim, tenant: &TenantId, folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    for form in ExportForm::ALL {
+        let files = sim.export(tenant, &ExportSpec::new(form));
+        files.iter().try_for_each(|file| fs::write(folder.join(&file.name), &file.bytes))?;
+        let count = counted(files.len() as u64, "file");
+        eprintln!("# the audit search as {}: {count} in {}", form.as_str(), folder.display());
+    }
     Ok(())
 }
 
@@ -200,6 +236,17 @@ mod tests {
     async fn it_serves_until_it_is_told_to_stop() {
         let args = parse(&["--listen", "127.0.0.1:0", "--blobs", "10", "--fault-rate", "0.1"]).unwrap();
         simulate(args, async {}).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_writes_exports_in_every_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("exports");
+        let mut args = parse(&["--listen", "127.0.0.1:0", "--blobs", "10", "--withhold-from-feed", "1"]).unwrap();
+        args.export = Some(folder.clone());
+        simulate(args, async {}).await.unwrap();
+        let files = std::fs::read_dir(folder).unwrap().count();
+        assert!(files >= ExportForm::ALL.len(), "{files}");
     }
 
     #[tokio::test]

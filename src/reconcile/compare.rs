@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 
 use super::class::{Class, Counts, Row, Stream, Terms, found};
 use super::evidence::{self, DuplicateKeys, Known, Marks, Reach, Rules};
+use super::ours::OnlyOurs;
 use super::passes::{
     Asked, Facts, GraphQuery, OurRecords, Ours, Rows, Unknown, id_hash, id_of_record, identity_beside,
 };
@@ -29,8 +30,6 @@ use crate::normalise::{Event, Normaliser};
 const ASKED_MAX: usize = 4096;
 /// Unreadable rows, problems and notes that are told one by one.
 const TOLD_MAX: usize = 100;
-/// Events that only we have and that are listed.
-const OURS_LISTED_MAX: u64 = 100_000;
 /// Records set aside that are read at once.
 const ASIDE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -218,6 +217,8 @@ struct Knowledge {
     keys: Option<DuplicateKeys>,
     evidence: Vec<String>,
     notes: Vec<String>,
+    unopened: Vec<String>,
+    broken: Vec<String>,
 }
 
 impl Knowledge {
@@ -241,6 +242,8 @@ impl Knowledge {
             keys: None,
             evidence: Vec::new(),
             notes: Vec::new(),
+            unopened: Vec::new(),
+            broken: Vec::new(),
         })
     }
 
@@ -316,12 +319,8 @@ impl Knowledge {
 
     /// Marks the rows that records of ours are of, and counts those records that the export has no row of.
     fn read_delivered(&mut self, open: &Open<'_>, export: &Export) -> Result<(), CompareError> {
-        let range = export.witness.range();
-        let is_within = |time: Option<Timestamp>| match (time, range) {
-            (Some(time), Some((from, to))) => from <= time && time < to,
-            _ => true,
-        };
-        let mut seen: Table<()> = Table::default();
+        let witness = &export.witness;
+        let mut ours = OnlyOurs::new(witness.range(), witness.is_asked(), export.count)?;
         let (mut by_id, mut failed) = (0u64, None);
         let inputs = open()?;
         let _ = pipeline::read(inputs, &OurRecords { rows: &export.rows }, &mut |item| {
@@ -329,13 +328,11 @@ impl Knowledge {
                 Item::Event(_, Ours { key: Some(key), alone: None }, _) => {
                     export.rows.get(key).inspect(|row| row.note(found::GIVEN));
                 }
-                Item::Event(_, Ours { key: Some(key), alone: Some((time, listed)) }, _) if is_within(time) => {
-                    if seen.insert(key, ()) && self.ours.count() < OURS_LISTED_MAX {
-                        self.ours.push(&listed).map_err(|error| {
-                            failed = Some(error);
-                            Stop
-                        })?;
-                    }
+                Item::Event(_, Ours { key: Some(key), alone: Some((time, listed)) }, _) => {
+                    ours.take(key, time, listed).map_err(|error| {
+                        failed = Some(error);
+                        Stop
+                    })?;
                 }
                 Item::Bad(bad) => match id_of_record(&bad.bytes) {
                     Some(id) => {
@@ -344,7 +341,10 @@ impl Knowledge {
                     }
                     None => push_few(&mut self.notes, format!("{}: {}", bad.place, bad.why)),
                 },
-                Item::Problem(error) => push_few(&mut self.notes, error.to_string()),
+                Item::Problem(InputError::Open { name, source }) => {
+                    push_few(&mut self.unopened, format!("`{name}`: {source}"));
+                }
+                Item::Problem(error) => push_few(&mut self.broken, error.to_string()),
                 _ => {}
             }
             Ok(())
@@ -352,7 +352,8 @@ impl Knowledge {
         if let Some(error) = failed {
             return Err(error.into());
         }
-        self.only_ours = Some(seen.len());
+        let (count, listed) = ours.finish()?;
+        (self.only_ours, self.ours) = (Some(count), listed);
         if by_id > 0 {
             self.notes.push(format!(
                 "{by_id} of the records given as delivered hold no event: they were compared by `Id` alone, and do not count as only ours"
@@ -426,7 +427,8 @@ fn note_id(ids: &mut Table<u8>, id: &str, what: u8) {
 }
 
 fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Verdict, CompareError> {
-    let Knowledge { terms, rules, by_configuration, only_ours, ours, missing, evidence, mut notes, .. } = known;
+    let Knowledge { terms, rules, by_configuration, only_ours, ours, missing, evidence, .. } = known;
+    let (mut notes, mut unopened, mut broken) = (known.notes, known.unopened, known.broken);
     let mut classes = Counts::default();
     let mut by_rule: BTreeMap<String, u64> = BTreeMap::new();
     for row in export.rows.values() {
@@ -443,6 +445,8 @@ fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Ve
     classes.add(Class::Unreadable, export.bad);
     debug_assert_eq!(classes.sum(), export.count, "each row is of one class");
     notes.extend(export.notes);
+    unopened.extend(export.unopened);
+    broken.extend(export.broken);
     Ok(Verdict {
         source: request.source.clone(),
         tenant: request.tenant.to_string(),
@@ -460,8 +464,8 @@ fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Ve
         known_from: terms.reach,
         evidence,
         unreadable: export.unreadable,
-        unopened: export.unopened,
-        broken: export.broken,
+        unopened,
+        broken,
         notes,
     })
 }

@@ -94,6 +94,11 @@ impl Witness {
         Some((from, to))
     }
 
+    /// Whether both ends of that are what was asked for.
+    pub fn is_asked(&self) -> bool {
+        self.asked.0.is_some() && self.asked.1.is_some()
+    }
+
     /// The times of its earliest row and of its latest.
     pub fn rows_between(&self) -> Option<(Timestamp, Timestamp)> {
         self.range
@@ -115,6 +120,9 @@ impl Witness {
             && let Some((_, whose)) = LIMITS.iter().find(|(limit, _)| *limit == self.rows)
         {
             self.says(format!("the export has exactly {} rows: {whose}", self.rows));
+        }
+        if self.rows == 0 {
+            self.says("it has not one row".into());
         }
         self.judge_hours();
         self.judge_ends();
@@ -194,7 +202,7 @@ mod tests {
             (&[1_000_000], 1),
             (&[2_500, 2_500], 1),
             (&[5_000, 100], 1),
-            (&[], 0),
+            (&[], 1),
         ] {
             let judgement = export(files).judge();
             assert_eq!((judgement.why.len(), judgement.looks_cut), (expected, expected > 0), "{files:?} {judgement:?}");

@@ -137,6 +137,7 @@ async fn a_verdict_has_its_exit_code_and_is_kept_beside_the_state() {
         (&["reconcile", "bad.csv"][..], 65),
         (&["reconcile", "none.csv"], 66),
         (&["reconcile", "--settle", "0s", "none.csv", &export], 66),
+        (&["reconcile", "--delivered", "none.ndjson", &export], 66),
         (&["reconcile", "--settle", "soon", &export], 64),
         (&["reconcile"], 64),
         (&["reconcile", "--source", "nobody", &export], 64),

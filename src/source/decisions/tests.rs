@@ -145,6 +145,11 @@ impl World {
     fn complete_until(&self, content_type: ContentType) -> Option<Timestamp> {
         self.decisions.stream(content_type).unwrap().position.complete_until
     }
+
+    fn gaps(&self, content_type: ContentType) -> Vec<(Timestamp, Timestamp, String)> {
+        let gaps = &self.decisions.stream(content_type).unwrap().position.gaps;
+        gaps.iter().map(|gap| (gap.from, gap.to, gap.reason.clone())).collect()
+    }
 }
 
 fn before(minutes: i64) -> Timestamp {
@@ -253,6 +258,7 @@ fn a_blob_that_cannot_be_read_before_it_expires_is_reported_as_a_gap_and_settled
     let gap = gap.expect("the loss is reported");
     assert_eq!((gap.reason, gap.window.start), (GapReason::BlobExpired, before(60)));
     assert_eq!(world.complete_until(GENERAL), Some(before(60)), "not before the host has the record");
+    assert_eq!(world.gaps(GENERAL), [(gap.window.start, gap.window.end, "blob_expired".to_owned())]);
     world.apply(Event::Done(Done::Lost(GENERAL, job.key, Ok(()))));
     assert!(world.complete_until(GENERAL) > Some(before(60)));
 }
@@ -288,8 +294,10 @@ fn what_was_not_listed_for_more_than_a_week_is_declared_once_it_is_known_where_l
     assert_eq!(declared.len(), 1, "declared once");
     assert_eq!((declared[0].window, declared[0].reason), (Window { start: stopped, end: begins }, GapReason::Outage));
     assert_eq!(world.complete_until(GENERAL), Some(stopped), "not passed before the host has the record");
+    assert_eq!(world.gaps(GENERAL), []);
     world.apply(Event::Done(Done::Gap(declared[0].clone(), Ok(()))));
     assert_eq!(world.complete_until(GENERAL), Some(begins));
+    assert_eq!(world.gaps(GENERAL), [(stopped, begins, "outage".to_owned())], "the position remembers it");
 }
 
 #[test]
