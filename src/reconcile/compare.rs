@@ -375,10 +375,10 @@ impl Knowledge {
         let inputs = (request.export)()?;
         let _ = pipeline::read(inputs, &unknown, &mut |item| {
             match item {
-                Item::Event(_, Some(asked), _) => batch.push(asked),
+                Item::Event(_, Some(asked), _) => batch.push(*asked),
                 Item::Bad(bad) => batch.extend(identity_beside(bad).and_then(|identity| {
                     let event = Event::parse(&identity).ok()?;
-                    unknown.ask(&event, None, &mut Vec::new())
+                    unknown.ask(&event, None, &mut Vec::new()).map(|asked| *asked)
                 })),
                 _ => {}
             }
@@ -397,7 +397,7 @@ impl Knowledge {
     }
 
     /// Looks rows up by their duplicate keys, and lists those that are missing.
-    fn answer(&mut self, batch: Vec<Box<Asked>>, export: &Export, runtime: &Handle) -> Result<(), CompareError> {
+    fn answer(&mut self, batch: Vec<Asked>, export: &Export, runtime: &Handle) -> Result<(), CompareError> {
         let keys: Vec<_> = batch.iter().flat_map(|asked| asked.keys.iter().copied()).collect();
         let mut answers = match &self.keys {
             Some(duplicates) => runtime.block_on(duplicates.contain(&keys))?.into_iter(),

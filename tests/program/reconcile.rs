@@ -104,7 +104,8 @@ async fn a_verdict_has_its_exit_code_and_is_kept_beside_the_state() {
     let verdict = json(&output);
     let found: Vec<&str> = verdict["missing"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     let (mut found, mut expected) = (found, missing.iter().map(String::as_str).collect::<Vec<_>>());
-    (found.sort_unstable(), expected.sort_unstable());
+    found.sort_unstable();
+    expected.sort_unstable();
     assert_eq!(found, expected, "{verdict}");
     let sum: u64 = verdict["classes"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
     assert_eq!((sum, verdict["classes"].as_object().unwrap().len()), (verdict["rows"].as_u64().unwrap(), 12));
