@@ -96,7 +96,8 @@ impl Journal {
             Some((bytes, _)) => StoredHead::decode(&bytes).map_err(|why| StateError::Corrupt { key, why })?,
             None => StoredHead::default(),
         };
-        if head.writer.is_empty() || found != Some(&*head.writer) {
+        // A state that nobody has written yet has receipts from its first event on.
+        if found.is_some_and(|found| found != head.writer) {
             head.begins_until = Some(Hour::of(now));
         }
         head.writer = writer.to_owned();

@@ -22,6 +22,7 @@ use crate::host::StateStore;
 use crate::hosts::embedded::store::{SqliteStore, StoreError};
 use crate::model::{Actionable, Timestamp};
 use crate::normalise::{Normaliser, Settings};
+use crate::receipts::store::ReceiptKeys;
 use crate::reconcile::class::Class;
 use crate::reconcile::compare::{CompareError, Request, compare};
 use crate::reconcile::evidence::Known;
@@ -154,7 +155,7 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
 
 /// The receipts of a tenant, where the state has any.
 pub(super) fn receipts_of(store: Option<&Arc<dyn StateStore>>, source: &SourceConfig) -> Option<Arc<dyn Known>> {
-    let keys = Keys::of(&source.tenant_id).receipts();
+    let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
     store.map(|store| Arc::new(StateReceipts::new(store.clone(), keys)) as Arc<dyn Known>)
 }
 

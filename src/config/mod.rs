@@ -123,7 +123,7 @@ pub const RECEIPTS_DAYS: u32 = 30;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReceiptsConfig {
     /// How long receipts are kept, in days; about 17 bytes an event. 0 turns them off: none are made, and those that are
-    /// there are removed.
+    /// there stay as they are.
     #[serde(default = "default_receipts_days")]
     #[schemars(range(min = 0, max = 3650), example = &90)]
     pub days: u32,

@@ -8,7 +8,7 @@ use super::evidence::{Known, Reached, Take};
 use crate::host::{StateError, StateStore};
 use crate::model::Timestamp;
 use crate::receipts::statement::{Hour, Outcome};
-use crate::receipts::store::{Found, ReceiptKeys, for_each_entry};
+use crate::receipts::store::{Found, ReceiptKeys, for_each_entry, read_head};
 use crate::receipts::{Class, Receipt, Receipts};
 
 /// What stands for a rule that a part has too many of to name.
@@ -33,7 +33,7 @@ impl StateReceipts {
         for (key, _) in self.store.list(&self.keys.open()).await? {
             let Some((bytes, _)) = self.store.load(&key).await? else { continue };
             let (hour, page) = Receipts::decode(&key, &bytes)?;
-            let start = Timestamp::from_second(i64::from(hour) * 3600).unwrap_or(Timestamp::MIN);
+            let start = hour.start();
             from = Some(from.map_or(start, |known| known.min(start)));
             for ((content_type, class), keys) in page.keys {
                 all.extend(keys.into_iter().map(|key| Receipt { content_type, key: Some(key), class: class.clone() }));
@@ -68,9 +68,16 @@ impl Known for StateReceipts {
             };
             take.entry(found.key, &class);
         };
+        // What was delivered before receipts began has none: from then on an event without one was not delivered.
+        let head = read_head(&*self.store, &self.keys).await?;
+        let begins = head.and_then(|head| head.begins_until);
         let reach = for_each_entry(&*self.store, &self.keys, open, &mut visit).await?;
         take.part_ended();
         let from = reach.from.map(Hour::start).into_iter().chain(open_from).min();
-        Ok(from.map(|from| Reached { from, pruned: reach.pruned }))
+        let begins = begins.into_iter().chain(reach.begins).max().map(|hour| hour.next().start());
+        Ok(match begins {
+            Some(begins) => Some(Reached { from: begins, pruned: true }),
+            None => from.map(|from| Reached { from, pruned: reach.pruned }),
+        })
     }
 }
