@@ -65,6 +65,8 @@ metrics_table! {
     OLDEST_BLOB_AGE_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_age_seconds" ["tenant", "content_type"] "Age of the oldest unsettled blob by its contentCreated; 0 when there is none.";
     OLDEST_BLOB_EXPIRY_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_expiry_seconds" ["tenant", "content_type"] "Seconds until the unsettled blob nearest to its contentExpiration is gone; absent when there is none.";
     DUPLICATES_TOTAL = Counter "m365_audit_duplicates_total" ["tenant", "content_type", "level"] "What was not delivered again: `blob` (listed again after it was settled) or `event` (the same event in another blob).";
+    EVENT_LATENESS_SECONDS = Histogram "m365_audit_event_lateness_seconds" ["content_type"] "How long after events (CreationTime) Microsoft made their blobs (contentCreated), of all tenants; exact up to the bounds of its buckets.";
+    BLOB_LATENESS_SECONDS = Histogram "m365_audit_blob_lateness_seconds" ["content_type"] "How long after blobs were made (contentCreated) this process had read them, of all tenants; time in which it did not run counts.";
     DROPPED_EVENTS_TOTAL = Counter "m365_audit_dropped_events_total" ["tenant", "content_type", "reason"] "Events not shipped by rule, by the rule's name.";
     HELD_EVENTS = Gauge "m365_audit_held_events" ["tenant"] "Routine reads kept on disk until it is known whether data loss prevention flags the item.";
     HELD_BYTES = Gauge "m365_audit_held_bytes" ["tenant"] "Bytes they take; beyond `hold_bytes_max` the oldest are shipped.";

@@ -43,6 +43,12 @@ impl Delays {
         self.longest_secs = self.longest_secs.max(secs);
     }
 
+    /// Each bound with how many were within it and not within the one before; what is beyond all stands at the longest.
+    pub fn bounded(&self) -> impl Iterator<Item = (u64, u64)> {
+        let bounds = BOUNDS_SECS.into_iter().chain([self.longest_secs]);
+        bounds.zip(self.counts).filter(|(_, count)| *count > 0)
+    }
+
     /// Adds all of another.
     pub fn merge(&mut self, other: &Delays) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {

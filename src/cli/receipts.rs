@@ -20,6 +20,7 @@ use crate::config::{Config, SourceConfig};
 use crate::hosts::embedded::receipts_key::{self, KeyError};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{Actionable, TenantId};
+use crate::normalise::RECEIPT;
 use crate::receipts::directory::{self, CHECKPOINT_SUFFIX, DirectoryError, ENTRIES_SUFFIX, HEAD_FILE, KEY_FILE};
 use crate::receipts::leaves::leaves_of;
 use crate::receipts::note::{Signer, VerifierKey, split};
@@ -242,12 +243,37 @@ fn read_key(path: &Path) -> Result<VerifierKey, ReceiptsError> {
 /// Files of checkpoints kept elsewhere.
 type Texts = [(PathBuf, String)];
 
+/// The checkpoints in a text: one after the other, or in records as sinks got them (`m365_audit.receipt`), a line each,
+/// whatever else stands between those.
+fn checkpoints_of(text: &str) -> Vec<String> {
+    fn find(value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(members) => members.iter().for_each(|(name, value)| match value.as_str() {
+                Some(note) if name == "checkpoint" => found.push(note.to_owned()),
+                _ => find(value, found),
+            }),
+            serde_json::Value::Array(items) => items.iter().for_each(|item| find(item, found)),
+            _ => {}
+        }
+    }
+    if !text.trim_start().starts_with('{') {
+        return split(text).into_iter().map(str::to_owned).collect();
+    }
+    let mut found = Vec::new();
+    for line in text.lines().filter(|line| line.contains(RECEIPT)) {
+        if let Ok(record) = serde_json::from_str(line) {
+            find(&record, &mut found);
+        }
+    }
+    found
+}
+
 /// The statements in them. One that this key did not sign is refused: it could not show anything.
 fn statements(texts: &Texts, key: &VerifierKey) -> Result<Vec<Statement>, ReceiptsError> {
-    let notes = texts.iter().flat_map(|(path, text)| split(text).into_iter().map(move |note| (path, note)));
+    let notes = texts.iter().flat_map(|(path, text)| checkpoints_of(text).into_iter().map(move |note| (path, note)));
     let read = notes.map(|(path, note)| {
         let why = |error| ReceiptsError::Unreadable { path: path.clone(), why: format!("a checkpoint in it: {error}") };
-        Statement::open(note, key).map_err(why)
+        Statement::open(&note, key).map_err(why)
     });
     read.collect()
 }

@@ -779,6 +779,15 @@ impl<'a> Run<'a> {
     fn read_late(&mut self) -> Lateness {
         let mut lateness = std::mem::take(&mut self.lateness);
         lateness.blobs.add(self.context.clock.now().as_second() - self.job.blob.created.as_second());
+        let content_type = self.job.blob.content_type.as_str();
+        for (name, delays) in
+            [(metrics::EVENT_LATENESS_SECONDS, &lateness.events), (metrics::BLOB_LATENESS_SECONDS, &lateness.blobs)]
+        {
+            for (secs, count) in delays.bounded() {
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
+                ::metrics::histogram!(name, "content_type" => content_type).record_many(secs as f64, count);
+            }
+        }
         lateness
     }
 

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Label, Metadata, SharedString, Unit};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::checkpoint::lateness;
 use crate::metrics as names;
 
 /// What rates are shown of.
@@ -42,7 +43,13 @@ pub struct InstalledAlready;
 /// # Errors
 /// When the process has one already.
 pub fn install() -> Result<Recorded, InstalledAlready> {
-    let prometheus = PrometheusBuilder::new().build_recorder();
+    let bounds = lateness::BOUNDS_SECS.map(|secs| secs as f64);
+    let mut prometheus = PrometheusBuilder::new();
+    for name in [names::EVENT_LATENESS_SECONDS, names::BLOB_LATENESS_SECONDS] {
+        // It refuses only a list without bounds.
+        prometheus = prometheus.set_buckets_for_metric(Matcher::Full(name.to_owned()), &bounds).unwrap_or_default();
+    }
+    let prometheus = prometheus.build_recorder();
     let recorded = Recorded { prometheus: prometheus.handle(), rated: Rated::default() };
     let recorder = Recorder { prometheus, rated: recorded.rated.clone() };
     metrics::set_global_recorder(recorder).map_err(|_| InstalledAlready)?;
