@@ -8,7 +8,6 @@ use crate::host::{Batch, EventKind, Kind, Record, Unfit};
 use crate::normalise::category::Category;
 use crate::severity::Severity;
 use crate::severity::pattern::Pattern;
-use crate::source::checkpoints::RECEIPTS;
 
 /// What goes to a sink; by default everything.
 #[derive(Debug, Clone, Default)]
@@ -46,10 +45,6 @@ impl Selection {
     /// What of `batch` is for this sink.
     pub(super) fn share(&self, batch: &Batch) -> Share {
         let mut share = Share::default();
-        if *batch.source == *RECEIPTS {
-            // It goes only to whom `[receipts] to` names, and there all of it.
-            return share;
-        }
         let mut places = Vec::new();
         for (place, record) in batch.records().enumerate() {
             let bytes = record.json.len();
