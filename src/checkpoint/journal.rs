@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{TenantId, Timestamp};
 use crate::receipts::Receipts;
-use crate::receipts::head::StoredHead;
+use crate::receipts::head::{LastSealed, StoredHead};
 use crate::receipts::note::{Signer, text_of};
-use crate::receipts::seal::{PAGE_ENTRIES, PART_ENTRIES_MAX, Part, Sealed, Uncounted, seal};
+use crate::receipts::seal::{PART_ENTRIES_MAX, Part, Sealed, Uncounted, seal};
 use crate::receipts::statement::{Hour, Statement};
 use crate::receipts::store::{ReceiptKeys, values_of};
 
@@ -23,6 +23,10 @@ use crate::receipts::store::{ReceiptKeys, values_of};
 const PART_PAGES_MAX: usize = 4096;
 /// Checkpoints that are sent anew at a start, at most: a month of hours.
 const SENT_AT_START_MAX: u64 = 750;
+/// Hours that are sealed in one commit: those in which no process ran.
+const SEALED_AT_ONCE: usize = 64;
+/// What an error about receipts begins with, and the name of its page.
+const DAMAGED: &str = "receipts-damaged";
 /// Parts that go with one seal because they are too old.
 const FORGOTTEN_AT_ONCE: usize = 64;
 
@@ -62,8 +66,10 @@ pub(super) struct Journal {
     keys: ReceiptKeys,
     tenant: TenantId,
     head: StoredHead,
-    /// The hour that is open.
-    hour: Hour,
+    /// The hour that is open; `None` until it is known what time it is.
+    hour: Option<Hour>,
+    /// A process without receipts wrote last, and it is not known yet until when.
+    foreign: bool,
     /// The names of its pages.
     pages: Vec<String>,
     /// How many receipts they have, give or take those that say the same.
@@ -78,8 +84,8 @@ pub(super) struct Sealing {
     /// The steps.
     pub ops: Vec<Op>,
     head: StoredHead,
-    /// What was sealed.
-    pub sealed: Sealed,
+    /// What was sealed: a part, and hours without events after it.
+    sealed: Vec<Sealed>,
 }
 
 impl Journal {
@@ -97,14 +103,12 @@ impl Journal {
             None => StoredHead::default(),
         };
         // A state that nobody has written yet has receipts from its first event on.
-        if found.is_some_and(|found| found != head.writer) {
-            head.begins_until = Some(Hour::of(now));
-        }
+        let foreign = found.is_some_and(|found| found != head.writer);
         head.writer = writer.to_owned();
-        let after =
-            |sealed: &crate::receipts::head::LastSealed| if sealed.last { sealed.hour.next() } else { sealed.hour };
+        let after = |sealed: &LastSealed| if sealed.last { sealed.hour.next() } else { sealed.hour };
         let mut journal = Journal {
-            hour: head.sealed.as_ref().map_or_else(|| Hour::of(now), after),
+            hour: head.sealed.as_ref().map(after),
+            foreign,
             keeping,
             keys,
             tenant: tenant.clone(),
@@ -116,6 +120,11 @@ impl Journal {
         };
         for (name, _) in store.list(&journal.keys.open()).await? {
             journal.found_page(store, name).await?;
+        }
+        if foreign {
+            // By this machine's clock, until Microsoft's is known.
+            let now = Hour::of(now);
+            journal.head.begins_until = Some(journal.hour.map_or(now, |hour| hour.max(now)));
         }
         Ok(journal)
     }
@@ -134,7 +143,13 @@ impl Journal {
         for seq in self.head.unsent.max(self.head.first).max(oldest)..self.head.seq {
             let key = self.keys.checkpoint(seq);
             let Some((note, _)) = store.load(&key).await? else { continue };
-            let statement = statement_of(&key, &note)?;
+            let statement = match statement_of(&key, &note) {
+                Ok(statement) => statement,
+                Err(error) => {
+                    tracing::error!(tenant = %self.tenant, "{DAMAGED}: a signed checkpoint is not sent: {error}");
+                    continue;
+                }
+            };
             // The receiver is at hand.
             let _ = to_send.send(ToSend { seq, hour: statement.hour.start(), receipts: statement.entries, note });
         }
@@ -168,7 +183,7 @@ impl Journal {
             if self.pages.is_empty()
                 && let Some((bytes, _)) = store.load(&name).await?
             {
-                self.hour = Receipts::decode(&name, &bytes)?.0;
+                self.hour = Some(Receipts::decode(&name, &bytes)?.0);
             }
             self.receipts += receipts;
         }
@@ -178,25 +193,38 @@ impl Journal {
         Ok(())
     }
 
-    /// The step that commits receipts; `None` when there are none.
-    pub(super) fn page(&mut self, receipts: &Receipts) -> Option<Op> {
+    /// Takes note of Microsoft's time, once it can be acted on: this machine's may jump, and what is sealed cannot be
+    /// taken back.
+    pub(super) fn now(&mut self, now: Timestamp) {
+        let now = Hour::of(now);
+        let hour = *self.hour.get_or_insert(now);
+        if std::mem::take(&mut self.foreign) {
+            self.head.begins_until = Some(hour.max(now));
+        }
+    }
+
+    /// The steps that commit receipts; `wall` is this machine's time.
+    pub(super) fn page(&mut self, receipts: &Receipts, wall: Timestamp) -> Option<Op> {
         if receipts.is_empty() {
             return None;
         }
+        let hour = *self.hour.get_or_insert(Hour::of(wall));
         let name = self.keys.open_page(self.head.seq, self.next_page, receipts.len());
         self.next_page += 1;
         self.receipts += receipts.len();
         self.pages.push(name.clone());
-        Some(Op::Put { key: name, value: receipts.encode(self.hour), expected: Expected::Any })
+        Some(Op::Put { key: name, value: receipts.encode(hour), expected: Expected::Any })
     }
 
     /// Whether a part is to be sealed before anything more is written.
-    pub(super) fn is_due(&self, now: Timestamp) -> bool {
-        self.hour < Hour::of(now) || self.receipts >= PART_ENTRIES_MAX || self.pages.len() >= PART_PAGES_MAX
+    pub(super) fn is_due(&self, now: Option<Timestamp>) -> bool {
+        let is_over = now.zip(self.hour).is_some_and(|(now, hour)| hour < Hour::of(now));
+        is_over || self.receipts >= PART_ENTRIES_MAX || self.pages.len() >= PART_PAGES_MAX
     }
 
-    /// What has to be committed to seal the part that is due. Nothing changes before [`Journal::sealed`].
-    pub(super) async fn seal(&self, store: &dyn StateStore, now: Timestamp) -> Result<Sealing, StateError> {
+    /// What has to be committed to seal the part that is due, and hours without events after it. Nothing changes before
+    /// [`Journal::sealed`].
+    pub(super) async fn seal(&self, store: &dyn StateStore, now: Option<Timestamp>) -> Result<Sealing, StateError> {
         let mut receipts = Receipts::default();
         for name in &self.pages {
             let Some((bytes, _)) = store.load(name).await? else {
@@ -213,25 +241,36 @@ impl Journal {
         for (content_type, count) in &receipts.repeated {
             uncounted.entry(*content_type).or_default().repeated += count;
         }
-        let part = Part {
-            tenant: self.tenant.clone(),
-            seq: self.head.seq,
-            hour: self.hour,
-            part: self
-                .head
-                .sealed
-                .as_ref()
-                .filter(|sealed| sealed.hour == self.hour)
-                .map_or(0, |sealed| sealed.part + 1),
-            last: self.hour < Hour::of(now),
-            begins: self.head.begins_until.is_some_and(|until| self.hour <= until),
-            previous: self.head.previous(),
+        let Some(mut hour) = self.hour else { return Err(StateError::Unavailable("the hour is not known".into())) };
+        let is_over = |hour: Hour| now.is_some_and(|now| hour < Hour::of(now));
+        let mut head = self.head.clone();
+        let mut sealed = Vec::new();
+        loop {
+            let before = head.sealed.as_ref().filter(|sealed| sealed.hour == hour);
+            let part = Part {
+                tenant: self.tenant.clone(),
+                seq: head.seq,
+                hour,
+                part: before.map_or(0, |sealed| sealed.part + 1),
+                last: is_over(hour),
+                begins: head.begins_until.is_some_and(|until| hour <= until),
+                previous: head.previous(),
+            };
+            let next = seal(&part, receipts.receipts(), &uncounted, &self.keeping.signer);
+            head = head.after(&next);
+            sealed.push(next);
+            (receipts, uncounted) = Default::default();
+            hour = hour.next();
+            if !part.last || !is_over(hour) || sealed.len() >= SEALED_AT_ONCE {
+                break;
+            }
+        }
+        let values = sealed.iter().flat_map(|sealed| values_of(&self.keys, sealed));
+        let mut ops: Vec<Op> = values.map(|(key, value)| put(key, value)).collect();
+        let gone = match now {
+            Some(now) => self.forget(store, &mut head, now).await?,
+            None => Vec::new(),
         };
-        let sealed = seal(&part, receipts.receipts(), &uncounted, &self.keeping.signer);
-        let mut head = self.head.after(&sealed);
-        let mut ops = Vec::with_capacity(sealed.pages.len() + self.pages.len() + 2);
-        ops.extend(values_of(&self.keys, &sealed).into_iter().map(|(key, value)| put(key, value)));
-        let gone = self.forget(store, &mut head, now).await?;
         ops.push(put(self.keys.head(), head.encode().into()));
         ops.extend(self.pages.iter().cloned().chain(gone).map(|key| Op::Delete { key, expected: Expected::Any }));
         Ok(Sealing { ops, head, sealed })
@@ -251,33 +290,51 @@ impl Journal {
             if head.first >= self.head.seq {
                 break;
             }
-            let key = self.keys.checkpoint(head.first);
-            let Some((note, _)) = store.load(&key).await? else {
-                head.first += 1;
-                continue;
+            let checkpoint = match self.forgettable(store, head.first, oldest).await {
+                Ok(None) => break,
+                Ok(Some(keys)) => keys,
+                Err(error @ StateError::Unavailable(_)) => return Err(error),
+                Err(error) => {
+                    // What is old and damaged stays: the events of today do not wait for it.
+                    tracing::error!(tenant = %self.tenant, "{DAMAGED}: old receipts are not removed: {error}");
+                    break;
+                }
             };
-            let statement = statement_of(&key, &note)?;
-            if statement.hour.next().start() > oldest {
-                break;
-            }
-            let pages = statement.entries.div_ceil(PAGE_ENTRIES as u64);
-            gone.extend((0..pages).map(|page| self.keys.page(head.first, page as usize)));
-            gone.push(key);
+            gone.extend(checkpoint);
             head.first += 1;
         }
         Ok(gone)
     }
 
+    /// The keys of a part, if it is older than this.
+    async fn forgettable(
+        &self,
+        store: &dyn StateStore,
+        seq: u64,
+        oldest: Timestamp,
+    ) -> Result<Option<Vec<String>>, StateError> {
+        let key = self.keys.checkpoint(seq);
+        if let Some((note, _)) = store.load(&key).await?
+            && statement_of(&key, &note)?.hour.next().start() > oldest
+        {
+            return Ok(None);
+        }
+        Ok(Some(store.list(&self.keys.part(seq)).await?.into_iter().map(|(key, _)| key).collect()))
+    }
+
     /// The part is committed.
     pub(super) fn sealed(&mut self, sealing: Sealing) {
-        let statement = &sealing.sealed.statement;
-        if let Some(to_send) = &self.to_send {
-            let (seq, note) = (statement.seq, sealing.sealed.note.clone().into());
-            // Whoever would send it may have ended: it is announced again at the next start.
-            let _ = to_send.send(ToSend { seq, hour: statement.hour.start(), receipts: statement.entries, note });
+        let Sealing { head, sealed, .. } = sealing;
+        for sealed in sealed {
+            let statement = &sealed.statement;
+            self.hour = Some(if statement.last { statement.hour.next() } else { statement.hour });
+            if let Some(to_send) = &self.to_send {
+                let (seq, note) = (statement.seq, sealed.note.into());
+                // Whoever would send it may have ended: it is announced again at the next start.
+                let _ = to_send.send(ToSend { seq, hour: statement.hour.start(), receipts: statement.entries, note });
+            }
         }
-        self.hour = if statement.last { statement.hour.next() } else { statement.hour };
-        self.head = sealing.head;
+        self.head = head;
         self.pages.clear();
         self.receipts = 0;
         self.next_page = 0;

@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::format::{self, FORMAT, Keys, Stored};
-use crate::host::{Expected, Op, StateError, StateStore};
+use crate::host::{Expected, Op, StateStore};
 use crate::model::{ContentType, Timestamp};
 
 /// Upper bounds of the counts, in seconds; one more count has what is beyond.
@@ -129,21 +129,26 @@ impl LatenessBook {
         keys: &Keys,
         (content_type, more): &(ContentType, Lateness),
         now: Timestamp,
-    ) -> Result<(), StateError> {
+    ) {
         let of = (*content_type, day_of(now));
         if !self.days.contains_key(&of) {
             let key = keys.lateness_of(of.0, &of.1);
-            let known = match store.load(&key).await? {
-                Some((bytes, _)) => format::decode(&key, &bytes)?,
-                None => Lateness::default(),
+            let known = match store.load(&key).await {
+                Ok(Some((bytes, _))) => format::decode(&key, &bytes),
+                Ok(None) => Ok(Lateness::default()),
+                Err(error) => Err(error),
             };
+            let known = known.unwrap_or_else(|error| {
+                // Counts for people: no event waits for them.
+                tracing::warn!("state-corrupt: how late content came today is counted anew: {error}");
+                Lateness::default()
+            });
             self.days.insert(of.clone(), known);
         }
         if let Some(day) = self.days.get_mut(&of) {
             day.merge(more);
             self.dirty = true;
         }
-        Ok(())
     }
 
     /// The steps that write it, if it is time; `at` is monotonic. `urgent` asks for them however short ago the last were.
@@ -153,10 +158,10 @@ impl LatenessBook {
         keys: &Keys,
         (now, at): (Timestamp, Duration),
         urgent: bool,
-    ) -> Result<Vec<Op>, StateError> {
+    ) -> Vec<Op> {
         let due = urgent || self.written.is_none_or(|written| at.saturating_sub(written) >= WRITTEN_EVERY);
         if !self.dirty || !due {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let today = day_of(now);
         let mut ops: Vec<Op> = self
@@ -172,7 +177,9 @@ impl LatenessBook {
             let oldest = now.saturating_sub(jiff::SignedDuration::from_hours(24 * DAYS_KEPT));
             let oldest = oldest.map_or_else(|_| String::new(), day_of);
             for content_type in ContentType::ALL {
-                let listed = store.list(&keys.lateness(content_type)).await?.into_iter().map(|(key, _)| key);
+                // What cannot be listed now leaves another day.
+                let listed = store.list(&keys.lateness(content_type)).await.unwrap_or_default();
+                let listed = listed.into_iter().map(|(key, _)| key);
                 let old = listed.filter(|key| key.rsplit('/').next().is_some_and(|day| *day < *oldest));
                 ops.extend(old.map(|key| Op::Delete { key, expected: Expected::Any }));
             }
@@ -180,7 +187,7 @@ impl LatenessBook {
         }
         self.days.retain(|(_, day), _| *day == today);
         (self.dirty, self.written) = (false, Some(at));
-        Ok(ops)
+        ops
     }
 }
 
@@ -229,17 +236,17 @@ mod tests {
         let old = keys.lateness_of(ContentType::Dlp, "2026-10-01");
         for (secs, run) in [(30, 0), (90, 1)] {
             let mut book = LatenessBook::default();
-            book.add(&store, &keys, &(ContentType::Dlp, late(&[secs])), now).await.unwrap();
+            book.add(&store, &keys, &(ContentType::Dlp, late(&[secs])), now).await;
             if run == 0 {
                 let old = Op::Put { key: old.clone(), value: format::encode(&late(&[1])), expected: Expected::Any };
                 store.commit(vec![old]).await.unwrap();
             }
-            let ops = book.steps(&store, &keys, (now, Duration::ZERO), false).await.unwrap();
+            let ops = book.steps(&store, &keys, (now, Duration::ZERO), false).await;
             store.commit(ops).await.unwrap();
-            book.add(&store, &keys, &(ContentType::Dlp, late(&[5])), now).await.unwrap();
+            book.add(&store, &keys, &(ContentType::Dlp, late(&[5])), now).await;
             let soon = (now, Duration::from_secs(10));
-            assert!(book.steps(&store, &keys, soon, false).await.unwrap().is_empty(), "it is not time");
-            assert!(!book.steps(&store, &keys, soon, true).await.unwrap().is_empty());
+            assert!(book.steps(&store, &keys, soon, false).await.is_empty(), "it is not time");
+            assert!(!book.steps(&store, &keys, soon, true).await.is_empty());
         }
         let stored: Lateness = format::decode(&day, &store.load(&day).await.unwrap().unwrap().0).unwrap();
         assert_eq!(stored.events.counts[..2], [1, 1], "what was not written is not there, what was adds up");

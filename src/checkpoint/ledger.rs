@@ -159,6 +159,7 @@ pub struct Ledger {
     aside: BTreeSet<(ContentType, u128)>,
     /// Receipts, where they are kept.
     journal: Option<Box<Journal>>,
+    server_time: ServerTimeSource,
     lateness: LatenessBook,
     tenant: TenantId,
     changes: mpsc::Receiver<Box<Pending>>,
@@ -176,6 +177,29 @@ pub struct LedgerSettings {
     pub event_keys_max: u64,
     /// How receipts are kept; `None` keeps none.
     pub receipts: Option<Keeping>,
+    /// Microsoft's time, by which hours of receipts end.
+    pub server_time: ServerTimeSource,
+}
+
+/// Says what time it is for Microsoft, when that can be acted on; by default nobody knows.
+#[derive(Clone, Default)]
+pub struct ServerTimeSource(Option<Arc<dyn Fn() -> Option<Timestamp> + Send + Sync>>);
+
+impl ServerTimeSource {
+    /// What `ask` says.
+    pub fn new(ask: impl Fn() -> Option<Timestamp> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(ask)))
+    }
+
+    fn now(&self) -> Option<Timestamp> {
+        self.0.as_ref().and_then(|ask| ask())
+    }
+}
+
+impl std::fmt::Debug for ServerTimeSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ServerTimeSource({})", if self.0.is_some() { "known" } else { "not known" })
+    }
 }
 
 impl Ledger {
@@ -211,9 +235,14 @@ impl Ledger {
         if let Some(keeping) = settings.receipts.clone() {
             let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
             let of = (ReceiptKeys::below(keys.receipts()), &settings.tenant);
-            let mut opened = Journal::open(&*store, of, keeping, writers, clock.now()).await?;
-            to_send = opened.announces(&*store).await?;
-            journal = Some(Box::new(opened));
+            match Journal::open(&*store, of, keeping, writers, clock.now()).await {
+                Ok(mut opened) => {
+                    to_send = opened.announces(&*store).await?;
+                    journal = Some(Box::new(opened));
+                }
+                Err(error @ StateError::Corrupt { .. }) => without_receipts(&settings.tenant, &error),
+                Err(error) => return Err(error),
+            }
         }
         let mut ledger = Ledger {
             store,
@@ -228,6 +257,7 @@ impl Ledger {
             event_keys_max: settings.event_keys_max,
             aside,
             journal,
+            server_time: settings.server_time.clone(),
             lateness: LatenessBook::default(),
             tenant: settings.tenant.clone(),
             changes,
@@ -283,15 +313,15 @@ impl Ledger {
 
     async fn commit_group(&mut self, group: &mut [Box<Pending>]) -> Result<(), StateError> {
         let now = self.clock.now();
-        self.seal_receipts(now).await?;
+        self.seal_receipts().await?;
         let receipts = self.journal.as_mut().and_then(|journal| {
             let mut receipts = Receipts::default();
             group.iter_mut().for_each(|pending| receipts.append(std::mem::take(&mut pending.change.receipts)));
-            journal.page(&receipts)
+            journal.page(&receipts, now)
         });
         let sent = group.iter().filter_map(|pending| pending.change.sent).max();
         let sent = sent.and_then(|seq| Some(self.journal.as_mut()?.sent(seq)));
-        let lateness = self.lateness_steps(group, now).await?;
+        let lateness = self.lateness_steps(group, now).await;
         let mut steps = Steps::default();
         for pending in &*group {
             steps.add(&pending.change, &self.keys);
@@ -334,12 +364,12 @@ impl Ledger {
 
     /// Counts how late content came, and writes the counts now and then: at the latest when the tenant's own state is
     /// written, as it is when a source ends.
-    async fn lateness_steps(&mut self, group: &[Box<Pending>], now: Timestamp) -> Result<Vec<Op>, StateError> {
+    async fn lateness_steps(&mut self, group: &[Box<Pending>], now: Timestamp) -> Vec<Op> {
         let mut urgent = false;
         for pending in group {
             urgent |= pending.change.tenant.is_some();
             if let Some(late) = &pending.change.lateness {
-                self.lateness.add(&*self.store, &self.keys, late, now).await?;
+                self.lateness.add(&*self.store, &self.keys, late, now).await;
             }
         }
         self.lateness.steps(&*self.store, &self.keys, (now, self.clock.monotonic()), urgent).await
@@ -364,16 +394,42 @@ impl Ledger {
         ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.tenant.to_string()).set(self.aside.len() as f64);
     }
 
-    /// Seals the receipts of hours that are over, and of one that has too many for a single part.
-    async fn seal_receipts(&mut self, now: Timestamp) -> Result<(), StateError> {
-        while let Some(journal) = self.journal.as_ref().filter(|journal| journal.is_due(now)) {
-            let mut sealing = journal.seal(&*self.store, now).await?;
-            let mut ops = vec![self.owner_step()];
-            ops.append(&mut sealing.ops);
-            self.commit_until_taken(ops, Vec::new(), &BTreeMap::new(), false).await?;
-            if let Some(journal) = &mut self.journal {
-                journal.sealed(sealing);
+    /// Seals the receipts of hours that are over, and of one that has too many for a single part. A store that cannot be
+    /// read now is asked again, as for every commit; receipts that are damaged keep no event from being collected.
+    async fn seal_receipts(&mut self) -> Result<(), StateError> {
+        let mut failures = RETRY.failures();
+        let mut troubled = false;
+        loop {
+            let now = self.server_time.now();
+            let Some(journal) = &mut self.journal else { break };
+            if let Some(now) = now {
+                journal.now(now);
             }
+            if !journal.is_due(now) {
+                break;
+            }
+            match journal.seal(&*self.store, now).await {
+                Ok(mut sealing) => {
+                    let mut ops = vec![self.owner_step()];
+                    ops.append(&mut sealing.ops);
+                    self.commit_until_taken(ops, Vec::new(), &BTreeMap::new(), false).await?;
+                    if let Some(journal) = &mut self.journal {
+                        journal.sealed(sealing);
+                    }
+                }
+                Err(error @ StateError::Unavailable(_)) => {
+                    troubled = true;
+                    (self.on_trouble)(Some(&error));
+                    self.clock.sleep(failures.pause()).await;
+                }
+                Err(error) => {
+                    without_receipts(&self.tenant, &error);
+                    self.journal = None;
+                }
+            }
+        }
+        if troubled {
+            (self.on_trouble)(None);
         }
         Ok(())
     }
@@ -451,6 +507,14 @@ impl Ledger {
     fn owner_step(&self) -> Op {
         put(self.keys.owner(), format::encode(&self.owner), self.owner_revision)
     }
+}
+
+/// Says that a source goes on without receipts; the next start with sound ones marks the hours in between.
+fn without_receipts(tenant: &TenantId, error: &StateError) {
+    tracing::error!(
+        %tenant,
+        "receipts-damaged: the receipts in the state cannot be used, so none are kept until the next start: {error}; events are collected as before"
+    );
 }
 
 fn put(key: String, value: Bytes, expected: Expected) -> Op {

@@ -21,7 +21,7 @@ use super::moment::span;
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::held::HeldHead;
 use crate::checkpoint::journal::Keeping;
-use crate::checkpoint::ledger::LedgerSettings;
+use crate::checkpoint::ledger::{LedgerSettings, ServerTimeSource};
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
@@ -396,6 +396,7 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
                 content_types: source.content_types.clone(),
                 event_keys_max: source.event_keys_max,
                 receipts: keeping(config)?.map(|keeping| Keeping { sends: false, ..keeping }),
+                server_time: ServerTimeSource::default(),
             };
             retried = aside::retry_alone(name.as_str().into(), &settings, host.clone(), clock.clone())
                 .await

@@ -234,67 +234,42 @@ pub fn cell_text<'a>(row: &'a [u8], shape: &Shape, column: usize) -> Option<Cow<
 }
 
 /// What a quoted cell at the beginning of `text` says, and its length; `None` where nothing closes it.
+///
+/// Between two quotes of JSON stand a few bytes. Sixteen are copied at once, whatever they are, and what follows the first
+/// quote among them is copied again from where it belongs.
 fn quoted_text(text: &[u8]) -> Option<(Cow<'_, [u8]>, usize)> {
     let inside = text.get(1..)?;
-    let mut quotes = Quotes::of(inside);
-    let mut at = quotes.next()?;
-    let mut said = Pieces::default();
-    let mut from = 0;
+    let first = memchr(b'"', inside)?;
+    if inside.get(first + 1) != Some(&b'"') {
+        return Some((Cow::Borrowed(inside.get(..first)?), first + 2));
+    }
+    let mut said = vec![0; inside.len() + LANES];
+    // Two stand for one.
+    let (mut from, mut to) = (first + 2, first + 1);
+    said.get_mut(..to)?.copy_from_slice(inside.get(..to)?);
     loop {
-        match quotes.next() {
-            // Two stand for one.
-            Some(second) if second == at + 1 => {
-                said.push(inside, from, second);
-                from = second + 1;
-                at = quotes.next()?;
+        let rest = inside.get(from..)?;
+        let length = match (rest.first_chunk::<LANES>(), said.get_mut(to..).and_then(|room| room.first_chunk_mut())) {
+            (Some(lanes), Some(room)) => {
+                *room = *lanes;
+                let quotes = u8x16::new(*lanes).simd_eq(u8x16::splat(b'"')).to_bitmask() & 0xffff;
+                if quotes == 0 {
+                    (from, to) = (from + LANES, to + LANES);
+                    continue;
+                }
+                quotes.trailing_zeros() as usize
             }
-            _ if from == 0 => return Some((Cow::Borrowed(inside.get(..at)?), at + 2)),
             _ => {
-                said.push(inside, from, at);
-                return Some((Cow::Owned(said.finish()), at + 2));
+                let length = memchr(b'"', rest)?;
+                said.get_mut(to..=to + length)?.copy_from_slice(rest.get(..=length)?);
+                length
             }
+        };
+        if rest.get(length + 1) != Some(&b'"') {
+            said.truncate(to + length);
+            return Some((Cow::Owned(said), from + length + 2));
         }
-    }
-}
-
-/// Pieces of a text, one behind the other. Between two quotes of JSON stand a few bytes: sixteen are copied at once,
-/// whatever they are, and the next piece goes over those that were too many.
-#[derive(Default)]
-struct Pieces {
-    /// What was copied, and room.
-    bytes: Vec<u8>,
-    length: usize,
-}
-
-impl Pieces {
-    #[inline]
-    fn push(&mut self, text: &[u8], from: usize, to: usize) {
-        if self.bytes.is_empty() {
-            self.bytes = vec![0; text.len() + LANES];
-        }
-        let mut at = from;
-        while at < to {
-            let lanes = text.get(at..).and_then(|rest| rest.first_chunk::<LANES>());
-            let room = self.bytes.get_mut(self.length..).unwrap_or_default();
-            match (lanes, room.first_chunk_mut::<LANES>()) {
-                (Some(lanes), Some(room)) => {
-                    *room = *lanes;
-                    self.length += LANES.min(to - at);
-                }
-                _ => {
-                    let rest = text.get(at..to).unwrap_or_default();
-                    room.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-                    self.length += rest.len();
-                    return;
-                }
-            }
-            at += LANES;
-        }
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.bytes.truncate(self.length);
-        self.bytes
+        (from, to) = (from + length + 2, to + length + 1);
     }
 }
 

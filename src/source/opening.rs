@@ -10,7 +10,7 @@ use super::hold::Hold;
 use super::parts::TenantParts;
 use super::slow_store::SlowStore;
 use crate::backoff::Backoff;
-use crate::checkpoint::ledger::{Ledger, LedgerSettings, Opened};
+use crate::checkpoint::ledger::{Ledger, LedgerSettings, Opened, ServerTimeSource};
 use crate::host::StateError;
 
 /// Between two attempts to read the state.
@@ -27,6 +27,10 @@ pub(super) async fn open_ledger(
         content_types: parts.content_types.clone(),
         event_keys_max: parts.event_keys_max,
         receipts: parts.receipts.clone(),
+        server_time: {
+            let server = parts.server.clone();
+            ServerTimeSource::new(move || server.trusted())
+        },
     };
     let mut failures = 0;
     loop {

@@ -99,7 +99,7 @@ impl Turn<'_> {
                 DlpNote::Undetermined => release.undetermined += 1,
             }
             release.builder.push_with(|out| Some(normaliser.render_noted(&event, &blob, note, out)));
-            release.told.event(&event);
+            release.told.held_event(&event);
         }
         release.pages.push((id, HeldPage { records: kept, ..page }));
         Ok(())
@@ -179,7 +179,10 @@ impl Turn<'_> {
             for (content_type, pages) in self.hold.by_type(pages.to_vec()) {
                 for id in pages {
                     for (rule, key) in self.hold.keyed_rules(id).await? {
-                        receipts.add(Receipt { content_type, key, class: Class::Dropped(rule) });
+                        // One without a key was counted when it was put on hold.
+                        if key.is_some() {
+                            receipts.add(Receipt { content_type, key, class: Class::Dropped(rule) });
+                        }
                     }
                 }
             }

@@ -10,7 +10,7 @@ use crate::receipts::{Class, Receipt, Receipts};
 use std::sync::Arc;
 
 /// Dropped events of one blob that are kept in mind; of a blob with more they are said before it is settled.
-const DROPPED_MAX: usize = 65_536;
+const DROPPED_MAX: usize = 4096;
 
 /// What a record in a batch is about, as far as receipts go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,13 @@ impl Told {
     pub(super) fn event(&mut self, event: &Event<'_>) {
         if self.keeps {
             self.records.push(About::Event(canonical_key(event)));
+        }
+    }
+
+    /// The newest record of the batch is that of a read that was on hold: one without a key was counted then.
+    pub(super) fn held_event(&mut self, event: &Event<'_>) {
+        if self.keeps {
+            self.records.push(canonical_key(event).map_or(About::Notice, |key| About::Event(Some(key))));
         }
     }
 

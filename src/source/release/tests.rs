@@ -18,7 +18,7 @@ use crate::api::{ApiClient, ApiSettings};
 use crate::auth::{Credential, TokenEndpoint};
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::held::{HeldPage, HeldRecord};
-use crate::checkpoint::ledger::{Change, Ledger, LedgerSettings, OnDurable};
+use crate::checkpoint::ledger::{Change, Ledger, LedgerSettings, OnDurable, ServerTimeSource};
 use crate::clock::{Clock, TestClock};
 use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateError, StateStore, TicketAnswer};
 use crate::hosts::embedded::memory::MemoryStore;
@@ -617,6 +617,7 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         content_types: vec![ContentType::SharePoint, ContentType::General],
         event_keys_max: 1000,
         receipts: None,
+        server_time: ServerTimeSource::default(),
     };
     let opened = Ledger::open(host.state(), clock.clone(), &ledger, Box::new(|_| {})).await.unwrap();
     let board = Board::new("s".into(), tenant(), host.clone(), clock.clone());
