@@ -12,9 +12,10 @@ use std::sync::{Arc, LazyLock};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
 };
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{PrometheusHandle, PrometheusRecorder};
 use parking_lot::{Mutex, RwLock};
 
+use m365_audit::hosts::embedded::recorder::prometheus_builder;
 use m365_audit::metrics::{ALL, Kind, Metric};
 
 /// The plugin's recorder.
@@ -58,7 +59,7 @@ impl PluginRecorder {
     /// What the listener of a new instance shows: what is counted from now on. An instance before it may have had tenants
     /// that this one has not.
     pub fn prometheus(&self) -> PrometheusHandle {
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorder = prometheus_builder().build_recorder();
         metrics::with_local_recorder(&recorder, m365_audit::metrics::describe);
         let handle = recorder.handle();
         *self.listener.write() = Some(Arc::new(recorder));

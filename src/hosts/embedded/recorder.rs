@@ -38,18 +38,23 @@ pub struct Recorded {
 #[error("this process has a metrics recorder already")]
 pub struct InstalledAlready;
 
-/// Installs the process's metrics recorder and describes every metric to it. For the binary alone: a library must not.
-///
-/// # Errors
-/// When the process has one already.
-pub fn install() -> Result<Recorded, InstalledAlready> {
+/// What series are shown with: the bounds of histograms are ours.
+pub fn prometheus_builder() -> PrometheusBuilder {
     let bounds = lateness::BOUNDS_SECS.map(|secs| secs as f64);
     let mut prometheus = PrometheusBuilder::new();
     for name in [names::EVENT_LATENESS_SECONDS, names::BLOB_LATENESS_SECONDS] {
         // It refuses only a list without bounds.
         prometheus = prometheus.set_buckets_for_metric(Matcher::Full(name.to_owned()), &bounds).unwrap_or_default();
     }
-    let prometheus = prometheus.build_recorder();
+    prometheus
+}
+
+/// Installs the process's metrics recorder and describes every metric to it. For the binary alone: a library must not.
+///
+/// # Errors
+/// When the process has one already.
+pub fn install() -> Result<Recorded, InstalledAlready> {
+    let prometheus = prometheus_builder().build_recorder();
     let recorded = Recorded { prometheus: prometheus.handle(), rated: Rated::default() };
     let recorder = Recorder { prometheus, rated: recorded.rated.clone() };
     metrics::set_global_recorder(recorder).map_err(|_| InstalledAlready)?;
