@@ -231,19 +231,8 @@ impl Ledger {
 
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
-        let (mut journal, mut to_send) = (None, None);
-        if let Some(keeping) = settings.receipts.clone() {
-            let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
-            let of = (ReceiptKeys::below(keys.receipts()), &settings.tenant);
-            match Journal::open(&*store, of, keeping, writers, clock.now()).await {
-                Ok(mut opened) => {
-                    to_send = opened.announces(&*store).await?;
-                    journal = Some(Box::new(opened));
-                }
-                Err(error @ StateError::Corrupt { .. }) => without_receipts(&settings.tenant, &error),
-                Err(error) => return Err(error),
-            }
-        }
+        let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
+        let (journal, to_send) = open_journal(&*store, settings, writers, clock.now()).await?;
         let mut ledger = Ledger {
             store,
             clock,
@@ -506,6 +495,30 @@ impl Ledger {
 
     fn owner_step(&self) -> Op {
         put(self.keys.owner(), format::encode(&self.owner), self.owner_revision)
+    }
+}
+
+type OpenedJournal = (Option<Box<Journal>>, Option<mpsc::UnboundedReceiver<ToSend>>);
+
+/// The receipts, where they are kept and sound. `writers` are the one that the state names and the one that takes over.
+async fn open_journal(
+    store: &dyn StateStore,
+    settings: &LedgerSettings,
+    writers: (Option<&str>, &str),
+    now: Timestamp,
+) -> Result<OpenedJournal, StateError> {
+    let Some(keeping) = settings.receipts.clone() else { return Ok((None, None)) };
+    let of = (ReceiptKeys::below(Keys::of(&settings.tenant).receipts()), &settings.tenant);
+    match Journal::open(store, of, keeping, writers, now).await {
+        Ok(mut opened) => {
+            let to_send = opened.announces(store).await?;
+            Ok((Some(Box::new(opened)), to_send))
+        }
+        Err(error @ StateError::Corrupt { .. }) => {
+            without_receipts(&settings.tenant, &error);
+            Ok((None, None))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -133,16 +133,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Check(args) => check::check_all(args, &mut out).await,
         Command::Health(args) => health::health(args, &mut out).await,
         Command::Validate(args) => {
-            validate::validate(&args, &mut out, &mut std::io::stderr()).map_err(|error| match error {
-                validate::ValidateError::Config(error) => error.into(),
-                validate::ValidateError::Output(error) => Failure::io(error),
-                error @ validate::ValidateError::FluentBit(_) => {
-                    Failure { message: error.to_string(), exit: Exit::Config }
-                }
-                error @ validate::ValidateError::Unopened { .. } => {
-                    Failure { message: error.to_string(), exit: Exit::NoInput }
-                }
-            })?;
+            validate::validate(&args, &mut out, &mut std::io::stderr())?;
             Ok(Exit::Done)
         }
         Command::Demo(args) => {
@@ -268,6 +259,19 @@ impl From<ConfigError> for Failure {
     /// Its text has the slug, every problem and every hint already.
     fn from(error: ConfigError) -> Self {
         Self { message: error.to_string(), exit: Exit::Config }
+    }
+}
+
+impl From<validate::ValidateError> for Failure {
+    fn from(error: validate::ValidateError) -> Self {
+        match error {
+            validate::ValidateError::Config(error) => error.into(),
+            validate::ValidateError::Output(error) => Self::io(error),
+            error @ validate::ValidateError::FluentBit(_) => Self { message: error.to_string(), exit: Exit::Config },
+            error @ validate::ValidateError::Unopened { .. } => {
+                Self { message: error.to_string(), exit: Exit::NoInput }
+            }
+        }
     }
 }
 

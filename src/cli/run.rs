@@ -348,6 +348,20 @@ impl Process {
         });
     }
 
+    /// Keeps receipts as this configuration says; false when that cannot be.
+    fn keeps_as(&mut self, new: &Config) -> bool {
+        match keeping(&Config { data_dir: self.config.data_dir.clone(), ..new.clone() }) {
+            Ok(receipts) => {
+                self.receipts = receipts;
+                true
+            }
+            Err(error) => {
+                tracing::error!("not reloaded, the running configuration stays: {}", error.message);
+                false
+            }
+        }
+    }
+
     /// Applies the configuration file as it is now; one with problems changes nothing.
     async fn reload(&mut self) {
         let new = match Config::load_to_run(&self.path) {
@@ -372,14 +386,8 @@ impl Process {
         }
         // Receipts are kept by sources, so all of them change with how they are kept.
         let others = new.receipts != self.config.receipts;
-        if others {
-            match keeping(&Config { data_dir: self.config.data_dir.clone(), ..new.clone() }) {
-                Ok(receipts) => self.receipts = receipts,
-                Err(error) => {
-                    tracing::error!("not reloaded, the running configuration stays: {}", error.message);
-                    return;
-                }
-            }
+        if others && !self.keeps_as(&new) {
+            return;
         }
         // Sources that change are stopped first, so that nothing is routed by two configurations at once.
         let changed: Vec<String> = self

@@ -44,14 +44,18 @@ fn check(query: &str) {
     assert!(!named.is_empty(), "no metric in `{query}`");
     let mut labels_in_reach: BTreeSet<&str> = ADDED.iter().copied().collect();
     for (name, labels) in &named {
-        let metric = metrics::ALL.iter().find(|metric| metric.name == name);
+        let of = |name: &str| metrics::ALL.iter().find(|metric| metric.name == name);
+        // A histogram has a counter for each of its bounds.
+        let bucket = name.strip_suffix("_bucket").and_then(of).filter(|metric| metric.kind == metrics::Kind::Histogram);
+        labels_in_reach.extend(bucket.map(|_| "le"));
+        let metric = bucket.or_else(|| of(name));
         let metric = metric.unwrap_or_else(|| panic!("`{name}` is no metric of ours: `{query}`"));
         labels_in_reach.extend(metric.labels);
         for label in labels {
             let known = metric.labels.contains(&label.as_str()) || ADDED.contains(&label.as_str());
             assert!(known, "`{name}` has no label `{label}`: `{query}`");
         }
-        let is_counter = metric.kind == metrics::Kind::Counter;
+        let is_counter = metric.kind == metrics::Kind::Counter || bucket.is_some();
         let as_rate = ["rate(", "increase("].iter().any(|function| query.contains(&format!("{function}{name}")));
         let since_start = name == metrics::GAPS_TOTAL;
         assert!(!is_counter || as_rate || since_start, "`{name}` only grows and is shown as it is: `{query}`");
