@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::SignedDuration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{TenantId, Timestamp};
@@ -23,6 +23,8 @@ use crate::receipts::store::{ReceiptKeys, values_of};
 const PART_PAGES_MAX: usize = 4096;
 /// Checkpoints that are sent anew at a start, at most: a month of hours.
 const SENT_AT_START_MAX: u64 = 750;
+/// Tenants of one process whose receipts are sorted at once: at the end of an hour all of them want to.
+static SORTING: Semaphore = Semaphore::const_new(2);
 /// Hours that are sealed in one commit: those in which no process ran.
 const SEALED_AT_ONCE: usize = 64;
 /// What an error about receipts begins with, and the name of its page.
@@ -225,6 +227,8 @@ impl Journal {
     /// What has to be committed to seal the part that is due, and hours without events after it. Nothing changes before
     /// [`Journal::sealed`].
     pub(super) async fn seal(&self, store: &dyn StateStore, now: Option<Timestamp>) -> Result<Sealing, StateError> {
+        // It is never closed; without a turn it would only take more memory.
+        let _turn = SORTING.acquire().await.ok();
         let mut receipts = Receipts::default();
         for name in &self.pages {
             let Some((bytes, _)) = store.load(name).await? else {
