@@ -1,6 +1,8 @@
 //! Receipts over the life of a source: sealed every hour, through restarts, kills and outages; sent to who gets them.
 
+use jiff::SignedDuration;
 use m365_audit::checkpoint::format::Keys;
+use m365_audit::clock::Clock;
 use m365_audit::host::StateStore;
 use m365_audit::receipts::statement::Hour;
 use m365_audit::receipts::store::{self, ReceiptKeys};
@@ -168,5 +170,68 @@ async fn every_signed_checkpoint_reaches_whoever_gets_them_also_after_a_kill() {
         let statement = m365_audit::receipts::statement::Statement::open(note, keeping().signer.key()).unwrap();
         assert_eq!(Some(statement.seq), notice["receipt_part"].as_u64());
         assert_eq!(Some(statement.hour.start().to_string().as_str()), notice["receipt_hour"].as_str());
+    }
+}
+
+/// The clock of this machine stands a month ahead for a while: hours end by Microsoft's, so nothing is sealed ahead of
+/// time and nothing that is kept leaves.
+#[tokio::test]
+async fn a_clock_that_is_a_month_ahead_ends_no_hour_and_removes_nothing() {
+    let mut w = World::new().await;
+    w.clock_jumps = true;
+    w.add_aged(4, mins(20));
+    let running = w.start();
+    w.pass(hours(2)).await;
+    let month = SignedDuration::from_hours(24 * 40);
+    w.clock.set_wall(w.clock.now() + month);
+    w.sim.set_clock_offset(-month.as_secs());
+    w.add_now(3);
+    w.pass(hours(1)).await;
+    w.clock.set_wall(w.clock.now() - month);
+    w.sim.set_clock_offset(0);
+    w.pass(hours(1)).await;
+    w.stop(running).await;
+    let verdict = w.verified().await;
+    let (from, to) = verdict.hours.unwrap();
+    assert_eq!(verdict.pruned(), 0);
+    assert!(to.start().duration_since(from.start()).as_hours() <= 4, "{from} to {to}");
+    w.assert_all_said().await;
+}
+
+#[tokio::test]
+async fn receipts_that_cannot_be_read_for_a_while_hold_nothing_back_for_good() {
+    let mut w = World::new().await;
+    w.add_aged(4, mins(20));
+    let running = w.start();
+    w.pass(mins(50)).await;
+    *running.store.unreadable.lock().unwrap() = Some("/receipts/");
+    w.add_now(3);
+    w.pass(mins(30)).await;
+    *running.store.unreadable.lock().unwrap() = None;
+    w.pass(hours(1)).await;
+    w.stop(running).await;
+    w.verified().await;
+    w.assert_all_said().await;
+    w.assert_clean();
+}
+
+#[tokio::test]
+async fn damaged_receipts_keep_no_event_from_being_collected() {
+    for part in ["open/", "sealed/0000000000000000/checkpoint", "head"] {
+        let mut w = World::new().await;
+        w.receipts = Some(m365_audit::checkpoint::journal::Keeping { days: 1, ..keeping() });
+        w.add_aged(4, mins(20));
+        w.run_for(mins(90)).await;
+        let prefix = format!("{}{part}", Keys::of(&w.tenant).receipts());
+        w.add_now(2);
+        w.run_for(mins(5)).await;
+        let damaged: Vec<String> = w.store.entries().into_keys().filter(|key| key.starts_with(&prefix)).collect();
+        assert!(!damaged.is_empty(), "{prefix}");
+        for key in damaged {
+            w.store.overwrite(&key, Some(bytes::Bytes::from_static(b"{\"format\":")));
+        }
+        w.add_now(3);
+        w.run_for(hours(30)).await;
+        assert!(w.compare().is_clean(), "{part}: {}", w.compare());
     }
 }
