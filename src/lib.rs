@@ -24,6 +24,7 @@
 //! - `sim`: a simulated tenant over real HTTP. Uses only `clock` and `model`.
 //! - `hosts`: the agents, one file or folder each; the only place that knows one by name.
 //! - `plugin`: the manifest.
+//! - `report`: what an operator hands to an auditor, read from a state.
 //! - `source`: what a host runs: the loop of a tenant, and the connection test.
 //! - `reconcile`: an export of the audit search compared with what was delivered, and the export judged.
 //! - `checkpoint`: what is delivered, settled and remembered, and the one writer of it.
@@ -54,6 +55,8 @@ pub mod sim;
 pub mod hosts;
 
 pub mod plugin;
+
+pub mod report;
 
 pub mod source;
 

@@ -18,6 +18,7 @@ pub mod plugin;
 pub mod reading;
 pub mod receipts;
 pub mod reconcile;
+pub mod report;
 pub mod run;
 pub mod schema;
 mod service;
@@ -80,6 +81,8 @@ enum Command {
     State(state::StateArgs),
     /// Verify what became of every event, write it out, print the key to verify it with
     Receipts(receipts::ReceiptsArgs),
+    /// Write what an auditor asks for: what was read, what is missing and why, and whether it was verified
+    Report(report::ReportArgs),
     /// Show how the running process fares, live or once
     Status(status::StatusArgs),
     /// Write a first configuration: asks what it needs to know, or takes it as options
@@ -185,6 +188,10 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         }
         Command::State(args) => state::state(args, &mut std::io::stdout()).await,
         Command::Receipts(args) => receipts::receipts(args, &mut std::io::stdout()).await,
+        Command::Report(args) => {
+            drop(out);
+            report::report(args, &mut std::io::stdout()).await
+        }
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
         Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
     }

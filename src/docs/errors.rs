@@ -17,6 +17,7 @@ use crate::checkpoint::moving::MoveError;
 use crate::cli::reading::NormalizeError;
 use crate::cli::receipts::ReceiptsError;
 use crate::cli::reconcile::ReconcileError;
+use crate::cli::report::ReportError;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::delivery::SLOW_HINT;
 use crate::exports::input::InputError;
@@ -271,6 +272,8 @@ fn of_receipts() -> Vec<Entry> {
         ReceiptsError::Unwritable { path: PathBuf::from("receipts"), why: "it is not empty".to_owned() },
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit receipts` (`src/cli/receipts.rs`)")));
+    let error = ReportError::Unwritable { path: PathBuf::from("report.html"), why: io::ErrorKind::StorageFull.into() };
+    entries.push(entry(&error, "`m365-audit report` (`src/cli/report.rs`)"));
     entries
 }
 

@@ -108,7 +108,10 @@ pub struct StoredPart {
 
 impl StoredPart {
     /// Its statement, not verified.
-    fn statement(&self) -> Result<Statement, String> {
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn statement(&self) -> Result<Statement, String> {
         let note = self.note.as_deref().ok_or("the checkpoint is missing")?;
         let note = std::str::from_utf8(note).map_err(|error| error.to_string())?;
         Statement::parse(text_of(note).map_err(|error| error.to_string())?).map_err(|error| error.to_string())

@@ -1,0 +1,198 @@
+//! `m365-audit report`: what an operator hands to an auditor, from state and receipts, beside a running process.
+//!
+//! It owns the options and where the report goes; what is in it is `crate::report`'s business. Nothing in `data_dir` is
+//! changed.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Failure;
+use super::exit::Exit;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, SourceConfig};
+use crate::host::StateStore;
+use crate::hosts::embedded::receipts_key;
+use crate::hosts::embedded::store::SqliteStore;
+use crate::model::{Actionable, TenantId, Timestamp};
+use crate::report::gather::{Asked, AskedTenant, gather};
+use crate::report::model::{Reconcile, Report};
+use crate::report::{html, reconciled, text};
+
+/// Beside the state, where `reconcile` leaves its verdict on each source.
+const VERDICTS: &str = "reconcile";
+
+/// Arguments of `report`.
+#[derive(Debug, clap::Args)]
+pub struct ReportArgs {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// Only this source, by its name in the configuration
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Where the period begins: RFC 3339 (2026-05-01T00:00:00Z), a date, or an age (3d, 12h). Default: 30 days ago, or where
+    /// state and receipts begin
+    #[arg(long, value_name = "TIME", value_parser = super::moment::time)]
+    from: Option<Timestamp>,
+    /// Where it ends, likewise. Default: now
+    #[arg(long, value_name = "TIME", value_parser = super::moment::time)]
+    to: Option<Timestamp>,
+    /// The form: `html` is one page to hand over, `json` is for programs
+    #[arg(long, value_enum, default_value = "text")]
+    format: ReportFormat,
+    /// The file to write, whole or not at all, readable for others (0644 less the umask). Default: standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// A form of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportFormat {
+    /// For a terminal.
+    Text,
+    /// One page.
+    Html,
+    /// One object.
+    Json,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// It cannot be written.
+    #[error("the report cannot be written to `{}`: {why}", path.display())]
+    Unwritable {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        why: io::Error,
+    },
+}
+
+impl Actionable for ReportError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::Unwritable { .. } => "report-unwritable",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Unwritable { .. } => {
+                "name a file in a directory where this user may write, or leave `-o` out; a file that was there is as it was".into()
+            }
+        }
+    }
+}
+
+/// Runs the command. The exit code is 0 when the report was written, whatever it says.
+///
+/// # Errors
+/// When the configuration or the state cannot be read, or the report not be written.
+pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    let config = Config::load(&args.config)?;
+    let sources = chosen(&config, args.source.as_deref())?;
+    let now = SystemClock::new().now();
+    let to = args.to.map_or(now, |to| to.min(now));
+    if let Some(from) = args.from.filter(|from| *from >= to) {
+        return Err(usage(format!("the period is empty: it would begin {from} and end {to}")));
+    }
+    let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let asked = Asked {
+        program: program(),
+        now,
+        from: args.from,
+        to: args.to,
+        receipts_days: config.receipts.days,
+        key: receipts_key::open(&config.data_dir).map(|signer| signer.key().clone()).map_err(|e| e.to_string()),
+    };
+    let tenant = |(name, source): (&String, &SourceConfig)| AskedTenant {
+        source: name.clone(),
+        tenant: source.tenant_id.clone(),
+        content_types: source.content_types.clone(),
+        hold_secs: source.hold_secs,
+        reconcile: verdict(&config.data_dir.join(VERDICTS).join(format!("{name}.json")), &source.tenant_id),
+    };
+    let tenants = sources.into_iter().map(tenant).collect();
+    let made = made(&store, &asked, tenants).await?;
+    match args.output.filter(|path| path.as_os_str() != "-") {
+        None => write(&made, args.format, out).map_err(Failure::io)?,
+        Some(path) => keep(&made, args.format, &path)?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Name and version, as a report has them.
+pub(super) fn program() -> String {
+    concat!("m365-audit ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// Reads a report from a state.
+///
+/// # Errors
+/// When the state cannot be read.
+pub(super) async fn made(store: &dyn StateStore, asked: &Asked, tenants: Vec<AskedTenant>) -> Result<Report, Failure> {
+    gather(store, asked, tenants).await.map_err(Failure::of_state)
+}
+
+fn usage(message: String) -> Failure {
+    Failure { message: format!("usage: {message}"), exit: Exit::Usage }
+}
+
+fn chosen<'c>(config: &'c Config, only: Option<&str>) -> Result<Vec<(&'c String, &'c SourceConfig)>, Failure> {
+    let sources: Vec<_> = config.sources.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).collect();
+    if sources.is_empty() {
+        let known = config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(usage(format!("no source is named `{}`; there are: {known}", only.unwrap_or_default())));
+    }
+    Ok(sources)
+}
+
+fn verdict(path: &Path, tenant: &TenantId) -> Reconcile {
+    match File::open(path) {
+        Ok(file) => reconciled::read(BufReader::new(file), tenant),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Reconcile::None,
+        Err(error) => Reconcile::Unreadable { why: error.to_string() },
+    }
+}
+
+fn write(report: &Report, format: ReportFormat, out: &mut dyn Write) -> io::Result<()> {
+    match format {
+        ReportFormat::Text => text::write(report, out)?,
+        ReportFormat::Html => out.write_all(html::page(report).as_bytes())?,
+        ReportFormat::Json => {
+            serde_json::to_writer_pretty(&mut *out, report)?;
+            writeln!(out)?;
+        }
+    }
+    out.flush()
+}
+
+/// Writes a file: the whole report, or what was there stays. What is no regular file is written to as it is.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn keep(report: &Report, format: ReportFormat, path: &Path) -> Result<(), Failure> {
+    let written = match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            OpenOptions::new().write(true).open(path).and_then(|mut file| write(report, format, &mut file))
+        }
+        _ => replace(report, format, path),
+    };
+    written.map_err(|why| Failure::of(&ReportError::Unwritable { path: path.to_owned(), why }, Exit::State))
+}
+
+fn replace(report: &Report, format: ReportFormat, path: &Path) -> io::Result<()> {
+    // A link stays one: what it leads to is replaced.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(folder)?;
+    let mut out = BufWriter::new(&mut file);
+    write(report, format, &mut out)?;
+    drop(out);
+    file.as_file().sync_all()?;
+    file.persist(&path).map_err(|error| error.error)?;
+    Ok(())
+}

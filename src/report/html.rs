@@ -1,0 +1,529 @@
+//! A report as one HTML page: no script, nothing from elsewhere, for a screen of any width and for paper.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::markup::Page;
+use super::model::{
+    Chain, Compared, Completeness, Day, Receipts, Reconcile, Report, Segment, SegmentState, Spread, Stream, Tenant,
+};
+use super::notes::{GLOSSARY, NOT_PROVEN, OF_CONTENT, OF_RECEIPTS, STANDARDS};
+use super::svg::{self, Scale};
+use super::tables::{Column, Row, table, terms};
+use super::words::{
+    CLASSES, NOT_KNOWN, answer, at_least, bound, chain, delay, kind, number, reasons, span, time, time_or, verdict,
+};
+use crate::receipts::merkle::sha256;
+use crate::receipts::statement::Counts;
+
+const STYLE: &str = include_str!("report.css");
+
+/// The page.
+pub fn page(report: &Report) -> String {
+    let mut page = Page::default();
+    head(&mut page, report);
+    page.ours("<main>\n");
+    summary(&mut page, report);
+    found(&mut page, report);
+    if report.tenants.len() > 1 {
+        at_a_glance(&mut page, report);
+    }
+    let scale = Scale::new(report.from, report.to);
+    for (at, tenant) in report.tenants.iter().enumerate() {
+        of_tenant(&mut page, tenant, report, scale, &anchor(at));
+    }
+    for tenant in &report.tenants {
+        annex(&mut page, tenant);
+    }
+    notes(&mut page);
+    page.ours("</main>\n");
+    page.begin("footer", &[("class", "soft")]);
+    page.text(&format!("Made {} (UTC) by {}. All times are UTC.", time(report.generated), report.program));
+    page.end("footer");
+    page.ours("</body>\n</html>\n");
+    page.into_text()
+}
+
+fn anchor(at: usize) -> String {
+    format!("t{}", at + 1)
+}
+
+fn head(page: &mut Page, report: &Report) {
+    // Only this style may be applied, and nothing may be loaded.
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'",
+        STANDARD.encode(sha256(STYLE.as_bytes()))
+    );
+    page.ours("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
+    page.begin("meta", &[("http-equiv", "Content-Security-Policy"), ("content", &policy)]);
+    page.ours(
+        "\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<meta name=\"referrer\" content=\"no-referrer\">\n",
+    );
+    page.begin("meta", &[("name", "generator"), ("content", &report.program)]);
+    let title = format!("Completeness of the Microsoft 365 audit log, {} to {}", time(report.from), time(report.to));
+    page.element("title", &[], &title);
+    page.ours("<style>");
+    page.ours(STYLE);
+    page.ours("</style>\n</head>\n<body>\n");
+    svg::patterns(page);
+}
+
+fn summary(page: &mut Page, report: &Report) {
+    page.ours("<header>\n<h1>Completeness of the Microsoft 365 audit log</h1>\n");
+    page.element("p", &[("class", "lead")], &answer(report).join(" "));
+    let class = match report.completeness {
+        Completeness::Complete => "answer good",
+        Completeness::Incomplete => "answer bad",
+        Completeness::Open | Completeness::NotCovered => "answer",
+    };
+    page.element("div", &[("class", class)], &format!("Answer: {}", verdict(report.completeness)));
+    let tenant = |tenant: &Tenant| format!("{} ({})", tenant.source, tenant.tenant);
+    let tenants: Vec<String> = report.tenants.iter().take(10).map(tenant).collect();
+    let more = report.tenants.len().saturating_sub(tenants.len());
+    let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+    let chosen = if report.default_from { "; the last 30 days, or as far as state and receipts reach" } else { "" };
+    let facts = [
+        ("Period", format!("{} to {}{chosen}", time(report.from), time(report.to))),
+        ("Tenants", format!("{}{more}", tenants.join(", "))),
+        ("Made", format!("{} by {}", time(report.generated), report.program)),
+        ("Times", "UTC everywhere".to_owned()),
+        ("Made from", "the collector's state and its signed receipts alone; neither was changed".to_owned()),
+    ];
+    terms(page, "facts", facts);
+    page.ours("</header>\n");
+}
+
+fn found(page: &mut Page, report: &Report) {
+    page.ours("<section aria-labelledby=\"found\">\n<h2 id=\"found\">Missing, open or not known</h2>\n");
+    if report.findings.is_empty() {
+        page.ours("<p>Nothing.</p>\n");
+    } else {
+        let row = |finding: &super::model::Finding| {
+            let content_type = finding.content_type.clone().unwrap_or_else(|| "all".to_owned());
+            Row::Cells(vec![kind(finding.kind).to_owned(), finding.source.clone(), content_type, finding.text.clone()])
+        };
+        page.ours("<div class=\"long\">\n");
+        let caption = "What a reader has to know, the worst first. “Missing” cannot be read any more, “open” can still be read \
+                       or delivered, “not known” means that nobody can tell.";
+        let columns = [("kind", false), ("tenant", false), ("content type", false), ("what", false)];
+        table(page, caption, &columns, report.findings.iter().map(row).collect());
+        page.ours("</div>\n");
+    }
+    page.ours("</section>\n");
+}
+
+fn at_a_glance(page: &mut Page, report: &Report) {
+    page.ours("<section aria-labelledby=\"tenants\">\n<h2 id=\"tenants\">Tenants at a glance</h2>\n");
+    let row = |tenant: &Tenant| {
+        let until = tenant.streams.iter().map(|s| s.position.as_ref().and_then(|p| p.complete_until)).min().flatten();
+        let missing = match &tenant.reconcile {
+            Reconcile::Made(compared) => {
+                format!("{} of {}", number(compared.class("missing")), number(compared.rows))
+            }
+            Reconcile::None | Reconcile::Unreadable { .. } => NOT_KNOWN.to_owned(),
+        };
+        Row::Cells(vec![
+            tenant.source.clone(),
+            verdict(tenant.completeness).to_owned(),
+            time_or(until, NOT_KNOWN),
+            chain(&tenant.receipts.chain),
+            missing,
+        ])
+    };
+    let columns = [
+        ("tenant", false),
+        ("answer", false),
+        ("every content type complete until", false),
+        ("receipts", false),
+        ("missing by comparison", true),
+    ];
+    table(page, "One line for each tenant; its section follows.", &columns, report.tenants.iter().map(row).collect());
+    page.ours("</section>\n");
+}
+
+fn of_tenant(page: &mut Page, tenant: &Tenant, report: &Report, scale: Scale, id: &str) {
+    page.begin("section", &[("class", "tenant"), ("aria-labelledby", id)]);
+    page.element("h2", &[("id", id)], &format!("Tenant {}", tenant.source));
+    let facts = [
+        ("GUID", tenant.tenant.clone()),
+        ("Answer", verdict(tenant.completeness).to_owned()),
+        ("Receipts", chain(&tenant.receipts.chain)),
+    ];
+    terms(page, "facts", facts);
+    let marks = bars(page, tenant, scale);
+    gaps(page, tenant, &marks);
+    positions(page, tenant);
+    events(page, tenant);
+    rules(page, tenant);
+    late(page, tenant, &report.lateness_bounds_secs);
+    receipts(page, &tenant.receipts);
+    comparison(page, &tenant.reconcile);
+    page.end("section");
+}
+
+/// The marks of each content type's gaps.
+fn bars(page: &mut Page, tenant: &Tenant, scale: Scale) -> Vec<Vec<String>> {
+    page.ours(
+        "<h3>What was read</h3>\n<p class=\"soft\">By when Microsoft made content available, not by when events \
+               happened. Marks G1, G2 … name the gaps in the table below.</p>\n<div class=\"bars\">\n",
+    );
+    let (mut marks, mut count) = (Vec::new(), 0);
+    for stream in &tenant.streams {
+        let gaps = stream.bar.iter().filter(|segment| segment.state == SegmentState::Gap).count();
+        let of_stream: Vec<String> = (count + 1..=count + gaps).map(|n| format!("G{n}")).collect();
+        count += gaps;
+        let until = stream.position.as_ref().map(|position| time_or(position.complete_until, "no time yet"));
+        let stands = until.map_or_else(|| NOT_KNOWN.to_owned(), |until| format!("complete until {until}"));
+        labelled(page, scale, (&stream.content_type, &stands), &stream.bar, &of_stream);
+        marks.push(of_stream);
+    }
+    let hours = &tenant.receipts.hours;
+    let reach = format!("{} of {} hours", number(hours.known), number(hours.all));
+    labelled(page, scale, ("Receipts", &reach), &tenant.receipts.bar, &[]);
+    svg::axis(page, scale);
+    page.ours("</div>\n");
+    let shown = |state| {
+        let bars = tenant.streams.iter().map(|stream| &stream.bar);
+        bars.flatten().any(|segment: &Segment| segment.state == state)
+    };
+    let meanings = OF_CONTENT.into_iter().filter(|(state, _)| shown(*state));
+    let of_receipts = tenant.receipts.bar.iter().map(|segment| segment.state);
+    let reached: Vec<SegmentState> = of_receipts.collect();
+    let meanings = meanings.chain(OF_RECEIPTS.into_iter().filter(|(state, _)| reached.contains(state)));
+    svg::legend(page, &meanings.collect::<Vec<_>>());
+    marks
+}
+
+fn labelled(page: &mut Page, scale: Scale, (name, stands): (&str, &str), bar: &[Segment], gaps: &[String]) {
+    page.ours("<div><h4>");
+    page.element("b", &[], name);
+    page.element("span", &[], stands);
+    page.ours("</h4>\n");
+    svg::bar(page, scale, name, bar, gaps);
+    page.ours("</div>\n");
+}
+
+fn gaps(page: &mut Page, tenant: &Tenant, marks: &[Vec<String>]) {
+    let mut rows = Vec::new();
+    for (stream, marks) in tenant.streams.iter().zip(marks) {
+        let gaps = stream.bar.iter().filter(|segment| segment.state == SegmentState::Gap);
+        rows.extend(gaps.zip(marks).map(|(gap, mark)| {
+            let long = span(gap.to.duration_since(gap.from).as_secs());
+            let why = reasons(gap.reason.as_deref().unwrap_or_default());
+            Row::Cells(vec![mark.clone(), stream.content_type.clone(), time(gap.from), time(gap.to), long, why])
+        }));
+    }
+    if rows.is_empty() {
+        page.ours("<p>No gap is known in this period.</p>\n");
+        return;
+    }
+    let columns: [Column; 6] =
+        [("gap", false), ("content type", false), ("from", false), ("to", false), ("long", false), ("why", false)];
+    page.ours("<div class=\"long\">\n");
+    table(page, "Gaps: content made available then can no longer be read from the feed.", &columns, rows);
+    page.ours("</div>\n");
+}
+
+fn positions(page: &mut Page, tenant: &Tenant) {
+    page.ours("<h3>How far it was read, and what is left</h3>\n");
+    let row = |stream: &Stream| {
+        let time_of = |of: fn(&super::model::Reached) -> Option<crate::model::Timestamp>| {
+            time_or(stream.position.as_ref().and_then(of), NOT_KNOWN)
+        };
+        Row::Cells(vec![
+            stream.content_type.clone(),
+            time_of(|position| Some(position.origin)),
+            time_of(|position| position.complete_until),
+            time_of(|position| position.last_listing),
+            number(stream.owed.blobs),
+            number(stream.set_aside.records),
+            number(stream.on_hold.reads),
+        ])
+    };
+    let columns = [
+        ("content type", false),
+        ("origin", false),
+        ("complete until", false),
+        ("last listing", false),
+        ("blobs owed", true),
+        ("records set aside", true),
+        ("reads on hold", true),
+    ];
+    table(page, "As it stands now.", &columns, tenant.streams.iter().map(row).collect());
+    let mut rows = Vec::new();
+    for stream in &tenant.streams {
+        let why = |reason: &super::model::Reason| {
+            Row::Cells(vec![stream.content_type.clone(), reason.why.clone(), number(reason.records)])
+        };
+        rows.extend(stream.set_aside.reasons.iter().map(why));
+    }
+    if !rows.is_empty() {
+        let columns = [("content type", false), ("why receivers refused them", false), ("records", true)];
+        table(page, "Records set aside, by the receiver's reason.", &columns, rows);
+    }
+}
+
+const OUTCOMES: [Column; 6] = [
+    ("delivered", true),
+    ("dropped", true),
+    ("set aside", true),
+    ("on hold", true),
+    ("repeated", true),
+    ("without id", true),
+];
+
+fn cells(counts: Option<&Counts>, is_whole: bool) -> Vec<String> {
+    let Some(counts) = counts else { return vec![NOT_KNOWN.to_owned(); OUTCOMES.len()] };
+    let Counts { delivered, set_aside, held, dropped, repeated, without_id } = *counts;
+    [delivered, dropped, set_aside, held, repeated, without_id].map(|count| at_least(count, is_whole)).to_vec()
+}
+
+fn day_name(day: &Day) -> String {
+    day.until.as_ref().map_or_else(|| day.day.clone(), |until| format!("{} to {until}", day.day))
+}
+
+fn events(page: &mut Page, tenant: &Tenant) {
+    page.ours("<h3>What became of the events</h3>\n");
+    let row = |stream: &Stream| {
+        let cells = cells(stream.counts.as_ref(), stream.counts_are_whole);
+        Row::Cells([vec![stream.content_type.clone()], cells].concat())
+    };
+    let columns: Vec<Column> = [("content type", false)].into_iter().chain(OUTCOMES).collect();
+    let caption =
+        "By content type, over the whole period, from receipts. “≥” means at least: receipts do not reach all of it.";
+    table(page, caption, &columns, tenant.streams.iter().map(row).collect());
+    page.ours("<div class=\"bars\"><div><h4>");
+    page.element("b", &[], "Delivered by day");
+    let most = tenant.days.iter().filter_map(|day| day.counts.as_ref()).map(|counts| counts.delivered).max();
+    let most = most.map_or_else(|| NOT_KNOWN.to_owned(), |most| format!("at most {} on one day", number(most)));
+    page.element("span", &[], &most);
+    page.ours("</h4>\n");
+    svg::days(page, &tenant.days);
+    page.ours("</div></div>\n");
+    let row = |day: &Day| {
+        let known = format!("{} of {}", day.hours.known, day.hours.all);
+        let cells = cells(day.counts.as_ref(), day.hours.is_whole());
+        Row::Cells([vec![day_name(day)], cells, vec![known]].concat())
+    };
+    let columns: Vec<Column> = [("day", false)].into_iter().chain(OUTCOMES).chain([("hours known", true)]).collect();
+    let caption = "By the day on which the collector settled the events, in hours of UTC; not by when they happened. The annex \
+                   has each content type.";
+    table(page, caption, &columns, tenant.days.iter().map(row).collect());
+}
+
+fn rules(page: &mut Page, tenant: &Tenant) {
+    page.ours("<h3>Dropped by rule</h3>\n");
+    match &tenant.dropped_by_rule {
+        None => page.element("p", &[], "Not known: receipts say nothing of this period."),
+        Some(rules) if rules.is_empty() => page.element("p", &[], "None."),
+        Some(rules) => {
+            let name =
+                |rule: &Option<String>| rule.clone().unwrap_or_else(|| "rules that receipts do not name".to_owned());
+            let row = |rule: &super::model::Rule| Row::Cells(vec![name(&rule.rule), number(rule.events)]);
+            let caption = "Events that a rule of the configuration left out, by the rule's id.";
+            table(page, caption, &[("rule", false), ("events", true)], rules.iter().map(row).collect());
+        }
+    }
+}
+
+/// Which of the two delays, and what it is called.
+type Which = (&'static str, fn(&Stream) -> Option<&Spread>);
+
+const DELAYS: [Which; 2] = [
+    ("from an event to the content it is in (Microsoft's part)", |stream| stream.lateness.events.as_ref()),
+    ("from there to when it was read (the collector's part)", |stream| stream.lateness.content.as_ref()),
+];
+
+fn spread(spread: Option<&Spread>) -> Vec<String> {
+    let Some(spread) = spread else { return vec![NOT_KNOWN.to_owned(); 4] };
+    let times = [spread.median_secs, spread.p99_secs, spread.longest_secs].map(delay);
+    [vec![number(spread.counted)], times.to_vec()].concat()
+}
+
+fn late(page: &mut Page, tenant: &Tenant, bounds: &[u64]) {
+    page.ours("<h3>How late content came</h3>\n");
+    let mut rows = Vec::new();
+    for (name, of) in DELAYS {
+        rows.push(Row::Group(name.to_owned()));
+        rows.extend(tenant.streams.iter().map(|s| Row::Cells([vec![s.content_type.clone()], spread(of(s))].concat())));
+    }
+    let columns =
+        [("content type", false), ("counted", true), ("half within", true), ("99 % within", true), ("longest", true)];
+    table(page, "Delays of events and of content that was read in the period.", &columns, rows);
+    let mut rows = Vec::new();
+    for (name, of) in DELAYS {
+        rows.push(Row::Group(name.to_owned()));
+        for stream in tenant.streams.iter().filter(|stream| of(stream).is_some()) {
+            let counts = of(stream).map(|spread| spread.counts.iter().map(|count| number(*count)).collect());
+            rows.push(Row::Cells([vec![stream.content_type.clone()], counts.unwrap_or_default()].concat()));
+        }
+    }
+    if tenant.streams.iter().any(|stream| DELAYS.iter().any(|(_, of)| of(stream).is_some())) {
+        const HEADS: [&str; 13] =
+            ["≤ 1 min", "5 min", "15 min", "30 min", "1 h", "2 h", "6 h", "12 h", "1 d", "2 d", "3 d", "7 d", "more"];
+        debug_assert!(bounds.iter().zip(HEADS).all(|(secs, head)| head.ends_with(&bound(*secs))), "{bounds:?}");
+        let columns: Vec<Column> =
+            [("content type", false)].into_iter().chain(HEADS.map(|head| (head, true))).collect();
+        table(page, "How many were so late: each count has those beyond the bound before it.", &columns, rows);
+    }
+}
+
+fn receipts(page: &mut Page, receipts: &Receipts) {
+    page.ours("<h3>Receipts</h3>\n");
+    let hours = &receipts.hours;
+    let mut facts = vec![("State", chain(&receipts.chain))];
+    if matches!(receipts.chain, Chain::Verified | Chain::NotVerified) {
+        let or = |text: &Option<String>| text.clone().unwrap_or_else(|| NOT_KNOWN.to_owned());
+        facts.push(("Key", or(&receipts.key)));
+        facts.push(("Sealed", format!("{} parts with {} receipts", number(receipts.parts), number(receipts.entries))));
+        let (first, last) = (time_or(receipts.first_hour, NOT_KNOWN), time_or(receipts.last_hour, NOT_KNOWN));
+        facts.push(("Hours sealed", format!("{first} to {last}, each named by its beginning")));
+        if receipts.removed_as_too_old > 0 {
+            facts.push(("Older parts", format!("{} were removed as too old", number(receipts.removed_as_too_old))));
+        }
+        facts.push(("Last hash", or(&receipts.last_hash)));
+    }
+    let reach = format!(
+        "{} of {} hours of the period are known, {} in part, {} not known",
+        number(hours.known),
+        number(hours.all),
+        number(hours.in_part),
+        number(hours.not_known())
+    );
+    facts.push(("Reach", reach));
+    terms(page, "facts", facts);
+    let lacking = receipts.bar.iter().filter(|segment| segment.state != SegmentState::Complete);
+    let row = |segment: &Segment| {
+        let what = if segment.state == SegmentState::InPart { "some may be lacking" } else { NOT_KNOWN };
+        Row::Cells(vec![time(segment.from), time(segment.to), what.to_owned()])
+    };
+    let rows: Vec<Row> = lacking.map(row).collect();
+    if !rows.is_empty() {
+        let columns = [("from", false), ("to", false), ("receipts", false)];
+        table(page, "Hours of the period without receipts, or with some.", &columns, rows);
+    }
+    if !receipts.faults.is_empty() {
+        let row = |(at, fault): (usize, &String)| Row::Cells(vec![(at + 1).to_string(), fault.clone()]);
+        let caption = format!("What is wrong with them: {} in all.", number(receipts.faults_in_all));
+        let rows = receipts.faults.iter().enumerate().map(row).collect();
+        table(page, &caption, &[("fault", true), ("what", false)], rows);
+    }
+}
+
+fn comparison(page: &mut Page, reconcile: &Reconcile) {
+    page.ours("<h3>Comparison with Microsoft’s audit search</h3>\n");
+    let compared: &Compared = match reconcile {
+        Reconcile::None => {
+            let text = "None was made. `m365-audit reconcile` compares an export of Microsoft's audit search with what was \
+                        delivered, row by row.";
+            return page.element("p", &[], text);
+        }
+        Reconcile::Unreadable { why } => {
+            return page.element("p", &[], &format!("Not known: the verdict of the last one cannot be read: {why}."));
+        }
+        Reconcile::Made(compared) => compared,
+    };
+    let between = compared
+        .between
+        .map_or_else(|| NOT_KNOWN.to_owned(), |(first, last)| format!("{} to {}", time(first), time(last)));
+    let witness = match compared.looks_cut {
+        true => format!("it looks cut: {}", compared.why.join("; ")),
+        false => "it does not look cut".to_owned(),
+    };
+    let facts = [
+        ("Made", time(compared.made)),
+        ("Events of", between),
+        ("Rows", number(compared.rows)),
+        ("The export", witness),
+        ("Rests on", compared.evidence.join("; ")),
+    ];
+    terms(page, "facts", facts);
+    let row = |(class, meaning): &(&str, &str)| {
+        Row::Cells(vec![class.replace('_', " "), number(compared.class(class)), (*meaning).to_owned()])
+    };
+    let mut rows: Vec<Row> = CLASSES.iter().map(row).collect();
+    let ours = compared.only_ours.map_or_else(|| NOT_KNOWN.to_owned(), number);
+    rows.push(Row::Cells(vec!["only ours".into(), ours, "delivered here, and not a row of the export".into()]));
+    let columns = [("class", false), ("rows", true), ("meaning", false)];
+    table(page, "Each row of the export is in one class; “only ours” are no rows.", &columns, rows);
+    if !compared.missing.is_empty() {
+        let row = |event: &super::model::MissingEvent| {
+            Row::Cells(vec![event.id.clone(), event.time.clone(), event.operation.clone()])
+        };
+        let caption = format!(
+            "Missing events: {} of {}. `m365-audit reconcile --json` lists all.",
+            number(compared.missing.len() as u64),
+            number(compared.class("missing"))
+        );
+        let columns = [("id", false), ("time", false), ("operation", false)];
+        table(page, &caption, &columns, compared.missing.iter().map(row).collect());
+    }
+}
+
+/// What is too long for the tenant's section: each day by content type.
+fn annex(page: &mut Page, tenant: &Tenant) {
+    page.ours("<section>\n");
+    page.element("h2", &[], &format!("Annex: days of {}", tenant.source));
+    let types: std::collections::BTreeSet<&String> = tenant.days.iter().flat_map(|day| day.by_type.keys()).collect();
+    let mut rows = Vec::new();
+    for content_type in types {
+        rows.push(Row::Group(content_type.clone()));
+        rows.extend(tenant.days.iter().map(|day| {
+            let cells = cells(day.by_type.get(content_type), day.hours.is_whole());
+            Row::Cells([vec![day_name(day)], cells].concat())
+        }));
+    }
+    if rows.is_empty() {
+        page.element("p", &[], "Events by day and content type: not known, receipts say nothing of this period.");
+    } else {
+        let columns: Vec<Column> = [("day", false)].into_iter().chain(OUTCOMES).collect();
+        table(page, "Events by content type and by the day on which they were settled.", &columns, rows);
+    }
+    let mut rows = Vec::new();
+    for stream in tenant.streams.iter().filter(|stream| !stream.lateness.days.is_empty()) {
+        rows.push(Row::Group(stream.content_type.clone()));
+        rows.extend(stream.lateness.days.iter().map(|day| {
+            let cells = [vec![day.day.clone()], spread(day.events.as_ref()), spread(day.content.as_ref())];
+            Row::Cells(cells.concat())
+        }));
+    }
+    if !rows.is_empty() {
+        let columns = [
+            ("day", false),
+            ("events", true),
+            ("half within", true),
+            ("99 % within", true),
+            ("longest", true),
+            ("blobs", true),
+            ("half read within", true),
+            ("99 % read within", true),
+            ("longest", true),
+        ];
+        let caption = "How late content came, by the day on which it was read; of other days it is not known.";
+        table(page, caption, &columns, rows);
+    }
+    page.ours("</section>\n");
+}
+
+fn notes(page: &mut Page) {
+    page.ours("<section aria-labelledby=\"standards\">\n<h2 id=\"standards\">Which line answers which standard</h2>\n");
+    let row = |(standard, asks, line): &(&str, &str, &str)| {
+        Row::Cells([standard, asks, line].map(|text| (*text).to_owned()).to_vec())
+    };
+    let columns = [("standard", false), ("asks for", false), ("see", false)];
+    page.ours("<div class=\"standards\">\n");
+    table(
+        page,
+        "A report is evidence; whether it is enough is the auditor's judgement.",
+        &columns,
+        STANDARDS.iter().map(row).collect(),
+    );
+    page.ours("</div>\n</section>\n<section aria-labelledby=\"not-proven\">\n<h2 id=\"not-proven\">What this report does not prove</h2>\n<ul>\n");
+    for text in NOT_PROVEN {
+        page.element("li", &[], text);
+    }
+    page.ours("</ul>\n</section>\n<section aria-labelledby=\"glossary\">\n<h2 id=\"glossary\">Glossary</h2>\n");
+    terms(page, "words", GLOSSARY.map(|(term, meaning)| (term, meaning.to_owned())));
+    page.ours("</section>\n");
+}

@@ -1,0 +1,93 @@
+//! HTML as it is written out: names of elements and attributes are ours, every other text is escaped on its way in.
+
+use std::borrow::Cow;
+
+use crate::model::plain;
+
+/// Attributes by name.
+pub(super) type Attributes<'a> = [(&'static str, &'a str)];
+
+/// A page in the making.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    text: String,
+}
+
+impl Page {
+    /// What was written.
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+
+    /// Markup of ours: only what stands in the source itself can be given.
+    pub(super) fn ours(&mut self, markup: &'static str) {
+        self.text.push_str(markup);
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, text: &str) {
+        self.text.push_str(&escaped(&plain(text)));
+    }
+
+    /// Begins an element.
+    pub(super) fn begin(&mut self, name: &'static str, attributes: &Attributes<'_>) {
+        self.text.push('<');
+        self.text.push_str(name);
+        for (attribute, value) in attributes {
+            self.text.push(' ');
+            self.text.push_str(attribute);
+            self.text.push_str("=\"");
+            self.text(value);
+            self.text.push('"');
+        }
+        self.text.push('>');
+    }
+
+    /// Ends one.
+    pub(super) fn end(&mut self, name: &'static str) {
+        self.text.push_str("</");
+        self.text.push_str(name);
+        self.text.push_str(">\n");
+    }
+
+    /// An element with a text.
+    pub(super) fn element(&mut self, name: &'static str, attributes: &Attributes<'_>, text: &str) {
+        self.begin(name, attributes);
+        self.text(text);
+        self.end(name);
+    }
+}
+
+/// A text that no reader of HTML takes for markup, in an element and in an attribute.
+fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(['&', '<', '>', '"', '\'']) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_chose_never_becomes_markup() {
+        let mut page = Page::default();
+        page.element("td", &[("title", "\"><script>alert('1')</script>")], "<img src=x onerror=\"a\">&amp;\u{202e}\n");
+        assert_eq!(
+            page.into_text(),
+            "<td title=\"&quot;&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;\">&lt;img src=x onerror=&quot;a&quot;&gt;&amp;amp;\u{fffd}</td>\n"
+        );
+    }
+}

@@ -1,0 +1,240 @@
+//! Pictures of a period: what was read of it, and how much came on each of its days. Each part has a pattern and a word or
+//! a letter beside its colour, and places are shares of the width, so that a picture is as wide as its page.
+
+use jiff::tz::TimeZone;
+
+use super::markup::Page;
+use super::model::{Day, Segment, SegmentState};
+use super::words::{number, state, time};
+use crate::model::Timestamp;
+
+/// The patterns, once for a page. Parts are told apart by them where there is no colour.
+const PATTERNS: &str = r#"<svg class="patterns" aria-hidden="true" focusable="false" width="0" height="0"><defs>
+<pattern id="p-gap" width="7" height="7" patternUnits="userSpaceOnUse"><rect class="b-gap" width="7" height="7"/><path class="l-gap" d="M0 0L7 7M7 0L0 7"/></pattern>
+<pattern id="p-not-yet" width="8" height="8" patternUnits="userSpaceOnUse"><rect class="b-not-yet" width="8" height="8"/><circle class="l-not-yet" cx="2" cy="2" r="1.2"/><circle class="l-not-yet" cx="6" cy="6" r="1.2"/></pattern>
+<pattern id="p-not-read" width="9" height="9" patternUnits="userSpaceOnUse"><rect class="b-not-read" width="9" height="9"/><path class="l-not-read" d="M0 9L9 0"/></pattern>
+<pattern id="p-in-part" width="8" height="8" patternUnits="userSpaceOnUse"><rect class="b-in-part" width="8" height="8"/><path class="l-in-part" d="M4 0V8"/></pattern>
+<pattern id="p-not-known" width="14" height="12" patternUnits="userSpaceOnUse"><rect class="b-not-known" width="14" height="12"/><text class="l-not-known" x="4" y="10">?</text></pattern>
+</defs></svg>
+"#;
+/// Marks on an axis, at most.
+const TICKS_MAX: i64 = 7;
+const HOUR: i64 = 3600;
+const DAY: i64 = 24 * HOUR;
+/// Distances between marks.
+const STEPS: [i64; 15] = [
+    HOUR,
+    2 * HOUR,
+    3 * HOUR,
+    6 * HOUR,
+    12 * HOUR,
+    DAY,
+    2 * DAY,
+    5 * DAY,
+    7 * DAY,
+    14 * DAY,
+    30 * DAY,
+    60 * DAY,
+    90 * DAY,
+    180 * DAY,
+    365 * DAY,
+];
+/// In percent of the width: a part that is smaller is drawn so wide.
+const SEEN: f64 = 0.5;
+/// A part so wide has its word in it,
+const WIDE_FOR_A_WORD: f64 = 22.0;
+/// one so wide its letter.
+const WIDE_FOR_A_LETTER: f64 = 4.0;
+/// Marks of gaps keep so far from each other.
+const MARKS_APART: f64 = 6.0;
+
+/// Writes the patterns that the pictures refer to.
+pub(super) fn patterns(page: &mut Page) {
+    page.ours(PATTERNS);
+}
+
+/// A period, and the places in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scale {
+    from: Timestamp,
+    to: Timestamp,
+}
+
+impl Scale {
+    pub(super) fn new(from: Timestamp, to: Timestamp) -> Self {
+        Self { from, to }
+    }
+
+    /// The place of a moment, in percent.
+    fn place(&self, at: Timestamp) -> f64 {
+        let all = self.to.duration_since(self.from).as_secs_f64().max(1.0);
+        (at.duration_since(self.from).as_secs_f64() / all * 100.0).clamp(0.0, 100.0)
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{share:.3}%")
+}
+
+const fn class(state: SegmentState) -> &'static str {
+    match state {
+        SegmentState::Complete => "s-complete",
+        SegmentState::Gap => "s-gap",
+        SegmentState::NotYet => "s-not-yet",
+        SegmentState::NotRead => "s-not-read",
+        SegmentState::InPart => "s-in-part",
+        SegmentState::NotKnown => "s-not-known",
+    }
+}
+
+const fn letter(state: SegmentState) -> &'static str {
+    match state {
+        SegmentState::Complete => "C",
+        SegmentState::Gap => "G",
+        SegmentState::NotYet => "Y",
+        SegmentState::NotRead => "R",
+        SegmentState::InPart => "P",
+        SegmentState::NotKnown => "?",
+    }
+}
+
+/// What a bar says, for who cannot see it.
+fn spoken(name: &str, bar: &[Segment]) -> String {
+    let part =
+        |segment: &Segment| format!("{} from {} to {}", state(segment.state), time(segment.from), time(segment.to));
+    let parts: Vec<String> = bar.iter().take(40).map(part).collect();
+    let more = bar.len().saturating_sub(40);
+    let more = if more > 0 { format!("; and {more} more parts") } else { String::new() };
+    format!("{name}: {}{more}", parts.join("; "))
+}
+
+/// A bar. `gaps` has the marks of its gaps, in their order.
+pub(super) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], gaps: &[String]) {
+    let height = if gaps.is_empty() { "24" } else { "40" };
+    page.begin(
+        "svg",
+        &[("class", "bar"), ("role", "img"), ("width", "100%"), ("height", height), ("aria-label", &spoken(name, bar))],
+    );
+    let mut parts: Vec<&Segment> = bar.iter().collect();
+    // What must not be overlooked is drawn last.
+    parts.sort_by_key(|segment| (segment.state == SegmentState::Gap, segment.state != SegmentState::Complete));
+    for segment in &parts {
+        let (x, end) = (scale.place(segment.from), scale.place(segment.to));
+        let width = (end - x).max(SEEN);
+        let x = x.min(100.0 - width);
+        let attributes = [
+            ("class", class(segment.state)),
+            ("x", &*percent(x)),
+            ("y", "1"),
+            ("width", &*percent(width)),
+            ("height", "22"),
+        ];
+        page.begin("rect", &attributes);
+        page.end("rect");
+    }
+    for segment in bar {
+        let (x, end) = (scale.place(segment.from), scale.place(segment.to));
+        let word = match end - x {
+            wide if wide >= WIDE_FOR_A_WORD => state(segment.state),
+            wide if wide >= WIDE_FOR_A_LETTER => letter(segment.state),
+            _ => continue,
+        };
+        page.element("text", &[("class", "word"), ("x", &percent((x + end) / 2.0)), ("y", "16")], word);
+    }
+    let of_gaps = bar.iter().filter(|segment| segment.state == SegmentState::Gap);
+    let mut before = f64::NEG_INFINITY;
+    for (segment, mark) in of_gaps.zip(gaps) {
+        let middle = (scale.place(segment.from) + scale.place(segment.to)) / 2.0;
+        if middle - before >= MARKS_APART {
+            page.element("text", &[("class", anchor(middle)), ("x", &percent(middle)), ("y", "37")], mark);
+            before = middle;
+        }
+    }
+    page.end("svg");
+}
+
+/// A text at an edge stays inside.
+fn anchor(place: f64) -> &'static str {
+    match place {
+        place if place < 5.0 => "mark begin",
+        place if place > 95.0 => "mark end",
+        _ => "mark",
+    }
+}
+
+/// The axis of the bars above it.
+pub(super) fn axis(page: &mut Page, scale: Scale) {
+    page.ours("<svg class=\"axis\" aria-hidden=\"true\" width=\"100%\" height=\"20\">");
+    let (from, to) = (scale.from.as_second(), scale.to.as_second());
+    let step = STEPS.into_iter().find(|step| (to - from) / step <= TICKS_MAX).unwrap_or((to - from) / TICKS_MAX);
+    let mut at = from.div_euclid(step) * step;
+    while at <= to {
+        if at >= from
+            && let Ok(moment) = Timestamp::from_second(at)
+        {
+            let place = scale.place(moment);
+            page.begin(
+                "rect",
+                &[("class", "tick"), ("x", &percent(place)), ("y", "0"), ("width", "1"), ("height", "5")],
+            );
+            page.end("rect");
+            let form = if step >= DAY { "%m-%d" } else { "%d. %H:%M" };
+            let text = TimeZone::UTC.to_datetime(moment).strftime(form).to_string();
+            page.element("text", &[("class", anchor(place)), ("x", &percent(place)), ("y", "17")], &text);
+        }
+        at += step.max(1);
+    }
+    page.end("svg");
+}
+
+/// How many events were delivered on each day.
+pub(super) fn days(page: &mut Page, days: &[Day]) {
+    let delivered = |day: &Day| day.counts.as_ref().map(|counts| counts.delivered);
+    let most = days.iter().filter_map(delivered).max().unwrap_or_default();
+    let label = format!("Events delivered on each day; the most on one day are {}.", number(most));
+    page.begin(
+        "svg",
+        &[("class", "days"), ("role", "img"), ("width", "100%"), ("height", "72"), ("aria-label", &label)],
+    );
+    let all: u64 = days.iter().map(|day| day.hours.all).sum();
+    let mut begins = 0;
+    for day in days {
+        let share = |hours: u64| hours as f64 / all.max(1) as f64 * 100.0;
+        let (x, width) = (share(begins), share(day.hours.all));
+        begins += day.hours.all;
+        let (class, height) = match delivered(day) {
+            None => ("s-not-known", 70.0),
+            Some(count) => {
+                let class = if day.hours.is_whole() { "s-complete" } else { "s-in-part" };
+                (class, (count as f64 / most.max(1) as f64 * 70.0).max(if count > 0 { 1.5 } else { 0.0 }))
+            }
+        };
+        if height > 0.0 {
+            let (y, tall) = (format!("{:.1}", 71.0 - height), format!("{height:.1}"));
+            let narrow = if width > 1.0 { width * 0.9 } else { width };
+            let attributes =
+                [("class", class), ("x", &*percent(x)), ("y", &*y), ("width", &*percent(narrow)), ("height", &*tall)];
+            page.begin("rect", &attributes);
+            page.end("rect");
+        }
+    }
+    page.ours("<rect class=\"tick\" x=\"0\" y=\"71\" width=\"100%\" height=\"1\"></rect>");
+    page.end("svg");
+}
+
+/// What the patterns mean.
+pub(super) fn legend(page: &mut Page, meanings: &[(SegmentState, &'static str)]) {
+    page.ours("<ul class=\"legend\">\n");
+    for (part, meaning) in meanings {
+        page.ours("<li><svg class=\"swatch\" aria-hidden=\"true\" width=\"34\" height=\"18\">");
+        page.begin("rect", &[("class", class(*part)), ("x", "1"), ("y", "1"), ("width", "32"), ("height", "16")]);
+        page.end("rect");
+        page.element("text", &[("class", "word"), ("x", "17"), ("y", "13")], letter(*part));
+        page.end("svg");
+        page.ours("<span>");
+        page.element("b", &[], state(*part));
+        page.text(meaning);
+        page.ours("</span></li>\n");
+    }
+    page.end("ul");
+}
