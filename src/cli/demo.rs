@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
 use super::{Failure, event_line, logging};
+use crate::checkpoint::journal::Keeping;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{LogConfig, SourceConfig};
 use crate::exports::input::Input;
@@ -26,6 +29,8 @@ use crate::hosts::embedded::memory::MemoryStore;
 use crate::model::{TenantId, counted};
 use crate::reconcile::class::Class;
 use crate::reconcile::compare::{Request, compare};
+use crate::model::counted;
+use crate::receipts::note::Signer;
 use crate::severity::Severity;
 use crate::sim::{Delivered, ExportFile, ExportForm, ExportSpec, GenerateSpec, Sim, SimConfig};
 use crate::source::{M365Audit, Source};
@@ -45,6 +50,9 @@ pub struct DemoArgs {
     /// About how many events the simulated tenant has
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub events: u32,
+    /// Write what `report` says of the demonstration, as one HTML page
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
 }
 
 /// Runs the demonstration.
@@ -88,6 +96,10 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     let watcher = tokio::spawn(watch(sim.clone(), show.clone()));
     let (state, proven) = (host.state(), config.clone());
     let source = Box::new(M365Audit::new("demo", config, clock.clone()).once());
+    let key = Signer::generate_pkcs8().and_then(|der| Signer::from_pkcs8(&der)).map_err(Failure::internal)?;
+    let receipts = Keeping { signer: Arc::new(key), days: 30, sends: false };
+    let (state, reported, key) = (host.state(), config.clone(), receipts.signer.key().clone());
+    let source = Box::new(M365Audit::new("demo", config, clock.clone()).once().with_receipts(receipts));
     let report = source.run(host, stop.clone()).await.map_err(|e| Failure::of(&e, Exit::from(&e)))?;
     watcher.abort();
     show.progress_end();
@@ -103,6 +115,9 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     sim.stop().await;
     for left in &report.left {
         show.line(&left.why);
+    }
+    if let Some(path) = &args.report {
+        super::report::of_one(&*state, ("demo", &reported), key, clock.now(), path).await?;
     }
     if stop.is_cancelled() {
         return Ok(Exit::Done);

@@ -16,6 +16,7 @@ use crate::host::StateStore;
 use crate::hosts::embedded::receipts_key;
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{Actionable, TenantId, Timestamp};
+use crate::receipts::note::VerifierKey;
 use crate::report::gather::{Asked, AskedTenant, gather};
 use crate::report::model::{Reconcile, Report};
 use crate::report::{html, reconciled, text};
@@ -108,15 +109,12 @@ pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Ex
         receipts_days: config.receipts.days,
         key: receipts_key::open(&config.data_dir).map(|signer| signer.key().clone()).map_err(|e| e.to_string()),
     };
-    let tenant = |(name, source): (&String, &SourceConfig)| AskedTenant {
-        source: name.clone(),
-        tenant: source.tenant_id.clone(),
-        content_types: source.content_types.clone(),
-        hold_secs: source.hold_secs,
-        reconcile: verdict(&config.data_dir.join(VERDICTS).join(format!("{name}.json")), &source.tenant_id),
+    let verdicts = config.data_dir.join(VERDICTS);
+    let tenant = |(name, source): (&String, &SourceConfig)| {
+        asked_tenant(name, source, verdict(&verdicts.join(format!("{name}.json")), &source.tenant_id))
     };
     let tenants = sources.into_iter().map(tenant).collect();
-    let made = made(&store, &asked, tenants).await?;
+    let made = gather(&store, &asked, tenants).await.map_err(Failure::of_state)?;
     match args.output.filter(|path| path.as_os_str() != "-") {
         None => write(&made, args.format, out).map_err(Failure::io)?,
         Some(path) => keep(&made, args.format, &path)?,
@@ -125,16 +123,35 @@ pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Ex
 }
 
 /// Name and version, as a report has them.
-pub(super) fn program() -> String {
+fn program() -> String {
     concat!("m365-audit ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-/// Reads a report from a state.
+fn asked_tenant(name: &str, source: &SourceConfig, reconcile: Reconcile) -> AskedTenant {
+    AskedTenant {
+        source: name.to_owned(),
+        tenant: source.tenant_id.clone(),
+        content_types: source.content_types.clone(),
+        hold_secs: source.hold_secs,
+        reconcile,
+    }
+}
+
+/// Writes the HTML page of one source whose state is at hand and whose receipts this key signed.
 ///
 /// # Errors
-/// When the state cannot be read.
-pub(super) async fn made(store: &dyn StateStore, asked: &Asked, tenants: Vec<AskedTenant>) -> Result<Report, Failure> {
-    gather(store, asked, tenants).await.map_err(Failure::of_state)
+/// When the state cannot be read, or the page not be written.
+pub(super) async fn of_one(
+    state: &dyn StateStore,
+    (name, source): (&str, &SourceConfig),
+    key: VerifierKey,
+    now: Timestamp,
+    path: &Path,
+) -> Result<(), Failure> {
+    let asked = Asked { program: program(), now, from: None, to: None, receipts_days: 1, key: Ok(key) };
+    let tenants = vec![asked_tenant(name, source, Reconcile::None)];
+    let made = gather(state, &asked, tenants).await.map_err(Failure::of_state)?;
+    keep(&made, ReportFormat::Html, path)
 }
 
 fn usage(message: String) -> Failure {
@@ -174,7 +191,7 @@ fn write(report: &Report, format: ReportFormat, out: &mut dyn Write) -> io::Resu
 ///
 /// # Errors
 /// When it cannot be written.
-pub(super) fn keep(report: &Report, format: ReportFormat, path: &Path) -> Result<(), Failure> {
+fn keep(report: &Report, format: ReportFormat, path: &Path) -> Result<(), Failure> {
     let written = match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
             OpenOptions::new().write(true).open(path).and_then(|mut file| write(report, format, &mut file))

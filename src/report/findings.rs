@@ -17,15 +17,21 @@ const GAPS_TOLD: usize = 10;
 
 /// All of one tenant, the worst first.
 pub(super) fn findings(tenant: &Tenant, to: Timestamp) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let mut found: Vec<Finding> = Vec::new();
     for stream in &tenant.streams {
         of_stream(stream, to, &mut |kind, text| {
-            let content_type = Some(stream.content_type.clone());
-            found.push(Finding { kind, source: tenant.source.clone(), content_type, text });
+            let content_type = stream.content_type.clone();
+            // What holds for several is told once.
+            match found.iter_mut().find(|known| known.kind == kind && known.text == text) {
+                Some(known) if !known.content_types.contains(&content_type) => known.content_types.push(content_type),
+                _ => {
+                    found.push(Finding { kind, source: tenant.source.clone(), content_types: vec![content_type], text })
+                }
+            }
         });
     }
     let mut tell = |kind, text| {
-        found.push(Finding { kind, source: tenant.source.clone(), content_type: None, text });
+        found.push(Finding { kind, source: tenant.source.clone(), content_types: Vec::new(), text });
     };
     of_receipts(tenant, &mut tell);
     of_comparison(&tenant.reconcile, &mut tell);

@@ -9,6 +9,7 @@ use super::model::{
 };
 use super::notes::{GLOSSARY, NOT_PROVEN, OF_CONTENT, OF_RECEIPTS, STANDARDS};
 use super::svg::{self, Scale};
+use super::tables::Holds::{Numbers, Times, Words};
 use super::tables::{Column, Row, table, terms};
 use super::words::{
     CLASSES, NOT_KNOWN, answer, at_least, bound, chain, delay, kind, number, reasons, span, time, time_or, verdict,
@@ -100,13 +101,16 @@ fn found(page: &mut Page, report: &Report) {
         page.ours("<p>Nothing.</p>\n");
     } else {
         let row = |finding: &super::model::Finding| {
-            let content_type = finding.content_type.clone().unwrap_or_else(|| "all".to_owned());
-            Row::Cells(vec![kind(finding.kind).to_owned(), finding.source.clone(), content_type, finding.text.clone()])
+            let content_types = match finding.content_types.as_slice() {
+                [] => "all".to_owned(),
+                some => some.join(", "),
+            };
+            Row::Cells(vec![kind(finding.kind).to_owned(), finding.source.clone(), content_types, finding.text.clone()])
         };
         page.ours("<div class=\"long\">\n");
         let caption = "What a reader has to know, the worst first. “Missing” cannot be read any more, “open” can still be read \
                        or delivered, “not known” means that nobody can tell.";
-        let columns = [("kind", false), ("tenant", false), ("content type", false), ("what", false)];
+        let columns = [("kind", Words), ("tenant", Words), ("content type", Words), ("what", Words)];
         table(page, caption, &columns, report.findings.iter().map(row).collect());
         page.ours("</div>\n");
     }
@@ -132,11 +136,11 @@ fn at_a_glance(page: &mut Page, report: &Report) {
         ])
     };
     let columns = [
-        ("tenant", false),
-        ("answer", false),
-        ("every content type complete until", false),
-        ("receipts", false),
-        ("missing by comparison", true),
+        ("tenant", Words),
+        ("answer", Words),
+        ("every content type complete until", Times),
+        ("receipts", Words),
+        ("missing by comparison", Numbers),
     ];
     table(page, "One line for each tenant; its section follows.", &columns, report.tenants.iter().map(row).collect());
     page.ours("</section>\n");
@@ -154,7 +158,7 @@ fn of_tenant(page: &mut Page, tenant: &Tenant, report: &Report, scale: Scale, id
     let marks = bars(page, tenant, scale);
     gaps(page, tenant, &marks);
     positions(page, tenant);
-    events(page, tenant);
+    events(page, tenant, scale);
     rules(page, tenant);
     late(page, tenant, &report.lateness_bounds_secs);
     receipts(page, &tenant.receipts);
@@ -219,7 +223,7 @@ fn gaps(page: &mut Page, tenant: &Tenant, marks: &[Vec<String>]) {
         return;
     }
     let columns: [Column; 6] =
-        [("gap", false), ("content type", false), ("from", false), ("to", false), ("long", false), ("why", false)];
+        [("gap", Words), ("content type", Words), ("from", Times), ("to", Times), ("long", Words), ("why", Words)];
     page.ours("<div class=\"long\">\n");
     table(page, "Gaps: content made available then can no longer be read from the feed.", &columns, rows);
     page.ours("</div>\n");
@@ -242,13 +246,13 @@ fn positions(page: &mut Page, tenant: &Tenant) {
         ])
     };
     let columns = [
-        ("content type", false),
-        ("origin", false),
-        ("complete until", false),
-        ("last listing", false),
-        ("blobs owed", true),
-        ("records set aside", true),
-        ("reads on hold", true),
+        ("content type", Words),
+        ("origin", Times),
+        ("complete until", Times),
+        ("last listing", Times),
+        ("blobs owed", Numbers),
+        ("records set aside", Numbers),
+        ("reads on hold", Numbers),
     ];
     table(page, "As it stands now.", &columns, tenant.streams.iter().map(row).collect());
     let mut rows = Vec::new();
@@ -259,18 +263,18 @@ fn positions(page: &mut Page, tenant: &Tenant) {
         rows.extend(stream.set_aside.reasons.iter().map(why));
     }
     if !rows.is_empty() {
-        let columns = [("content type", false), ("why receivers refused them", false), ("records", true)];
+        let columns = [("content type", Words), ("why receivers refused them", Words), ("records", Numbers)];
         table(page, "Records set aside, by the receiver's reason.", &columns, rows);
     }
 }
 
 const OUTCOMES: [Column; 6] = [
-    ("delivered", true),
-    ("dropped", true),
-    ("set aside", true),
-    ("on hold", true),
-    ("repeated", true),
-    ("without id", true),
+    ("delivered", Numbers),
+    ("dropped", Numbers),
+    ("set aside", Numbers),
+    ("on hold", Numbers),
+    ("repeated", Numbers),
+    ("without id", Numbers),
 ];
 
 fn cells(counts: Option<&Counts>, is_whole: bool) -> Vec<String> {
@@ -283,15 +287,14 @@ fn day_name(day: &Day) -> String {
     day.until.as_ref().map_or_else(|| day.day.clone(), |until| format!("{} to {until}", day.day))
 }
 
-fn events(page: &mut Page, tenant: &Tenant) {
+fn events(page: &mut Page, tenant: &Tenant, scale: Scale) {
     page.ours("<h3>What became of the events</h3>\n");
     let row = |stream: &Stream| {
         let cells = cells(stream.counts.as_ref(), stream.counts_are_whole);
         Row::Cells([vec![stream.content_type.clone()], cells].concat())
     };
-    let columns: Vec<Column> = [("content type", false)].into_iter().chain(OUTCOMES).collect();
-    let caption =
-        "By content type, over the whole period, from receipts. “≥” means at least: receipts do not reach all of it.";
+    let columns: Vec<Column> = [("content type", Words)].into_iter().chain(OUTCOMES).collect();
+    let caption = "By content type, over the whole period, from receipts. “≥” means at least: receipts do not reach all of it; “none seen” likewise.";
     table(page, caption, &columns, tenant.streams.iter().map(row).collect());
     page.ours("<div class=\"bars\"><div><h4>");
     page.element("b", &[], "Delivered by day");
@@ -300,13 +303,14 @@ fn events(page: &mut Page, tenant: &Tenant) {
     page.element("span", &[], &most);
     page.ours("</h4>\n");
     svg::days(page, &tenant.days);
+    svg::axis(page, scale);
     page.ours("</div></div>\n");
     let row = |day: &Day| {
         let known = format!("{} of {}", day.hours.known, day.hours.all);
         let cells = cells(day.counts.as_ref(), day.hours.is_whole());
         Row::Cells([vec![day_name(day)], cells, vec![known]].concat())
     };
-    let columns: Vec<Column> = [("day", false)].into_iter().chain(OUTCOMES).chain([("hours known", true)]).collect();
+    let columns: Vec<Column> = [("day", Words)].into_iter().chain(OUTCOMES).chain([("hours known", Numbers)]).collect();
     let caption = "By the day on which the collector settled the events, in hours of UTC; not by when they happened. The annex \
                    has each content type.";
     table(page, caption, &columns, tenant.days.iter().map(row).collect());
@@ -322,7 +326,7 @@ fn rules(page: &mut Page, tenant: &Tenant) {
                 |rule: &Option<String>| rule.clone().unwrap_or_else(|| "rules that receipts do not name".to_owned());
             let row = |rule: &super::model::Rule| Row::Cells(vec![name(&rule.rule), number(rule.events)]);
             let caption = "Events that a rule of the configuration left out, by the rule's id.";
-            table(page, caption, &[("rule", false), ("events", true)], rules.iter().map(row).collect());
+            table(page, caption, &[("rule", Words), ("events", Numbers)], rules.iter().map(row).collect());
         }
     }
 }
@@ -348,8 +352,13 @@ fn late(page: &mut Page, tenant: &Tenant, bounds: &[u64]) {
         rows.push(Row::Group(name.to_owned()));
         rows.extend(tenant.streams.iter().map(|s| Row::Cells([vec![s.content_type.clone()], spread(of(s))].concat())));
     }
-    let columns =
-        [("content type", false), ("counted", true), ("half within", true), ("99 % within", true), ("longest", true)];
+    let columns = [
+        ("content type", Words),
+        ("counted", Numbers),
+        ("half within", Numbers),
+        ("99 % within", Numbers),
+        ("longest", Numbers),
+    ];
     table(page, "Delays of events and of content that was read in the period.", &columns, rows);
     let mut rows = Vec::new();
     for (name, of) in DELAYS {
@@ -364,7 +373,7 @@ fn late(page: &mut Page, tenant: &Tenant, bounds: &[u64]) {
             ["≤ 1 min", "5 min", "15 min", "30 min", "1 h", "2 h", "6 h", "12 h", "1 d", "2 d", "3 d", "7 d", "more"];
         debug_assert!(bounds.iter().zip(HEADS).all(|(secs, head)| head.ends_with(&bound(*secs))), "{bounds:?}");
         let columns: Vec<Column> =
-            [("content type", false)].into_iter().chain(HEADS.map(|head| (head, true))).collect();
+            [("content type", Words)].into_iter().chain(HEADS.map(|head| (head, Numbers))).collect();
         table(page, "How many were so late: each count has those beyond the bound before it.", &columns, rows);
     }
 }
@@ -400,14 +409,14 @@ fn receipts(page: &mut Page, receipts: &Receipts) {
     };
     let rows: Vec<Row> = lacking.map(row).collect();
     if !rows.is_empty() {
-        let columns = [("from", false), ("to", false), ("receipts", false)];
+        let columns = [("from", Times), ("to", Times), ("receipts", Words)];
         table(page, "Hours of the period without receipts, or with some.", &columns, rows);
     }
     if !receipts.faults.is_empty() {
         let row = |(at, fault): (usize, &String)| Row::Cells(vec![(at + 1).to_string(), fault.clone()]);
         let caption = format!("What is wrong with them: {} in all.", number(receipts.faults_in_all));
         let rows = receipts.faults.iter().enumerate().map(row).collect();
-        table(page, &caption, &[("fault", true), ("what", false)], rows);
+        table(page, &caption, &[("fault", Numbers), ("what", Words)], rows);
     }
 }
 
@@ -445,7 +454,7 @@ fn comparison(page: &mut Page, reconcile: &Reconcile) {
     let mut rows: Vec<Row> = CLASSES.iter().map(row).collect();
     let ours = compared.only_ours.map_or_else(|| NOT_KNOWN.to_owned(), number);
     rows.push(Row::Cells(vec!["only ours".into(), ours, "delivered here, and not a row of the export".into()]));
-    let columns = [("class", false), ("rows", true), ("meaning", false)];
+    let columns = [("class", Words), ("rows", Numbers), ("meaning", Words)];
     table(page, "Each row of the export is in one class; “only ours” are no rows.", &columns, rows);
     if !compared.missing.is_empty() {
         let row = |event: &super::model::MissingEvent| {
@@ -456,7 +465,7 @@ fn comparison(page: &mut Page, reconcile: &Reconcile) {
             number(compared.missing.len() as u64),
             number(compared.class("missing"))
         );
-        let columns = [("id", false), ("time", false), ("operation", false)];
+        let columns = [("id", Words), ("time", Times), ("operation", Words)];
         table(page, &caption, &columns, compared.missing.iter().map(row).collect());
     }
 }
@@ -477,7 +486,7 @@ fn annex(page: &mut Page, tenant: &Tenant) {
     if rows.is_empty() {
         page.element("p", &[], "Events by day and content type: not known, receipts say nothing of this period.");
     } else {
-        let columns: Vec<Column> = [("day", false)].into_iter().chain(OUTCOMES).collect();
+        let columns: Vec<Column> = [("day", Words)].into_iter().chain(OUTCOMES).collect();
         table(page, "Events by content type and by the day on which they were settled.", &columns, rows);
     }
     let mut rows = Vec::new();
@@ -490,15 +499,15 @@ fn annex(page: &mut Page, tenant: &Tenant) {
     }
     if !rows.is_empty() {
         let columns = [
-            ("day", false),
-            ("events", true),
-            ("half within", true),
-            ("99 % within", true),
-            ("longest", true),
-            ("blobs", true),
-            ("half read within", true),
-            ("99 % read within", true),
-            ("longest", true),
+            ("day", Words),
+            ("events", Numbers),
+            ("half within", Numbers),
+            ("99 % within", Numbers),
+            ("longest", Numbers),
+            ("blobs", Numbers),
+            ("half read within", Numbers),
+            ("99 % read within", Numbers),
+            ("longest", Numbers),
         ];
         let caption = "How late content came, by the day on which it was read; of other days it is not known.";
         table(page, caption, &columns, rows);
@@ -511,7 +520,7 @@ fn notes(page: &mut Page) {
     let row = |(standard, asks, line): &(&str, &str, &str)| {
         Row::Cells([standard, asks, line].map(|text| (*text).to_owned()).to_vec())
     };
-    let columns = [("standard", false), ("asks for", false), ("see", false)];
+    let columns = [("standard", Words), ("asks for", Words), ("see", Words)];
     page.ours("<div class=\"standards\">\n");
     table(
         page,

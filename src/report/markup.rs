@@ -24,8 +24,22 @@ impl Page {
         self.text.push_str(markup);
     }
 
-    /// A text.
+    /// A text. Dates in it are not broken at the end of a line.
     pub(super) fn text(&mut self, text: &str) {
+        let text = plain(text);
+        let mut rest = &*text;
+        while let Some((before, date, after)) = around_date(rest).filter(|_| text.len() > DATE.len()) {
+            self.text.push_str(&escaped(before));
+            self.text.push_str("<span class=\"d\">");
+            self.text.push_str(date);
+            self.text.push_str("</span>");
+            rest = after;
+        }
+        self.text.push_str(&escaped(rest));
+    }
+
+    /// The value of an attribute.
+    fn value(&mut self, text: &str) {
         self.text.push_str(&escaped(&plain(text)));
     }
 
@@ -37,7 +51,7 @@ impl Page {
             self.text.push(' ');
             self.text.push_str(attribute);
             self.text.push_str("=\"");
-            self.text(value);
+            self.value(value);
             self.text.push('"');
         }
         self.text.push('>');
@@ -56,6 +70,19 @@ impl Page {
         self.text(text);
         self.end(name);
     }
+}
+
+/// How a date is written; `0` stands for any digit.
+const DATE: &[u8] = b"0000-00-00";
+
+/// What stands before the first date of a text, the date, and what stands behind it.
+fn around_date(text: &str) -> Option<(&str, &str, &str)> {
+    let is_date =
+        |at: &[u8]| at.iter().zip(DATE).all(|(c, form)| if *form == b'0' { c.is_ascii_digit() } else { c == form });
+    let at = text.as_bytes().windows(DATE.len()).position(is_date)?;
+    let (before, rest) = text.split_at_checked(at)?;
+    let (date, after) = rest.split_at_checked(DATE.len())?;
+    Some((before, date, after))
 }
 
 /// A text that no reader of HTML takes for markup, in an element and in an attribute.
@@ -88,6 +115,18 @@ mod tests {
         assert_eq!(
             page.into_text(),
             "<td title=\"&quot;&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;\">&lt;img src=x onerror=&quot;a&quot;&gt;&amp;amp;\u{fffd}</td>\n"
+        );
+    }
+
+    #[test]
+    fn dates_in_a_text_are_not_broken_and_no_attribute_has_an_element_in_it() {
+        let mut page = Page::default();
+        page.element("p", &[("title", "a 2026-11-30 b")], "<2026-11-30 10:00 to 2026-12-01>");
+        page.element("td", &[], "2026-11-30");
+        assert_eq!(
+            page.into_text(),
+            "<p title=\"a 2026-11-30 b\">&lt;<span class=\"d\">2026-11-30</span> 10:00 to <span class=\"d\">2026-12-01</span>&gt;</p>\n\
+             <td>2026-11-30</td>\n"
         );
     }
 }

@@ -56,8 +56,8 @@ pub struct Finding {
     pub kind: FindingKind,
     /// The source it is about.
     pub source: String,
-    /// The content type, where it is about one.
-    pub content_type: Option<String>,
+    /// The content types; none where it is about the tenant.
+    pub content_types: Vec<String>,
     /// What it is, in a sentence.
     pub text: String,
 }

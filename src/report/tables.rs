@@ -2,8 +2,19 @@
 
 use super::markup::Page;
 
-/// A column: its head, and whether it holds numbers.
-pub(super) type Column = (&'static str, bool);
+/// A column: its head, and what it holds.
+pub(super) type Column = (&'static str, Holds);
+
+/// What a column holds, which says how it is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// Words.
+    Words,
+    /// Times, which are not broken.
+    Times,
+    /// Numbers, to the right.
+    Numbers,
+}
 
 /// A row of a table.
 pub(super) enum Row {
@@ -17,25 +28,28 @@ pub(super) enum Row {
 pub(super) fn table(page: &mut Page, caption: &str, columns: &[Column], rows: Vec<Row>) {
     page.begin("div", &[("class", "wide"), ("role", "region"), ("tabindex", "0"), ("aria-label", caption)]);
     page.ours("<table>\n");
-    page.element("caption", &[], caption);
+    page.ours("<caption>");
+    page.element("span", &[], caption);
+    page.ours("</caption>\n");
     page.ours("<thead><tr>");
-    for (head, is_number) in columns {
-        page.element("th", &[("scope", "col"), ("class", class(*is_number))], head);
+    for (head, holds) in columns {
+        page.element("th", &[("scope", "col"), ("class", class(*holds))], head);
     }
     page.ours("</tr></thead>\n<tbody>\n");
     let span = columns.len().to_string();
     for row in rows {
-        page.ours("<tr>");
         match row {
             Row::Group(head) => {
-                page.element("th", &[("scope", "rowgroup"), ("colspan", &span), ("class", "group")], &head);
+                page.ours("<tr class=\"group\">");
+                page.element("th", &[("scope", "rowgroup"), ("colspan", &span)], &head);
             }
             Row::Cells(cells) => {
-                for (at, (cell, (_, is_number))) in cells.iter().zip(columns).enumerate() {
+                page.ours("<tr>");
+                for (at, (cell, (_, holds))) in cells.iter().zip(columns).enumerate() {
                     if at == 0 {
-                        page.element("th", &[("scope", "row"), ("class", class(*is_number))], cell);
+                        page.element("th", &[("scope", "row"), ("class", class(*holds))], cell);
                     } else {
-                        page.element("td", &[("class", class(*is_number))], cell);
+                        page.element("td", &[("class", class(*holds))], cell);
                     }
                 }
             }
@@ -45,8 +59,12 @@ pub(super) fn table(page: &mut Page, caption: &str, columns: &[Column], rows: Ve
     page.ours("</tbody></table></div>\n");
 }
 
-const fn class(is_number: bool) -> &'static str {
-    if is_number { "n" } else { "w" }
+const fn class(holds: Holds) -> &'static str {
+    match holds {
+        Holds::Words => "w",
+        Holds::Times => "t",
+        Holds::Numbers => "n",
+    }
 }
 
 /// Names and what they stand for.

@@ -33,11 +33,8 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "  nothing")?;
     }
     for finding in &report.findings {
-        let about = match &finding.content_type {
-            Some(content_type) => format!("{} {content_type}", finding.source),
-            None => finding.source.clone(),
-        };
-        writeln!(out, "  {:<12}  {}: {}", kind(finding.kind), plain(&about), plain(&finding.text))?;
+        let about = [&*finding.source, &*finding.content_types.join(", ")].join(" ");
+        writeln!(out, "  {:<12}  {}: {}", kind(finding.kind), plain(about.trim_end()), plain(&finding.text))?;
     }
     for tenant in &report.tenants {
         of_tenant(tenant, report, out)?;
@@ -142,7 +139,8 @@ fn of_position(stream: &Stream, out: &mut dyn Write) -> io::Result<()> {
         None => NOT_KNOWN.to_owned(),
     };
     writeln!(out, "    {:<27} {stands}", stream.content_type)?;
-    for segment in stream.bar.iter().filter(|segment| segment.state != SegmentState::Complete) {
+    let is_told = |segment: &&Segment| !matches!(segment.state, SegmentState::Complete | SegmentState::NotYet);
+    for segment in stream.bar.iter().filter(is_told) {
         let why = segment.reason.as_deref().map(|reason| format!(": {}", reasons(reason))).unwrap_or_default();
         let name = state(segment.state);
         writeln!(out, "      {name:<9}  {} to {}{}", time(segment.from), time(segment.to), plain(&why))?;

@@ -71,9 +71,13 @@ pub(super) fn number(count: u64) -> String {
     text
 }
 
-/// A count of which more may exist than is known.
+/// A count of which more may exist than is known: then there is no zero.
 pub(super) fn at_least(count: u64, is_whole: bool) -> String {
-    if is_whole { number(count) } else { format!("≥ {}", number(count)) }
+    match count {
+        _ if is_whole => number(count),
+        0 => "none seen".to_owned(),
+        _ => format!("≥ {}", number(count)),
+    }
 }
 
 /// The reasons of a gap, as its record has them, in words.
@@ -175,8 +179,8 @@ pub(super) fn answer(report: &Report) -> Vec<String> {
                 .to_owned()
         }
         Completeness::Incomplete => format!(
-            "It is not complete: {} below says what is missing, and why.",
-            if lost == 1 { "one finding".to_owned() } else { counted(lost, "finding") }
+            "It is not complete: {} below what is missing, and why.",
+            if lost == 1 { "one finding says".to_owned() } else { format!("{lost} findings say") }
         ),
     });
     sentences.push(verified(report));
@@ -284,7 +288,10 @@ mod tests {
         }
         let bounds = [60, 1_800, 3_600, 86_400, 604_800].map(bound);
         assert_eq!(bounds, ["1 min", "30 min", "1 h", "1 d", "7 d"]);
-        assert_eq!(at_least(1_500, false), "≥ 1,500");
+        assert_eq!(
+            [(1_500, false), (0, false), (0, true)].map(|(n, whole)| at_least(n, whole)),
+            ["≥ 1,500", "none seen", "0"]
+        );
     }
 
     #[test]

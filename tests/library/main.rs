@@ -16,6 +16,7 @@ mod mutants;
 mod receipts;
 mod reconcile;
 mod records;
+mod report;
 mod sign_in;
 mod simulated_tenant;
 mod skips;

@@ -11,6 +11,7 @@ mod packages;
 mod readme;
 mod receipts;
 mod reconcile;
+mod report;
 mod tenants;
 mod terminal;
 mod threats;
