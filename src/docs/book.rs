@@ -27,6 +27,8 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Operating", "operating.md", 0),
     ("I have an export", "exports.md", 0),
     ("Is anything missing?", "reconcile.md", 0),
+    ("Prove it to your auditor", "prove.md", 0),
+    ("Report", "report.md", 0),
     ("Network", "network.md", 0),
     ("Files beneath it", "files.md", 0),
     ("Monitoring", "monitoring.md", 0),

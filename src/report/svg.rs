@@ -5,18 +5,12 @@ use jiff::tz::TimeZone;
 
 use super::markup::Page;
 use super::model::{Day, Segment, SegmentState};
-use super::words::{number, state, time};
+use super::words::{self, number, time};
 use crate::model::Timestamp;
 
-/// The patterns, once for a page. Parts are told apart by them where there is no colour.
-const PATTERNS: &str = r#"<svg class="patterns" aria-hidden="true" focusable="false" width="0" height="0"><defs>
-<pattern id="p-gap" width="7" height="7" patternUnits="userSpaceOnUse"><rect class="b-gap" width="7" height="7"/><path class="l-gap" d="M0 0L7 7M7 0L0 7"/></pattern>
-<pattern id="p-not-yet" width="8" height="8" patternUnits="userSpaceOnUse"><rect class="b-not-yet" width="8" height="8"/><circle class="l-not-yet" cx="2" cy="2" r="1.2"/><circle class="l-not-yet" cx="6" cy="6" r="1.2"/></pattern>
-<pattern id="p-not-read" width="9" height="9" patternUnits="userSpaceOnUse"><rect class="b-not-read" width="9" height="9"/><path class="l-not-read" d="M0 9L9 0"/></pattern>
-<pattern id="p-in-part" width="8" height="8" patternUnits="userSpaceOnUse"><rect class="b-in-part" width="8" height="8"/><path class="l-in-part" d="M4 0V8"/></pattern>
-<pattern id="p-not-known" width="14" height="12" patternUnits="userSpaceOnUse"><rect class="b-not-known" width="14" height="12"/><text class="l-not-known" x="4" y="10">?</text></pattern>
-</defs></svg>
-"#;
+/// How far the lines of a pattern reach: the widest page, and the highest picture.
+const FAR: i32 = 1600;
+const HIGH: i32 = 72;
 /// Marks on an axis, at most.
 const TICKS_MAX: i64 = 7;
 const HOUR: i64 = 3600;
@@ -48,9 +42,49 @@ const WIDE_FOR_A_LETTER: f64 = 4.0;
 /// Marks of gaps keep so far from each other.
 const MARKS_APART: f64 = 6.0;
 
-/// Writes the patterns that the pictures refer to.
+/// Writes the patterns that the pictures refer to: lines, each part of a picture showing its piece of them. Parts are told
+/// apart by them where there is no colour. They are no `<pattern>`, of which a browser makes a picture each time it prints.
 pub(super) fn patterns(page: &mut Page) {
-    page.ours(PATTERNS);
+    let lines = |step: usize, line: &dyn Fn(i32) -> String| (-HIGH..FAR).step_by(step).map(line).collect::<String>();
+    let rows = |step: usize, row: &dyn Fn(i32) -> String| (4..HIGH).step_by(step).map(row).collect::<String>();
+    page.ours("<svg class=\"patterns\" aria-hidden=\"true\" focusable=\"false\" width=\"0\" height=\"0\"><defs>\n");
+    for (id, class, path) in [
+        ("p-gap", "l-gap", lines(8, &|x| format!("M{x} 0l{HIGH} {HIGH}M{x} {HIGH}l{HIGH}-{HIGH}"))),
+        ("p-not-yet", "l-not-yet", rows(7, &|y| format!("M{} {y}H{FAR}", 4 + y % 2 * 4))),
+        ("p-not-read", "l-not-read", lines(9, &|x| format!("M{x} {HIGH}l{HIGH}-{HIGH}"))),
+        ("p-in-part", "l-in-part", lines(5, &|x| format!("M{x} 0V{HIGH}"))),
+    ] {
+        page.begin("path", &[("id", id), ("class", class), ("d", &path)]);
+        page.end("path");
+    }
+    page.ours("<g id=\"p-not-known\">");
+    let marks = "? ".repeat(FAR as usize / 16);
+    for y in (16..HIGH).step_by(18) {
+        page.element("text", &[("class", "l-not-known"), ("x", "5"), ("y", &y.to_string())], marks.trim_end());
+    }
+    page.ours("</g>\n</defs></svg>\n");
+}
+
+/// One part of a picture.
+fn part(page: &mut Page, state: SegmentState, [x, y, width, height]: [&str; 4]) {
+    let (class, pattern) = match state {
+        SegmentState::Complete => ("s-complete", None),
+        SegmentState::Gap => ("s-gap", Some("#p-gap")),
+        SegmentState::NotYet => ("s-not-yet", Some("#p-not-yet")),
+        SegmentState::NotRead => ("s-not-read", Some("#p-not-read")),
+        SegmentState::InPart => ("s-in-part", Some("#p-in-part")),
+        SegmentState::NotKnown => ("s-not-known", Some("#p-not-known")),
+    };
+    page.begin("svg", &[("class", "part"), ("x", x), ("y", y), ("width", width), ("height", height)]);
+    page.begin("rect", &[("class", class), ("width", "100%"), ("height", "100%")]);
+    page.end("rect");
+    if let Some(pattern) = pattern {
+        page.begin("use", &[("href", pattern)]);
+        page.end("use");
+        page.begin("rect", &[("class", "edge"), ("width", "100%"), ("height", "100%")]);
+        page.end("rect");
+    }
+    page.end("svg");
 }
 
 /// A period, and the places in it.
@@ -76,17 +110,6 @@ fn percent(share: f64) -> String {
     format!("{share:.3}%")
 }
 
-const fn class(state: SegmentState) -> &'static str {
-    match state {
-        SegmentState::Complete => "s-complete",
-        SegmentState::Gap => "s-gap",
-        SegmentState::NotYet => "s-not-yet",
-        SegmentState::NotRead => "s-not-read",
-        SegmentState::InPart => "s-in-part",
-        SegmentState::NotKnown => "s-not-known",
-    }
-}
-
 const fn letter(state: SegmentState) -> &'static str {
     match state {
         SegmentState::Complete => "C",
@@ -100,8 +123,9 @@ const fn letter(state: SegmentState) -> &'static str {
 
 /// What a bar says, for who cannot see it.
 fn spoken(name: &str, bar: &[Segment]) -> String {
-    let part =
-        |segment: &Segment| format!("{} from {} to {}", state(segment.state), time(segment.from), time(segment.to));
+    let part = |segment: &Segment| {
+        format!("{} from {} to {}", words::state(segment.state), time(segment.from), time(segment.to))
+    };
     let parts: Vec<String> = bar.iter().take(40).map(part).collect();
     let more = bar.len().saturating_sub(40);
     let more = if more > 0 { format!("; and {more} more parts") } else { String::new() };
@@ -122,20 +146,12 @@ pub(super) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], ga
         let (x, end) = (scale.place(segment.from), scale.place(segment.to));
         let width = (end - x).max(SEEN);
         let x = x.min(100.0 - width);
-        let attributes = [
-            ("class", class(segment.state)),
-            ("x", &*percent(x)),
-            ("y", "1"),
-            ("width", &*percent(width)),
-            ("height", "22"),
-        ];
-        page.begin("rect", &attributes);
-        page.end("rect");
+        part(page, segment.state, [&percent(x), "1", &percent(width), "22"]);
     }
     for segment in bar {
         let (x, end) = (scale.place(segment.from), scale.place(segment.to));
         let word = match end - x {
-            wide if wide >= WIDE_FOR_A_WORD => state(segment.state),
+            wide if wide >= WIDE_FOR_A_WORD => words::state(segment.state),
             wide if wide >= WIDE_FOR_A_LETTER => letter(segment.state),
             _ => continue,
         };
@@ -178,7 +194,11 @@ pub(super) fn axis(page: &mut Page, scale: Scale) {
                 &[("class", "tick"), ("x", &percent(place)), ("y", "0"), ("width", "1"), ("height", "5")],
             );
             page.end("rect");
-            let form = if step >= DAY { "%m-%d" } else { "%d. %H:%M" };
+            let form = match to - from {
+                long if long > 330 * DAY => "%Y-%m",
+                _ if step >= DAY => "%m-%d",
+                _ => "%H:%M",
+            };
             let text = TimeZone::UTC.to_datetime(moment).strftime(form).to_string();
             page.element("text", &[("class", anchor(place)), ("x", &percent(place)), ("y", "17")], &text);
         }
@@ -202,20 +222,18 @@ pub(super) fn days(page: &mut Page, days: &[Day]) {
         let share = |hours: u64| hours as f64 / all.max(1) as f64 * 100.0;
         let (x, width) = (share(begins), share(day.hours.all));
         begins += day.hours.all;
-        let (class, height) = match delivered(day) {
-            None => ("s-not-known", 70.0),
+        let (state, height) = match delivered(day) {
+            None => (SegmentState::NotKnown, 70.0),
             Some(count) => {
-                let class = if day.hours.is_whole() { "s-complete" } else { "s-in-part" };
-                (class, (count as f64 / most.max(1) as f64 * 70.0).max(if count > 0 { 1.5 } else { 0.0 }))
+                let is_whole = day.hours.is_whole();
+                let state = if is_whole { SegmentState::Complete } else { SegmentState::InPart };
+                (state, (count as f64 / most.max(1) as f64 * 70.0).max(if count > 0 { 1.5 } else { 0.0 }))
             }
         };
         if height > 0.0 {
-            let (y, tall) = (format!("{:.1}", 71.0 - height), format!("{height:.1}"));
             let narrow = if width > 1.0 { width * 0.9 } else { width };
-            let attributes =
-                [("class", class), ("x", &*percent(x)), ("y", &*y), ("width", &*percent(narrow)), ("height", &*tall)];
-            page.begin("rect", &attributes);
-            page.end("rect");
+            let (y, tall) = (format!("{:.1}", 71.0 - height), format!("{height:.1}"));
+            part(page, state, [&percent(x), &y, &percent(narrow), &tall]);
         }
     }
     page.ours("<rect class=\"tick\" x=\"0\" y=\"71\" width=\"100%\" height=\"1\"></rect>");
@@ -225,14 +243,13 @@ pub(super) fn days(page: &mut Page, days: &[Day]) {
 /// What the patterns mean.
 pub(super) fn legend(page: &mut Page, meanings: &[(SegmentState, &'static str)]) {
     page.ours("<ul class=\"legend\">\n");
-    for (part, meaning) in meanings {
+    for (state, meaning) in meanings {
         page.ours("<li><svg class=\"swatch\" aria-hidden=\"true\" width=\"34\" height=\"18\">");
-        page.begin("rect", &[("class", class(*part)), ("x", "1"), ("y", "1"), ("width", "32"), ("height", "16")]);
-        page.end("rect");
-        page.element("text", &[("class", "word"), ("x", "17"), ("y", "13")], letter(*part));
+        part(page, *state, ["1", "1", "32", "16"]);
+        page.element("text", &[("class", "word"), ("x", "17"), ("y", "13")], letter(*state));
         page.end("svg");
         page.ours("<span>");
-        page.element("b", &[], state(*part));
+        page.element("b", &[], words::state(*state));
         page.text(meaning);
         page.ours("</span></li>\n");
     }
