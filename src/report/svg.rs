@@ -152,7 +152,8 @@ pub(super) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], ga
         let (x, end) = (scale.place(segment.from), scale.place(segment.to));
         let word = match end - x {
             wide if wide >= WIDE_FOR_A_WORD => words::state(segment.state),
-            wide if wide >= WIDE_FOR_A_LETTER => letter(segment.state),
+            // The pattern of what is not known is its letter.
+            wide if wide >= WIDE_FOR_A_LETTER && segment.state != SegmentState::NotKnown => letter(segment.state),
             _ => continue,
         };
         page.element("text", &[("class", "word"), ("x", &percent((x + end) / 2.0)), ("y", "16")], word);
