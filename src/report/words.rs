@@ -50,11 +50,13 @@ pub(super) fn bound(secs: u64) -> String {
 
 /// A delay as it was measured.
 pub(super) fn delay(secs: u64) -> String {
+    let two =
+        |large: String, small: u64, unit: &str| if small == 0 { large } else { format!("{large} {small} {unit}") };
     match secs {
         0..=119 => format!("{secs} s"),
         120..=7199 => format!("{} min", secs / 60),
-        7200..=172_799 => format!("{} h {} min", secs / 3600, secs % 3600 / 60),
-        _ => format!("{} d {} h", secs / 86_400, secs % 86_400 / 3600),
+        7200..=172_799 => two(format!("{} h", secs / 3600), secs % 3600 / 60, "min"),
+        _ => two(format!("{} d", secs / 86_400), secs % 86_400 / 3600, "h"),
     }
 }
 
@@ -164,13 +166,17 @@ pub(super) fn answer(report: &Report) -> Vec<String> {
     let lost = report.findings.iter().filter(|finding| finding.kind == FindingKind::Lost).count() as u64;
     sentences.push(match report.completeness {
         Completeness::Complete => {
-            "It is complete: all content that Microsoft made available was read, up to the time that \
-                                   each content type has reached below, and nothing is left over."
-                .to_owned()
+            let mut streams = report.tenants.iter().flat_map(|tenant| &tenant.streams);
+            let waits = streams.any(|stream| stream.on_hold.reads > 0);
+            format!(
+                "It is complete: all content that Microsoft made available was read, up to the time that each content type \
+                 has reached below, and nothing is left over{}.",
+                if waits { " but routine reads on hold, which are decided later" } else { "" }
+            )
         }
         Completeness::Open => {
-            "Nothing is known to be missing, but it is not all done: content or records are left that can \
-                               still be read or delivered. They are listed below."
+            "Nothing is known to be missing, but it is not all done: content or records are left that can still be read or \
+             delivered. They are listed below."
                 .to_owned()
         }
         Completeness::NotCovered => {
@@ -286,6 +292,8 @@ mod tests {
         for (count, expected) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(number(count), expected);
         }
+        let delays = [119, 7_199, 7_200, 172_800, 180_000].map(delay);
+        assert_eq!(delays, ["119 s", "119 min", "2 h", "2 d", "2 d 2 h"]);
         let bounds = [60, 1_800, 3_600, 86_400, 604_800].map(bound);
         assert_eq!(bounds, ["1 min", "30 min", "1 h", "1 d", "7 d"]);
         assert_eq!(
