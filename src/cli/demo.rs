@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, IsTerminal, Write};
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +26,9 @@ use crate::exports::input::Input;
 use crate::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
 use crate::hosts::embedded::memory::MemoryStore;
 use crate::model::{TenantId, counted};
+use crate::receipts::note::Signer;
 use crate::reconcile::class::Class;
 use crate::reconcile::compare::{Request, compare};
-use crate::model::counted;
-use crate::receipts::note::Signer;
 use crate::severity::Severity;
 use crate::sim::{Delivered, ExportFile, ExportForm, ExportSpec, GenerateSpec, Sim, SimConfig};
 use crate::source::{M365Audit, Source};
@@ -84,18 +82,9 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
         sim.url(),
         counted(blobs as u64, "blob")
     ));
-    let table = format!(
-        "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\nmask_detected_values = false\n",
-        url = sim.url()
-    );
-    let table: toml::Table = table.parse().map_err(Failure::internal)?;
-    let config = SourceConfig::parse_table("demo", table, &|_| None).map_err(|problems| {
-        Failure::internal(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-    })?;
+    let config = config_for(&sim, &client_id, &client_secret)?;
     let host = Arc::new(DemoHost { state: Arc::new(MemoryStore::new()), show: show.clone(), clock: clock.clone() });
     let watcher = tokio::spawn(watch(sim.clone(), show.clone()));
-    let (state, proven) = (host.state(), config.clone());
-    let source = Box::new(M365Audit::new("demo", config, clock.clone()).once());
     let key = Signer::generate_pkcs8().and_then(|der| Signer::from_pkcs8(&der)).map_err(Failure::internal)?;
     let receipts = Keeping { signer: Arc::new(key), days: 30, sends: false };
     let (state, reported, key) = (host.state(), config.clone(), receipts.signer.key().clone());
@@ -109,7 +98,10 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     let comparison = truth.compare(delivered);
     let dropped = routine_dropped(&comparison.lost, &truth);
     let lost = comparison.lost.len() as u64 - dropped;
-    let proof = if stop.is_cancelled() { None } else { Some(prove(&sim, &tenant, proven, state).await?) };
+    let proof = match stop.is_cancelled() {
+        true => None,
+        false => Some(prove(&sim, &tenant, reported.clone(), state.clone()).await?),
+    };
     let duplicates = truth.copies.saturating_sub(comparison.duplicated.len() as u64);
     show.summary((shown, dropped, duplicates, lost), &sim, proof.as_ref());
     sim.stop().await;
@@ -124,6 +116,17 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     }
     let missing = proof.map_or(0, |proof| proof.missing);
     Ok(if lost + missing > 0 || !comparison.altered.is_empty() { Exit::Internal } else { Exit::Done })
+}
+
+/// The source's configuration, as an operator would write it for this tenant.
+fn config_for(sim: &Sim, client_id: &str, client_secret: &str) -> Result<SourceConfig, Failure> {
+    let table = format!(
+        "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\nmask_detected_values = false\n",
+        url = sim.url()
+    );
+    let table: toml::Table = table.parse().map_err(Failure::internal)?;
+    SourceConfig::parse_table("demo", table, &|_| None)
+        .map_err(|problems| Failure::internal(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
 }
 
 /// What a comparison with the tenant's own audit search came to.
