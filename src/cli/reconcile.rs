@@ -22,7 +22,6 @@ use crate::host::StateStore;
 use crate::hosts::embedded::store::{SqliteStore, StoreError};
 use crate::model::{Actionable, Timestamp};
 use crate::normalise::{Normaliser, Settings};
-use crate::receipts::store::ReceiptKeys;
 use crate::reconcile::class::Class;
 use crate::reconcile::compare::{CompareError, Request, compare};
 use crate::reconcile::evidence::Known;
@@ -149,14 +148,19 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
     written.and_then(|()| text.flush()).map_err(Failure::io)?;
     drop(text);
     let path = verdict_path(&data_dir, &verdict.source);
-    keep(&mut verdict, &path).map_err(|why| Failure::of(&ReconcileError::Write { path, why }, Exit::State))?;
-    Ok(exit_of(&verdict))
+    let exit = exit_of(&verdict);
+    keep(&mut verdict, &path).map_err(|why| {
+        // What was found weighs more than that it cannot be kept.
+        let exit = if exit == Exit::Done { Exit::State } else { exit };
+        Failure::of(&ReconcileError::Write { path, why }, exit)
+    })?;
+    Ok(exit)
 }
 
 /// The receipts of a tenant, where the state has any.
 pub(super) fn receipts_of(store: Option<&Arc<dyn StateStore>>, source: &SourceConfig) -> Option<Arc<dyn Known>> {
-    let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
-    store.map(|store| Arc::new(StateReceipts::new(store.clone(), keys)) as Arc<dyn Known>)
+    let keys = Keys::of(&source.tenant_id);
+    store.map(|store| Arc::new(StateReceipts::new(store.clone(), &keys)) as Arc<dyn Known>)
 }
 
 /// The source that is meant.

@@ -81,7 +81,7 @@ pub mod found {
     pub const DELIVERED: u8 = 1;
     /// A receipt names the rule that dropped it.
     pub const DROPPED: u8 = 1 << 1;
-    /// It is on hold, by the state or by a receipt after which none came.
+    /// It is on hold, by the state. A receipt that says so tells of the past only.
     pub const HELD: u8 = 1 << 2;
     /// It is set aside, likewise.
     pub const ASIDE: u8 = 1 << 3;
@@ -89,7 +89,7 @@ pub mod found {
     pub const GIVEN: u8 = 1 << 4;
     /// Its duplicate key is in the state.
     pub const KEY: u8 = 1 << 5;
-    /// The rules as they are configured now drop it, and there are no receipts.
+    /// The rules as they are configured now drop it, and no receipt would name them.
     pub const ROUTINE: u8 = 1 << 6;
     /// It was looked up and listed, where that was due.
     pub const ASKED: u8 = 1 << 7;
@@ -155,6 +155,9 @@ pub fn lateness(_: ContentType) -> SignedDuration {
     SignedDuration::from_hours(72)
 }
 
+/// For how long the feed lists content.
+const LISTED: SignedDuration = SignedDuration::from_hours(7 * 24);
+
 /// What one stream of the source has read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
@@ -186,12 +189,12 @@ impl Terms {
         let is = |what: u8| found & what != 0;
         match () {
             () if is(found::DELIVERED | found::GIVEN) => Class::Delivered,
-            // The key of an event on hold or set aside is in the state, too.
-            () if is(found::KEY) && !is(found::HELD | found::ASIDE | found::DROPPED) => Class::Delivered,
             () if is(found::DROPPED) => Class::Dropped,
             () if is(found::HELD) => Class::Held,
             () if is(found::ASIDE) => Class::SetAside,
-            () if is(found::ROUTINE) => Class::Dropped,
+            // The key stays of a read that was on hold and then dropped, too.
+            () if is(found::KEY) && is(found::ROUTINE) => Class::Dropped,
+            () if is(found::KEY) => Class::Delivered,
             () => self.class_of_unknown(row, has_id),
         }
     }
@@ -205,23 +208,38 @@ impl Terms {
         }
         // Where the type is not sure, whatever holds for any of them may hold for this row.
         let streams = self.streams.iter().filter(|s| content_type.is_none_or(|wanted| s.content_type == wanted));
-        if let Some(time) = row.time() {
-            if streams.clone().any(|stream| stream.is_in_gap(time, self.now)) {
-                return Class::InGap;
-            }
-            let is_young = || {
-                let position = |stream: &Stream| stream.position.as_ref().and_then(|p| p.complete_until);
-                let is_behind = |stream: &Stream| position(stream).is_none_or(|complete| time >= complete);
-                self.now.duration_since(time) < self.settle || self.has_state && streams.clone().any(is_behind)
-            };
-            if !self.settle.is_zero() && is_young() {
-                return Class::TooYoung;
-            }
-            if self.reach.is_some_and(|reach| time < reach) {
-                return Class::TooOld;
-            }
+        let time = row.time();
+        if time.is_some_and(|time| streams.clone().any(|stream| stream.is_in_gap(time, self.now))) {
+            return Class::InGap;
         }
-        if has_id { Class::Missing } else { Class::NoIdentity }
+        match time {
+            _ if row.found() & found::ROUTINE != 0 => Class::Dropped,
+            Some(time) if self.is_young(time, streams, content_type.is_some()) => Class::TooYoung,
+            Some(time) if self.reach.is_some_and(|reach| time < reach) => Class::TooOld,
+            // Nobody can say on which side of the reach it lies.
+            None if self.reach.is_some() => Class::TooOld,
+            _ if has_id => Class::Missing,
+            _ => Class::NoIdentity,
+        }
+    }
+
+    /// Whether an event of this time may be on its way in one of these streams.
+    fn is_young<'s>(
+        &self,
+        time: Timestamp,
+        streams: impl Iterator<Item = &'s Stream> + Clone,
+        is_type_sure: bool,
+    ) -> bool {
+        if self.settle.is_zero() {
+            return false;
+        }
+        let complete = |stream: &Stream| stream.position.as_ref()?.complete_until;
+        // A stream that never came anywhere may be parked. Where the type is not sure, the others decide.
+        let waits_for_all = is_type_sure || !streams.clone().any(|stream| complete(stream).is_some());
+        let is_behind = |stream: &Stream| complete(stream).map_or(waits_for_all, |complete| time >= complete);
+        let (age, mut streams) = (self.now.duration_since(time), streams);
+        let is_listed = |stream: &Stream| age < LISTED.saturating_add(lateness(stream.content_type));
+        age < self.settle || self.has_state && streams.any(|stream| is_behind(stream) && is_listed(stream))
     }
 }
 
@@ -291,6 +309,13 @@ mod tests {
             (100, Some(SharePoint), found::HELD | found::DROPPED | found::KEY, Class::Dropped),
             (100, Some(SharePoint), found::HELD | found::DELIVERED, Class::Delivered),
             (100, Some(SharePoint), found::ROUTINE, Class::Dropped),
+            (100, Some(SharePoint), found::KEY | found::ROUTINE, Class::Dropped),
+            (100, Some(SharePoint), found::KEY | found::ROUTINE | found::GIVEN, Class::Delivered),
+            (100, Some(SharePoint), found::KEY | found::ROUTINE | found::HELD, Class::Held),
+            (100, Some(Dlp), found::ROUTINE, Class::NotRead),
+            (205, Some(Exchange), found::ROUTINE, Class::InGap),
+            (410 - 71, Some(SharePoint), found::ROUTINE, Class::Dropped),
+            (19, Some(SharePoint), found::ROUTINE, Class::Dropped),
             (100, Some(Dlp), 0, Class::NotRead),
             (100, Some(Dlp), found::DELIVERED, Class::Delivered),
             (205, Some(Exchange), 0, Class::InGap),
@@ -319,20 +344,42 @@ mod tests {
         assert_eq!(class(&terms, 405, Some(ContentType::SharePoint), 0), Class::TooYoung);
         assert_eq!(class(&terms, 399, Some(ContentType::SharePoint), 0), Class::Missing);
         terms.streams[1].position = None;
-        assert_eq!(class(&terms, 100, Some(ContentType::SharePoint), 0), Class::TooYoung, "it never ran");
-        assert_eq!(class(&terms, 100, None, 0), Class::TooYoung);
+        assert_eq!(class(&terms, 230, Some(ContentType::SharePoint), 0), Class::TooYoung, "it never ran");
         terms.has_state = false;
-        assert_eq!(class(&terms, 100, Some(ContentType::SharePoint), 0), Class::Missing);
+        assert_eq!(class(&terms, 230, Some(ContentType::SharePoint), 0), Class::Missing);
     }
 
     #[test]
-    fn a_row_without_an_id_cannot_be_missing_and_one_without_a_time_can() {
-        let terms = terms();
+    fn a_stream_that_never_ran_does_not_make_rows_young_for_ever() {
+        let mut terms = terms();
+        terms.streams[1].position = Some(Position::first(at(0)));
+        let oldest = 410 - (7 * 24 + 72);
+        for (hour, content_type, exchange, expected) in [
+            (230, Some(ContentType::SharePoint), Some(400), Class::TooYoung),
+            (oldest + 1, Some(ContentType::SharePoint), Some(400), Class::TooYoung),
+            (oldest, Some(ContentType::SharePoint), Some(400), Class::Missing),
+            // The other stream has read beyond it, or has not.
+            (230, None, Some(400), Class::Missing),
+            (230, None, Some(220), Class::TooYoung),
+            (230, None, None, Class::TooYoung),
+            (100, None, None, Class::Missing),
+            (100, Some(ContentType::Exchange), Some(50), Class::Missing),
+        ] {
+            terms.streams[0].position.as_mut().unwrap().complete_until = exchange.map(at);
+            assert_eq!(class(&terms, hour, content_type, 0), expected, "{hour} {content_type:?} {exchange:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_without_an_id_cannot_be_missing_and_one_without_a_time_only_where_everything_is_known() {
+        let mut terms = terms();
         let row = |time: Option<i64>| Row::new(time.map(at), Some(ContentType::SharePoint));
         assert_eq!(terms.class_of(&row(Some(100)), false), Class::NoIdentity);
         assert_eq!(terms.class_of(&row(Some(-5)), false), Class::InGap);
-        assert_eq!(terms.class_of(&row(None), true), Class::Missing);
-        assert_eq!(terms.class_of(&row(None), false), Class::NoIdentity);
+        assert_eq!(terms.class_of(&row(None), true), Class::TooOld);
+        terms.reach = None;
+        let classes = [true, false].map(|has_id| terms.class_of(&row(None), has_id));
+        assert_eq!(classes, [Class::Missing, Class::NoIdentity]);
     }
 
     #[test]
@@ -359,8 +406,9 @@ mod tests {
             let never = [Class::Repeated, Class::Unreadable];
             prop_assert!(!never.contains(&class), "{class:?}");
             prop_assert!(class != Class::Missing || has_id);
-            let known = what & !found::ASKED;
-            prop_assert_eq!(known != 0, class <= Class::SetAside, "{:?}", class);
+            let known = what & !(found::ASKED | found::ROUTINE);
+            prop_assert!(known == 0 || class <= Class::SetAside, "{:?}", class);
+            prop_assert!(what & !found::ASKED != 0 || class > Class::SetAside, "{:?}", class);
         }
     }
 }

@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use tokio::runtime::Handle;
 
 use super::class::{Class, Counts, Row, Stream, Terms, found};
-use super::evidence::{self, DuplicateKeys, Known, Marks, Reach, Rules};
+use super::evidence::{self, DuplicateKeys, Known, Marks, Reach, Rules, SetAside};
 use super::ours::OnlyOurs;
 use super::passes::{
     Asked, Facts, GraphQuery, OurRecords, Ours, Rows, Unknown, id_hash, id_of_record, identity_beside,
@@ -208,7 +208,6 @@ struct Knowledge {
     rules: Rules,
     /// Before this no receipt names the rule that dropped an event; `None` where one always does.
     unnamed_before: Option<Timestamp>,
-    by_configuration: u64,
     /// Ids of records that hold no event, with what they say.
     ids: Table<u8>,
     only_ours: Option<u64>,
@@ -234,7 +233,6 @@ impl Knowledge {
             terms,
             rules: Rules::default(),
             unnamed_before: Some(Timestamp::MAX),
-            by_configuration: 0,
             ids: Table::default(),
             only_ours: None,
             ours: Spool::new()?,
@@ -257,9 +255,7 @@ impl Knowledge {
     ) -> Result<(), CompareError> {
         let mut reaches = Vec::new();
         if let Some(store) = &request.store {
-            runtime.block_on(evidence::mark_held(&**store, keys, &export.rows))?;
-            let aside = runtime.block_on(evidence::set_aside(&**store, keys, &request.content_types))?;
-            self.read_aside(aside, export);
+            self.read_waiting(store, request, export, keys, runtime)?;
         }
         if let Some(receipts) = &request.receipts {
             let mut marks = Marks::new(&export.rows, &mut self.rules);
@@ -269,6 +265,10 @@ impl Knowledge {
                 self.unnamed_before = (reach != Reach::Whole).then_some(reached.from);
                 self.evidence.push("receipts".into());
                 reaches.push(reach);
+            }
+            // What was put on hold or set aside before its receipt was read.
+            if let Some(store) = &request.store {
+                self.read_waiting(store, request, export, keys, runtime)?;
             }
         }
         if let Some(open) = request.delivered {
@@ -292,13 +292,21 @@ impl Knowledge {
         Ok(())
     }
 
-    fn read_aside(&mut self, records: Vec<String>, export: &Export) {
-        let mut records = records.into_iter().peekable();
-        while records.peek().is_some() {
-            let mut text = String::new();
-            while let Some(record) = records.next_if(|_| text.len() < ASIDE_BYTES) {
-                text.push_str(&record);
-                text.push('\n');
+    /// What is on hold or set aside by the state.
+    fn read_waiting(
+        &mut self,
+        store: &Arc<dyn StateStore>,
+        request: &Request<'_>,
+        export: &Export,
+        keys: &Keys,
+        runtime: &Handle,
+    ) -> Result<(), CompareError> {
+        runtime.block_on(evidence::mark_held(&**store, keys, &export.rows))?;
+        let mut aside = runtime.block_on(SetAside::of(&**store, keys, &request.content_types))?;
+        loop {
+            let text = runtime.block_on(aside.next(&**store, &export.rows, ASIDE_BYTES))?;
+            if text.is_empty() {
+                return Ok(());
             }
             let input = Input::Stream("records set aside".into(), Box::new(io::Cursor::new(text)));
             let ids = &mut self.ids;
@@ -408,11 +416,9 @@ impl Knowledge {
             let Some(row) = export.rows.get(asked.key).filter(|row| row.found() & found::ASKED == 0) else { continue };
             row.note(found::ASKED | asked.by_id | if in_state { found::KEY } else { 0 });
             if let Some(rule) = &asked.rule
-                && !in_state
                 && asked.by_id == 0
             {
                 row.note_rule(self.rules.number(rule), found::ROUTINE);
-                self.by_configuration += 1;
             }
             if self.terms.class_of(row, true) == Class::Missing {
                 self.missing.push(&asked.listed)?;
@@ -427,15 +433,16 @@ fn note_id(ids: &mut Table<u8>, id: &str, what: u8) {
 }
 
 fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Verdict, CompareError> {
-    let Knowledge { terms, rules, by_configuration, only_ours, ours, missing, evidence, .. } = known;
+    let Knowledge { terms, rules, only_ours, ours, missing, evidence, .. } = known;
     let (mut notes, mut unopened, mut broken) = (known.notes, known.unopened, known.broken);
     let mut classes = Counts::default();
-    let mut by_rule: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut by_rule, mut by_configuration): (BTreeMap<String, u64>, u64) = Default::default();
     for row in export.rows.values() {
         let class = terms.class_of(row, true);
         classes.add(class, 1);
         if class == Class::Dropped {
             *by_rule.entry(rules.name(row.rule()).to_owned()).or_default() += 1;
+            by_configuration += u64::from(row.found() & found::DROPPED == 0);
         }
     }
     for row in &export.nameless {

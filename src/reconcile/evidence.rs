@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::class::{Stream, found};
 use super::rows::RowSet;
+use super::table::Table;
 use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys, Position};
 use crate::checkpoint::held::HeldPage;
 use crate::checkpoint::key::Key;
@@ -93,13 +94,15 @@ pub struct Marks<'a> {
     rules: &'a mut Rules,
     /// Of the part that is being taken: receipts that say how an event ended, and how many of them the export has.
     part: (u64, u64),
-    only_ours: u64,
+    /// The events of the others, while they are fewer than the rows: of more, the export has not half.
+    alone: Vec<CanonicalKey>,
+    only_ours: Table<()>,
 }
 
 impl<'a> Marks<'a> {
     /// Marks these rows.
     pub fn new(rows: &'a RowSet, rules: &'a mut Rules) -> Self {
-        Marks { rows, rules, part: (0, 0), only_ours: 0 }
+        Marks { rows, rules, part: (0, 0), alone: Vec::new(), only_ours: Table::default() }
     }
 
     /// How many events have a receipt and are not in the export.
@@ -107,7 +110,7 @@ impl<'a> Marks<'a> {
     /// A receipt does not say when its event happened. So only those of parts count of which the export has at least half:
     /// the others are of another time than the export.
     pub fn only_ours(&self) -> u64 {
-        self.only_ours
+        self.only_ours.len()
     }
 }
 
@@ -118,20 +121,26 @@ impl Take for Marks<'_> {
         if matches!(class, receipts::Class::Delivered | receipts::Class::Dropped(_)) {
             self.part.0 += 1;
             self.part.1 += u64::from(row.is_some());
+            if row.is_none() && self.alone.len() as u64 <= self.rows.count() {
+                self.alone.push(key);
+            }
         }
         let Some(row) = row else { return };
         match class {
             receipts::Class::Delivered => row.note(found::DELIVERED),
             receipts::Class::Dropped(rule) => row.note_rule(self.rules.number(rule), found::DROPPED),
-            receipts::Class::Held => row.note(found::HELD),
-            receipts::Class::SetAside => row.note(found::ASIDE),
+            // It was so once; whether it is now, the state says.
+            receipts::Class::Held | receipts::Class::SetAside => {}
         }
     }
 
     fn part_ended(&mut self) {
         let (all, in_export) = std::mem::take(&mut self.part);
+        let alone = std::mem::take(&mut self.alone);
         if in_export * 2 >= all {
-            self.only_ours += all - in_export;
+            for key in alone {
+                self.only_ours.insert(*key.as_bytes(), ());
+            }
         }
     }
 }
@@ -173,26 +182,50 @@ pub async fn mark_held(store: &dyn StateStore, keys: &Keys, rows: &RowSet) -> Re
     Ok(())
 }
 
-/// The records of events that are set aside, as they were offered to the host.
-///
-/// # Errors
-/// The state cannot be read.
-pub async fn set_aside(
-    store: &dyn StateStore,
-    keys: &Keys,
-    content_types: &[ContentType],
-) -> Result<Vec<String>, StateError> {
-    let mut records = Vec::new();
-    for &content_type in content_types {
-        for (key, _) in store.list(&keys.aside(content_type)).await? {
-            let Some((bytes, _)) = store.load(&key).await? else { continue };
-            let record: AsideRecord = format::decode(&key, &bytes)?;
-            if record.kind != Some(AsideKind::Notice) {
-                records.push(record.record);
+/// The records of events that are set aside, a few in memory at a time.
+pub struct SetAside(std::vec::IntoIter<String>);
+
+impl SetAside {
+    /// Those of these content types.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn of(
+        store: &dyn StateStore,
+        keys: &Keys,
+        content_types: &[ContentType],
+    ) -> Result<SetAside, StateError> {
+        let mut all = Vec::new();
+        for &content_type in content_types {
+            all.extend(store.list(&keys.aside(content_type)).await?.into_iter().map(|(key, _)| key));
+        }
+        Ok(SetAside(all.into_iter()))
+    }
+
+    /// Marks the rows of records that say which event they are of, until there is this much text of others: as they were
+    /// offered to the host, a line each. Empty when there are no more.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn next(&mut self, store: &dyn StateStore, rows: &RowSet, bytes: usize) -> Result<String, StateError> {
+        let mut text = String::new();
+        while text.len() < bytes {
+            let Some(key) = self.0.next() else { break };
+            let Some((value, _)) = store.load(&key).await? else { continue };
+            let record: AsideRecord = format::decode(&key, &value)?;
+            match record.event {
+                _ if record.kind == Some(AsideKind::Notice) => {}
+                Some(event) => {
+                    rows.get(*event.as_bytes()).inspect(|row| row.note(found::ASIDE));
+                }
+                None => {
+                    text.push_str(&record.record);
+                    text.push('\n');
+                }
             }
         }
+        Ok(text)
     }
-    Ok(records)
 }
 
 /// The duplicate keys of a tenant's events.
@@ -278,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn receipts_mark_their_rows_and_the_last_word_counts() {
+    fn receipts_that_say_how_it_ended_mark_their_rows() {
         let mut rows = RowSet::default();
         for number in 1..=6 {
             rows.insert(*key(number).as_bytes(), None, Row::new(None, None));
@@ -302,7 +335,8 @@ mod tests {
         let of = |number: u8| rows.get(*key(number).as_bytes()).unwrap();
         assert_eq!(
             [1, 2, 3, 4, 5, 6].map(|number| of(number).found()),
-            [found::DELIVERED, found::HELD | found::DROPPED, found::ASIDE, found::DROPPED, found::HELD, 0]
+            [found::DELIVERED, found::DROPPED, 0, found::DROPPED, 0, 0],
+            "that an event was on hold or set aside does not say that it is"
         );
         assert_eq!((rules.name(of(2).rule()), rules.name(of(4).rule())), ("EX-45", "SP-12"), "the rule's class");
     }
@@ -313,7 +347,8 @@ mod tests {
         rows.insert(*key(1).as_bytes(), None, Row::new(None, None));
         let mut rules = Rules::default();
         let mut marks = Marks::new(&rows, &mut rules);
-        for numbers in [&[1, 2][..], &[3, 4, 5]] {
+        // An event that is in two parts, or twice in one, is one.
+        for numbers in [&[1, 2][..], &[3, 4, 5], &[2, 1, 1, 2]] {
             numbers.iter().for_each(|number| marks.entry(key(*number), &receipts::Class::Delivered));
             marks.part_ended();
         }

@@ -26,6 +26,11 @@ impl RowSet {
         self.rows.get(key).or_else(|| self.rows.get(*self.aliases.get(key)?))
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.rows.len()
+    }
+
     /// Every row.
     pub fn values(&self) -> impl Iterator<Item = &Row> {
         self.rows.values()

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::evidence::{Known, Reached, Take};
+use crate::checkpoint::format::{self, Keys, Owner};
 use crate::host::{StateError, StateStore};
 use crate::model::Timestamp;
+use crate::receipts::head::StoredHead;
 use crate::receipts::statement::{Hour, Outcome};
 use crate::receipts::store::{Found, ReceiptKeys, for_each_entry, read_head};
 use crate::receipts::{Class, Receipt, Receipts};
@@ -18,12 +20,27 @@ const NOT_NAMED: &str = "not named";
 pub struct StateReceipts {
     store: Arc<dyn StateStore>,
     keys: ReceiptKeys,
+    owner: String,
 }
 
 impl StateReceipts {
-    /// Those below these keys.
-    pub fn new(store: Arc<dyn StateStore>, keys: ReceiptKeys) -> Self {
-        Self { store, keys }
+    /// Those of the tenant that has these keys.
+    pub fn new(store: Arc<dyn StateStore>, keys: &Keys) -> Self {
+        Self { store, keys: ReceiptKeys::below(keys.receipts()), owner: keys.owner() }
+    }
+
+    /// The head, and whether the process that wrote last keeps receipts.
+    async fn head(&self) -> Result<(Option<StoredHead>, bool), StateError> {
+        let mut head = read_head(&*self.store, &self.keys).await?;
+        let Some((bytes, _)) = self.store.load(&self.owner).await? else { return Ok((head, true)) };
+        let owner: Owner = format::decode(&self.owner, &bytes)?;
+        let is_kept = |head: &Option<StoredHead>| head.as_ref().is_none_or(|head| head.writer == owner.writer);
+        if !is_kept(&head) {
+            // One that started meanwhile wrote both at once.
+            head = read_head(&*self.store, &self.keys).await?;
+        }
+        let is_kept = is_kept(&head);
+        Ok((head, is_kept))
     }
 
     /// The receipts that are not sealed, and their earliest hour. They are read before those that are: what is sealed
@@ -69,13 +86,15 @@ impl Known for StateReceipts {
             take.entry(found.key, &class);
         };
         // What was delivered before receipts began has none: from then on an event without one was not delivered.
-        let head = read_head(&*self.store, &self.keys).await?;
+        let (head, is_kept) = self.head().await?;
         let begins = head.and_then(|head| head.begins_until);
         let reach = for_each_entry(&*self.store, &self.keys, open, &mut visit).await?;
         take.part_ended();
         let from = reach.from.map(Hour::start).into_iter().chain(open_from).min();
         let begins = begins.into_iter().chain(reach.begins).max().map(|hour| hour.next().start());
+        // A process without receipts wrote last: an event without one may be its own.
         Ok(match begins {
+            _ if !is_kept => Some(Reached { from: Timestamp::MAX, pruned: true }),
             Some(begins) => Some(Reached { from: begins, pruned: true }),
             None => from.map(|from| Reached { from, pruned: reach.pruned }),
         })

@@ -7,18 +7,25 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::SignedDuration;
+use m365_audit::checkpoint::format::{self, AsideRecord, Keys, Owner};
+use m365_audit::checkpoint::held::{HeldPage, HeldRecord};
 use m365_audit::clock::SystemClock;
 use m365_audit::config::SourceConfig;
 use m365_audit::exports::input::Input;
-use m365_audit::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateError, StateStore};
+use m365_audit::host::{Batch, Delivery, DeliveryTicket, Expected, Health, Host, Op, StateError, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
-use m365_audit::model::{TenantId, Timestamp};
+use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::normalise::{Event, canonical_key};
 use m365_audit::receipts;
+use m365_audit::receipts::head::StoredHead;
+use m365_audit::receipts::statement::Hour;
+use m365_audit::receipts::store::ReceiptKeys;
 use m365_audit::reconcile::class::Class;
 use m365_audit::reconcile::compare::{Request, compare};
 use m365_audit::reconcile::evidence::{Known, Reached, Take};
+use m365_audit::reconcile::stored::StateReceipts;
 use m365_audit::reconcile::verdict::Verdict;
 use m365_audit::sim::{ExportFile, ExportForm, ExportSpec, GenerateSpec, Side, Sim, SimConfig, Truth};
 use m365_audit::source::report::LeftKind;
@@ -275,6 +282,16 @@ async fn each_event_has_the_class_of_what_became_of_it() {
     };
     let export = world.export(ExportForm::SearchJsonFormatted);
     let receipts = Some(receipts_of_types(&truth, &world.config, class));
+    // What is on hold and set aside, the state says; receipts say that it once was.
+    let (mut held, mut aside) = (Vec::new(), Vec::new());
+    for event in truth.events.iter().filter(|event| is_read(event) && !event.withheld) {
+        match class(&event.raw) {
+            receipts::Class::Held => held.push(event.raw.clone()),
+            receipts::Class::SetAside => aside.push(event.raw.clone()),
+            _ => {}
+        }
+    }
+    wait(&world, held, &aside).await;
     let outcome = world.compare(export.clone(), Evidence { receipts, store: true, ..Evidence::default() }).await;
     let found = ["dropped", "held", "set_aside"].map(|class| outcome.of_class(class));
     let expected = [count("MailItemsAccessed"), count("FileAccessed"), count("New-InboxRule")];
@@ -299,6 +316,125 @@ async fn each_event_has_the_class_of_what_became_of_it() {
         .filter(|id| truth.events.iter().any(|event| event.id.as_deref() == Some(id.as_str()) && is_read(event)));
     assert_eq!(wrongly.count(), 0, "{}", outcome.text);
     world.sim.stop().await;
+}
+
+/// Puts events on hold and sets others aside, as a running process does.
+async fn wait(world: &World, held: Vec<Bytes>, aside: &[Bytes]) {
+    let keys = Keys::of(&world.tenant);
+    let records = held.into_iter().map(|raw| HeldRecord { rule: "r".into(), raw, links: vec![], key: None });
+    let page = HeldPage {
+        content_type: ContentType::SharePoint,
+        content_id: "c".into(),
+        created: Timestamp::UNIX_EPOCH,
+        records: records.collect(),
+    };
+    let put = |key, value| Op::Put { key, value, expected: Expected::Any };
+    let mut ops = vec![put(keys.held_page(7000), page.encode())];
+    for (number, raw) in aside.iter().enumerate() {
+        // Every other one as an earlier build stored it, which did not say the event.
+        let event = canonical_key(&Event::parse(raw).unwrap()).filter(|_| number % 2 == 0);
+        let record = match event {
+            Some(_) => "not read".to_owned(),
+            None => String::from_utf8(raw.to_vec()).unwrap(),
+        };
+        let record = AsideRecord {
+            format: 1,
+            why: "w".into(),
+            since: Timestamp::UNIX_EPOCH,
+            time: Timestamp::UNIX_EPOCH,
+            severity: "low".into(),
+            kind: None,
+            event,
+            record,
+        };
+        ops.push(put(keys.aside_record(ContentType::Exchange, number as u128), format::encode(&record)));
+    }
+    world.host.state().commit(ops).await.unwrap();
+}
+
+/// A receipt says that an event was on hold or set aside once; whether it is now, the state says.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_waits_only_where_the_state_has_it_now() {
+    let (world, _) = World::read(5, 11, 0, "drop_routine = false\n").await;
+    let truth = world.sim.truth();
+    let export = world.export(ExportForm::SearchJson);
+    let all = world.compare(export.clone(), Evidence::of_state()).await.of_class("delivered");
+    let both = [receipts::Class::Held, receipts::Class::SetAside];
+    for class in &both {
+        let receipts = Some(receipts_of(&truth, |_| class.clone()));
+        let outcome = world.compare(export.clone(), Evidence { receipts, store: true, ..Evidence::default() }).await;
+        let found = ["delivered", "held", "set_aside", "missing"].map(|class| outcome.of_class(class));
+        assert_eq!(found, [all, 0, 0, 0], "{class:?}: {}", outcome.text);
+        // Without a key nothing is known of it.
+        let receipts = Some(receipts_of(&truth, |_| class.clone()));
+        let outcome = world.compare(export.clone(), Evidence { receipts, ..Evidence::default() }).await;
+        assert_eq!(outcome.of_class("missing"), all, "{class:?}: {}", outcome.text);
+    }
+    let events = truth.events.iter().filter(|event| canonical_key(&Event::parse(&event.raw).unwrap()).is_some());
+    let raws: Vec<Bytes> = events.map(|event| event.raw.clone()).collect();
+    wait(&world, raws[..3].to_vec(), &raws[3..7]).await;
+    for class in &both {
+        let receipts = Some(receipts_of(&truth, |_| class.clone()));
+        let outcome = world.compare(export.clone(), Evidence { receipts, store: true, ..Evidence::default() }).await;
+        let found = ["delivered", "held", "set_aside"].map(|class| outcome.of_class(class));
+        assert_eq!(found, [all - 7, 3, 4], "{class:?}: {}", outcome.text);
+    }
+    world.sim.stop().await;
+}
+
+/// A read that was on hold and then dropped leaves its key in the state.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_receipts_a_key_of_an_event_that_a_rule_drops_is_not_a_delivery() {
+    let (world, _) = World::read(10, 12, 0, "drop_routine = false\n").await;
+    let export = world.export(ExportForm::SearchJson);
+    let dropping = || {
+        let settings = m365_audit::normalise::Settings { drop_routine: true, ..Default::default() };
+        Some(m365_audit::normalise::Normaliser::new(settings))
+    };
+    let all = world.compare(export.clone(), Evidence::of_state()).await.of_class("delivered");
+    let evidence = Evidence { store: true, dropping: dropping(), ..Evidence::default() };
+    let outcome = world.compare(export.clone(), evidence).await;
+    let dropped = outcome.of_class("dropped");
+    assert!(dropped > 0, "{}", outcome.text);
+    assert_eq!((outcome.of_class("delivered"), outcome.of_class("missing")), (all - dropped, 0), "{}", outcome.text);
+    assert_eq!(outcome.json["dropped_by_configuration"], dropped, "{}", outcome.text);
+    let delivered = Some(world.delivered());
+    let outcome =
+        world.compare(export, Evidence { delivered, store: true, dropping: dropping(), receipts: None }).await;
+    assert_eq!((outcome.of_class("delivered"), outcome.of_class("dropped")), (all, 0), "{}", outcome.text);
+    world.sim.stop().await;
+}
+
+struct Nobody;
+
+impl Take for Nobody {
+    fn entry(&mut self, _: m365_audit::normalise::CanonicalKey, _: &receipts::Class) {}
+    fn part_ended(&mut self) {}
+}
+
+/// While receipts are off, an event without one may have been delivered.
+#[tokio::test]
+async fn receipts_reach_no_time_when_a_process_without_them_wrote_last() {
+    let hour: Hour = "2026-11-30T10:00:00Z".parse().unwrap();
+    let tenant: TenantId = "11111111-2222-3333-4444-555555555555".parse().unwrap();
+    let keys = Keys::of(&tenant);
+    let receipt_keys = ReceiptKeys::below(keys.receipts());
+    for (owner, expected) in [
+        (Some("a"), Reached { from: hour.start(), pruned: false }),
+        (None, Reached { from: hour.start(), pruned: false }),
+        (Some("b"), Reached { from: Timestamp::MAX, pruned: true }),
+    ] {
+        let store = Arc::new(MemoryStore::new());
+        let put = |key, value| Op::Put { key, value, expected: Expected::Any };
+        let head = StoredHead { writer: "a".into(), ..StoredHead::default() };
+        let page = receipts::Receipts::default().encode(hour);
+        let mut ops = vec![put(receipt_keys.head(), head.encode().into()), put(receipt_keys.open_page(0, 0, 0), page)];
+        let owner = owner.map(|writer| format::encode(&Owner { format: 1, writer: writer.into() }));
+        ops.extend(owner.clone().map(|owner| put(keys.owner(), owner)));
+        store.commit(ops).await.unwrap();
+        let reached = StateReceipts::new(store, &keys).visit(&mut Nobody).await.unwrap();
+        assert_eq!(reached, Some(expected), "{owner:?}");
+    }
 }
 
 /// Receipts of the events of the content types that a source reads.

@@ -158,6 +158,15 @@ async fn a_verdict_has_its_exit_code_and_is_kept_beside_the_state() {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert_eq!(json(&output)["missing"].as_array().unwrap().len(), 2, "{}", both(&output));
 
+    // Where the verdict cannot be kept, that is said, and the exit code is still its own.
+    fs::remove_dir_all(place.at("data/reconcile")).unwrap();
+    fs::write(place.at("data/reconcile"), "in the way").unwrap();
+    for (settle, exit) in [("0s", 75), ("72h", 73)] {
+        let output = place.run(&["reconcile", "--settle", settle, &export]).await;
+        assert_eq!(output.status.code(), Some(exit), "{settle}: {}", both(&output));
+        assert!(both(&output).contains("reconcile-write-failed: "), "{}", both(&output));
+    }
+
     let mut command = place.command("two.toml", &["reconcile", &export]);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert_eq!(output.status.code(), Some(64), "{}", both(&output));
