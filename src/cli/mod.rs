@@ -47,9 +47,9 @@ use crate::model::{Actionable, error_page};
 
 const AFTER_HELP: &str = "\
 Data goes to standard output, everything else to standard error.
-Exit codes: 0 done, 64 usage, 65 part of the input cannot be read, 66 an input file cannot be opened, 69 network, 70
-internal, 73 state or output file, 75 `run --once` left something, receipts were not verified, or `reconcile` found events
-missing or its export cut, 76 permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
+Exit codes: 0 done, 64 usage, 65 part of the input cannot be read or receipts do not verify, 66 an input file cannot be
+opened, 69 network, 70 internal, 73 state or output file, 75 `run --once` left something, no receipts are sealed yet, or
+`reconcile` found events missing or its export cut, 76 permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
 
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
 #[derive(Debug, Parser)]

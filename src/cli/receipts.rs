@@ -3,6 +3,7 @@
 //! All of it reads beside a running process and changes nothing of its state. The exit code is 0 only when everything
 //! that was asked for was verified.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::Failure;
@@ -17,16 +19,17 @@ use super::exit::Exit;
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
+use crate::host::StateStore;
 use crate::hosts::embedded::receipts_key::{self, KeyError};
 use crate::hosts::embedded::store::SqliteStore;
-use crate::model::{Actionable, TenantId};
+use crate::model::{Actionable, TenantId, Timestamp};
 use crate::normalise::RECEIPT;
 use crate::receipts::directory::{self, CHECKPOINT_SUFFIX, DirectoryError, ENTRIES_SUFFIX, HEAD_FILE, KEY_FILE};
 use crate::receipts::leaves::leaves_of;
 use crate::receipts::note::{Signer, VerifierKey, split};
-use crate::receipts::statement::{Counts, Head, Hour, Statement};
+use crate::receipts::statement::{Counts, Head, Hour, Statement, open_by};
 use crate::receipts::store::{self, Parts, ReceiptKeys};
-use crate::receipts::verify::{Fault, Verdict};
+use crate::receipts::verify::{Fault, Verdict, Wrong};
 
 /// Arguments of `receipts`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +41,8 @@ pub struct ReceiptsArgs {
 #[derive(Debug, clap::Subcommand)]
 enum ReceiptsCommand {
     /// Verify receipts, in the state or in an exported directory: nothing changed, removed, inserted or exchanged, and no
-    /// hour missing. Exit code 0 when everything was verified, 75 when not
+    /// hour missing. Exit code 0 when everything was verified, 65 when something was not, 66 when something cannot be opened,
+    /// 75 when nothing was sealed yet
     Verify(VerifyArgs),
     /// Write receipts as files that can be verified elsewhere
     Export {
@@ -69,9 +73,10 @@ struct VerifyArgs {
     #[arg(value_name = "DIR", conflicts_with = "config")]
     dir: Option<PathBuf>,
     /// The public half of the key, as `receipts key` prints it, kept elsewhere. Default: the one beside the receipts, which
-    /// shows only that all of them were signed by one key
+    /// shows only that all of them were signed by one key. Can be given several times: where a key was lost, each part may be
+    /// signed by any of them
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    key: Vec<PathBuf>,
     /// Signed checkpoints kept elsewhere, such as those that `[receipts] to` sent: the receipts must be of the same history
     #[arg(long, value_name = "FILE")]
     checkpoints: Vec<PathBuf>,
@@ -103,6 +108,22 @@ pub enum ReceiptsError {
         /// Why.
         why: String,
     },
+    /// A checkpoint kept elsewhere that shows nothing.
+    #[error("line {line} of `{}` has a checkpoint that cannot be compared: {why}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// The line it begins on.
+        line: usize,
+        /// Why.
+        why: String,
+    },
+    /// A file of checkpoints without one.
+    #[error("there is no checkpoint in `{}`", path.display())]
+    NoCheckpoint {
+        /// The file.
+        path: PathBuf,
+    },
     /// They cannot be written.
     #[error("cannot write receipts to `{}`: {why}", path.display())]
     Unwritable {
@@ -119,6 +140,7 @@ impl Actionable for ReceiptsError {
             Self::NotVerified(_) => "receipts-not-verified",
             Self::Nothing { .. } => "receipts-none",
             Self::Unreadable { .. } => "receipts-unreadable",
+            Self::Checkpoint { .. } | Self::NoCheckpoint { .. } => "receipts-checkpoint",
             Self::Unwritable { .. } => "receipts-unwritable",
         }
     }
@@ -132,6 +154,9 @@ impl Actionable for ReceiptsError {
                 "an hour is sealed when it has ended; `[receipts] days` must not be 0, and `run` must be running".into()
             }
             Self::Unreadable { .. } => "check the path and its permissions".into(),
+            Self::Checkpoint { .. } | Self::NoCheckpoint { .. } => {
+                "give records of sinks (`m365_audit.receipt`, a line each) or checkpoints, one after the other, as they were sent; those of a key that was lost need its public half too (`--key`, which can be given several times)".into()
+            }
             Self::Unwritable { .. } => "name a directory that does not exist yet, where this user may make one".into(),
         }
     }
@@ -141,7 +166,8 @@ impl ReceiptsError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::NotVerified(_) | Self::Nothing { .. } => Exit::Left,
+            Self::NotVerified(_) | Self::Checkpoint { .. } | Self::NoCheckpoint { .. } => Exit::Data,
+            Self::Nothing { .. } => Exit::Left,
             Self::Unreadable { .. } => Exit::NoInput,
             Self::Unwritable { .. } => Exit::State,
         }
@@ -192,11 +218,18 @@ pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Resul
 
 // ---------------------------------------------------------------------------------------------- verifying
 
-/// What was verified, and by which key.
+/// What was verified, and by which keys.
+#[derive(Default)]
 struct Verified {
-    key: Option<VerifierKey>,
+    keys: Vec<VerifierKey>,
     /// The key came with what it verifies.
     is_own_key: bool,
+    /// Checkpoints kept elsewhere were given.
+    is_compared: bool,
+    /// How many of them are of tenants that `--source` leaves out.
+    left_out: u64,
+    /// Receipts of this time and later are kept, by the configuration.
+    kept_from: Option<Timestamp>,
     faults: Vec<Fault>,
     /// By the name of the source, where it has one.
     tenants: Vec<(Option<String>, Verdict)>,
@@ -209,20 +242,49 @@ impl Verified {
         let of_tenants: u64 = self.tenants.iter().map(|(_, verdict)| verdict.faults_in_all).sum();
         of_tenants + self.faults.len() as u64
     }
+
+    /// Checkpoints kept elsewhere of a tenant that was not looked at show that its receipts are gone.
+    fn compare(&mut self, elsewhere: &[Statement], is_one_meant: bool) {
+        let mut counts: BTreeMap<&str, (&TenantId, u64)> = BTreeMap::new();
+        for Statement { tenant, .. } in elsewhere {
+            counts.entry(tenant.as_str()).or_insert((tenant, 0)).1 += 1;
+        }
+        counts.retain(|tenant, _| !self.tenants.iter().any(|(_, verdict)| verdict.tenant.as_str() == *tenant));
+        for (tenant, count) in counts.into_values() {
+            if is_one_meant {
+                self.left_out += count;
+            } else {
+                self.fault(None, Wrong::ElsewhereTenant { tenant: tenant.clone(), count });
+            }
+        }
+    }
+
+    fn fault(&mut self, place: Option<String>, wrong: Wrong) {
+        self.faults.push(Fault { place, seq: None, hour: None, wrong });
+    }
+
+    /// Whether parts before the first were removed although the configuration keeps them: it kept fewer days then, or
+    /// somebody removed them.
+    fn is_removed_early(&self, verdict: &Verdict) -> bool {
+        let first = verdict.hours.map(|(first, _)| first.start());
+        verdict.pruned() > 0 && self.kept_from.is_some_and(|kept| first.is_some_and(|first| first > kept))
+    }
 }
 
 async fn verify(args: VerifyArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let key = args.key.as_deref().map(read_key).transpose()?;
-    let mut texts = Vec::new();
+    let keys = args.key.iter().map(|path| read_key(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut kept = Vec::new();
     for path in &args.checkpoints {
         let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-        texts.push((path.clone(), text));
+        kept.extend(checkpoints_of(path, &text)?);
     }
-    let verified = match (&args.config, &args.dir) {
-        (Some(path), _) => verify_state(&Config::load(path)?, key, &texts, args.source.as_deref()).await?,
-        (None, Some(dir)) => verify_directory(dir, key.as_ref(), &texts, args.source.as_deref())?,
+    let only = args.source.as_deref();
+    let mut verified = match (&args.config, &args.dir) {
+        (Some(path), _) => verify_state(&Config::load(path)?, keys, &kept, only).await?,
+        (None, Some(dir)) => verify_directory(dir, &keys, &kept, only)?,
         (None, None) => return Err(usage("`-c FILE` or a directory is needed".to_owned())),
     };
+    verified.is_compared = !args.checkpoints.is_empty();
     show(&verified, args.json, out)
 }
 
@@ -240,12 +302,16 @@ fn read_key(path: &Path) -> Result<VerifierKey, ReceiptsError> {
     text.trim_end().parse().map_err(why)
 }
 
-/// Files of checkpoints kept elsewhere.
-type Texts = [(PathBuf, String)];
+/// A checkpoint kept elsewhere.
+struct Kept {
+    path: PathBuf,
+    line: usize,
+    note: String,
+}
 
 /// The checkpoints in a text: one after the other, or in records as sinks got them (`m365_audit.receipt`), a line each,
-/// whatever else stands between those.
-fn checkpoints_of(text: &str) -> Vec<String> {
+/// whatever else stands between those. There must be one.
+fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<Kept>, ReceiptsError> {
     fn find(value: &serde_json::Value, found: &mut Vec<String>) {
         match value {
             serde_json::Value::Object(members) => members.iter().for_each(|(name, value)| match value.as_str() {
@@ -256,60 +322,108 @@ fn checkpoints_of(text: &str) -> Vec<String> {
             _ => {}
         }
     }
+    let path = path.to_owned();
+    let mut kept = Vec::new();
     if !text.trim_start().starts_with('{') {
-        return split(text).into_iter().map(str::to_owned).collect();
-    }
-    let mut found = Vec::new();
-    for line in text.lines().filter(|line| line.contains(RECEIPT)) {
-        if let Ok(record) = serde_json::from_str(line) {
+        let mut rest = (text, 1);
+        for note in split(text) {
+            let before = rest.0.find(note).unwrap_or_default();
+            let (blank, after) = rest.0.split_at(before);
+            let line = rest.1 + blank.matches('\n').count();
+            rest = (after.get(note.len()..).unwrap_or_default(), line + note.matches('\n').count());
+            kept.push(Kept { path: path.clone(), line, note: note.to_owned() });
+        }
+    } else {
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| line.contains(RECEIPT)) {
+            let line_number = number + 1;
+            let record = serde_json::from_str(line).map_err(|error| ReceiptsError::Checkpoint {
+                path: path.clone(),
+                line: line_number,
+                why: format!("the record cannot be read: {error}"),
+            })?;
+            let mut found = Vec::new();
             find(&record, &mut found);
+            kept.extend(found.into_iter().map(|note| Kept { path: path.clone(), line: line_number, note }));
         }
     }
-    found
+    if kept.is_empty() {
+        return Err(ReceiptsError::NoCheckpoint { path });
+    }
+    Ok(kept)
 }
 
-/// The statements in them. One that this key did not sign is refused: it could not show anything.
-fn statements(texts: &Texts, key: &VerifierKey) -> Result<Vec<Statement>, ReceiptsError> {
-    let notes = texts.iter().flat_map(|(path, text)| checkpoints_of(text).into_iter().map(move |note| (path, note)));
-    let read = notes.map(|(path, note)| {
-        let why = |error| ReceiptsError::Unreadable { path: path.clone(), why: format!("a checkpoint in it: {error}") };
-        Statement::open(&note, key).map_err(why)
+/// The statements in them. One that none of these keys signed is refused: it could not show anything.
+fn statements(kept: &[Kept], keys: &[VerifierKey]) -> Result<Vec<Statement>, ReceiptsError> {
+    let read = kept.iter().map(|Kept { path, line, note }| {
+        let opened = open_by(keys, |key| Statement::open(note, key));
+        opened.map(|(statement, _)| statement).map_err(|error| ReceiptsError::Checkpoint {
+            path: path.clone(),
+            line: *line,
+            why: error.to_string(),
+        })
     });
     read.collect()
 }
 
 async fn verify_state(
     config: &Config,
-    key: Option<VerifierKey>,
-    checkpoints: &Texts,
+    given: Vec<VerifierKey>,
+    kept: &[Kept],
     only: Option<&str>,
 ) -> Result<Verified, Failure> {
     let sources = sources_of(config, only)?;
-    let store = SqliteStore::open_read_only(&config.data_dir)?;
-    let is_own_key = key.is_none();
-    let mut verified = Verified { key: key.clone(), is_own_key, faults: Vec::new(), tenants: vec![], without: vec![] };
+    let cannot_open = |error| Failure { exit: Exit::NoInput, ..Failure::from(error) };
+    let store = SqliteStore::open_read_only(&config.data_dir).map_err(cannot_open)?;
+    let mut verified = Verified { is_own_key: given.is_empty(), keys: given, ..Verified::default() };
+    if verified.keys.is_empty() && (!kept.is_empty() || is_any_sealed(&store, &sources).await) {
+        verified.keys.push(receipts_key::open(&config.data_dir)?.key().clone());
+    }
+    let elsewhere = statements(kept, &verified.keys)?;
+    let days = config.receipts.days;
+    // A part is removed when its hour ended so long ago, and the next is sealed within an hour.
+    let kept_for = SignedDuration::from_hours(24 * i64::from(days) - 1);
+    verified.kept_from = SystemClock::new().now().saturating_sub(kept_for).ok().filter(|_| days > 0);
     for (name, source) in sources {
-        let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
-        if store::read_head(&store, &keys).await.map_err(Failure::of_state)?.is_none_or(|head| head.seq == 0) {
-            verified.without.push(name.clone());
+        let (tenant, of_tenant) = (source.tenant_id.clone(), Keys::of(&source.tenant_id));
+        let keys = ReceiptKeys::below(of_tenant.receipts());
+        let verdict = store::verify(&store, &keys, tenant, &verified.keys, &elsewhere).await;
+        if let Some(verdict) = verdict.map_err(Failure::of_state)? {
+            verified.tenants.push((Some(name.clone()), verdict));
             continue;
         }
-        let key = match &verified.key {
-            Some(key) => key.clone(),
-            None => receipts_key::open(&config.data_dir)?.key().clone(),
-        };
-        verified.key = Some(key.clone());
-        let elsewhere = statements(checkpoints, &key)?;
-        let verdict = store::verify(&store, &keys, source.tenant_id.clone(), key, &elsewhere).await;
-        match verdict.map_err(Failure::of_state)? {
-            Some(verdict) => verified.tenants.push((Some(name.clone()), verdict)),
-            None => verified.without.push(name.clone()),
+        verified.without.push(name.clone());
+        // A process that keeps receipts writes the head when it takes the state over.
+        let is_there = async |key: &str| Ok(store.load(key).await?.is_some());
+        let is_written = async { Ok(!is_there(&keys.head()).await? && is_there(&of_tenant.owner()).await?) };
+        if days > 0 && is_written.await.map_err(Failure::of_state)? {
+            verified.fault(Some(keys.head()), Wrong::NeverBegun);
         }
     }
-    if verified.tenants.is_empty() {
+    let is_meant = |statement: &&Statement| {
+        only.is_none()
+            || config
+                .sources
+                .iter()
+                .any(|(name, source)| Some(name.as_str()) == only && source.tenant_id == statement.tenant)
+    };
+    let (meant, others): (Vec<Statement>, Vec<Statement>) = elsewhere.into_iter().partition(|s| is_meant(&s));
+    verified.compare(&meant, false);
+    verified.compare(&others, true);
+    if verified.tenants.is_empty() && verified.faults.is_empty() {
         return Err(ReceiptsError::Nothing { data_dir: config.data_dir.clone() }.into());
     }
     Ok(verified)
+}
+
+/// Whether there is a part that needs a key.
+async fn is_any_sealed(store: &SqliteStore, sources: &[(&String, &SourceConfig)]) -> bool {
+    for (_, source) in sources {
+        let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
+        if store::read_head(store, &keys).await.is_ok_and(|head| head.is_some_and(|head| head.seq > 0)) {
+            return true;
+        }
+    }
+    false
 }
 
 fn sources_of<'c>(config: &'c Config, only: Option<&str>) -> Result<Vec<(&'c String, &'c SourceConfig)>, Failure> {
@@ -321,42 +435,42 @@ fn sources_of<'c>(config: &'c Config, only: Option<&str>) -> Result<Vec<(&'c Str
     Ok(sources)
 }
 
-fn verify_directory(
-    dir: &Path,
-    key: Option<&VerifierKey>,
-    checkpoints: &Texts,
-    only: Option<&str>,
-) -> Result<Verified, Failure> {
+fn verify_directory(dir: &Path, given: &[VerifierKey], kept: &[Kept], only: Option<&str>) -> Result<Verified, Failure> {
     let only = only.map(str::parse::<TenantId>).transpose();
     let only = only.map_err(|error| usage(format!("`--source` of a directory is its tenant: {error}")))?;
-    let own = match key {
-        Some(_) => None,
-        None if checkpoints.is_empty() => None,
-        None => Some(read_key(&dir.join(KEY_FILE))?),
+    let elsewhere = match given {
+        _ if kept.is_empty() => Vec::new(),
+        [] => statements(kept, &[read_key(&dir.join(KEY_FILE))?])?,
+        given => statements(kept, given)?,
     };
-    let elsewhere = match key.or(own.as_ref()) {
-        Some(key) => statements(checkpoints, key)?,
-        None => Vec::new(),
-    };
-    let found = directory::verify(dir, key, only.as_ref(), &elsewhere)?;
-    Ok(Verified {
-        key: found.key,
-        is_own_key: key.is_none(),
+    let found = directory::verify(dir, given, only.as_ref(), &elsewhere)?;
+    let mut verified = Verified {
+        keys: found.keys,
+        is_own_key: given.is_empty(),
         faults: found.faults,
         tenants: found.tenants.into_iter().map(|verdict| (None, verdict)).collect(),
-        without: Vec::new(),
-    })
+        ..Verified::default()
+    };
+    let is_meant = |statement: &Statement| only.as_ref().is_none_or(|only| *only == statement.tenant);
+    let (meant, others): (Vec<Statement>, Vec<Statement>) = elsewhere.into_iter().partition(is_meant);
+    verified.compare(&meant, false);
+    verified.compare(&others, true);
+    Ok(verified)
 }
 
 #[derive(Serialize)]
 struct Shown {
     verified: bool,
     key: Option<String>,
+    /// All of them, where several were given.
+    keys: Vec<String>,
     /// The key came with what it verifies.
     key_is_from_there: bool,
     faults: Vec<FaultShown>,
     tenants: Vec<TenantShown>,
     nothing_sealed: Vec<String>,
+    /// Of tenants that `--source` leaves out.
+    checkpoints_left_out: u64,
 }
 
 #[derive(Serialize)]
@@ -383,7 +497,13 @@ struct TenantShown {
     counts: Counts,
     last_hash: Option<String>,
     exported: Option<String>,
+    /// Parts from which on another key signed, with that key.
+    key_changes: Vec<(u64, Hour, String)>,
+    /// Parts were removed from the beginning that the configuration keeps.
+    removed_early: bool,
     checkpoints_compared: u64,
+    /// Of parts that were removed as too old.
+    checkpoints_not_compared: u64,
     faults_in_all: u64,
     faults: Vec<FaultShown>,
 }
@@ -392,7 +512,7 @@ fn fault_shown(fault: &Fault) -> FaultShown {
     FaultShown { place: fault.place.clone(), seq: fault.seq, hour: fault.hour, what: fault.wrong.to_string() }
 }
 
-fn tenant_shown((source, verdict): &(Option<String>, Verdict)) -> TenantShown {
+fn tenant_shown(verified: &Verified, (source, verdict): &(Option<String>, Verdict)) -> TenantShown {
     TenantShown {
         source: source.clone(),
         tenant: verdict.tenant.to_string(),
@@ -407,7 +527,10 @@ fn tenant_shown((source, verdict): &(Option<String>, Verdict)) -> TenantShown {
         counts: verdict.counts,
         last_hash: verdict.last_hash.map(|hash| STANDARD.encode(hash)),
         exported: verdict.exported.map(|time| time.to_string()),
+        key_changes: verdict.key_changes.clone(),
+        removed_early: verified.is_removed_early(verdict),
         checkpoints_compared: verdict.compared,
+        checkpoints_not_compared: verdict.not_compared,
         faults_in_all: verdict.faults_in_all,
         faults: verdict.faults.iter().map(fault_shown).collect(),
     }
@@ -417,11 +540,13 @@ fn show(verified: &Verified, json: bool, out: &mut (dyn Write + Send)) -> Result
     if json {
         let shown = Shown {
             verified: verified.faults() == 0,
-            key: verified.key.as_ref().map(ToString::to_string),
+            key: verified.keys.first().map(ToString::to_string),
+            keys: verified.keys.iter().map(ToString::to_string).collect(),
             key_is_from_there: verified.is_own_key,
             faults: verified.faults.iter().map(fault_shown).collect(),
-            tenants: verified.tenants.iter().map(tenant_shown).collect(),
+            tenants: verified.tenants.iter().map(|tenant| tenant_shown(verified, tenant)).collect(),
             nothing_sealed: verified.without.clone(),
+            checkpoints_left_out: verified.left_out,
         };
         let text = serde_json::to_string_pretty(&shown).map_err(Failure::internal)?;
         writeln!(out, "{text}").map_err(Failure::io)?;
@@ -435,7 +560,7 @@ fn show(verified: &Verified, json: bool, out: &mut (dyn Write + Send)) -> Result
 }
 
 fn print(verified: &Verified, out: &mut (dyn Write + Send)) -> io::Result<()> {
-    if let Some(key) = &verified.key {
+    for key in &verified.keys {
         let whence = if verified.is_own_key { " (it came with them: compare it with one kept elsewhere)" } else { "" };
         writeln!(out, "key             {}{whence}", key.short())?;
     }
@@ -447,15 +572,19 @@ fn print(verified: &Verified, out: &mut (dyn Write + Send)) -> io::Result<()> {
             Some(name) => writeln!(out, "{name} ({})", verdict.tenant)?,
             None => writeln!(out, "{}", verdict.tenant)?,
         }
-        print_tenant(verdict, out)?;
+        print_tenant(verified, verdict, out)?;
     }
     for name in &verified.without {
         writeln!(out, "{name}\n  nothing was sealed yet")?;
     }
+    if verified.left_out > 0 {
+        let count = verified.left_out;
+        writeln!(out, "not compared    {count} checkpoints kept elsewhere, of tenants that --source leaves out")?;
+    }
     Ok(())
 }
 
-fn print_tenant(verdict: &Verdict, out: &mut (dyn Write + Send)) -> io::Result<()> {
+fn print_tenant(verified: &Verified, verdict: &Verdict, out: &mut (dyn Write + Send)) -> io::Result<()> {
     let state = if verdict.is_good() { "verified    " } else { "NOT VERIFIED" };
     if let (Some((first, last)), Some((from, to))) = (verdict.seqs, verdict.hours) {
         writeln!(out, "  {state}  parts {first} to {last}, hours {from} to {to}, {} entries", verdict.entries)?;
@@ -475,11 +604,27 @@ fn print_tenant(verdict: &Verdict, out: &mut (dyn Write + Send)) -> io::Result<(
         let earlier = verdict.pruned();
         writeln!(out, "  begins        with part {earlier}: those before it were older than `[receipts] days`")?;
     }
+    if verified.is_removed_early(verdict) {
+        writeln!(
+            out,
+            "  removed       earlier parts are gone that `[receipts] days` keeps: it was less, or they were removed"
+        )?;
+    }
+    for (seq, hour, key) in &verdict.key_changes {
+        writeln!(out, "  key changes   with part {seq} of {hour}: signed by {key} from there on")?;
+    }
     for (seq, hour) in verdict.begins.iter().filter(|(seq, _)| *seq > 0) {
         writeln!(out, "  begins again  with part {seq} of {hour}: what was delivered shortly before has no receipts")?;
     }
-    if verdict.compared > 0 {
+    if verified.is_compared {
         writeln!(out, "  compared      with {} checkpoints kept elsewhere", verdict.compared)?;
+    }
+    if verdict.not_compared > 0 {
+        writeln!(
+            out,
+            "  not compared  {} checkpoints kept elsewhere, of parts that were removed as too old",
+            verdict.not_compared
+        )?;
     }
     for fault in &verdict.faults {
         writeln!(out, "  fault         {fault}")?;
@@ -519,7 +664,7 @@ async fn export(
         let mut parts = Parts::open(&store, &keys, &head).await.map_err(Failure::of_state)?;
         write_tenant(&dir.join(tenant.as_str()), &mut parts, &signer).await?;
     }
-    show(&verify_directory(dir, Some(signer.key()), &[], None)?, false, out)
+    show(&verify_directory(dir, &[signer.key().clone()], &[], None)?, false, out)
 }
 
 /// Writes one tenant's parts, and the head over what was written.

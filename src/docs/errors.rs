@@ -269,6 +269,12 @@ fn of_receipts() -> Vec<Entry> {
             path: PathBuf::from("receipts"),
             why: "No such file or directory (os error 2)".to_owned(),
         },
+        ReceiptsError::Checkpoint {
+            path: PathBuf::from("sent.ndjson"),
+            line: 7,
+            why: "its signature does not fit its text: it was changed after it was signed, or another key signed it"
+                .to_owned(),
+        },
         ReceiptsError::Unwritable { path: PathBuf::from("receipts"), why: "it is not empty".to_owned() },
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit receipts` (`src/cli/receipts.rs`)")));

@@ -40,8 +40,8 @@ pub enum DirectoryError {
 /// What was found in a directory.
 #[derive(Debug)]
 pub struct Found {
-    /// The key that everything was verified with; `None` when there was none.
-    pub key: Option<VerifierKey>,
+    /// The keys that everything was verified with; empty when there was none.
+    pub keys: Vec<VerifierKey>,
     /// What is wrong beside the tenants.
     pub faults: Vec<Fault>,
     /// The tenants, by their ids.
@@ -60,35 +60,35 @@ pub fn file_name(seq: u64, suffix: &str) -> String {
     format!("{seq:016x}{suffix}")
 }
 
-/// Verifies a directory. Without a key, by the one in it, which shows only that one key signed all of it.
+/// Verifies a directory by these keys, each part by any of them. Without one, by the one in it, which shows only that one
+/// key signed all of it.
 ///
 /// # Errors
 /// When it cannot be opened.
 pub fn verify(
     dir: &Path,
-    key: Option<&VerifierKey>,
+    given: &[VerifierKey],
     only: Option<&TenantId>,
     elsewhere: &[Statement],
 ) -> Result<Found, DirectoryError> {
     let unreadable = |error: io::Error| DirectoryError::Unreadable { path: dir.to_owned(), why: error.to_string() };
     let mut names = names(dir).map_err(unreadable)?;
-    let mut found = Found { key: key.cloned(), faults: Vec::new(), tenants: Vec::new() };
+    let mut found = Found { keys: given.to_vec(), faults: Vec::new(), tenants: Vec::new() };
     let has_key = names.remove(KEY_FILE).is_some_and(|is| is == Is::File);
     match read_key(dir, has_key) {
         Err(wrong) => found.faults.push(fault_of(KEY_FILE, wrong)),
-        Ok(own) => match key {
-            Some(key) if *key != own => found.faults.push(fault_of(KEY_FILE, Wrong::Key)),
-            _ => found.key = Some(own),
-        },
+        Ok(own) if given.is_empty() => found.keys.push(own),
+        Ok(own) if !given.contains(&own) => found.faults.push(fault_of(KEY_FILE, Wrong::Key)),
+        Ok(_) => {}
     }
     for (name, is) in names {
         let tenant = name.parse::<TenantId>().ok().filter(|tenant| tenant.as_str() == name && is == Is::Folder);
-        match (tenant, &found.key) {
-            (None, _) => found.faults.push(fault_of(&name, Wrong::Stray)),
-            (Some(tenant), Some(key)) if only.is_none_or(|only| *only == tenant) => {
-                found.tenants.push(verify_tenant(dir, tenant, key.clone(), elsewhere));
+        match tenant {
+            None => found.faults.push(fault_of(&name, Wrong::Stray)),
+            Some(tenant) if !found.keys.is_empty() && only.is_none_or(|only| *only == tenant) => {
+                found.tenants.push(verify_tenant(dir, tenant, found.keys.clone(), elsewhere));
             }
-            _ => {}
+            Some(_) => {}
         }
     }
     if found.tenants.is_empty() {
@@ -151,10 +151,10 @@ struct Files {
     entries: bool,
 }
 
-fn verify_tenant(dir: &Path, tenant: TenantId, key: VerifierKey, elsewhere: &[Statement]) -> Verdict {
+fn verify_tenant(dir: &Path, tenant: TenantId, keys: Vec<VerifierKey>, elsewhere: &[Statement]) -> Verdict {
     let folder = dir.join(tenant.as_str());
     let place = |name: &str| Some(format!("{tenant}/{name}"));
-    let mut verifier = Verifier::new(tenant.clone(), key);
+    let mut verifier = Verifier::new(tenant.clone(), keys);
     elsewhere.iter().for_each(|statement| verifier.compare_with(statement));
     let names = names(&folder).unwrap_or_else(|error| {
         verifier.fault(place(""), None, None, Wrong::Unreadable(error.to_string()));

@@ -213,6 +213,24 @@ pub enum StatementError {
     Form(&'static str),
 }
 
+/// Opens what one of these keys signed; with the place of that key among them.
+///
+/// # Errors
+/// What is wrong with it, or that none of them signed it.
+pub fn open_by<T>(
+    keys: &[VerifierKey],
+    open: impl Fn(&VerifierKey) -> Result<T, StatementError>,
+) -> Result<(T, usize), StatementError> {
+    let mut other = StatementError::Form("there is no key to verify it with");
+    for (at, key) in keys.iter().enumerate().rev() {
+        match open(key) {
+            Err(error @ StatementError::Note(NoteError::OtherKey { .. })) => other = error,
+            opened => return opened.map(|opened| (opened, at)),
+        }
+    }
+    Err(other)
+}
+
 impl Statement {
     /// The text that is signed.
     pub fn text(&self) -> String {

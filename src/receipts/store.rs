@@ -207,7 +207,8 @@ impl<'s> Parts<'s> {
     }
 }
 
-/// Verifies what is sealed of a tenant; `None` when nothing was sealed yet.
+/// Verifies what is sealed of a tenant, each part by any of these keys; `None` when nothing was sealed yet. What is damaged
+/// is a fault.
 ///
 /// # Errors
 /// When the state cannot be read.
@@ -215,18 +216,39 @@ pub async fn verify(
     store: &dyn StateStore,
     keys: &ReceiptKeys,
     tenant: TenantId,
-    key: VerifierKey,
+    by: &[VerifierKey],
     elsewhere: &[Statement],
 ) -> Result<Option<Verdict>, StateError> {
-    let head = match read_head(store, keys).await? {
-        Some(head) if head.seq > 0 => head,
-        _ => return Ok(None),
-    };
-    let mut verifier = Verifier::new(tenant, key);
+    let mut verifier = Verifier::new(tenant, by.to_vec());
     elsewhere.iter().for_each(|statement| verifier.compare_with(statement));
+    let head = match head_of_sealed(store, keys, &mut verifier).await {
+        Ok(Some(head)) => head,
+        Ok(None) => return Ok((!verifier.is_good()).then(|| verifier.finish())),
+        Err(StateError::Corrupt { key, why }) => {
+            verifier.fault(Some(key), None, None, Wrong::Unreadable(why));
+            return Ok(Some(verifier.finish()));
+        }
+        Err(error) => return Err(error),
+    };
     verifier.begins_with(head.first);
     let mut parts = Parts::open(store, keys, &head).await?;
-    while let Some(part) = parts.next().await? {
+    loop {
+        let part = match parts.next().await {
+            Ok(Some(part)) => part,
+            Ok(None) => break,
+            Err(StateError::Corrupt { key, why }) => {
+                let seq = keys.seq_of(&key).filter(|seq| *seq >= parts.end());
+                match seq {
+                    Some(seq) => {
+                        let damaged = verifier.begin_part(seq, Some(key), Err(Wrong::Unreadable(why)));
+                        verifier.end_part(damaged, None);
+                    }
+                    None => verifier.fault(Some(key), None, None, Wrong::Unreadable(why)),
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if part.before == Before::Removed {
             verifier.begins_with(part.seq);
         }
@@ -244,6 +266,31 @@ pub async fn verify(
     }
     find_strays(store, keys, &mut verifier).await?;
     Ok(Some(verifier.finish()))
+}
+
+/// The head, where something was sealed. Parts without a head that names any are faults.
+async fn head_of_sealed(
+    store: &dyn StateStore,
+    keys: &ReceiptKeys,
+    verifier: &mut Verifier,
+) -> Result<Option<StoredHead>, StateError> {
+    if let Some(head) = read_head(store, keys).await?.filter(|head| head.seq > 0) {
+        return Ok(Some(head));
+    }
+    // The head is read after the list: what was sealed meanwhile is in it.
+    let listed = store.list(&keys.sealed()).await?;
+    let head = read_head(store, keys).await?;
+    match head {
+        Some(head) if head.seq > 0 => return Ok(Some(head)),
+        _ if listed.is_empty() => return Ok(None),
+        Some(_) => verifier.fault(Some(keys.head()), None, None, Wrong::Head("there should be none")),
+        None => verifier.fault(Some(keys.head()), None, None, Wrong::NoHead),
+    }
+    for (key, _) in listed {
+        let seq = keys.seq_of(&key);
+        verifier.fault(Some(key), seq, None, Wrong::Stray);
+    }
+    Ok(None)
 }
 
 /// What is stored as a part and is none by the head: the head is read after the list, so that it knows what is in it.

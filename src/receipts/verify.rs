@@ -10,7 +10,7 @@ use super::leaves::{EntryTree, leaves_of};
 use super::merkle::Hash;
 use super::note::VerifierKey;
 use super::seal::ENTRY_BYTES;
-use super::statement::{Counts, Head, Hour, Statement, StatementError};
+use super::statement::{Counts, Head, Hour, Statement, StatementError, open_by};
 use crate::model::{TenantId, Timestamp};
 
 /// Faults that are told one by one; more are counted.
@@ -64,6 +64,27 @@ pub enum Wrong {
         "a checkpoint kept elsewhere is of this part, and it is not here: this is an older copy, or its end was cut off"
     )]
     Elsewhere,
+    /// A checkpoint kept elsewhere is of a part before the first that is there, and younger.
+    #[error(
+        "a checkpoint kept elsewhere is of this part, which is not here and is not older than the first that is: the receipts were not removed for their age"
+    )]
+    ElsewhereBefore,
+    /// Checkpoints kept elsewhere are of a tenant that was not looked at.
+    #[error(
+        "{} of tenant `{tenant}`, of which there are no receipts to verify: they were removed, or nothing here names the tenant",
+        match count { 1 => "a checkpoint kept elsewhere is".to_owned(), count => format!("{count} checkpoints kept elsewhere are") }
+    )]
+    ElsewhereTenant {
+        /// Whose they are.
+        tenant: TenantId,
+        /// How many.
+        count: u64,
+    },
+    /// A state that was written, and no head.
+    #[error(
+        "the tenant has a state and nothing says where its receipts begin: they were removed, or no process that keeps receipts has run since they were turned on"
+    )]
+    NeverBegun,
     /// No checkpoint.
     #[error("its checkpoint is missing: it was removed")]
     NoNote,
@@ -171,6 +192,8 @@ pub struct Verdict {
     pub begins: Vec<(u64, Hour)>,
     /// Entries in them.
     pub entries: u64,
+    /// Parts from which on another key signed, with that key, at most [`FAULTS_MAX`].
+    pub key_changes: Vec<(u64, Hour, String)>,
     /// What they count, of all content types.
     pub counts: Counts,
     /// The hash of the last statement.
@@ -179,6 +202,8 @@ pub struct Verdict {
     pub exported: Option<Timestamp>,
     /// Checkpoints kept elsewhere that were compared.
     pub compared: u64,
+    /// Those of parts that were removed as too old.
+    pub not_compared: u64,
     /// What is wrong, at most [`FAULTS_MAX`].
     pub faults: Vec<Fault>,
     /// How many faults there are.
@@ -218,14 +243,26 @@ impl Following {
 /// Verifies the parts of one tenant.
 #[derive(Debug)]
 pub struct Verifier {
-    key: VerifierKey,
+    keys: Vec<VerifierKey>,
+    /// Which of them signed the part before the next.
+    signed_by: Option<usize>,
     verdict: Verdict,
     /// The number that the next part must have.
     next: Option<u64>,
     /// What the part before the next asks of it, when that part's checkpoint can be relied on.
     following: Option<Following>,
+    /// The first part whose checkpoint can be relied on, by its hour and its number in it.
+    first: Option<(Hour, u32)>,
     last: Option<Statement>,
-    elsewhere: BTreeMap<u64, Hash>,
+    elsewhere: BTreeMap<u64, Elsewhere>,
+}
+
+/// A checkpoint kept elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Elsewhere {
+    hour: Hour,
+    part: u32,
+    hash: Hash,
 }
 
 /// A part whose entries are being read.
@@ -245,8 +282,8 @@ pub struct Checking {
 }
 
 impl Verifier {
-    /// For the parts of `tenant`, by this key.
-    pub fn new(tenant: TenantId, key: VerifierKey) -> Self {
+    /// For the parts of `tenant`, each signed by one of these keys.
+    pub fn new(tenant: TenantId, keys: Vec<VerifierKey>) -> Self {
         let verdict = Verdict {
             tenant,
             parts: 0,
@@ -254,14 +291,25 @@ impl Verifier {
             hours: None,
             begins: Vec::new(),
             entries: 0,
+            key_changes: Vec::new(),
             counts: Counts::default(),
             last_hash: None,
             exported: None,
             compared: 0,
+            not_compared: 0,
             faults: Vec::new(),
             faults_in_all: 0,
         };
-        Self { key, verdict, next: None, following: None, last: None, elsewhere: BTreeMap::new() }
+        Self {
+            keys,
+            signed_by: None,
+            verdict,
+            next: None,
+            following: None,
+            first: None,
+            last: None,
+            elsewhere: BTreeMap::new(),
+        }
     }
 
     /// With a statement kept elsewhere, which that part must be the same as.
@@ -269,8 +317,8 @@ impl Verifier {
         if elsewhere.tenant != self.verdict.tenant {
             return;
         }
-        let hash = elsewhere.hash();
-        if self.elsewhere.insert(elsewhere.seq, hash).is_some_and(|other| other != hash) {
+        let kept = Elsewhere { hour: elsewhere.hour, part: elsewhere.part, hash: elsewhere.hash() };
+        if self.elsewhere.insert(elsewhere.seq, kept).is_some_and(|other| other != kept) {
             self.fault(None, Some(elsewhere.seq), Some(elsewhere.hour), Wrong::ForkElsewhere);
         }
     }
@@ -295,10 +343,11 @@ impl Verifier {
         self.next = Some(seq.saturating_add(1));
         let statement = note.and_then(|note| {
             let text = std::str::from_utf8(note).map_err(|_| Wrong::NotText)?;
-            Ok(Statement::open(text, &self.key)?)
+            Ok(open_by(&self.keys, |key| Statement::open(text, key))?)
         });
         let statement = match statement {
-            Ok(statement) => {
+            Ok((statement, key)) => {
+                self.note_key(key, &statement);
                 self.compare(seq, place.as_deref(), &statement);
                 Some(statement)
             }
@@ -318,6 +367,16 @@ impl Verifier {
             before: None,
             order: None,
             class: None,
+        }
+    }
+
+    fn note_key(&mut self, at: usize, statement: &Statement) {
+        let is_other = self.signed_by.replace(at).is_some_and(|before| before != at);
+        if is_other
+            && self.verdict.key_changes.len() < FAULTS_MAX
+            && let Some(key) = self.keys.get(at)
+        {
+            self.verdict.key_changes.push((statement.seq, statement.hour, key.short()));
         }
     }
 
@@ -350,7 +409,7 @@ impl Verifier {
         let hash = statement.hash();
         if let Some(elsewhere) = self.elsewhere.remove(&seq) {
             self.verdict.compared += 1;
-            if elsewhere != hash {
+            if elsewhere.hash != hash {
                 found.push(Wrong::ForkElsewhere);
             }
         }
@@ -367,6 +426,7 @@ impl Verifier {
         }
         verdict.counts = verdict.counts.and(statement.counts_in_all());
         verdict.last_hash = Some(hash);
+        self.first.get_or_insert((statement.hour, statement.part));
         self.last = Some(statement.clone());
     }
 
@@ -401,10 +461,10 @@ impl Verifier {
     pub fn end_with_head(&mut self, place: Option<String>, note: Result<&[u8], Wrong>) {
         let head = note.and_then(|note| {
             let text = std::str::from_utf8(note).map_err(|_| Wrong::NotText)?;
-            Ok(Head::open(text, &self.key)?)
+            Ok(open_by(&self.keys, |key| Head::open(text, key))?)
         });
         let head = match head {
-            Ok(head) => head,
+            Ok((head, _)) => head,
             Err(wrong) => return self.fault(place, None, None, wrong),
         };
         self.verdict.exported = Some(head.exported);
@@ -447,16 +507,24 @@ impl Verifier {
 
     /// What was found.
     pub fn finish(mut self) -> Verdict {
-        let first = self.verdict.pruned();
-        for (seq, _) in std::mem::take(&mut self.elsewhere) {
-            if seq >= first {
-                self.fault(None, Some(seq), None, Wrong::Elsewhere);
+        let pruned = self.verdict.pruned();
+        for (seq, Elsewhere { hour, part, .. }) in std::mem::take(&mut self.elsewhere) {
+            let is_older = self.first.is_some_and(|first| (hour, part) < first);
+            match seq < pruned {
+                true if is_older => self.verdict.not_compared += 1,
+                true => self.fault(None, Some(seq), Some(hour), Wrong::ElsewhereBefore),
+                false => self.fault(None, Some(seq), Some(hour), Wrong::Elsewhere),
             }
         }
         if self.verdict.parts == 0 && self.verdict.is_good() {
             self.fault(None, None, None, Wrong::Nothing);
         }
         self.verdict
+    }
+
+    /// Whether nothing is wrong so far.
+    pub fn is_good(&self) -> bool {
+        self.verdict.is_good()
     }
 
     /// The last part whose checkpoint can be relied on.

@@ -156,7 +156,7 @@ fn some_parts() -> Vec<Made> {
 }
 
 fn verify(dir: &Path, signer: &Signer) -> directory::Found {
-    directory::verify(dir, Some(signer.key()), None, &[]).unwrap()
+    directory::verify(dir, &[signer.key().clone()], None, &[]).unwrap()
 }
 
 fn only(found: directory::Found) -> Verdict {
@@ -575,9 +575,14 @@ fn name(seq: u64, suffix: &str) -> String {
 #[test]
 fn each_fault_is_called_what_it_is() {
     assert_eq!(wrongs(|_| {}), []);
-    assert_eq!(wrongs(|files| drop(files.remove(&format!("{TENANT}/head")))), [Wrong::NoHead]);
-    assert_eq!(wrongs(|files| drop(files.remove(&name(2, CHECKPOINT_SUFFIX)))), [Wrong::NoNote]);
-    assert_eq!(wrongs(|files| drop(files.remove(&name(2, ENTRIES_SUFFIX)))), [Wrong::NoEntries]);
+    let without = |name: &str| {
+        wrongs(|files| {
+            files.remove(name);
+        })
+    };
+    assert_eq!(without(&format!("{TENANT}/head")), [Wrong::NoHead]);
+    assert_eq!(without(&name(2, CHECKPOINT_SUFFIX)), [Wrong::NoNote]);
+    assert_eq!(without(&name(2, ENTRIES_SUFFIX)), [Wrong::NoEntries]);
     let removed = |seqs: std::ops::Range<u64>| {
         wrongs(|files| {
             for seq in seqs {
@@ -621,14 +626,14 @@ fn a_part_of_another_history_is_a_fork_and_so_is_one_that_a_checkpoint_elsewhere
     let sent: Vec<Statement> =
         sealed(TENANT, &some_parts(), 0, &signer).into_iter().map(|sealed| sealed.statement).collect();
     assert!(verify(dir.path(), &signer).is_good(), "alone it cannot be told from the first");
-    let verdict = only(directory::verify(dir.path(), Some(signer.key()), None, &sent).unwrap());
+    let verdict = only(directory::verify(dir.path(), &[signer.key().clone()], None, &sent).unwrap());
     assert_eq!(verdict.faults.len(), 5, "parts 3 to 7: {:?}", verdict.faults);
     assert!(verdict.faults.iter().all(|fault| fault.wrong == Wrong::ForkElsewhere));
     // An older copy with its own head.
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &files(&sealed(TENANT, &some_parts()[..6], 0, &signer), &signer));
     assert!(verify(dir.path(), &signer).is_good());
-    let verdict = only(directory::verify(dir.path(), Some(signer.key()), None, &sent).unwrap());
+    let verdict = only(directory::verify(dir.path(), &[signer.key().clone()], None, &sent).unwrap());
     let places: Vec<_> = verdict.faults.iter().map(|fault| (fault.seq, fault.wrong.clone())).collect();
     assert_eq!(places, [(Some(6), Wrong::Elsewhere), (Some(7), Wrong::Elsewhere)]);
     assert_eq!(verdict.compared, 6);
@@ -643,6 +648,51 @@ fn a_beginning_that_was_pruned_is_said_and_no_fault() {
     let verdict = only(verify(dir.path(), &signer));
     assert!(verdict.is_good(), "{:?}", verdict.faults);
     assert_eq!(verdict.pruned(), 3);
+}
+
+#[test]
+fn checkpoints_kept_of_parts_before_the_first_are_counted_or_show_that_these_are_not_too_old() {
+    let signer = signer(7);
+    let parts = sealed(TENANT, &some_parts(), 0, &signer);
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &files(&parts[3..], &signer));
+    let first = &parts[3].statement;
+    let kept = |seq: u64, hour, part| Statement { seq, hour, part, ..parts[1].statement.clone() };
+    for (kept, expected) in [
+        (kept(1, parts[1].statement.hour, 0), None),
+        // Of the same hour, which was removed in part.
+        (kept(2, first.hour, first.part - 1), None),
+        (kept(2, first.hour, first.part), Some(Wrong::ElsewhereBefore)),
+        (kept(2, first.hour.next(), 0), Some(Wrong::ElsewhereBefore)),
+    ] {
+        let all = [kept, parts[4].statement.clone()];
+        let verdict = only(directory::verify(dir.path(), &[signer.key().clone()], None, &all).unwrap());
+        let wrong = verdict.faults.first().map(|fault| fault.wrong.clone());
+        let counts = (verdict.compared, verdict.not_compared);
+        assert_eq!((wrong, counts), (expected.clone(), (1, u64::from(expected.is_none()))), "{:?}", all[0]);
+    }
+}
+
+#[test]
+fn where_a_key_was_lost_each_part_may_be_signed_by_any_of_those_given() {
+    let (lost, new) = (signer(7), signer(8));
+    let mut parts = sealed(TENANT, &some_parts(), 0, &lost);
+    parts[4..].iter_mut().for_each(|part| part.note = part.statement.sign(&new));
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &files(&parts, &new));
+    let verify = |signers: &[&Signer]| {
+        let keys: Vec<_> = signers.iter().map(|signer| signer.key().clone()).collect();
+        directory::verify(dir.path(), &keys, None, &[]).unwrap()
+    };
+    for keys in [[&lost, &new], [&new, &lost]] {
+        let verdict = only(verify(&keys));
+        assert!(verdict.is_good(), "{:?}", verdict.faults);
+        assert_eq!(verdict.key_changes, [(4, parts[4].statement.hour, new.key().short())]);
+    }
+    let third = signer(9);
+    for keys in [&[][..], &[&lost], &[&new], &[&lost, &third], &[&third, &new]] {
+        assert!(!verify(keys).is_good(), "{keys:?}");
+    }
 }
 
 // ------------------------------------------------------------------------------------------ in a state
@@ -668,14 +718,14 @@ async fn stored(parts: &[Sealed]) -> MemoryStore {
 }
 
 async fn verdict_of(store: &MemoryStore) -> Verdict {
-    store::verify(store, &keys(), tenant(TENANT), signer(7).key().clone(), &[]).await.unwrap().unwrap()
+    store::verify(store, &keys(), tenant(TENANT), &[signer(7).key().clone()], &[]).await.unwrap().unwrap()
 }
 
 #[tokio::test]
 async fn what_is_in_a_state_is_verified_and_so_is_that_nothing_else_is() {
     let parts = sealed(TENANT, &some_parts(), 0, &signer(7));
     let nothing = MemoryStore::new();
-    let verdict = store::verify(&nothing, &keys(), tenant(TENANT), signer(7).key().clone(), &[]).await.unwrap();
+    let verdict = store::verify(&nothing, &keys(), tenant(TENANT), &[signer(7).key().clone()], &[]).await.unwrap();
     assert_eq!(verdict, None);
     assert!(verdict_of(&stored(&parts).await).await.is_good());
     assert_eq!(verdict_of(&stored(&parts[2..]).await).await.pruned(), 2);
@@ -688,6 +738,9 @@ async fn what_is_in_a_state_is_verified_and_so_is_that_nothing_else_is() {
         put(format!("{}x", keys().part(2)), "x"),
         put(keys().checkpoint(8), parts[7].note.clone()),
         put(format!("{}x", keys().sealed()), "x"),
+        Op::Delete { key: keys().head(), expected: Expected::Any },
+        put(keys().head(), StoredHead::default().encode()),
+        put(keys().head(), "{"),
         put(keys().head(), StoredHead::default().after(&parts[6]).encode()),
         put(keys().head(), StoredHead { seq: u64::MAX, ..StoredHead::default().after(&parts[7]) }.encode()),
         put(keys().head(), StoredHead { first: 3, ..StoredHead::default().after(&parts[7]) }.encode()),

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use m365_audit::checkpoint::format::Keys;
+use m365_audit::checkpoint::format::{self, Keys, Owner};
 use m365_audit::host::{Expected, Op, StateStore};
 use m365_audit::hosts::embedded::receipts_key;
 use m365_audit::hosts::embedded::store::SqliteStore;
@@ -107,7 +107,7 @@ fn said(output: &Output) -> String {
 async fn before_anything_is_there_each_command_says_what_is_missing() {
     let place = Place::new();
     place.badly("key -c agent.toml", 66, "receipts-key-missing: ");
-    place.badly("verify -c agent.toml", 73, "state-missing: ");
+    place.badly("verify -c agent.toml", 66, "state-missing: ");
     let running = place.seal(0).await;
     place.badly("verify -c agent.toml", 75, "receipts-none: ");
     place.badly("export -c agent.toml out", 75, "receipts-none: ");
@@ -151,7 +151,7 @@ async fn the_state_is_verified_and_exported_beside_a_running_process_and_not_tou
     let shown = place.well("verify out");
     assert!(shown.contains("it came with them"), "{shown}");
     place.well(&format!("verify out --key key --source {}", TENANTS[0]));
-    place.badly(&format!("verify out --key key --source {}", TENANTS[1]), 75, "receipts-not-verified: ");
+    place.badly(&format!("verify out --key key --source {}", TENANTS[1]), 65, "receipts-not-verified: ");
     place.badly("export -c agent.toml out", 73, "receipts-unwritable: ");
     assert_eq!(running.list("").await.unwrap(), before);
 }
@@ -172,9 +172,32 @@ async fn what_was_changed_is_told_with_its_place_and_the_exit_code() {
     fs::write(place.at("forged"), note(0).replace("seq 0", "seq 1")).unwrap();
     place.badly(
         "verify out --checkpoints forged",
-        66,
-        "receipts-unreadable: cannot read `forged`: a checkpoint in it: its signature",
+        65,
+        "receipts-checkpoint: line 1 of `forged` has a checkpoint that cannot be compared: its signature",
     );
+    // What cannot be compared is no agreement.
+    let record =
+        |note: String| format!("{}\n", serde_json::json!({ "event_type": "m365_audit.receipt", "checkpoint": note }));
+    for (text, said) in [
+        (String::new(), "there is no checkpoint in `kept`"),
+        ("{\"event_type\":\"other\"}\n".into(), "there is no checkpoint in `kept`"),
+        (
+            "{}\n{\"event_type\":\"m365_audit.receipt\n".into(),
+            "line 2 of `kept` has a checkpoint that cannot be compared",
+        ),
+        (
+            format!("{}{}", record(note(0)), record("x".into())),
+            "line 2 of `kept` has a checkpoint that cannot be compared",
+        ),
+        (format!("{}{}x", note(0), note(1)), &format!("line {} of `kept`", note(0).lines().count() + 1)),
+    ] {
+        fs::write(place.at("kept"), text).unwrap();
+        let told = place.badly("verify out --key key --checkpoints kept", 65, "receipts-checkpoint: ");
+        assert!(told.contains(said), "{told}");
+    }
+    fs::write(place.at("kept"), record(note(0)) + "{\"event_type\":\"other\"}\n" + &record(note(1))).unwrap();
+    let shown = place.well("verify out --key key --checkpoints kept --checkpoints sent");
+    assert!(shown.contains("compared      with 3 checkpoints kept elsewhere"), "{shown}");
     let entries = folder.join("0000000000000002.entries");
     let mut bytes = fs::read(&entries).unwrap();
     // The last entry's key.
@@ -183,7 +206,7 @@ async fn what_was_changed_is_told_with_its_place_and_the_exit_code() {
     fs::write(&entries, bytes).unwrap();
     let told = place.badly(
         "verify out --key key",
-        75,
+        65,
         "receipts-not-verified: the receipts were not verified: 1 fault was found\n  hint: ",
     );
     let fault =
@@ -194,11 +217,85 @@ async fn what_was_changed_is_told_with_its_place_and_the_exit_code() {
     // In the state: a part that is gone, and a checkpoint.
     let keys = ReceiptKeys::below(Keys::of(&TENANTS[0].parse().unwrap()).receipts());
     running.commit(vec![Op::Delete { key: keys.checkpoint(1), expected: Expected::Any }]).await.unwrap();
-    let told = place.badly("verify -c agent.toml", 75, "receipts-not-verified: ");
+    let told = place.badly("verify -c agent.toml", 65, "receipts-not-verified: ");
     assert!(told.contains("  fault         part 1 is missing: receipts were removed"), "{told}");
     running.commit(vec![Op::Delete { key: keys.checkpoint(0), expected: Expected::Any }]).await.unwrap();
-    let told = place.badly("verify -c agent.toml", 75, "receipts-not-verified: ");
+    let told = place.badly("verify -c agent.toml", 65, "receipts-not-verified: ");
     assert!(told.contains(&format!("`{}`, part 0: its checkpoint is missing", keys.checkpoint(0))), "{told}");
-    place.badly("export -c agent.toml again", 75, "receipts-not-verified: ");
+    place.badly("export -c agent.toml again", 65, "receipts-not-verified: ");
     drop(running);
+}
+
+/// The checkpoint of a first part of the other tenant, signed by the key of the place.
+fn of_the_other(place: &Place) -> String {
+    let part = Part {
+        tenant: TENANTS[1].parse().unwrap(),
+        seq: 0,
+        hour: "2026-11-30T10:00:00Z".parse().unwrap(),
+        part: 0,
+        last: true,
+        begins: true,
+        previous: [0; 32],
+    };
+    seal(&part, [], &BTreeMap::new(), &receipts_key::open(&place.at("data")).unwrap()).note
+}
+
+#[tokio::test]
+async fn receipts_of_a_tenant_that_are_gone_are_not_verified_because_those_of_another_are() {
+    let place = Place::new();
+    let running = place.seal(3).await;
+    fs::write(place.at("key"), place.well("key -c agent.toml")).unwrap();
+    place.well("export -c agent.toml out");
+    fs::write(place.at("sent"), of_the_other(&place)).unwrap();
+    for told in [
+        place.badly("verify -c agent.toml --checkpoints sent", 65, "receipts-not-verified: "),
+        place.badly("verify -c agent.toml --source fabrikam --checkpoints sent", 65, "receipts-not-verified: "),
+        place.badly("verify out --key key --checkpoints sent", 65, "receipts-not-verified: "),
+    ] {
+        assert!(told.contains(&format!("a checkpoint kept elsewhere is of tenant `{}`", TENANTS[1])), "{told}");
+    }
+    for args in ["-c agent.toml --source contoso", &format!("out --key key --source {}", TENANTS[0])] {
+        let shown = place.well(&format!("verify {args} --checkpoints sent"));
+        assert!(shown.contains("  compared      with 0 checkpoints kept elsewhere"), "{shown}");
+        assert!(shown.contains("not compared    1 checkpoints kept elsewhere, of tenants that --source"), "{shown}");
+    }
+    // The other tenant was written by a process, and there is nothing of its receipts.
+    let other = Keys::of(&TENANTS[1].parse().unwrap());
+    let head = ReceiptKeys::below(other.receipts()).head();
+    let put = |key: String, value: Vec<u8>| Op::Put { key, value: value.into(), expected: Expected::Any };
+    let owner = format::encode(&Owner { format: 1, writer: "a".into() });
+    running.commit(vec![put(other.owner(), owner.to_vec())]).await.unwrap();
+    let told = place.badly("verify -c agent.toml", 65, "receipts-not-verified: ");
+    assert!(told.contains(&format!("not verified    `{head}`: the tenant has a state")), "{told}");
+    place.badly("verify -c agent.toml --source fabrikam", 65, "receipts-not-verified: ");
+    place.well("verify -c agent.toml --source contoso");
+    // It keeps receipts and has not sealed yet.
+    running.commit(vec![put(head, StoredHead::default().encode())]).await.unwrap();
+    place.well("verify -c agent.toml");
+    place.badly("verify -c agent.toml --source fabrikam", 75, "receipts-none: ");
+    // Parts without a head.
+    let head = ReceiptKeys::below(Keys::of(&TENANTS[0].parse().unwrap()).receipts()).head();
+    running.commit(vec![Op::Delete { key: head.clone(), expected: Expected::Any }]).await.unwrap();
+    let told = place.badly("verify -c agent.toml", 65, "receipts-not-verified: ");
+    assert!(told.contains(&format!("`{head}`: the head is missing")), "{told}");
+}
+
+#[tokio::test]
+async fn a_beginning_that_is_gone_although_the_configuration_keeps_it_is_said() {
+    let place = Place::new();
+    let running = place.seal(3).await;
+    let keys = ReceiptKeys::below(Keys::of(&TENANTS[0].parse().unwrap()).receipts());
+    let (head, _) = running.load(&keys.head()).await.unwrap().unwrap();
+    let head = StoredHead { first: 2, ..StoredHead::decode(&head).unwrap() };
+    let gone = [keys.checkpoint(0), keys.page(0, 0), keys.page(0, 1), keys.checkpoint(1)];
+    let mut ops: Vec<Op> = gone.into_iter().map(|key| Op::Delete { key, expected: Expected::Any }).collect();
+    ops.push(Op::Put { key: keys.head(), value: head.encode().into(), expected: Expected::Any });
+    running.commit(ops).await.unwrap();
+    let text = fs::read_to_string(place.at("agent.toml")).unwrap();
+    for (days, is_said) in [(3650, true), (0, false)] {
+        fs::write(place.at("agent.toml"), format!("{text}[receipts]\ndays = {days}\n")).unwrap();
+        let shown = place.well("verify -c agent.toml");
+        assert!(shown.contains("  begins        with part 2"), "{shown}");
+        assert_eq!(shown.contains("  removed       earlier parts are gone"), is_said, "{shown}");
+    }
 }

@@ -19,7 +19,7 @@ impl World {
     /// What is sealed, verified with nothing but the public key; no fault may be found.
     async fn verified(&self) -> Verdict {
         let key = keeping().signer.key().clone();
-        let verdict = store::verify(&*self.store, &self.receipt_keys(), self.tenant.clone(), key, &[]).await;
+        let verdict = store::verify(&*self.store, &self.receipt_keys(), self.tenant.clone(), &[key], &[]).await;
         let verdict = verdict.unwrap().expect("something is sealed");
         assert!(verdict.is_good(), "{verdict:#?}");
         verdict
