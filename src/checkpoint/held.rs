@@ -106,13 +106,16 @@ impl HeldHeader {
     }
 }
 
+/// The rule that would drop a read, and the read's key.
+pub type KeyedRule = (Arc<str>, Option<CanonicalKey>);
+
 impl HeldPage {
     /// Of each read on a stored page its rule and its key: what a receipt of it says. Only of a page without keys the
     /// events are looked at.
     ///
     /// # Errors
     /// [`StateError::Corrupt`] when the bytes are no page, or one of a newer format.
-    pub fn keyed_rules(key: &str, bytes: &[u8]) -> Result<Vec<(Arc<str>, Option<CanonicalKey>)>, StateError> {
+    pub fn keyed_rules(key: &str, bytes: &[u8]) -> Result<Vec<KeyedRule>, StateError> {
         let (header, ..) = take_apart(key, bytes)?;
         if header.keys.is_none() {
             let page = HeldPage::decode(key, bytes)?;
