@@ -214,7 +214,7 @@ async fn of_receipts(
         (Some(head), _) if head.seq == 0 => Chain::NothingSealed,
         (Some(_), Err(why)) => Chain::NotKnown(why.clone()),
         (Some(_), Ok(key)) => {
-            let verdict = store::verify(store, &below, tenant.clone(), key.clone(), &[]).await;
+            let verdict = store::verify(store, &below, tenant.clone(), std::slice::from_ref(key), &[]).await;
             match unless_damaged(verdict)? {
                 Ok(Some(verdict)) => note_verdict(&mut receipts, &verdict),
                 Ok(None) => Chain::NothingSealed,
