@@ -109,7 +109,14 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
         show.line(&left.why);
     }
     if let Some(path) = &args.report {
-        super::report::of_one(&*state, ("demo", &reported), key, clock.now(), path).await?;
+        super::report::of_one(
+            &*state,
+            ("demo", &reported),
+            (key, proof.as_ref().map(|proof| &*proof.json)),
+            clock.now(),
+            path,
+        )
+        .await?;
     }
     if stop.is_cancelled() {
         return Ok(Exit::Done);
@@ -133,6 +140,8 @@ fn config_for(sim: &Sim, client_id: &str, client_secret: &str) -> Result<SourceC
 struct Proof {
     rows: u64,
     missing: u64,
+    /// The verdict, as `reconcile --json` prints it.
+    json: Vec<u8>,
 }
 
 /// Compares the state with the export that the tenant's audit search gives, as `reconcile` does.
@@ -166,8 +175,11 @@ async fn prove(
         };
         compare(&request, &runtime)
     };
-    let verdict = tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?.map_err(Failure::internal)?;
-    Ok(Proof { rows: verdict.rows, missing: verdict.classes.of(Class::Missing) })
+    let compared = tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?;
+    let mut verdict = compared.map_err(Failure::internal)?;
+    let mut json = Vec::new();
+    verdict.write_json(&mut json).map_err(Failure::io)?;
+    Ok(Proof { rows: verdict.rows, missing: verdict.classes.of(Class::Missing), json })
 }
 
 /// How many of the events that were not delivered are routine reads, which the source drops by rule.

@@ -40,9 +40,10 @@ pub struct ReportArgs {
     /// Where it ends, likewise. Default: now
     #[arg(long, value_name = "TIME", value_parser = super::moment::time)]
     to: Option<Timestamp>,
-    /// The form: `html` is one page to hand over, `json` is for programs
-    #[arg(long, value_enum, default_value = "text")]
-    format: ReportFormat,
+    /// The form: `html` is one page to hand over, `json` is for programs. Default: that of the file's name (`.html`,
+    /// `.json`), else `text`
+    #[arg(long, value_enum)]
+    format: Option<ReportFormat>,
     /// The file to write, whole or not at all, readable for others (0644 less the umask). Default: standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -115,11 +116,23 @@ pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Ex
     };
     let tenants = sources.into_iter().map(tenant).collect();
     let made = gather(&store, &asked, tenants).await.map_err(Failure::of_state)?;
-    match args.output.filter(|path| path.as_os_str() != "-") {
-        None => write(&made, args.format, out).map_err(Failure::io)?,
-        Some(path) => keep(&made, args.format, &path)?,
+    let output = args.output.filter(|path| path.as_os_str() != "-");
+    let format = args.format.or_else(|| output.as_deref().and_then(format_of)).unwrap_or(ReportFormat::Text);
+    match output {
+        None => write(&made, format, out).map_err(Failure::io)?,
+        Some(path) => keep(&made, format, &path)?,
     }
     Ok(Exit::Done)
+}
+
+/// The form that a file's name chooses.
+fn format_of(path: &Path) -> Option<ReportFormat> {
+    let suffix = path.extension()?.to_str()?.to_ascii_lowercase();
+    match suffix.as_str() {
+        "html" | "htm" => Some(ReportFormat::Html),
+        "json" => Some(ReportFormat::Json),
+        _ => None,
+    }
 }
 
 /// Name and version, as a report has them.
@@ -137,19 +150,24 @@ fn asked_tenant(name: &str, source: &SourceConfig, reconcile: Reconcile) -> Aske
     }
 }
 
-/// Writes the HTML page of one source whose state is at hand and whose receipts this key signed.
+/// Writes the HTML page of one source whose state is at hand, whose receipts this key signed, and of which a comparison
+/// gave this verdict, as JSON.
 ///
 /// # Errors
 /// When the state cannot be read, or the page not be written.
 pub(super) async fn of_one(
     state: &dyn StateStore,
     (name, source): (&str, &SourceConfig),
-    key: VerifierKey,
+    (key, verdict): (VerifierKey, Option<&[u8]>),
     now: Timestamp,
     path: &Path,
 ) -> Result<(), Failure> {
     let asked = Asked { program: program(), now, from: None, to: None, receipts_days: 1, key: Ok(key) };
-    let tenants = vec![asked_tenant(name, source, Reconcile::None)];
+    let tenants = vec![asked_tenant(
+        name,
+        source,
+        verdict.map_or(Reconcile::None, |json| reconciled::read(json, &source.tenant_id)),
+    )];
     let made = gather(state, &asked, tenants).await.map_err(Failure::of_state)?;
     keep(&made, ReportFormat::Html, path)
 }

@@ -110,18 +110,20 @@ async fn a_report_is_made_in_each_form_beside_a_running_process_and_changes_noth
 }
 
 #[tokio::test]
-async fn a_file_is_written_whole_and_the_name_of_it_does_not_choose_the_form() {
+async fn a_file_is_written_whole_and_its_name_chooses_the_form_unless_that_is_said() {
     let place = Place::new();
     let _running = place.running().await;
     fs::write(place.at("old"), "before").unwrap();
     symlink("old", place.at("report.html")).unwrap();
-    assert_eq!(place.well("-c agent.toml -o report.html"), "");
+    assert_eq!(place.well("-c agent.toml --format text -o report.html"), "");
     let written = fs::read_to_string(place.at("old")).unwrap();
     assert!(written.starts_with("Completeness"), "{written}");
     assert!(fs::symlink_metadata(place.at("report.html")).unwrap().is_symlink());
     assert_eq!(fs::metadata(place.at("old")).unwrap().permissions().mode() & 0o644, 0o644);
-    place.well("-c agent.toml --format html -o report.html");
+    place.well("-c agent.toml -o report.html");
     assert!(fs::read_to_string(place.at("old")).unwrap().starts_with("<!DOCTYPE html>"));
+    place.well("-c agent.toml -o old");
+    assert!(fs::read_to_string(place.at("old")).unwrap().starts_with("Completeness"));
     assert!(place.well("-c agent.toml -o -").starts_with("Completeness"));
     assert!(place.well("-c agent.toml -o /dev/stdout").starts_with("Completeness"));
     let mut names: Vec<_> = fs::read_dir(place.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
