@@ -378,7 +378,7 @@ impl Show {
         self.line(&format!("duplicates  {duplicates} removed"));
         self.line(&format!("requests    {requests}"));
         let style = |count| style_of(if count == 0 { Severity::Info } else { Severity::Critical });
-        if let Some(Proof { rows, missing }) = proof {
+        if let Some(Proof { rows, missing, .. }) = proof {
             let style = style(*missing);
             self.line(&format!(
                 "missing     {style}{missing}{style:#} of {rows} rows of the tenant's own audit search"
