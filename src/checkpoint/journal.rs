@@ -220,7 +220,8 @@ impl Journal {
 
     /// Whether a part is to be sealed before anything more is written.
     pub(super) fn is_due(&self, now: Option<Timestamp>) -> bool {
-        let is_over = now.zip(self.hour).is_some_and(|(now, hour)| hour < Hour::of(now));
+        let Some(hour) = self.hour else { return false };
+        let is_over = now.is_some_and(|now| hour < Hour::of(now));
         is_over || self.receipts >= PART_ENTRIES_MAX || self.pages.len() >= PART_PAGES_MAX
     }
 

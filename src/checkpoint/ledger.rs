@@ -414,6 +414,8 @@ impl Ledger {
                 Err(error) => {
                     without_receipts(&self.tenant, &error);
                     self.journal = None;
+                    // The receipts name the writer that keeps them: from here on that is not this one.
+                    self.owner.writer = format!("{:016x}", fastrand::u64(..));
                 }
             }
         }

@@ -187,7 +187,7 @@ async fn alone(config: &Config, name: &str, ask: Ask) -> Result<Ended, Failure> 
     let (answer, _) = oneshot::channel();
     let asked = Asked { ask, begun, stop: stop.clone(), answer };
     let audit = M365Audit::new(name, source, clock.clone());
-    let audit = match keeping(config)? {
+    let audit = match keeping(config) {
         // What is sealed meanwhile is sent by the next `run`.
         Some(keeping) => audit.with_receipts(Keeping { sends: false, ..keeping }),
         None => audit,

@@ -2,19 +2,29 @@
 
 use std::sync::Arc;
 
-use super::Failure;
 use crate::checkpoint::journal::Keeping;
 use crate::config::Config;
 use crate::hosts::embedded::receipts_key;
+use crate::model::Actionable;
 
-/// `None` where receipts are off. For a process that has the lock of the state: a key that is not there is made.
-///
-/// # Errors
-/// The key cannot be used or made.
-pub(super) fn keeping(config: &Config) -> Result<Option<Keeping>, Failure> {
+/// `None` where receipts are off, or cannot be signed: that is told, and no event waits for it. For a process that has the
+/// lock of the state: a key that is not there is made.
+pub(super) fn keeping(config: &Config) -> Option<Keeping> {
     if config.receipts.days == 0 {
-        return Ok(None);
+        return None;
     }
-    let signer = Arc::new(receipts_key::open_or_make(&config.data_dir)?);
-    Ok(Some(Keeping { signer, days: config.receipts.days, sends: !config.receipts.to.is_empty() }))
+    match receipts_key::open_or_make(&config.data_dir) {
+        Ok(signer) => {
+            let sends = !config.receipts.to.is_empty();
+            Some(Keeping { signer: Arc::new(signer), days: config.receipts.days, sends })
+        }
+        Err(error) => {
+            tracing::error!(
+                "{}: {error}; events are collected without receipts until the next start (hint: {})",
+                error.slug(),
+                error.hint()
+            );
+            None
+        }
+    }
 }

@@ -121,7 +121,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let slow = tell_when_slow(clock.clone());
     let store = Arc::new(SqliteStore::open(&config.data_dir)?);
     let memory = SinkMemory::load(&store).await?;
-    let receipts = keeping(&config)?;
+    let receipts = keeping(&config);
     let stop = CancellationToken::new();
     let mut specs = Vec::new();
     for name in config.sinks.keys() {
@@ -348,20 +348,6 @@ impl Process {
         });
     }
 
-    /// Keeps receipts as this configuration says; false when that cannot be.
-    fn keeps_as(&mut self, new: &Config) -> bool {
-        match keeping(&Config { data_dir: self.config.data_dir.clone(), ..new.clone() }) {
-            Ok(receipts) => {
-                self.receipts = receipts;
-                true
-            }
-            Err(error) => {
-                tracing::error!("not reloaded, the running configuration stays: {}", error.message);
-                false
-            }
-        }
-    }
-
     /// Applies the configuration file as it is now; one with problems changes nothing.
     async fn reload(&mut self) {
         let new = match Config::load_to_run(&self.path) {
@@ -386,8 +372,8 @@ impl Process {
         }
         // Receipts are kept by sources, so all of them change with how they are kept.
         let others = new.receipts != self.config.receipts;
-        if others && !self.keeps_as(&new) {
-            return;
+        if others {
+            self.receipts = keeping(&Config { data_dir: self.config.data_dir.clone(), ..new.clone() });
         }
         // Sources that change are stopped first, so that nothing is routed by two configurations at once.
         let changed: Vec<String> = self

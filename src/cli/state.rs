@@ -395,7 +395,7 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
                 tenant: source.tenant_id.clone(),
                 content_types: source.content_types.clone(),
                 event_keys_max: source.event_keys_max,
-                receipts: keeping(config)?.map(|keeping| Keeping { sends: false, ..keeping }),
+                receipts: keeping(config).map(|keeping| Keeping { sends: false, ..keeping }),
                 server_time: ServerTimeSource::default(),
             };
             retried = aside::retry_alone(name.as_str().into(), &settings, host.clone(), clock.clone())

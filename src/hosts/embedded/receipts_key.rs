@@ -138,8 +138,14 @@ fn write(data_dir: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     // A command that root types must not make a key that the service cannot read.
     let owner = fs::metadata(if data_dir.as_os_str().is_empty() { Path::new(".") } else { data_dir })?;
-    if file.metadata()?.uid() != owner.uid() {
-        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    if rustix::process::geteuid().is_root()
+        && file.metadata()?.uid() != owner.uid()
+        && let Err(error) = std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
+    {
+        tracing::warn!(
+            "`{}` belongs to root, and the owner of `data_dir` may not be able to read it: {error}",
+            new.display()
+        );
     }
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
