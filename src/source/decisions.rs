@@ -123,12 +123,12 @@ pub(super) enum Action {
     OfferAside,
     /// Fetch and settle a blob.
     Fetch(Box<Job>, Download),
-    /// Report that a blob is gone, then settle it.
-    SettleLost(Box<Job>, Gap),
+    /// Report that a blob is gone.
+    ReportLost(Box<Job>, Gap),
     /// Report a gap.
     Declare(Gap),
-    /// Write positions.
-    Write(BTreeMap<ContentType, Position>),
+    /// Write positions, and with them the marks of blobs whose loss the host was told.
+    Write(BTreeMap<ContentType, Position>, Vec<(ContentType, Key)>),
     /// Forget keys past their time.
     Expire,
     /// A turn of the hold, at Microsoft's time.
@@ -139,7 +139,7 @@ pub(super) enum Action {
 pub(super) enum Done {
     /// [`Action::Fetch`].
     Blob(Box<Job>, Outcome),
-    /// [`Action::SettleLost`].
+    /// [`Action::ReportLost`].
     Lost(ContentType, Key, Result<(), NotNoticed>),
     /// [`Action::Declare`].
     Gap(Gap, Result<(), NotNoticed>),
@@ -188,6 +188,10 @@ pub(super) struct Decisions {
     /// Content types that are not listed yet, and whether their subscription is on.
     waiting: Vec<(ContentType, bool)>,
     writing_positions: bool,
+    /// Lost blobs whose record the host has: their marks go with the next position, which remembers the gap.
+    lost: Vec<(ContentType, Key)>,
+    /// Those whose marks are being written.
+    marking: Vec<(ContentType, Key)>,
     /// A turn of the hold is under way; after one that failed, the next waits until then.
     tending: bool,
     tend_at: Duration,
@@ -224,7 +228,8 @@ impl Decisions {
         for &content_type in content_types {
             let stored = remembered.positions.remove(&content_type);
             let Some(settled) = remembered.settled.remove(&content_type) else { continue };
-            streams.insert(content_type, Box::new(Stream::new(stored, first, listable_from, settled, now)));
+            streams
+                .insert(content_type, Box::new(Stream::new(stored, first, listable_from, settled, now)));
         }
         Self {
             terms,
@@ -237,6 +242,8 @@ impl Decisions {
             under_way: 0,
             waiting: Vec::new(),
             writing_positions: false,
+            lost: Vec::new(),
+            marking: Vec::new(),
             tending: false,
             tend_at: now,
             positions_at: now,
@@ -616,7 +623,12 @@ impl Decisions {
             Done::Lost(_, _, Err(NotNoticed::State(error))) | Done::Gap(_, Err(NotNoticed::State(error))) => {
                 return Err(state(error));
             }
-            Done::Lost(content_type, key, Ok(())) => self.settled(content_type, key, None),
+            Done::Lost(content_type, key, Ok(())) => {
+                self.lost.push((content_type, key));
+                if let Some(stream) = self.streams.get_mut(&content_type) {
+                    stream.unwritten = Unwritten::Change;
+                }
+            }
             Done::Gap(gap, Ok(())) => {
                 if let Some(stream) = self.streams.get_mut(&gap.content_type) {
                     stream.declared(gap.window, gap.reason);
@@ -626,6 +638,9 @@ impl Decisions {
             Done::Written(result) => {
                 self.writing_positions = false;
                 result.map_err(state)?;
+                for (content_type, key) in std::mem::take(&mut self.marking) {
+                    self.settled(content_type, key, None);
+                }
             }
             Done::Aside(result) => result.map_err(state)?,
             Done::Held(result) => {
@@ -765,7 +780,7 @@ impl Decisions {
         self.retry.insert((due, self.retries), job);
     }
 
-    /// The blob is gone at Microsoft: says so, then settles it as lost.
+    /// The blob is gone at Microsoft: says so, then settles it as lost with the position that remembers the gap.
     fn lost(&mut self, job: Job, why: &str) {
         let BlobRef { content_type, created, expires, ref id, .. } = job.blob;
         self.count(metrics::BLOBS_TOTAL, content_type, "state", "lost");
@@ -781,12 +796,12 @@ impl Decisions {
             detail: format!("blob `{id}` expired at {expires} unread: {why}"),
             noticed: self.terms.server.for_requests(),
         };
-        // With the next position: its mark makes the blob settled, and nothing else in the state says that it was lost.
+        // Nothing else in the state says that it was lost, so the mark that settles it goes with this position.
         if let Some(stream) = self.streams.get_mut(&content_type) {
             stream.position.note_gap(remembered(gap.window, gap.reason));
             stream.unwritten = Unwritten::Change;
         }
-        self.start(Action::SettleLost(Box::new(job), gap));
+        self.start(Action::ReportLost(Box::new(job), gap));
     }
 
     // ---- position ----
@@ -820,7 +835,8 @@ impl Decisions {
         let positions: BTreeMap<ContentType, Position> = changed.collect();
         self.writing_positions = true;
         self.positions_at = now;
-        self.start(Action::Write(positions));
+        self.marking = std::mem::take(&mut self.lost);
+        self.start(Action::Write(positions, self.marking.clone()));
         for content_type in self.types() {
             self.guide(content_type);
         }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::aside::SetAside;
 use super::backfill;
 use super::checkpoints;
-use super::context::{FetchContext, NotNoticed};
+use super::context::FetchContext;
 use super::decisions::{Action, Decisions, Done, Event, Remembered, Terms};
 use super::error::SourceError;
 use super::health::{Board, Level, Place};
@@ -276,16 +276,10 @@ impl Loop {
                     Done::Blob(job, outcome)
                 });
             }
-            Action::SettleLost(job, gap) => {
+            Action::ReportLost(job, gap) => {
                 let context = self.context.clone();
                 self.tasks.spawn(async move {
-                    let result = async {
-                        gap.deliver(&context, Some(&job.blob.id)).await?;
-                        let mark = vec![(gap.content_type, job.key)];
-                        let change = Change { settled: mark.clone(), untracked: mark, ..Change::default() };
-                        context.ledger.commit(change).await.map_err(NotNoticed::State)
-                    }
-                    .await;
+                    let result = gap.deliver(&context, Some(&job.blob.id)).await;
                     Done::Lost(gap.content_type, job.key, result)
                 });
             }
@@ -296,9 +290,9 @@ impl Loop {
                     Done::Gap(gap, result)
                 });
             }
-            Action::Write(positions) => {
+            Action::Write(positions, lost) => {
                 let ledger = self.ledger.clone();
-                let change = Change { positions, ..Change::default() };
+                let change = Change { positions, settled: lost.clone(), untracked: lost, ..Change::default() };
                 self.tasks.spawn(async move { Done::Written(ledger.commit(change).await) });
             }
             Action::Expire => {

@@ -210,7 +210,7 @@ fn the_position_waits_for_the_blob_and_then_for_nothing_and_is_written() {
     world.apply(Event::Done(Done::Written(Ok(()))));
     world.wait();
     let position = world.begun.iter().find_map(|action| match action {
-        Action::Write(positions) => positions[&GENERAL].complete_until,
+        Action::Write(positions, _) => positions[&GENERAL].complete_until,
         _ => None,
     });
     assert_eq!(position, world.complete_until(GENERAL), "what a settled blob moved is written");
@@ -219,7 +219,7 @@ fn the_position_waits_for_the_blob_and_then_for_nothing_and_is_written() {
 #[test]
 fn one_write_of_positions_is_under_way_at_a_time() {
     let mut world = World::new(&[GENERAL], false);
-    let writes = |world: &World| world.begun.iter().filter(|action| matches!(action, Action::Write(_))).count();
+    let writes = |world: &World| world.begun.iter().filter(|action| matches!(action, Action::Write(..))).count();
     assert_eq!(writes(&world), 0, "a write waits for its second");
     world.clock.advance(Duration::from_secs(2));
     world.apply(Event::Woken);
@@ -252,14 +252,25 @@ fn a_blob_that_cannot_be_read_before_it_expires_is_reported_as_a_gap_and_settled
     world.hear();
     let job = world.end_fetch(unread("cut"));
     let gap = world.begun.iter().find_map(|action| match action {
-        Action::SettleLost(_, gap) => Some(gap.clone()),
+        Action::ReportLost(_, gap) => Some(gap.clone()),
         _ => None,
     });
     let gap = gap.expect("the loss is reported");
     assert_eq!((gap.reason, gap.window.start), (GapReason::BlobExpired, before(60)));
     assert_eq!(world.complete_until(GENERAL), Some(before(60)), "not before the host has the record");
     assert_eq!(world.gaps(GENERAL), [(gap.window.start, gap.window.end, "blob_expired".to_owned())]);
+    world.begun.clear();
+    world.apply(Event::Done(Done::Written(Ok(()))));
     world.apply(Event::Done(Done::Lost(GENERAL, job.key, Ok(()))));
+    world.clock.advance(Duration::from_secs(2));
+    world.apply(Event::Due(None));
+    let written = world.begun.iter().find_map(|action| match action {
+        Action::Write(positions, lost) => Some((positions[&GENERAL].gaps.len(), lost.clone())),
+        _ => None,
+    });
+    assert_eq!(written, Some((1, vec![(GENERAL, job.key)])), "one commit has the mark and the gap");
+    assert_eq!(world.complete_until(GENERAL), Some(before(60)), "not before it is durable");
+    world.apply(Event::Done(Done::Written(Ok(()))));
     assert!(world.complete_until(GENERAL) > Some(before(60)));
 }
 
@@ -318,7 +329,7 @@ fn a_single_pass_lists_matches_first_and_ends_when_everything_is_settled_and_wri
     }
     while !world.decisions.is_finished() {
         let at =
-            world.begun.iter().position(|action| matches!(action, Action::Write(_))).expect("nothing is under way");
+            world.begun.iter().position(|action| matches!(action, Action::Write(..))).expect("nothing is under way");
         world.begun.remove(at);
         world.apply(Event::Done(Done::Written(Ok(()))));
     }
@@ -411,11 +422,11 @@ proptest! {
                             Done::Blob(job, Outcome::Settled)
                         }
                         Action::Fetch(job, _) => Done::Blob(job, unread("cut")),
-                        Action::Write(_) => Done::Written(Ok(())),
+                        Action::Write(..) => Done::Written(Ok(())),
                         Action::TendHold(_) => Done::Held(Ok(())),
                         Action::Expire | Action::OfferAside => Done::Aside(Ok(())),
                         Action::Declare(gap) => Done::Gap(gap, Ok(())),
-                        Action::SettleLost(job, gap) => Done::Lost(gap.content_type, job.key, Ok(())),
+                        Action::ReportLost(job, gap) => Done::Lost(gap.content_type, job.key, Ok(())),
                         Action::List(..) => continue,
                     };
                     world.apply(Event::Done(done));
@@ -433,7 +444,7 @@ proptest! {
             prop_assert!(oldest.is_none_or(|oldest| complete.is_none_or(|complete| complete <= oldest)));
             let fetching = world.fetched().len();
             prop_assert!(fetching <= 32 && (fetching > 0 || world.decisions.ready.is_empty()), "a blob waits for nothing");
-            prop_assert!(world.begun.iter().filter(|action| matches!(action, Action::Write(_))).count() <= 1);
+            prop_assert!(world.begun.iter().filter(|action| matches!(action, Action::Write(..))).count() <= 1);
         }
     }
 }
