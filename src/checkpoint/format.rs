@@ -228,6 +228,9 @@ pub struct Position {
     pub format: u32,
     /// Nothing made available before this is ever listed.
     pub origin: Timestamp,
+    /// When the stream first ran; absent in states of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<Timestamp>,
     /// Everything made available from `origin` to here is settled (exclusive). Never moves back but by `state set`.
     #[serde(default)]
     pub complete_until: Option<Timestamp>,
@@ -307,6 +310,7 @@ impl Position {
         Self {
             format: FORMAT,
             origin,
+            began: None,
             complete_until: None,
             listed_until: None,
             last_listing: None,
@@ -446,6 +450,7 @@ mod tests {
         Position {
             format: 1,
             origin: "2026-05-01T00:00:00Z".parse().unwrap(),
+            began: None,
             complete_until: Some("2026-05-03T10:00:00Z".parse().unwrap()),
             listed_until: Some("2026-05-03T10:05:00Z".parse().unwrap()),
             last_listing: Some("2026-05-03T10:05:01Z".parse().unwrap()),

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::format::{self, FORMAT, Keys, Stored};
-use crate::host::{Expected, Op, StateStore};
+use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{ContentType, Timestamp};
 
 /// Upper bounds of the counts, in seconds; one more count has what is beyond.
@@ -112,6 +113,30 @@ pub fn day_of(time: Timestamp) -> String {
     TimeZone::UTC.to_datetime(time).date().to_string()
 }
 
+/// How late the content of a stream may become available after its events, where nothing later was seen.
+///
+/// Microsoft names no bound: "typically 60 to 90 minutes" for most workloads, up to 24 hours for others, and days have been seen.
+pub const AT_LEAST: SignedDuration = SignedDuration::from_hours(72);
+
+/// How late the content of a stream may become available after its events: the longest delay of the days that are kept,
+/// and no less than [`AT_LEAST`].
+///
+/// # Errors
+/// The state cannot be read, or a day is damaged.
+pub async fn bound(
+    store: &dyn StateStore,
+    keys: &Keys,
+    content_type: ContentType,
+) -> Result<SignedDuration, StateError> {
+    let mut longest = AT_LEAST;
+    for (key, _) in store.list(&keys.lateness(content_type)).await? {
+        let Some((bytes, _)) = store.load(&key).await? else { continue };
+        let day: Lateness = format::decode(&key, &bytes)?;
+        longest = longest.max(SignedDuration::from_secs(i64::try_from(day.events.longest_secs).unwrap_or(i64::MAX)));
+    }
+    Ok(longest)
+}
+
 /// What is counted and not written yet, and what was written today.
 #[derive(Debug, Default)]
 pub(super) struct LatenessBook {
@@ -174,7 +199,7 @@ impl LatenessBook {
             })
             .collect();
         if self.swept.as_ref() != Some(&today) {
-            let oldest = now.saturating_sub(jiff::SignedDuration::from_hours(24 * DAYS_KEPT));
+            let oldest = now.saturating_sub(SignedDuration::from_hours(24 * DAYS_KEPT));
             let oldest = oldest.map_or_else(|_| String::new(), day_of);
             for content_type in ContentType::ALL {
                 // What cannot be listed now leaves another day.
@@ -251,5 +276,21 @@ mod tests {
         let stored: Lateness = format::decode(&day, &store.load(&day).await.unwrap().unwrap().0).unwrap();
         assert_eq!(stored.events.counts[..2], [1, 1], "what was not written is not there, what was adds up");
         assert!(store.load(&old).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn content_may_come_as_late_as_it_did_and_three_days_in_any_case() {
+        let (store, keys) = (MemoryStore::new(), keys());
+        let bound = async || bound(&store, &keys, ContentType::Dlp).await;
+        assert_eq!(bound().await, Ok(AT_LEAST));
+        for (day, secs, expected) in [("2026-11-28", 60, 72), ("2026-11-29", 100 * 3600, 100), ("2026-11-30", 5, 100)] {
+            let value = format::encode(&late(&[1, secs]));
+            let put = Op::Put { key: keys.lateness_of(ContentType::Dlp, day), value, expected: Expected::Any };
+            store.commit(vec![put]).await.unwrap();
+            assert_eq!(bound().await, Ok(SignedDuration::from_hours(expected)), "{day}");
+        }
+        let key = keys.lateness_of(ContentType::Dlp, "2026-12-01");
+        store.commit(vec![Op::Put { key, value: "{".into(), expected: Expected::Any }]).await.unwrap();
+        assert!(matches!(bound().await, Err(StateError::Corrupt { .. })));
     }
 }

@@ -162,7 +162,6 @@ async fn prove(
             source: "demo".into(),
             tenant: config.tenant_id.clone(),
             content_types: config.content_types.clone(),
-            backfill: SignedDuration::from_secs(i64::try_from(config.backfill_secs).unwrap_or(i64::MAX)),
             event_keys_max: config.event_keys_max,
             dropping,
             export: &export,

@@ -120,12 +120,10 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
     let work = move || {
         let export = || inputs(&args.exports, spooled.as_ref());
         let delivered = || inputs(&args.delivered, spooled.as_ref());
-        let backfill = SignedDuration::from_secs(i64::try_from(source.backfill_secs).unwrap_or(i64::MAX));
         let request = Request {
             source: name,
             tenant: source.tenant_id.clone(),
             content_types: source.content_types.clone(),
-            backfill,
             event_keys_max: source.event_keys_max,
             dropping,
             export: &export,

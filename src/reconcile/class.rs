@@ -148,13 +148,6 @@ impl Row {
     }
 }
 
-/// How late content of a type may become available after its event.
-///
-/// Microsoft names no bound: "typically 60 to 90 minutes" for most workloads, up to 24 hours for others, and days have been seen.
-pub fn lateness(_: ContentType) -> SignedDuration {
-    SignedDuration::from_hours(72)
-}
-
 /// For how long the feed lists content.
 const LISTED: SignedDuration = SignedDuration::from_hours(7 * 24);
 
@@ -165,6 +158,8 @@ pub struct Stream {
     pub content_type: ContentType,
     /// Its position; `None` when it never ran.
     pub position: Option<Position>,
+    /// How late its content may become available after its events ([`lateness::bound`](crate::checkpoint::lateness::bound)).
+    pub late: SignedDuration,
 }
 
 /// By what rows are judged.
@@ -238,7 +233,7 @@ impl Terms {
         let waits_for_all = is_type_sure || !streams.clone().any(|stream| complete(stream).is_some());
         let is_behind = |stream: &Stream| complete(stream).map_or(waits_for_all, |complete| time >= complete);
         let (age, mut streams) = (self.now.duration_since(time), streams);
-        let is_listed = |stream: &Stream| age < LISTED.saturating_add(lateness(stream.content_type));
+        let is_listed = |stream: &Stream| age < LISTED.saturating_add(stream.late);
         age < self.settle || self.has_state && streams.any(|stream| is_behind(stream) && is_listed(stream))
     }
 }
@@ -247,9 +242,8 @@ impl Stream {
     /// Whether an event of this time became available where nothing could be read.
     fn is_in_gap(&self, time: Timestamp, now: Timestamp) -> bool {
         let Some(position) = &self.position else { return false };
-        let late = lateness(self.content_type);
         let within = |from: Timestamp, to: Timestamp| {
-            let from = from.saturating_sub(late).unwrap_or(Timestamp::MIN);
+            let from = from.saturating_sub(self.late).unwrap_or(Timestamp::MIN);
             from <= time && time < to
         };
         time < position.origin
@@ -278,7 +272,7 @@ mod tests {
                 gaps: gaps.iter().map(gap).collect(),
                 ..Position::first(at(0))
             };
-            Stream { content_type, position: Some(position) }
+            Stream { content_type, position: Some(position), late: SignedDuration::from_hours(72) }
         };
         Terms {
             now: at(410),

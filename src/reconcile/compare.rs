@@ -19,6 +19,7 @@ use super::table::Table;
 use super::verdict::{Unreadable, Verdict};
 use super::witness::Witness;
 use crate::checkpoint::format::Keys;
+use crate::checkpoint::lateness;
 use crate::exports::input::{Input, InputError, Stop};
 use crate::exports::pipeline::{self, BadItem, Item};
 use crate::exports::place::Place;
@@ -44,8 +45,6 @@ pub struct Request<'a> {
     pub tenant: TenantId,
     /// The content types it reads.
     pub content_types: Vec<ContentType>,
-    /// How far back its first run goes.
-    pub backfill: SignedDuration,
     /// Bound on its event keys.
     pub event_keys_max: u64,
     /// Its rules, where it drops routine events.
@@ -86,7 +85,11 @@ pub fn compare(request: &Request<'_>, runtime: &Handle) -> Result<Verdict, Compa
     // First of all: what is delivered while the rest is read is not missing for that.
     let streams = match &request.store {
         Some(store) => runtime.block_on(evidence::streams(&**store, &keys, &request.content_types))?,
-        None => request.content_types.iter().map(|t| Stream { content_type: *t, position: None }).collect(),
+        None => request
+            .content_types
+            .iter()
+            .map(|t| Stream { content_type: *t, position: None, late: lateness::AT_LEAST })
+            .collect(),
     };
     let mut export = Export::read(request)?;
     export.witness.asked(request.asked.0, request.asked.1);
@@ -259,10 +262,12 @@ impl Knowledge {
         }
         if let Some(receipts) = &request.receipts {
             let mut marks = Marks::new(&export.rows, &mut self.rules);
-            if let Some(reached) = runtime.block_on(receipts.visit(&mut marks))? {
+            if let Some(reach) = runtime.block_on(receipts.visit(&mut marks))? {
                 self.only_ours = Some(marks.only_ours());
-                let reach = reached.of_source(evidence::born(&self.terms.streams, request.backfill));
-                self.unnamed_before = (reach != Reach::Whole).then_some(reached.from);
+                self.unnamed_before = match reach {
+                    Reach::Whole => None,
+                    Reach::From(from) => Some(from),
+                };
                 self.evidence.push("receipts".into());
                 reaches.push(reach);
             }
@@ -277,7 +282,7 @@ impl Knowledge {
         }
         if let Some(store) = &request.store {
             let duplicates = runtime.block_on(DuplicateKeys::load(store.clone(), keys))?;
-            let born = evidence::born(&self.terms.streams, request.backfill);
+            let born = evidence::born(&self.terms.streams);
             reaches.push(duplicates.reach(born, request.now, request.event_keys_max));
             self.keys = Some(duplicates);
             self.evidence.push("duplicate keys and positions of the state".into());

@@ -17,6 +17,7 @@ use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys, Position};
 use crate::checkpoint::held::HeldPage;
 use crate::checkpoint::key::Key;
 use crate::checkpoint::key_set::{self, KeySet, Kind, Retention};
+use crate::checkpoint::lateness;
 use crate::host::{StateError, StateStore};
 use crate::model::{ContentType, Timestamp};
 use crate::normalise::{CanonicalKey, Event, canonical_key};
@@ -39,25 +40,7 @@ pub enum Reach {
 #[async_trait]
 pub trait Known: Send + Sync {
     /// Hands over every receipt, part by part, and says how far back they go; `None` when there is none.
-    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reached>, StateError>;
-}
-
-/// How far back receipts go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reached {
-    /// The beginning of the first hour that has one.
-    pub from: Timestamp,
-    /// Whether earlier ones were removed as too old.
-    pub pruned: bool,
-}
-
-impl Reached {
-    /// The same of a source that began at `born`: receipts that it had from the beginning know everything.
-    pub fn of_source(self, born: Option<Timestamp>) -> Reach {
-        let hour = SignedDuration::from_hours(1);
-        let is_whole = !self.pruned && born.is_some_and(|born| self.from.duration_since(born) <= hour);
-        if is_whole { Reach::Whole } else { Reach::From(self.from) }
-    }
+    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reach>, StateError>;
 }
 
 /// Takes receipts.
@@ -159,7 +142,8 @@ pub async fn streams(
         let key = keys.position(content_type);
         let stored = store.load(&key).await?;
         let position = stored.map(|(bytes, _)| format::decode::<Position>(&key, &bytes)).transpose()?;
-        streams.push(Stream { content_type, position });
+        let late = lateness::bound(store, keys, content_type).await?;
+        streams.push(Stream { content_type, position, late });
     }
     Ok(streams)
 }
@@ -295,10 +279,10 @@ async fn load_set(store: &dyn StateStore, prefix: &str) -> Result<KeySet, StateE
     }
 }
 
-/// When a source's state began, by its origins and how far back its first run was to go.
-pub fn born(streams: &[Stream], backfill: SignedDuration) -> Option<Timestamp> {
-    let origins = streams.iter().filter_map(|stream| Some(stream.position.as_ref()?.origin));
-    origins.min()?.saturating_add(backfill).ok()
+/// When a source's state began; of one that does not say it, before which it cannot have: the beginning of what it read.
+pub fn born(streams: &[Stream]) -> Option<Timestamp> {
+    let positions = streams.iter().filter_map(|stream| stream.position.as_ref());
+    positions.map(|position| position.began.unwrap_or(position.origin)).min()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::evidence::{Known, Reached, Take};
+use super::evidence::{Known, Reach, Take};
 use crate::checkpoint::format::{self, Keys, Owner};
 use crate::host::{StateError, StateStore};
 use crate::model::Timestamp;
@@ -62,7 +62,7 @@ impl StateReceipts {
 
 #[async_trait]
 impl Known for StateReceipts {
-    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reached>, StateError> {
+    async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reach>, StateError> {
         let (open, open_from) = self.open().await?;
         let mut hour: Option<Option<Hour>> = None;
         let mut rule: Arc<str> = NOT_NAMED.into();
@@ -94,9 +94,9 @@ impl Known for StateReceipts {
         let begins = begins.into_iter().chain(reach.begins).max().map(|hour| hour.next().start());
         // A process without receipts wrote last: an event without one may be its own.
         Ok(match begins {
-            _ if !is_kept => Some(Reached { from: Timestamp::MAX, pruned: true }),
-            Some(begins) => Some(Reached { from: begins, pruned: true }),
-            None => from.map(|from| Reached { from, pruned: reach.pruned }),
+            _ if !is_kept => Some(Reach::From(Timestamp::MAX)),
+            Some(begins) => Some(Reach::From(begins)),
+            None => from.map(|from| if reach.pruned { Reach::From(from) } else { Reach::Whole }),
         })
     }
 }

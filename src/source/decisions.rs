@@ -229,7 +229,7 @@ impl Decisions {
             let stored = remembered.positions.remove(&content_type);
             let Some(settled) = remembered.settled.remove(&content_type) else { continue };
             streams
-                .insert(content_type, Box::new(Stream::new(stored, first, listable_from, settled, now)));
+                .insert(content_type, Box::new(Stream::new(stored, (first, first_now), listable_from, settled, now)));
         }
         Self {
             terms,

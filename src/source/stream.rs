@@ -73,16 +73,16 @@ pub(super) enum Unlistable {
 }
 
 impl Stream {
-    /// At `position`, or, if it never ran, at the first one that `first` is the origin of.
+    /// At `position`, or, if it never ran, at the first one: it begins at `began` and reads from `first` on.
     pub(super) fn new(
         stored: Option<Position>,
-        first: Timestamp,
+        (first, began): (Timestamp, Timestamp),
         listable_from: Timestamp,
         settled: EventIndex,
         now: Duration,
     ) -> Self {
         let unwritten = if stored.is_none() { Unwritten::Change } else { Unwritten::Nothing };
-        let mut position = stored.unwrap_or_else(|| Position::first(first));
+        let mut position = stored.unwrap_or_else(|| Position { began: Some(began), ..Position::first(first) });
         if position.last_listing.is_none() && position.origin < listable_from {
             // Never listed before: a first run, not a gap.
             position.origin = first;
