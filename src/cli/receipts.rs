@@ -52,6 +52,10 @@ enum ReceiptsCommand {
         /// Only those of this source, by its name in the configuration
         #[arg(long, value_name = "NAME")]
         source: Option<String>,
+        /// The public half of a key that was lost and that signed some of them, as `receipts key` printed it; can be given
+        /// several times
+        #[arg(long, value_name = "FILE")]
+        key: Vec<PathBuf>,
         /// The directory to write, which does not exist yet or is empty
         #[arg(value_name = "DIR")]
         dir: PathBuf,
@@ -210,8 +214,9 @@ pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Resul
             Ok(Exit::Done)
         }
         ReceiptsCommand::Verify(args) => verify(args, out).await,
-        ReceiptsCommand::Export { config, source, dir } => {
-            export(&Config::load(&config)?, source.as_deref(), &dir, out).await
+        ReceiptsCommand::Export { config, source, key, dir } => {
+            let lost = read_keys(&key)?;
+            export(&Config::load(&config)?, source.as_deref(), lost, &dir, out).await
         }
     }
 }
@@ -272,7 +277,7 @@ impl Verified {
 }
 
 async fn verify(args: VerifyArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let keys = args.key.iter().map(|path| read_key(path)).collect::<Result<Vec<_>, _>>()?;
+    let keys = read_keys(&args.key)?;
     let mut kept = Vec::new();
     for path in &args.checkpoints {
         let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
@@ -294,6 +299,10 @@ fn unreadable(path: &Path, error: &io::Error) -> ReceiptsError {
 
 fn usage(message: String) -> Failure {
     Failure { message: format!("usage: {message}"), exit: Exit::Usage }
+}
+
+fn read_keys(paths: &[PathBuf]) -> Result<Vec<VerifierKey>, ReceiptsError> {
+    paths.iter().map(|path| read_key(path)).collect()
 }
 
 fn read_key(path: &Path) -> Result<VerifierKey, ReceiptsError> {
@@ -641,6 +650,7 @@ fn print_tenant(verified: &Verified, verdict: &Verdict, out: &mut (dyn Write + S
 async fn export(
     config: &Config,
     only: Option<&str>,
+    lost: Vec<VerifierKey>,
     dir: &Path,
     out: &mut (dyn Write + Send),
 ) -> Result<Exit, Failure> {
@@ -658,17 +668,23 @@ async fn export(
         return Err(ReceiptsError::Nothing { data_dir: config.data_dir.clone() }.into());
     }
     let signer = receipts_key::open(&config.data_dir)?;
+    let mut signed_by = vec![signer.key().clone()];
+    signed_by.extend(lost);
     make_empty(dir)?;
     write_file(&dir.join(KEY_FILE), format!("{}\n", signer.key()).as_bytes())?;
     for (tenant, keys, head) in sealed {
         let mut parts = Parts::open(&store, &keys, &head).await.map_err(Failure::of_state)?;
-        write_tenant(&dir.join(tenant.as_str()), &mut parts, &signer).await?;
+        write_tenant(&dir.join(tenant.as_str()), &mut parts, (&signer, &signed_by)).await?;
     }
-    show(&verify_directory(dir, &[signer.key().clone()], &[], None)?, false, out)
+    show(&verify_directory(dir, &signed_by, &[], None)?, false, out)
 }
 
-/// Writes one tenant's parts, and the head over what was written.
-async fn write_tenant(folder: &Path, parts: &mut Parts<'_>, signer: &Signer) -> Result<(), Failure> {
+/// Writes one tenant's parts, each signed by one of these keys, and the head over what was written.
+async fn write_tenant(
+    folder: &Path,
+    parts: &mut Parts<'_>,
+    (signer, signed_by): (&Signer, &[VerifierKey]),
+) -> Result<(), Failure> {
     make_empty(folder)?;
     let (mut first, mut last) = (None, None);
     while let Some(part) = parts.next().await.map_err(Failure::of_state)? {
@@ -676,8 +692,9 @@ async fn write_tenant(folder: &Path, parts: &mut Parts<'_>, signer: &Signer) -> 
         write_file(&folder.join(directory::file_name(part.seq, ENTRIES_SUFFIX)), &part.pages.concat())?;
         let Some(note) = &part.note else { continue };
         write_file(&folder.join(directory::file_name(part.seq, CHECKPOINT_SUFFIX)), note)?;
-        let statement = std::str::from_utf8(note).ok().and_then(|note| Statement::open(note, signer.key()).ok());
-        last = statement.or(last);
+        let opened =
+            std::str::from_utf8(note).ok().and_then(|note| open_by(signed_by, |key| Statement::open(note, key)).ok());
+        last = opened.map(|(statement, _)| statement).or(last);
     }
     let (Some(first), Some(last)) = (first, last) else { return Ok(()) };
     let previous = last.hash();

@@ -67,16 +67,18 @@ impl Place {
         said(&output)
     }
 
-    /// Opens the state as a running process does, and seals parts into it: one of more than a page, and one without events.
+    /// Opens the state as a running process does, and seals parts into it until it has so many: one of more than a page, and
+    /// one without events.
     async fn seal(&self, hours: u64) -> SqliteStore {
         let state = SqliteStore::open(self.at("data")).unwrap();
         let signer = receipts_key::open_or_make(&self.at("data")).unwrap();
         for tenant in &TENANTS[..1] {
             let tenant = tenant.parse().unwrap();
             let keys = ReceiptKeys::below(Keys::of(&tenant).receipts());
-            let mut head = StoredHead::default();
+            let mut head = store::read_head(&state, &keys).await.unwrap().unwrap_or_default();
             let mut hour: Hour = "2026-11-30T10:00:00Z".parse().unwrap();
-            for seq in 0..hours {
+            (0..head.seq).for_each(|_| hour = hour.next());
+            for seq in head.seq..hours {
                 let previous = head.previous();
                 let part = Part { tenant: tenant.clone(), seq, hour, part: 0, last: true, begins: seq == 0, previous };
                 let events = if seq % 2 == 0 { PAGE_ENTRIES as u64 + 10 } else { 0 };
@@ -155,6 +157,27 @@ async fn the_state_is_verified_and_exported_beside_a_running_process_and_not_tou
     place.badly(&format!("verify out --key key --source {}", TENANTS[1]), 65, "receipts-not-verified: ");
     place.badly("export -c agent.toml out", 73, "receipts-unwritable: ");
     assert_eq!(running.list("").await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn after_a_key_was_lost_what_it_signed_is_verified_and_exported_by_its_public_half() {
+    let place = Place::new();
+    drop(place.seal(2).await);
+    fs::write(place.at("lost.pub"), place.well("key -c agent.toml")).unwrap();
+    fs::remove_file(place.at("data/receipts.key")).unwrap();
+    drop(place.seal(4).await);
+    fs::write(place.at("new.pub"), place.well("key -c agent.toml")).unwrap();
+    place.badly("export -c agent.toml without", 65, "receipts-not-verified: ");
+    let exported = place.well("export -c agent.toml --key lost.pub out");
+    assert!(
+        exported.contains("verified      parts 0 to 3") && exported.contains("key changes   with part 2"),
+        "{exported}"
+    );
+    place.badly("verify out", 65, "receipts-not-verified: ");
+    place.well("verify out --key new.pub --key lost.pub");
+    place.well("verify -c agent.toml --key new.pub --key lost.pub");
+    place.badly("export -c agent.toml --key nowhere other", 66, "receipts-unreadable: ");
+    assert!(!place.at("other").exists());
 }
 
 #[tokio::test]
