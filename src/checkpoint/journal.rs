@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::SignedDuration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, watch};
 
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{TenantId, Timestamp};
@@ -45,7 +45,7 @@ pub struct Keeping {
 
 /// A part whose signed checkpoint is to go to sinks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToSend {
+pub struct SealedPart {
     /// The number of the part.
     pub seq: u64,
     /// When its hour begins.
@@ -54,6 +54,54 @@ pub struct ToSend {
     pub receipts: u64,
     /// The signed note.
     pub note: Bytes,
+}
+
+/// The parts whose signed checkpoints are to go to sinks, read from the state one by one: after an outage of the sink there
+/// may be a month of them.
+#[derive(Debug)]
+pub struct ToSend {
+    keys: ReceiptKeys,
+    tenant: TenantId,
+    next: u64,
+    /// The number after the last part that is sealed.
+    sealed: watch::Receiver<u64>,
+}
+
+impl ToSend {
+    /// The next part, once it is sealed; the same again until [`ToSend::is_sent`]. `None` when no more will be sealed. One that
+    /// is damaged is passed over, and said.
+    ///
+    /// # Errors
+    /// The state cannot be read now.
+    pub async fn next(&mut self, store: &dyn StateStore) -> Result<Option<SealedPart>, StateError> {
+        loop {
+            let next = self.next;
+            if self.sealed.wait_for(|sealed| *sealed > next).await.is_err() {
+                return Ok(None);
+            }
+            let key = self.keys.checkpoint(self.next);
+            let loaded = store.load(&key).await;
+            let read = loaded.and_then(|note| note.map(|(note, _)| Ok((statement_of(&key, &note)?, note))).transpose());
+            match read {
+                Ok(Some((statement, note))) => {
+                    let (hour, receipts) = (statement.hour.start(), statement.entries);
+                    return Ok(Some(SealedPart { seq: self.next, hour, receipts, note }));
+                }
+                // It was removed as too old.
+                Ok(None) => {}
+                Err(error @ StateError::Unavailable(_)) => return Err(error),
+                Err(error) => {
+                    tracing::error!(tenant = %self.tenant, "{DAMAGED}: a signed checkpoint is not sent: {error}");
+                }
+            }
+            self.next += 1;
+        }
+    }
+
+    /// The part that was given last is with the sinks.
+    pub fn is_sent(&mut self) {
+        self.next += 1;
+    }
 }
 
 impl std::fmt::Debug for Keeping {
@@ -77,8 +125,8 @@ pub(super) struct Journal {
     /// How many receipts they have, give or take those that say the same.
     receipts: usize,
     next_page: u64,
-    /// Where checkpoints that are to go to sinks are announced.
-    to_send: Option<mpsc::UnboundedSender<ToSend>>,
+    /// The number after the last part that is sealed, for whoever sends checkpoints.
+    announced: watch::Sender<u64>,
 }
 
 /// A part that is to be committed.
@@ -117,7 +165,7 @@ impl Journal {
             pages: Vec::new(),
             receipts: 0,
             next_page: 0,
-            to_send: None,
+            announced: watch::Sender::new(head.seq),
             head,
         };
         for (name, _) in store.list(&journal.keys.open()).await? {
@@ -133,30 +181,14 @@ impl Journal {
 
     /// What is sealed from now on, and of what is sealed already what may not have been sent: at most as many parts as
     /// a start can bear.
-    pub(super) async fn announces(
-        &mut self,
-        store: &dyn StateStore,
-    ) -> Result<Option<mpsc::UnboundedReceiver<ToSend>>, StateError> {
-        if !self.keeping.sends {
-            return Ok(None);
-        }
-        let (to_send, announced) = mpsc::unbounded_channel();
+    pub(super) fn to_send(&self) -> Option<ToSend> {
         let oldest = self.head.seq.saturating_sub(SENT_AT_START_MAX);
-        for seq in self.head.unsent.max(self.head.first).max(oldest)..self.head.seq {
-            let key = self.keys.checkpoint(seq);
-            let Some((note, _)) = store.load(&key).await? else { continue };
-            let statement = match statement_of(&key, &note) {
-                Ok(statement) => statement,
-                Err(error) => {
-                    tracing::error!(tenant = %self.tenant, "{DAMAGED}: a signed checkpoint is not sent: {error}");
-                    continue;
-                }
-            };
-            // The receiver is at hand.
-            let _ = to_send.send(ToSend { seq, hour: statement.hour.start(), receipts: statement.entries, note });
-        }
-        self.to_send = Some(to_send);
-        Ok(Some(announced))
+        self.keeping.sends.then(|| ToSend {
+            keys: self.keys.clone(),
+            tenant: self.tenant.clone(),
+            next: self.head.unsent.max(self.head.first).max(oldest),
+            sealed: self.announced.subscribe(),
+        })
     }
 
     /// The step that notes that checkpoints up to this part have reached the sinks.
@@ -333,12 +365,8 @@ impl Journal {
         for sealed in sealed {
             let statement = &sealed.statement;
             self.hour = Some(if statement.last { statement.hour.next() } else { statement.hour });
-            if let Some(to_send) = &self.to_send {
-                let (seq, note) = (statement.seq, sealed.note.into());
-                // Whoever would send it may have ended: it is announced again at the next start.
-                let _ = to_send.send(ToSend { seq, hour: statement.hour.start(), receipts: statement.entries, note });
-            }
         }
+        self.announced.send_replace(head.seq);
         self.head = head;
         self.pages.clear();
         self.receipts = 0;

@@ -110,7 +110,7 @@ pub struct Opened {
     /// How many records are set aside.
     pub aside: usize,
     /// Signed checkpoints that are to go to sinks, where they are sent.
-    pub to_send: Option<mpsc::UnboundedReceiver<ToSend>>,
+    pub to_send: Option<ToSend>,
     /// Delivered events.
     pub events: EventIndex,
     /// Settled blobs, per stream.
@@ -232,7 +232,8 @@ impl Ledger {
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
         let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
-        let (journal, to_send) = open_journal(&*store, settings, writers, clock.now()).await?;
+        let journal = open_journal(&*store, settings, writers, clock.now()).await?;
+        let to_send = journal.as_ref().and_then(|journal| journal.to_send());
         let mut ledger = Ledger {
             store,
             clock,
@@ -500,25 +501,20 @@ impl Ledger {
     }
 }
 
-type OpenedJournal = (Option<Box<Journal>>, Option<mpsc::UnboundedReceiver<ToSend>>);
-
 /// The receipts, where they are kept and sound. `writers` are the one that the state names and the one that takes over.
 async fn open_journal(
     store: &dyn StateStore,
     settings: &LedgerSettings,
     writers: (Option<&str>, &str),
     now: Timestamp,
-) -> Result<OpenedJournal, StateError> {
-    let Some(keeping) = settings.receipts.clone() else { return Ok((None, None)) };
+) -> Result<Option<Box<Journal>>, StateError> {
+    let Some(keeping) = settings.receipts.clone() else { return Ok(None) };
     let of = (ReceiptKeys::below(Keys::of(&settings.tenant).receipts()), &settings.tenant);
     match Journal::open(store, of, keeping, writers, now).await {
-        Ok(mut opened) => {
-            let to_send = opened.announces(store).await?;
-            Ok((Some(Box::new(opened)), to_send))
-        }
+        Ok(opened) => Ok(Some(Box::new(opened))),
         Err(error @ StateError::Corrupt { .. }) => {
             without_receipts(&settings.tenant, &error);
-            Ok((None, None))
+            Ok(None)
         }
         Err(error) => Err(error),
     }

@@ -1,10 +1,10 @@
 //! Signed checkpoints of the receipts on their way to the sinks that get them: only what has left the machine is evidence
 //! against whoever owns it.
 
-use tokio::sync::mpsc;
+use std::time::Duration;
 
 use super::context::FetchContext;
-use crate::checkpoint::journal::ToSend;
+use crate::checkpoint::journal::{SealedPart, ToSend};
 use crate::checkpoint::ledger::Change;
 use crate::host::{BatchBuilder, Noted};
 use crate::model::ContentType;
@@ -13,12 +13,23 @@ use crate::normalise::ReceiptNotice;
 /// What stands in the place of a source's name in a batch of checkpoints: a host gives them to whom it wants.
 pub const RECEIPTS: &str = "m365_audit.receipts";
 
-/// Sends what is announced, one after another, until the source stops. What was not sent by then is announced again at
-/// the next start.
-pub(super) async fn send(context: FetchContext, announced: Option<mpsc::UnboundedReceiver<ToSend>>) {
-    let Some(mut announced) = announced else { return std::future::pending().await };
-    while let Some(sealed) = announced.recv().await {
-        let ToSend { seq, hour, receipts, note } = sealed;
+/// After the state could not be read.
+const READ_AGAIN: Duration = Duration::from_secs(60);
+
+/// Sends what is sealed, one part after another, until the source stops. What was not sent by then is sent after the next
+/// start.
+pub(super) async fn send(context: FetchContext, to_send: Option<ToSend>) {
+    let Some(mut to_send) = to_send else { return std::future::pending().await };
+    loop {
+        let SealedPart { seq, hour, receipts, note } = match to_send.next(&*context.store).await {
+            Ok(Some(sealed)) => sealed,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(tenant = %context.tenant, "state-not-read: a signed checkpoint is not sent for now: {error}");
+                context.clock.sleep(READ_AGAIN).await;
+                continue;
+            }
+        };
         let notice = ReceiptNotice {
             tenant: &context.tenant,
             seq,
@@ -41,6 +52,7 @@ pub(super) async fn send(context: FetchContext, announced: Option<mpsc::Unbounde
         if context.ledger.commit(Change { sent: Some(seq), ..Change::default() }).await.is_err() {
             break;
         }
+        to_send.is_sent();
     }
     std::future::pending().await
 }
