@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::exit::Exit;
+use super::reconcile::verdict_path;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
 use crate::host::StateStore;
@@ -20,9 +21,6 @@ use crate::receipts::note::VerifierKey;
 use crate::report::gather::{Asked, AskedTenant, gather};
 use crate::report::model::{Reconcile, Report};
 use crate::report::{html, reconciled, text};
-
-/// Beside the state, where `reconcile` leaves its verdict on each source.
-const VERDICTS: &str = "reconcile";
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
@@ -110,9 +108,8 @@ pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Ex
         receipts_days: config.receipts.days,
         key: receipts_key::open(&config.data_dir).map(|signer| signer.key().clone()).map_err(|e| e.to_string()),
     };
-    let verdicts = config.data_dir.join(VERDICTS);
     let tenant = |(name, source): (&String, &SourceConfig)| {
-        asked_tenant(name, source, verdict(&verdicts.join(format!("{name}.json")), &source.tenant_id))
+        asked_tenant(name, source, verdict(&verdict_path(&config.data_dir, name), &source.tenant_id))
     };
     let tenants = sources.into_iter().map(tenant).collect();
     let made = gather(&store, &asked, tenants).await.map_err(Failure::of_state)?;

@@ -300,7 +300,13 @@ async fn find_strays(store: &dyn StateStore, keys: &ReceiptKeys, verifier: &mut 
     for (key, _) in listed {
         let seq = keys.seq_of(&key);
         let is_stray = seq.is_none_or(|seq| seq < head.first || seq >= head.seq || !key.starts_with(&keys.part(seq)));
-        if is_stray && store.load(&key).await?.is_some() {
+        let is_there = match store.load(&key).await {
+            _ if !is_stray => false,
+            Ok(value) => value.is_some(),
+            Err(StateError::Corrupt { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        if is_there {
             verifier.fault(Some(key), seq, None, Wrong::Stray);
         }
     }

@@ -208,19 +208,21 @@ async fn of_receipts(
             return Ok(receipts);
         }
     };
-    receipts.chain = match (&head, &asked.key) {
-        (None, _) if asked.receipts_days == 0 => Chain::Off,
-        (None, _) => Chain::NothingSealed,
-        (Some(head), _) if head.seq == 0 => Chain::NothingSealed,
-        (Some(_), Err(why)) => Chain::NotKnown(why.clone()),
-        (Some(_), Ok(key)) => {
-            let verdict = store::verify(store, &below, tenant.clone(), std::slice::from_ref(key), &[]).await;
-            match unless_damaged(verdict)? {
-                Ok(Some(verdict)) => note_verdict(&mut receipts, &verdict),
-                Ok(None) => Chain::NothingSealed,
-                Err(why) => Chain::NotKnown(why),
-            }
+    let by = match &asked.key {
+        Ok(key) => std::slice::from_ref(key),
+        Err(why) if head.is_some_and(|head| head.seq > 0) => {
+            receipts.chain = Chain::NotKnown(why.clone());
+            return Ok(receipts);
         }
+        // Parts without a head are a fault by any key.
+        Err(_) => &[],
+    };
+    let verdict = store::verify(store, &below, tenant.clone(), by, &[]).await;
+    receipts.chain = match unless_damaged(verdict)? {
+        Ok(Some(verdict)) => note_verdict(&mut receipts, &verdict),
+        Ok(None) if asked.receipts_days == 0 => Chain::Off,
+        Ok(None) => Chain::NothingSealed,
+        Err(why) => Chain::NotKnown(why),
     };
     Ok(receipts)
 }

@@ -425,6 +425,11 @@ async fn receipts_that_were_changed_or_removed_are_told_and_their_hours_are_not_
     assert_eq!(report.tenants[0].receipts.chain, Chain::NotVerified);
     assert_eq!(report.tenants[0].receipts.hours.known, 0);
     assert_eq!(report.tenants[0].streams[0].bar, whole.tenants[0].streams[0].bar);
+    // It is gone, and the parts are not.
+    state.overwrite(&keys.head(), None);
+    for asked in [asked(), none] {
+        assert_eq!(made(&state, &asked).await.tenants[0].receipts.chain, Chain::NotVerified);
+    }
 }
 
 #[tokio::test]
