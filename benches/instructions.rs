@@ -24,7 +24,7 @@ use m365_audit::hosts::embedded::store::SqliteStore;
 use m365_audit::hosts::{fluent_forward, otlp};
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::normalise::split::{Piece, Splitter};
-use m365_audit::normalise::{Event, Rendered, canonical_key};
+use m365_audit::normalise::{Event, Rendered, Unhashed};
 use m365_audit::receipts::statement::Hour;
 use m365_audit::receipts::{Class, Receipts};
 use m365_audit::severity::Severity;
@@ -167,8 +167,10 @@ fn identity_and_key(rounds: usize) {
 fn receipts(rounds: usize) {
     let events = events::parsed();
     for _ in 0..rounds {
-        let mut receipts = Receipts::default();
-        receipts.add_all(ContentType::Exchange, Class::Delivered, events.iter().map(canonical_key));
+        let (mut receipts, mut unhashed) = (Receipts::default(), Unhashed::default());
+        assert!(events.iter().all(|event| unhashed.push(event).is_some()));
+        let keys = unhashed.keys().into_iter().map(Some);
+        receipts.add_all(ContentType::Exchange, Class::Delivered, keys);
         assert!(!receipts.encode(Hour::of(Timestamp::UNIX_EPOCH)).is_empty());
     }
 }

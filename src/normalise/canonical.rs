@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 
 use blake2b_simd::Params;
+use blake2b_simd::many::{HashManyJob, hash_many};
 use jiff::tz::TimeZone;
 use serde_with::{DeserializeFromStr, SerializeDisplay};
 use smallvec::SmallVec;
@@ -61,99 +62,123 @@ impl fmt::Debug for CanonicalKey {
     }
 }
 
-/// What a key is made from, where it is no more than a block of the hash and is as nearly every event has it.
-const BLOCK_BYTES: usize = 128;
-
-/// What any key is made from.
-type Hashed = SmallVec<[u8; 256]>;
-
 /// The key of an event; `None` when it has no usable `Id`, for then nothing outside can name it.
 pub fn canonical_key(event: &Event<'_>) -> Option<CanonicalKey> {
-    let identity = event.identity()?;
-    static PARAMS: LazyLock<Params> = LazyLock::new(|| Params::new().hash_length(16).clone());
-    let key = |hashed: &[u8]| PARAMS.hash(hashed).as_bytes().first_chunk().copied().map(CanonicalKey);
-    let mut block = Block { bytes: [0; BLOCK_BYTES], used: 0 };
-    if block.usual(&identity).is_some() {
-        return key(block.bytes.get(..block.used)?);
+    let mut unhashed = Unhashed::default();
+    unhashed.push(event)?;
+    PARAMS.hash(&unhashed.bytes).as_bytes().first_chunk().copied().map(CanonicalKey)
+}
+
+static PARAMS: LazyLock<Params> = LazyLock::new(|| Params::new().hash_length(16).clone());
+
+/// What keys are made from, of events whose keys are wanted together: four hashes at once take little more than one.
+#[derive(Debug, Clone, Default)]
+pub struct Unhashed {
+    bytes: Vec<u8>,
+    /// Where the part of each event ends.
+    ends: Vec<usize>,
+}
+
+/// Hashes that are begun at once.
+const AT_ONCE: usize = 16;
+
+impl Unhashed {
+    /// Adds an event; the place its key will have in [`Unhashed::keys`]. `None` when it has no usable `Id`.
+    pub fn push(&mut self, event: &Event<'_>) -> Option<usize> {
+        let identity = event.identity()?;
+        if !push_usual(&mut self.bytes, &identity) {
+            push_any(&mut self.bytes, event, &identity);
+        }
+        self.ends.push(self.bytes.len());
+        Some(self.ends.len() - 1)
     }
-    let mut hashed = Hashed::new();
+
+    /// The keys of the events, in the order in which they were added. Nothing waits to be hashed any more.
+    pub fn keys(&mut self) -> Vec<CanonicalKey> {
+        let mut keys = Vec::with_capacity(self.ends.len());
+        let mut begin = 0;
+        for ends in self.ends.chunks(AT_ONCE) {
+            let mut jobs: SmallVec<[HashManyJob<'_>; AT_ONCE]> = SmallVec::new();
+            for end in ends {
+                let hashed = self.bytes.get(begin..*end).unwrap_or_default();
+                jobs.push(HashManyJob::new(&PARAMS, hashed));
+                begin = *end;
+            }
+            hash_many(&mut jobs);
+            let hashes = jobs.iter().map(HashManyJob::to_hash);
+            keys.extend(hashes.filter_map(|hash| hash.as_bytes().first_chunk().copied().map(CanonicalKey)));
+        }
+        self.bytes.clear();
+        self.ends.clear();
+        keys
+    }
+}
+
+/// Appends what is hashed of an event.
+fn push_any(hashed: &mut Vec<u8>, event: &Event<'_>, identity: &EventIdentity<'_>) {
     let id = identity.id.trim();
-    push_netstring(&mut hashed, id.as_bytes());
+    push_netstring(hashed, id.as_bytes());
     let written = hashed.len() - 1 - id.len();
     hashed[written..].make_ascii_lowercase();
     if is_plain_number(identity.record_type) {
-        push_netstring(&mut hashed, identity.record_type.as_bytes());
+        push_netstring(hashed, identity.record_type.as_bytes());
     } else {
         match event.record_type() {
-            Some(number) => push_netstring(&mut hashed, number.to_string().as_bytes()),
-            None => push_netstring(&mut hashed, identity.record_type.trim().as_bytes()),
+            Some(number) => push_netstring(hashed, number.to_string().as_bytes()),
+            None => push_netstring(hashed, identity.record_type.trim().as_bytes()),
         }
     }
-    push_time(&mut hashed, identity.creation_time);
-    push_netstring(&mut hashed, identity.operation.as_bytes());
+    push_time(hashed, identity.creation_time);
+    push_netstring(hashed, identity.operation.as_bytes());
     if identity.record_number.is_empty() || is_plain_number(identity.record_number) {
-        push_netstring(&mut hashed, identity.record_number.as_bytes());
+        push_netstring(hashed, identity.record_number.as_bytes());
     } else {
         match event.integer(Member::RecordNumber) {
-            Some(number) => push_netstring(&mut hashed, number.to_string().as_bytes()),
-            None => push_netstring(&mut hashed, identity.record_number.trim().as_bytes()),
+            Some(number) => push_netstring(hashed, number.to_string().as_bytes()),
+            None => push_netstring(hashed, identity.record_number.trim().as_bytes()),
         }
     }
-    key(&hashed)
 }
 
-/// The usual identity, put together without a look at anything but its bytes.
-struct Block {
-    bytes: [u8; BLOCK_BYTES],
-    used: usize,
+/// Bytes of a GUID with its hyphens, and of a time without a fraction.
+const GUID_BYTES: usize = 36;
+const TIME_BYTES: usize = 19;
+
+/// Appends what is hashed of an identity as nearly every event has it, without a look at anything but its bytes; else
+/// appends nothing and says `false`.
+#[inline]
+fn push_usual(hashed: &mut Vec<u8>, identity: &EventIdentity<'_>) -> bool {
+    let (record_type, operation) = (identity.record_type, identity.operation.as_bytes());
+    let Ok(mut id) = <[u8; GUID_BYTES]>::try_from(identity.id.as_bytes()) else { return false };
+    let Some(time) = usual_time(identity.creation_time.as_bytes()) else { return false };
+    let is_usual = id[0].is_ascii_graphic()
+        && id[GUID_BYTES - 1].is_ascii_graphic()
+        && is_plain_number(record_type)
+        && identity.record_number.is_empty()
+        && operation.len() < 100;
+    if !is_usual {
+        return false;
+    }
+    id.make_ascii_lowercase();
+    let mut usual = [0; 3 + GUID_BYTES + 1];
+    usual[..3].copy_from_slice(b"36:");
+    usual[3..][..GUID_BYTES].copy_from_slice(&id);
+    usual[3 + GUID_BYTES] = b',';
+    hashed.reserve(usual.len() + 2 * NETSTRING_BYTES + record_type.len() + 24 + operation.len());
+    hashed.extend_from_slice(&usual);
+    // Of up to nine digits.
+    hashed.extend_from_slice(&[b'0' + record_type.len() as u8, b':']);
+    record_type.bytes().for_each(|digit| hashed.push(digit));
+    let mut usual = *b",20:0000-00-00T00:00:00Z,";
+    usual[4..][..TIME_BYTES].copy_from_slice(time);
+    hashed.extend_from_slice(&usual);
+    push_netstring(hashed, operation);
+    hashed.extend_from_slice(b"0:,");
+    true
 }
 
-impl Block {
-    /// `None` when some part of it is not as nearly every event has it, or all of it is longer.
-    #[inline]
-    fn usual(&mut self, identity: &EventIdentity<'_>) -> Option<()> {
-        let (id, number) = (identity.id.as_bytes(), identity.record_number);
-        let is_bare = |byte: &u8| byte.is_ascii_graphic();
-        let is_usual = id.first().is_some_and(is_bare)
-            && id.last().is_some_and(is_bare)
-            && is_plain_number(identity.record_type)
-            && (number.is_empty() || is_plain_number(number))
-            && is_usual_time(identity.creation_time.as_bytes());
-        if !is_usual {
-            return None;
-        }
-        let at = self.push(id)?;
-        self.bytes.get_mut(at..at + id.len())?.make_ascii_lowercase();
-        self.push(identity.record_type.as_bytes())?;
-        self.put(b"20:")?;
-        self.put(identity.creation_time.as_bytes())?;
-        self.put(b"Z,")?;
-        self.push(identity.operation.as_bytes())?;
-        self.push(number.as_bytes())?;
-        Some(())
-    }
-
-    /// A netstring of less than a hundred bytes; where its text begins.
-    #[inline]
-    fn push(&mut self, text: &[u8]) -> Option<usize> {
-        let length = u8::try_from(text.len()).ok().filter(|length| *length < 100)?;
-        match length {
-            0..10 => self.put(&[b'0' + length, b':'])?,
-            _ => self.put(&[b'0' + length / 10, b'0' + length % 10, b':'])?,
-        }
-        let at = self.used;
-        self.put(text)?;
-        self.put(b",")?;
-        Some(at)
-    }
-
-    #[inline]
-    fn put(&mut self, bytes: &[u8]) -> Option<()> {
-        self.bytes.get_mut(self.used..self.used + bytes.len())?.copy_from_slice(bytes);
-        self.used += bytes.len();
-        Some(())
-    }
-}
+/// What a netstring of a short text has around it.
+const NETSTRING_BYTES: usize = 4;
 
 /// Whether a number is written as it is hashed: up to nine digits, no zero before others.
 fn is_plain_number(text: &str) -> bool {
@@ -165,10 +190,10 @@ fn is_plain_number(text: &str) -> bool {
 }
 
 /// `2026-07-17T08:28:17Z` of any text that `time::parse` reads, a fraction cut off; else the text.
-fn push_time(hashed: &mut Hashed, text: &str) {
-    if is_usual_time(text.as_bytes()) {
+fn push_time(hashed: &mut Vec<u8>, text: &str) {
+    if let Some(time) = usual_time(text.as_bytes()) {
         hashed.extend_from_slice(b"20:");
-        hashed.extend_from_slice(text.as_bytes());
+        hashed.extend_from_slice(time);
         hashed.extend_from_slice(b"Z,");
         return;
     }
@@ -181,8 +206,21 @@ fn push_time(hashed: &mut Hashed, text: &str) {
     }
 }
 
-/// Whether a text is a time as nearly every event has it, `2026-07-17T08:28:17`, of a day that every such month has.
-fn is_usual_time(text: &[u8]) -> bool {
+/// The whole seconds of a text that is a time as nearly every event has it, `2026-07-17T08:28:17`, with a fraction of up to
+/// nine digits and a `Z` or without, of a day that every such month has.
+fn usual_time(text: &[u8]) -> Option<&[u8; TIME_BYTES]> {
+    let (time, rest) = text.split_first_chunk()?;
+    let is_usual = match rest {
+        [] | [b'Z'] => true,
+        [b'.', digits @ .., b'Z'] | [b'.', digits @ ..] => {
+            (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
+        }
+        _ => false,
+    };
+    (is_usual && is_usual_second(time)).then_some(time)
+}
+
+fn is_usual_second(text: &[u8; TIME_BYTES]) -> bool {
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', i1, i2, b':', s1, s2] = text else {
         return false;
     };
@@ -203,7 +241,7 @@ fn is_usual_time(text: &[u8]) -> bool {
 }
 
 /// `5:hello,`: no text can run into the next.
-fn push_netstring(out: &mut Hashed, text: &[u8]) {
+fn push_netstring(out: &mut Vec<u8>, text: &[u8]) {
     let length = text.len();
     if length >= 100 {
         out.extend_from_slice((length / 100).to_string().as_bytes());
@@ -253,9 +291,9 @@ mod tests {
             for (month, year) in
                 (0..=13).flat_map(|month| [1969, 1999, 2000, 2024, 2026, 2099].map(|year| (month, year)))
             {
-                for rest in ["00:00", "59:59", "60:00", "00:60", "0a:00"] {
+                for rest in ["00:00", "59:59Z", "60:00", "00:60", "0a:00", "00:00.5", "00:00.999999999Z", "00:00.Z"] {
                     let text = format!("{year}-{month:02}-{day:02}T{hour:02}:{rest}");
-                    let (mut hashed, mut expected) = (Hashed::new(), Hashed::new());
+                    let (mut hashed, mut expected) = (Vec::new(), Vec::new());
                     push_time(&mut hashed, &text);
                     push_netstring(&mut expected, long(&text).as_bytes());
                     assert_eq!(hashed, expected, "{text}");
@@ -268,19 +306,39 @@ mod tests {
         /// Whatever is put together the short way would be hashed the same the long way.
         #[test]
         fn the_short_way_and_the_long_way_hash_the_same_bytes(
-            id in "[A-Za-z0-9 -]{0,40}", record_type in "[0-9]{0,3}|Quarantine", day in "2026-0[0-3]-[0-3][0-9]T08:28:17Z?",
-            operation in ".{0,30}", number in "[0-9]{0,2}| 1",
+            id in "[A-Za-z0-9 -]{36}|[A-Za-z0-9 -]{0,40}", record_type in "[0-9]{0,3}|Quarantine",
+            day in "2026-0[0-3]-[0-3][0-9]T08:28:17", rest in "Z?|[.][0-9]{0,10}Z?",
+            operation in ".{0,30}", number in "|[0-9]{0,2}| 1",
         ) {
             let identity = EventIdentity {
-                id: &id, record_type: &record_type, creation_time: &day, operation: &operation, record_number: &number,
+                id: &id, record_type: &record_type, creation_time: &format!("{day}{rest}"), operation: &operation, record_number: &number,
             };
-            let mut block = Block { bytes: [0; BLOCK_BYTES], used: 0 };
-            if !id.trim().is_empty() && block.usual(&identity).is_some() {
-                let mut long = Hashed::new();
+            let mut short = b"before".to_vec();
+            let mut long = short.clone();
+            if push_usual(&mut short, &identity) {
                 for text in [&*id.to_ascii_lowercase(), &record_type, &format!("{day}Z"), &operation, &number] {
                     push_netstring(&mut long, text.as_bytes());
                 }
-                prop_assert_eq!(&block.bytes[..block.used], long.as_slice());
+            }
+            prop_assert_eq!(short, long);
+        }
+    }
+
+    #[test]
+    fn keys_made_together_are_those_made_one_by_one() {
+        let events: Vec<String> = (0..100)
+            .map(|n| format!(r#"{{"Id":"5E1D2A10-0000-4000-8000-{n:012}","RecordType":{n},"CreationTime":"2026-07-17T08:28:17","Operation":"{}"}}"#, "o".repeat(n * 3)))
+            .collect();
+        let events: Vec<Event<'_>> = events.iter().map(|event| Event::parse(event.as_bytes()).unwrap()).collect();
+        let nameless = Event::parse(b"{}").unwrap();
+        for count in [0, 1, 3, 4, 5, 15, 16, 17, 33, 100] {
+            let mut unhashed = Unhashed::default();
+            for round in 0..2 {
+                let places: Vec<_> = events[..count].iter().map(|event| unhashed.push(event)).collect();
+                assert_eq!(unhashed.push(&nameless), None);
+                assert_eq!(places, (0..count).map(Some).collect::<Vec<_>>(), "round {round}");
+                let one_by_one: Vec<_> = events[..count].iter().filter_map(canonical_key).collect();
+                assert_eq!(unhashed.keys(), one_by_one, "{count} in round {round}");
             }
         }
     }
@@ -288,7 +346,7 @@ mod tests {
     #[test]
     fn a_length_is_written_in_decimal_without_zeros_before_it() {
         for length in [0, 1, 9, 10, 19, 99, 100, 101, 110, 999, 1000, 1010, 12_345] {
-            let mut out = Hashed::new();
+            let mut out = Vec::new();
             push_netstring(&mut out, &vec![b'x'; length]);
             assert_eq!(out.as_slice(), format!("{length}:{},", "x".repeat(length)).as_bytes());
         }

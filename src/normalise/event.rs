@@ -262,7 +262,8 @@ impl<'a> Event<'a> {
     /// What makes this event itself; `None` when it has no usable `Id` (absent, null, empty, blank, not a string or
     /// number).
     pub fn identity(&self) -> Option<EventIdentity<'_>> {
-        if self.id.trim().is_empty() {
+        // White space before it or nothing else is looked for only where the first byte may be some.
+        if !self.id.as_bytes().first().is_some_and(u8::is_ascii_graphic) && self.id.trim().is_empty() {
             return None;
         }
         Some(EventIdentity {

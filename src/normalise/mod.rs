@@ -50,7 +50,7 @@ mod writer;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use canonical::{CanonicalKey, canonical_key};
+pub use canonical::{CanonicalKey, Unhashed, canonical_key};
 pub use censor::Censor;
 pub(crate) use event::is_like_an_event;
 pub use event::{Event, Members, NotAnEvent};

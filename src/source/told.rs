@@ -5,7 +5,7 @@
 
 use crate::checkpoint::format::AsideRecord;
 use crate::model::ContentType;
-use crate::normalise::{CanonicalKey, Event, canonical_key};
+use crate::normalise::{CanonicalKey, Event, Unhashed, canonical_key};
 use crate::receipts::{Class, Receipt, Receipts};
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ const DROPPED_MAX: usize = 4096;
 
 /// What a record in a batch is about, as far as receipts go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About {
+enum About<K> {
     /// No event: a record of ours.
     Notice,
     /// An event, with its key if it has one.
-    Event(Option<CanonicalKey>),
+    Event(Option<K>),
 }
 
 /// Collects what is to be said of one content type's events.
@@ -26,18 +26,20 @@ enum About {
 pub(super) struct Told {
     /// Whether anybody wants to know.
     keeps: bool,
-    /// Of each record of the batch that is being built.
-    records: Vec<About>,
+    /// Of each record of the batch that is being built; a key is known by its place among those not hashed yet.
+    records: Vec<About<usize>>,
+    unhashed: Unhashed,
     /// Said with the batch that is being built.
     held: Vec<Option<CanonicalKey>>,
     /// Said when the blob is settled.
-    dropped: Vec<(Arc<str>, Option<CanonicalKey>)>,
+    dropped: Vec<(Arc<str>, Option<usize>)>,
+    unhashed_dropped: Unhashed,
 }
 
 /// What is to be said of one batch, once the host has answered.
 #[derive(Debug, Default)]
 pub(super) struct ToldOfBatch {
-    records: Vec<About>,
+    records: Vec<About<CanonicalKey>>,
     said: Receipts,
 }
 
@@ -54,14 +56,14 @@ impl Told {
     /// The newest record of the batch is that of this event.
     pub(super) fn event(&mut self, event: &Event<'_>) {
         if self.keeps {
-            self.records.push(About::Event(canonical_key(event)));
+            self.records.push(About::Event(self.unhashed.push(event)));
         }
     }
 
     /// The newest record of the batch is that of a read that was on hold: one without a key was counted then.
     pub(super) fn held_event(&mut self, event: &Event<'_>) {
         if self.keeps {
-            self.records.push(canonical_key(event).map_or(About::Notice, |key| About::Event(Some(key))));
+            self.records.push(self.unhashed.push(event).map_or(About::Notice, |key| About::Event(Some(key))));
         }
     }
 
@@ -96,7 +98,7 @@ impl Told {
     /// A rule dropped this event.
     pub(super) fn dropped(&mut self, event: &Event<'_>, rule: &Arc<str>) {
         if self.keeps {
-            self.dropped.push((rule.clone(), canonical_key(event)));
+            self.dropped.push((rule.clone(), self.unhashed_dropped.push(event)));
         }
     }
 
@@ -112,7 +114,13 @@ impl Told {
         if self.is_full() {
             self.say_dropped(content_type, &mut said);
         }
-        ToldOfBatch { records: std::mem::take(&mut self.records), said }
+        let keys = self.unhashed.keys();
+        let records = std::mem::take(&mut self.records).into_iter().map(|about| match about {
+            About::Event(Some(place)) => About::Event(keys.get(place).copied()),
+            About::Event(None) => About::Event(None),
+            About::Notice => About::Notice,
+        });
+        ToldOfBatch { records: records.collect(), said }
     }
 
     /// What is left to say when the blob is settled.
@@ -126,7 +134,9 @@ impl Told {
     }
 
     fn say_dropped(&mut self, content_type: ContentType, said: &mut Receipts) {
-        for (rule, key) in std::mem::take(&mut self.dropped) {
+        let keys = self.unhashed_dropped.keys();
+        for (rule, place) in std::mem::take(&mut self.dropped) {
+            let key = place.and_then(|place| keys.get(place).copied());
             said.add(Receipt { content_type, key, class: Class::Dropped(rule) });
         }
     }
