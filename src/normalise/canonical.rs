@@ -79,10 +79,18 @@ pub struct Unhashed {
     ends: Vec<usize>,
 }
 
+/// What is hashed of most events is no longer.
+const USUAL_BYTES: usize = 128;
 /// Hashes that are begun at once.
 const AT_ONCE: usize = 16;
 
 impl Unhashed {
+    /// Makes room for so many events at once.
+    pub fn reserve(&mut self, events: usize) {
+        self.ends.reserve(events);
+        self.bytes.reserve(events * USUAL_BYTES);
+    }
+
     /// Adds an event; the place its key will have in [`Unhashed::keys`]. `None` when it has no usable `Id`.
     pub fn push(&mut self, event: &Event<'_>) -> Option<usize> {
         let identity = event.identity()?;
@@ -159,7 +167,10 @@ fn push_usual(hashed: &mut Vec<u8>, identity: &EventIdentity<'_>) -> bool {
     if !is_usual {
         return false;
     }
-    id.make_ascii_lowercase();
+    for eight in id.as_chunks_mut().0 {
+        *eight = lower(u64::from_ne_bytes(*eight)).to_ne_bytes();
+    }
+    id[32..].make_ascii_lowercase();
     let mut usual = [0; 3 + GUID_BYTES + 1];
     usual[..3].copy_from_slice(b"36:");
     usual[3..][..GUID_BYTES].copy_from_slice(&id);
@@ -172,8 +183,14 @@ fn push_usual(hashed: &mut Vec<u8>, identity: &EventIdentity<'_>) -> bool {
     let mut usual = *b",20:0000-00-00T00:00:00Z,";
     usual[4..][..TIME_BYTES].copy_from_slice(time);
     hashed.extend_from_slice(&usual);
-    push_netstring(hashed, operation);
-    hashed.extend_from_slice(b"0:,");
+    // Shorter than a hundred.
+    let length = operation.len() as u8;
+    match length {
+        0..10 => hashed.extend_from_slice(&[b'0' + length, b':']),
+        _ => hashed.extend_from_slice(&[b'0' + length / 10, b'0' + length % 10, b':']),
+    }
+    hashed.extend_from_slice(operation);
+    hashed.extend_from_slice(b",0:,");
     true
 }
 
@@ -199,8 +216,23 @@ fn push_time(hashed: &mut Vec<u8>, text: &str) {
     }
     match time::parse(text) {
         Some(time) => {
-            let civil = TimeZone::UTC.to_datetime(time.at).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-            push_netstring(hashed, civil.as_bytes());
+            let civil = TimeZone::UTC.to_datetime(time.at);
+            let (date, time) = (civil.date(), civil.time());
+            let mut text = *b"0000-00-00T00:00:00Z";
+            let parts = [
+                (0, date.year() / 100),
+                (2, date.year() % 100),
+                (5, date.month().into()),
+                (8, date.day().into()),
+                (11, time.hour().into()),
+                (14, time.minute().into()),
+                (17, time.second().into()),
+            ];
+            for (at, number) in parts {
+                text[at] += (number / 10) as u8;
+                text[at + 1] += (number % 10) as u8;
+            }
+            push_netstring(hashed, &text);
         }
         None => push_netstring(hashed, text.trim().as_bytes()),
     }
@@ -220,24 +252,70 @@ fn usual_time(text: &[u8]) -> Option<&[u8; TIME_BYTES]> {
     (is_usual && is_usual_second(time)).then_some(time)
 }
 
+/// Eight bytes at a time. The years from 1970 are those from 2000 on as far as anybody's audit log goes; the others take
+/// the longer way.
 fn is_usual_second(text: &[u8; TIME_BYTES]) -> bool {
-    let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', i1, i2, b':', s1, s2] = text else {
-        return false;
-    };
-    let digits = [y1, y2, y3, y4, m1, m2, d1, d2, h1, h2, i1, i2, s1, s2];
-    if !digits.iter().all(|digit| digit.is_ascii_digit()) {
-        return false;
+    const DAY: Form = Form::of(*b"20dd-dd-");
+    const HOUR: Form = Form::of(*b"ddTdd:5d");
+    const SECOND: Form = Form::of(*b"5d:5d\0\0\0");
+    let (Some(day), Some(hour)) = (text.first_chunk(), text[8..].first_chunk()) else { return false };
+    let [.., m1, m2, b':', s1, s2] = *text else { return false };
+    let (day, hour) = (u64::from_be_bytes(*day), u64::from_be_bytes(*hour));
+    let second = u64::from_be_bytes([m1, m2, b':', s1, s2, 0, 0, 0]);
+    // Two digits read as hexadecimal are in the same order.
+    let two = |word: u64, at: u32| (word >> (56 - 8 * at) & 0xF) << 4 | word >> (48 - 8 * at) & 0xF;
+    let month = two(day, 5);
+    let days = if month == 2 { 0x28 } else { 0x30 };
+    DAY.is_of(day)
+        && HOUR.is_of(hour)
+        && SECOND.is_of(second)
+        && (1..=0x12).contains(&month)
+        && (1..=days).contains(&two(hour, 0))
+        && two(hour, 3) < 0x24
+}
+
+/// What eight bytes have to be: `d` is any digit, `5` one up to 5, every other byte itself.
+struct Form {
+    mask: u64,
+    value: u64,
+    /// Added to each digit: one that is too great runs over into the half of the byte that is looked at.
+    over: u64,
+    digits: u64,
+}
+
+impl Form {
+    const fn of(form: [u8; 8]) -> Form {
+        let (mut mask, mut value, mut over, mut digits) = ([0xFF; 8], form, [0; 8], [0; 8]);
+        let mut at = 0;
+        while at < 8 {
+            if form[at] == b'd' || form[at] == b'5' {
+                (mask[at], value[at], digits[at]) = (0xF0, 0x30, 0xF0);
+                over[at] = if form[at] == b'd' { 0x06 } else { 0x0A };
+            }
+            at += 1;
+        }
+        Form {
+            mask: u64::from_be_bytes(mask),
+            value: u64::from_be_bytes(value),
+            over: u64::from_be_bytes(over),
+            digits: u64::from_be_bytes(digits),
+        }
     }
-    let two = |tens: &u8, ones: &u8| (tens - b'0') * 10 + (ones - b'0');
-    let (month, day) = (two(m1, m2), two(d1, d2));
-    let days = if month == 2 { 28 } else { 30 };
-    // The years from 1970 are those from 2000 on as far as anybody's audit log goes; the others take the longer way.
-    two(y1, y2) == 20
-        && (1..=12).contains(&month)
-        && (1..=days).contains(&day)
-        && two(h1, h2) < 24
-        && two(i1, i2) < 60
-        && two(s1, s2) < 60
+
+    const fn is_of(&self, word: u64) -> bool {
+        // Once the bytes that are digits begin with 3, nothing runs over from one byte into the next.
+        word & self.mask == self.value && (word + self.over) & self.digits == self.value & self.digits
+    }
+}
+
+/// ASCII letters of eight bytes in lower case.
+const fn lower(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The highest bit of each byte of the two sums tells whether it is at or beyond `A`, and beyond `Z`.
+    let low = word & (0x7F * ONES);
+    let from_a = low + (0x80 - b'A' as u64) * ONES;
+    let beyond_z = low + (0x80 - b'Z' as u64 - 1) * ONES;
+    word | (from_a & !beyond_z & !word & (0x80 * ONES)) >> 2
 }
 
 /// `5:hello,`: no text can run into the next.
@@ -302,7 +380,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn eight_bytes_in_lower_case_are_those_of_each_byte() {
+        for byte in 0..=u8::MAX {
+            let bytes = [byte, b'Z', byte.wrapping_add(1), b'@', byte ^ 0x80, b'[', b'a', byte.wrapping_sub(1)];
+            assert_eq!(lower(u64::from_ne_bytes(bytes)).to_ne_bytes(), bytes.map(|byte| byte.to_ascii_lowercase()));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_second_is_usual_when_each_of_its_parts_is(text in "2[0-9:/;T-]{3}-[0-9:/]{2}-[0-9]{2}[T ][0-9:/]{2}:[0-9]{2}:[0-9:/]{2}") {
+            let text: &[u8; TIME_BYTES] = text.as_bytes().first_chunk().unwrap();
+            let parsed = time::parse(std::str::from_utf8(text).unwrap());
+            if is_usual_second(text) {
+                let time = parsed.map(|time| TimeZone::UTC.to_datetime(time.at).strftime("%Y-%m-%dT%H:%M:%S").to_string());
+                prop_assert_eq!(time.as_deref().map(str::as_bytes), Some(&text[..]));
+            }
+        }
+
         /// Whatever is put together the short way would be hashed the same the long way.
         #[test]
         fn the_short_way_and_the_long_way_hash_the_same_bytes(

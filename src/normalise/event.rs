@@ -262,8 +262,7 @@ impl<'a> Event<'a> {
     /// What makes this event itself; `None` when it has no usable `Id` (absent, null, empty, blank, not a string or
     /// number).
     pub fn identity(&self) -> Option<EventIdentity<'_>> {
-        // White space before it or nothing else is looked for only where the first byte may be some.
-        if !self.id.as_bytes().first().is_some_and(u8::is_ascii_graphic) && self.id.trim().is_empty() {
+        if json::is_blank(&self.id) {
             return None;
         }
         Some(EventIdentity {

@@ -56,7 +56,8 @@ impl Receipts {
         keys: impl Iterator<Item = Option<CanonicalKey>>,
     ) {
         let mut without_id = 0;
-        let mut known = Vec::with_capacity(keys.size_hint().0);
+        let (least, most) = keys.size_hint();
+        let mut known = Vec::with_capacity(most.unwrap_or(least));
         for key in keys {
             match key {
                 Some(key) => known.push(key),

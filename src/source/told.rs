@@ -4,6 +4,7 @@
 //! it. What a rule dropped is said when its blob is settled: until then the blob may be read again and judged anew.
 
 use crate::checkpoint::format::AsideRecord;
+use crate::host::RECORDS_EXPECTED;
 use crate::model::ContentType;
 use crate::normalise::{CanonicalKey, Event, Unhashed, canonical_key};
 use crate::receipts::{Class, Receipt, Receipts};
@@ -56,6 +57,10 @@ impl Told {
     /// The newest record of the batch is that of this event.
     pub(super) fn event(&mut self, event: &Event<'_>) {
         if self.keeps {
+            if self.records.is_empty() {
+                self.records.reserve(RECORDS_EXPECTED);
+                self.unhashed.reserve(RECORDS_EXPECTED);
+            }
             self.records.push(About::Event(self.unhashed.push(event)));
         }
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 use bytes::Bytes;
 use m365_audit::host::{Expected, Op, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
+use m365_audit::hosts::embedded::store::SqliteStore;
 use m365_audit::model::{ContentType, TenantId};
 use m365_audit::normalise::CanonicalKey;
 use m365_audit::receipts::directory::{self, CHECKPOINT_SUFFIX, ENTRIES_SUFFIX};
@@ -872,4 +873,37 @@ proptest! {
         write(dir.path(), &files);
         prop_assert!(!verify(dir.path(), &signer(7)).is_good());
     }
+}
+
+/// A million events a day are sealed some 41,000 an hour.
+#[tokio::test]
+async fn a_sealed_receipt_takes_no_more_than_18_bytes_of_the_state() {
+    const HOURS: u64 = 6;
+    const EVENTS: u64 = 41_000;
+    let receipts = |hour: u64| {
+        let receipt = move |n: u64| Receipt {
+            content_type: ContentType::Exchange,
+            key: Some(CanonicalKey::from_bytes(
+                u128::from(hour << 32 | n).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes(),
+            )),
+            class: Class::Delivered,
+        };
+        Made { receipts: (0..EVENTS).map(receipt).collect(), repeated: 0, last: true }
+    };
+    let made: Vec<Made> = (0..HOURS).map(receipts).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let bytes =
+        || -> u64 { fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum() };
+    drop(SqliteStore::open(dir.path().to_owned()).unwrap());
+    let before = bytes();
+    let state = SqliteStore::open(dir.path().to_owned()).unwrap();
+    let keys = ReceiptKeys::below("m365_audit/v1/t/receipts/");
+    let put = |(key, value)| Op::Put { key, value, expected: Expected::Any };
+    for part in sealed(TENANT, &made, 0, &signer(7)) {
+        state.commit(store::values_of(&keys, &part).into_iter().map(put).collect()).await.unwrap();
+    }
+    // The last connection that closes leaves no journal.
+    drop(state);
+    let each = (bytes() - before) as f64 / (HOURS * EVENTS) as f64;
+    assert!((17.0..=18.0).contains(&each), "{each} bytes");
 }
