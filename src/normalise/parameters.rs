@@ -77,9 +77,10 @@ fn entries(token: &str) -> usize {
         let bare = text.trim().trim_matches(['"', '\'', '\\', ' ']);
         return usize::from(!(bare.is_empty() || bare == "null" || bare == "{}"));
     };
-    match inside.matches('{').count() {
+    let count = |wanted: u8| inside.bytes().filter(|byte| *byte == wanted).count();
+    match count(b'{') {
         0 if inside.get(trim(inside)..).is_none_or(|rest| rest.is_empty() || rest.starts_with(']')) => 0,
-        0 => inside.matches(',').count() + 1,
+        0 => count(b',') + 1,
         objects => objects,
     }
 }
@@ -265,9 +266,15 @@ pub(crate) fn changes_in_details<'a>(extended: &Pairs<'a>) -> Vec<Modified<'a>> 
     extended.any(&|name| name.eq_ignore_ascii_case("additionalDetails"), &mut |details| {
         let details = details.trim();
         let mut part = |details: &str| {
-            if let Some(text) = json::get(details, "b").and_then(json::scalar) {
-                let seq = json::get(details, "seq").and_then(json::integer).unwrap_or(0);
-                parts.push((seq, text.into_owned()));
+            let (mut text, mut seq) = (None, None);
+            json::members(details, |key, value| match &*key {
+                _ if value == "null" => {}
+                "b" | "B" => text = json::scalar(value),
+                _ if key.eq_ignore_ascii_case("seq") => seq = json::integer(value),
+                _ => {}
+            });
+            if let Some(text) = text {
+                parts.push((seq.unwrap_or(0), text.into_owned()));
             } else if details.contains(CHANGES) {
                 parts.push((0, details.to_owned()));
             }

@@ -702,9 +702,14 @@ fn push_on_one_line(value: &str, line: &mut String) {
     let value = value.trim();
     let value = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value).trim();
     let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
-    // Most are one word.
-    if value.len() <= SHOWN_CHARS_MAX && value.bytes().all(|byte| byte.is_ascii_graphic()) {
-        line.push_str(value);
+    // Most are one word, or some with a blank between them.
+    let mut before = b' ';
+    let is_one_line = |byte: u8| {
+        let is_blank = std::mem::replace(&mut before, byte) == b' ';
+        byte.is_ascii_graphic() || byte == b' ' && !is_blank
+    };
+    if value.len() <= SHOWN_CHARS_MAX && value.bytes().all(is_one_line) {
+        line.push_str(value.trim_end());
         return;
     }
     let mut chars = 0;

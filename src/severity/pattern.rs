@@ -40,7 +40,10 @@ impl Pattern {
                     && text.get(..first.len()).is_some_and(|start| start.eq_ignore_ascii_case(first))
                     && text.get(text.len() - last.len()..).is_some_and(|end| end.eq_ignore_ascii_case(last))
             }
-            _ => pattern.in_pieces(lower.get_or_insert_with(|| text.to_lowercase())),
+            _ => pattern.in_pieces(lower.get_or_insert_with(|| match text.is_ascii() {
+                true => text.to_ascii_lowercase(),
+                false => text.to_lowercase(),
+            })),
         })
     }
 
