@@ -28,6 +28,10 @@ pub(super) struct Call {
     /// The host and port the client called, if it said.
     pub host: Option<String>,
     pub languages: Vec<String>,
+    /// Of a call of Graph: its version, a slash, and the query's id.
+    pub graph: String,
+    /// The body of a call of Graph.
+    pub body: Bytes,
     /// The decoded form of a token request.
     pub form: Vec<(String, String)>,
     /// App Service's end point of managed identity, not the machine's.
@@ -52,6 +56,8 @@ impl Call {
             bearer: None,
             host: None,
             languages: Vec::new(),
+            graph: String::new(),
+            body: Bytes::new(),
             form: Vec::new(),
             app_service: false,
             identity: IdentityHeaders::default(),
@@ -60,6 +66,12 @@ impl Call {
             call.kind = CallKind::Identity;
             call.app_service = segments.len() == 2;
             call.method_ok = method == "GET";
+            return call;
+        }
+        if let Some((kind, graph)) = super::graph::path_kind(&segments) {
+            call.kind = kind;
+            call.graph = graph;
+            call.method_ok = (method == "POST") == (kind == CallKind::GraphSubmit);
             return call;
         }
         let (kind, tenant, expected) = match segments.as_slice() {

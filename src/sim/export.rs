@@ -254,6 +254,12 @@ fn search_json(rows: &[Told], is_formatted: bool) -> Vec<u8> {
     }
 }
 
+/// The records of Graph for rows, the newest first.
+pub(super) fn graph_records(mut rows: Vec<SearchRow>, tenant: &TenantId) -> Vec<String> {
+    rows.sort_by(|one, other| other.time.cmp(&one.time).then_with(|| one.raw.cmp(&other.raw)));
+    rows.into_iter().filter_map(Told::of).map(|row| graph_record(&row, tenant)).collect()
+}
+
 fn graph_pages(rows: &[Told], tenant: &TenantId, spec: &ExportSpec) -> Vec<ExportFile> {
     const RECORDS: &str =
         "https://graph.microsoft.com/v1.0/security/auditLog/queries/5e1f0000-0000-4000-8000-00000000000a/records";

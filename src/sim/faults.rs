@@ -37,8 +37,24 @@ pub enum CallKind {
     Notifications,
     /// `GET /resources/dlpSensitiveTypes`
     SensitiveTypes,
+    /// `POST /security/auditLog/queries` of Graph
+    GraphSubmit,
+    /// `GET` of a query of Graph
+    GraphQuery,
+    /// A page of the records of a query of Graph
+    GraphRecords,
     /// A path the API does not have.
     Unknown,
+}
+
+impl CallKind {
+    /// Whether the call is none of the feed.
+    pub const fn is_beside_the_feed(self) -> bool {
+        matches!(
+            self,
+            Self::Token | Self::Identity | Self::GraphSubmit | Self::GraphQuery | Self::GraphRecords
+        )
+    }
 }
 
 /// One way to go wrong.

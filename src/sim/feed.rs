@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, NEXT_PAGE_HEADER, Reply, ReplyBody};
 use super::faults::{CallKind, Fault};
+use super::graph;
 use super::identity;
 use super::tenant::{Position, State};
 use super::token::{self, Tokens};
@@ -36,6 +37,9 @@ pub(super) fn answer(
     }
     if call.kind == CallKind::Identity {
         return identity::answer(tokens, &state.config, call, now);
+    }
+    if call.kind.is_beside_the_feed() {
+        return graph::answer(state, tokens, call, own_url, now);
     }
     match authorize(state, tokens, call, own_url, now, monotonic) {
         Err(refusal) => *refusal,

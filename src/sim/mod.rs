@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records), `links`
 //! (reads and matches that belong together), `token` (with `assertion` and `identity`) and `feed` (what is answered),
-//! `faults` (what goes wrong), `export` (what the audit search finds), `server` (sockets and bytes).
+//! `faults` (what goes wrong), `export` and `graph` (what the audit search finds), `server` (sockets and bytes).
 //!
 //! Not simulated: webhooks and TLS. Blobs and the ledger are kept for
 //! as long as the simulator runs, also when they have expired.
@@ -19,6 +19,7 @@ mod events;
 mod export;
 mod faults;
 mod feed;
+mod graph;
 mod identity;
 mod links;
 mod server;
@@ -44,6 +45,7 @@ pub use assertion::FederatedCredential;
 pub use events::Irregularity;
 pub use export::{ExportFile, ExportForm, ExportSpec};
 pub use faults::{CallKind, Fault, FaultPlan, Faults, Rate, Script};
+pub use graph::{GraphConfig, GraphVersions, QueryFate};
 pub use identity::MachineIdentity;
 pub use token::aadsts_codes;
 pub use truth::{Comparison, Delivered, Side, Truth, TruthEvent, TruthHuge};
@@ -75,7 +77,7 @@ pub struct SimConfig {
     pub token_error: Option<u32>,
     /// Life of a token, seconds. Default 4,500: Microsoft's mean.
     pub token_lifetime_secs: u64,
-    /// The `roles` claim of new tokens. Default: `ActivityFeed.Read`, `ActivityFeed.ReadDlp`.
+    /// The `roles` claim of new tokens for the feed. Default: `ActivityFeed.Read`, `ActivityFeed.ReadDlp`.
     pub roles: Vec<String>,
     /// Whether a tenant in the URL other than the token's is refused with AF20010; else the token decides.
     pub tenant_mismatch_refused: bool,
@@ -118,6 +120,8 @@ pub struct SimConfig {
     pub expiry_days: u32,
     /// Whether blobs are compressed for callers that accept it. Default true.
     pub gzip: bool,
+    /// Microsoft Graph's audit search.
+    pub graph: GraphConfig,
 }
 
 impl Default for SimConfig {
@@ -153,6 +157,7 @@ impl Default for SimConfig {
             start_failure: None,
             expiry_days: 7,
             gzip: true,
+            graph: GraphConfig::default(),
         }
     }
 }

@@ -230,6 +230,9 @@ async fn read_call(request: Request<Incoming>) -> (Call, bool, bool) {
     if call.kind == CallKind::Token {
         call.form = form_urlencoded::parse(&body).into_owned().collect();
     }
+    if call.kind == CallKind::GraphSubmit {
+        call.body = body;
+    }
     (call, accepts_gzip, parts.version == axum::http::Version::HTTP_2)
 }
 
@@ -277,7 +280,7 @@ fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, c
     };
     let mut log = shared.log();
     *log.counters.requests.entry(call.kind).or_default() += 1;
-    if !had_publisher && !matches!(call.kind, CallKind::Token | CallKind::Identity) {
+    if !had_publisher && !call.kind.is_beside_the_feed() {
         *log.counters.without_publisher.entry(call.kind).or_default() += 1;
     }
     *log.counters.statuses.entry(status).or_default() += 1;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::events::{self, HugeBody, Irregularity, parse_event_time};
 use super::export::{ExportSpec, SearchRow};
+use super::graph::Graph;
 use super::truth::{Entry, EventFields, Ledger, Side, Truth, TruthEvent, TruthHuge, fingerprint};
 use super::{GenerateSpec, ListingOrder, NewBlob, QuotaCounts, SimConfig, SubscriptionState, links};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp};
@@ -79,6 +80,7 @@ pub(super) struct State {
     pub config: SimConfig,
     streams: HashMap<StreamId, Stream>,
     names: HashMap<Arc<str>, (StreamId, Timestamp)>,
+    pub graph: Graph,
     ledger: Ledger,
     rng: fastrand::Rng,
     serial: u32,
@@ -107,6 +109,7 @@ impl State {
             config,
             streams: HashMap::new(),
             names: HashMap::new(),
+            graph: Graph::default(),
             ledger: Ledger::default(),
             rng,
             serial: 0,

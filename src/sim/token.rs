@@ -153,6 +153,11 @@ impl Tokens {
         (for_us && issued.expires > now).then_some(issued)
     }
 
+    /// The meaning of a bearer token, if it is ours and not expired, whatever it is for.
+    pub fn issued_to(&self, token: &str, now: Timestamp) -> Option<&IssuedToken> {
+        self.issued.get(token).filter(|issued| issued.expires > now)
+    }
+
     /// A new token; `proof` is its `appidacr`.
     pub fn issue(
         &mut self,
@@ -166,10 +171,13 @@ impl Tokens {
         self.issued.retain(|_, token| token.expires > now);
         let lifetime = i64::try_from(config.token_lifetime_secs).unwrap_or(i64::MAX);
         let expires = now.saturating_add(jiff::SignedDuration::from_secs(lifetime)).unwrap_or(Timestamp::MAX);
+        // A token has the roles that its application has of the API it is for.
+        let of_graph = audience.trim_end_matches('/') == super::graph::AUDIENCE;
+        let roles = if of_graph { &config.graph.roles } else { &config.roles };
         let claims = json!({
             "aud": audience, "iss": format!("https://sts.windows.net/{tenant}/"),
             "iat": now.as_second(), "nbf": now.as_second(), "exp": expires.as_second(), "ver": "1.0",
-            "tid": tenant.as_str(), "roles": config.roles, "oid": "5d3c8a0e-0000-4000-8000-000000000001",
+            "tid": tenant.as_str(), "roles": roles, "oid": "5d3c8a0e-0000-4000-8000-000000000001",
             "sub": "5d3c8a0e-0000-4000-8000-000000000001", "appid": config.client_id, "appidacr": proof,
             "uti": format!("sim-{}", self.serial),
         });
@@ -179,7 +187,7 @@ impl Tokens {
             format!("{header}.{payload}.{}", URL_SAFE_NO_PAD.encode(format!("not a signature {}", self.serial)));
         self.issued.insert(
             token.clone(),
-            IssuedToken { tenant: tenant.clone(), roles: config.roles.clone(), audience: audience.to_owned(), expires },
+            IssuedToken { tenant: tenant.clone(), roles: roles.clone(), audience: audience.to_owned(), expires },
         );
         token
     }
