@@ -102,6 +102,9 @@ fn configuration() -> String {
     let schema = source_schema()["properties"]["severity"].clone();
     let keys = keys_of::<crate::config::SeverityConfig>();
     section(&mut page, "`[sources.<name>.severity]`", schema["description"].as_str(), &schema, keys);
+    let schema = source_schema()["properties"]["heal"].clone();
+    let keys = keys_of::<crate::config::HealConfig>();
+    section(&mut page, "`[sources.<name>.heal]`", schema["description"].as_str(), &schema, keys);
     for kind in SINK_KINDS {
         let schema = sink_schema(kind);
         let keys = sink_keys(kind);

@@ -74,7 +74,7 @@ metrics_table! {
     DLP_FLAGS = Gauge "m365_audit_dlp_flags" ["tenant"] "Files, addresses and messages known to be flagged by data loss prevention.";
     BAD_RECORDS_TOTAL = Counter "m365_audit_bad_records_total" ["tenant", "content_type"] "Records of type m365_audit.bad_blob: bytes that could not be read as events and were shipped as they are.";
     EMPTY_ANSWERS_TOTAL = Counter "m365_audit_empty_answers_total" ["tenant", "content_type", "endpoint"] "Answers without content where there should be some, each asked for again before it is believed: a listed blob without events (`fetch_blob`), a listing that is `null` (`list_content`).";
-    REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`) and answer (the status code, or `error` when there was none).";
+    REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`; of Microsoft Graph `graph_submit`, `graph_query`, `graph_records`) and answer (the status code, or `error` when there was none).";
     THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] "Answers that said AF429: too many requests.";
     GRANTED_REQUESTS_PER_MINUTE = Gauge "m365_audit_granted_requests_per_minute" ["tenant"] "Requests a minute that Microsoft is taken to grant: 98 % of `max_requests_per_minute` until refusals show that it is less; absent without a limit.";
     ERRORS_TOTAL = Counter "m365_audit_errors_total" ["tenant", "kind"] "Failures by the slug of their page in docs/errors.";
@@ -83,6 +83,9 @@ metrics_table! {
     CHECKPOINT_TIMESTAMP_SECONDS = Gauge "m365_audit_checkpoint_timestamp_seconds" ["tenant", "content_type"] "complete_until: everything Microsoft made available before it is settled (Unix time).";
     GAPS_TOTAL = Counter "m365_audit_gaps_total" ["tenant", "content_type", "reason"] "Gaps declared: intervals that can never be read, by reason (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).";
     GAP_SECONDS_TOTAL = Counter "m365_audit_gap_seconds_total" ["tenant", "content_type"] "Summed length of the gaps declared.";
+    HEAL_SEARCHES_TOTAL = Counter "m365_audit_heal_searches_total" ["tenant"] "Searches of the audit log submitted to Microsoft Graph, to fill gaps.";
+    HEALED_EVENTS_TOTAL = Counter "m365_audit_healed_events_total" ["tenant", "content_type"] "Events delivered that came from Microsoft Graph.";
+    HEALED_GAP_SECONDS_TOTAL = Counter "m365_audit_healed_gap_seconds_total" ["tenant", "content_type"] "Summed length of the gaps filled through Microsoft Graph.";
     IN_FLIGHT_BYTES = Gauge "m365_audit_in_flight_bytes" ["tenant"] "Bytes fetched or rendered and not yet confirmed by the host.";
     REFUSED_BATCHES_TOTAL = Counter "m365_audit_refused_batches_total" ["tenant"] "Deliveries the host refused; they are sent again.";
     SET_ASIDE_RECORDS = Gauge "m365_audit_set_aside_records" ["tenant"] "Records the host rejected for good, kept in the state store.";

@@ -89,6 +89,12 @@ pub fn manifest() -> Manifest {
                 required: false,
                 why: "for the content type DLP.All; without it that type is parked and the others are read",
             },
+            Permission {
+                resource: "Microsoft Graph",
+                name: crate::api::GRAPH_ROLE,
+                required: false,
+                why: "to fill gaps beyond seven days (`heal`); without it they stay declared",
+            },
         ],
         metrics: metrics::ALL
             .iter()

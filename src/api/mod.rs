@@ -8,6 +8,7 @@
 mod codes;
 mod connections;
 mod error;
+mod graph;
 mod http;
 mod link;
 mod pace;
@@ -40,6 +41,10 @@ pub use crate::auth::{AuthError, Credential, SecretText, TokenEndpoint, TokenFac
 pub use codes::{Action, Endpoint};
 pub use connections::Connections;
 pub use error::{ApiError, ErrorKind};
+pub use graph::{
+    GraphClient, GraphError, GraphFault, GraphLink, GraphPage, GraphQuery, GraphVersion,
+    PERMISSION_HINT as GRAPH_PERMISSION_HINT, QueryStatus, ROLE as GRAPH_ROLE,
+};
 pub use link::PageLink;
 pub use wire::{SkippedItem, Subscription, Webhook};
 
@@ -82,7 +87,7 @@ fn templates() -> Vec<(&'static str, &'static str, &'static str)> {
         ("api-body-damaged", "the answer is damaged", BODY_HINT),
         ("api-link-off-origin", "a link leads elsewhere than to the configured API", OFF_ORIGIN_HINT),
     ];
-    auth::known().chain(codes::known()).chain(HERE).collect()
+    auth::known().chain(codes::known()).chain(HERE).chain(graph::KNOWN).collect()
 }
 
 /// Microsoft's own codes behind a slug of [`known_errors`], `AF…` and `AADSTS…`; empty where it goes by status or form.
@@ -108,6 +113,8 @@ pub struct ApiSettings {
     pub tenant: TenantId,
     /// Root of the API; the only origin that is ever sent the token.
     pub api_url: Url,
+    /// Root of Microsoft Graph; the only origin that is ever sent Graph's token.
+    pub graph_url: Url,
     /// The chosen cloud. Links to its own API's host are rewritten to `api_url` when the two differ, and remedies name its
     /// consoles.
     pub cloud: Cloud,
@@ -213,6 +220,8 @@ struct Inner {
     tenant: TenantId,
     links: Links,
     way: Arc<Way>,
+    graph_url: Url,
+    graph_way: Arc<Way>,
     /// Tells why the API was not reached.
     route: Route,
     /// Where remedies lead.
@@ -221,7 +230,6 @@ struct Inner {
     bound: Bound,
     /// Of this tenant's downloads.
     own_downloads: Arc<Semaphore>,
-    #[expect(dead_code, reason = "held so that other tenants find it")]
     authority_way: Arc<Way>,
     connect_timeout: Duration,
     read_timeout: Duration,
@@ -355,14 +363,16 @@ impl ApiClient {
             let way = connections.way(&http_settings, target);
             way.map_err(|why| unusable(settings.tenant.clone(), endpoint, why, &places))
         };
-        // Two ways, because the two hosts may differ in whether a proxy is used.
+        // A way each, because the hosts may differ in whether a proxy is used.
         let api_way = way(Endpoint::ListSubscriptions, &settings.api_url)?;
+        let graph_way = way(Endpoint::ListSubscriptions, &settings.graph_url)?;
         let authority_way = match &settings.credential {
             Credential::ManagedIdentity(identity) => way(Endpoint::Token, &identity.url)?,
             _ => way(Endpoint::Token, &settings.authority_url)?,
         };
         let links = Links::new(&settings.api_url, settings.cloud, &settings.tenant, &settings.publisher_identifier);
         let (connect_timeout, read_timeout) = (settings.connect_timeout, settings.read_timeout);
+        let graph_url = settings.graph_url.clone();
         let (tenant, max_requests_per_minute) = (settings.tenant.clone(), settings.max_requests_per_minute);
         let tokens = TokenSource::new(
             token_settings(settings, places.clone()),
@@ -383,6 +393,8 @@ impl ApiClient {
                 tokens,
                 route: api_way.route(places.clone()),
                 way: api_way,
+                graph_url,
+                graph_way,
                 places,
                 authority_way,
                 pace: Pace::new(max_requests_per_minute, clock.clone()),
@@ -399,6 +411,11 @@ impl ApiClient {
     pub fn with_share(&self, max_requests_per_minute: u32) -> ApiClient {
         let share = Share { max_requests_per_minute, pace: OnceLock::new(), sent: AtomicU64::new(0) };
         ApiClient { inner: self.inner.clone(), share: Some(Arc::new(share)) }
+    }
+
+    /// The audit search of Microsoft Graph for the same tenant. No request is made.
+    pub fn graph(&self) -> GraphClient {
+        GraphClient::of(&self.inner)
     }
 
     /// Listings and blobs asked for within a share; 0 without one.

@@ -373,6 +373,11 @@ impl TokenSource {
         }
     }
 
+    /// What it was made from.
+    pub(crate) fn settings(&self) -> &TokenSettings {
+        &self.settings
+    }
+
     /// A token that has not expired, asked for when there is none. When the time to renew has come and the authority
     /// cannot be reached, the old one serves until it expires.
     pub async fn token(&self) -> Result<Token, AuthError> {

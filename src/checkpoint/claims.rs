@@ -73,6 +73,11 @@ pub enum Standing {
 pub struct Dependency(watch::Receiver<bool>);
 
 impl Dependency {
+    /// On whoever sends here.
+    pub(super) fn on(done: watch::Receiver<bool>) -> Self {
+        Self(done)
+    }
+
     /// Whether both are the same batch.
     pub fn is_same(&self, other: &Dependency) -> bool {
         self.0.same_channel(&other.0)
@@ -82,6 +87,16 @@ impl Dependency {
     pub async fn committed(mut self) -> bool {
         self.0.wait_for(|done| *done).await.is_ok()
     }
+}
+
+/// What one look at memory tells of a key.
+pub(super) enum Look {
+    /// Nobody had it: whoever asked has it now, or may.
+    Claimed,
+    /// It is taken.
+    Taken(Standing),
+    /// This page must be read to tell.
+    OnPage(PageId),
 }
 
 /// The keys a batch under way has claimed. Dropping it before [`OpenBatch::committed`] frees them.
@@ -119,7 +134,7 @@ impl EventIndex {
     }
 
     /// Brings a page of keys into memory.
-    async fn load(&self, page: PageId, store: &dyn StateStore) -> Result<(), StateError> {
+    pub(super) async fn load(&self, page: PageId, store: &dyn StateStore) -> Result<(), StateError> {
         let name = self.with_keys(|keys| keys.page_key(page));
         // Made before the store is asked, so that a change which takes effect meanwhile is not missed.
         let mut settled = std::pin::pin!(self.settled.notified());
@@ -158,6 +173,20 @@ impl EventIndex {
     /// The key set, for work that reads the store in between.
     pub fn keys(&self) -> &Mutex<KeySet> {
         &self.keys
+    }
+
+    /// How a key stands, as far as memory tells; nothing is claimed.
+    pub(super) fn look(&self, key: Key) -> Look {
+        let set = self.lock_keys();
+        let claims = self.lock_claims();
+        match set.probe(key) {
+            Probe::Present => Look::Taken(Standing::Delivered),
+            Probe::Maybe(page) => Look::OnPage(page),
+            Probe::Absent => match claims.keys.get(&key).and_then(|number| claims.batches.get(number)) {
+                Some(batch) => Look::Taken(Standing::InFlight(Dependency(batch.clone()))),
+                None => Look::Claimed,
+            },
+        }
     }
 
     fn lock_keys(&self) -> MutexGuard<'_, KeySet> {
@@ -249,6 +278,30 @@ impl OpenBatch {
             }
         };
         Glance::Known(standing)
+    }
+
+    /// Claims a key, as far as memory tells.
+    pub(super) fn claim_at_once(&mut self, key: Key) -> Look {
+        let index = self.index.clone();
+        let set = index.lock_keys();
+        let mut claims = index.lock_claims();
+        match self.glance(key, &set, &mut claims) {
+            Glance::Known(Standing::Claimed) => Look::Claimed,
+            Glance::Known(standing) => Look::Taken(standing),
+            Glance::OnPage(page) => Look::OnPage(page),
+        }
+    }
+
+    /// Frees these claims, for events that turned out not to be shipped.
+    pub fn unclaim(&mut self, keys: &[Key]) {
+        if keys.is_empty() {
+            return;
+        }
+        self.keys.retain(|key| !keys.contains(key));
+        let mut claims = self.index.lock_claims();
+        for key in keys {
+            claims.keys.remove(key);
+        }
     }
 
     /// Frees the newest claim, for an event that turned out not to be shipped.

@@ -28,6 +28,8 @@ pub const KINDS: &[&str] = &[
     "dlp/held/<number>",
     "dlp/flags/<number>",
     "backfill/<source>",
+    "heal",
+    "healed/{d,p}/<number>",
     "receipts/head",
     "receipts/open/<part>/<page>",
     "receipts/sealed/<part>/{checkpoint,<page>}",
@@ -68,6 +70,16 @@ impl Keys {
     /// A source's back-fill that is not done: [`StoredBackfill`].
     pub fn backfill(&self, source: &str) -> String {
         format!("{}/backfill/{source}", self.tenant)
+    }
+
+    /// What is known of gaps that are filled through Microsoft Graph: [`super::heal::StoredHeal`].
+    pub fn heal(&self) -> String {
+        format!("{}/heal", self.tenant)
+    }
+
+    /// Prefix of the healed events' keys.
+    pub fn healed(&self) -> String {
+        format!("{}/healed", self.tenant)
     }
 
     /// Prefix of all receipts.

@@ -125,6 +125,8 @@ pub(super) struct Journal {
     /// How many receipts they have, give or take those that say the same.
     receipts: usize,
     next_page: u64,
+    /// Receipts from here on are kept, however old they are: a gap that is to be filled needs them.
+    needed_from: Option<Timestamp>,
     /// The number after the last part that is sealed, for whoever sends checkpoints.
     announced: watch::Sender<u64>,
 }
@@ -165,6 +167,7 @@ impl Journal {
             pages: Vec::new(),
             receipts: 0,
             next_page: 0,
+            needed_from: None,
             announced: watch::Sender::new(head.seq),
             head,
         };
@@ -189,6 +192,11 @@ impl Journal {
             next: self.head.unsent.max(self.head.first).max(oldest),
             sealed: self.announced.subscribe(),
         })
+    }
+
+    /// From now on keeps receipts from `from` on, however old they are.
+    pub(super) fn needs(&mut self, from: Option<Timestamp>) {
+        self.needed_from = from;
     }
 
     /// The step that notes that checkpoints up to this part have reached the sinks.
@@ -322,6 +330,7 @@ impl Journal {
     ) -> Result<Vec<String>, StateError> {
         let kept = SignedDuration::from_hours(24 * i64::from(self.keeping.days));
         let oldest = now.saturating_sub(kept).map_or(Timestamp::MIN, |oldest| oldest);
+        let oldest = self.needed_from.map_or(oldest, |needed| oldest.min(needed));
         let mut gone = Vec::new();
         for _ in 0..FORGOTTEN_AT_ONCE {
             if head.first >= self.head.seq {

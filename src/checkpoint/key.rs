@@ -67,6 +67,11 @@ impl Key {
         Hashing::new().wide(b"repeat").wide(salt.as_bytes()).wide(&self.0.to_be_bytes()).key(self.secs())
     }
 
+    /// The key that one event has in every form, made of its canonical key (`normalise::canonical`) and its time.
+    pub fn of_canonical(canonical: &[u8; 16], secs: u32) -> Key {
+        Key(u128::from(secs) << 96 | u128::from_be_bytes(*canonical) >> 32)
+    }
+
     /// The whole key as a number.
     pub fn as_u128(self) -> u128 {
         self.0

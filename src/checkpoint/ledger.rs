@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::claims::EventIndex;
 use super::format::{self, AsideRecord, FORMAT, Keys, Owner, Position, StoredBackfill, TenantState, TrackedBlob};
+use super::heal::{OpenGaps, StoredHeal};
+use super::healed::{HEALED, Healed};
 use super::journal::{Journal, Keeping, ToSend};
 use super::key::Key;
 use super::key_set::{self, KeySet, Kind, Retention, Token};
@@ -54,6 +56,10 @@ pub struct Change {
     pub taken_back: Vec<(ContentType, u128)>,
     /// Keys of events that were delivered (or set aside in this change).
     pub delivered: Vec<Key>,
+    /// Keys of events that were healed, by which the feed's texts of them are known.
+    pub healed: Vec<Key>,
+    /// How the gaps that are filled through Microsoft Graph stand.
+    pub heal: Option<Box<StoredHeal>>,
     /// What became of events: committed with what it tells of.
     pub receipts: Receipts,
     /// The signed checkpoint of this part, and those before it, are with the sinks that get them.
@@ -113,6 +119,8 @@ pub struct Opened {
     pub to_send: Option<ToSend>,
     /// Delivered events.
     pub events: EventIndex,
+    /// Events healed through Microsoft Graph.
+    pub healed: Healed,
     /// Settled blobs, per stream.
     pub blobs: BTreeMap<ContentType, EventIndex>,
 }
@@ -153,6 +161,7 @@ pub struct Ledger {
     tenant_revision: Expected,
     position_revisions: BTreeMap<ContentType, Expected>,
     events: EventIndex,
+    healed: Healed,
     blobs: BTreeMap<ContentType, EventIndex>,
     event_keys_max: u64,
     /// The records that are set aside.
@@ -161,6 +170,8 @@ pub struct Ledger {
     journal: Option<Box<Journal>>,
     server_time: ServerTimeSource,
     lateness: LatenessBook,
+    /// What gaps need of the receipts, where they are to be filled.
+    gaps: Option<Box<OpenGaps>>,
     tenant: TenantId,
     changes: mpsc::Receiver<Box<Pending>>,
     on_trouble: OnTrouble,
@@ -177,6 +188,8 @@ pub struct LedgerSettings {
     pub event_keys_max: u64,
     /// How receipts are kept; `None` keeps none.
     pub receipts: Option<Keeping>,
+    /// Gaps are to be filled: the receipts that tell what was delivered before them are kept until they are.
+    pub fills_gaps: bool,
     /// Microsoft's time, by which hours of receipts end.
     pub server_time: ServerTimeSource,
 }
@@ -228,7 +241,12 @@ impl Ledger {
         }
         let Streams { positions, position_revisions, tracked, aside, blobs } = streams;
         let events = EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events).await?);
+        let healed = Healed::new(EventIndex::new(KeySet::load(&*store, &keys.healed(), Kind::Events).await?));
 
+        let gaps = match settings.fills_gaps && settings.receipts.is_some() {
+            true => Some(Box::new(OpenGaps::new(positions.clone(), StoredHeal::load(&*store, &keys).await?))),
+            false => None,
+        };
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
         let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
@@ -243,12 +261,14 @@ impl Ledger {
             tenant_revision,
             position_revisions,
             events: events.clone(),
+            healed: healed.clone(),
             blobs: blobs.clone(),
             event_keys_max: settings.event_keys_max,
             aside,
             journal,
             server_time: settings.server_time.clone(),
             lateness: LatenessBook::default(),
+            gaps,
             tenant: settings.tenant.clone(),
             changes,
             on_trouble,
@@ -268,6 +288,7 @@ impl Ledger {
             aside: set_aside,
             to_send,
             events,
+            healed,
             blobs,
         })
     }
@@ -326,6 +347,7 @@ impl Ledger {
             }
         };
         stage(&self.events, &steps.delivered);
+        stage(self.healed.index(), &steps.healed);
         for (content_type, keys) in &steps.settled {
             if let Some(index) = self.blobs.get(content_type) {
                 stage(index, keys);
@@ -349,6 +371,9 @@ impl Ledger {
         ops.extend(sent);
         self.commit_until_taken(ops, staged, &steps.positions, steps.tenant.is_some()).await?;
         self.note_aside(group);
+        if let Some(gaps) = &mut self.gaps {
+            group.iter().for_each(|pending| gaps.note(&pending.change.positions, pending.change.heal.as_deref()));
+        }
         self.maintain(steps.expire_at).await
     }
 
@@ -394,6 +419,7 @@ impl Ledger {
             let Some(journal) = &mut self.journal else { break };
             if let Some(now) = now {
                 journal.now(now);
+                journal.needs(self.gaps.as_ref().and_then(|gaps| gaps.needed_from(now)));
             }
             if !journal.is_due(now) {
                 break;
@@ -429,8 +455,9 @@ impl Ledger {
     /// Folds, merges and forgets keys, between commits.
     async fn maintain(&mut self, expire_at: Option<Timestamp>) -> Result<(), StateError> {
         let events = (self.events.clone(), Retention { keys_max: self.event_keys_max, ..Retention::EVENTS });
+        let healed = (self.healed.index().clone(), HEALED);
         let blobs = self.blobs.values().map(|index| (index.clone(), Retention::BLOBS));
-        let indexes: Vec<(EventIndex, Retention)> = std::iter::once(events).chain(blobs).collect();
+        let indexes: Vec<(EventIndex, Retention)> = [events, healed].into_iter().chain(blobs).collect();
         for (index, retention) in indexes {
             let expired = expire_at.and_then(|now| index.with_keys(|set| set.expire(now, retention)));
             let merged = key_set::maintain(index.keys(), &*self.store).await?;
@@ -588,6 +615,7 @@ struct Steps<'a> {
     tail: Vec<Op>,
     unheld: Vec<Op>,
     delivered: Vec<Key>,
+    healed: Vec<Key>,
     settled: BTreeMap<ContentType, Vec<Key>>,
     positions: BTreeMap<ContentType, &'a Position>,
     tenant: Option<&'a TenantState>,
@@ -606,6 +634,10 @@ impl<'a> Steps<'a> {
             self.tail.push(delete(keys.aside_record(*content_type, *hash)));
         }
         self.delivered.extend_from_slice(&change.delivered);
+        self.healed.extend_from_slice(&change.healed);
+        if let Some(heal) = &change.heal {
+            self.tail.push(put(keys.heal(), format::encode(&**heal), Expected::Any));
+        }
         for (content_type, key) in &change.settled {
             self.settled.entry(*content_type).or_default().push(*key);
         }

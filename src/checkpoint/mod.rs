@@ -1,7 +1,7 @@
 //! The ledger: what is delivered, what is settled, how far each stream has come, and the one writer of it all.
 //!
 //! Reading order: [`mod@format`] (what is stored), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on disk),
-//! [`claims`] (events delivered and on their way), [`held`] (routine reads on hold), [`journal`] (receipts), [`lateness`] (how late content comes), [`ledger`] (the writer), [`moving`]
+//! [`claims`] (events delivered and on their way), [`healed`] (events of Microsoft Graph among them), [`mod@heal`] (gaps being filled), [`held`] (routine reads on hold), [`journal`] (receipts), [`lateness`] (how late content comes), [`ledger`] (the writer), [`moving`]
 //! (positions moved by hand).
 //!
 //! Invariants, used by name in documents, assertions and tests:
@@ -13,6 +13,8 @@
 
 pub mod claims;
 pub mod format;
+pub mod heal;
+pub mod healed;
 pub mod held;
 pub mod journal;
 pub mod key;

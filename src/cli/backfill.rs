@@ -67,7 +67,7 @@ pub struct BackfillArgs {
     discard: bool,
 }
 
-fn tenant(text: &str) -> Result<TenantId, String> {
+pub(super) fn tenant(text: &str) -> Result<TenantId, String> {
     text.parse().map_err(|error: crate::model::NotAGuid| error.to_string())
 }
 
@@ -77,7 +77,7 @@ fn tenant(text: &str) -> Result<TenantId, String> {
 /// What kept it from being done. What could not be read is printed and decides the exit code.
 pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = Config::load(&args.config)?;
-    let sources = meant(&config, &args)?;
+    let sources = meant(&config, args.source.as_deref(), args.tenant.as_ref())?;
     let ask = match (args.from, args.resume, args.discard) {
         (_, true, _) => Ask::Resume,
         (_, _, true) => Ask::Discard,
@@ -104,13 +104,14 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
     Ok(worst)
 }
 
-fn whole_second(time: Timestamp) -> Timestamp {
+pub(super) fn whole_second(time: Timestamp) -> Timestamp {
     crate::plan::floor_to_second(time)
 }
 
-fn meant(config: &Config, args: &BackfillArgs) -> Result<Vec<String>, Failure> {
+/// The names of the sources that a command is about.
+pub(super) fn meant(config: &Config, source: Option<&str>, tenant: Option<&TenantId>) -> Result<Vec<String>, Failure> {
     let usage = |message: String, exit| Failure { message, exit };
-    if let Some(name) = &args.source
+    if let Some(name) = source
         && !config.sources.contains_key(name)
     {
         let known = config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -120,13 +121,13 @@ fn meant(config: &Config, args: &BackfillArgs) -> Result<Vec<String>, Failure> {
     let names: Vec<String> = config
         .sources
         .iter()
-        .filter(|(name, _)| args.source.as_ref().is_none_or(|wanted| wanted == *name))
-        .filter(|(_, source)| args.tenant.as_ref().is_none_or(|wanted| *wanted == source.tenant_id))
+        .filter(|(name, _)| source.is_none_or(|wanted| wanted == *name))
+        .filter(|(_, source)| tenant.is_none_or(|wanted| *wanted == source.tenant_id))
         .map(|(name, _)| name.clone())
         .collect();
     if names.is_empty() {
         let known = config.sources.values().map(|s| s.tenant_id.to_string()).collect::<Vec<_>>().join(", ");
-        let tenant = args.tenant.as_ref().map(ToString::to_string).unwrap_or_default();
+        let tenant = tenant.map(ToString::to_string).unwrap_or_default();
         let message = format!("source-unknown: no source reads tenant `{tenant}`\n  hint: there are: {known}");
         return Err(usage(message, Exit::Usage));
     }

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use crate::api::GraphFault;
 use crate::checkpoint::moving::MoveError;
 use crate::source::backfill::BackfillError;
+use crate::source::heal::desk::HealError;
 use crate::source::report::LeftKind;
 use crate::source::{FaultKind, SourceError, fault_kind};
 
@@ -75,6 +77,20 @@ impl From<&BackfillError> for Exit {
             | BackfillError::Nothing => Exit::Usage,
             BackfillError::Busy | BackfillError::SourceEnded => Exit::Left,
             BackfillError::Source(error) => error.into(),
+        }
+    }
+}
+
+impl From<&HealError> for Exit {
+    fn from(error: &HealError) -> Exit {
+        match error {
+            HealError::Range { .. } | HealError::TypeNotRead(_) | HealError::NotKnown { .. } => Exit::Usage,
+            HealError::Cloud(_) => Exit::Config,
+            HealError::Busy | HealError::SourceEnded => Exit::Left,
+            HealError::Graph(error) if error.is_sign_in() => Exit::Authentication,
+            HealError::Graph(error) if error.fault() == GraphFault::Denied => Exit::Permission,
+            HealError::Graph(_) => Exit::Network,
+            HealError::Source(error) => error.into(),
         }
     }
 }

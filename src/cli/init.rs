@@ -22,6 +22,11 @@ pub const ROLE_READ: &str = "594c1fb6-4f81-4475-ae41-0c394909246c";
 /// Its application role `ActivityFeed.ReadDlp`.
 pub const ROLE_READ_DLP: &str = "4807a72c-ad38-4250-94c9-4eabfe26cd55";
 
+/// Microsoft Graph, in every tenant.
+const GRAPH: &str = "00000003-0000-0000-c000-000000000000";
+/// Its application role that filling gaps needs.
+const GRAPH_ROLE: &str = "AuditLogsQuery.Read.All";
+
 /// The variable used when no secret is given.
 const SECRET_VARIABLE: &str = "M365_CLIENT_SECRET";
 /// The file beside the configuration that a secret is written to.
@@ -406,6 +411,15 @@ fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool) -> String {
                 _ => "",
             };
             let dlp = if dlp { format!(" {ROLE_READ_DLP}=Role") } else { String::new() };
+            let heal = match cloud.has_audit_search() {
+                true => format!(
+                    "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
+                     # ROLE=$(az ad sp show --id {GRAPH} --query \"appRoles[?value=='{GRAPH_ROLE}'].id | [0]\" --output tsv)\n\
+                     # az ad app permission add --id \"$APP_ID\" --api {GRAPH} --api-permissions \"$ROLE=Role\"\n\
+                     # az ad app permission admin-consent --id \"$APP_ID\"\n"
+                ),
+                false => String::new(),
+            };
             format!(
                 "# Azure CLI, as an administrator who may grant consent\n\
                  {set_cloud}az login --tenant {tenant} --allow-no-subscriptions\n\
@@ -416,6 +430,7 @@ fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool) -> String {
                  sleep 30   # the new application must be known everywhere before consent\n\
                  az ad app permission admin-consent --id \"$APP_ID\"\n\
                  echo \"client id: $APP_ID\"\n\
+                 {heal}\
                  az ad app credential reset --id \"$APP_ID\" --append --display-name m365-audit --years 1 --query password --output tsv\n"
             )
         }
@@ -425,6 +440,15 @@ fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool) -> String {
                 Cloud::Dod => " -Environment USGovDoD",
                 Cloud::China => " -Environment China",
                 _ => "",
+            };
+            let heal = match cloud.has_audit_search() {
+                true => format!(
+                    "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
+                     # $graph = Get-MgServicePrincipal -Filter \"appId eq '{GRAPH}'\"\n\
+                     # $role = $graph.AppRoles | Where-Object Value -eq '{GRAPH_ROLE}'\n\
+                     # New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $graph.Id -AppRoleId $role.Id\n"
+                ),
+                false => String::new(),
             };
             let roles = if dlp { format!("'{ROLE_READ}', '{ROLE_READ_DLP}'") } else { format!("'{ROLE_READ}'") };
             format!(
@@ -437,6 +461,7 @@ fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool) -> String {
                  $api = Get-MgServicePrincipal -Filter \"appId eq '{RESOURCE}'\"\n\
                  if (-not $api) {{ $api = New-MgServicePrincipal -AppId '{RESOURCE}' }}\n\
                  foreach ($role in $roles) {{ New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $api.Id -AppRoleId $role }}\n\
+                 {heal}\
                  $secret = Add-MgApplicationPassword -ApplicationId $app.Id -PasswordCredential @{{ DisplayName = 'm365-audit'; EndDateTime = (Get-Date).AddYears(1) }}\n\
                  \"client id: $($app.AppId)\"\n\
                  $secret.SecretText\n"
@@ -473,6 +498,12 @@ fn render(answers: &Answers) -> String {
     } else {
         "drop_routine = false                   # true leaves out routine reads; without DLP.All, flagged ones too"
     };
+    let heal = match answers.cloud.has_audit_search() {
+        true => format!(
+            "# heal = {{ graph = true }}              # fill gaps of over 7 days; {GRAPH_ROLE} of Microsoft Graph\n"
+        ),
+        false => String::new(),
+    };
     format!(
         "# Written by `m365-audit init`. Every key: docs/configuration.md or `m365-audit schema config`.\n\
          # `m365-audit check -c FILE` tests the connection, `m365-audit run -c FILE` runs it.\n\n\
@@ -487,6 +518,7 @@ fn render(answers: &Answers) -> String {
          {types}\n\
          # backfill_secs = 86400                # how far back the first run goes; Microsoft keeps 604800\n\
          {routine}\n\
+         {heal}\
          # format = \"native\"                    # ecs, ocsf, raw\n\n\
          # A record counts as delivered when it is synced to this file. An agent that tails it must take lines of up to\n\
          # 32 MiB, which most do not by default: docs/hosts/tail.md has the setting of each.\n\

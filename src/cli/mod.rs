@@ -8,6 +8,7 @@ pub mod demo;
 mod event_line;
 pub mod exit;
 pub mod explain;
+pub mod heal;
 pub mod health;
 pub mod init;
 mod keeping;
@@ -48,7 +49,7 @@ use crate::model::{Actionable, error_page};
 const AFTER_HELP: &str = "\
 Data goes to standard output, everything else to standard error.
 Exit codes: 0 done, 64 usage, 65 part of the input cannot be read or receipts do not verify, 66 an input file cannot be
-opened, 69 network, 70 internal, 73 state or output file, 75 `run --once` left something, no receipts are sealed yet, or
+opened, 69 network, 70 internal, 73 state or output file, 75 `run --once` or `heal` left something, no receipts are sealed yet, or
 `reconcile` found events missing or its export cut, 76 permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
 
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
@@ -89,6 +90,8 @@ enum Command {
     Init(init::InitArgs),
     /// Read a range again: inside the running process, or alone when none runs
     Backfill(backfill::BackfillArgs),
+    /// Fill a range beyond the feed's seven days through Microsoft Graph's audit search
+    Heal(heal::HealArgs),
     /// Tell for each event of files which rules matched and why
     Explain(explain::ExplainArgs),
     /// Print a JSON Schema
@@ -167,6 +170,10 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Backfill(args) => {
             drop(out);
             backfill::backfill(args, &mut std::io::stdout()).await
+        }
+        Command::Heal(args) => {
+            drop(out);
+            heal::heal(args, &mut std::io::stdout()).await
         }
         Command::Status(args) => {
             drop(out);

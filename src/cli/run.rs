@@ -38,7 +38,7 @@ use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::{Actionable, TenantId};
 use crate::source::checkpoints::RECEIPTS;
 use crate::source::fleet::Fleet;
-use crate::source::{M365Audit, Report, Source, SourceError, aside, backfill};
+use crate::source::{M365Audit, Report, Source, SourceError, aside, backfill, heal};
 
 /// A sink being replaced or ended gets this long to write what it has.
 const SINK_GRACE: Duration = Duration::from_secs(8);
@@ -140,6 +140,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         monitor: monitor.clone(),
         moves: move_asked,
         exit_of: |error| Exit::from(error) as u8,
+        heal_exit_of: |error| Exit::from(error) as u8,
         clock: clock.clone(),
     };
     let control = serve_control(&config, backend, monitor, &stop);
@@ -255,6 +256,7 @@ impl Process {
         let Some(config) = self.config.sources.get(&name).cloned() else { return };
         let stop = CancellationToken::new();
         let (counter, desk) = backfill::desk();
+        let (heal, heal_desk) = heal::desk::desk();
         let (retries, asked) = aside::asking();
         let tenant = config.tenant_id.clone();
         let entry = Entry {
@@ -262,6 +264,7 @@ impl Process {
             content_types: config.content_types.clone(),
             max_requests_per_minute: config.max_requests_per_minute,
             counter,
+            heal,
             backfill: None,
             retries,
         };
@@ -272,6 +275,7 @@ impl Process {
         );
         let source = M365Audit::new(name.as_str(), config, self.clock.clone())
             .with_desk(desk)
+            .with_heal_desk(heal_desk)
             .with_retries(asked)
             .in_fleet(&self.fleet);
         let source = match &self.receipts {

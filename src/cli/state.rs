@@ -19,6 +19,7 @@ use super::exit::Exit;
 use super::keeping::keeping;
 use super::moment::span;
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
+use crate::checkpoint::heal::{HealedInterval, StoredHeal};
 use crate::checkpoint::held::HeldHead;
 use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::ledger::{LedgerSettings, ServerTimeSource};
@@ -105,6 +106,19 @@ struct StreamShown {
     held: HeldShown,
     #[serde(skip_serializing_if = "Option::is_none")]
     backfill: Option<String>,
+    /// Gaps that were declared and are not filled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gaps: Vec<GapShown>,
+    /// Intervals filled through Microsoft Graph.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    healed: Vec<HealedInterval>,
+}
+
+#[derive(Serialize)]
+struct GapShown {
+    from: Timestamp,
+    to: Timestamp,
+    reason: String,
 }
 
 /// Routine reads on hold.
@@ -195,6 +209,7 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
             }
         }
         let unfinished = load::<StoredBackfill>(&store, &keys.backfill(name)).await?.map(|(stored, _)| stored);
+        let healing = StoredHeal::load(&store, &keys).await.map_err(Failure::of_state)?;
         for &content_type in &source.content_types {
             let unfinished = unfinished.as_ref().filter(|b| b.remaining.contains_key(content_type.as_str()));
             let Some((position, _)) = load::<Position>(&store, &keys.position(content_type)).await? else { continue };
@@ -224,6 +239,13 @@ async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Resu
                     .collect(),
                 held: held.get(&content_type).cloned().unwrap_or_default(),
                 backfill: unfinished.map(backfill::describe),
+                healed: healing.healed_of(content_type).to_vec(),
+                gaps: healing
+                    .open(content_type, position)
+                    .gaps
+                    .into_iter()
+                    .map(|gap| GapShown { from: gap.from, to: gap.to, reason: gap.reason })
+                    .collect(),
             });
         }
     }
@@ -298,6 +320,12 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
     }
     if let Some(backfill) = &stream.backfill {
         writeln!(out, "  back-fill       {backfill} (`m365-audit backfill --resume` goes on with it)")?;
+    }
+    for GapShown { from, to, reason } in &stream.gaps {
+        writeln!(out, "  gap             {from} to {to}: {reason}")?;
+    }
+    for HealedInterval { from, to, at, .. } in &stream.healed {
+        writeln!(out, "  healed          {from} to {to}, through Microsoft Graph on {at}")?;
     }
     if !stream.set_aside.is_empty() {
         writeln!(out, "  set aside       {} (written out by `state export`)", stream.set_aside.len())?;
@@ -395,6 +423,7 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
                 tenant: source.tenant_id.clone(),
                 content_types: source.content_types.clone(),
                 event_keys_max: source.event_keys_max,
+                fills_gaps: false,
                 receipts: keeping(config).map(|keeping| Keeping { sends: false, ..keeping }),
                 server_time: ServerTimeSource::default(),
             };

@@ -8,6 +8,7 @@
 mod check;
 mod credentials;
 mod file_schema;
+mod heal;
 mod pasted;
 mod places;
 mod problem;
@@ -35,6 +36,7 @@ pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
 pub use file_schema::config_schema;
 pub(crate) use file_schema::{sink_keys, sink_schema};
+pub use heal::HealConfig;
 pub(crate) use pasted::odd_secret;
 pub use places::Places;
 pub use problem::{ConfigError, Fault, Problem};
@@ -54,7 +56,9 @@ pub use sinks::{
     OtlpConfig, OtlpProtocol, SelectionConfig, SinkConfig, SinkEntry, StdoutConfig,
 };
 pub(crate) use source::read_secret_file;
-pub use source::{AssertionAlgorithm, AuthMethod, Cloud, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint};
+pub use source::{
+    AssertionAlgorithm, AuthMethod, Cloud, GRAPH_URL, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint,
+};
 pub(crate) use transport::{is_link_local, is_loopback};
 
 /// The default of `catch_up_tenants_max`.

@@ -229,10 +229,19 @@ impl SourceConfig {
                 "without DLP.All no item is known to be flagged, so every routine event is left out",
             );
         }
-        for (key, url) in [("api_url", &self.api_url), ("authority_url", &self.authority_url)] {
+        for (key, url) in
+            [("api_url", &self.api_url), ("authority_url", &self.authority_url), ("graph_url", &self.graph_url)]
+        {
             if url.as_ref().is_some_and(is_exposed) {
                 warn(key, "`https`", "secrets and events cross the network in the clear");
             }
+        }
+        if self.heal.graph && !self.cloud.has_audit_search() {
+            warn(
+                "heal.graph",
+                "`false` for this cloud",
+                "the audit search of Microsoft Graph is in the worldwide service alone: gaps stay declared",
+            );
         }
         for warning in &mut warnings {
             warning.hint = warning.hint.take().map(|hint| self.cloud.localised(&hint));

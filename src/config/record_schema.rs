@@ -42,7 +42,8 @@ struct Record {
     timestamp_inferred: Option<bool>,
     /// `Id` of the event. Absent on records of ours that are not audit events.
     event_id: Option<String>,
-    /// `m365.<workload>.<operation>` in lower case; `m365_audit.gap`, `m365_audit.bad_blob` and `m365_audit.receipt` for
+    /// `m365.<workload>.<operation>` in lower case; `m365_audit.gap`, `m365_audit.gap_healed`,
+    /// `m365_audit.bad_blob` and `m365_audit.receipt` for
     /// records of ours.
     #[schemars(example = &"m365.exchange.new_inboxrule")]
     event_type: String,
@@ -102,6 +103,9 @@ struct Record {
     /// `contentCreated` of that blob, RFC 3339 in UTC.
     #[schemars(extend("format" = "date-time"))]
     content_created: Option<String>,
+    /// `graph`: the event was healed through Microsoft Graph (`docs/heal.md`). Absent on the feed's events.
+    #[schemars(extend("enum" = ["graph"]))]
+    origin: Option<String>,
     /// The event as received: an object, or with `raw = "string"` a text that keeps every byte.
     #[serde(default)]
     #[schemars(schema_with = "raw_schema")]
@@ -109,10 +113,10 @@ struct Record {
     /// `true` when values in `raw` were masked, those that data loss prevention found or those of `mask`; each reads
     /// `[masked]` (a number 0), so types and counts are kept.
     raw_masked: Option<bool>,
-    /// Of `m365_audit.gap`: the first instant of `contentCreated` that is gone.
+    /// Of `m365_audit.gap` and `m365_audit.gap_healed`: the first instant of `contentCreated` that is gone, or filled.
     #[schemars(extend("format" = "date-time"))]
     gap_from: Option<String>,
-    /// Of `m365_audit.gap`: the first instant after it.
+    /// Of these: the first instant after it.
     #[schemars(extend("format" = "date-time"))]
     gap_to: Option<String>,
     /// Of a record of ours: why. Of `m365_audit.gap` one of `outage`, `subscription_disabled`, `blob_expired`,
@@ -120,6 +124,16 @@ struct Record {
     reason: Option<String>,
     /// Of `m365_audit.gap`: why, in words.
     detail: Option<String>,
+    /// Of `m365_audit.gap_healed`: the ids of the searches of Microsoft Graph.
+    queries: Option<Vec<String>>,
+    /// Of `m365_audit.gap_healed`: different records that these searches gave, of all content types.
+    records: Option<u64>,
+    /// Of `m365_audit.gap_healed`: events delivered of them, of all content types.
+    events: Option<u64>,
+    /// Of `m365_audit.gap_healed`: how often the searches were read, all readings together.
+    readings: Option<u64>,
+    /// Of `m365_audit.gap_healed`: `true`: of each search two readings agreed. What did not agree stays a gap.
+    readings_agree: Option<bool>,
     /// Of `m365_audit.receipt`: the number of the part of the receipts that was sealed.
     receipt_part: Option<u64>,
     /// Of `m365_audit.receipt`: when its hour begins.

@@ -17,6 +17,7 @@ use serde_with::{DeserializeAs, DisplayFromStr, SerializeAs, serde_as};
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::heal::HealConfig;
 use super::record::{EcsProfile, Format, OcsfVersion, RawForm};
 use super::secret::Secret;
 use super::severity::SeverityConfig;
@@ -226,6 +227,10 @@ pub struct SourceConfig {
     #[serde(default)]
     pub severity: SeverityConfig,
 
+    /// Gaps beyond the feed's seven days, filled through Microsoft Graph.
+    #[serde(default)]
+    pub heal: HealConfig,
+
     /// Mask what data loss prevention found (`DetectedValues`: the matched secret and the text around it) in every
     /// record, in `raw` too. Its type and count stay, and `raw_masked` says so. The same goes for what somebody asked an AI
     /// application and what it answered (`Text`, `Content`, `Prompt`, `Response`, `Body`, `Answer` of `CopilotEventData` and
@@ -259,12 +264,18 @@ pub struct SourceConfig {
     #[schemars(with = "String", extend("format" = "uri", "x-origin" = true), example = &"http://127.0.0.1:8080")]
     pub authority_url: Option<Url>,
 
+    /// Another origin for Microsoft Graph than https://graph.microsoft.com, for `heal`. Scheme, host and port only.
+    #[serde_as(as = "Option<DisplayFromStr>")]
+    #[serde(default)]
+    #[schemars(with = "String", extend("format" = "uri", "x-origin" = true), example = &"http://127.0.0.1:8080")]
+    pub graph_url: Option<Url>,
+
     /// Another audience for the token than the cloud's, without `/.default`.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), example = &"https://manage.office.com")]
     pub audience: Option<String>,
 
-    /// Allow `api_url` and `authority_url` over plain `http` to another machine. The client secret, the bearer token
+    /// Allow `api_url`, `authority_url` and `graph_url` over plain `http` to another machine. The client secret, the bearer token
     /// and every event then cross the network readable by anyone on the way: for closed test networks only.
     #[serde(default)]
     #[schemars(example = true)]
@@ -458,6 +469,11 @@ impl SourceConfig {
         origin(self.authority_url.as_ref(), self.cloud.authority_url())
     }
 
+    /// Microsoft Graph's origin, without a slash at the end: `graph_url`, else the worldwide one.
+    pub fn graph_origin(&self) -> String {
+        origin(self.graph_url.as_ref(), GRAPH_URL)
+    }
+
     /// The audience of the token, without `/.default`: `audience`, else the cloud's.
     pub fn token_audience(&self) -> &str {
         self.audience.as_deref().unwrap_or_else(|| self.cloud.audience())
@@ -496,6 +512,9 @@ impl SourceConfig {
         self.managed_identity_url.as_ref().map_or(IMDS_URL, Url::as_str)
     }
 }
+
+/// Microsoft Graph of the worldwide service, and the audience of its tokens. From "National cloud deployments".
+pub const GRAPH_URL: &str = "https://graph.microsoft.com";
 
 /// From "How to use managed identities for Azure resources on an Azure VM to acquire an access token".
 const IMDS_URL: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
@@ -563,6 +582,23 @@ impl Cloud {
             Self::GccHigh | Self::Dod => "https://login.microsoftonline.us",
             Self::China => "https://login.partner.microsoftonline.cn",
         }
+    }
+
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enterprise => "enterprise",
+            Self::Gcc => "gcc",
+            Self::GccHigh => "gcc_high",
+            Self::Dod => "dod",
+            Self::China => "china",
+        }
+    }
+
+    /// Whether the audit search of Microsoft Graph is there: Microsoft's page "auditLogQuery" names the worldwide service
+    /// alone, which GCC uses as well.
+    pub const fn has_audit_search(self) -> bool {
+        matches!(self, Self::Enterprise | Self::Gcc)
     }
 
     /// The token's audience: the API's origin.

@@ -80,7 +80,7 @@ pub(super) fn is_exposed(url: &Url) -> bool {
     url.scheme() == "http" && !is_loopback(url)
 }
 
-/// The client secret goes to `authority_url`, the bearer token to `api_url`: plain `http` would show them to anyone
+/// The client secret goes to `authority_url`, the bearer tokens to `api_url` and `graph_url`: plain `http` would show them to anyone
 /// between here and another machine. On this machine (tests, a proxy beside us) there is nobody between. A closed
 /// test network can be allowed by a key whose name says what it does, so that it is seen in a review. A managed identity's
 /// end point is this machine's own platform, which is reached by plain `http` at a link-local address.
@@ -89,6 +89,7 @@ pub(super) fn check_transport(findings: &mut Findings, table: &Table, path: &str
     let keys = [
         ("api_url", "the bearer token"),
         ("authority_url", "the client secret"),
+        ("graph_url", "the bearer token"),
         ("managed_identity_url", "the bearer token"),
     ];
     for (key, what) in keys {

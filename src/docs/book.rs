@@ -27,6 +27,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Operating", "operating.md", 0),
     ("I have an export", "exports.md", 0),
     ("Is anything missing?", "reconcile.md", 0),
+    ("Beyond seven days", "heal.md", 0),
     ("Prove it to your auditor", "prove.md", 0),
     ("Report", "report.md", 0),
     ("Network", "network.md", 0),

@@ -31,6 +31,7 @@ use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::SourceError;
 use crate::source::backfill::BackfillError;
+use crate::source::heal::desk::HealError;
 use crate::source::slow_store::SLOW_HINT as STORE_SLOW_HINT;
 
 /// One occasion on which a slug is shown.
@@ -98,6 +99,7 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
         origin: match slug {
             _ if slug.starts_with("auth-") => "signing in (`src/auth/`)",
             _ if slug.starts_with("api-") => "a call of the feed (`src/api/`)",
+            _ if slug.starts_with("graph-") => "a search of Microsoft Graph (`src/api/graph.rs`)",
             _ => "signing in, or a call of the feed: the network between (`src/auth/network.rs`)",
         },
     });
@@ -218,6 +220,21 @@ fn of_positions() -> Vec<Entry> {
         BackfillError::SourceEnded,
     ];
     entries.extend(errors.iter().map(|error| entry(error, "`m365-audit backfill` (`src/source/desk.rs`)")));
+
+    let errors = [
+        HealError::Range { from: time(24), to: time(0) },
+        HealError::TypeNotRead("DLP.All".to_owned()),
+        HealError::NotKnown {
+            content_type: ContentType::Exchange.to_string(),
+            from: time(0),
+            to: time(24),
+            why: format!("receipts reach back to `{}` only", time(24)),
+        },
+        HealError::Cloud("gcc_high".to_owned()),
+        HealError::Busy,
+        HealError::SourceEnded,
+    ];
+    entries.extend(errors.iter().map(|error| entry(error, "`m365-audit heal` (`src/source/heal/desk.rs`)")));
 
     let errors = [
         MoveError::PassesOver { content_type: ContentType::Exchange, before: time(0), to: time(24) },
@@ -389,7 +406,9 @@ const WRITTEN: &[Written] = &[
     ("state-not-written", "the state cannot be written at present", "free disk space or repair the store; no checkpoint advances until writes succeed, nothing is lost", LOOP),
     ("state-not-written", "`check --probe` started and stopped the subscription, but the start could not be remembered", "wait 15 minutes before `m365-audit run`", CHECK),
     ("state-conflict", "another writer changed this tenant's state", "run one collector per tenant and state store, then restart", LOOP),
-    ("stream-gap", "an interval of a stream can never be read: Microsoft no longer keeps it, or the subscription was off", "nothing brings it back; the record `m365_audit.gap` and the metric `m365_audit_gaps_total` name the interval. Keep outages under 7 days, and find out who disables the subscription", LOOP),
+    ("stream-gap", "an interval of a stream can never be read: Microsoft no longer keeps it, or the subscription was off", "the feed never brings it back; `heal` does, through Microsoft Graph (docs/heal.md). The record `m365_audit.gap` and the metric `m365_audit_gaps_total` name the interval. Keep outages under 7 days, and find out who disables the subscription", LOOP),
+    ("heal-incomplete", "a gap could not be filled through Microsoft Graph, or not all of it: searches did not end, failed, or gave different records each time they were read. That part stays a gap", "none needed: it is tried again in six hours; `m365-audit heal` tries it now, `m365-audit state show` names what is open", "a source that fills gaps: log (`src/source/heal/mod.rs`)"),
+    ("heal-search-failed", "a search of Microsoft Graph came to nothing", "none needed: it is made again, five times at most; `query_wait_secs` says how long one may take", "a source that fills gaps: log (`src/source/heal/work.rs`)"),
     ("blob-expired", "a blob could not be read before Microsoft removed it; its events are lost", "the record `m365_audit.gap` names it; the log says why each attempt failed", LOOP),
     ("dlp-blind", "`DLP.All` is not read: routine reads are dropped without knowing whether data loss prevention flagged them", "grant the application permission ActivityFeed.ReadDlp and list `DLP.All` in `content_types`, or set `drop_routine = false`", LOOP),
     ("hold-full", "more routine reads wait for data loss prevention than `hold_bytes_max` has room for: the oldest are shipped, marked `dlp.undetermined`", "nothing is lost. See why `DLP.All` or `Audit.General` lags (`m365-audit state show`), or raise `hold_bytes_max`", "a running source: log (`src/source/hold.rs`)"),

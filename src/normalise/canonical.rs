@@ -62,6 +62,12 @@ impl fmt::Debug for CanonicalKey {
     }
 }
 
+/// The second that an event's `CreationTime` says, since 1970, whatever form it has; `None` where it is no time.
+pub fn event_secs(creation_time: &str) -> Option<u32> {
+    let time = time::parse(creation_time)?;
+    u32::try_from(time.at.as_second()).ok()
+}
+
 /// The key of an event; `None` when it has no usable `Id`, for then nothing outside can name it.
 pub fn canonical_key(event: &Event<'_>) -> Option<CanonicalKey> {
     let mut unhashed = Unhashed::default();

@@ -455,6 +455,7 @@ fn push_own(
     }
     w.maybe("content_type", origin.content_type.map(|content_type| content_type.as_str()));
     w.maybe("content_id", origin.content_id);
+    w.maybe("origin", origin.source);
     if event_time.is_none() && origin.content_created.is_some() {
         w.flag("timestamp_inferred", true);
     }

@@ -331,6 +331,11 @@ impl<'a> Event<'a> {
         json::scalar(self.get(member)?).filter(|text| !json::is_blank(text))
     }
 
+    /// `Workload`; empty when absent.
+    pub(crate) fn workload(&self) -> Cow<'a, str> {
+        self.text_of(Member::Workload).unwrap_or_default()
+    }
+
     /// The member's integer, read leniently.
     pub(crate) fn integer(&self, member: Member) -> Option<i64> {
         json::integer(self.get(member)?)

@@ -50,14 +50,16 @@ mod writer;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use canonical::{CanonicalKey, Unhashed, canonical_key};
+pub use canonical::{CanonicalKey, Unhashed, canonical_key, event_secs};
 pub use censor::Censor;
 pub(crate) use event::is_like_an_event;
 pub use event::{Event, Members, NotAnEvent};
 pub use json::unescape;
 pub use kind::{Describe, EventKind, Kind};
 pub use mask::{MASKED, Mask, NotAPointer};
-pub use own::{BAD_BLOB, BadBody, BadBytes, FoundIn, GAP, GapNotice, RECEIPT, ReceiptNotice, Withheld};
+pub use own::{
+    BAD_BLOB, BadBody, BadBytes, FoundIn, GAP, GAP_HEALED, GapNotice, HealedNotice, RECEIPT, ReceiptNotice, Withheld,
+};
 
 use crate::config::{EcsProfile, Format, OcsfVersion, RawForm};
 use crate::model::{ContentType, TenantId, Timestamp};
@@ -152,16 +154,32 @@ pub struct Origin<'a> {
     pub content_id: Option<&'a str>,
     /// `contentCreated`.
     pub content_created: Option<Timestamp>,
+    /// Where it came from, if not from the feed: [`GRAPH`].
+    pub source: Option<&'static str>,
 }
 
+/// The origin of an event that was healed through Microsoft Graph.
+pub const GRAPH: &str = "graph";
+/// What stands for the blob of such an event: an id that begins with this, which none of the feed's does.
+pub const GRAPH_CONTENT: &str = "graph:";
+
 impl<'a> Origin<'a> {
-    /// A blob of the feed.
+    /// A blob of the feed, or what stands for one of an event of Graph's.
     pub fn of(blob: &BlobContext<'a>) -> Origin<'a> {
+        if blob.content_id.starts_with(GRAPH_CONTENT) {
+            return Origin {
+                tenant: Some(blob.tenant.as_str()),
+                content_type: Some(blob.content_type),
+                source: Some(GRAPH),
+                ..Origin::default()
+            };
+        }
         Origin {
             tenant: Some(blob.tenant.as_str()),
             content_type: Some(blob.content_type),
             content_id: Some(blob.content_id),
             content_created: Some(blob.content_created),
+            source: None,
         }
     }
 
@@ -183,6 +201,10 @@ impl<'a> Origin<'a> {
         if let Some(created) = self.content_created {
             out.extend_from_slice(b",\"content_created\":");
             time::push(out, created);
+        }
+        if let Some(source) = self.source {
+            out.extend_from_slice(b",\"origin\":");
+            json::push_string(out, source);
         }
     }
 }
@@ -226,6 +248,11 @@ impl Normaliser {
     /// Appends a gap record; its time and severity.
     pub fn render_gap(&self, gap: &GapNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
         own::push(&gap.notice(), (self.settings.format, self.settings.ocsf_version), out)
+    }
+
+    /// Appends a record of a gap that is filled; its time and severity.
+    pub fn render_healed(&self, healed: &HealedNotice<'_>, out: &mut Vec<u8>) -> (Timestamp, Severity) {
+        own::push(&healed.notice(), (self.settings.format, self.settings.ocsf_version), out)
     }
 
     /// Appends a record of a part of the receipts that was sealed; its time and severity.

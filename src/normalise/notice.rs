@@ -35,6 +35,10 @@ pub(crate) enum Value<'a> {
     Made(String),
     /// A number.
     Number(u64),
+    /// True or false.
+    Flag(bool),
+    /// Texts.
+    Texts(&'a [&'a str]),
     /// A time.
     Time(Timestamp),
     /// Bytes, as base64.
@@ -47,6 +51,17 @@ impl Value<'_> {
             Self::Text(text) => json::push_string(out, text),
             Self::Made(text) => json::push_string(out, text),
             Self::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
+            Self::Flag(flag) => out.extend_from_slice(if *flag { b"true" } else { b"false" }),
+            Self::Texts(texts) => {
+                out.push(b'[');
+                for (at, text) in texts.iter().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    json::push_string(out, text);
+                }
+                out.push(b']');
+            }
             Self::Time(at) => time::push(out, *at),
             Self::Base64(bytes) => {
                 out.push(b'"');

@@ -689,6 +689,7 @@ fn push_unmapped(parts: &Parts<'_, '_>, origin: &Origin<'_>, masked: bool, w: &m
         w.maybe("record_type_name", parts.record_type.and_then(record_types::info).map(|info| info.name));
         w.text("category", parts.category.as_str());
         w.maybe("content_id", origin.content_id);
+        w.maybe("origin", origin.source);
         w.texts("recipients", forwarded_to(parts.facts, parts.operation));
         if masked {
             w.flag("raw_masked", true);

@@ -12,6 +12,8 @@ use crate::severity::Severity;
 
 /// `event_type` of a gap record.
 pub const GAP: &str = "m365_audit.gap";
+/// `event_type` of a record that says that a gap is filled.
+pub const GAP_HEALED: &str = "m365_audit.gap_healed";
 /// `event_type` of a record that carries bytes which could not be read as events.
 pub const BAD_BLOB: &str = "m365_audit.bad_blob";
 
@@ -84,12 +86,64 @@ impl<'a> GapNotice<'a> {
                 content_type: Some(content_type),
                 content_id,
                 content_created: None,
+                source: None,
             },
             members: vec![
                 ("gap_from", Value::Time(from)),
                 ("gap_to", Value::Time(to)),
                 ("reason", Value::Text(reason)),
                 ("detail", Value::Text(detail)),
+            ],
+        }
+    }
+}
+
+/// An interval of one content type that was filled through Microsoft Graph.
+#[derive(Debug, Clone, Copy)]
+pub struct HealedNotice<'a> {
+    /// The tenant.
+    pub tenant: &'a TenantId,
+    /// The content type.
+    pub content_type: ContentType,
+    /// First instant of `contentCreated` that is filled.
+    pub from: Timestamp,
+    /// First instant after it.
+    pub to: Timestamp,
+    /// Why the gap was declared.
+    pub reason: &'a str,
+    /// The ids of the searches.
+    pub queries: &'a [&'a str],
+    /// Different records that they gave, of all content types.
+    pub records: u64,
+    /// Events delivered of them, of all content types.
+    pub events: u64,
+    /// How often they were read.
+    pub readings: u64,
+    /// When it was filled.
+    pub now: Timestamp,
+}
+
+impl<'a> HealedNotice<'a> {
+    pub(crate) fn notice(&self) -> Notice<'a> {
+        let HealedNotice { tenant, content_type, from, to, reason, queries, records, events, readings, now } = *self;
+        Notice {
+            event_type: GAP_HEALED,
+            title: format!(
+                "the gap of {content_type} of tenant {tenant} from {from} to {to} is filled through Microsoft Graph"
+            ),
+            time: now,
+            severity: Severity::Low,
+            origin: Origin { tenant: Some(tenant.as_str()), content_type: Some(content_type), ..Origin::default() },
+            members: vec![
+                ("gap_from", Value::Time(from)),
+                ("gap_to", Value::Time(to)),
+                ("reason", Value::Text(reason)),
+                ("queries", Value::Texts(queries)),
+                ("records", Value::Number(records)),
+                ("events", Value::Number(events)),
+                ("readings", Value::Number(readings)),
+                // What did not agree stays a gap.
+                ("readings_agree", Value::Flag(true)),
             ],
         }
     }
@@ -125,6 +179,7 @@ impl<'a> ReceiptNotice<'a> {
                 content_type: None,
                 content_id: None,
                 content_created: None,
+                source: None,
             },
             members: vec![
                 ("receipt_part", Value::Number(seq)),

@@ -19,6 +19,7 @@ use super::table::Table;
 use super::verdict::{Unreadable, Verdict};
 use super::witness::Witness;
 use crate::checkpoint::format::Keys;
+use crate::checkpoint::heal::StoredHeal;
 use crate::checkpoint::lateness;
 use crate::exports::input::{Input, InputError, Stop};
 use crate::exports::pipeline::{self, BadItem, Item};
@@ -91,12 +92,31 @@ pub fn compare(request: &Request<'_>, runtime: &Handle) -> Result<Verdict, Compa
             .map(|t| Stream { content_type: *t, position: None, late: lateness::AT_LEAST })
             .collect(),
     };
+    let healed = match &request.store {
+        Some(store) => runtime.block_on(StoredHeal::load(&**store, &keys))?,
+        None => StoredHeal::default(),
+    };
     let mut export = Export::read(request)?;
+    export.notes.extend(of_healed(&healed, &request.content_types));
     export.witness.asked(request.asked.0, request.asked.1);
     let mut known = Knowledge::new(request, streams)?;
     known.gather(request, &export, &keys, runtime)?;
     known.ask_again(request, &export, runtime)?;
     verdict(request, export, known)
+}
+
+/// What is to be known of intervals that were filled through Microsoft Graph.
+fn of_healed(healed: &StoredHeal, content_types: &[ContentType]) -> Vec<String> {
+    let note = |content_type: &ContentType| {
+        let all = healed.healed_of(*content_type);
+        let (first, last) = (all.first()?, all.iter().map(|healed| healed.to).max()?);
+        Some(format!(
+            "{content_type} was filled through Microsoft Graph {}, from {} to {last}: there the export and what was delivered are of the same source, so that neither shows what Microsoft's search lacks",
+            if all.len() == 1 { "once".to_owned() } else { format!("in {} intervals", all.len()) },
+            first.from
+        ))
+    };
+    content_types.iter().filter_map(note).collect()
 }
 
 /// What a pass over the export found.

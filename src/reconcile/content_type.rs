@@ -16,7 +16,7 @@ const OWN: [(&str, ContentType); 4] = [
 ];
 
 /// The content type that brings a record type of a workload; `None` where that is not sure.
-pub(super) fn of(record_type: Option<i64>, workload: &str) -> Option<ContentType> {
+pub fn of(record_type: Option<i64>, workload: &str) -> Option<ContentType> {
     let record_type = record_type?;
     let own = match record_type {
         8 | 9 | 15 => ContentType::AzureActiveDirectory,
@@ -36,6 +36,12 @@ pub(super) fn of(record_type: Option<i64>, workload: &str) -> Option<ContentType
         (own, Some(of_workload)) => (own == of_workload).then_some(own),
         (_, None) => None,
     }
+}
+
+/// The content type that most likely brings an event, where it is not sure: its workload's own, else `Audit.General`.
+pub fn likely(record_type: Option<i64>, workload: &str) -> ContentType {
+    let of_workload = OWN.iter().find(|(name, _)| workload.trim().eq_ignore_ascii_case(name)).map(|(_, own)| *own);
+    of(record_type, workload).or(of_workload).unwrap_or(ContentType::General)
 }
 
 #[cfg(test)]

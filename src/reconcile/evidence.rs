@@ -14,6 +14,7 @@ use super::class::{Stream, found};
 use super::rows::RowSet;
 use super::table::Table;
 use crate::checkpoint::format::{self, AsideKind, AsideRecord, Keys, Position};
+use crate::checkpoint::heal::StoredHeal;
 use crate::checkpoint::held::HeldPage;
 use crate::checkpoint::key::Key;
 use crate::checkpoint::key_set::{self, KeySet, Kind, Retention};
@@ -128,7 +129,7 @@ impl Take for Marks<'_> {
     }
 }
 
-/// The positions of a source's content types.
+/// The positions of a source's content types, with the gaps that are not filled.
 ///
 /// # Errors
 /// The state cannot be read.
@@ -137,11 +138,13 @@ pub async fn streams(
     keys: &Keys,
     content_types: &[ContentType],
 ) -> Result<Vec<Stream>, StateError> {
+    let healed = StoredHeal::load(store, keys).await?;
     let mut streams = Vec::with_capacity(content_types.len());
     for &content_type in content_types {
         let key = keys.position(content_type);
         let stored = store.load(&key).await?;
         let position = stored.map(|(bytes, _)| format::decode::<Position>(&key, &bytes)).transpose()?;
+        let position = position.map(|position| healed.open(content_type, position));
         let late = lateness::bound(store, keys, content_type).await?;
         streams.push(Stream { content_type, position, late });
     }

@@ -12,8 +12,7 @@
 pub mod class;
 #[cfg(feature = "exports")]
 pub mod compare;
-#[cfg(feature = "exports")]
-mod content_type;
+pub mod content_type;
 pub mod evidence;
 #[cfg(feature = "exports")]
 mod ours;

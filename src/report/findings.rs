@@ -3,7 +3,8 @@
 use jiff::SignedDuration;
 
 use super::model::{
-    Chain, Compared, Completeness, Finding, FindingKind, Reconcile, Segment, SegmentState, Stream, Tenant, WaitsFor,
+    Chain, Compared, Completeness, Finding, FindingKind, Healed, Reconcile, Segment, SegmentState, Stream, Tenant,
+    WaitsFor,
 };
 use super::words::{NOT_KNOWN, number, reasons, span, time, time_or};
 use crate::model::{Timestamp, counted, shortened};
@@ -68,6 +69,17 @@ fn of_stream(stream: &Stream, to: Timestamp, tell: &mut dyn FnMut(FindingKind, S
             time(*to)
         );
         tell(FindingKind::Lost, text);
+    }
+    for Healed { from, to, at, events } in &stream.healed {
+        let text = format!(
+            "a gap from {} to {} was filled through Microsoft Graph on {}, with {} of all content types. A comparison with the \
+             audit search does not tell of it: both are the same source.",
+            time(*from),
+            time(*to),
+            time(*at),
+            counted(*events, "event")
+        );
+        tell(FindingKind::Note, text);
     }
     let more = in_state(SegmentState::Gap).count().saturating_sub(GAPS_TOLD);
     if more > 0 {

@@ -11,11 +11,12 @@ use super::bar::of_position;
 use super::delays::delays;
 use super::findings::{completeness, findings};
 use super::model::{
-    Chain, Completeness, FORMAT, OnHold, Owed, Reached, Reason, Receipts, Reconcile, Report, SetAside, Stream, Tenant,
-    WaitsFor,
+    Chain, Completeness, FORMAT, Healed, OnHold, Owed, Reached, Reason, Receipts, Reconcile, Report, SetAside, Stream,
+    Tenant, WaitsFor,
 };
 use super::tally::{Tally, first_hour, tally};
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, Stored, TrackedBlob};
+use crate::checkpoint::heal::StoredHeal;
 use crate::checkpoint::held::HeldHead;
 use crate::checkpoint::lateness::BOUNDS_SECS;
 use crate::host::{StateError, StateStore};
@@ -137,10 +138,11 @@ async fn of_tenant(
         receipts.faults_in_all += 1;
         receipts.faults.push(damage);
     }
+    let healing = StoredHeal::load(store, &keys).await?;
     let mut positions = BTreeMap::new();
     for &content_type in &tenant.content_types {
         if let Some(position) = load::<Position>(store, &keys.position(content_type)).await? {
-            positions.insert(content_type, position);
+            positions.insert(content_type, healing.open(content_type, position));
         }
     }
     let mut held = on_hold(store, &keys, &tenant, &positions).await?;
@@ -157,6 +159,7 @@ async fn of_tenant(
                 disabled_since: position.disabled_since,
             }),
             bar: of_position(position, period.0, period.1),
+            healed: healed(&healing, content_type, period),
             counts,
             counts_are_whole: tally.hours.is_whole(),
             owed: owed(store, &keys, content_type).await?,
@@ -175,6 +178,12 @@ async fn of_tenant(
         dropped_by_rule: tally.rules,
         reconcile: tenant.reconcile,
     })
+}
+
+/// What of a period was filled through Microsoft Graph.
+fn healed(healing: &StoredHeal, content_type: ContentType, (from, to): (Timestamp, Timestamp)) -> Vec<Healed> {
+    let of = healing.healed_of(content_type).iter().filter(|healed| healed.from < to && from < healed.to);
+    of.map(|healed| Healed { from: healed.from, to: healed.to, at: healed.at, events: healed.events }).collect()
 }
 
 async fn of_receipts(

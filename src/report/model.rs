@@ -110,6 +110,8 @@ pub struct Stream {
     pub position: Option<Reached>,
     /// The period, cut into what is known of each part of it.
     pub bar: Vec<Segment>,
+    /// Gaps of the period that were filled through Microsoft Graph; the bar has them as read.
+    pub healed: Vec<Healed>,
     /// What became of its events in the period; `None` where receipts say nothing of it.
     pub counts: Option<Counts>,
     /// Whether receipts reach the whole period, so that the counts are all there is.
@@ -122,6 +124,19 @@ pub struct Stream {
     pub on_hold: OnHold,
     /// How late content came.
     pub lateness: Lateness,
+}
+
+/// An interval that was filled through Microsoft Graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Healed {
+    /// Where it begins.
+    pub from: Timestamp,
+    /// Where it ends (exclusive).
+    pub to: Timestamp,
+    /// When it was filled.
+    pub at: Timestamp,
+    /// Events delivered for it, of all content types.
+    pub events: u64,
 }
 
 /// How far a content type was read.

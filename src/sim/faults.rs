@@ -50,10 +50,7 @@ pub enum CallKind {
 impl CallKind {
     /// Whether the call is none of the feed.
     pub const fn is_beside_the_feed(self) -> bool {
-        matches!(
-            self,
-            Self::Token | Self::Identity | Self::GraphSubmit | Self::GraphQuery | Self::GraphRecords
-        )
+        matches!(self, Self::Token | Self::Identity | Self::GraphSubmit | Self::GraphQuery | Self::GraphRecords)
     }
 }
 

@@ -290,13 +290,7 @@ fn look(state: &mut State, id: &str, now: Timestamp) -> Reply {
     Reply::json(200, &body)
 }
 
-fn records(
-    state: &mut State,
-    (version, id): (&str, &str),
-    call: &Call,
-    own_url: &str,
-    now: Timestamp,
-) -> Reply {
+fn records(state: &mut State, (version, id): (&str, &str), call: &Call, own_url: &str, now: Timestamp) -> Reply {
     find(state, id, now);
     let (config, seed) = (state.config.graph.clone(), state.config.seed);
     let Some(query) = state.graph.queries.get_mut(id) else { return Reply::error(404, "NotFound", "") };

@@ -216,7 +216,7 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
     let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else {
         return Err(BackfillError::SourceEnded);
     };
-    let (Opened { ledger, handle, tenant, events, .. }, hold) = *opened;
+    let (Opened { ledger, handle, tenant, events, healed, .. }, hold) = *opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let writer = tokio::spawn(ledger.run());
     let (answer, mut answered) = oneshot::channel();
@@ -233,7 +233,7 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
         }
         let (api, server, clock) = (parts.api.clone(), parts.server.clone(), parts.clock.clone());
         let subscriptions = Subscriptions::new(api, server, clock, handle.clone(), tenant);
-        let context = FetchContext::new(&parts, &board, handle, events, hold, &CancellationToken::new());
+        let context = FetchContext::new(&parts, &board, handle, (events, healed), hold, &CancellationToken::new());
         let reader = Reader::new(&parts, &context, subscriptions);
         drop(context);
         reader.run_with(Asked { answer, ..asked }, off).await;
@@ -270,7 +270,8 @@ struct Settled {
     result: Result<(), Failed>,
 }
 
-enum Failed {
+/// Why a blob is not settled.
+pub(super) enum Failed {
     Stopped,
     State(StateError),
     Left(String),
@@ -307,7 +308,7 @@ impl<'a> Work<'a> {
         let token = reader.context.stop.child_token();
         let context = FetchContext {
             stop: token.clone(),
-            backfill: Some(Backfilling { progress: progress.clone(), again }),
+            backfill: Some(Backfilling { progress: progress.clone(), again, healed: None }),
             ..reader.context.clone()
         };
         let step = stored.to.duration_since(stored.from) / STEPS;
@@ -789,7 +790,7 @@ fn joined(windows: &[Window]) -> Vec<(Timestamp, Timestamp)> {
 }
 
 /// One blob, tried until it is settled or left.
-async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), Failed> {
+pub(super) async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), Failed> {
     let key = Key::of_blob(&blob.id, blob.created);
     let mut job = Job::new(blob, key, false, Patience::Short);
     loop {

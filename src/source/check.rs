@@ -12,7 +12,9 @@ use super::error::{FaultKind, SourceError, fault_kind};
 use super::server_time::ServerTime;
 use super::subscription::START_INTERVAL;
 use super::{CheckFault, CheckStep, M365Audit, certificate_files};
-use crate::api::{Action, ApiClient, ApiError, Started, TokenFacts};
+use crate::api::{
+    Action, ApiClient, ApiError, GRAPH_PERMISSION_HINT, GRAPH_ROLE, GraphError, GraphFault, Started, TokenFacts,
+};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG, EXPIRY_WARNING};
 use crate::checkpoint::format::{self, Keys, TenantState};
 use crate::config::AuthMethod;
@@ -76,6 +78,7 @@ async fn test(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<Che
     clock("clock of the authority", api.authority_skew(), &mut steps);
     let read_missing = roles(&facts, wants_dlp, &mut steps);
 
+    graph(source, &api, &mut steps).await;
     let listed = match api.list_subscriptions().await {
         Ok(listed) => listed,
         Err(error) => {
@@ -101,6 +104,62 @@ async fn test(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<Che
         steps.push(start_and_stop(source, &api, &server, store, is_on(ContentType::General)).await);
     }
     steps
+}
+
+/// The audit search of Microsoft Graph, where gaps are to be filled by it: the token's word on its permission, and Graph's.
+/// Nothing is submitted: a search that does not exist is looked at.
+async fn graph(source: &M365Audit, api: &ApiClient, steps: &mut Vec<CheckStep>) {
+    const WHAT: &str = "Microsoft Graph";
+    let config = source.config();
+    if !config.heal.graph {
+        return;
+    }
+    if !config.cloud.has_audit_search() {
+        steps.push(notice(
+            WHAT,
+            "heal-cloud",
+            format!("the cloud `{}` has no audit search in Microsoft Graph: gaps stay declared", config.cloud.as_str()),
+            "take `graph = true` out of `heal`; what a gap lacks can be exported in Purview and read by `m365-audit normalize`".into(),
+        ));
+        return;
+    }
+    let graph = api.graph();
+    let facts = match graph.token_facts().await {
+        Ok(facts) => facts,
+        Err(error) => return steps.push(graph_fault(WHAT, &error)),
+    };
+    let no_such = "00000000-0000-0000-0000-000000000000";
+    let role_missing = facts.readable && !facts.roles.iter().any(|role| role == GRAPH_ROLE);
+    steps.push(match graph.look(no_such).await {
+        _ if role_missing => CheckStep { what: WHAT.into(), result: Err(permission_missing(&facts)) },
+        Err(error) if error.fault() != GraphFault::Absent && error.fault() != GraphFault::Refused => {
+            graph_fault(WHAT, &error)
+        }
+        _ => passed(WHAT, format!("{} lets the application search the audit log", config.graph_origin())),
+    });
+}
+
+fn permission_missing(facts: &TokenFacts) -> CheckFault {
+    let roles = if facts.roles.is_empty() { "none".to_owned() } else { facts.roles.join(", ") };
+    let cause = format!("`{GRAPH_ROLE}` is not in the token for Microsoft Graph (roles: {roles})");
+    CheckFault {
+        slug: "graph-permission-missing".into(),
+        summary: cause.clone(),
+        cause,
+        remedy: GRAPH_PERMISSION_HINT.into(),
+        kind: FaultKind::Permission,
+    }
+}
+
+fn graph_fault(what: &str, error: &GraphError) -> CheckStep {
+    let kind = match error.fault() {
+        GraphFault::Denied if error.is_sign_in() => FaultKind::Authentication,
+        GraphFault::Denied => FaultKind::Permission,
+        _ => FaultKind::Network,
+    };
+    let (slug, summary) = (error.slug().into(), error.summary().to_owned());
+    let fault = CheckFault { slug, summary, cause: error.to_string(), remedy: error.hint(), kind };
+    CheckStep { what: what.into(), result: Err(fault) }
 }
 
 fn subscription(content_type: ContentType, is_known: bool, is_on: bool) -> CheckStep {

@@ -13,6 +13,7 @@ use super::parts::TenantParts;
 use super::slow_store::SlowStore;
 use crate::api::ApiClient;
 use crate::checkpoint::claims::EventIndex;
+use crate::checkpoint::healed::Healed;
 use crate::checkpoint::ledger::{Change, LedgerHandle};
 use crate::clock::Clock;
 use crate::host::{BatchBuilder, Buffers, Noted, StateError, StateStore};
@@ -44,6 +45,8 @@ pub struct FetchContext {
     pub normaliser: Arc<Normaliser>,
     /// Delivered events and claims.
     pub events: EventIndex,
+    /// Events healed through Microsoft Graph, and the gate between them and the feed.
+    pub healed: Healed,
     /// Where what became true is remembered.
     pub ledger: LedgerHandle,
     /// For pages of keys that are not in memory.
@@ -72,7 +75,7 @@ impl FetchContext {
         parts: &TenantParts,
         board: &Board,
         ledger: LedgerHandle,
-        events: EventIndex,
+        (events, healed): (EventIndex, Healed),
         hold: Hold,
         stop: &CancellationToken,
     ) -> Self {
@@ -82,6 +85,7 @@ impl FetchContext {
             api: parts.api.clone(),
             normaliser: parts.normaliser.clone(),
             events,
+            healed,
             ledger,
             store: SlowStore::watching(parts.host.state(), parts.clock.clone(), board),
             courier: Courier::new(parts.host.clone(), parts.clock.clone(), board.clone()),
@@ -121,13 +125,13 @@ pub enum NotNoticed {
 pub async fn deliver_notice(
     context: &FetchContext,
     content_type: ContentType,
-    time: Timestamp,
+    (time, severity): (Timestamp, Severity),
     write: impl FnOnce(&mut Vec<u8>),
 ) -> Result<(), NotNoticed> {
     let mut builder = BatchBuilder::default();
     builder.push_with(|out| {
         write(out);
-        Some(Noted::of_ours((time, Severity::High)))
+        Some(Noted::of_ours((time, severity)))
     });
     let batch = builder.finish(context.source.clone(), context.tenant.clone(), content_type);
     let aside = context.courier.deliver(batch, &context.stop).await.map_err(|Stopped| NotNoticed::Stopped)?;

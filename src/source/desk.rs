@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -180,7 +181,7 @@ impl Actionable for BackfillError {
                 "give --from and --to in UTC, as in 2026-05-01T00:00:00Z, or as ages: --from 3d --to 12h".into()
             }
             Self::TooOld { oldest, .. } => format!(
-                "use --from {oldest} or later; what is older can only be exported from Purview's audit search and turned into records with `m365-audit normalize`"
+                "use --from {oldest} or later; what is older `m365-audit heal` brings through Microsoft Graph (docs/heal.md), and an export of Purview's audit search can be turned into records with `m365-audit normalize`"
             ),
             Self::TypeNotRead(_) => "add it to `content_types` of the source, or leave --content-type out".into(),
             Self::Unfinished { .. } => {
@@ -246,4 +247,6 @@ pub struct Backfilling {
     pub progress: Arc<Progress>,
     /// Deliver again what was delivered, once for this salt.
     pub again: Option<Arc<str>>,
+    /// What is read in place of a blob: events of Microsoft Graph in the feed's form, an array of them.
+    pub healed: Option<Bytes>,
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::body::Coming;
 use super::budget::Room;
 use super::context::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
 use super::deliver::{Aside, Stopped};
@@ -17,8 +18,10 @@ use super::hold::{Judgement, Staged};
 use super::job::{Job, Outcome, Salvage};
 use super::tasks::Tasks;
 use super::told::{Told, ToldOfBatch};
+use super::twin::{Twins, twin_of};
 use crate::api::ApiError;
 use crate::checkpoint::claims::{Dependency, OpenBatch, Standing};
+use crate::checkpoint::healed::Unwatched;
 use crate::checkpoint::held::HeldRecord;
 use crate::checkpoint::key::Key;
 use crate::checkpoint::lateness::Lateness;
@@ -91,6 +94,11 @@ impl FetchContext {
         }
     }
 
+    /// What is read in place of a blob, where events of Microsoft Graph are delivered.
+    fn healed_body(&self) -> Option<bytes::Bytes> {
+        self.backfill.as_ref().and_then(|backfill| backfill.healed.clone())
+    }
+
     async fn commit(&self, change: Change) -> Result<(), Outcome> {
         self.ledger.commit(change).await.map_err(Outcome::State)
     }
@@ -99,7 +107,7 @@ impl FetchContext {
     async fn deliver_and_commit(self, closed: Closed) -> Result<(), Outcome> {
         let (change, done) = closed.deliver(&self).await?;
         self.commit(change).await?;
-        done.open.committed();
+        done.committed();
         Ok(())
     }
 }
@@ -108,6 +116,7 @@ impl FetchContext {
 struct Closed {
     batch: Batch,
     open: OpenBatch,
+    twins: Twins,
     staged: Staged,
     told: ToldOfBatch,
     permit: Option<Room>,
@@ -116,13 +125,22 @@ struct Closed {
 /// Records the host has: their claims and their share of the budget stand until the commit is durable.
 struct Delivered {
     open: OpenBatch,
+    twins: Twins,
     _permit: Option<Room>,
+}
+
+impl Delivered {
+    /// Says that the keys are durable.
+    fn committed(self) {
+        self.open.committed();
+        self.twins.committed();
+    }
 }
 
 impl Closed {
     /// Hands the records to the host; what the commit must hold after that.
     async fn deliver(self, context: &FetchContext) -> Result<(Change, Delivered), Outcome> {
-        let Closed { batch, open, mut staged, told, permit } = self;
+        let Closed { batch, open, twins, mut staged, told, permit } = self;
         let content_type = batch.content_type;
         let mut aside = if batch.is_empty() {
             Vec::new()
@@ -134,10 +152,14 @@ impl Closed {
         let on_durable = OnDurable::new(move || hold.committed(staged));
         let receipts = told.answered(content_type, aside.iter_mut().map(|aside| (aside.place, &mut aside.record)));
         let aside = aside.into_iter().map(Aside::stored).collect();
-        let change = Change { held, aside, delivered: open.keys().to_vec(), receipts, on_durable, ..Change::default() };
-        Ok((change, Delivered { open, _permit: permit }))
+        let (delivered, healed) = (open.keys().to_vec(), twins.to_keep().to_vec());
+        let change = Change { held, aside, delivered, healed, receipts, on_durable, ..Change::default() };
+        Ok((change, Delivered { open, twins, _permit: permit }))
     }
 }
+
+/// The key over an event's texts, and its canonical one where both sides of the gate are at work.
+type Keys = (Key, Option<Key>);
 
 /// What is left to be done with a piece.
 enum Left {
@@ -145,8 +167,8 @@ enum Left {
     Nothing,
     /// It was taken, and with it the batch is full.
     Full,
-    /// An event of this key, which this rule would drop.
-    Routine(Key, Arc<str>),
+    /// An event of these keys, which this rule would drop.
+    Routine(Keys, Arc<str>),
     /// Everything.
     All,
 }
@@ -160,6 +182,10 @@ struct Run<'a> {
     /// The room the batch being built has in the budget.
     reserved: Option<Room>,
     open: OpenBatch,
+    /// The same events by their canonical keys.
+    twins: Twins,
+    /// Held while work begins that does not name its events by those.
+    _unwatched: Option<Unwatched>,
     /// Routine reads to be put on hold, and their bytes.
     held: Vec<HeldRecord>,
     held_bytes: usize,
@@ -178,10 +204,10 @@ struct Run<'a> {
     something: bool,
     /// Where its elements `null` stand, until something else is found.
     nulls: Vec<u64>,
-    /// Keys the newest claim took.
-    claimed: u32,
+    /// Keys the newest claim took, and whether a canonical one.
+    claimed: (u32, bool),
     /// Keys of records in the batch being built that are not claimed yet, and the indexes of those records.
-    unclaimed: (Vec<Key>, Vec<usize>),
+    unclaimed: (Vec<Keys>, Vec<usize>),
     /// Neighbouring bytes that are no event, until there are enough for a record.
     scrap: Option<Scrap>,
     scraps: Scraps,
@@ -209,6 +235,7 @@ struct Tally {
 
 impl<'a> Run<'a> {
     fn new(context: &'a FetchContext, job: &'a Job) -> Self {
+        let (twins, unwatched) = Twins::begin(&context.healed, context.healed_body().is_some());
         Self {
             context,
             job,
@@ -218,6 +245,8 @@ impl<'a> Run<'a> {
             reserved: None,
             waited: Duration::ZERO,
             open: context.events.open_batch(),
+            twins,
+            _unwatched: unwatched,
             held: Vec::new(),
             held_bytes: 0,
             matches: Vec::new(),
@@ -227,7 +256,7 @@ impl<'a> Run<'a> {
             damage: None,
             something: false,
             nulls: Vec::new(),
-            claimed: 0,
+            claimed: (0, false),
             unclaimed: Default::default(),
             scrap: None,
             scraps: Scraps::new(context.normaliser.censor(), BAD_BYTES_MAX, BAD_RECORDS_MAX),
@@ -244,7 +273,7 @@ impl<'a> Run<'a> {
         let clock = self.context.clock.clone();
         let mut asked = clock.monotonic();
         let mut body = tokio::select! {
-            body = self.context.api.fetch_blob(&self.job.blob) => body.map_err(failed)?,
+            body = self.open_body() => body?,
             () = stop.cancelled() => return Err(Outcome::Stopped),
         };
         let mut splitter = Splitter::new();
@@ -271,7 +300,7 @@ impl<'a> Run<'a> {
                 match self.take_at_once(&piece, &members) {
                     Left::Nothing => {}
                     Left::Full => self.hand_over().await?,
-                    Left::Routine(key, rule) => self.take_routine(&piece, &members, key, rule).await?,
+                    Left::Routine(keys, rule) => self.take_routine(&piece, &members, keys, rule).await?,
                     Left::All => self.take(&piece, &members).await?,
                 }
                 if let Piece::Element { bytes, .. } = piece {
@@ -377,12 +406,12 @@ impl<'a> Run<'a> {
             return Left::All;
         }
         self.something = true;
-        let key = Key::of_event(&identity);
-        self.came_late(key);
+        let keys = self.keys_of(&event, Key::of_event(&identity));
+        self.came_late(keys.0);
         if let Some(rule) = self.render(&event) {
-            return Left::Routine(key, rule);
+            return Left::Routine(keys, rule);
         }
-        self.rendered(key);
+        self.rendered(keys);
         if self.is_full() { Left::Full } else { Left::Nothing }
     }
 
@@ -391,12 +420,12 @@ impl<'a> Run<'a> {
         &mut self,
         piece: &Piece,
         members: &Members,
-        key: Key,
+        keys: Keys,
         rule: Arc<str>,
     ) -> Result<(), Outcome> {
         let Piece::Element { bytes, read, .. } = piece else { return Ok(()) };
         match event_of(bytes, members, *read) {
-            Ok(event) if self.claims(key).await? => self.routine(&event, rule).await?,
+            Ok(event) if self.claims(keys).await? => self.routine(&event, rule).await?,
             Ok(_) => {}
             // It was one a moment ago; if it were none now, the blob would not count as read.
             Err(error) => drop(self.damage.get_or_insert_with(|| error.to_string())),
@@ -457,31 +486,31 @@ impl<'a> Run<'a> {
     }
 
     async fn event(&mut self, event: &Event<'_>, bytes: &[u8], offset: u64) -> Result<(), Outcome> {
-        let key = match event.identity() {
+        let keys = match event.identity() {
             Some(identity) => {
-                let key = Key::of_event(&identity);
-                self.came_late(key);
-                key
+                let keys = self.keys_of(event, Key::of_event(&identity));
+                self.came_late(keys.0);
+                keys
             }
-            None => self.anonymous_key(bytes, offset),
+            None => (self.anonymous_key(bytes, offset), None),
         };
         let found = self.match_in(event);
         // What a repeat leaves behind beside its record must not come about at all.
         let first = found.is_some() || self.delivers_again();
-        if first && !self.claims(key).await? {
+        if first && !self.claims(keys).await? {
             return Ok(());
         }
         self.matches.extend(found);
         self.reserve().await;
         match self.render(event) {
-            Some(rule) if first || self.claims(key).await? => self.routine(event, rule).await,
+            Some(rule) if first || self.claims(keys).await? => self.routine(event, rule).await,
             Some(_) => Ok(()),
             None if first => {
                 self.tally.records += 1;
                 Ok(())
             }
             None => {
-                self.rendered(key);
+                self.rendered(keys);
                 Ok(())
             }
         }
@@ -491,6 +520,19 @@ impl<'a> Run<'a> {
     fn came_late(&mut self, key: Key) {
         if key.secs() > 0 {
             self.lateness.events.add(self.job.blob.created.as_second() - i64::from(key.secs()));
+        }
+    }
+
+    /// The keys of an event: the one over its texts, and where both sides of the gate are at work the canonical one.
+    fn keys_of(&self, event: &Event<'_>, key: Key) -> Keys {
+        (key, if self.twins.are_named() { twin_of(event) } else { None })
+    }
+
+    /// The body of the blob, or what stands for one.
+    async fn open_body(&self) -> Result<Coming, Outcome> {
+        match self.context.healed_body() {
+            Some(body) => Ok(Coming::Whole(Some(body))),
+            None => self.context.api.fetch_blob(&self.job.blob).await.map(Coming::Blob).map_err(failed),
         }
     }
 
@@ -524,21 +566,21 @@ impl<'a> Run<'a> {
     }
 
     /// Notes the newest record as one whose key is to be claimed with those of its batch.
-    fn rendered(&mut self, key: Key) {
+    fn rendered(&mut self, new: Keys) {
         self.tally.records += 1;
         let (keys, records) = &mut self.unclaimed;
         if keys.capacity() == 0 {
             keys.reserve(RECORDS_EXPECTED);
             records.reserve(RECORDS_EXPECTED);
         }
-        keys.push(key);
+        keys.push(new);
         records.push(self.builder.len() - 1);
     }
 
     /// Claims an event by itself, after those rendered before it; false when it is on its way or delivered already.
-    async fn claims(&mut self, key: Key) -> Result<bool, Outcome> {
+    async fn claims(&mut self, keys: Keys) -> Result<bool, Outcome> {
         self.claim_rendered().await?;
-        let standing = self.claim(key).await?;
+        let standing = self.claim(keys).await?;
         Ok(matches!(standing, Standing::Claimed) || {
             self.repeated(standing);
             false
@@ -548,14 +590,24 @@ impl<'a> Run<'a> {
     /// Claims what was rendered and takes out of the batch what is on its way or delivered already. All at once: to ask
     /// for each event takes the locks from the other downloads as often.
     async fn claim_rendered(&mut self) -> Result<(), Outcome> {
-        let (keys, records) = std::mem::take(&mut self.unclaimed);
+        let (pairs, records) = std::mem::take(&mut self.unclaimed);
+        let keys: Vec<Key> = pairs.iter().map(|(key, _)| *key).collect();
         let mut taken = Vec::new();
-        let claimed = self.open.claim_all(&keys, &*self.context.store, |at, standing| taken.push((at, standing))).await;
+        let store = &*self.context.store;
+        let mut claimed = self.open.claim_all(&keys, store, |at, standing| taken.push((at, standing))).await;
+        if claimed.is_ok() {
+            claimed = self.twins.claim_all(&mut self.open, &pairs, store, &mut taken).await;
+        }
+        if let Err((known, _)) = &claimed {
+            taken.retain(|(at, _)| at < known);
+        }
         let known = claimed.as_ref().map_or_else(|(known, _)| *known, |()| keys.len());
         let unknown = known..keys.len();
         self.tally.records -= (taken.len() + unknown.len()) as u64;
         let gone = taken.iter().map(|(at, _)| *at).chain(unknown).filter_map(|at| records.get(at).copied());
-        let gone: Vec<usize> = gone.collect();
+        let mut gone: Vec<usize> = gone.collect();
+        gone.sort_unstable();
+        gone.dedup();
         self.builder.remove(&gone);
         self.told.remove(&gone);
         taken.into_iter().for_each(|(_, standing)| self.repeated(standing));
@@ -625,24 +677,47 @@ impl<'a> Run<'a> {
 
     /// Frees the keys of the newest claim: its event is in no batch.
     fn unclaim(&mut self) {
-        for _ in 0..self.claimed {
+        for _ in 0..self.claimed.0 {
             self.open.unclaim_last();
+        }
+        if self.claimed.1 {
+            self.twins.unclaim_last();
         }
     }
 
     /// Claims an event for the batch being collected.
-    async fn claim(&mut self, key: Key) -> Result<Standing, Outcome> {
+    async fn claim(&mut self, (key, twin): Keys) -> Result<Standing, Outcome> {
+        let standing = self.claim_key(key).await?;
+        self.claimed.1 = false;
+        let (Standing::Claimed, Some(twin)) = (&standing, twin) else { return Ok(standing) };
+        let again = self.delivers_again();
+        match self.twins.claim(twin, &*self.context.store).await {
+            Ok(Standing::Claimed) => self.claimed.1 = true,
+            Ok(_) if again => {}
+            Ok(taken) => {
+                self.unclaim();
+                return Ok(taken);
+            }
+            Err(error) => {
+                self.unclaim();
+                return Err(unclaimed(error));
+            }
+        }
+        Ok(standing)
+    }
+
+    async fn claim_key(&mut self, key: Key) -> Result<Standing, Outcome> {
         let store = &*self.context.store;
         let again = self.context.backfill.as_ref().and_then(|backfill| backfill.again.as_deref());
         let Some(salt) = again else {
-            self.claimed = 1;
+            self.claimed.0 = 1;
             return self.open.claim(key, store).await.map_err(unclaimed);
         };
         // Two keys: this repeat, and the event itself for the case that it was never delivered before.
         let standing = self.open.claim(key.of_repeat(salt), store).await.map_err(unclaimed)?;
         if let Standing::Claimed = standing {
             match self.open.claim(key, store).await {
-                Ok(first) => self.claimed = if matches!(first, Standing::Claimed) { 2 } else { 1 },
+                Ok(first) => self.claimed.0 = if matches!(first, Standing::Claimed) { 2 } else { 1 },
                 Err(error) => {
                     // The event is in no batch: its repeat may not become permanent with this one.
                     self.open.unclaim_last();
@@ -715,7 +790,7 @@ impl<'a> Run<'a> {
     }
 
     async fn push_bad(&mut self, key: Key, offset: u64, body: BadBody<'_>, reason: &str) -> Result<(), Outcome> {
-        if !matches!(self.claim(key).await?, Standing::Claimed) {
+        if !matches!(self.claim((key, None)).await?, Standing::Claimed) {
             return Ok(());
         }
         self.reserve().await;
@@ -772,7 +847,8 @@ impl<'a> Run<'a> {
             }
         }
         let open = std::mem::replace(&mut self.open, self.context.events.open_batch());
-        Ok(Some(Closed { batch, open, staged, told, permit }))
+        let twins = self.twins.take(&self.context.healed);
+        Ok(Some(Closed { batch, open, twins, staged, told, permit }))
     }
 
     /// How late its events and the blob itself came, now that all of it was read.
@@ -812,7 +888,7 @@ impl<'a> Run<'a> {
             if let (Outcome::Stopped, Some((change, done))) = (&outcome, last) {
                 // The host has these, whatever became of the rest.
                 self.context.commit(change).await?;
-                done.open.committed();
+                done.committed();
             }
             return Err(outcome);
         }
@@ -830,13 +906,13 @@ impl<'a> Run<'a> {
             receipts.append(std::mem::take(&mut change.receipts));
             self.context.commit(Change { settled, untracked, receipts, lateness, ..change }).await?;
             if let Some(done) = done {
-                done.open.committed();
+                done.committed();
             }
         } else {
             // Others may wait for this blob's keys as it waits for theirs: commit the keys before waiting.
             if let Some((change, done)) = last {
                 self.context.commit(change).await?;
-                done.open.committed();
+                done.committed();
             }
             for dependency in std::mem::take(&mut self.dependencies) {
                 if !dependency.committed().await {

@@ -5,6 +5,7 @@ use crate::checkpoint::format::DeclaredGap;
 use crate::checkpoint::moving::POSITION_MOVED;
 use crate::model::{ContentType, Timestamp, Window};
 use crate::normalise::GapNotice;
+use crate::severity::Severity;
 
 /// Why an interval can never be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +65,7 @@ impl Gap {
             content_id,
             now: self.noticed,
         };
-        deliver_notice(context, self.content_type, self.noticed, |out| {
+        deliver_notice(context, self.content_type, (self.noticed, Severity::High), |out| {
             context.normaliser.render_gap(&notice, out);
         })
         .await

@@ -4,11 +4,12 @@
 //! `decisions` what it decides; [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`aside`]
 //! offers again what the host would not take, [`subscription`] keeps the feed on, [`health`] says how it fares, [`hold`]
 //! knows which routine reads wait because data loss prevention may flag them yet and [`release`] ships and drops them,
-//! [`backfill`] reads a range again when it is asked to at the [`desk`], [`budget`] bounds what is in memory, [`fleet`] is
+//! [`backfill`] reads a range again when it is asked to at the [`desk`], [`heal`] fills gaps through Microsoft Graph, [`budget`] bounds what is in memory, [`fleet`] is
 //! what the sources of one process share, `turns` says which of them may read. None of them knows a host by name or Microsoft's wire format.
 
 pub mod aside;
 pub mod backfill;
+mod body;
 pub mod budget;
 pub mod check;
 pub mod checkpoints;
@@ -21,6 +22,7 @@ pub mod error;
 pub mod fetch;
 pub mod fleet;
 mod gap;
+pub mod heal;
 pub mod health;
 pub mod hold;
 pub mod job;
@@ -38,6 +40,7 @@ mod tasks;
 pub mod tenant;
 mod told;
 mod turns;
+mod twin;
 mod unsettled;
 
 use std::fmt;
@@ -123,6 +126,7 @@ pub struct M365Audit {
     clock: Arc<dyn Clock>,
     once: bool,
     desk: Option<Desk>,
+    heal_desk: Option<heal::desk::Desk>,
     retries: Option<mpsc::Receiver<aside::Ask>>,
     receipts: Option<Keeping>,
     fleet: Fleet,
@@ -138,7 +142,17 @@ impl M365Audit {
     /// A source that runs on until it is stopped.
     pub fn new(name: impl Into<Arc<str>>, config: SourceConfig, clock: Arc<dyn Clock>) -> Self {
         let name = name.into();
-        Self { name, config, clock, once: false, desk: None, retries: None, receipts: None, fleet: Fleet::new() }
+        Self {
+            name,
+            config,
+            clock,
+            once: false,
+            desk: None,
+            heal_desk: None,
+            retries: None,
+            receipts: None,
+            fleet: Fleet::new(),
+        }
     }
 
     /// The same source as one of many in a process: it shares their connections and begins when its turn comes. A single
@@ -150,6 +164,11 @@ impl M365Audit {
     /// The same source, with a desk at which back-fills are asked for while it runs.
     pub fn with_desk(self, desk: Desk) -> Self {
         Self { desk: Some(desk), ..self }
+    }
+
+    /// The same source, with a desk at which ranges are asked to be filled through Microsoft Graph while it runs.
+    pub fn with_heal_desk(self, desk: heal::desk::Desk) -> Self {
+        Self { heal_desk: Some(desk), ..self }
     }
 
     /// The same source, which offers what it has set aside to the host again when it is asked here.
@@ -171,6 +190,21 @@ impl M365Audit {
         let api = self.client(&server)?;
         let parts = self.parts(api, server, host)?;
         backfill::alone(parts, asked).await
+    }
+
+    /// Fills one range through Microsoft Graph without the loop: for when no process runs the source.
+    ///
+    /// # Errors
+    /// When the range cannot be filled, the state cannot be used, or Microsoft cannot be asked.
+    pub async fn heal(
+        self,
+        host: Arc<dyn Host>,
+        asked: heal::desk::Asked,
+    ) -> Result<heal::desk::Ended, heal::desk::HealError> {
+        let server = ServerTime::new(self.clock.clone());
+        let api = self.client(&server)?;
+        let parts = self.parts(api, server, host)?;
+        heal::alone(parts, asked).await
     }
 
     /// The same source for a single pass from its origin.
@@ -357,6 +391,12 @@ impl M365Audit {
                 flag_age: seconds(config.dlp_flag_secs),
             },
             once: self.once,
+            heal: heal::HealSettings {
+                gaps: config.heal.graph,
+                query_wait: Duration::from_secs(config.heal.query_wait_secs),
+                without_search: (!config.cloud.has_audit_search()).then(|| config.cloud.as_str().to_owned()),
+            },
+            heal_desk: self.heal_desk,
             desk: self.desk,
             retries: self.retries,
         })
@@ -380,6 +420,7 @@ fn api_settings(config: &SourceConfig) -> Result<ApiSettings, SourceError> {
     Ok(ApiSettings {
         tenant: config.tenant_id.clone(),
         api_url: url(&config.api_origin())?,
+        graph_url: url(&config.graph_origin())?,
         cloud: config.cloud,
         authority_url: url(&config.authority_origin())?,
         audience: config.token_audience().to_owned(),

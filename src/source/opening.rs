@@ -27,6 +27,7 @@ pub(super) async fn open_ledger(
         content_types: parts.content_types.clone(),
         event_keys_max: parts.event_keys_max,
         receipts: parts.receipts.clone(),
+        fills_gaps: parts.heal.gaps,
         server_time: {
             let server = parts.server.clone();
             ServerTimeSource::new(move || server.trusted())

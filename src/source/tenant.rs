@@ -16,6 +16,7 @@ use super::checkpoints;
 use super::context::FetchContext;
 use super::decisions::{Action, Decisions, Done, Event, Remembered, Terms};
 use super::error::SourceError;
+use super::heal::AtWork;
 use super::health::{Board, Level, Place};
 use super::listing::{Found, Lister, ListerSettings};
 use super::opening::open_ledger;
@@ -50,11 +51,11 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
     let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
     let Some(opened) = opened else { return Ok(Report::default()) };
     board.publish();
-    let (Opened { ledger, handle, tenant, positions, tracked, aside, to_send, events, blobs }, hold) = *opened;
+    let (Opened { ledger, handle, tenant, positions, tracked, aside, to_send, events, healed, blobs }, hold) = *opened;
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {
-        let context = FetchContext::new(&parts, &board, handle.clone(), events, hold, &stop);
+        let context = FetchContext::new(&parts, &board, handle.clone(), (events, healed), hold, &stop);
         let of = (parts.source.clone(), parts.tenant.clone(), parts.content_types.clone());
         let set_aside =
             SetAside::new(of, context.courier.clone(), handle.clone(), context.store.clone(), context.stop.clone());
@@ -74,13 +75,17 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
                 tenant,
             );
             let reader = Box::new(backfill::Reader::new(&parts, &context, subscriptions.clone()));
+            let healing = Box::pin(AtWork::begin(&mut parts, &context)).await;
+            let healing = healing.map_err(|source| SourceError::State { tenant: parts.tenant.clone(), source })?;
             let backfills = std::pin::pin!(backfill::serve(parts.desk.take(), reader));
             let remembered = Remembered { positions, settled: blobs };
             let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, remembered, stop));
-            tokio::select! {
+            let report = tokio::select! {
                 report = tenant_loop.run(&mut writer, enabled, tracked, to_offer) => report,
                 () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
-            }
+            };
+            healing.ended().await;
+            report
         });
         tokio::select! {
             report = run => report,

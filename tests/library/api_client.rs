@@ -99,6 +99,7 @@ impl Server {
         ApiSettings {
             tenant: TENANT.parse().unwrap(),
             api_url: self.url.clone(),
+            graph_url: self.url.clone(),
             cloud: m365_audit::config::Cloud::Enterprise,
             authority_url: self.url.clone(),
             audience: "https://manage.office.com".into(),

@@ -59,6 +59,7 @@ impl Bench {
         ApiSettings {
             tenant: config.tenants[0].clone(),
             api_url: url.clone(),
+            graph_url: url.clone(),
             cloud: m365_audit::config::Cloud::Enterprise,
             authority_url: url,
             audience: "https://manage.office.com".into(),

@@ -41,7 +41,7 @@ impl Place {
             "data_dir = {data:?}\n[sources.tenant]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{client}\"\n\
              client_secret = \"${{SECRET}}\"\ncontent_types = [\"Audit.Exchange\"]\nbackfill_secs = {backfill_secs}\n\
              drop_routine = false\nmask_detected_values = false\npoll_interval_secs = 1\napi_url = {url:?}\n\
-             authority_url = {url:?}\n{more}\n[sinks.file]\ntype = \"file\"\npath = {out:?}\ninputs = [\"tenant\"]\n",
+             authority_url = {url:?}\ngraph_url = {url:?}\n{more}\n[sinks.file]\ntype = \"file\"\npath = {out:?}\ninputs = [\"tenant\"]\n",
             data = place.at("data"),
             tenant = place.service.tenants[0],
             client = place.service.client_id,
@@ -223,6 +223,36 @@ async fn a_backfill_inside_a_running_process_loses_and_repeats_nothing_and_leave
     let compared = place.sim.truth().compare(place.delivered());
     assert!(compared.is_clean(), "{compared}");
     assert_eq!(place.position().await.0, before.0, "the origin stays");
+}
+
+/// What lies before the first start, through Microsoft Graph: inside the running process, then alone, where nothing is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heal_fills_a_range_inside_a_running_process_and_alone_and_repeats_nothing() {
+    let place = Place::new(40, 60, 3600, "").await;
+    place.sim.configure(|config| config.graph.query_secs = 1);
+    let running = place.start();
+    place.until_complete().await;
+    let before = place.position().await;
+    let range = ["heal", "--from", "50h", "--to", "4h"];
+    let said = place.run_well(&[&range[..], &["--dry-run"]].concat()).await;
+    assert!(said.contains("it would take 2 searches") && said.contains("200 may still"), "{said}");
+    let from_graph = || place.records().iter().filter(|line| line.contains("\"origin\":\"graph\"")).count();
+    assert_eq!(from_graph(), 0);
+    let said = place.run_well(&range).await;
+    let brought = from_graph();
+    assert!(brought > 50 && said.contains(&format!("{brought} events delivered")), "{brought}: {said}");
+    running.stop(&place).await;
+    let said = place.run_well(&range).await;
+    assert!(said.contains(" 0 events delivered"), "{said}");
+    assert_eq!(from_graph(), brought);
+    assert_eq!(place.position().await.0, before.0, "the origin stays");
+    let duplicated = place.sim.truth().compare(place.delivered()).duplicated;
+    assert!(duplicated.is_empty(), "{duplicated:?}");
+
+    place.run_badly(&["heal", "--from", "1h", "--to", "2h"], 64, "heal-range").await;
+    place.run_badly(&["heal", "--from", "9h", "--content-type", "DLP.All"], 64, "heal-type-not-read").await;
+    place.sim.configure(|config| config.graph.roles.clear());
+    place.run_badly(&["heal", "--from", "200h", "--to", "100h"], 76, "graph-permission-missing").await;
 }
 
 /// Around duplicate removal every event of the range comes exactly once more.

@@ -18,6 +18,7 @@ mod clocks;
 mod delivery;
 mod dlp;
 mod duplicates;
+mod heal;
 mod listing;
 mod once;
 mod pace;

@@ -15,7 +15,7 @@ use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::receipts::note::Signer;
 use m365_audit::sim::{CallKind, Comparison, GenerateSpec, NewBlob, RequestLog, Sim, SimConfig, SubscriptionState};
-use m365_audit::source::{M365Audit, Report, Source, SourceError, aside, backfill};
+use m365_audit::source::{M365Audit, Report, Source, SourceError, aside, backfill, heal};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -131,6 +131,7 @@ impl World {
         let url = world.sim.url();
         world.set("api_url", url.as_str());
         world.set("authority_url", url.as_str());
+        world.set("graph_url", url.as_str());
         // What came out is compared with what was published, byte for byte.
         world.set("mask_detected_values", false);
         // The simulator's tokens are for its own URL.
@@ -234,6 +235,12 @@ impl World {
     pub fn start_with_desk(&self) -> (Running, backfill::Counter) {
         let (counter, desk) = backfill::desk();
         (self.spawn(self.source().with_desk(desk)), counter)
+    }
+
+    /// Starts the source to run on, with the counter at which ranges are asked to be filled through Microsoft Graph.
+    pub fn start_with_heal_desk(&self) -> (Running, heal::desk::Counter) {
+        let (counter, desk) = heal::desk::desk();
+        (self.spawn(self.source().with_heal_desk(desk)), counter)
     }
 
     /// Starts the source to run on in the embedded host, whose one sink gives up a request after `timeout`; with the way

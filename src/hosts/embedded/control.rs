@@ -32,6 +32,9 @@ use crate::clock::Clock;
 use crate::model::{Actionable, ContentType, Timestamp};
 use crate::source::aside::Retried;
 use crate::source::desk::{Ask, Asked, BackfillError, Ended, Progress, Snapshot};
+use crate::source::heal;
+
+mod healing;
 
 /// The protocol's version.
 pub const VERSION: u32 = 1;
@@ -73,6 +76,13 @@ pub enum What {
         /// The range.
         ask: Ask,
     },
+    /// Fill a range through Microsoft Graph.
+    Heal {
+        /// The source.
+        source: String,
+        /// The range.
+        ask: heal::desk::Ask,
+    },
     /// Offer what a source has set aside to the sinks again.
     Retry {
         /// The source.
@@ -110,6 +120,10 @@ pub enum Say {
     Progress(Snapshot),
     /// How a back-fill ended.
     Ended(Ended),
+    /// How filling a range goes; more follows.
+    Healing(heal::desk::Snapshot),
+    /// How it ended.
+    Healed(heal::desk::Ended),
     /// What became of the records that were set aside.
     Retried(Retried),
     /// Positions were moved: what to print.
@@ -227,6 +241,8 @@ pub struct MoveAsked {
 
 /// Maps an error of a back-fill to its exit code; the command line's business.
 pub type ExitOf = fn(&BackfillError) -> u8;
+/// The same for a range that is filled through Microsoft Graph.
+pub type HealExitOf = fn(&heal::desk::HealError) -> u8;
 
 /// What answers questions with.
 #[derive(Clone)]
@@ -239,6 +255,8 @@ pub struct Backend {
     pub moves: mpsc::Sender<MoveAsked>,
     /// Exit codes.
     pub exit_of: ExitOf,
+    /// Those of `heal`.
+    pub heal_exit_of: HealExitOf,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -412,6 +430,7 @@ async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -
             move_positions(&backend, source, &content_types, from, yes).await
         }
         Ok(What::Backfill { source, ask }) => asker.backfill(reader, &source, ask, &stop).await,
+        Ok(What::Heal { source, ask }) => asker.heal(reader, &source, ask, &stop).await,
     };
     asker.say(say).await
 }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use crate::model::{ContentType, TenantId};
 use crate::source::aside;
 use crate::source::desk::{Counter, Progress};
+use crate::source::heal;
 
 /// One source of the process.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct Entry {
     pub max_requests_per_minute: u32,
     /// Its desk for back-fills.
     pub counter: Counter,
+    /// Its desk for ranges that are filled through Microsoft Graph.
+    pub heal: heal::desk::Counter,
     /// The back-fill that runs.
     pub backfill: Option<Arc<Progress>>,
     /// Where it is asked to offer what it has set aside.

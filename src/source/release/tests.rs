@@ -164,6 +164,7 @@ static API: LazyLock<ApiClient> = LazyLock::new(|| {
     let settings = ApiSettings {
         tenant: tenant(),
         api_url: nowhere.clone(),
+        graph_url: nowhere.clone(),
         cloud: crate::config::Cloud::Enterprise,
         authority_url: nowhere,
         audience: String::new(),
@@ -616,6 +617,7 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         tenant: tenant(),
         content_types: vec![ContentType::SharePoint, ContentType::General],
         event_keys_max: 1000,
+        fills_gaps: false,
         receipts: None,
         server_time: ServerTimeSource::default(),
     };
@@ -627,6 +629,7 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         api: API.clone(),
         normaliser: Arc::new(Normaliser::new(Settings::default())),
         events: opened.events,
+        healed: opened.healed,
         ledger: opened.handle,
         store: host.state(),
         courier: Courier::new(host.clone(), clock.clone(), board),

@@ -1,0 +1,222 @@
+//! Where a range is asked to be filled through Microsoft Graph, and what is heard of it: the questions, the numbers, the
+//! answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::super::error::SourceError;
+use crate::api::GraphError;
+use crate::model::{Actionable, Timestamp};
+
+/// Questions waiting at a desk.
+const QUEUED_MAX: usize = 4;
+
+/// What to fill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Events that happened from here on.
+    pub from: Timestamp,
+    /// Until here (exclusive); Microsoft's now when absent.
+    pub to: Option<Timestamp>,
+    /// Only these content types; all of the source's when empty.
+    pub content_types: Vec<String>,
+    /// Deliver again what was delivered already.
+    pub again: bool,
+    /// Say what it would take, and submit nothing.
+    pub dry_run: bool,
+}
+
+/// How far it has come; shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub(super) span_secs: AtomicU64,
+    pub(super) done_secs: AtomicU64,
+    pub(super) searches: AtomicU64,
+    pub(super) under_way: AtomicU64,
+    pub(super) records: AtomicU64,
+    pub(super) events: AtomicU64,
+    pub(super) known: AtomicU64,
+}
+
+/// [`Progress`] at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Length of what is to be searched, in seconds.
+    pub span_secs: u64,
+    /// Of that, searched and read.
+    pub done_secs: u64,
+    /// Searches submitted.
+    pub searches: u64,
+    /// Searches under way now.
+    pub under_way: u64,
+    /// Different records that Graph gave.
+    pub records: u64,
+    /// Events delivered.
+    pub events: u64,
+    /// Events that were known: delivered before, dropped by a rule, on hold, set aside.
+    pub known: u64,
+}
+
+impl Progress {
+    /// The numbers now.
+    pub fn snapshot(&self) -> Snapshot {
+        let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Snapshot {
+            span_secs: of(&self.span_secs),
+            done_secs: of(&self.done_secs),
+            searches: of(&self.searches),
+            under_way: of(&self.under_way),
+            records: of(&self.records),
+            events: of(&self.events),
+            known: of(&self.known),
+        }
+    }
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The numbers at the end.
+    pub progress: Snapshot,
+    /// It was stopped before its end; the same command goes on.
+    pub interrupted: bool,
+    /// What could not be filled, with reasons; the same command tries it again.
+    pub left: Vec<String>,
+    /// Of a dry run: searches it would take at least, and those that the tenant may still submit today.
+    pub would_take: Option<(u64, u64)>,
+    /// What to know of it besides.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// Why it does not begin, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum HealError {
+    /// Nothing lies in the range.
+    #[error("nothing lies between `{from}` and `{to}`: the range must begin before it ends, and before now")]
+    Range {
+        /// Its beginning.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+    },
+    /// The source does not read this content type.
+    #[error("the source does not read `{0}`")]
+    TypeNotRead(String),
+    /// What was delivered of a part of it is not known any more.
+    #[error(
+        "cannot fill `{content_type}` from `{from}` to `{to}`: the feed was read there, and {why}, so events would come twice"
+    )]
+    NotKnown {
+        /// The content type.
+        content_type: String,
+        /// Where that part begins.
+        from: Timestamp,
+        /// Where it ends.
+        to: Timestamp,
+        /// Why it is not known.
+        why: String,
+    },
+    /// The cloud has no audit search.
+    #[error(
+        "Microsoft Graph has no audit search in this cloud (`cloud = \"{0}\"`): it is in the worldwide service alone"
+    )]
+    Cloud(String),
+    /// One is running.
+    #[error("a range of this source is being filled")]
+    Busy,
+    /// The source ended meanwhile.
+    #[error("the source has ended")]
+    SourceEnded,
+    /// Graph, or signing in for it.
+    #[error("{0}")]
+    Graph(#[from] GraphError),
+    /// The state, or signing in.
+    #[error("{0}")]
+    Source(#[from] SourceError),
+}
+
+impl Actionable for HealError {
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::Range { .. } => "heal-range",
+            Self::TypeNotRead(_) => "heal-type-not-read",
+            Self::NotKnown { .. } => "heal-not-known",
+            Self::Cloud(_) => "heal-cloud",
+            Self::Busy => "heal-busy",
+            Self::SourceEnded => "heal-source-ended",
+            Self::Graph(error) => error.slug(),
+            Self::Source(error) => error.slug(),
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Range { .. } => {
+                "give --from and --to in UTC, as in 2026-05-01T00:00:00Z, or as ages: --from 30d --to 8d".into()
+            }
+            Self::TypeNotRead(_) => "add it to `content_types` of the source, or leave --content-type out".into(),
+            Self::NotKnown { .. } => {
+                "choose a range that lies in a declared gap (`m365-audit state show`), before the first start, or within \
+                 `[receipts] days`; or have all of it delivered again with --again"
+                    .into()
+            }
+            Self::Cloud(_) => {
+                "export the audit log in Purview and make records of it with `m365-audit normalize`".into()
+            }
+            Self::Busy => "wait until it is done, or stop it where it was started".into(),
+            Self::SourceEnded => "run the same command again: it goes on where it was".into(),
+            Self::Graph(error) => error.hint(),
+            Self::Source(error) => error.hint(),
+        }
+    }
+}
+
+/// One question at a desk.
+pub struct Asked {
+    /// What to fill.
+    pub ask: Ask,
+    /// Told the numbers once it begins.
+    pub begun: oneshot::Sender<Arc<Progress>>,
+    /// Stops it.
+    pub stop: CancellationToken,
+    /// Told how it ended.
+    pub answer: oneshot::Sender<Result<Ended, HealError>>,
+}
+
+/// Where a running source takes questions.
+pub struct Desk(mpsc::Receiver<Box<Asked>>);
+
+impl Desk {
+    /// The questions, in the order in which they come.
+    pub(super) fn into_asked(self) -> mpsc::Receiver<Box<Asked>> {
+        self.0
+    }
+}
+
+/// Where questions are handed in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Counter(mpsc::Sender<Box<Asked>>);
+
+impl Counter {
+    /// Hands a question in.
+    ///
+    /// # Errors
+    /// The source has ended, or questions queue up.
+    pub fn hand_in(&self, asked: Asked) -> Result<(), HealError> {
+        self.0.try_send(Box::new(asked)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => HealError::Busy,
+            mpsc::error::TrySendError::Closed(_) => HealError::SourceEnded,
+        })
+    }
+}
+
+/// A desk and its counter.
+pub fn desk() -> (Counter, Desk) {
+    let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+    (Counter(sender), Desk(receiver))
+}

@@ -1,0 +1,67 @@
+//! What is known of events by their receipts, and from when on; how late content came.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::plan;
+use crate::checkpoint::format::Keys;
+use crate::host::{StateError, StateStore};
+use crate::model::{ContentType, Timestamp};
+use crate::normalise::CanonicalKey;
+use crate::receipts::Class;
+use crate::reconcile::class;
+use crate::reconcile::evidence::{self, Known, Reach, Take};
+use crate::reconcile::stored::StateReceipts;
+
+/// Which of some events have a receipt.
+struct Search<'a> {
+    wanted: &'a HashSet<u128>,
+    found: HashSet<u128>,
+}
+
+impl Take for Search<'_> {
+    fn entry(&mut self, key: CanonicalKey, _: &Class) {
+        let id = u128::from_be_bytes(*key.as_bytes());
+        if self.wanted.contains(&id) {
+            self.found.insert(id);
+        }
+    }
+
+    fn part_ended(&mut self) {}
+}
+
+/// Those of `wanted` that have a receipt, and from when on events without one were not delivered; `None`: nobody knows.
+///
+/// # Errors
+/// The state cannot be read.
+pub(super) async fn by_receipts(
+    store: &Arc<dyn StateStore>,
+    keys: &Keys,
+    wanted: &HashSet<u128>,
+) -> Result<(HashSet<u128>, Option<Timestamp>), StateError> {
+    let mut search = Search { wanted, found: HashSet::new() };
+    let reach = StateReceipts::new(store.clone(), keys).visit(&mut search).await?;
+    let reach = reach.map(|reach| match reach {
+        Reach::Whole => Timestamp::MIN,
+        Reach::From(from) => from,
+    });
+    Ok((search.found, reach.filter(|reach| *reach < Timestamp::MAX)))
+}
+
+/// The streams as they stand in the state, with how late their content comes.
+///
+/// # Errors
+/// The state cannot be read.
+pub(super) async fn streams(
+    store: &dyn StateStore,
+    keys: &Keys,
+    content_types: &[ContentType],
+) -> Result<Vec<plan::Stream>, StateError> {
+    let stored = evidence::streams(store, keys, content_types).await?;
+    let stream = |stream: class::Stream| plan::Stream {
+        content_type: stream.content_type,
+        position: stream.position,
+        late: stream.late,
+    };
+    Ok(stored.into_iter().map(stream).collect())
+}

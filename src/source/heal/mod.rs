@@ -1,0 +1,510 @@
+//! Gaps beyond the feed's seven days, filled through the audit search of Microsoft Graph.
+//!
+//! A healer does one thing after the other: it submits searches, looks at those under way, reads those that have
+//! succeeded, and waits. Whatever it does is in the state before it counts on it, so that a kill costs a reading and no
+//! more. It shares with the feed the keys of delivered events, the gate of [`crate::checkpoint::healed`], the hold, the
+//! courier and the ledger; it has a client of its own, and no position is any of its business.
+//!
+//! `plan` says what is to be searched, `read` reads one search, `record` makes events of its records, `judge`
+//! says whether it can be believed, `known` what was delivered before, `work` is one step after the other.
+
+pub mod desk;
+mod judge;
+mod known;
+mod plan;
+mod read;
+mod record;
+mod work;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use self::desk::{Ask, Asked, Desk, Ended, HealError, Progress};
+use super::context::FetchContext;
+use super::error::SourceError;
+use super::health::Board;
+use super::opening::open_ledger;
+use super::parts::TenantParts;
+use super::server_time::ServerTime;
+use crate::api::{GraphClient, GraphVersion};
+use crate::backoff::Backoff;
+use crate::checkpoint::format::{self, Keys};
+use crate::checkpoint::heal::StoredHeal;
+use crate::checkpoint::ledger::{Change, Opened};
+use crate::checkpoint::server_clock::ServerClock;
+use crate::host::StateError;
+use crate::metrics;
+use crate::model::{Actionable, ContentType, Timestamp, Window};
+use work::{Slot, Step, Stop, Working};
+
+/// How often it looks for gaps, at first and later.
+const LOOK_FOR_GAPS: Backoff = Backoff::between(Duration::from_secs(5), Duration::from_secs(60)).exactly();
+/// What could not be filled is tried again after this.
+const AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(6);
+/// A stop waits this long for what is being delivered.
+pub(super) const STOP_GRACE: Duration = Duration::from_secs(8);
+
+/// How a source heals.
+#[derive(Debug, Clone)]
+pub struct HealSettings {
+    /// Gaps are filled by themselves.
+    pub gaps: bool,
+    /// A search that has not ended after this is given up.
+    pub query_wait: Duration,
+    /// The cloud's word, where it has no audit search.
+    pub without_search: Option<String>,
+}
+
+/// What a healer is made from, for a tenant that may never need one.
+struct Seed {
+    context: FetchContext,
+    content_types: Vec<ContentType>,
+    server: ServerTime,
+    settings: HealSettings,
+}
+
+impl Seed {
+    fn of(parts: &TenantParts, context: &FetchContext) -> Self {
+        Self {
+            context: FetchContext { stop: context.stop.child_token(), ..context.clone() },
+            content_types: parts.content_types.clone(),
+            server: parts.server.clone(),
+            settings: parts.heal.clone(),
+        }
+    }
+
+    /// The healer of a tenant whose state is open.
+    async fn healer(&self) -> Result<Box<Healer>, StateError> {
+        let Self { context, content_types, server, settings } = self;
+        let mut healer = Box::new(Healer {
+            graph: context.api.graph(),
+            context: context.clone(),
+            content_types: content_types.clone(),
+            server: server.clone(),
+            settings: settings.clone(),
+            stored: StoredHeal::default(),
+            working: Working::default(),
+        });
+        healer.load().await?;
+        Ok(healer)
+    }
+
+    /// Answers questions, with a healer made for each.
+    async fn wait(self: Box<Self>, desk: Desk) {
+        let mut asks = desk.into_asked();
+        loop {
+            let asked = tokio::select! {
+                asked = asks.recv() => asked,
+                () = self.context.stop.cancelled() => return,
+            };
+            let Some(asked) = asked else { return };
+            match self.healer().await {
+                Ok(mut healer) => Box::pin(healer.answer(*asked, &mut asks)).await,
+                Err(source) => {
+                    let error = SourceError::State { tenant: self.context.tenant.clone(), source };
+                    let _ = asked.answer.send(Err(error.into()));
+                }
+            }
+        }
+    }
+}
+
+/// Fills gaps of one tenant.
+struct Healer {
+    context: FetchContext,
+    graph: GraphClient,
+    content_types: Vec<ContentType>,
+    server: ServerTime,
+    settings: HealSettings,
+    stored: StoredHeal,
+    working: Working,
+}
+
+impl Healer {
+    /// Reads what an earlier run left.
+    async fn load(&mut self) -> Result<(), StateError> {
+        let key = self.keys().heal();
+        if let Some((bytes, _)) = self.context.store.load(&key).await? {
+            self.stored = format::decode(&key, &bytes)?;
+        }
+        self.graph.set_version(if self.stored.beta { GraphVersion::Beta } else { GraphVersion::V1 });
+        Ok(())
+    }
+
+    fn keys(&self) -> Keys {
+        Keys::of(&self.context.tenant)
+    }
+
+    async fn save(&mut self) -> Result<(), StateError> {
+        self.stored.beta = self.graph.version() == GraphVersion::Beta;
+        let change = Change { heal: Some(Box::new(self.stored.clone())), ..Change::default() };
+        self.context.ledger.commit(change).await
+    }
+
+    /// Answers questions and fills gaps until the source stops.
+    async fn serve(mut self: Box<Self>, desk: Option<Desk>) {
+        if self.settings.gaps {
+            self.context.healed.turn_on();
+            if let Some(cloud) = &self.settings.without_search {
+                let error = HealError::Cloud(cloud.clone());
+                tracing::warn!(source = %self.context.source, tenant = %self.context.tenant, "{}: {error} (hint: {})", error.slug(), error.hint());
+            }
+        }
+        let fills = self.settings.gaps && self.settings.without_search.is_none();
+        let mut asks = match desk.map(Desk::into_asked) {
+            Some(asks) => asks,
+            None if fills => mpsc::channel(1).1,
+            None => return,
+        };
+        let mut closed = false;
+        let mut looks = 0;
+        let stop = self.context.stop.clone();
+        while !stop.is_cancelled() {
+            let pause = if fills { Box::pin(self.turn(&mut looks)).await } else { Ok(None) };
+            let pause = match pause {
+                Ok(pause) => pause,
+                Err(Stop::Asked) => return,
+                Err(Stop::State(error)) => return self.ends(&error),
+            };
+            let clock = self.context.clock.clone();
+            tokio::select! {
+                asked = asks.recv(), if !closed => match asked {
+                    Some(asked) => Box::pin(self.answer(*asked, &mut asks)).await,
+                    None => closed = true,
+                },
+                () = async { match pause {
+                    Some(pause) => clock.sleep(pause).await,
+                    None => std::future::pending().await,
+                } } => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn ends(&self, error: &StateError) {
+        // The feed's own commit says what is wrong with the state, and ends the source.
+        tracing::error!(source = %self.context.source, tenant = %self.context.tenant, "healing ends: {error}");
+    }
+
+    /// One step at the gaps; how long to wait for the next.
+    async fn turn(&mut self, looks: &mut u32) -> Result<Option<Duration>, Stop> {
+        let stop = self.context.stop.clone();
+        if self.stored.gaps.is_none() && !self.plan_gaps().await? {
+            *looks += 1;
+            return Ok(Some(LOOK_FOR_GAPS.after(*looks)));
+        }
+        *looks = 0;
+        Ok(Some(match self.step(Slot::Gaps, &stop).await? {
+            Step::Again => Duration::ZERO,
+            Step::Pause(pause) => pause,
+            Step::DayIsOver(until) => wait_until(until, self.server.for_requests()),
+            Step::Denied(error) => {
+                self.warn(&error.to_string(), error.slug(), &error.hint());
+                work::DENIED_PAUSE
+            }
+            Step::Finished => {
+                self.finish_gaps().await?;
+                Duration::ZERO
+            }
+        }))
+    }
+
+    fn warn(&self, what: &str, slug: &str, hint: &str) {
+        let tenant = self.context.tenant.to_string();
+        ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => tenant, "kind" => slug.to_owned()).increment(1);
+        tracing::warn!(source = %self.context.source, tenant = %self.context.tenant, "{slug}: {what} (hint: {hint})");
+    }
+
+    /// Whether there are gaps to fill; they are in the state then.
+    async fn plan_gaps(&mut self) -> Result<bool, Stop> {
+        let Some(now) = self.server.trusted() else { return Ok(false) };
+        if self.stored.again_at.is_some_and(|again| now < again) {
+            return Ok(false);
+        }
+        let streams = match known::streams(&*self.context.store, &self.keys(), &self.content_types).await {
+            Ok(streams) => streams,
+            // It is looked for again soon.
+            Err(StateError::Unavailable(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(job) = plan::for_gaps(&streams, &self.stored, now, salt()) else { return Ok(false) };
+        tracing::info!(
+            source = %self.context.source, tenant = %self.context.tenant, from = %job.from, to = %job.to,
+            searches = job.windows.len(), "gaps are filled through Microsoft Graph"
+        );
+        self.stored.gaps = Some(job);
+        self.save().await?;
+        Ok(true)
+    }
+
+    /// Says what is filled, and notes what was left.
+    async fn finish_gaps(&mut self) -> Result<(), Stop> {
+        let Some(job) = self.stored.gaps.clone() else { return Ok(()) };
+        let now = self.server.for_requests();
+        for (name, all) in &job.types {
+            let Ok(content_type) = name.parse::<ContentType>() else { continue };
+            for wanted in all {
+                let left = job.left.iter().map(|left| Window { start: left.from, end: left.to });
+                for part in plan::filled(wanted, left) {
+                    self.declare_healed(content_type, part, &wanted.reason, &job, now).await?;
+                }
+            }
+        }
+        self.stored.left = job.left.iter().map(|left| format!("{} to {}: {}", left.from, left.to, left.why)).collect();
+        self.stored.again_at = None;
+        if !job.left.is_empty() {
+            self.stored.again_at = now.saturating_add(AGAIN_AFTER).ok();
+            self.warn(
+                &format!(
+                    "{} of {} searches could not be believed or did not end; what they are of stays a gap: {}",
+                    job.left.len(),
+                    job.left.len() + job.done.len(),
+                    self.stored.left.join("; ")
+                ),
+                "heal-incomplete",
+                "none needed: they are made again in six hours; `m365-audit heal` makes them now",
+            );
+        }
+        self.stored.gaps = None;
+        self.save().await?;
+        Ok(())
+    }
+
+    /// Answers a question; refuses others meanwhile.
+    async fn answer(&mut self, asked: Asked, asks: &mut mpsc::Receiver<Box<Asked>>) {
+        let Asked { ask, begun, stop, answer } = asked;
+        let mut work = Box::pin(self.fill(&ask, begun, &stop));
+        let result = loop {
+            tokio::select! {
+                result = &mut work => break result,
+                Some(other) = asks.recv() => {
+                    let _ = other.answer.send(Err(HealError::Busy));
+                }
+            }
+        };
+        drop(work);
+        let _ = answer.send(result);
+    }
+
+    /// Fills the range that was asked for.
+    async fn fill(
+        &mut self,
+        ask: &Ask,
+        begun: oneshot::Sender<Arc<Progress>>,
+        stop: &CancellationToken,
+    ) -> Result<Ended, HealError> {
+        if let Some(cloud) = &self.settings.without_search {
+            return Err(HealError::Cloud(cloud.clone()));
+        }
+        let tenant = self.context.tenant.clone();
+        let state = |source| HealError::from(SourceError::State { tenant: tenant.clone(), source });
+        let now = self.server.for_requests();
+        let (keys, store) = (self.keys(), self.context.store.clone());
+        let streams = known::streams(&*store, &keys, &self.content_types).await.map_err(state)?;
+        let mut reach = None;
+        if self.context.keeps_receipts && !ask.again {
+            reach = known::by_receipts(&store, &keys, &Default::default()).await.map_err(state)?.1;
+        }
+        let job = plan::for_range(&streams, ask, reach, &self.stored, now, salt())?;
+        if ask.dry_run {
+            let notes =
+                self.unfinished(ask).map(|_| "a part of it was filled already; only the rest is searched".into());
+            let windows = self.unfinished(ask).map_or(job.windows.len(), |known| known.windows.len());
+            let left = (work::SUBMISSIONS_MAX.saturating_sub(self.submitted(now).len())) as u64;
+            let would_take = Some((windows as u64, left));
+            return Ok(Ended { would_take, notes: notes.into_iter().collect(), ..Ended::default() });
+        }
+        if self.unfinished(ask).is_none() {
+            self.stored.asked = Some(job);
+            self.save().await.map_err(state)?;
+        }
+        self.working.begin(self.stored.asked.as_ref());
+        let _ = begun.send(self.working.progress.clone());
+        let stop_both = self.context.stop.child_token();
+        let _stops = stop_with(stop, &stop_both);
+        self.context.healed.turned_on().await;
+        let ended = self.fill_to_the_end(&stop_both).await;
+        self.working.progress = Arc::default();
+        ended
+    }
+
+    /// The stored range, if it is the one asked for and not done.
+    fn unfinished(&self, ask: &Ask) -> Option<&crate::checkpoint::heal::StoredJob> {
+        self.stored.asked.as_ref().filter(|known| {
+            let same_types =
+                ask.content_types.is_empty() || ask.content_types.iter().all(|t| known.types.contains_key(t));
+            let same_end = ask.to.is_none_or(|to| crate::plan::floor_to_second(to) == known.to);
+            let same_begin = crate::plan::floor_to_second(ask.from) == known.from;
+            same_begin && same_end && same_types && known.again == ask.again
+        })
+    }
+
+    async fn fill_to_the_end(&mut self, stop: &CancellationToken) -> Result<Ended, HealError> {
+        let tenant = self.context.tenant.clone();
+        let mut ended = Ended::default();
+        loop {
+            let step = match self.step(Slot::Asked, stop).await {
+                Ok(step) => step,
+                Err(Stop::Asked) => {
+                    ended.interrupted = true;
+                    break;
+                }
+                Err(Stop::State(source)) => return Err(SourceError::State { tenant, source }.into()),
+            };
+            let pause = match step {
+                Step::Again => continue,
+                Step::Pause(pause) => pause,
+                Step::Denied(error) => return Err(error.into()),
+                Step::Finished => break,
+                Step::DayIsOver(until) => {
+                    ended.notes.push(format!(
+                        "the {} searches that a tenant may submit in 24 hours are used up; the same command goes on from {until}",
+                        work::SUBMISSIONS_MAX
+                    ));
+                    ended.interrupted = true;
+                    break;
+                }
+            };
+            tokio::select! {
+                () = self.context.clock.sleep(pause) => {}
+                () = stop.cancelled() => {
+                    ended.interrupted = true;
+                    break;
+                }
+            }
+        }
+        ended.progress = self.working.progress.snapshot();
+        if !ended.interrupted {
+            let finished = self.finish_range().await;
+            ended.left = finished.map_err(|stop| match stop {
+                Stop::State(source) => HealError::from(SourceError::State { tenant, source }),
+                Stop::Asked => HealError::SourceEnded,
+            })?;
+        }
+        Ok(ended)
+    }
+
+    /// Says which gaps the range has filled; what was left, in words. That stays to be asked for again.
+    async fn finish_range(&mut self) -> Result<Vec<String>, Stop> {
+        let Some(mut job) = self.stored.asked.clone() else { return Ok(Vec::new()) };
+        let now = self.server.for_requests();
+        let streams = known::streams(&*self.context.store, &self.keys(), &self.content_types).await?;
+        let left: Vec<Window> = job.left.iter().map(|left| Window { start: left.from, end: left.to }).collect();
+        for stream in streams.iter().filter(|stream| job.types.contains_key(stream.content_type.as_str())) {
+            let ranges =
+                crate::checkpoint::heal::without(vec![Window { start: job.from, end: job.to }], left.iter().copied());
+            let filled: Vec<Window> =
+                ranges.into_iter().filter_map(|range| plan::filled_by_range(stream, range)).collect();
+            let gaps = stream.position.iter().flat_map(|position| position.gaps.clone());
+            for gap in gaps {
+                for part in filled.iter().filter_map(|filled| overlap(*filled, gap.from, gap.to)) {
+                    for part in self.stored.open_parts(stream.content_type, part) {
+                        self.declare_healed(stream.content_type, part, &gap.reason, &job, now).await?;
+                    }
+                }
+            }
+        }
+        let words = job.left.iter().map(|left| format!("{} to {}: {}", left.from, left.to, left.why)).collect();
+        job.windows = left.into_iter().map(crate::checkpoint::heal::StoredWindow::new).collect();
+        job.left.clear();
+        self.stored.asked = Some(job).filter(|job| !job.windows.is_empty());
+        self.save().await?;
+        Ok(words)
+    }
+}
+
+fn overlap(window: Window, from: Timestamp, to: Timestamp) -> Option<Window> {
+    let part = Window { start: window.start.max(from), end: window.end.min(to) };
+    (part.start < part.end).then_some(part)
+}
+
+fn salt() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+fn wait_until(until: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(until.duration_since(now)).unwrap_or_default().max(Duration::from_secs(1))
+}
+
+/// Cancels `both` when `one` is, as long as what is returned lives.
+fn stop_with(one: &CancellationToken, both: &CancellationToken) -> tokio_util::task::AbortOnDropHandle<()> {
+    let (one, both) = (one.clone(), both.clone());
+    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+        one.cancelled().await;
+        both.cancel();
+    }))
+}
+
+/// A healer at work beside the loop. Dropping it ends it at once.
+pub(super) struct AtWork(Option<tokio_util::task::AbortOnDropHandle<()>>);
+
+impl AtWork {
+    /// Begins, if there is anything to do: gaps to fill or questions to answer.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub(super) async fn begin(parts: &mut TenantParts, context: &FetchContext) -> Result<Self, StateError> {
+        let desk = parts.heal_desk.take();
+        if parts.once || desk.is_none() && !parts.heal.gaps {
+            return Ok(Self(None));
+        }
+        let seed = Box::new(Seed::of(parts, context));
+        // A healer at work takes some kilobytes, which a tenant that has nothing to heal is not to hold.
+        let work: futures_util::future::BoxFuture<'static, ()> = match desk {
+            Some(desk) if !parts.heal.gaps => Box::pin(seed.wait(desk)),
+            desk => Box::pin(seed.healer().await?.serve(desk)),
+        };
+        let work = tracing::Instrument::in_current_span(work);
+        Ok(Self(Some(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work)))))
+    }
+
+    /// Waits for what is being delivered, for a while.
+    pub(super) async fn ended(self) {
+        if let Some(task) = self.0 {
+            let _ = tokio::time::timeout(STOP_GRACE, task).await;
+        }
+    }
+}
+
+/// One range without the loop, in a process of its own.
+///
+/// # Errors
+/// As at a desk, and when the state cannot be opened or Microsoft cannot be asked.
+pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, HealError> {
+    let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
+    // Like a single pass: what is wrong is said, not waited for.
+    let parts = TenantParts { once: true, ..parts };
+    let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else {
+        return Err(HealError::SourceEnded);
+    };
+    let (Opened { ledger, handle, tenant, events, healed, .. }, hold) = *opened;
+    parts.server.reset(ServerClock::not_before(tenant.server_time));
+    let writer = tokio::spawn(ledger.run());
+    let result = {
+        let context = FetchContext::new(&parts, &board, handle, (events, healed), hold, &CancellationToken::new());
+        let Asked { ask, begun, stop, .. } = asked;
+        let seed = Seed::of(&parts, &context);
+        match seed.healer().await {
+            Ok(mut healer) => {
+                drop((context, seed));
+                // Tells Microsoft's time, by which hours of receipts end.
+                if parts.api.list_subscriptions().await.is_err() {
+                    tracing::debug!("the feed does not tell the time");
+                }
+                healer.fill(&ask, begun, &stop).await
+            }
+            Err(source) => Err(SourceError::State { tenant: parts.tenant.clone(), source }.into()),
+        }
+    };
+    // Every handle is gone: the writer ends when it has written what it was given.
+    match writer.await {
+        Ok(Err(source)) => return Err(SourceError::State { tenant: parts.tenant, source }.into()),
+        Ok(Ok(())) => {}
+        Err(error) => return Err(SourceError::Internal(error.to_string()).into()),
+    }
+    result
+}

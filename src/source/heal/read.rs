@@ -1,0 +1,308 @@
+//! Reads the records of one search that has succeeded, until two readings agree, and delivers what they hold together.
+//!
+//! The first reading only takes note of what there is. What of it was delivered before is looked up in the receipts; the
+//! further readings deliver the rest, page by page. So of a window no more than the keys of its records is in memory.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio_util::sync::CancellationToken;
+
+use super::super::backfill::{Failed, settle};
+use super::super::context::FetchContext;
+use super::super::desk::{Backfilling, Progress as Counted};
+use super::desk::Progress;
+use super::judge::{self, Found};
+use super::known;
+use super::record::{Fate, Record};
+use crate::api::{GraphClient, GraphError, GraphQuery};
+use crate::checkpoint::format::Keys;
+use crate::checkpoint::heal::StoredJob;
+use crate::checkpoint::key::Key;
+use crate::host::StateError;
+use crate::model::{BlobRef, ContentType, Timestamp, Window};
+use crate::normalise::GRAPH_CONTENT;
+
+/// Readings of one search at most.
+const READINGS_MAX: u32 = 8;
+/// Pages of one reading at most.
+const PAGES_MAX: u32 = 20_000;
+/// Events are delivered when there are so many bytes of them.
+const BODY_BYTES: usize = 512 * 1024;
+/// What stands for the blob of events of Graph, whichever search brought them: one without an identity is told from
+/// another by its bytes alone.
+const CONTENT: &str = "graph:records";
+
+/// What reading came to.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    /// What the readings found together.
+    pub found: Found,
+    /// How often it was read.
+    pub readings: u32,
+    /// Two readings agreed, and all that they hold is delivered.
+    pub agreed: bool,
+    /// Events delivered now, by content type.
+    pub events: HashMap<ContentType, u64>,
+    /// Why it was cut, where the window is too short for halves.
+    pub is_cut: Option<String>,
+    /// Why it is to be searched again in halves, and how many records lie in the first and the second half; `None` where
+    /// that says nothing.
+    pub halve: Option<(String, Option<(u64, u64)>)>,
+}
+
+/// Why reading did not come to its end.
+pub(super) enum Trouble {
+    Stopped,
+    State(StateError),
+    Graph(GraphError),
+    /// Something else, in words.
+    Other(String),
+}
+
+impl From<GraphError> for Trouble {
+    fn from(error: GraphError) -> Self {
+        Self::Graph(error)
+    }
+}
+
+impl From<StateError> for Trouble {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Unavailable(why) => Self::Other(format!("the state cannot be read now: {why}")),
+            error => Self::State(error),
+        }
+    }
+}
+
+/// What is known of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// Found, and not looked up.
+    New(Option<Key>),
+    /// To be delivered.
+    Due,
+    /// Delivered, known, or not wanted.
+    Done,
+}
+
+/// What reading needs of its surroundings.
+pub(super) struct Reader<'a> {
+    pub context: &'a FetchContext,
+    pub graph: &'a GraphClient,
+    pub job: &'a StoredJob,
+    pub content_types: &'a [ContentType],
+    pub progress: &'a Arc<Progress>,
+    pub stop: &'a CancellationToken,
+    /// Microsoft's now.
+    pub now: Timestamp,
+}
+
+/// A search that is being read.
+pub(super) struct Reading<'a> {
+    of: Reader<'a>,
+    window: Window,
+    records: HashMap<u128, Seen>,
+    /// From when on it is known what was delivered.
+    reach: Option<Timestamp>,
+    read: Read,
+    first_half: u64,
+    bodies: HashMap<ContentType, (Vec<u8>, Vec<u128>)>,
+}
+
+impl<'a> Reading<'a> {
+    pub(super) fn new(of: Reader<'a>, window: Window) -> Self {
+        Self {
+            of,
+            window,
+            records: HashMap::new(),
+            reach: None,
+            read: Read::default(),
+            first_half: 0,
+            bodies: HashMap::new(),
+        }
+    }
+
+    /// Reads a search. `others` are the numbers of records of the job's other windows, `expected` what a whole had said of
+    /// this half.
+    pub(super) async fn run(
+        mut self,
+        query: &GraphQuery,
+        others: &[u64],
+        expected: Option<u64>,
+    ) -> Result<Read, Trouble> {
+        let mut fingerprints: Vec<(u64, u128)> = Vec::new();
+        while self.read.readings < READINGS_MAX {
+            let fingerprint = self.read_once(&query.id).await?;
+            self.read.readings += 1;
+            if self.read.readings == 1 && self.must_halve(query, others, expected) {
+                return Ok(self.read);
+            }
+            self.look_up().await?;
+            let is_whole = fingerprint.0 == self.records.len() as u64;
+            self.read.agreed = is_whole && fingerprints.contains(&fingerprint);
+            fingerprints.push(fingerprint);
+            let is_delivered = self.records.values().all(|seen| *seen == Seen::Done);
+            if self.read.agreed && is_delivered {
+                break;
+            }
+            self.read.agreed = false;
+        }
+        Ok(self.read)
+    }
+
+    /// Whether the window is to be searched in halves instead.
+    fn must_halve(&mut self, query: &GraphQuery, others: &[u64], expected: Option<u64>) -> bool {
+        let span = self.window.end.duration_since(self.window.start);
+        let found = self.read.found;
+        let halves = (self.first_half, found.count.saturating_sub(self.first_half));
+        self.read.halve = match judge::is_cut(query, &found) {
+            Some(why) if span > judge::CUT_MIN => Some((why, None)),
+            Some(why) => {
+                self.read.is_cut = Some(why);
+                None
+            }
+            None => judge::is_doubted(self.window, query, &found, others, expected).map(|why| (why, Some(halves))),
+        };
+        self.read.halve.is_some()
+    }
+
+    /// One reading, all pages; how many different records it has, and what tells them from others.
+    async fn read_once(&mut self, id: &str) -> Result<(u64, u128), Trouble> {
+        let middle = self.window.start + self.window.end.duration_since(self.window.start) / 2;
+        let mut seen: HashSet<u128> = HashSet::new();
+        let mut visited = HashSet::new();
+        let mut link = None;
+        for _ in 0..PAGES_MAX {
+            let page = tokio::select! {
+                page = self.of.graph.records(id, link.as_ref()) => page?,
+                () = self.of.stop.cancelled() => return Err(Trouble::Stopped),
+            };
+            self.read.found.is_cut |= page.is_cut;
+            for bytes in &page.records {
+                let record = Record::of(bytes);
+                if !seen.insert(record.id) {
+                    continue;
+                }
+                let is_new = !self.records.contains_key(&record.id);
+                let state = *self.records.entry(record.id).or_insert(Seen::New(record.twin));
+                if is_new {
+                    self.note(&record, middle);
+                }
+                if state == Seen::Due {
+                    self.collect(record).await?;
+                }
+            }
+            if seen.len() as u64 > judge::RECORDS_MAX {
+                break;
+            }
+            match page.next {
+                None => break,
+                Some(next) if visited.insert(next.clone()) => link = Some(next),
+                Some(_) => return Err(Trouble::Other("a page names one that was read as the next".into())),
+            }
+        }
+        self.deliver_all().await?;
+        let fingerprint = seen.iter().fold(0_u128, |sum, id| sum.wrapping_add(*id));
+        Ok((seen.len() as u64, fingerprint))
+    }
+
+    fn note(&mut self, record: &Record, middle: Timestamp) {
+        self.read.found.count += 1;
+        if !record.is_event {
+            tracing::warn!(
+                tenant = %self.of.context.tenant,
+                "a record of Microsoft Graph holds no event that can be read; it is delivered as it is"
+            );
+        }
+        self.of.progress.records.fetch_add(1, Ordering::Relaxed);
+        if let Some(time) = record.time {
+            self.read.found.note(time);
+            self.first_half += u64::from(time < middle);
+        }
+    }
+
+    /// Looks up which of the new records were delivered before. From the moment the receipts are read on, the feed tells
+    /// what it brings of them.
+    async fn look_up(&mut self) -> Result<(), Trouble> {
+        let new: HashSet<u128> =
+            self.records.iter().filter(|(_, seen)| matches!(seen, Seen::New(_))).map(|(id, _)| *id).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let twins = self.records.values().filter_map(|seen| match seen {
+            Seen::New(twin) => *twin,
+            Seen::Due | Seen::Done => None,
+        });
+        let context = self.of.context;
+        context.healed.watch_for(twins.collect::<Vec<_>>());
+        let mut known = HashSet::new();
+        if context.keeps_receipts && !self.of.job.again {
+            let keys = Keys::of(&context.tenant);
+            let (found, reach) = known::by_receipts(&context.store, &keys, &new).await?;
+            (known, self.reach) = (found, reach);
+        }
+        self.of.progress.known.fetch_add(known.len() as u64, Ordering::Relaxed);
+        for id in new {
+            self.records.insert(id, if known.contains(&id) { Seen::Done } else { Seen::Due });
+        }
+        Ok(())
+    }
+
+    /// Takes a record that is to be delivered.
+    async fn collect(&mut self, record: Record) -> Result<(), Trouble> {
+        let Fate::Deliver(content_type) = record.fate(self.of.job, self.of.content_types, self.reach) else {
+            self.records.insert(record.id, Seen::Done);
+            return Ok(());
+        };
+        let (body, ids) = self.bodies.entry(content_type).or_default();
+        body.push(if body.is_empty() { b'[' } else { b',' });
+        body.extend_from_slice(&record.event);
+        ids.push(record.id);
+        if body.len() >= BODY_BYTES { self.deliver(content_type).await } else { Ok(()) }
+    }
+
+    async fn deliver_all(&mut self) -> Result<(), Trouble> {
+        for content_type in self.bodies.keys().copied().collect::<Vec<_>>() {
+            self.deliver(content_type).await?;
+        }
+        Ok(())
+    }
+
+    /// Delivers what was collected of a content type, as a blob of the feed is.
+    async fn deliver(&mut self, content_type: ContentType) -> Result<(), Trouble> {
+        let Some((mut body, ids)) = self.bodies.remove(&content_type) else { return Ok(()) };
+        body.push(b']');
+        let counted = Arc::new(Counted::default());
+        let again: Option<Arc<str>> = self.of.job.again.then(|| self.of.job.salt.as_str().into());
+        let context = FetchContext {
+            stop: self.of.stop.clone(),
+            backfill: Some(Backfilling { progress: counted.clone(), again, healed: Some(body.into()) }),
+            ..self.of.context.clone()
+        };
+        debug_assert!(CONTENT.starts_with(GRAPH_CONTENT));
+        let blob = BlobRef {
+            content_type,
+            id: CONTENT.into(),
+            uri: "".into(),
+            // When it became available to us: what waits for data loss prevention waits from here on.
+            created: self.of.now,
+            expires: Timestamp::MAX,
+        };
+        match settle(context, blob).await {
+            Ok(()) => {}
+            Err(Failed::Stopped) => return Err(Trouble::Stopped),
+            Err(Failed::State(error)) => return Err(Trouble::State(error)),
+            Err(Failed::Left(why)) => return Err(Trouble::Other(why)),
+        }
+        let (events, repeated) = (counted.events.load(Ordering::Relaxed), counted.duplicates.load(Ordering::Relaxed));
+        *self.read.events.entry(content_type).or_default() += events;
+        self.of.progress.events.fetch_add(events, Ordering::Relaxed);
+        self.of.progress.known.fetch_add(repeated, Ordering::Relaxed);
+        for id in ids {
+            self.records.insert(id, Seen::Done);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! A record of Microsoft Graph as an event of the feed: the same unwrapping and restoring as `normalize` uses.
+
+use bytes::Bytes;
+
+use super::super::twin::twin_from;
+use crate::checkpoint::heal::{StoredJob, Wanted};
+use crate::checkpoint::key::Key;
+use crate::exports::restore::restore;
+use crate::exports::unwrap::{Inside, unwrap};
+use crate::model::{ContentType, Timestamp};
+use crate::normalise::{CanonicalKey, Event, canonical_key};
+use crate::reconcile::content_type;
+
+/// What a record of Graph is.
+pub(super) struct Record {
+    /// The event in the feed's form; the record itself where no event can be read in it.
+    pub event: Bytes,
+    /// Tells it from others: its canonical key, else a hash of it.
+    pub id: u128,
+    /// Its canonical key.
+    pub canonical: Option<CanonicalKey>,
+    /// The same as the gate has it.
+    pub twin: Option<Key>,
+    /// When it happened.
+    pub time: Option<Timestamp>,
+    /// The content type that brings it, where that is sure, and the likely one.
+    content_type: (Option<ContentType>, ContentType),
+    /// Whether an event was found in it.
+    pub is_event: bool,
+}
+
+/// What is to be done with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is of a stream that is filled.
+    Deliver(ContentType),
+    /// It is of a content type that is not filled, or of a time outside of what is.
+    NotWanted,
+    /// It lies before the gap, and nobody knows whether it was delivered.
+    NotKnown,
+}
+
+impl Record {
+    /// Reads a record.
+    pub(super) fn of(bytes: &Bytes) -> Self {
+        let mut inside = Vec::with_capacity(1);
+        unwrap(bytes, false, &mut inside);
+        let found = match inside.as_slice() {
+            [Inside::Event(found)] => restore(&found.event, &found.outer, found.dialect).ok(),
+            _ => None,
+        };
+        let (event, is_event) = match found {
+            Some(restored) => (restored.event, true),
+            None => (bytes.clone(), false),
+        };
+        let hash = || {
+            let mut first = [0; 16];
+            first.copy_from_slice(&blake3::hash(&event).as_bytes()[..16]);
+            u128::from_be_bytes(first)
+        };
+        let Ok(parsed) = Event::parse(&event) else {
+            let content_type = (None, ContentType::General);
+            return Self { id: hash(), canonical: None, twin: None, time: None, content_type, is_event: false, event };
+        };
+        let canonical = canonical_key(&parsed);
+        let workload = parsed.workload();
+        let record_type = parsed.record_type();
+        Self {
+            id: canonical.map_or_else(hash, |key| u128::from_be_bytes(*key.as_bytes())),
+            twin: canonical.map(|key| twin_from(key, &parsed)),
+            canonical,
+            time: parsed.time(),
+            content_type: (content_type::of(record_type, &workload), content_type::likely(record_type, &workload)),
+            is_event,
+            event: event.clone(),
+        }
+    }
+
+    /// What is to be done with it. `read` are the content types of the source; `reach` is from when on it is known what was
+    /// delivered.
+    pub(super) fn fate(&self, job: &StoredJob, read: &[ContentType], reach: Option<Timestamp>) -> Fate {
+        let of = |content_type: ContentType| job.types.get(content_type.as_str());
+        let (sure, likely) = self.content_type;
+        let content_type = match sure {
+            Some(sure) => sure,
+            None if of(likely).is_some() => likely,
+            // Whose it is is not sure: where all are filled, or it is known what was delivered, it is some stream's.
+            None => {
+                let all = read.iter().all(|content_type| of(*content_type).is_some());
+                let known = self.time.zip(reach).is_some_and(|(time, reach)| reach <= time);
+                let first = read.iter().copied().find(|content_type| of(*content_type).is_some());
+                match first.filter(|_| all || known && self.canonical.is_some()) {
+                    Some(first) => first,
+                    None => return Fate::NotWanted,
+                }
+            }
+        };
+        let Some(spans) = of(content_type) else { return Fate::NotWanted };
+        let Some(time) = self.time else { return Fate::Deliver(content_type) };
+        let is_in = |wanted: &Wanted| wanted.from <= time && time < wanted.to;
+        if spans.iter().any(is_in) {
+            return Fate::Deliver(content_type);
+        }
+        if !spans.iter().any(|wanted| wanted.lead <= time && time < wanted.from) {
+            return Fate::NotWanted;
+        }
+        let is_known = self.canonical.is_some() && reach.is_some_and(|reach| reach <= time);
+        if is_known || job.again { Fate::Deliver(content_type) } else { Fate::NotKnown }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn record(id: &str, time: &str, record_type: i64, workload: &str) -> Record {
+        let record = format!(
+            r##"{{"@odata.type":"#microsoft.graph.security.auditLogRecord","id":"{id}","createdDateTime":"{time}Z","auditLogRecordType":"exchangeAdmin","operation":"o","userId":"u","auditData":{{"@odata.type":"#x","Id":"{id}","RecordType":{record_type},"CreationTime":"{time}Z","Operation":"o","Workload":"{workload}","Parameters@odata.type":"#c","Parameters":[{{"Name":"a","Value":"b"}}]}}}}"##
+        );
+        Record::of(&Bytes::from(record))
+    }
+
+    fn job(types: &[&str]) -> StoredJob {
+        let at = |text: &str| text.parse().unwrap();
+        let wanted = Wanted {
+            lead: at("2026-05-01T00:00:00Z"),
+            from: at("2026-05-04T00:00:00Z"),
+            to: at("2026-05-10T00:00:00Z"),
+            reason: String::new(),
+        };
+        let types: BTreeMap<_, _> = types.iter().map(|name| ((*name).to_owned(), vec![wanted.clone()])).collect();
+        let (from, to) = (wanted.lead, wanted.to);
+        StoredJob {
+            from,
+            to,
+            types,
+            again: false,
+            salt: "s".into(),
+            started: to,
+            windows: vec![],
+            done: vec![],
+            left: vec![],
+        }
+    }
+
+    #[test]
+    fn a_record_is_the_event_of_the_feed_again() {
+        let record = record("a", "2026-05-05T10:00:00", 1, "Exchange");
+        assert_eq!(
+            std::str::from_utf8(&record.event).unwrap(),
+            r#"{"Id":"a","RecordType":1,"CreationTime":"2026-05-05T10:00:00","Operation":"o","Workload":"Exchange","Parameters":[{"Name":"a","Value":"b"}]}"#
+        );
+        let feed = br#"{"Operation":"o","Id":"A","RecordType":1,"CreationTime":"2026-05-05T10:00:00.0000000Z"}"#;
+        assert_eq!(super::super::super::twin::twin_of(&Event::parse(feed).unwrap()), record.twin);
+        assert!(record.is_event && record.twin.is_some());
+    }
+
+    #[test]
+    fn what_is_delivered_depends_on_stream_time_and_what_is_known() {
+        use ContentType::*;
+        let (exchange, every) = (job(&["Audit.Exchange"]), job(&["Audit.Exchange", "Audit.General"]));
+        let read = [Exchange, General];
+        let at = |text: &str| Some(text.parse().unwrap());
+        let early = at("2026-01-01T00:00:00Z");
+        for (time, record_type, workload, job, reach, expected) in [
+            ("2026-05-05T10:00:00", 1, "Exchange", &exchange, None, Fate::Deliver(Exchange)),
+            ("2026-05-05T10:00:00", 25, "MicrosoftTeams", &exchange, None, Fate::NotWanted),
+            ("2026-05-05T10:00:00", 8, "AzureActiveDirectory", &every, None, Fate::NotWanted),
+            ("2026-05-10T00:00:00", 1, "Exchange", &exchange, early, Fate::NotWanted),
+            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, None, Fate::NotKnown),
+            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, at("2026-05-03T00:00:00Z"), Fate::NotKnown),
+            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, early, Fate::Deliver(Exchange)),
+            // Whose it is is not sure.
+            ("2026-05-05T10:00:00", 9999, "Novelty", &every, None, Fate::Deliver(General)),
+            ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, None, Fate::NotWanted),
+            ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, early, Fate::Deliver(Exchange)),
+            ("2026-05-05T10:00:00", 154, "Exchange", &exchange, None, Fate::Deliver(Exchange)),
+        ] {
+            let record = record("a", time, record_type, workload);
+            assert_eq!(record.fate(job, &read, reach), expected, "{time} {record_type} {workload} {reach:?}");
+        }
+    }
+
+    #[test]
+    fn what_holds_no_event_is_kept_as_it_is() {
+        for odd in [r#"{"id":"a"}"#, r#"{"value":1}"#, "[1,2]", "\"text\""] {
+            let record = Record::of(&Bytes::copy_from_slice(odd.as_bytes()));
+            assert!(!record.is_event && record.event[..] == *odd.as_bytes() || odd.contains("id"), "{odd}");
+        }
+    }
+}
