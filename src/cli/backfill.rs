@@ -28,8 +28,6 @@ use crate::source::backfill::{Ask, Asked, Ended, Snapshot};
 
 /// Shown this often on a terminal.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
-/// And elsewhere, a line each.
-const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Speed is shown over this time.
 const SPEED_OVER: Duration = Duration::from_secs(60);
 /// A sink gets this long at the end to write what it has.
@@ -259,13 +257,12 @@ fn tell(source: &str, ask: &Ask, ended: &Ended, out: &mut dyn Write) -> std::io:
     Ok(if ended.interrupted || !ended.left.is_empty() || !ended.gone.is_empty() { Exit::Left } else { Exit::Done })
 }
 
-/// A progress bar on a terminal, lines elsewhere; both on standard error.
+/// A progress bar on a terminal, nothing elsewhere. It has more to say than [`Progress`](super::progress::Progress): the
+/// quota, and a rate over the last minute.
 struct Show {
-    source: String,
     bar: Option<ProgressBar>,
     clock: Arc<dyn Clock>,
     begun: Duration,
-    line_at: Duration,
     first: Option<u64>,
     seen: VecDeque<(Duration, Snapshot)>,
 }
@@ -280,10 +277,11 @@ impl Show {
             bar
         });
         let begun = clock.monotonic();
-        Self { source: source.to_owned(), bar, clock, begun, line_at: begun, first: None, seen: VecDeque::new() }
+        Self { bar, clock, begun, first: None, seen: VecDeque::new() }
     }
 
     fn draw(&mut self, now: &Snapshot) {
+        let Some(bar) = &self.bar else { return };
         let at = self.clock.monotonic();
         while self.seen.front().is_some_and(|(seen, _)| *seen + SPEED_OVER < at) {
             self.seen.pop_front();
@@ -291,23 +289,12 @@ impl Show {
         self.seen.push_back((at, now.clone()));
         let first = *self.first.get_or_insert(now.read_secs);
         let text = words(now, self.seen.front(), at, self.begun, first);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_length(now.span_secs.max(1));
-                bar.set_position(now.read_secs);
-                bar.set_message(text);
-            }
-            None if at >= self.line_at => {
-                self.line_at = at + LINE_EVERY;
-                let percent = now.read_secs * 100 / now.span_secs.max(1);
-                let _ = writeln!(std::io::stderr(), "{}: {percent} %, {text}", self.source);
-            }
-            None => {}
-        }
+        bar.set_length(now.span_secs.max(1));
+        bar.set_position(now.read_secs);
+        bar.set_message(text);
     }
 
     fn end(&mut self, last: &Snapshot) {
-        self.line_at = Duration::ZERO;
         self.draw(last);
         if let Some(bar) = &self.bar {
             bar.abandon();

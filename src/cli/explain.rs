@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 
 use super::normalize::{MeaningArgs, ReadingArgs};
+use super::progress::{Progress, Unit};
 use super::reading::{Ended, Messages, NormalizeError, Tally};
 use crate::exports::input::{Input, Stop};
 use crate::exports::pipeline::{self, Item, Make, ReadEvent};
@@ -35,8 +36,12 @@ pub struct ExplainArgs {
 /// # Errors
 /// The rules or the mask cannot be used, or standard output cannot be written.
 pub fn run(args: &ExplainArgs) -> Result<Tally, NormalizeError> {
+    let progress = Progress::beside_output(Unit::Bytes);
     let out = BufWriter::new(io::stdout().lock());
-    let tally = explain(args, args.reading.inputs(), out, io::stderr())?;
+    let inputs = args.reading.watched_inputs(&progress, "explain");
+    let tally = explain(args, inputs, out, progress.beside(io::stderr()));
+    progress.end();
+    let tally = tally?;
     // Nobody may be reading standard error.
     let _ = writeln!(io::stderr(), "{tally}");
     Ok(tally)

@@ -16,6 +16,7 @@ pub mod logging;
 mod moment;
 pub mod normalize;
 pub mod plugin;
+mod progress;
 pub mod reading;
 pub mod receipts;
 pub mod reconcile;

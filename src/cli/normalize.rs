@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::bad_records::BadRecords;
+use super::progress::{Progress, Unit};
 use super::reading::{Messages, NormalizeError, Tally};
 use crate::clock::Clock;
 use crate::config::{EcsProfile, Format, OcsfVersion, RawForm, RulesError, SeverityConfig};
@@ -80,6 +81,14 @@ impl ReadingArgs {
         self.files.iter().map(|file| Input::named(file)).collect()
     }
 
+    /// The same, with a bar that shows how far they were read.
+    pub(super) fn watched_inputs(&self, progress: &Progress, what: &str) -> Vec<Input<'static>> {
+        let inputs = self.inputs();
+        progress.begin(what, inputs.iter().map(Input::bytes).sum());
+        let watch = progress.adder();
+        inputs.into_iter().map(|input| input.watched(&watch)).collect()
+    }
+
     /// Whether an event of this time is asked for; `None` is not known.
     pub fn admits(&self, time: Option<Timestamp>) -> bool {
         time.is_none_or(|time| self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to))
@@ -137,8 +146,12 @@ fn named<T: DeserializeOwned>(text: &str) -> Result<T, ValueError> {
 /// Standard output cannot be written. A reader that closed the pipe is no error, and what cannot be read is told on
 /// standard error and counted.
 pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Tally, NormalizeError> {
+    let progress = Progress::beside_output(Unit::Bytes);
     let out = BufWriter::with_capacity(WRITE_BYTES, io::stdout().lock());
-    let tally = normalize(args, args.reading.inputs(), out, io::stderr(), clock.as_ref())?;
+    let inputs = args.reading.watched_inputs(&progress, "normalize");
+    let tally = normalize(args, inputs, out, progress.beside(io::stderr()), clock.as_ref());
+    progress.end();
+    let tally = tally?;
     // Nobody may be reading standard error.
     let _ = writeln!(io::stderr(), "{tally}");
     Ok(tally)

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::exit::Exit;
+use super::progress::{Progress, Unit, Watched};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
@@ -392,6 +393,16 @@ async fn verify_state(
     // A part is removed when its hour ended so long ago, and the next is sealed within an hour.
     let kept_for = SignedDuration::from_hours(24 * i64::from(days) - 1);
     verified.kept_from = SystemClock::new().now().saturating_sub(kept_for).ok().filter(|_| days > 0);
+    let mut pages = 0;
+    let mut prefixes = Vec::new();
+    for (_, source) in &sources {
+        let sealed = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts()).sealed();
+        pages += store.list(&sealed).await.map_err(Failure::of_state)?.len() as u64;
+        prefixes.push(sealed);
+    }
+    let progress = Progress::at_the_terminal(Unit::Things("pages"));
+    progress.begin("receipts verify", Some(pages));
+    let store = Watched { store, progress: progress.clone(), prefixes };
     for (name, source) in sources {
         let (tenant, of_tenant) = (source.tenant_id.clone(), Keys::of(&source.tenant_id));
         let keys = ReceiptKeys::below(of_tenant.receipts());
@@ -408,6 +419,7 @@ async fn verify_state(
             verified.fault(Some(keys.head()), Wrong::NeverBegun);
         }
     }
+    progress.end();
     let is_meant = |statement: &&Statement| {
         only.is_none()
             || config
@@ -452,7 +464,11 @@ fn verify_directory(dir: &Path, given: &[VerifierKey], kept: &[Kept], only: Opti
         [] => statements(kept, &[read_key(&dir.join(KEY_FILE))?])?,
         given => statements(kept, given)?,
     };
-    let found = directory::verify(dir, given, only.as_ref(), &elsewhere)?;
+    let progress = Progress::at_the_terminal(Unit::Things("parts"));
+    progress.begin("receipts verify", directory::parts(dir, only.as_ref()));
+    let found = directory::verify_telling(dir, given, only.as_ref(), &elsewhere, &*progress.adder());
+    progress.end();
+    let found = found?;
     let mut verified = Verified {
         keys: found.keys,
         is_own_key: given.is_empty(),

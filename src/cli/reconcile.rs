@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::Failure;
 use super::exit::Exit;
+use super::progress::{Progress, Unit};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Format, SourceConfig};
@@ -117,9 +118,11 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
     let (json, data_dir) = (args.json, config.data_dir.clone());
     let (name, source) = (name.to_owned(), source.clone());
     let runtime = Handle::current();
+    let progress = Progress::at_the_terminal(Unit::Bytes);
+    let shown = progress.clone();
     let work = move || {
-        let export = || inputs(&args.exports, spooled.as_ref());
-        let delivered = || inputs(&args.delivered, spooled.as_ref());
+        let export = || watched(inputs(&args.exports, spooled.as_ref())?, &shown, "reconcile: the export");
+        let delivered = || watched(inputs(&args.delivered, spooled.as_ref())?, &shown, "reconcile: what was delivered");
         let request = Request {
             source: name,
             tenant: source.tenant_id.clone(),
@@ -136,7 +139,9 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
         };
         compare(&request, &runtime)
     };
-    let compared = tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?;
+    let compared = tokio::task::spawn_blocking(work).await;
+    progress.end();
+    let compared = compared.map_err(Failure::internal)?;
     let mut verdict = compared.map_err(|error| match error {
         CompareError::State(error) => Failure::of_state(error),
         CompareError::Temporary(error) => Failure::io(error),
@@ -220,9 +225,21 @@ fn inputs(files: &[PathBuf], stdin: Option<&Arc<File>>) -> io::Result<Vec<Input<
     Ok(inputs)
 }
 
+/// A bar for each time the inputs are read.
+fn watched(inputs: Vec<Input<'static>>, progress: &Progress, what: &str) -> io::Result<Vec<Input<'static>>> {
+    progress.begin(what, inputs.iter().map(Input::bytes).sum());
+    let watch = progress.adder();
+    Ok(inputs.into_iter().map(|input| input.watched(&watch)).collect())
+}
+
 /// Where the verdict of a source is kept.
 pub fn verdict_path(data_dir: &Path, source: &str) -> PathBuf {
-    data_dir.join(FOLDER).join(format!("{source}.json"))
+    verdicts(data_dir).join(format!("{source}.json"))
+}
+
+/// The folder of all verdicts.
+pub(super) fn verdicts(data_dir: &Path) -> PathBuf {
+    data_dir.join(FOLDER)
 }
 
 /// Keeps a verdict: whole, or the one before stays.

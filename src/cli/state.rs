@@ -18,6 +18,7 @@ use super::Failure;
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::moment::span;
+use super::progress::{Progress, Unit};
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::heal::{HealedInterval, StoredHeal};
 use crate::checkpoint::held::HeldHead;
@@ -342,14 +343,23 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
 
 async fn export(config: &Config, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let mut found = Vec::new();
     for source in config.sources.values() {
         let keys = Keys::of(&source.tenant_id);
         for &content_type in &source.content_types {
-            for record in load_all::<AsideRecord>(&store, &keys.aside(content_type)).await? {
-                writeln!(out, "{}", record.record).map_err(Failure::io)?;
-            }
+            found.extend(store.list(&keys.aside(content_type)).await.map_err(Failure::of_state)?);
         }
     }
+    let progress = Progress::beside_output(Unit::Things("records"));
+    progress.begin("state export", Some(found.len() as u64));
+    for (key, _) in found {
+        // Beside a running process a record may go between the list and the load.
+        if let Some((record, _)) = load::<AsideRecord>(&store, &key).await? {
+            writeln!(out, "{}", record.record).map_err(Failure::io)?;
+        }
+        progress.add(1);
+    }
+    progress.end();
     Ok(Exit::Done)
 }
 

@@ -4,6 +4,7 @@
 //! too; what can be read of one that is cut comes out before the error that names it.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -15,10 +16,15 @@ use zip::result::ZipError;
 
 use super::encoding::Utf8;
 
+/// Is told how many more bytes of files were read, packed as they are. Called from the thread that reads.
+pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;
+
 /// Something to read.
 pub enum Input<'a> {
     /// A file or a folder.
     Path(PathBuf),
+    /// The same, with somebody who is told how far it was read.
+    Watched(PathBuf, Watch),
     /// A stream and what it is called.
     Stream(String, Box<dyn Read + Send + 'a>),
 }
@@ -30,6 +36,41 @@ impl Input<'_> {
             true => Input::Stream("-".into(), Box::new(io::stdin())),
             false => Input::Path(path.into()),
         }
+    }
+
+    /// The same, where it is a file or a folder with `watch` told how far it was read.
+    #[must_use]
+    pub fn watched(self, watch: &Watch) -> Self {
+        match self {
+            Input::Path(path) => Input::Watched(path, watch.clone()),
+            other => other,
+        }
+    }
+
+    /// How many bytes there are to read; `None` where that shows at the end only: of a stream, or a pipe by name.
+    pub fn bytes(&self) -> Option<u64> {
+        match self {
+            Input::Path(path) | Input::Watched(path, _) => bytes_of(path, &mut BTreeSet::new()),
+            Input::Stream(..) => None,
+        }
+    }
+}
+
+/// What cannot be looked at has no bytes: it cannot be read either.
+fn bytes_of(path: &Path, around: &mut BTreeSet<PathBuf>) -> Option<u64> {
+    match path.metadata() {
+        Err(_) => Some(0),
+        Ok(metadata) if metadata.is_file() => Some(metadata.len()),
+        Ok(metadata) if metadata.is_dir() => {
+            let Ok((real, names)) = names_in(path) else { return Some(0) };
+            if !around.insert(real.clone()) {
+                return Some(0);
+            }
+            let bytes = names.iter().map(|name| bytes_of(&path.join(name), around)).sum();
+            around.remove(&real);
+            bytes
+        }
+        Ok(_) => None,
     }
 }
 
@@ -100,21 +141,27 @@ const MAGIC_BYTES: usize = 8;
 /// Nothing more is wanted.
 pub fn read(input: Input<'_>, texts: &mut dyn Texts) -> Result<(), Stop> {
     match input {
-        Input::Path(path) => read_path(&path, &mut BTreeSet::new(), texts),
+        Input::Path(path) => read_path(&path, None, &mut BTreeSet::new(), texts),
+        Input::Watched(path, watch) => read_path(&path, Some(&watch), &mut BTreeSet::new(), texts),
         Input::Stream(name, stream) => Layer { name: name.into(), depth: 0 }.read(stream, texts),
     }
 }
 
-fn read_path(path: &Path, around: &mut BTreeSet<PathBuf>, texts: &mut dyn Texts) -> Result<(), Stop> {
+fn read_path(
+    path: &Path,
+    watch: Option<&Watch>,
+    around: &mut BTreeSet<PathBuf>,
+    texts: &mut dyn Texts,
+) -> Result<(), Stop> {
     let name = path.display().to_string();
     let is_folder = path.metadata().map(|metadata| metadata.is_dir());
     let opened = match is_folder {
-        Ok(true) => return read_folder(path, around, texts),
+        Ok(true) => return read_folder(path, watch, around, texts),
         Ok(false) => File::open(path),
         Err(error) => Err(error),
     };
     match opened {
-        Ok(file) => Layer { name: name.into(), depth: 0 }.read_file(file, texts),
+        Ok(file) => Layer { name: name.into(), depth: 0 }.read_file(Opened { file, watch: watch.cloned() }, texts),
         Err(source) => {
             texts.problem(InputError::Open { name, source });
             Ok(())
@@ -124,27 +171,59 @@ fn read_path(path: &Path, around: &mut BTreeSet<PathBuf>, texts: &mut dyn Texts)
 
 /// The files of a folder in the order of their names, without hidden ones. A link back to a folder that is being read
 /// leads nowhere.
-fn read_folder(path: &Path, around: &mut BTreeSet<PathBuf>, texts: &mut dyn Texts) -> Result<(), Stop> {
-    let open = |source| InputError::Open { name: path.display().to_string(), source };
-    let listed = path.canonicalize().and_then(|real| Ok((real, path.read_dir()?.collect::<Result<Vec<_>, _>>()?)));
-    let (real, entries) = match listed {
+fn read_folder(
+    path: &Path,
+    watch: Option<&Watch>,
+    around: &mut BTreeSet<PathBuf>,
+    texts: &mut dyn Texts,
+) -> Result<(), Stop> {
+    let (real, names) = match names_in(path) {
         Ok(listed) => listed,
         Err(source) => {
-            texts.problem(open(source));
+            texts.problem(InputError::Open { name: path.display().to_string(), source });
             return Ok(());
         }
     };
     if !around.insert(real.clone()) {
         return Ok(());
     }
-    let mut names: Vec<_> = entries.into_iter().map(|entry| entry.file_name()).collect();
-    names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
-    names.sort();
     for name in names {
-        read_path(&path.join(name), around, texts)?;
+        read_path(&path.join(name), watch, around, texts)?;
     }
     around.remove(&real);
     Ok(())
+}
+
+/// Where a folder really is, and the names in it that are not hidden, in their order.
+fn names_in(path: &Path) -> io::Result<(PathBuf, Vec<OsString>)> {
+    let real = path.canonicalize()?;
+    let entries = path.read_dir()?.collect::<Result<Vec<_>, _>>()?;
+    let mut names: Vec<_> = entries.into_iter().map(|entry| entry.file_name()).collect();
+    names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
+    names.sort();
+    Ok((real, names))
+}
+
+/// A file, and whoever is told how far it was read.
+struct Opened {
+    file: File,
+    watch: Option<Watch>,
+}
+
+impl Read for Opened {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        if let Some(watch) = &self.watch {
+            watch(read as u64);
+        }
+        Ok(read)
+    }
+}
+
+impl Seek for Opened {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
 }
 
 /// A file, or something in one.
@@ -180,16 +259,17 @@ fn kind(beginning: &[u8]) -> Kind {
 }
 
 impl Layer {
-    fn read_file(self, mut file: File, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn read_file(self, mut file: Opened, texts: &mut dyn Texts) -> Result<(), Stop> {
         let mut magic = Vec::new();
-        let seen = (&mut file).take(MAGIC_BYTES as u64).read_to_end(&mut magic);
+        // What is read twice counts once.
+        let seen = (&mut file.file).take(MAGIC_BYTES as u64).read_to_end(&mut magic);
         let can_seek = seen.is_ok() && file.seek(SeekFrom::Start(0)).is_ok();
         match (seen, kind(&magic)) {
             (Err(error), _) => {
                 self.cut(&error.to_string(), texts);
                 Ok(())
             }
-            (Ok(_), Kind::Zip) if can_seek => self.read_zip(file, texts),
+            (Ok(_), Kind::Zip) if can_seek => self.read_zip(&mut file, texts),
             // A pipe by name.
             (Ok(_), _) if !can_seek => self.read(Box::new(io::Cursor::new(magic).chain(file)), texts),
             (Ok(_), _) => self.read(Box::new(file), texts),
@@ -270,11 +350,11 @@ impl Layer {
             Ok((file, copied.err()))
         });
         match spooled {
-            Ok((file, failed)) => {
+            Ok((mut file, failed)) => {
                 if let Some(error) = failed {
                     self.cut(&error.to_string(), texts);
                 }
-                self.read_zip(file, texts)
+                self.read_zip(&mut file, texts)
             }
             Err(error) => {
                 self.cut(&format!("it is a zip archive and cannot be kept in a temporary file: {error}"), texts);
@@ -287,12 +367,12 @@ impl Layer {
         Layer { name: format!("{}:{name}", self.name).into(), depth: self.depth + 1 }
     }
 
-    fn read_zip(self, mut file: File, texts: &mut dyn Texts) -> Result<(), Stop> {
-        let mut archive = match ZipArchive::new(BufReader::new(&mut file)) {
+    fn read_zip<F: Read + Seek>(self, file: &mut F, texts: &mut dyn Texts) -> Result<(), Stop> {
+        let mut archive = match ZipArchive::new(BufReader::new(&mut *file)) {
             Ok(archive) => archive,
             Err(error) => {
                 // Its list of contents is at the end, and so is what a cut takes first.
-                let result = file.seek(SeekFrom::Start(0)).map(|_| self.read_cut_zip(&file, texts));
+                let result = file.seek(SeekFrom::Start(0)).map(|_| self.read_cut_zip(&mut *file, texts));
                 self.cut(&format!("the zip archive's list of contents: {error}"), texts);
                 return result.unwrap_or(Ok(()));
             }
@@ -319,7 +399,7 @@ impl Layer {
     }
 
     /// Reads the entries of a zip from its beginning, as far as they are there.
-    fn read_cut_zip(&self, file: &File, texts: &mut dyn Texts) -> Result<(), Stop> {
+    fn read_cut_zip<F: Read>(&self, file: &mut F, texts: &mut dyn Texts) -> Result<(), Stop> {
         let mut reader = BufReader::with_capacity(READ_BYTES, file);
         while let Some(entry) = LocalEntry::read(&mut reader) {
             let layer = self.member(&entry.name);
@@ -446,5 +526,25 @@ mod tests {
         let missing = texts.0.remove(4);
         assert!(missing.starts_with("cannot open `") && missing.contains("none`"), "{missing}");
         assert_eq!(texts.0, ["1", "2", "3", "4", "1"]);
+    }
+
+    #[test]
+    fn whoever_watches_is_told_every_byte_of_files_and_folders_and_how_many_there_are_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("in")).unwrap();
+        for (name, bytes) in [("a", 3), ("in/b", 70_000), (".hidden", 9)] {
+            std::fs::write(folder.path().join(name), "x".repeat(bytes)).unwrap();
+        }
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("in/round")).unwrap();
+        let told = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counter = told.clone();
+        let watch: Watch = Arc::new(move |bytes| {
+            counter.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        });
+        let input = Input::named(folder.path()).watched(&watch);
+        assert_eq!(input.bytes(), Some(70_003));
+        read(input, &mut Heard::default()).unwrap();
+        assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), 70_003);
+        assert_eq!(Input::named(Path::new("-")).bytes(), None);
     }
 }

@@ -71,6 +71,32 @@ pub fn verify(
     only: Option<&TenantId>,
     elsewhere: &[Statement],
 ) -> Result<Found, DirectoryError> {
+    verify_telling(dir, given, only, elsewhere, &|_| ())
+}
+
+/// How many parts there are to verify; `None` when the directory cannot be read.
+pub fn parts(dir: &Path, only: Option<&TenantId>) -> Option<u64> {
+    let mut parts = 0;
+    for (name, _) in names(dir).ok()?.iter().filter(|(_, is)| **is == Is::Folder) {
+        if only.is_none_or(|only| only.as_str() == name) {
+            parts +=
+                names(&dir.join(name)).ok()?.keys().filter(|name| name.ends_with(CHECKPOINT_SUFFIX)).count() as u64;
+        }
+    }
+    Some(parts)
+}
+
+/// As [`verify`], with somebody who is told how many more parts were read.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn verify_telling(
+    dir: &Path,
+    given: &[VerifierKey],
+    only: Option<&TenantId>,
+    elsewhere: &[Statement],
+    tell: &dyn Fn(u64),
+) -> Result<Found, DirectoryError> {
     let unreadable = |error: io::Error| DirectoryError::Unreadable { path: dir.to_owned(), why: error.to_string() };
     let mut names = names(dir).map_err(unreadable)?;
     let mut found = Found { keys: given.to_vec(), faults: Vec::new(), tenants: Vec::new() };
@@ -86,7 +112,7 @@ pub fn verify(
         match tenant {
             None => found.faults.push(fault_of(&name, Wrong::Stray)),
             Some(tenant) if !found.keys.is_empty() && only.is_none_or(|only| *only == tenant) => {
-                found.tenants.push(verify_tenant(dir, tenant, found.keys.clone(), elsewhere));
+                found.tenants.push(verify_tenant(dir, tenant, found.keys.clone(), elsewhere, tell));
             }
             Some(_) => {}
         }
@@ -151,7 +177,13 @@ struct Files {
     entries: bool,
 }
 
-fn verify_tenant(dir: &Path, tenant: TenantId, keys: Vec<VerifierKey>, elsewhere: &[Statement]) -> Verdict {
+fn verify_tenant(
+    dir: &Path,
+    tenant: TenantId,
+    keys: Vec<VerifierKey>,
+    elsewhere: &[Statement],
+    tell: &dyn Fn(u64),
+) -> Verdict {
     let folder = dir.join(tenant.as_str());
     let place = |name: &str| Some(format!("{tenant}/{name}"));
     let mut verifier = Verifier::new(tenant.clone(), keys);
@@ -180,6 +212,7 @@ fn verify_tenant(dir: &Path, tenant: TenantId, keys: Vec<VerifierKey>, elsewhere
         };
         part.set_place(place(&file_name(seq, ENTRIES_SUFFIX)));
         verifier.end_part(part, wrong);
+        tell(1);
     }
     let head = if has_head { read_small(&folder.join(HEAD_FILE)) } else { Err(Wrong::NoHead) };
     verifier.end_with_head(place(HEAD_FILE), head.as_deref().map_err(Clone::clone));

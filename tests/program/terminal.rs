@@ -168,3 +168,58 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
         assert!(!said.contains("roken pipe") && !said.contains("panicked"), "{arguments:?}: {said}");
     }
 }
+
+/// What a command writes to standard error, a terminal or a pipe, with its records elsewhere.
+fn said(arguments: &[&str], is_terminal: bool) -> String {
+    let (ours, theirs) = terminal();
+    let mut command = binary();
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).env("TERM", "xterm");
+    command.stderr(if is_terminal { Stdio::from(theirs.try_clone().unwrap()) } else { Stdio::piped() });
+    let mut child = command.spawn().unwrap();
+    drop((theirs, command));
+    let mut text = Vec::new();
+    let mut piped = child.stderr.take();
+    let read: &mut dyn Read = match &mut piped {
+        Some(piped) => piped,
+        None => &mut &ours,
+    };
+    // A terminal whose other end is gone is an error, not an end.
+    let mut buffer = [0; 4096];
+    while let Ok(some @ 1..) = read.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..some]);
+    }
+    assert!(ends(&mut child, &format!("{arguments:?}")).code().is_some());
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn long_work_shows_a_bar_with_rate_and_time_left_on_a_terminal_and_nothing_on_a_pipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = dir.path().join("events.ndjson");
+    let event = |n: usize| {
+        format!(
+            "{{\"Id\":\"{n}\",\"CreationTime\":\"2026-05-01T00:00:00\",\"Operation\":\"Test\",\"RecordType\":1,\"Workload\":\"X\"}}\n"
+        )
+    };
+    std::fs::write(&events, (0..20_000).map(event).collect::<String>()).unwrap();
+    let config = dir.path().join("agent.toml");
+    let guid = "00000000-1111-2222-3333-444444444444";
+    let text = format!(
+        "data_dir = {:?}\n[sources.s]\ntype = \"m365_audit\"\ntenant_id = \"{guid}\"\nclient_id = \"{guid}\"\n\
+         client_secret = \"s\"\n[sinks.out]\ntype = \"stdout\"\ninputs = [\"s\"]\n",
+        dir.path().join("state")
+    );
+    std::fs::write(&config, text).unwrap();
+    let (events, config) = (events.to_str().unwrap(), config.to_str().unwrap());
+    for (arguments, bar) in [
+        (&["normalize", events][..], "normalize ["),
+        (&["explain", events], "explain ["),
+        (&["reconcile", "-c", config, "--delivered", events, events], "reconcile: "),
+    ] {
+        let at_terminal = said(arguments, true);
+        assert!(at_terminal.contains(bar) && at_terminal.contains("/s, "), "{arguments:?}: {at_terminal}");
+        assert!(at_terminal.contains(" left"), "{arguments:?}: {at_terminal}");
+        let piped = said(arguments, false);
+        assert!(!piped.contains(bar) && !piped.contains('\u{1b}'), "{arguments:?}: {piped}");
+    }
+}

@@ -1,0 +1,265 @@
+//! How far long work has come: a bar with rate and time left where standard error is a terminal, nothing elsewhere.
+//!
+//! Whoever works says how much there is and how much is done; what is drawn, and how often, is decided here. What a
+//! command has to say meanwhile goes to standard error by [`Progress::beside`], so that it does not end up in the bar.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::host::{Op, Revision, StateError, StateStore};
+
+/// The bar is drawn this often even where nothing new is done, so that its rate falls.
+const DRAW_EVERY: Duration = Duration::from_millis(500);
+
+/// In what the work is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Other things, by their name in the plural.
+    Things(&'static str),
+}
+
+/// What a bar looks like, in the words of `indicatif`.
+fn template(unit: Unit, is_total_known: bool) -> String {
+    match (unit, is_total_known) {
+        (Unit::Bytes, true) => {
+            "{prefix} [{bar:24}] {percent:>3} %  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left".to_owned()
+        }
+        (Unit::Bytes, false) => "{prefix}  {bytes}, {bytes_per_sec}, time left unknown".to_owned(),
+        (Unit::Things(things), true) => {
+            format!("{{prefix}} [{{bar:24}}] {{percent:>3}} %  {{pos}} of {{len}} {things}, {{per_sec}}, {{eta}} left")
+        }
+        (Unit::Things(things), false) => format!("{{prefix}}  {{pos}} {things}, {{per_sec}}, time left unknown"),
+    }
+}
+
+/// The progress of one piece of work. Copies are of the same bar; when the last one goes, so does the bar.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    bar: ProgressBar,
+    unit: Unit,
+}
+
+impl Progress {
+    /// Of a command that writes to standard output at its end: shown where standard error is a terminal.
+    pub fn at_the_terminal(unit: Unit) -> Self {
+        Self::shown_if(io::stderr().is_terminal(), unit)
+    }
+
+    /// Of a command that writes to standard output as it works: not shown where that is the terminal, too.
+    pub fn beside_output(unit: Unit) -> Self {
+        Self::shown_if(io::stderr().is_terminal() && !io::stdout().is_terminal(), unit)
+    }
+
+    fn shown_if(is_shown: bool, unit: Unit) -> Self {
+        Self::on(if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }, unit)
+    }
+
+    fn on(target: ProgressDrawTarget, unit: Unit) -> Self {
+        Self { bar: ProgressBar::with_draw_target(None, target), unit }
+    }
+
+    /// Begins anew with a piece of work. `total`: how much there is, where that is known.
+    pub fn begin(&self, what: impl Into<String>, total: Option<u64>) {
+        if self.bar.is_hidden() {
+            return;
+        }
+        let style = ProgressStyle::with_template(&template(self.unit, total.is_some()));
+        self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+        self.bar.set_prefix(what.into());
+        self.bar.reset();
+        match total {
+            Some(total) => self.bar.set_length(total),
+            None => self.bar.unset_length(),
+        }
+        self.bar.tick();
+        self.bar.enable_steady_tick(DRAW_EVERY);
+    }
+
+    /// So much more is done.
+    pub fn add(&self, done: u64) {
+        self.bar.inc(done);
+    }
+
+    /// What tells the bar how much more is done, for whoever works on another thread.
+    pub fn adder(&self) -> Arc<dyn Fn(u64) + Send + Sync> {
+        let bar = self.bar.clone();
+        Arc::new(move |done| bar.inc(done))
+    }
+
+    /// `out` to be written to while the bar stands on the same terminal.
+    pub fn beside<W: Write>(&self, out: W) -> Beside<W> {
+        Beside { progress: self.clone(), out }
+    }
+
+    /// The work is done, or given up: the bar goes, for what the command has to say.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Standard error beside a bar.
+#[derive(Debug)]
+pub struct Beside<W> {
+    progress: Progress,
+    out: W,
+}
+
+impl<W: Write> Write for Beside<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let out = &mut self.out;
+        self.progress.bar.suspend(|| out.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A state that is read, each value of some keys one step.
+pub struct Watched<S> {
+    /// The state.
+    pub store: S,
+    /// Told of each value.
+    pub progress: Progress,
+    /// What counts: keys that begin so.
+    pub prefixes: Vec<String>,
+}
+
+#[async_trait]
+impl<S: StateStore> StateStore for Watched<S> {
+    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+        if self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_str())) {
+            self.progress.add(1);
+        }
+        self.store.load(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
+        self.store.list(prefix).await
+    }
+
+    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
+        self.store.commit(ops).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use indicatif::TermLike;
+
+    use super::*;
+
+    /// A terminal that remembers what was written to it.
+    #[derive(Debug, Clone, Default)]
+    struct Terminal(Arc<Mutex<String>>);
+
+    impl Terminal {
+        fn put(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+
+        /// What stands there since the last call, without the blanks that fill its lines.
+        fn taken(&self) -> String {
+            let text = std::mem::take(&mut *self.0.lock().unwrap());
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        }
+    }
+
+    impl TermLike for Terminal {
+        fn width(&self) -> u16 {
+            120
+        }
+
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.put(text)?;
+            self.put("\n")
+        }
+
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.put(text)
+        }
+
+        fn clear_line(&self) -> io::Result<()> {
+            self.put("<cleared>")
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_bar_says_how_much_of_how_much_is_done_at_which_rate_and_the_time_left() {
+        for (unit, parts) in [
+            (Unit::Bytes, ["25 %", "256.00 KiB of 1.00 MiB", "/s", "left"]),
+            (Unit::Things("pages"), ["25 %", "262144 of 1048576 pages", "/s", "left"]),
+        ] {
+            let terminal = Terminal::default();
+            let progress = Progress::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())), unit);
+            progress.begin("normalize", Some(1 << 20));
+            assert!(terminal.taken().starts_with("normalize ["), "it is there at once");
+            progress.adder()(1 << 18);
+            // Otherwise its thread does when it is time.
+            progress.bar.suspend(|| ());
+            let drawn = terminal.taken();
+            assert!(parts.iter().all(|part| drawn.contains(part)), "{drawn}");
+            progress.begin("again", None);
+            progress.bar.suspend(|| ());
+            assert!(terminal.taken().contains("time left unknown"));
+            progress.end();
+            assert!(terminal.taken().ends_with("<cleared>"));
+        }
+    }
+
+    #[test]
+    fn what_is_said_meanwhile_stands_above_the_bar() {
+        let terminal = Terminal::default();
+        let progress = Progress::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())), Unit::Bytes);
+        progress.begin("normalize", Some(100));
+        terminal.taken();
+        let mut said = Vec::new();
+        progress.beside(&mut said).write_all(b"a line\n").unwrap();
+        let drawn = terminal.taken();
+        assert_eq!(said, b"a line\n");
+        assert!(drawn.contains("<cleared>") && drawn.contains("normalize ["), "taken away, and drawn again: {drawn}");
+        progress.end();
+    }
+
+    #[test]
+    fn elsewhere_nothing_is_drawn_and_what_is_said_is_said() {
+        let progress = Progress::shown_if(false, Unit::Bytes);
+        progress.begin("normalize", Some(100));
+        progress.add(50);
+        let mut said = Vec::new();
+        progress.beside(&mut said).write_all(b"a line\n").unwrap();
+        progress.end();
+        assert!(progress.bar.is_hidden());
+        assert_eq!(said, b"a line\n");
+    }
+}
