@@ -70,7 +70,7 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
         Ok(config) => config,
         Err(error) if args.json => {
             let problems = error.problems.iter().map(|problem| {
-                json!({"key": problem.key, "line": problem.line, "cause": problem.to_string(), "remedy": problem.hint})
+                json!({"key": problem.key, "file": problem.file, "line": problem.line, "cause": problem.to_string(), "remedy": problem.hint})
             });
             let found = json!({
                 "exit": Exit::Config as u8, "slug": error.slug(), "page": error_page(error.slug()),

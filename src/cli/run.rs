@@ -114,7 +114,8 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let (config, files) = Config::load_to_run(&args.config)?;
     let recent = logging::install(&config.log);
     for warning in files.into_iter().chain(config.warnings()) {
-        tracing::warn!("{warning}{}", warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default());
+        let hint = warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default();
+        tracing::warn!("{warning}{}{hint}", warning.place(None));
     }
     let clock: Arc<dyn Clock> = SystemClock::new();
     // Nobody can be asked yet: the log alone tells of a file system that does not answer.
@@ -357,7 +358,7 @@ impl Process {
         let new = match Config::load_to_run(&self.path) {
             Ok((new, files)) => {
                 for file in files {
-                    tracing::warn!("{file}");
+                    tracing::warn!("{file}{}", file.place(None));
                 }
                 new
             }

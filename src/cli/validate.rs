@@ -107,6 +107,7 @@ fn unusable_files(config: &Config) -> Vec<Problem> {
         Some(Problem {
             key: format!("sinks.{name}.{key}"),
             line: None,
+            file: None,
             fault: Fault::Invalid,
             value: None,
             expected: format!("a file that can be used; {error}"),

@@ -3,13 +3,16 @@
 //! Only the keywords our own schemas use are understood. Deserialization follows where nothing was found, so what
 //! this module lets through is still refused there, with a poorer message.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use std::ops::Bound;
 
 use serde_json::Value as Schema;
 use toml::{Table, Value};
 use url::Url;
 
+use super::origins::{Origins, is_at};
 use super::pasted::{self, may_be_shown, odd, odd_guid, odd_secret, trimmed};
 use super::problem::{Fault, Problem, join, masked_url};
 use super::secret::MASK;
@@ -20,19 +23,60 @@ use crate::model::is_guid;
 const SHOWN_CHARS_MAX: usize = 80;
 
 /// Longest list of known keys put into a message.
-const LISTED_KEYS_MAX: usize = 8;
+const LISTED_KEYS_MAX: usize = 9;
 
 /// What has been found so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    pub problems: Vec<Problem>,
+    problems: Vec<Problem>,
+    /// The keys of the problems, and whether one of them is more than a file that cannot be read: a file may have
+    /// thousands of sources with a problem each, and not one of them is to be compared with all others.
+    keys: BTreeMap<String, bool>,
     /// Strings as they were written before `${NAME}` was replaced, by path: what the environment holds is not shown.
     written: BTreeMap<String, String>,
+    /// Where everything stands.
+    pub origins: Origins,
+    /// How many keys and problems were looked at, for a test that counts.
+    pub steps: Cell<u64>,
 }
 
 impl Findings {
+    /// Nothing yet, of keys that stand there.
+    pub fn of(origins: Origins) -> Self {
+        Self { origins, ..Self::default() }
+    }
+
     pub fn expand(&mut self, table: &mut Table, path: &str, env: Env<'_>) {
-        expand(table, path, env, &mut self.written, &mut self.problems);
+        let mut found = Vec::new();
+        expand(table, path, env, &mut self.written, &mut found);
+        found.into_iter().for_each(|problem| self.note(problem));
+    }
+
+    /// `expected` of a key, with the place of another that has what it may not have, where a key does not say that.
+    pub fn other(&self, expected: &str, path: &str) -> String {
+        match self.origins.is_folder() {
+            true => format!("{expected}; the other one is in {}", self.origins.words(path)),
+            false => expected.to_owned(),
+        }
+    }
+
+    /// How many problems there are.
+    pub fn count(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// All problems.
+    pub fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    /// Takes the problems back that were noted since there were so many.
+    pub fn take_since(&mut self, count: usize) -> Vec<Problem> {
+        let taken: Vec<Problem> = self.problems.drain(count.min(self.problems.len())..).collect();
+        for problem in &taken {
+            self.keys.remove(&problem.key);
+        }
+        taken
     }
 
     /// What was written at keys of `from` was written for the same keys at `to`, too.
@@ -54,15 +98,33 @@ impl Findings {
     }
 
     pub fn note(&mut self, problem: Problem) {
+        *self.keys.entry(problem.key.clone()).or_default() |= problem.fault != Fault::File;
         self.problems.push(problem);
     }
 
     /// Whether nothing was found at `path` or below it.
     pub fn clean(&self, path: &str) -> bool {
-        !self
-            .problems
-            .iter()
-            .any(|p| p.key.strip_prefix(path).is_some_and(|below| below.is_empty() || below.starts_with(['.', '['])))
+        self.below(path).next().is_none()
+    }
+
+    /// Whether nothing was found there but files that cannot be read.
+    pub fn clean_but_for_files(&self, path: &str) -> bool {
+        !self.below(path).any(|is_more| is_more)
+    }
+
+    /// What was found at `path` and below it: whether it is more than a file that cannot be read.
+    fn below<'f>(&'f self, path: &'f str) -> impl Iterator<Item = bool> + 'f {
+        // What is below a path stands behind it in the order of paths.
+        let from_there = self.keys.range::<str, _>((Bound::Included(path), Bound::Unbounded));
+        from_there
+            .inspect(|_| self.step())
+            .take_while(move |(key, _)| key.starts_with(path))
+            .filter(move |(key, _)| is_at(key, path))
+            .map(|(_, is_more)| *is_more)
+    }
+
+    fn step(&self) {
+        self.steps.set(self.steps.get() + 1);
     }
 
     /// Every key of `table` against the object schema `schema`.
@@ -88,7 +150,8 @@ impl Findings {
 
     fn check_value(&mut self, schema: &Schema, value: &mut Value, path: &str) {
         // A variable that is not set is reported; its place holder is not worth a second problem.
-        if self.problems.iter().any(|p| p.key == path) {
+        self.step();
+        if self.keys.contains_key(path) {
             return;
         }
         // A number or a switch may come from the environment, where everything is text.
@@ -154,8 +217,14 @@ impl Findings {
             self.check_value(&schema["items"], item, &format!("{path}[{index}]"));
         }
         if schema["uniqueItems"] == true {
+            // A list may name thousands of sources.
+            let mut texts: HashSet<&str> = HashSet::new();
             for (index, item) in items.iter().enumerate() {
-                if items.iter().take(index).any(|earlier| earlier == item) {
+                let is_repeated = match item {
+                    Value::String(text) => !texts.insert(text),
+                    other => items.iter().take(index).any(|earlier| earlier == other),
+                };
+                if is_repeated {
                     let path = format!("{path}[{index}]");
                     let shown = self.shown(&schema["items"], item, &path);
                     self.note(Problem::new(path, Fault::Invalid, "each value once").value(shown));

@@ -33,7 +33,8 @@ pub fn config_schema() -> Value {
 pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
     let mut schema = (kind.schema)().to_value();
     schema["properties"]["inputs"] = json!({
-        "description": "The sources whose records this sink receives.",
+        "description": "The sources whose records this sink receives: `\"*\"` for all, the name of a template for all its tenants, or \
+                        one source.",
         "type": "array",
         "items": { "type": "string" },
         "minItems": 1,

@@ -8,7 +8,10 @@
 mod check;
 mod credentials;
 mod file_schema;
+mod folder;
 mod heal;
+mod lines;
+mod origins;
 mod pasted;
 mod places;
 mod problem;
@@ -20,6 +23,7 @@ mod secret;
 mod severity;
 mod sinks;
 mod source;
+mod survey;
 mod tenants;
 pub(crate) mod text;
 mod transport;
@@ -36,6 +40,7 @@ pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
 pub use file_schema::config_schema;
 pub(crate) use file_schema::{sink_keys, sink_schema};
+pub use folder::Files;
 pub use heal::HealConfig;
 pub(crate) use pasted::odd_secret;
 pub use places::Places;
@@ -59,6 +64,7 @@ pub(crate) use source::read_secret_file;
 pub use source::{
     AssertionAlgorithm, AuthMethod, Cloud, GRAPH_URL, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint,
 };
+pub use survey::{Declared, Survey};
 pub(crate) use transport::{is_link_local, is_loopback};
 
 /// The default of `catch_up_tenants_max`.
@@ -77,6 +83,13 @@ pub struct Config {
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/m365-audit/control.sock")]
     pub control_socket: Option<PathBuf>,
+
+    /// A folder of files with tenants, beside those of this file: each `*.toml` in it holds `[sources.<name>]` or
+    /// `[[sources.<name>.tenants]]` of a template, and nothing else. Relative to the folder of this file. It is read again on
+    /// SIGHUP; a file that is wrong then leaves everything as it was. `m365-audit tenant` writes such files.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"tenants.d")]
+    pub tenants_dir: Option<PathBuf>,
 
     /// The tenants to read, each under a name of its own.
     #[schemars(

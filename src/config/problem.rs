@@ -9,7 +9,7 @@ use super::secret::MASK;
 use crate::model::Actionable;
 
 /// What kind of problem it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// The key must be there and is not.
     Missing,
@@ -21,6 +21,10 @@ pub enum Fault {
     File,
     /// Nothing reads this source.
     Unread,
+    /// Two files declare it.
+    Twice,
+    /// A template that no file declares.
+    Undeclared,
     /// The text is not TOML.
     Syntax,
     /// The file cannot be read.
@@ -28,12 +32,14 @@ pub enum Fault {
 }
 
 /// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// The full key: `sources.contoso.tenant_id`; empty for the file as a whole.
     pub key: String,
     /// The line it stands on, from 1; `None` for what is missing or did not come from a text.
     pub line: Option<usize>,
+    /// The file of `tenants_dir` it stands in; `None` for the configuration itself.
+    pub file: Option<PathBuf>,
     /// What kind of problem it is.
     pub fault: Fault,
     /// The value as written (`${NAME}` not replaced, a secret masked); `None` where there is none to show.
@@ -46,12 +52,29 @@ pub struct Problem {
 
 impl Problem {
     pub(super) fn new(key: impl Into<String>, fault: Fault, expected: impl Into<String>) -> Self {
-        Self { key: key.into(), line: None, fault, value: None, expected: expected.into(), hint: None }
+        let (key, expected) = (key.into(), expected.into());
+        Self { key, line: None, file: None, fault, value: None, expected, hint: None }
     }
 
     pub(super) fn value(mut self, value: impl Into<String>) -> Self {
         self.value = Some(value.into());
         self
+    }
+
+    pub(super) fn in_file(mut self, file: &Path) -> Self {
+        self.file = Some(file.to_owned());
+        self
+    }
+
+    /// Where it stands, in parentheses behind a blank: the file, or the configuration `path`, and the line; empty where
+    /// neither is known.
+    pub fn place(&self, path: Option<&Path>) -> String {
+        match (self.file.as_deref().or(path), self.line) {
+            (Some(path), Some(line)) => format!(" ({}, line {line})", path.display()),
+            (Some(path), None) => format!(" ({})", path.display()),
+            (None, Some(line)) => format!(" (line {line})"),
+            (None, None) => String::new(),
+        }
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -70,6 +93,8 @@ impl fmt::Display for Problem {
             (Fault::Invalid | Fault::File, Some(value)) => write!(f, "`{key}` is `{value}`, expected {expected}"),
             (Fault::Invalid | Fault::File, None) => write!(f, "`{key}`: expected {expected}"),
             (Fault::Unread, _) => write!(f, "`{key}` is read by no sink, expected {expected}"),
+            (Fault::Twice, _) => write!(f, "`{key}` is declared in two files: {expected}"),
+            (Fault::Undeclared, _) => write!(f, "`{key}` is declared in no file, expected {expected}"),
             (Fault::Unreadable, _) => write!(f, "cannot read the file: {expected}"),
             (Fault::Syntax, _) => write!(f, "not TOML: {expected}"),
         }
@@ -92,12 +117,7 @@ impl ConfigError {
     }
 
     fn place(&self, problem: &Problem) -> String {
-        match (&self.path, problem.line) {
-            (Some(path), Some(line)) => format!(" ({}, line {line})", path.display()),
-            (Some(path), None) => format!(" ({})", path.display()),
-            (None, Some(line)) => format!(" (line {line})"),
-            (None, None) => String::new(),
-        }
+        problem.place(self.path.as_deref())
     }
 }
 

@@ -1,26 +1,27 @@
 //! From text to [`Config`]: lines, components, and what concerns several keys at once.
 
+use std::cmp::Ordering;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value as Schema;
-use toml::de::{DeTable, DeValue};
-use toml::{Spanned, Table, Value};
+use toml::{Table, Value};
 
 use super::Config;
 use super::check::{Findings, check_file, nearest, one_of, typed_from_text};
 use super::credentials::check_credentials;
 use super::file_schema::sink_schema;
+use super::folder::{self, Files};
+use super::lines::parse_toml;
+use super::origins::Origins;
 use super::problem::{ConfigError, Fault, Problem, join};
 use super::schema::{keys_of, known_source_schema, schema_of, source_schema};
 use super::severity::{RulesError, SeverityConfig};
 use super::sinks::{SINK_KINDS, SelectionConfig, SinkConfig, SinkEntry};
 use super::source::{Cloud, SOURCE_TYPE, SourceConfig};
 use super::tenants::{self, SourceTable, is_name};
-use super::text;
 use super::transport::{check_transport, is_exposed};
 use crate::model::{ContentType, is_guid};
 
@@ -52,23 +53,22 @@ impl Config {
     }
 
     fn load_leniently(path: &Path, outputs: Outputs) -> Result<(Config, Vec<Problem>), ConfigError> {
-        let text = Self::read(path)?;
-        Self::parse_leniently(&text, &|name| std::env::var(name).ok(), outputs).map_err(|error| error.at(path))
+        let files = Files::beside(path);
+        let text = Self::read(path, &files)?;
+        Self::parse_leniently(&text, &|name| std::env::var(name).ok(), outputs, &files).map_err(|error| error.at(path))
     }
 
     fn load_with(path: &Path, outputs: Outputs) -> Result<Config, ConfigError> {
-        let text = Self::read(path)?;
-        Self::parse_with(&text, &|name| std::env::var(name).ok(), outputs).map_err(|error| error.at(path))
+        let files = Files::beside(path);
+        let text = Self::read(path, &files)?;
+        Self::parse_with(&text, &|name| std::env::var(name).ok(), outputs, &files).map_err(|error| error.at(path))
     }
 
-    fn read(path: &Path) -> Result<String, ConfigError> {
-        let unreadable = |why: String| {
+    pub(super) fn read(path: &Path, files: &Files) -> Result<String, ConfigError> {
+        files.read(path).map_err(|why| {
             let problem = Problem::new("", Fault::Unreadable, why);
             ConfigError { path: Some(path.to_owned()), problems: vec![problem] }
-        };
-        let bytes = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-        let text = text::decode(&bytes).map_err(|error| unreadable(error.to_string()))?;
-        Ok(text.as_str().to_owned())
+        })
     }
 
     /// Reads a text; `env` looks up the variables it names.
@@ -76,11 +76,16 @@ impl Config {
     /// # Errors
     /// All problems, in the order of the text.
     pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
-        Self::parse_with(text, env, Outputs::Own)
+        Self::parse_with(text, env, Outputs::Own, &Files::default())
     }
 
-    fn parse_with(text: &str, env: &dyn Fn(&str) -> Option<String>, outputs: Outputs) -> Result<Config, ConfigError> {
-        match Self::parse_leniently(text, env, outputs)? {
+    fn parse_with(
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+        outputs: Outputs,
+        files: &Files,
+    ) -> Result<Config, ConfigError> {
+        match Self::parse_leniently(text, env, outputs, files)? {
             (config, problems) if problems.is_empty() => Ok(config),
             (_, problems) => Err(ConfigError { path: None, problems }),
         }
@@ -91,6 +96,7 @@ impl Config {
         text: &str,
         env: &dyn Fn(&str) -> Option<String>,
         outputs: Outputs,
+        files: &Files,
     ) -> Result<(Config, Vec<Problem>), ConfigError> {
         // An editor's mark is no part of the first key.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -98,17 +104,20 @@ impl Config {
             Ok(parsed) => parsed,
             Err(problems) => return Err(ConfigError { path: None, problems }),
         };
-        let mut findings = Findings::default();
+        let mut findings = Findings::of(Origins::of_text(lines));
         if outputs == Outputs::OfTheHost {
             root.remove("sinks");
         }
+        let found = folder::merge(&mut root, &mut findings.origins, env, files);
         findings.expand(&mut root, "", env);
         let config = read_root(&mut findings, root, outputs);
-        let mut problems = findings.problems;
-        for problem in &mut problems {
-            problem.line = line_of(&lines, problem);
+        let mut problems = placed(findings);
+        if !found.is_empty() {
+            // What a file that cannot be read would have declared is not missing.
+            problems.retain(|problem| problem.fault != Fault::Missing || problem.key != "sources");
+            problems.extend(found);
+            problems.sort_by(in_order);
         }
-        problems.sort_by_key(|p| p.line.unwrap_or(usize::MAX));
         match config {
             Some((config, healthy)) if problems.is_empty() || (healthy && only_files(&problems)) => {
                 Ok((config, problems))
@@ -140,8 +149,8 @@ impl SourceConfig {
         table.entry("type").or_insert_with(|| SOURCE_TYPE.into());
         let source = read_source(&mut findings, table, &path);
         match source {
-            Some(source) if findings.problems.is_empty() => Ok(source),
-            _ => Err(findings.problems),
+            Some(source) if findings.count() == 0 => Ok(source),
+            _ => Err(findings.into_problems()),
         }
     }
 
@@ -250,68 +259,23 @@ impl SourceConfig {
     }
 }
 
-/// The text as a table, with the line of every key; or all that is wrong with its syntax.
-fn parse_toml(text: &str) -> Result<(Table, HashMap<String, usize>), Vec<Problem>> {
-    let syntax = |error: &toml::de::Error| {
-        // The message alone: the error's own display quotes the line, which may hold a secret.
-        let mut problem = Problem::new("", Fault::Syntax, error.message().replace('\n', ", "));
-        problem.line = error.span().map(|span| line_at(text, span.start));
-        problem
-    };
-    let (spanned, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        return Err(errors.iter().map(syntax).collect());
-    }
-    let table = text.parse::<Table>().map_err(|error| vec![syntax(&error)])?;
-    let mut lines = HashMap::new();
-    note_lines(&line_ends(text), spanned.get_ref(), "", &mut lines);
-    Ok((table, lines))
+/// All problems, each where it stands, in the order of the text, and then of the folder's files.
+pub(super) fn placed(mut findings: Findings) -> Vec<Problem> {
+    let origins = std::mem::take(&mut findings.origins);
+    let mut problems = findings.into_problems();
+    problems.iter_mut().for_each(|problem| origins.place(problem));
+    problems.sort_by(in_order);
+    problems
 }
 
-fn note_lines(ends: &[usize], table: &DeTable<'_>, path: &str, lines: &mut HashMap<String, usize>) {
-    for (key, value) in table.iter() {
-        let path = join(path, key.get_ref());
-        lines.insert(path.clone(), line_in(ends, key.span().start));
-        note_value_lines(ends, value, &path, lines);
-    }
-}
-
-fn note_value_lines(ends: &[usize], value: &Spanned<DeValue<'_>>, path: &str, lines: &mut HashMap<String, usize>) {
-    match value.get_ref() {
-        DeValue::Table(table) => note_lines(ends, table, path, lines),
-        DeValue::Array(items) => {
-            for (index, item) in items.iter().enumerate() {
-                let path = format!("{path}[{index}]");
-                lines.insert(path.clone(), line_in(ends, item.span().start));
-                note_value_lines(ends, item, &path, lines);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    line_in(&line_ends(text), offset)
-}
-
-/// Where the lines end, found once: counting from the top for every key is quadratic.
-fn line_ends(text: &str) -> Vec<usize> {
-    memchr::memchr_iter(b'\n', text.as_bytes()).collect()
-}
-
-fn line_in(ends: &[usize], offset: usize) -> usize {
-    1 + ends.partition_point(|end| *end < offset)
-}
-
-/// The line of the key, or of the table it is missing from.
-fn line_of(lines: &HashMap<String, usize>, problem: &Problem) -> Option<usize> {
-    let parent = |key: &str| key.rsplit_once('.').map(|(parent, _)| parent.to_owned());
-    lines.get(&problem.key).or_else(|| lines.get(&parent(&problem.key)?)).copied()
+fn in_order(a: &Problem, b: &Problem) -> Ordering {
+    let place = |problem: &Problem| (problem.file.clone(), problem.line.unwrap_or(usize::MAX));
+    place(a).cmp(&place(b))
 }
 
 /// Who has the outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outputs {
+pub(super) enum Outputs {
     /// The file: `[sinks.*]`.
     Own,
     /// The agent that runs us.
@@ -323,7 +287,7 @@ fn only_files(problems: &[Problem]) -> bool {
 }
 
 /// The configuration, as far as it can be read, and whether there is a source that nothing is wrong with.
-fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Option<(Config, bool)> {
+pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Option<(Config, bool)> {
     let mut schema = schema_of::<Config>().to_value();
     if let (Outputs::OfTheHost, Some(required)) = (outputs, schema["required"].as_array_mut()) {
         required.retain(|key| key != "sinks");
@@ -343,15 +307,19 @@ fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Opti
     let mut sources = BTreeMap::new();
     let mut groups: Vec<(String, String)> = Vec::new();
     let mut healthy = false;
+    let mut noted: HashSet<Problem> = HashSet::new();
     for source in source_tables {
-        let before = findings.problems.len();
+        let before = findings.count();
         let read = read_source(findings, source.table.clone(), &source.path);
         // What is wrong with a template is wrong once.
-        let mut found: Vec<Problem> = findings.problems.drain(before..).collect();
-        found.iter_mut().for_each(|problem| source.place(problem));
+        let found = findings.take_since(before);
         healthy |= found.is_empty();
-        found.retain(|problem| !findings.problems.contains(problem));
-        findings.problems.extend(found);
+        for mut problem in found {
+            source.place(&mut problem);
+            if noted.insert(problem.clone()) {
+                findings.note(problem);
+            }
+        }
         if let Some(read) = read {
             groups.push((source.group, source.name.clone()));
             sources.insert(source.name, read);
@@ -367,6 +335,7 @@ fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Opti
     let config = Config {
         data_dir: read_key(findings, &mut root, "data_dir", super::default_data_dir)?,
         control_socket: read_key(findings, &mut root, "control_socket", || None)?,
+        tenants_dir: read_key(findings, &mut root, "tenants_dir", || None)?,
         catch_up_tenants_max: read_key(
             findings,
             &mut root,
@@ -382,10 +351,14 @@ fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Opti
     Some((config, healthy))
 }
 
-/// The sources a sink's `inputs` name: a template's name stands for all its tenants.
+/// What stands for all sources in `inputs`.
+const ALL: &str = "*";
+
+/// The sources a sink's `inputs` name: a template's name stands for all its tenants, [`ALL`] for all sources.
 fn inputs_of(inputs: &[String], groups: &[(String, String)]) -> Vec<String> {
     // By what each is called, so that a thousand inputs are not compared with a thousand sources each.
     let mut called: HashMap<&str, Vec<&String>> = HashMap::new();
+    called.insert(ALL, groups.iter().map(|(_, name)| name).collect());
     for (group, name) in groups {
         called.entry(group).or_default().push(name);
         if group != name {
@@ -440,8 +413,7 @@ fn deserialize<T, V>(
     read: impl FnOnce(V) -> Result<T, toml::de::Error>,
 ) -> Option<T> {
     // A file that cannot be read now does not keep what names it from being read.
-    let below = |p: &&Problem| p.key.strip_prefix(path).is_some_and(|b| b.is_empty() || b.starts_with(['.', '[']));
-    if findings.problems.iter().filter(below).any(|problem| problem.fault != Fault::File) {
+    if !findings.clean_but_for_files(path) {
         return None;
     }
     match read(value) {
@@ -476,12 +448,13 @@ fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&s
 }
 
 fn read_source(findings: &mut Findings, table: Table, path: &str) -> Option<SourceConfig> {
-    let before = findings.problems.len();
+    let before = findings.count();
     let cloud: Option<Cloud> = table.get("cloud").and_then(|cloud| cloud.clone().try_into().ok());
     let read = read_source_table(findings, table, path);
     // An operator of a national cloud looks for ids and secrets in that cloud's consoles.
-    for problem in findings.problems.iter_mut().skip(before) {
+    for mut problem in findings.take_since(before) {
         problem.hint = problem.hint.take().map(|hint| cloud.unwrap_or_default().localised(&hint));
+        findings.note(problem);
     }
     read
 }
@@ -593,6 +566,7 @@ fn compare_tenants(findings: &mut Findings, sources: &[SourceTable]) {
             Entry::Vacant(free) => drop(free.insert(source)),
             Entry::Occupied(earlier) => {
                 let expected = format!("a tenant that `sources.{}` does not read", earlier.get().name);
+                let expected = findings.other(&expected, &earlier.get().path);
                 let problem = Problem::new(join(&source.path, "tenant_id"), Fault::Invalid, expected);
                 findings.note(problem.hint(
                     "one source reads all `content_types` of a tenant; to feed two sinks, name it in the `inputs` of both",
@@ -602,7 +576,7 @@ fn compare_tenants(findings: &mut Findings, sources: &[SourceTable]) {
     }
 }
 
-fn tenant_of(table: &Table) -> Option<String> {
+pub(super) fn tenant_of(table: &Table) -> Option<String> {
     table.get("tenant_id").and_then(Value::as_str).map(|id| id.trim().to_ascii_lowercase())
 }
 
@@ -612,12 +586,15 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, T
     let names = sources.iter().flat_map(|source| [source.group.as_str(), source.name.as_str()]);
     let names: Vec<&str> = names.filter(|name| known.insert(name)).collect();
     let mut read: HashSet<&str> = HashSet::new();
+    let mut is_all_read = false;
     for (sink, table) in sinks {
         let inputs = table.get("inputs").and_then(Value::as_array).into_iter().flatten();
         for (index, input) in inputs.enumerate() {
             let Some(input) = input.as_str() else { continue };
             let path = format!("sinks.{sink}.inputs[{index}]");
-            if known.contains(input) {
+            if input == ALL {
+                is_all_read = true;
+            } else if known.contains(input) {
                 read.insert(input);
             } else if !names.is_empty() && findings.clean(&path) {
                 let shown = findings.shown(&Schema::Null, &Value::String(input.to_owned()), &path);
@@ -627,8 +604,8 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, T
             }
         }
     }
-    if sinks.is_empty() {
-        return; // The missing section is reported already.
+    if sinks.is_empty() || is_all_read {
+        return; // Where there are none, the missing section is reported already.
     }
     for source in sources {
         if !read.contains(source.group.as_str()) && !read.contains(source.name.as_str()) {
@@ -656,6 +633,8 @@ fn check_receipts_to(findings: &mut Findings, root: &Table, sinks: &[(String, Ta
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use expect_test::{Expect, expect};
     use url::Url;
 
@@ -695,6 +674,24 @@ mod tests {
         work(50);
         let (few, many) = (work(200), work(1600));
         assert!(many < few * 24.0, "{few:.3} s for 200 tenants, {many:.3} s for 1,600");
+    }
+
+    /// How many keys and problems are looked at to read a text.
+    fn steps_of(text: &str) -> u64 {
+        let (mut root, lines) = parse_toml(text).unwrap();
+        let mut findings = Findings::of(Origins::of_text(lines));
+        findings.expand(&mut root, "", &|name| (name == "SECRET").then(|| "x".to_owned()));
+        read_root(&mut findings, root, Outputs::Own);
+        findings.steps.get()
+    }
+
+    #[test]
+    fn ten_times_the_tenants_are_ten_times_the_work_whether_they_are_right_or_wrong() {
+        for more in ["", "poll_interval_secs = 0\n", "client_secret = \"${NOT_SET}\"\n"] {
+            let text = |count| with_tenants(count).replace("client_id =", &format!("{more}client_id ="));
+            let (few, many) = (steps_of(&text(200)), steps_of(&text(2000)));
+            assert!(few > 200 && many <= few * 10 + 100, "{more:?}: {few} steps for 200 tenants, {many} for 2,000");
+        }
     }
 
     fn env(name: &str) -> Option<String> {
@@ -777,11 +774,12 @@ mod tests {
             "[sources.a]\ntype = \"m365_audit\"\ntenant_id = \"{TENANT}\"\nclient_id = \"c\"\nclient_secret = \"s\"\n"
         );
         for sinks in ["", "[sinks.out]\ntype = \"of another build\"\nuri = \"${NOT_SET}\"\n"] {
-            let config = Config::parse_with(&format!("{source}{sinks}"), &env, Outputs::OfTheHost).unwrap();
+            let config =
+                Config::parse_with(&format!("{source}{sinks}"), &env, Outputs::OfTheHost, &Files::default()).unwrap();
             assert_eq!((config.sources.len(), config.sinks.len()), (1, 0));
         }
-        assert!(Config::parse_with(&source, &env, Outputs::Own).is_err());
-        assert!(Config::parse_with("[sinks.out]\n", &env, Outputs::OfTheHost).is_err());
+        assert!(Config::parse_with(&source, &env, Outputs::Own, &Files::default()).is_err());
+        assert!(Config::parse_with("[sinks.out]\n", &env, Outputs::OfTheHost, &Files::default()).is_err());
     }
 
     #[test]
@@ -869,7 +867,7 @@ listen = "everywhere"
 format = "xml"
 "#,
             expect![[r#"
-                config-invalid: `data_dri` is not a known key, expected one of `catch_up_tenants_max`, `control_socket`, `data_dir`, `log`, `metrics`, `receipts`, `sinks`, `sources` (line 1)
+                config-invalid: `data_dri` is not a known key, expected one of `catch_up_tenants_max`, `control_socket`, `data_dir`, `log`, `metrics`, `receipts`, `sinks`, `sources`, `tenants_dir` (line 1)
                   hint: nearest known key: `data_dir`; 18 more problems below
                 `sources.contoso.client_id` is missing, expected the application's client id, a GUID (line 2)
                   hint: Entra admin centre > App registrations > Application (client) ID
@@ -1096,12 +1094,15 @@ format = "xml"
         let broken = source("a", TENANT, "client_secret_file = \"/nowhere/secret\"");
         let whole = source("b", &TENANT.replace("4444", "5555"), "client_secret = \"x\"");
         let two = format!("{broken}{whole}{sinks}");
-        let (config, files) = Config::parse_leniently(&two, &env, Outputs::Own).unwrap();
+        let (config, files) = Config::parse_leniently(&two, &env, Outputs::Own, &Files::default()).unwrap();
         assert_eq!((config.sources.len(), files.len(), files[0].key.as_str()), (2, 1, "sources.a.client_secret_file"));
         assert!(Config::parse(&two, &env).is_err(), "`validate` and `check` say it");
         let alone = format!("{broken}{}", sinks.replace(", \"b\"", ""));
-        assert!(Config::parse_leniently(&alone, &env, Outputs::Own).is_err(), "there is nothing to run");
-        assert!(Config::parse_leniently(&format!("{two}[metrics]\n"), &env, Outputs::Own).is_err());
+        assert!(
+            Config::parse_leniently(&alone, &env, Outputs::Own, &Files::default()).is_err(),
+            "there is nothing to run"
+        );
+        assert!(Config::parse_leniently(&format!("{two}[metrics]\n"), &env, Outputs::Own, &Files::default()).is_err());
     }
 
     #[test]

@@ -8,11 +8,10 @@ use toml::{Table, Value};
 
 use super::check::Findings;
 use super::credentials::is_credential;
+use super::origins::TENANTS;
 use super::problem::{Fault, Problem, join};
 use super::schema::source_schema;
 
-/// The key of the entries.
-pub(super) const TENANTS: &str = "tenants";
 /// The key of an entry's name.
 const NAME: &str = "name";
 
@@ -73,7 +72,8 @@ pub(super) fn expand(findings: &mut Findings, name: String, mut table: Table) ->
         let Some(tenant) = tenant_name(findings, &mut own, &at) else { continue };
         let full = format!("{name}.{tenant}");
         if !names.insert(full.clone()) {
-            let expected = "a name that no other tenant of this source has";
+            let there = sources.iter().find(|source| source.name == full).map(|source| source.path.clone());
+            let expected = findings.other("a name that no other tenant of this source has", &there.unwrap_or_default());
             findings.note(Problem::new(join(&at, NAME), Fault::Invalid, expected).value(&tenant));
             continue;
         }
@@ -137,7 +137,7 @@ pub(super) fn file_source_schema() -> Schema {
     schema["properties"][TENANTS] = json!({
         "description": "Many tenants with one template: each entry is a source of its own, `<source>.<name>`, with the keys \
                         of `[sources.<source>]` and its own over them. `inputs` of a sink may name all of them, \
-                        `<source>`, or one, `<source>.<name>`.",
+                        `<source>`, or one, `<source>.<name>`. More may stand in files of `tenants_dir`.",
         "type": "array",
         "items": entry,
         "minItems": 1,

@@ -306,6 +306,7 @@ fn of_the_configuration() -> Vec<Entry> {
     let problem = Problem {
         key: "sources.contoso.tenant_id".to_owned(),
         line: None,
+        file: None,
         fault: Fault::Invalid,
         value: Some("contoso.onmicrosoft.com".to_owned()),
         expected: "a GUID".to_owned(),

@@ -288,6 +288,7 @@ impl Source for M365Audit {
         let problem = |key: &str, path: &std::path::Path, error: std::io::Error| Problem {
             key: format!("sources.{}.{key}", self.name),
             line: None,
+            file: None,
             fault: config::Fault::Invalid,
             value: Some(path.display().to_string()),
             expected: format!("a file that can be read ({error})"),

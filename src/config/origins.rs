@@ -1,0 +1,119 @@
+//! Where what is read stands: the file and the line of every key, of one text or of a configuration with a folder of
+//! tenants beside it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::problem::{Problem, join};
+
+/// The key of a template's tenants.
+pub(super) const TENANTS: &str = "tenants";
+
+/// Where a key stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// Which of the folder's files; `None`: the configuration itself.
+    file: Option<usize>,
+    line: usize,
+}
+
+/// The places of all keys, by their path.
+#[derive(Debug, Default)]
+pub(super) struct Origins {
+    /// The folder's files.
+    files: Vec<PathBuf>,
+    places: HashMap<String, Place>,
+    /// The tenants that came from a file, by their path in the whole: their index in that file.
+    indexes: HashMap<String, usize>,
+}
+
+impl Origins {
+    /// Of a text alone, with the line of every key.
+    pub fn of_text(lines: HashMap<String, usize>) -> Self {
+        let places = lines.into_iter().map(|(key, line)| (key, Place { file: None, line })).collect();
+        Self { places, ..Self::default() }
+    }
+
+    /// A further file; its number.
+    pub fn file(&mut self, path: PathBuf) -> usize {
+        self.files.push(path);
+        self.files.len() - 1
+    }
+
+    /// The keys of a source that stands in a file, but for its tenants.
+    pub fn source(&mut self, file: usize, name: &str, lines: &HashMap<String, usize>) {
+        let path = join("sources", name);
+        let list = join(&path, TENANTS);
+        for (key, line) in lines {
+            if is_at(key, &path) && !is_at(key, &list) {
+                self.places.insert(key.clone(), Place { file: Some(file), line: *line });
+            }
+        }
+    }
+
+    /// The tenants of a template that stand in a file and are `first` and those after it in the whole.
+    pub fn tenants(&mut self, file: usize, name: &str, first: usize, lines: &HashMap<String, usize>) {
+        let list = join(&join("sources", name), TENANTS);
+        for (key, line) in lines {
+            let Some(rest) = key.strip_prefix(&list).and_then(|rest| rest.strip_prefix('[')) else { continue };
+            let Some((index, below)) = rest.split_once(']') else { continue };
+            let Ok(index) = index.parse::<usize>() else { continue };
+            let path = format!("{list}[{}]", first + index);
+            self.places.insert(format!("{path}{below}"), Place { file: Some(file), line: *line });
+            self.indexes.insert(path, index);
+        }
+    }
+
+    /// Whether there is a folder of tenants, so that a key alone does not say where it stands.
+    pub fn is_folder(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// The file of the folder a key stands in; `None`: the configuration itself.
+    pub fn file_of(&self, path: &str) -> Option<&Path> {
+        self.files.get(self.find(path)?.file?).map(PathBuf::as_path)
+    }
+
+    /// The index of a tenant among those in its file.
+    pub fn index_of(&self, path: &str) -> Option<usize> {
+        let own = || path.rsplit_once('[')?.1.strip_suffix(']')?.parse().ok();
+        self.indexes.get(path).copied().or_else(own)
+    }
+
+    /// Where a key stands, in words, for a message about another one.
+    pub fn words(&self, path: &str) -> String {
+        let Some(place) = self.find(path) else { return "the configuration".to_owned() };
+        match place.file.and_then(|file| self.files.get(file)) {
+            Some(file) => format!("`{}`, line {}", file.display(), place.line),
+            None => format!("the configuration, line {}", place.line),
+        }
+    }
+
+    /// Puts a problem where its key stands, or the table it is missing from.
+    pub fn place(&self, problem: &mut Problem) {
+        if problem.line.is_none()
+            && let Some(place) = self.find(&problem.key)
+        {
+            problem.line = Some(place.line);
+            problem.file = place.file.and_then(|file| self.files.get(file)).cloned();
+        }
+        // The index that a reader of that file counts.
+        let Some((list, rest)) = problem.key.split_once("].") else { return };
+        let list = format!("{list}]");
+        if let Some(index) = self.indexes.get(&list)
+            && let Some((list, _)) = list.rsplit_once('[')
+        {
+            problem.key = format!("{list}[{index}].{rest}");
+        }
+    }
+
+    fn find(&self, path: &str) -> Option<&Place> {
+        let parent = || self.places.get(path.rsplit_once('.')?.0);
+        self.places.get(path).or_else(parent)
+    }
+}
+
+/// Whether a key is `path` or below it.
+pub(super) fn is_at(key: &str, path: &str) -> bool {
+    key.strip_prefix(path).is_some_and(|below| below.is_empty() || below.starts_with(['.', '[']))
+}
