@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`mod@format`] (what is stored), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on disk),
 //! [`claims`] (events delivered and on their way), [`healed`] (events of Microsoft Graph among them), [`mod@heal`] (gaps being filled), [`held`] (routine reads on hold), [`journal`] (receipts), [`lateness`] (how late content comes), [`ledger`] (the writer), [`moving`]
-//! (positions moved by hand).
+//! (positions moved by hand), [`purge`] (everything of a tenant taken out).
 //!
 //! Invariants, used by name in documents, assertions and tests:
 //! - **CK-1** `complete_until` never passes a window with an unread page or an unanswered blob.
@@ -22,4 +22,5 @@ pub mod key_set;
 pub mod lateness;
 pub mod ledger;
 pub mod moving;
+pub mod purge;
 pub mod server_clock;

@@ -17,6 +17,7 @@ mod moment;
 pub mod normalize;
 pub mod plugin;
 mod progress;
+pub mod purge;
 pub mod reading;
 pub mod receipts;
 pub mod reconcile;
@@ -27,7 +28,9 @@ mod service;
 pub mod simulate;
 pub mod state;
 pub mod status;
+pub mod tenant;
 pub mod validate;
+pub mod written;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -89,6 +92,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Write a first configuration: asks what it needs to know, or takes it as options
     Init(init::InitArgs),
+    /// Add tenants to the configuration, take them out with or without what is remembered of them, list them
+    Tenant(tenant::TenantArgs),
     /// Read a range again: inside the running process, or alone when none runs
     Backfill(backfill::BackfillArgs),
     /// Fill a range beyond the feed's seven days through Microsoft Graph's audit search
@@ -172,6 +177,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             drop(out);
             backfill::backfill(args, &mut std::io::stdout()).await
         }
+        Command::Tenant(args) => tenant::tenant(args, &mut std::io::stdout()).await,
         Command::Heal(args) => {
             drop(out);
             heal::heal(args, &mut std::io::stdout()).await
@@ -180,10 +186,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             drop(out);
             status::status(args, &mut std::io::stdout()).await
         }
-        Command::Init(args) => {
-            drop(out);
-            init::init(args).await
-        }
+        Command::Init(args) => init::init(args).await,
         Command::Completions(args) => {
             completions::completions(command_line(), &args, &mut out).map(|()| Exit::Done).map_err(Failure::io)
         }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
 use super::keeping::keeping;
+use super::purge;
 use super::service::Service;
 use super::{Failure, logging};
 use crate::checkpoint::journal::Keeping;
@@ -23,7 +24,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SinkConfig, SinkEntry};
 use crate::delivery;
 use crate::host::Host;
-use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, Refusal};
+use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, PurgeAsked, Refusal};
 use crate::hosts::embedded::descriptors;
 use crate::hosts::embedded::metrics_server::MetricsServer;
 use crate::hosts::embedded::notebook::Notebook;
@@ -84,6 +85,8 @@ struct Process {
     worst: Exit,
     registry: Registry,
     moves: mpsc::Receiver<MoveAsked>,
+    purges: mpsc::Receiver<PurgeAsked>,
+    store: Arc<SqliteStore>,
     memory: SinkMemory,
     receipts: Option<Keeping>,
     service: Service,
@@ -130,16 +133,18 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     }
     slow.abort();
     let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store.clone()), clock.clone()));
-    let watched = watch_store(store, host.clone(), clock.clone(), stop.clone());
+    let watched = watch_store(store.clone(), host.clone(), clock.clone(), stop.clone());
     let recorded = recorder::install().map_err(|e| Failure::internal(e.to_string()))?;
     let metrics = serve_metrics(&config, &recorded, &host, &stop).await?;
     let registry = Registry::default();
     let (move_asked, moves) = mpsc::channel(1);
+    let (purge_asked, purges) = mpsc::channel(1);
     let monitor = Arc::new(Monitor::new(recorded, host.report(), recent, clock.clone()));
     let backend = Backend {
         registry: registry.clone(),
         monitor: monitor.clone(),
         moves: move_asked,
+        purges: purge_asked,
         exit_of: |error| Exit::from(error) as u8,
         heal_exit_of: |error| Exit::from(error) as u8,
         clock: clock.clone(),
@@ -163,6 +168,8 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         worst: Exit::Done,
         registry,
         moves,
+        purges,
+        store,
         memory,
         receipts,
         service: Service::find(),
@@ -208,6 +215,7 @@ impl Process {
                     Asked::Quit => return Ok(Exit::Done),
                 },
                 Some(asked) = self.moves.recv() => self.moved(asked).await,
+                Some(asked) = self.purges.recv() => self.purge(asked).await,
                 closed = self.host.closed() => {
                     tracing::info!(sink = %closed.name, "the reader has gone ({}), stopping", closed.why);
                     break;
@@ -351,6 +359,26 @@ impl Process {
             Ok(moved) => Ok(moved.iter().map(ToString::to_string).collect()),
             Err(error) => Err(Refusal::of(&error, Exit::from(&error) as u8)),
         });
+    }
+
+    /// Takes the data of a tenant out that the configuration, as it is now, does not name any more.
+    async fn purge(&mut self, PurgeAsked { tenant, answer }: PurgeAsked) {
+        self.reload().await;
+        let read = self.config.sources.iter().find(|(_, source)| source.tenant_id == tenant);
+        let result = match read {
+            Some((name, _)) => Err(Refusal::of(&purge::StillRead { name: name.clone(), tenant }, Exit::Config as u8)),
+            None => {
+                let mut work = std::pin::pin!(purge::purge(&self.store, &self.config.data_dir, &tenant));
+                let done = loop {
+                    tokio::select! {
+                        done = &mut work => break done,
+                        () = self.clock.sleep(LOOK_EVERY) => self.service.alive(),
+                    }
+                };
+                done.map_err(|error| Refusal::of(&error, Exit::State as u8))
+            }
+        };
+        let _ = answer.send(result);
     }
 
     /// Applies the configuration file as it is now; one with problems changes nothing.

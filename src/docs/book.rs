@@ -25,6 +25,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Operate", "", 0),
     ("Guarantees", "guarantees.md", 0),
     ("Operating", "operating.md", 0),
+    ("Many tenants", "tenants.md", 0),
     ("I have an export", "exports.md", 0),
     ("Is anything missing?", "reconcile.md", 0),
     ("Beyond seven days", "heal.md", 0),

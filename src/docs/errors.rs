@@ -14,10 +14,12 @@ use super::{Document, NOTICE};
 use crate::api::{known_errors, vendor_codes};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::checkpoint::moving::MoveError;
+use crate::cli::purge::{PurgeError, StillRead};
 use crate::cli::reading::NormalizeError;
 use crate::cli::receipts::ReceiptsError;
 use crate::cli::reconcile::ReconcileError;
 use crate::cli::report::ReportError;
+use crate::cli::written::NotWritten;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::delivery::SLOW_HINT;
 use crate::exports::input::InputError;
@@ -300,9 +302,28 @@ fn of_receipts() -> Vec<Entry> {
     entries
 }
 
-/// That of the configuration.
+/// Those of `m365-audit tenant`.
+fn of_tenants() -> Vec<Entry> {
+    let Ok(tenant) = "11111111-1111-1111-1111-111111111111".parse::<TenantId>() else { return Vec::new() };
+    let origin = "`m365-audit tenant remove --purge` (`src/cli/purge.rs`)";
+    let why = || StateError::Unavailable("database or disk is full".to_owned());
+    let path = PathBuf::from("/var/lib/m365-audit/reconcile/customers.fabrikam.json");
+    let errors = [
+        PurgeError::State { tenant: tenant.clone(), why: why() },
+        PurgeError::Traces { tenant: tenant.clone(), why: why() },
+        PurgeError::Verdict { tenant: tenant.clone(), path, why: io::ErrorKind::PermissionDenied.into() },
+    ];
+    let mut entries: Vec<Entry> = errors.iter().map(|error| entry(error, origin)).collect();
+    entries.push(entry(&StillRead { name: "customers.fabrikam".to_owned(), tenant }, origin));
+    let path = PathBuf::from("/etc/m365-audit/tenants.d/fabrikam.toml");
+    let error = NotWritten { path, why: io::ErrorKind::PermissionDenied.into() };
+    entries.push(entry(&error, "`m365-audit tenant` (`src/cli/written.rs`)"));
+    entries
+}
+
+/// Those of the configuration, and of tenants put into it and taken out.
 fn of_the_configuration() -> Vec<Entry> {
-    let mut entries = Vec::new();
+    let mut entries = of_tenants();
     let problem = Problem {
         key: "sources.contoso.tenant_id".to_owned(),
         line: None,

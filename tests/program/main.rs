@@ -12,6 +12,7 @@ mod readme;
 mod receipts;
 mod reconcile;
 mod report;
+mod tenant;
 mod tenants;
 mod terminal;
 mod threats;

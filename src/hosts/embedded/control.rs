@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::registry::{Entry, Registry};
 use super::status::{Monitor, Status};
 use crate::clock::Clock;
-use crate::model::{Actionable, ContentType, Timestamp};
+use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::aside::Retried;
 use crate::source::desk::{Ask, Asked, BackfillError, Ended, Progress, Snapshot};
 use crate::source::heal;
@@ -88,6 +88,11 @@ pub enum What {
         /// The source.
         source: String,
     },
+    /// Read the configuration again, and take the data of a tenant that it does not name any more out of the state.
+    Purge {
+        /// The tenant.
+        tenant: String,
+    },
     /// Move positions.
     Move {
         /// The source.
@@ -128,6 +133,8 @@ pub enum Say {
     Retried(Retried),
     /// Positions were moved: what to print.
     Moved(Vec<String>),
+    /// A tenant's data was taken out: what to print.
+    Purged(Vec<String>),
     /// It is not done.
     Refused(Refusal),
 }
@@ -239,6 +246,14 @@ pub struct MoveAsked {
     pub answer: oneshot::Sender<Result<Vec<String>, Refusal>>,
 }
 
+/// A tenant whose data is to go, for whoever owns the sources and the state.
+pub struct PurgeAsked {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Told what to print.
+    pub answer: oneshot::Sender<Result<Vec<String>, Refusal>>,
+}
+
 /// Maps an error of a back-fill to its exit code; the command line's business.
 pub type ExitOf = fn(&BackfillError) -> u8;
 /// The same for a range that is filled through Microsoft Graph.
@@ -253,6 +268,8 @@ pub struct Backend {
     pub monitor: Arc<Monitor>,
     /// Where moves are carried out.
     pub moves: mpsc::Sender<MoveAsked>,
+    /// Where tenants' data is taken out.
+    pub purges: mpsc::Sender<PurgeAsked>,
     /// Exit codes.
     pub exit_of: ExitOf,
     /// Those of `heal`.
@@ -426,6 +443,7 @@ async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -
         Err(refusal) => Say::Refused(refusal),
         Ok(What::Status {}) => Say::Status(Box::new(backend.monitor.status(&backend.registry))),
         Ok(What::Retry { source }) => retry(&backend, &source).await,
+        Ok(What::Purge { tenant }) => purge(&backend, &tenant).await,
         Ok(What::Move { source, content_types, from, yes }) => {
             move_positions(&backend, source, &content_types, from, yes).await
         }
@@ -515,6 +533,31 @@ async fn move_positions(backend: &Backend, source: String, types: &[String], fro
         Ok(Ok(lines)) => Say::Moved(lines),
         Ok(Err(refusal)) => Say::Refused(refusal),
         Err(_) => gone(),
+    }
+}
+
+/// Has a tenant's data taken out.
+async fn purge(backend: &Backend, tenant: &str) -> Say {
+    let tenant: TenantId = match tenant.parse() {
+        Ok(tenant) => tenant,
+        Err(error) => {
+            return Say::Refused(refusal(
+                "control-broken",
+                format!("the question: {error}"),
+                "ask with `m365-audit`",
+                64,
+            ));
+        }
+    };
+    let (answer, answered) = oneshot::channel();
+    let asked = async {
+        backend.purges.send(PurgeAsked { tenant, answer }).await.ok()?;
+        answered.await.ok()
+    };
+    match asked.await {
+        Some(Ok(lines)) => Say::Purged(lines),
+        Some(Err(refusal)) => Say::Refused(refusal),
+        None => Say::Refused(refusal("control-broken", "the process is stopping".into(), "try again once it runs", 73)),
     }
 }
 

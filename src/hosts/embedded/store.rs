@@ -172,6 +172,20 @@ impl SqliteStore {
         }
     }
 
+    /// Writes the file anew without what was deleted from it, which SQLite keeps in free pages otherwise. Commits wait
+    /// meanwhile. Needs room for a second copy.
+    ///
+    /// # Errors
+    /// The file cannot be written anew, or was opened for reading; it is as it was.
+    pub async fn compact(&self) -> Result<(), StateError> {
+        let Some(writer) = &self.writer else {
+            return Err(StateError::Unavailable("opened for reading only".into()));
+        };
+        let (answer, answered) = oneshot::channel();
+        writer.queue.send(Task::Compact(answer)).await.map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
+
     /// Opens the store for reading, beside a running process or without one. `commit` then always fails.
     pub fn open_read_only(data_dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let data_dir = absolute(data_dir.as_ref())?;

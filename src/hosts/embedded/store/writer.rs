@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::presence::{Found, Presence};
 use super::*;
@@ -27,6 +27,8 @@ pub(super) enum Task {
     Commit(Commit),
     /// To look whether the files are there.
     Look,
+    /// To write the file anew without what was deleted.
+    Compact(oneshot::Sender<Result<(), StateError>>),
 }
 
 /// What the writer shares with the store and the reader.
@@ -69,9 +71,17 @@ impl Writer {
     }
 
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Task>) {
-        while let Some(first) = queue.blocking_recv() {
+        let mut next = None;
+        while let Some(first) = next.take().or_else(|| queue.blocking_recv()) {
             let there = self.look();
-            let Task::Commit(first) = first else { continue };
+            let first = match first {
+                Task::Commit(first) => first,
+                Task::Look => continue,
+                Task::Compact(answer) => {
+                    let _ = answer.send(there.map_err(StateError::Unavailable).and_then(|()| self.compact()));
+                    continue;
+                }
+            };
             let mut bytes = size(&first.ops);
             let mut group = vec![first];
             // Whatever queued up during the last fsync shares the next one; nobody is kept waiting for company.
@@ -82,6 +92,10 @@ impl Writer {
                         group.push(commit);
                     }
                     Ok(Task::Look) => {}
+                    Ok(compact @ Task::Compact(_)) => {
+                        next = Some(compact);
+                        break;
+                    }
                     Err(_) => break,
                 }
             }
@@ -211,6 +225,23 @@ impl Writer {
             let _ = old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
         self.open_again()
+    }
+
+    /// Writes the state anew without what was deleted from it: SQLite leaves that in pages that it has free, until it
+    /// happens to use them again. Commits wait meanwhile.
+    fn compact(&mut self) -> Result<(), StateError> {
+        let Some(connection) = &self.connection else { return Err(ended()) };
+        // With an empty log the file alone is the whole state, wherever this is cut off.
+        let busy: Result<i64, _> = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+        if busy.map_err(|error| state_error("", &error))? != 0 {
+            let why = "another program reads the state's file: it cannot be written anew now";
+            return Err(StateError::Unavailable(why.to_owned()));
+        }
+        self.write_anew().map_err(|why| {
+            // Half a copy would keep what is to go.
+            let _ = fs::remove_file(self.path.with_file_name(NEW_FILE));
+            StateError::Unavailable(why)
+        })
     }
 
     /// Opens a file that was written anew.
