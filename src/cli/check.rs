@@ -8,14 +8,15 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::Failure;
 use super::exit::Exit;
+use super::{Failure, estimate};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::host::StateStore;
 use crate::hosts::embedded::store::{SqliteStore, StoreError};
 use crate::hosts::embedded::writable::check_writable;
 use crate::model::{Actionable, error_page};
+use crate::source::estimate::{REQUESTS_DEFAULT, REQUESTS_MIN};
 use crate::source::{CheckFault, CheckStep, FaultKind, M365Audit, check};
 
 /// Sources looked at at the same time: one that does not answer must not hold up a hundred others.
@@ -28,8 +29,16 @@ pub struct CheckArgs {
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
     /// Also start and stop Audit.General, if it is off: what becomes available for the next 15 minutes is then lost
-    #[arg(long)]
+    #[arg(long, conflicts_with = "estimate")]
     pub probe: bool,
+    /// Estimate instead what each source will bring in a day, in events and bytes by content type, severity and format: from
+    /// the listing of the last 24 hours and a sample of its blobs. Delivers and remembers nothing
+    #[arg(long)]
+    pub estimate: bool,
+    /// Requests to the feed that the estimate of one source may take
+    #[arg(long, value_name = "N", default_value_t = REQUESTS_DEFAULT, requires = "estimate",
+          value_parser = clap::value_parser!(u32).range(i64::from(REQUESTS_MIN)..=2000))]
+    pub requests: u32,
     /// One JSON object on standard output, for machines
     #[arg(long)]
     pub json: bool,
@@ -58,7 +67,11 @@ impl Report {
 /// # Errors
 /// As [`check_all`].
 pub async fn check_file(config: &Path, out: &mut dyn Write) -> Result<Exit, Failure> {
-    check_all(CheckArgs { config: config.to_owned(), probe: false, json: false }, out).await
+    check_all(
+        CheckArgs { config: config.to_owned(), probe: false, estimate: false, requests: REQUESTS_DEFAULT, json: false },
+        out,
+    )
+    .await
 }
 
 /// Tests every source and prints what it finds.
@@ -81,6 +94,9 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
         }
         Err(error) => return Err(error.into()),
     };
+    if args.estimate {
+        return estimate::estimates(&config, args.requests, args.json, out).await;
+    }
     let store: Option<Arc<dyn StateStore>> = match args.probe {
         true => Some(Arc::new(SqliteStore::open(&config.data_dir)?)),
         false => None,

@@ -5,6 +5,7 @@ mod bad_records;
 pub mod check;
 pub mod completions;
 pub mod demo;
+mod estimate;
 mod event_line;
 pub mod exit;
 pub mod explain;

@@ -19,6 +19,7 @@ pub mod deliver;
 pub mod desk;
 mod downloads;
 pub mod error;
+pub mod estimate;
 pub mod fetch;
 pub mod fleet;
 mod gap;
@@ -350,11 +351,12 @@ impl M365Audit {
         (*self).parts(api, server, host).map(Box::new)
     }
 
-    fn parts(self, api: ApiClient, server: ServerTime, host: Arc<dyn Host>) -> Result<parts::TenantParts, SourceError> {
+    /// How its records are made.
+    fn settings(&self) -> Result<Settings, SourceError> {
         let config = &self.config;
         let rules = config.severity.load().map_err(|source| SourceError::Rules { name: self.name.clone(), source })?;
         let mask = Mask::new(config.mask_detected_values, &config.mask);
-        let normaliser = Normaliser::new(Settings {
+        Ok(Settings {
             format: config.format,
             raw: config.raw,
             ocsf_version: config.ocsf_version,
@@ -363,7 +365,12 @@ impl M365Audit {
             internal_domains: config.internal_domains.clone(),
             rules,
             mask: mask.map_err(|error| SourceError::Internal(format!("`mask`: {error}")))?,
-        });
+        })
+    }
+
+    fn parts(self, api: ApiClient, server: ServerTime, host: Arc<dyn Host>) -> Result<parts::TenantParts, SourceError> {
+        let normaliser = Normaliser::new(self.settings()?);
+        let config = &self.config;
         let seconds = |n: u64| SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX));
         Ok(parts::TenantParts {
             source: self.name.clone(),

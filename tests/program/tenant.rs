@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::sim::{NewBlob, Sim, SimConfig, SubscriptionState};
+use m365_audit::sim::{CallKind, NewBlob, Sim, SimConfig, SubscriptionState};
 use serde_json::Value;
 
 /// For a slow machine; nothing waits for it where all is well.
@@ -351,4 +351,74 @@ async fn a_purge_leaves_not_one_byte_of_the_tenant_under_data_dir_and_the_others
         fs::remove_file(bench.at("tenants.d/bad.toml")).unwrap();
         bench.add(0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_estimate_says_what_the_tenant_brings_within_its_requests_and_remembers_nothing() {
+    let bench = Bench::new(1).await;
+    bench.add(0);
+    // 40 blobs over the day, of 1 to 10 events each; every third is of an inbox rule that forwards, which is not routine.
+    let event = |blob: usize, n: usize, at: jiff::Timestamp| {
+        let operation = if n % 3 == 0 { "New-InboxRule" } else { "FileAccessed" };
+        format!(
+            r#"{{"Id":"{blob}-{n}","CreationTime":"{at}","Operation":"{operation}","RecordType":1,"Workload":"Exchange","Parameters":[{{"Name":"ForwardTo","Value":"x@elsewhere.example"}}]}}"#
+        )
+    };
+    let (mut events, mut bytes) = (0, 0);
+    for blob in 0..40_usize {
+        let at = bench.sim.now().checked_sub(jiff::SignedDuration::from_mins(20 + 34 * blob as i64)).unwrap();
+        let count = 1 + blob * 7 % 10;
+        let all: Vec<String> = (0..count).map(|n| event(blob, n, at)).collect();
+        events += count;
+        bytes += all.iter().map(|event| event.len() + 1).sum::<usize>();
+        bench.sim.add_blob(&tenant(0), ContentType::General, NewBlob::at(at).with_events(all));
+    }
+    let estimate = |requests: &str| {
+        let arguments = ["check", "-c", "agent.toml", "--estimate", "--requests", requests, "--json"];
+        let before = bench.sim.requests().len();
+        let output = binary(bench.dir.path(), &arguments);
+        assert!(output.status.success(), "{}", said(&output));
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let made: Vec<_> = bench.sim.requests().into_iter().skip(before).collect();
+        let feed = made.iter().filter(|request| request.kind != CallKind::Token).count();
+        assert!(feed <= requests.parse().unwrap(), "{feed} requests of {requests}");
+        assert_eq!(found["estimates"][0]["requests"], feed, "{found:#}");
+        assert!(!made.iter().any(|request| matches!(request.kind, CallKind::Start | CallKind::Stop)));
+        assert!(!bench.at("data").exists(), "no state");
+        found["estimates"][0]["a_day"]["Audit.General"].clone()
+    };
+    // With enough requests every blob is read, and the estimate is the truth.
+    let all = estimate("100");
+    assert_eq!(
+        (&all["blobs"], &all["blobs_read"], &all["events_error"]),
+        (&40.into(), &40.into(), &0.into()),
+        "{all:#}"
+    );
+    assert_eq!(all["delivered"]["events"], events, "{all:#}");
+    assert_eq!(all["delivered"]["bytes"]["raw"], bytes, "{all:#}");
+    let by_severity = all["by_severity"].as_object().unwrap();
+    let sum = |of: &dyn Fn(&Value) -> u64| by_severity.values().map(of).sum::<u64>();
+    assert_eq!(sum(&|of| of["events"].as_u64().unwrap()), events as u64, "{all:#}");
+    assert!(by_severity.len() > 1, "{all:#}");
+    for format in ["native", "ecs", "ocsf", "raw"] {
+        let whole = all["delivered"]["bytes"][format].as_u64().unwrap();
+        assert_eq!(sum(&|of| of["bytes"][format].as_u64().unwrap()), whole, "{format}: {all:#}");
+        assert!(whole >= bytes as u64, "{format}: {all:#}");
+    }
+    // With few it is off by no more than it says.
+    let some = estimate("14");
+    assert_eq!(some["blobs"], 40, "{some:#}");
+    let (found, error) = (some["delivered"]["events"].as_f64().unwrap(), some["events_error"].as_f64().unwrap());
+    assert!(some["blobs_read"].as_u64().unwrap() < 13 && error > 0.0, "{some:#}");
+    assert!((found - events as f64).abs() <= error, "{found} ± {error}, it is {events}");
+    // What `drop_routine` leaves out is told apart.
+    let text = fs::read_to_string(bench.at("agent.toml")).unwrap().replace("drop_routine = false\n", "");
+    fs::write(bench.at("agent.toml"), text).unwrap();
+    let dropping = estimate("100");
+    let dropped = dropping["dropped_events"].as_u64().unwrap();
+    let delivered = dropping["delivered"]["events"].as_u64().unwrap();
+    assert!(dropped > 0 && dropped + delivered == events as u64, "{dropping:#}");
+    let output = binary(bench.dir.path(), &["check", "-c", "agent.toml", "--estimate"]);
+    let text = said(&output);
+    assert!(output.status.success() && text.contains("from 40 of 40 listed blobs"), "{text}");
 }
