@@ -5,6 +5,9 @@
 //! whether the tenant is, `check`'s. Nothing that exists is overwritten, and no secret appears in an argument, on the
 //! screen or in a file that others may read.
 
+mod commands;
+mod destination;
+
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,18 +17,9 @@ use super::exit::Exit;
 use super::{Failure, check};
 use crate::config::{Cloud, Config};
 use crate::model::is_guid;
-
-/// Office 365 Management APIs, in every tenant.
-pub const RESOURCE: &str = "c5393580-f805-4401-95e8-94b7a6ef2fc2";
-/// Its application role `ActivityFeed.Read`.
-pub const ROLE_READ: &str = "594c1fb6-4f81-4475-ae41-0c394909246c";
-/// Its application role `ActivityFeed.ReadDlp`.
-pub const ROLE_READ_DLP: &str = "4807a72c-ad38-4250-94c9-4eabfe26cd55";
-
-/// Microsoft Graph, in every tenant.
-const GRAPH: &str = "00000003-0000-0000-c000-000000000000";
-/// Its application role that filling gaps needs.
-const GRAPH_ROLE: &str = "AuditLogsQuery.Read.All";
+use commands::{GRAPH_ROLE, commands};
+pub use commands::{RESOURCE, ROLE_READ, ROLE_READ_DLP, Tool};
+use destination::{Destination, SinkType};
 
 /// The variable used when no secret is given.
 const SECRET_VARIABLE: &str = "M365_CLIENT_SECRET";
@@ -35,7 +29,7 @@ const SECRET_FILE: &str = "client_secret";
 const ATTEMPTS_MAX: usize = 5;
 
 /// Arguments of `init`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct InitArgs {
     /// Where to write the configuration; what exists is never overwritten
     #[arg(short, long, value_name = "FILE", default_value = "agent.toml")]
@@ -43,6 +37,9 @@ pub struct InitArgs {
     /// The tenant's id, a GUID
     #[arg(long, value_name = "GUID")]
     tenant_id: Option<String>,
+    /// A tenant of an app of many, by a name and its id; given once for each
+    #[arg(long = "tenant", value_name = "NAME=GUID", conflicts_with = "tenant_id")]
+    tenants: Vec<String>,
     /// The application's (client) id, a GUID
     #[arg(long, value_name = "GUID")]
     client_id: Option<String>,
@@ -61,9 +58,19 @@ pub struct InitArgs {
     /// Where state is kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/m365-audit")]
     data_dir: PathBuf,
-    /// The file that records are appended to
+    /// Where records go; without it, a file
+    #[arg(long, value_name = "TYPE")]
+    sink: Option<SinkType>,
+    /// The file that records are appended to, of the sink `file`
     #[arg(long, value_name = "FILE", default_value = "/var/log/m365-audit/audit.ndjson")]
     records: PathBuf,
+    /// The receiver of the other sinks: a URL for `http` and `otlp`, `HOST:PORT` for `fluent_forward`
+    #[arg(long, value_name = "ADDRESS")]
+    to: Option<String>,
+    /// A file that holds what the receiver wants to see: a bearer token for `http` and `otlp`, the shared key for
+    /// `fluent_forward`
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Only print the commands that create the application and grant its permissions
     #[arg(long, value_name = "TOOL")]
     print: Option<Tool>,
@@ -73,15 +80,6 @@ pub struct InitArgs {
     /// Do not test the connection afterwards
     #[arg(long)]
     no_check: bool,
-}
-
-/// What creates the application.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Tool {
-    /// The Azure CLI
-    Az,
-    /// PowerShell with the Microsoft Graph module
-    Powershell,
 }
 
 fn cloud(text: &str) -> Result<Cloud, String> {
@@ -96,13 +94,63 @@ fn cloud(text: &str) -> Result<Cloud, String> {
 /// What was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Answers {
-    tenant_id: String,
+    tenants: Tenants,
     client_id: String,
     secret: SecretPlace,
     cloud: Cloud,
     dlp: bool,
     data_dir: PathBuf,
-    records: PathBuf,
+    to: Destination,
+}
+
+/// Whose events are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Tenants {
+    /// One tenant.
+    One(String),
+    /// Many of one app, each by its name and its id.
+    Many(Vec<(String, String)>),
+}
+
+impl Tenants {
+    /// A GUID, or several, each as `NAME=GUID`.
+    fn parse(text: &str, wheres: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split([' ', ',', '\t']).filter(|part| !part.is_empty()).collect();
+        if !parts.iter().any(|part| part.contains('=')) {
+            return guid(text, "a tenant's id", wheres).map(Self::One);
+        }
+        let mut tenants: Vec<(String, String)> = Vec::new();
+        for part in parts {
+            let (name, id) = part.split_once('=').ok_or_else(|| format!("`{part}` is not NAME=GUID"))?;
+            let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+            if name.is_empty() || !name.chars().all(is_name) {
+                return Err(format!("`{name}` is not a name of letters, digits, `_` and `-`"));
+            }
+            let id = guid(id, &format!("the id of `{name}`"), wheres)?;
+            if tenants.iter().any(|(known, known_id)| known == name || *known_id == id) {
+                return Err(format!("`{name}` or its id is there twice"));
+            }
+            tenants.push((name.to_owned(), id));
+        }
+        Ok(Self::Many(tenants))
+    }
+
+    /// Where the application is registered, as far as it is known.
+    fn home(&self) -> &str {
+        match self {
+            Self::One(id) => id,
+            Self::Many(_) => "YOUR_OWN_TENANT_ID",
+        }
+    }
+
+    fn is_many(&self) -> bool {
+        matches!(self, Self::Many(_))
+    }
+
+    /// The source they are read by.
+    fn source(&self) -> &'static str {
+        if self.is_many() { "customers" } else { "m365" }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -111,6 +159,16 @@ enum SecretPlace {
     File(PathBuf),
     /// To be written to this file.
     NewFile(PathBuf, String),
+}
+
+impl SecretPlace {
+    /// The file that is to be written, and what into it.
+    fn new_file(&self) -> Option<(&PathBuf, &String)> {
+        match self {
+            Self::NewFile(path, secret) => Some((path, secret)),
+            _ => None,
+        }
+    }
 }
 
 impl std::fmt::Debug for SecretPlace {
@@ -129,7 +187,8 @@ impl std::fmt::Debug for SecretPlace {
 /// An answer that is missing or cannot be used, a file that is there already, a directory that cannot be written.
 pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
     if let Some(tool) = args.print {
-        let text = commands(tool, args.tenant_id.as_deref().unwrap_or("TENANT_ID"), args.cloud, !args.no_dlp);
+        let home = args.tenant_id.as_deref().unwrap_or("TENANT_ID");
+        let text = commands(tool, home, args.cloud, !args.no_dlp, !args.tenants.is_empty());
         io::stdout().write_all(text.as_bytes()).map_err(Failure::io)?;
         return Ok(Exit::Done);
     }
@@ -143,16 +202,24 @@ pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
         asked(&args, &mut terminal)?
     };
     let text = render(&answers);
-    // First the secret: the configuration is held against the file it names.
-    if let SecretPlace::NewFile(path, secret) = &answers.secret {
-        write_new(path, format!("{secret}\n").as_bytes(), 0o600)?;
+    // First the secrets: the configuration is held against the files it names.
+    let secrets: Vec<(&PathBuf, &String)> =
+        [answers.secret.new_file(), answers.to.new_file()].into_iter().flatten().collect();
+    let mut made: Vec<&PathBuf> = Vec::new();
+    let mut result = Ok(());
+    for (path, secret) in &secrets {
+        result = write_new(path, format!("{secret}\n").as_bytes(), 0o600);
+        if result.is_err() {
+            break;
+        }
+        made.push(path);
     }
     // What is written must be readable; a variable that is not set yet is no fault of the file.
     let variable = |name: &str| std::env::var(name).ok().or_else(|| Some(format!("set {name}")));
-    let written = Config::parse(&text, &variable)
-        .map_err(Failure::from)
+    let written = result
+        .and_then(|()| Config::parse(&text, &variable).map_err(Failure::from))
         .and_then(|_| write_new(&args.output, text.as_bytes(), 0o644));
-    if let SecretPlace::NewFile(path, _) = &answers.secret {
+    for path in made {
         match &written {
             Ok(()) => eprintln!("wrote {} (only you can read it)", path.display()),
             Err(_) => drop(fs::remove_file(path)),
@@ -237,15 +304,27 @@ fn given(args: &InitArgs) -> Result<Answers, Failure> {
         (None, name) => SecretPlace::Variable(variable(name.as_deref().unwrap_or(SECRET_VARIABLE)).map_err(usage)?),
     };
     let (tenant_at, client_at) = (args.cloud.localised(TENANT_IS_AT), args.cloud.localised(CLIENT_IS_AT));
+    let tenants = match args.tenants.as_slice() {
+        [] => Tenants::One(need(&args.tenant_id, "--tenant-id", &tenant_at)?),
+        tenants => many(tenants, &tenant_at)?,
+    };
     Ok(Answers {
-        tenant_id: need(&args.tenant_id, "--tenant-id", &tenant_at)?,
+        tenants,
         client_id: need(&args.client_id, "--client-id", &client_at)?,
         secret,
         cloud: args.cloud,
         dlp: !args.no_dlp,
         data_dir: args.data_dir.clone(),
-        records: args.records.clone(),
+        to: destination::given(args)?,
     })
+}
+
+/// Those of `--tenant`.
+fn many(tenants: &[String], wheres: &str) -> Result<Tenants, Failure> {
+    match Tenants::parse(&tenants.join(" "), wheres).map_err(usage)? {
+        Tenants::One(_) => Err(usage("--tenant is NAME=GUID")),
+        many => Ok(many),
+    }
 }
 
 fn variable(name: &str) -> Result<String, String> {
@@ -305,11 +384,14 @@ impl Dialogue for Questions {
 /// What the options leave open is asked for.
 fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failure> {
     let (tenant_at, client_at) = (args.cloud.localised(TENANT_IS_AT), args.cloud.localised(CLIENT_IS_AT));
-    let tenant_id = match &args.tenant_id {
-        Some(text) => guid(text, "--tenant-id", &tenant_at).map_err(usage)?,
-        None => {
-            until_right(dialogue, &format!("Tenant ID ({tenant_at}):"), |text| guid(text, "a tenant's id", &tenant_at))?
+    let tenants = match (&args.tenant_id, args.tenants.as_slice()) {
+        (Some(text), _) => Tenants::One(guid(text, "--tenant-id", &tenant_at).map_err(usage)?),
+        (None, []) => {
+            let question =
+                format!("Tenant ID ({tenant_at}); for an app of many tenants all of them, each as NAME=GUID:");
+            until_right(dialogue, &question, |text| Tenants::parse(text, &tenant_at))?
         }
+        (None, tenants) => many(tenants, &tenant_at)?,
     };
     let dlp = !args.no_dlp
         && (args.client_id.is_some()
@@ -317,7 +399,7 @@ fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failur
     let client_id = match &args.client_id {
         Some(text) => guid(text, "--client-id", &client_at).map_err(usage)?,
         None => {
-            if !yes(dialogue, "Is there an application in the tenant for this already? [y/N]", false)? {
+            if !yes(dialogue, "Is there an application for this already? [y/N]", false)? {
                 let tool =
                     until_right(dialogue, "Show the commands that create it for `az` or `powershell`? [az]", |text| {
                         match text.to_ascii_lowercase().as_str() {
@@ -327,7 +409,7 @@ fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failur
                         }
                     })?;
                 dialogue.say("");
-                dialogue.say(&commands(tool, &tenant_id, args.cloud, dlp));
+                dialogue.say(&commands(tool, tenants.home(), args.cloud, dlp, tenants.is_many()));
             }
             until_right(dialogue, &format!("Client ID ({client_at}):"), |text| {
                 guid(text, "an application's id", &client_at)
@@ -339,22 +421,16 @@ fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failur
         (None, Some(name)) => SecretPlace::Variable(variable(name).map_err(usage)?),
         (None, None) => ask_secret(args, dialogue)?,
     };
-    Ok(Answers {
-        tenant_id,
-        client_id,
-        secret,
-        cloud: args.cloud,
-        dlp,
-        data_dir: args.data_dir.clone(),
-        records: args.records.clone(),
-    })
+    let to = destination::asked(args, dialogue)?;
+    Ok(Answers { tenants, client_id, secret, cloud: args.cloud, dlp, data_dir: args.data_dir.clone(), to })
 }
 
 fn ask_secret(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<SecretPlace, Failure> {
     let beside = args.output.parent().unwrap_or(Path::new("")).join(SECRET_FILE);
     let file = std::path::absolute(&beside).map_err(Failure::io)?;
     if file.exists() {
-        return Err(exists(&file));
+        let question = format!("There is {}: take the client secret from it? [Y/n]", file.display());
+        return if yes(dialogue, &question, true)? { Ok(SecretPlace::File(file)) } else { Err(exists(&file)) };
     }
     let question = format!(
         "Client secret, its value and not its id (written to {}, readable by you alone; empty to take it from the environment variable {SECRET_VARIABLE}):",
@@ -401,75 +477,6 @@ fn yes(dialogue: &mut dyn Dialogue, question: &str, default: bool) -> Result<boo
     })
 }
 
-/// The commands that create the application, give it the permissions and make a secret.
-fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool) -> String {
-    match tool {
-        Tool::Az => {
-            let set_cloud = match cloud {
-                Cloud::GccHigh | Cloud::Dod => "az cloud set --name AzureUSGovernment\n",
-                Cloud::China => "az cloud set --name AzureChinaCloud\n",
-                _ => "",
-            };
-            let dlp = if dlp { format!(" {ROLE_READ_DLP}=Role") } else { String::new() };
-            let heal = match cloud.has_audit_search() {
-                true => format!(
-                    "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
-                     # ROLE=$(az ad sp show --id {GRAPH} --query \"appRoles[?value=='{GRAPH_ROLE}'].id | [0]\" --output tsv)\n\
-                     # az ad app permission add --id \"$APP_ID\" --api {GRAPH} --api-permissions \"$ROLE=Role\"\n\
-                     # az ad app permission admin-consent --id \"$APP_ID\"\n"
-                ),
-                false => String::new(),
-            };
-            format!(
-                "# Azure CLI, as an administrator who may grant consent\n\
-                 {set_cloud}az login --tenant {tenant} --allow-no-subscriptions\n\
-                 az ad sp show --id {RESOURCE} --output none || az ad sp create --id {RESOURCE} --output none\n\
-                 APP_ID=$(az ad app create --display-name m365-audit --sign-in-audience AzureADMyOrg --query appId --output tsv)\n\
-                 az ad sp create --id \"$APP_ID\" --output none\n\
-                 az ad app permission add --id \"$APP_ID\" --api {RESOURCE} --api-permissions {ROLE_READ}=Role{dlp}\n\
-                 sleep 30   # the new application must be known everywhere before consent\n\
-                 az ad app permission admin-consent --id \"$APP_ID\"\n\
-                 echo \"client id: $APP_ID\"\n\
-                 {heal}\
-                 az ad app credential reset --id \"$APP_ID\" --append --display-name m365-audit --years 1 --query password --output tsv\n"
-            )
-        }
-        Tool::Powershell => {
-            let environment = match cloud {
-                Cloud::GccHigh => " -Environment USGov",
-                Cloud::Dod => " -Environment USGovDoD",
-                Cloud::China => " -Environment China",
-                _ => "",
-            };
-            let heal = match cloud.has_audit_search() {
-                true => format!(
-                    "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
-                     # $graph = Get-MgServicePrincipal -Filter \"appId eq '{GRAPH}'\"\n\
-                     # $role = $graph.AppRoles | Where-Object Value -eq '{GRAPH_ROLE}'\n\
-                     # New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $graph.Id -AppRoleId $role.Id\n"
-                ),
-                false => String::new(),
-            };
-            let roles = if dlp { format!("'{ROLE_READ}', '{ROLE_READ_DLP}'") } else { format!("'{ROLE_READ}'") };
-            format!(
-                "# PowerShell with the modules Microsoft.Graph.Authentication and Microsoft.Graph.Applications\n\
-                 Connect-MgGraph -TenantId {tenant} -Scopes Application.ReadWrite.All, AppRoleAssignment.ReadWrite.All{environment}\n\
-                 $roles = @({roles})\n\
-                 $access = @{{ ResourceAppId = '{RESOURCE}'; ResourceAccess = @($roles | ForEach-Object {{ @{{ Id = $_; Type = 'Role' }} }}) }}\n\
-                 $app = New-MgApplication -DisplayName 'm365-audit' -SignInAudience AzureADMyOrg -RequiredResourceAccess @($access)\n\
-                 $sp = New-MgServicePrincipal -AppId $app.AppId\n\
-                 $api = Get-MgServicePrincipal -Filter \"appId eq '{RESOURCE}'\"\n\
-                 if (-not $api) {{ $api = New-MgServicePrincipal -AppId '{RESOURCE}' }}\n\
-                 foreach ($role in $roles) {{ New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $api.Id -AppRoleId $role }}\n\
-                 {heal}\
-                 $secret = Add-MgApplicationPassword -ApplicationId $app.Id -PasswordCredential @{{ DisplayName = 'm365-audit'; EndDateTime = (Get-Date).AddYears(1) }}\n\
-                 \"client id: $($app.AppId)\"\n\
-                 $secret.SecretText\n"
-            )
-        }
-    }
-}
-
 /// The file, with a word on each choice.
 fn render(answers: &Answers) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
@@ -504,14 +511,26 @@ fn render(answers: &Answers) -> String {
         ),
         false => String::new(),
     };
+    let name = answers.tenants.source();
+    let (tenant, tenants) = match &answers.tenants {
+        Tenants::One(id) => (format!("tenant_id = \"{id}\"\n"), String::new()),
+        Tenants::Many(tenants) => {
+            let block = |(own, id): &(String, String)| {
+                format!("\n[[sources.{name}.tenants]]\nname = \"{own}\"\ntenant_id = \"{id}\"\n")
+            };
+            let note = "\n# Each tenant is a source of its own, with the keys above and its own over them; an administrator of each\n\
+                        # consents to the application once. `m365-audit tenant add` adds more: docs/tenants.md\n";
+            (String::new(), note.to_owned() + tenants.iter().map(block).collect::<String>().trim_start())
+        }
+    };
     format!(
         "# Written by `m365-audit init`. Every key: docs/configuration.md or `m365-audit schema config`.\n\
          # `m365-audit check -c FILE` tests the connection, `m365-audit run -c FILE` runs it.\n\n\
          # Positions and what was delivered. Keep it: without it the last day is delivered again.\n\
          data_dir = {data_dir}\n\n\
-         [sources.m365]\n\
+         [sources.{name}]\n\
          type = \"m365_audit\"\n\
-         tenant_id = \"{tenant}\"\n\
+         {tenant}\
          client_id = \"{client}\"\n\
          {secret}\n\
          {cloud}\n\
@@ -519,20 +538,15 @@ fn render(answers: &Answers) -> String {
          # backfill_secs = 86400                # how far back the first run goes; Microsoft keeps 604800\n\
          {routine}\n\
          {heal}\
-         # format = \"native\"                    # ecs, ocsf, raw\n\n\
-         # A record counts as delivered when it is synced to this file. An agent that tails it must take lines of up to\n\
-         # 32 MiB, which most do not by default: docs/hosts/tail.md has the setting of each.\n\
-         [sinks.file]\n\
-         type = \"file\"\n\
-         path = {records}\n\
-         inputs = [\"m365\"]\n\n\
+         # format = \"native\"                    # ecs, ocsf, raw\n\
+         {tenants}\n\
+         {sink}\n\
          # Prometheus text at /metrics, health at /health.\n\
          [metrics]\n\
          listen = \"127.0.0.1:9598\"\n",
         data_dir = path(&answers.data_dir),
-        tenant = answers.tenant_id,
         client = answers.client_id,
-        records = path(&answers.records),
+        sink = answers.to.render(name),
     )
 }
 
@@ -584,11 +598,13 @@ mod tests {
 
     #[test]
     fn wrong_answers_are_explained_and_asked_again() {
-        let mut dialogue = script(&["contoso.onmicrosoft.com", TENANT, "y", "maybe", "n", "", CLIENT, CLIENT, ""]);
+        let mut dialogue =
+            script(&["contoso.onmicrosoft.com", TENANT, "y", "maybe", "n", "", CLIENT, CLIENT, "", "fiel", ""]);
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("agent.toml");
         let answers = asked(&args(&["-o", output.to_str().unwrap()]), &mut dialogue).unwrap();
-        assert_eq!(answers.tenant_id, TENANT);
+        assert_eq!(answers.tenants, Tenants::One(TENANT.to_owned()));
+        assert_eq!(answers.to, Destination::File("/var/log/m365-audit/audit.ndjson".into()));
         assert_eq!(answers.secret, SecretPlace::Variable(SECRET_VARIABLE.into()), "the id of a secret is not taken");
         assert!(dialogue.said.contains("a domain is not enough"), "{}", dialogue.said);
         assert!(dialogue.said.contains("answer y or n"), "{}", dialogue.said);
@@ -605,12 +621,33 @@ mod tests {
 
     #[test]
     fn what_is_written_is_valid_and_raises_no_warning() {
-        for (options, dlp) in [(&["--no-dlp"][..], false), (&["--cloud", "gcc_high"], true), (&[], true)] {
-            let mut all = vec!["--no-input", "--tenant-id", TENANT, "--client-id", CLIENT];
+        let dir = tempfile::tempdir().unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "a token\n").unwrap();
+        let token = token.to_str().unwrap();
+        let many = [
+            "--tenant",
+            "a=11111111-2222-3333-4444-555555555555",
+            "--tenant",
+            "b=11111111-2222-3333-4444-666666666666",
+        ];
+        for (options, dlp) in [
+            (&["--no-dlp"][..], false),
+            (&["--cloud", "gcc_high"], true),
+            (&[], true),
+            (&many, true),
+            (&["--sink", "stdout"], true),
+            (&["--sink", "http", "--to", "https://siem.example.com/in", "--token-file", token], true),
+            (&["--sink", "otlp", "--to", "http://127.0.0.1:4317", "--token-file", token], true),
+            (&["--sink", "fluent_forward", "--to", "127.0.0.1:24224", "--token-file", token], true),
+        ] {
+            let mut all = vec!["--no-input", "--client-id", CLIENT];
+            all.extend(if options == &many[..] { &[][..] } else { &["--tenant-id", TENANT] });
             all.extend(options);
             let answers = given(&args(&all)).unwrap();
             assert_eq!(answers.dlp, dlp);
             let text = render(&answers);
+            assert!(!text.contains("a token"), "{text}");
             let config = Config::parse(&text, &|name| (name == SECRET_VARIABLE).then(|| "x".repeat(40)));
             assert_eq!(config.unwrap().warnings(), [], "{text}");
         }
@@ -619,14 +656,50 @@ mod tests {
     #[test]
     fn the_commands_name_the_application_permissions_of_the_api_and_consent() {
         for tool in [Tool::Az, Tool::Powershell] {
-            let text = commands(tool, TENANT, Cloud::Enterprise, true);
+            let text = commands(tool, TENANT, Cloud::Enterprise, true, false);
+            assert!(!commands(tool, TENANT, Cloud::Enterprise, false, false).contains(ROLE_READ_DLP));
+            // The secret goes into a file, and not onto the screen.
+            let secret =
+                text.lines().find(|line| line.contains("--query password") || line.contains("SecretText")).unwrap();
+            assert!(secret.contains(SECRET_FILE), "{secret}");
+            let many = commands(tool, TENANT, Cloud::Enterprise, true, true);
+            assert!(many.contains("AzureADMultipleOrgs") && many.contains("/adminconsent?client_id="), "{many}");
             for part in [TENANT, RESOURCE, ROLE_READ, ROLE_READ_DLP, "Role"] {
                 assert!(text.contains(part), "{part}: {text}");
             }
-            assert!(!commands(tool, TENANT, Cloud::Enterprise, false).contains(ROLE_READ_DLP));
         }
-        assert!(commands(Tool::Az, TENANT, Cloud::Dod, true).contains("AzureUSGovernment"));
-        assert!(commands(Tool::Powershell, TENANT, Cloud::China, true).contains("-Environment China"));
+        assert!(commands(Tool::Az, TENANT, Cloud::Dod, true, false).contains("AzureUSGovernment"));
+        assert!(commands(Tool::Powershell, TENANT, Cloud::China, true, false).contains("-Environment China"));
+    }
+
+    #[test]
+    fn an_app_of_many_tenants_is_one_block_of_them_and_a_receivers_token_goes_into_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("agent.toml");
+        let (a, b) = ("11111111-2222-3333-4444-555555555555", "11111111-2222-3333-4444-666666666666");
+        let tenants: &'static str = Box::leak(format!("adatum={a}, fabrikam={b}").into_boxed_str());
+        let said =
+            [tenants, "n", "n", "az", CLIENT, "", "http", "siem.example.com", "https://siem.example.com/in", "t0ken"];
+        let mut dialogue = script(&said);
+        let answers = asked(&args(&["-o", output.to_str().unwrap()]), &mut dialogue).unwrap();
+        let text = render(&answers);
+        assert_eq!(text.matches("[[sources.customers.tenants]]").count(), 2, "{text}");
+        assert!(
+            dialogue.said.contains("AzureADMultipleOrgs") && dialogue.said.contains("https://"),
+            "{}",
+            dialogue.said
+        );
+        let (path, token) = answers.to.new_file().unwrap();
+        assert_eq!((path.file_name().unwrap().to_str(), token.as_str()), (Some("sink_token"), "t0ken"));
+        assert!(!text.contains("t0ken") && !format!("{answers:?}").contains("t0ken"), "{text}");
+        std::fs::write(path, token).unwrap();
+        let config = Config::parse(&text, &|_| Some("x".repeat(40))).unwrap();
+        assert_eq!(config.sinks["out"].inputs, ["customers.adatum", "customers.fabrikam"]);
+        for twice in
+            [format!("a={a} b={a}"), format!("a={a} a={b}"), "a=b".into(), format!("a b={a}"), format!("ä={a}")]
+        {
+            assert!(Tenants::parse(&twice, "there").is_err(), "{twice}");
+        }
     }
 
     #[test]

@@ -552,7 +552,7 @@ const CLIENT: &str = "aaaaaaaa-0000-4000-8000-00000000c11e";
 #[test]
 fn init_asks_and_writes_a_valid_file_and_keeps_the_secret_private() {
     let dir = tempfile::tempdir().unwrap();
-    let input = format!("contoso.com\n{TENANT}\ny\nn\naz\n{CLIENT}\nthe-secret's~value\n");
+    let input = format!("contoso.com\n{TENANT}\ny\nn\naz\n{CLIENT}\nthe-secret's~value\n\n");
     let output = answer(dir.path(), &["init", "--no-check"], &input);
     let said = text(&output);
     assert!(output.status.success(), "{said}");

@@ -1,0 +1,198 @@
+//! Where records go: the sink of a first configuration.
+
+use std::path::{Path, PathBuf};
+
+use url::Url;
+
+use super::{Dialogue, InitArgs, ended, exists, until_right, usage};
+use crate::cli::Failure;
+
+/// The file beside the configuration that a receiver's token is written to.
+const TOKEN_FILE: &str = "sink_token";
+
+/// The types of sinks, by the word in `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum SinkType {
+    /// A file that an agent tails
+    File,
+    /// Standard output, for trying out
+    Stdout,
+    /// Batches posted over HTTP
+    Http,
+    /// The Fluent Forward protocol
+    FluentForward,
+    /// OpenTelemetry logs
+    Otlp,
+}
+
+/// What was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// The file.
+    File(PathBuf),
+    /// Standard output.
+    Stdout,
+    /// A receiver, its address, and what it wants to see.
+    Receiver(SinkType, String, Token),
+}
+
+/// What a receiver wants to see.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Token {
+    /// Nothing.
+    None,
+    /// What is in this file.
+    File(PathBuf),
+    /// This, to be written to the file.
+    NewFile(PathBuf, String),
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::File(path) => write!(f, "File({})", path.display()),
+            Self::NewFile(path, _) => write!(f, "NewFile({}, ***)", path.display()),
+        }
+    }
+}
+
+impl Destination {
+    /// The file that is to be written, and what into it.
+    pub fn new_file(&self) -> Option<(&PathBuf, &String)> {
+        match self {
+            Self::Receiver(_, _, Token::NewFile(path, token)) => Some((path, token)),
+            _ => None,
+        }
+    }
+
+    /// The table of the sink, which reads all of `source`.
+    pub fn render(&self, source: &str) -> String {
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let path = |path: &Path| quoted(&path.display().to_string());
+        let (note, keys) = match self {
+            Self::File(file) => (
+                "A record counts as delivered when it is synced to this file. An agent that tails it must take lines of up to\n\
+                 # 32 MiB, which most do not by default: docs/hosts/tail.md has the setting of each.",
+                format!("type = \"file\"\npath = {}\n", path(file)),
+            ),
+            Self::Stdout => (
+                "For trying out: a record counts as delivered when its bytes are in the pipe.",
+                "type = \"stdout\"\n".to_owned(),
+            ),
+            Self::Receiver(kind, to, token) => {
+                let (name, key, secret) = kind.keys();
+                let to = if *kind == SinkType::FluentForward { format!("[{}]", quoted(to)) } else { quoted(to) };
+                let token = match token {
+                    Token::None => String::new(),
+                    Token::File(file) | Token::NewFile(file, _) => format!("{secret} = {}\n", path(file)),
+                };
+                (
+                    "A record counts as delivered when the receiver answered success; docs/hosts has the settings that matter\n\
+                     # there, and docs/hosts/recipes.md ten lines for each destination.",
+                    format!("type = \"{name}\"\n{key} = {to}\n{token}"),
+                )
+            }
+        };
+        let name = if matches!(self, Self::File(_)) { "file" } else { "out" };
+        format!("# {note}\n[sinks.{name}]\n{keys}inputs = [\"{source}\"]\n")
+    }
+}
+
+impl SinkType {
+    /// The word in `type`, the key of the address, that of the file with what the receiver wants to see.
+    fn keys(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::File => ("file", "path", ""),
+            Self::Stdout => ("stdout", "", ""),
+            Self::Http => ("http", "uri", "bearer_token_file"),
+            Self::Otlp => ("otlp", "endpoint", "bearer_token_file"),
+            Self::FluentForward => ("fluent_forward", "servers", "shared_key_file"),
+        }
+    }
+
+    /// How its address is asked for.
+    fn question(self) -> &'static str {
+        match self {
+            Self::FluentForward => "Receiver, as HOST:PORT:",
+            Self::Otlp => "Receiver's URL, such as http://127.0.0.1:4317:",
+            _ => "Receiver's URL, such as https://siem.example.com/ingest:",
+        }
+    }
+
+    fn address(self, text: &str) -> Result<String, String> {
+        let text = text.trim();
+        if self == Self::FluentForward {
+            let is_pair =
+                text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+            return if is_pair { Ok(text.to_owned()) } else { Err("write HOST:PORT, such as 127.0.0.1:24224".into()) };
+        }
+        let example = "write a URL with its scheme, such as https://siem.example.com/ingest";
+        match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => Ok(text.to_owned()),
+            _ => Err(example.into()),
+        }
+    }
+}
+
+/// All from the options.
+pub(super) fn given(args: &InitArgs) -> Result<Destination, Failure> {
+    let kind = args.sink.unwrap_or(SinkType::File);
+    let unused = |what: &str| usage(format!("{what} is for the sinks `http`, `otlp` and `fluent_forward`"));
+    match kind {
+        SinkType::File | SinkType::Stdout if args.to.is_some() => Err(unused("--to")),
+        SinkType::File | SinkType::Stdout if args.token_file.is_some() => Err(unused("--token-file")),
+        SinkType::File => Ok(Destination::File(args.records.clone())),
+        SinkType::Stdout => Ok(Destination::Stdout),
+        kind => {
+            let to = args.to.as_deref().ok_or_else(|| usage(format!("--sink {} needs --to ADDRESS", kind.keys().0)))?;
+            let to = kind.address(to).map_err(|why| usage(format!("--to: {why}")))?;
+            let token = match &args.token_file {
+                Some(path) => Token::File(std::path::absolute(path).map_err(Failure::io)?),
+                None => Token::None,
+            };
+            Ok(Destination::Receiver(kind, to, token))
+        }
+    }
+}
+
+/// What the options leave open is asked for.
+pub(super) fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Destination, Failure> {
+    let kind = match args.sink {
+        Some(kind) => kind,
+        None => {
+            until_right(dialogue, "Where do records go: file, stdout, http, fluent_forward or otlp? [file]", |text| {
+                match text {
+                    "" => Ok(SinkType::File),
+                    text => <SinkType as clap::ValueEnum>::from_str(text, true)
+                        .map_err(|_| "answer file, stdout, http, fluent_forward or otlp".to_owned()),
+                }
+            })?
+        }
+    };
+    if matches!(kind, SinkType::File | SinkType::Stdout) || args.to.is_some() {
+        return given(&InitArgs { sink: Some(kind), ..args.clone() });
+    }
+    let to = until_right(dialogue, kind.question(), |text| kind.address(text))?;
+    let token = match &args.token_file {
+        Some(path) => Token::File(std::path::absolute(path).map_err(Failure::io)?),
+        None => ask_token(args, kind, dialogue)?,
+    };
+    Ok(Destination::Receiver(kind, to, token))
+}
+
+fn ask_token(args: &InitArgs, kind: SinkType, dialogue: &mut dyn Dialogue) -> Result<Token, Failure> {
+    let beside = args.output.parent().unwrap_or(Path::new("")).join(TOKEN_FILE);
+    let file = std::path::absolute(&beside).map_err(Failure::io)?;
+    let what = if kind == SinkType::FluentForward { "Shared key" } else { "Bearer token" };
+    let place = file.display();
+    let question =
+        format!("{what} that the receiver wants to see (written to {place}, readable by you alone; empty for none):");
+    let Some(token) = dialogue.hidden(&question).map_err(Failure::io)? else { return Err(ended()) };
+    match token.as_str() {
+        "" => Ok(Token::None),
+        _ if file.exists() => Err(exists(&file)),
+        _ => Ok(Token::NewFile(file, token)),
+    }
+}
