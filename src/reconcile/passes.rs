@@ -182,10 +182,13 @@ pub(super) struct Ours {
 impl Make for OurRecords<'_> {
     type Made = Ours;
 
-    fn make(&self, _: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> Ours {
-        let key = key_of(event);
-        let is_there = key.is_some_and(|key| self.rows.get(key).is_some());
-        let identity = event.identity().filter(|_| !is_there);
+    fn make(&self, read: &ReadEvent, event: &Event<'_>, _: &mut Vec<u8>) -> Ours {
+        // A record says a time also of an event that says none: the event as the feed had it is the one that it carries.
+        let carried = read.carried.as_ref().and_then(|bytes| Event::parse(bytes).ok());
+        let keys = [carried.as_ref().and_then(key_of), key_of(event)];
+        let found = keys.iter().flatten().find(|key| self.rows.get(**key).is_some()).copied();
+        let identity = event.identity().filter(|_| found.is_none());
+        let key = found.or_else(|| keys.into_iter().flatten().next());
         Ours { key, alone: identity.map(|identity| (event.time(), listed(&identity))) }
     }
 }

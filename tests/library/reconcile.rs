@@ -466,6 +466,39 @@ async fn a_read_on_hold_is_on_hold_and_neither_delivered_nor_missing() {
     world.sim.stop().await;
 }
 
+/// An event without a `CreationTime`: its record and its row say one each, and not the same.
+#[test]
+fn an_event_without_a_time_is_the_same_in_its_record_and_in_its_row() {
+    let event = r#"{"Id":"5954da71-c13d-4079-be94-43ab95dea639","RecordType":25,"Workload":"MicrosoftTeams","Operation":"MessageDeleted"}"#;
+    let row = format!(
+        "RecordId,CreationDate,RecordType,Operation,UserId,AuditData,AssociatedAdminUnits,AssociatedAdminUnitsNames\r\n\
+         5954da71-c13d-4079-be94-43ab95dea639,2026-05-01T20:01:29.0000000Z,25,MessageDeleted,a@b.example,\"{}\",,\r\n",
+        event.replace('"', "\"\"")
+    );
+    let record = format!(
+        r#"{{"source":"m365","event_type":"m365.microsoftteams.messagedeleted","severity":"info","timestamp":"2026-05-02T04:57:45.764Z","timestamp_inferred":true,"event_id":"5954da71-c13d-4079-be94-43ab95dea639","raw":{event}}}"#
+    );
+    let export = || Ok(vec![input("x.csv", row.clone().into_bytes())]);
+    let given = || Ok(vec![input("y", record.clone().into_bytes())]);
+    let request = Request {
+        source: "s".into(),
+        tenant: "11111111-2222-3333-4444-555555555555".parse().unwrap(),
+        content_types: m365_audit::model::ContentType::ALL.to_vec(),
+        event_keys_max: 1000,
+        dropping: None,
+        export: &export,
+        delivered: Some(&given),
+        store: None,
+        receipts: None,
+        settle: SignedDuration::ZERO,
+        asked: (None, None),
+        now: "2026-05-10T00:00:00Z".parse().unwrap(),
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let outcome = Outcome::of(compare(&request, runtime.handle()).unwrap());
+    assert_eq!((outcome.of_class("delivered"), outcome.only_ours().0), (1, 0), "{}", outcome.text);
+}
+
 /// A record that holds no event is found by its `Id`, and that is said.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_without_their_event_are_found_by_id_and_the_verdict_says_so() {
