@@ -169,10 +169,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         }
         Command::Explain(args) => {
             drop(out);
-            let done = tokio::task::spawn_blocking(move || explain::run(&args)).await;
-            done.map_err(Failure::internal)?
-                .map(|tally| tally.exit())
-                .map_err(|error| Failure::of(&error, error.exit()))
+            explained(args).await
         }
         Command::Backfill(args) => {
             drop(out);
@@ -207,6 +204,12 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
         Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
     }
+}
+
+async fn explained(args: explain::ExplainArgs) -> Result<Exit, Failure> {
+    let done = tokio::task::spawn_blocking(move || explain::run(&args)).await;
+    let tally = done.map_err(Failure::internal)?;
+    tally.map(|tally| tally.exit()).map_err(|error| Failure::of(&error, error.exit()))
 }
 
 /// Cancelled by SIGINT or SIGTERM, or by SIGHUP: the terminal has gone, and there is nothing to reload.

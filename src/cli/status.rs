@@ -422,6 +422,13 @@ fn stream_lines(streams: &[Stream], now: Timestamp, narrow: bool) -> Vec<Line<'s
             );
             lines.push(Line::styled(text, Style::new().fg(Color::Red)));
         }
+        if stream.healed_gap_secs > 0 || stream.healed_events > 0 {
+            lines.push(Line::raw(format!(
+                "    {} of gaps filled through Microsoft Graph since the start, {}",
+                super::moment::span(stream.healed_gap_secs as f64),
+                counted(stream.healed_events, "event")
+            )));
+        }
     }
     lines
 }

@@ -27,5 +27,5 @@ impl Default for HealConfig {
 }
 
 const fn default_query_wait_secs() -> u64 {
-    3600
+    1800
 }

@@ -68,7 +68,7 @@ impl Call {
             call.method_ok = method == "GET";
             return call;
         }
-        if let Some((kind, graph)) = super::graph::path_kind(&segments) {
+        if let Some((kind, graph)) = graph_call(&segments) {
             call.kind = kind;
             call.graph = graph;
             call.method_ok = (method == "POST") == (kind == CallKind::GraphSubmit);
@@ -110,6 +110,21 @@ impl Call {
     pub fn content_type(&self) -> Option<ContentType> {
         self.param("contenttype").and_then(|text| text.parse().ok())
     }
+}
+
+/// Whether the path is one of Graph's, and which: its version and the rest.
+fn graph_call(segments: &[&str]) -> Option<(CallKind, String)> {
+    let (version, rest) = match segments {
+        [version @ ("v1.0" | "beta"), "security", "auditLog", "queries", rest @ ..] => (*version, rest),
+        _ => return None,
+    };
+    let (kind, id) = match rest {
+        [] => (CallKind::GraphSubmit, ""),
+        [id] => (CallKind::GraphQuery, *id),
+        [id, "records"] => (CallKind::GraphRecords, *id),
+        _ => return None,
+    };
+    Some((kind, format!("{version}/{id}")))
 }
 
 /// An answer before faults.

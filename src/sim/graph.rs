@@ -4,122 +4,16 @@
 //! or never end, answers that are cut whether they say so or not, readings of one finished query that differ, a version
 //! that is withdrawn, a next page elsewhere. What it finds is what [`super::export`] writes.
 
-use std::collections::{BTreeMap, VecDeque};
-
 use serde::Deserialize;
 use serde_json::json;
 
 use super::call::{Call, Reply};
 use super::export::{self, ExportForm, ExportSpec};
 use super::faults::CallKind;
+use super::queries::{AUDIENCE, GraphVersions, Query, QueryFate, ROLE};
 use super::tenant::State;
 use super::token::Tokens;
 use crate::model::{TenantId, Timestamp};
-
-/// The audience of Graph's tokens in the worldwide cloud.
-pub(super) const AUDIENCE: &str = "https://graph.microsoft.com";
-/// The application permission that every call needs.
-const ROLE: &str = "AuditLogsQuery.Read.All";
-
-/// What Graph is like. All of it can be changed while it runs.
-#[derive(Debug, Clone)]
-pub struct GraphConfig {
-    /// The `roles` claim of tokens for Graph. Default: `AuditLogsQuery.Read.All`.
-    pub roles: Vec<String>,
-    /// Which versions answer; the others say 404 `UnknownError`.
-    pub versions: GraphVersions,
-    /// How far back the search goes, days. Default 180: the standard retention.
-    pub history_days: i64,
-    /// How long a query takes, seconds.
-    pub query_secs: u64,
-    /// What becomes of the next queries, the first first; afterwards of a share of them.
-    pub fates: VecDeque<QueryFate>,
-    /// Share of the queries that fail, and of those that never end.
-    pub failed_share: f64,
-    /// See `failed_share`.
-    pub stuck_share: f64,
-    /// Records that one query gives at most.
-    pub records_max: Option<usize>,
-    /// Whether a query says that it was cut (`isRecordCountLimitExceeded`).
-    pub says_cut: bool,
-    /// Whether a query has `recordCountLimit` and `approximateReturnedRecordCount` at all.
-    pub has_counts: bool,
-    /// Records on a page.
-    pub page_rows: usize,
-    /// So many readings of each query leave out this share of its records.
-    pub unstable: (u32, f64),
-    /// Rows that a page repeats from the one before.
-    pub overlap_rows: usize,
-    /// Scheme and host of `@odata.nextLink`, when not the simulator's own.
-    pub next_link_origin: Option<String>,
-    /// Submissions a tenant may make in 24 hours.
-    pub submissions_per_day: usize,
-}
-
-impl Default for GraphConfig {
-    fn default() -> Self {
-        Self {
-            roles: vec![ROLE.to_owned()],
-            versions: GraphVersions::Both,
-            history_days: 180,
-            query_secs: 20,
-            fates: VecDeque::new(),
-            failed_share: 0.0,
-            stuck_share: 0.0,
-            records_max: None,
-            says_cut: true,
-            has_counts: true,
-            page_rows: 150,
-            unstable: (0, 0.0),
-            overlap_rows: 0,
-            next_link_origin: None,
-            submissions_per_day: 200,
-        }
-    }
-}
-
-/// Which versions answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GraphVersions {
-    /// Both.
-    Both,
-    /// `/beta` alone, as from April 2025 on.
-    BetaOnly,
-    /// `/v1.0` alone.
-    V1Only,
-}
-
-/// What becomes of a query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueryFate {
-    /// It succeeds after so many seconds.
-    After(u64),
-    /// It fails.
-    Failed,
-    /// It runs and never ends.
-    Stuck,
-}
-
-/// Queries of all tenants, and when each tenant submitted.
-#[derive(Default)]
-pub(super) struct Graph {
-    queries: BTreeMap<String, Query>,
-    submitted: BTreeMap<TenantId, Vec<Timestamp>>,
-    serial: u64,
-}
-
-struct Query {
-    tenant: TenantId,
-    name: String,
-    from: Timestamp,
-    to: Timestamp,
-    submitted: Timestamp,
-    fate: QueryFate,
-    readings: u32,
-    /// Rendered when it is first read, so that all readings are of the same rows.
-    rows: Option<Vec<String>>,
-    cut: bool,
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -128,21 +22,6 @@ struct Submission {
     display_name: String,
     filter_start_date_time: Timestamp,
     filter_end_date_time: Timestamp,
-}
-
-/// Whether the path is one of Graph's, and which: its version and the rest.
-pub(super) fn path_kind(segments: &[&str]) -> Option<(CallKind, String)> {
-    let (version, rest) = match segments {
-        [version @ ("v1.0" | "beta"), "security", "auditLog", "queries", rest @ ..] => (*version, rest),
-        _ => return None,
-    };
-    let (kind, id) = match rest {
-        [] => (CallKind::GraphSubmit, ""),
-        [id] => (CallKind::GraphQuery, *id),
-        [id, "records"] => (CallKind::GraphRecords, *id),
-        _ => return None,
-    };
-    Some((kind, format!("{version}/{id}")))
 }
 
 /// Answers a call of Graph.
@@ -178,20 +57,6 @@ pub(super) fn answer(state: &mut State, tokens: &Tokens, call: &Call, own_url: &
             Some(_) => records(state, (version, id), call, own_url, now),
             None => refuse(404, "NotFound", "The query does not exist."),
         },
-    }
-}
-
-impl Query {
-    fn status(&self, now: Timestamp) -> &'static str {
-        let age = now.duration_since(self.submitted).as_secs();
-        match self.fate {
-            QueryFate::Stuck if age < 2 => "notStarted",
-            QueryFate::Stuck => "running",
-            QueryFate::Failed if age < 2 => "running",
-            QueryFate::Failed => "failed",
-            QueryFate::After(secs) if age < i64::try_from(secs).unwrap_or(i64::MAX) => "running",
-            QueryFate::After(_) => "succeeded",
-        }
     }
 }
 

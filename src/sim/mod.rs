@@ -7,7 +7,7 @@
 //!
 //! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records), `links`
 //! (reads and matches that belong together), `token` (with `assertion` and `identity`) and `feed` (what is answered),
-//! `faults` (what goes wrong), `export` and `graph` (what the audit search finds), `server` (sockets and bytes).
+//! `faults` (what goes wrong), `export` (what the audit search finds), `queries` and `graph` (Microsoft Graph), `server` (sockets and bytes).
 //!
 //! Not simulated: webhooks and TLS. Blobs and the ledger are kept for
 //! as long as the simulator runs, also when they have expired.
@@ -22,6 +22,7 @@ mod feed;
 mod graph;
 mod identity;
 mod links;
+mod queries;
 mod server;
 mod tenant;
 mod token;
@@ -45,8 +46,8 @@ pub use assertion::FederatedCredential;
 pub use events::Irregularity;
 pub use export::{ExportFile, ExportForm, ExportSpec};
 pub use faults::{CallKind, Fault, FaultPlan, Faults, Rate, Script};
-pub use graph::{GraphConfig, GraphVersions, QueryFate};
 pub use identity::MachineIdentity;
+pub use queries::{GraphConfig, GraphVersions, QueryFate};
 pub use token::aadsts_codes;
 pub use truth::{Comparison, Delivered, Side, Truth, TruthEvent, TruthHuge};
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::events::{self, HugeBody, Irregularity, parse_event_time};
 use super::export::{ExportSpec, SearchRow};
-use super::graph::Graph;
+use super::queries::Graph;
 use super::truth::{Entry, EventFields, Ledger, Side, Truth, TruthEvent, TruthHuge, fingerprint};
 use super::{GenerateSpec, ListingOrder, NewBlob, QuotaCounts, SimConfig, SubscriptionState, links};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp};

@@ -172,7 +172,7 @@ impl Tokens {
         let lifetime = i64::try_from(config.token_lifetime_secs).unwrap_or(i64::MAX);
         let expires = now.saturating_add(jiff::SignedDuration::from_secs(lifetime)).unwrap_or(Timestamp::MAX);
         // A token has the roles that its application has of the API it is for.
-        let of_graph = audience.trim_end_matches('/') == super::graph::AUDIENCE;
+        let of_graph = audience.trim_end_matches('/') == super::queries::AUDIENCE;
         let roles = if of_graph { &config.graph.roles } else { &config.roles };
         let claims = json!({
             "aud": audience, "iss": format!("https://sts.windows.net/{tenant}/"),

@@ -399,7 +399,7 @@ impl M365Audit {
                 flag_age: seconds(config.dlp_flag_secs),
             },
             once: self.once,
-            heal: heal::HealSettings {
+            heal: heal::desk::HealSettings {
                 gaps: config.heal.graph,
                 query_wait: Duration::from_secs(config.heal.query_wait_secs),
                 without_search: (!config.cloud.has_audit_search()).then(|| config.cloud.as_str().to_owned()),

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::aside;
 use super::budget::Pool;
 use super::desk::Desk;
-use super::heal::{self, HealSettings};
+use super::heal::desk::{self as heal_desk, HealSettings};
 use super::hold::HoldSettings;
 use super::server_time::ServerTime;
 use super::turns::Turns;
@@ -63,7 +63,7 @@ pub struct TenantParts {
     /// How gaps are filled through Microsoft Graph.
     pub heal: HealSettings,
     /// Where ranges are asked to be filled while it runs.
-    pub heal_desk: Option<heal::desk::Desk>,
+    pub heal_desk: Option<heal_desk::Desk>,
     /// Where back-fills are asked for while it runs.
     pub desk: Option<Desk>,
     /// Where what was set aside is asked to be offered again.

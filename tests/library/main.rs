@@ -18,6 +18,7 @@ mod reconcile;
 mod records;
 mod report;
 mod sign_in;
+mod simulated_graph;
 mod simulated_tenant;
 mod skips;
 mod stores;

@@ -155,6 +155,12 @@ pub struct Stream {
     pub bytes_per_sec: f64,
     /// Gaps declared since the start.
     pub gaps: u64,
+    /// Seconds of gaps filled through Microsoft Graph since the start.
+    #[serde(default)]
+    pub healed_gap_secs: u64,
+    /// Events that brought.
+    #[serde(default)]
+    pub healed_events: u64,
     /// Blobs lost since the start.
     pub lost: u64,
 }
@@ -461,6 +467,8 @@ impl View<'_> {
             events_per_sec: self.rate(metrics::EVENTS_TOTAL, tenant, content_type),
             bytes_per_sec: self.rate(metrics::RECEIVED_BYTES_TOTAL, tenant, content_type),
             gaps: count(metrics::GAPS_TOTAL),
+            healed_gap_secs: count(metrics::HEALED_GAP_SECONDS_TOTAL),
+            healed_events: count(metrics::HEALED_EVENTS_TOTAL),
             lost: count(LOST),
         }
     }

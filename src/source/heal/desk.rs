@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +15,17 @@ use crate::model::{Actionable, Timestamp};
 
 /// Questions waiting at a desk.
 const QUEUED_MAX: usize = 4;
+
+/// How a source heals.
+#[derive(Debug, Clone)]
+pub struct HealSettings {
+    /// Gaps are filled by themselves.
+    pub gaps: bool,
+    /// A search that has not ended after this is given up.
+    pub query_wait: Duration,
+    /// The cloud's word, where it has no audit search.
+    pub without_search: Option<String>,
+}
 
 /// What to fill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

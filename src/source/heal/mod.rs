@@ -23,7 +23,7 @@ use jiff::SignedDuration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use self::desk::{Ask, Asked, Desk, Ended, HealError, Progress};
+use self::desk::{Ask, Asked, Desk, Ended, HealError, HealSettings, Progress};
 use super::context::FetchContext;
 use super::error::SourceError;
 use super::health::Board;
@@ -47,17 +47,6 @@ const LOOK_FOR_GAPS: Backoff = Backoff::between(Duration::from_secs(5), Duration
 const AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(6);
 /// A stop waits this long for what is being delivered.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(8);
-
-/// How a source heals.
-#[derive(Debug, Clone)]
-pub struct HealSettings {
-    /// Gaps are filled by themselves.
-    pub gaps: bool,
-    /// A search that has not ended after this is given up.
-    pub query_wait: Duration,
-    /// The cloud's word, where it has no audit search.
-    pub without_search: Option<String>,
-}
 
 /// What a healer is made from, for a tenant that may never need one.
 struct Seed {
@@ -337,9 +326,14 @@ impl Healer {
         self.stored.asked.as_ref().filter(|known| {
             let same_types =
                 ask.content_types.is_empty() || ask.content_types.iter().all(|t| known.types.contains_key(t));
-            let same_end = ask.to.is_none_or(|to| crate::plan::floor_to_second(to) == known.to);
-            let same_begin = crate::plan::floor_to_second(ask.from) == known.from;
-            same_begin && same_end && same_types && known.again == ask.again
+            // Ages (`25d`) are of the time at which they are given: the same command means the same range later.
+            let later = self.server.for_requests().duration_since(known.started) + SignedDuration::from_mins(1);
+            let is_same = |then: Timestamp, now: Timestamp| {
+                let apart = crate::plan::floor_to_second(now).duration_since(then);
+                apart >= SignedDuration::ZERO && apart <= later
+            };
+            let same_end = ask.to.is_none_or(|to| is_same(known.to, to));
+            is_same(known.from, ask.from) && same_end && same_types && known.again == ask.again
         })
     }
 

@@ -41,6 +41,8 @@ pub(super) const DENIED_PAUSE: Duration = Duration::from_secs(15 * 60);
 const SEARCHES_MAX: u32 = 5;
 /// Troubles in a row after which a window that somebody waits for is left.
 const TROUBLES_MAX: u32 = 12;
+/// Microsoft keeps events for 180 days in most licences: what is older and empty may be so because it is gone.
+const KEPT: SignedDuration = SignedDuration::from_hours(180 * 24);
 /// Shorter windows may well have no event.
 const EMPTY_MIN: SignedDuration = SignedDuration::from_hours(6);
 
@@ -328,6 +330,16 @@ impl Healer {
             return self.came_to_nothing(slot, at, why).await;
         }
         let span = window.to.duration_since(window.from);
+        let age = self.server.for_requests().duration_since(window.to);
+        if read.found.count == 0 && window.was_empty && age > KEPT {
+            self.leave(
+                slot,
+                at,
+                "it is empty and over 180 days old: Microsoft may not keep its events any more".into(),
+            );
+            self.save().await?;
+            return Ok(Step::Again);
+        }
         let Some(job) = self.job_mut(slot) else { return Ok(Step::Again) };
         if read.found.count == 0 && !window.was_empty && span >= EMPTY_MIN {
             // An empty answer is believed only when another search gives it, too.
