@@ -18,6 +18,7 @@ use crate::config::{
     keys_of, one_of, pretty, record_keys, record_schema, schema_of, sink_keys, sink_schema, source_keys, source_schema,
 };
 use crate::metrics;
+use crate::model::DOCS_URL;
 use crate::plugin::manifest_toml;
 use crate::severity::words::{about, condition};
 
@@ -39,11 +40,13 @@ pub fn all() -> Vec<Document> {
         document("docs/rules.md", rules_page()),
         document("docs/schema/config.json", pretty(&config_schema())),
         document("docs/schema/record.json", pretty(&record_schema())),
+        document("packaging/prometheus/m365-audit.rules.yml", alerts(include_str!("docs/alerts/rules.yml"))),
+        document("packaging/prometheus/m365-audit.test.yml", alerts(include_str!("docs/alerts/test.yml"))),
         document("plugin.toml", plugin()),
     ];
     #[cfg(feature = "cli")]
     let documents =
-        documents.into_iter().chain(errors::documents()).chain([book::summary(), network::page()]).collect();
+        documents.into_iter().chain(errors::documents()).chain([book::summary(), network::page(), status()]).collect();
     documents
 }
 
@@ -52,6 +55,19 @@ const NOTICE: &str = "<!-- Generated from the source by `cargo test --test gener
 fn plugin() -> String {
     let notice = "# Generated from the source by `cargo test --test generated`. Do not edit.\n";
     manifest_toml().map_or_else(|error| format!("# {error}\n"), |manifest| format!("{notice}{manifest}"))
+}
+
+/// The schema of `/status`.
+#[cfg(feature = "cli")]
+fn status() -> Document {
+    let text = pretty(&crate::hosts::embedded::status::status_schema());
+    Document { path: "docs/schema/status.json".to_owned(), text }
+}
+
+/// Alert rules and their tests, with the address of the book in each.
+fn alerts(template: &str) -> String {
+    let notice = "# Generated from src/docs/alerts by `cargo test --test generated`. Do not edit.\n";
+    format!("{notice}{}", template.replace("$BOOK", DOCS_URL))
 }
 
 /// The reference of every key.
@@ -169,11 +185,15 @@ fn metrics_page() -> String {
         "{NOTICE}\n\n# Metrics\n\n\
          With `[metrics]` in the configuration they are served as Prometheus text at `/metrics`. In another host they go \
          to that host's recorder of the `metrics` facade.\n\n\
-         | name | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
+         The page has at most {SERIES_OF_TENANT_MAX} series for each tenant, as the column \"by default\" says. With \
+         `[metrics] detail = \"content_type\"` it has all of them with all labels, several times as many.\n\n\
+         | name | kind | labels | by default | meaning |\n| --- | --- | --- | --- | --- |\n",
+        SERIES_OF_TENANT_MAX = metrics::SERIES_OF_TENANT_MAX
     );
     for metric in metrics::ALL {
         let labels = metric.labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(page, "| `{}` | {} | {labels} | {} |", metric.name, metric.kind.as_str(), metric.help);
+        let (kind, by_tenant) = (metric.kind.as_str(), metric.by_tenant.as_str());
+        let _ = writeln!(page, "| `{}` | {kind} | {labels} | {by_tenant} | {} |", metric.name, metric.help);
     }
     page
 }

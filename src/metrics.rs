@@ -31,6 +31,34 @@ impl Kind {
     }
 }
 
+/// What becomes of a metric's series on a page that has few for each tenant (`[metrics] detail = "tenant"`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByTenant {
+    /// They are shown as they are.
+    Kept,
+    /// They are one series for each tenant: the sum.
+    Sum,
+    /// They are one series for each tenant: the largest.
+    Max,
+    /// They are one series for each tenant: the smallest.
+    Min,
+    /// They are left out.
+    Finer,
+}
+
+impl ByTenant {
+    /// The words in documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kept => "the same",
+            Self::Sum => "`tenant`: the sum",
+            Self::Max => "`tenant`: the largest",
+            Self::Min => "`tenant`: the smallest",
+            Self::Finer => "left out",
+        }
+    }
+}
+
 /// One metric's description.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
@@ -40,70 +68,83 @@ pub struct Metric {
     pub kind: Kind,
     /// Its labels, in the order they are written.
     pub labels: &'static [&'static str],
+    /// What a page with few series for each tenant has of it.
+    pub by_tenant: ByTenant,
     /// One sentence for the operator.
     pub help: &'static str,
 }
 
 macro_rules! metrics_table {
-    ($($(#[$doc:meta])* $ident:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+    ($($(#[$doc:meta])* $ident:ident = $kind:ident $name:literal [$($label:literal),*] $by_tenant:ident $help:literal;)*) => {
         $(
             #[doc = $help]
             pub const $ident: &str = $name;
         )*
         /// All metrics, in the order the reference page lists them.
         pub const ALL: &[Metric] = &[
-            $(Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help },)*
+            $(Metric {
+                name: $name,
+                kind: Kind::$kind,
+                labels: &[$($label),*],
+                by_tenant: ByTenant::$by_tenant,
+                help: $help,
+            },)*
         ];
     };
 }
 
 metrics_table! {
-    EVENTS_TOTAL = Counter "m365_audit_events_total" ["tenant", "content_type"] "Events the host has confirmed.";
-    RECEIVED_BYTES_TOTAL = Counter "m365_audit_received_bytes_total" ["tenant", "content_type"] "Bytes of blob content received, after decompression.";
-    BLOBS_TOTAL = Counter "m365_audit_blobs_total" ["tenant", "content_type", "state"] "Content blobs by what happened to them: `listed` (first seen), `settled`, `failed` (one failed fetch), `lost` (expired before it could be read).";
-    BLOBS_PENDING = Gauge "m365_audit_blobs_pending" ["tenant", "content_type"] "Content blobs listed and not yet settled.";
-    OLDEST_BLOB_AGE_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_age_seconds" ["tenant", "content_type"] "Age of the oldest unsettled blob by its contentCreated; 0 when there is none.";
-    OLDEST_BLOB_EXPIRY_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_expiry_seconds" ["tenant", "content_type"] "Seconds until the unsettled blob nearest to its contentExpiration is gone; absent when there is none.";
-    DUPLICATES_TOTAL = Counter "m365_audit_duplicates_total" ["tenant", "content_type", "level"] "What was not delivered again: `blob` (listed again after it was settled) or `event` (the same event in another blob).";
-    EVENT_LATENESS_SECONDS = Histogram "m365_audit_event_lateness_seconds" ["content_type"] "How long after events (CreationTime) Microsoft made their blobs (contentCreated), of all tenants; exact up to the bounds of its buckets.";
-    BLOB_LATENESS_SECONDS = Histogram "m365_audit_blob_lateness_seconds" ["content_type"] "How long after blobs were made (contentCreated) this process had read them, of all tenants; time in which it did not run counts.";
-    DROPPED_EVENTS_TOTAL = Counter "m365_audit_dropped_events_total" ["tenant", "content_type", "reason"] "Events not shipped by rule, by the rule's name.";
-    HELD_EVENTS = Gauge "m365_audit_held_events" ["tenant"] "Routine reads kept on disk until it is known whether data loss prevention flags the item.";
-    HELD_BYTES = Gauge "m365_audit_held_bytes" ["tenant"] "Bytes they take; beyond `hold_bytes_max` the oldest are shipped.";
-    RELEASED_EVENTS_TOTAL = Counter "m365_audit_released_events_total" ["tenant", "content_type", "reason"] "Routine reads that were kept and then shipped: `flagged` (data loss prevention matched the item) or `undetermined` (there was no room to wait).";
-    DLP_FLAGS = Gauge "m365_audit_dlp_flags" ["tenant"] "Files, addresses and messages known to be flagged by data loss prevention.";
-    BAD_RECORDS_TOTAL = Counter "m365_audit_bad_records_total" ["tenant", "content_type"] "Records of type m365_audit.bad_blob: bytes that could not be read as events and were shipped as they are.";
-    EMPTY_ANSWERS_TOTAL = Counter "m365_audit_empty_answers_total" ["tenant", "content_type", "endpoint"] "Answers without content where there should be some, each asked for again before it is believed: a listed blob without events (`fetch_blob`), a listing that is `null` (`list_content`).";
-    REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`; of Microsoft Graph `graph_submit`, `graph_query`, `graph_records`) and answer (the status code, or `error` when there was none).";
-    THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] "Answers that said AF429: too many requests.";
-    GRANTED_REQUESTS_PER_MINUTE = Gauge "m365_audit_granted_requests_per_minute" ["tenant"] "Requests a minute that Microsoft is taken to grant: 98 % of `max_requests_per_minute` until refusals show that it is less; absent without a limit.";
-    ERRORS_TOTAL = Counter "m365_audit_errors_total" ["tenant", "kind"] "Failures by the slug of their page in docs/errors.";
-    LAG_SECONDS = Gauge "m365_audit_lag_seconds" ["tenant", "content_type"] "Now minus contentCreated of the newest blob delivered since the process started, by Microsoft's clock; absent before the first. Set within a second of a delivery, and every 15 seconds.";
-    SECONDS_SINCE_CONTENT = Gauge "m365_audit_seconds_since_content" ["tenant", "content_type"] "Seconds since a listing last named a blob not seen before (since the start of the process when none did).";
-    CHECKPOINT_TIMESTAMP_SECONDS = Gauge "m365_audit_checkpoint_timestamp_seconds" ["tenant", "content_type"] "complete_until: everything Microsoft made available before it is settled (Unix time).";
-    GAPS_TOTAL = Counter "m365_audit_gaps_total" ["tenant", "content_type", "reason"] "Gaps declared: intervals that can never be read, by reason (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).";
-    GAP_SECONDS_TOTAL = Counter "m365_audit_gap_seconds_total" ["tenant", "content_type"] "Summed length of the gaps declared.";
-    HEAL_SEARCHES_TOTAL = Counter "m365_audit_heal_searches_total" ["tenant"] "Searches of the audit log submitted to Microsoft Graph, to fill gaps.";
-    HEALED_EVENTS_TOTAL = Counter "m365_audit_healed_events_total" ["tenant", "content_type"] "Events delivered that came from Microsoft Graph.";
-    HEALED_GAP_SECONDS_TOTAL = Counter "m365_audit_healed_gap_seconds_total" ["tenant", "content_type"] "Summed length of the gaps filled through Microsoft Graph.";
-    IN_FLIGHT_BYTES = Gauge "m365_audit_in_flight_bytes" ["tenant"] "Bytes fetched or rendered and not yet confirmed by the host.";
-    REFUSED_BATCHES_TOTAL = Counter "m365_audit_refused_batches_total" ["tenant"] "Deliveries the host refused; they are sent again.";
-    SET_ASIDE_RECORDS = Gauge "m365_audit_set_aside_records" ["tenant"] "Records the host rejected for good, kept in the state store.";
-    CLOCK_SKEW_SECONDS = Gauge "m365_audit_clock_skew_seconds" ["tenant"] "Microsoft's clock minus this machine's.";
-    CREDENTIAL_EXPIRY_TIMESTAMP_SECONDS = Gauge "m365_audit_credential_expiry_timestamp_seconds" ["tenant"] "When the client certificate ends, or the client secret by `client_secret_expires` (Unix time); absent where nothing tells.";
-    HEALTH = Gauge "m365_audit_health" ["tenant"] "0 healthy, 1 degraded, 2 failed; absent when the tenant is no longer configured.";
-    SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] "Records a sink of the embedded host has confirmed.";
-    SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] "Failed writes of a sink of the embedded host; they are tried again.";
-    SINK_FILTERED_TOTAL = Counter "m365_audit_sink_filtered_total" ["sink"] "Records that are not for a sink of the embedded host (`min_severity`, `categories`, `event_types`); they count as delivered there.";
-    SINK_OVERSIZED_TOTAL = Counter "m365_audit_sink_oversized_total" ["sink"] "Records over `record_bytes_max` of a sink of the embedded host, set aside without being sent.";
-    SINK_FILE_CUT_TOTAL = Counter "m365_audit_sink_file_cut_total" ["sink"] "How often the file of a `file` sink was found shorter than it was left, or with other content.";
-    STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
-    READING_TENANTS = Gauge "m365_audit_reading_tenants" [] "Tenants that read blobs now, at most `catch_up_tenants_max`.";
-    WAITING_TENANTS = Gauge "m365_audit_waiting_tenants" [] "Tenants that have blobs to read and wait for their turn.";
-    TURN_WAITING_SECONDS = Gauge "m365_audit_turn_waiting_seconds" ["tenant"] "How long a tenant has waited for its turn to read blobs; 0 when it has come, absent when it never had to wait.";
-    SINK_HELD_BACK = Gauge "m365_audit_sink_held_back" ["sink"] "1 while the receiver of a sink takes nothing (it rejects everything, or fails or does not answer each time), so that nothing is set aside and all records wait; else 0. Busy or out of reach is not meant.";
-    SINK_OLDEST_REQUEST_SECONDS = Gauge "m365_audit_sink_oldest_request_seconds" ["sink"] "Age of the oldest request of a sink that has no answer yet; 0 when none is under way.";
+    SOURCE_INFO = Gauge "m365_audit_source_info" ["tenant", "source"] Kept "1: the name of a tenant's source in the configuration, to join to the other series by `tenant`; absent when it is no longer configured.";
+    EVENTS_TOTAL = Counter "m365_audit_events_total" ["tenant", "content_type"] Sum "Events the host has confirmed.";
+    RECEIVED_BYTES_TOTAL = Counter "m365_audit_received_bytes_total" ["tenant", "content_type"] Sum "Bytes of blob content received, after decompression.";
+    BLOBS_TOTAL = Counter "m365_audit_blobs_total" ["tenant", "content_type", "state"] Finer "Content blobs by what happened to them: `listed` (first seen), `settled`, `failed` (one failed fetch), `lost` (expired before it could be read).";
+    BLOBS_PENDING = Gauge "m365_audit_blobs_pending" ["tenant", "content_type"] Sum "Content blobs listed and not yet settled.";
+    OLDEST_BLOB_AGE_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_age_seconds" ["tenant", "content_type"] Finer "Age of the oldest unsettled blob by its contentCreated; 0 when there is none.";
+    OLDEST_BLOB_EXPIRY_SECONDS = Gauge "m365_audit_oldest_unsettled_blob_expiry_seconds" ["tenant", "content_type"] Min "Seconds until the unsettled blob nearest to its contentExpiration is gone; absent when there is none.";
+    DUPLICATES_TOTAL = Counter "m365_audit_duplicates_total" ["tenant", "content_type", "level"] Finer "What was not delivered again: `blob` (listed again after it was settled) or `event` (the same event in another blob).";
+    EVENT_LATENESS_SECONDS = Histogram "m365_audit_event_lateness_seconds" ["content_type"] Kept "How long after events (CreationTime) Microsoft made their blobs (contentCreated), of all tenants; exact up to the bounds of its buckets.";
+    BLOB_LATENESS_SECONDS = Histogram "m365_audit_blob_lateness_seconds" ["content_type"] Kept "How long after blobs were made (contentCreated) this process had read them, of all tenants; time in which it did not run counts.";
+    DROPPED_EVENTS_TOTAL = Counter "m365_audit_dropped_events_total" ["tenant", "content_type", "reason"] Sum "Events not shipped by rule, by the rule's name.";
+    HELD_EVENTS = Gauge "m365_audit_held_events" ["tenant"] Kept "Routine reads kept on disk until it is known whether data loss prevention flags the item.";
+    HELD_BYTES = Gauge "m365_audit_held_bytes" ["tenant"] Finer "Bytes they take; beyond `hold_bytes_max` the oldest are shipped.";
+    RELEASED_EVENTS_TOTAL = Counter "m365_audit_released_events_total" ["tenant", "content_type", "reason"] Finer "Routine reads that were kept and then shipped: `flagged` (data loss prevention matched the item) or `undetermined` (there was no room to wait).";
+    DLP_FLAGS = Gauge "m365_audit_dlp_flags" ["tenant"] Finer "Files, addresses and messages known to be flagged by data loss prevention.";
+    BAD_RECORDS_TOTAL = Counter "m365_audit_bad_records_total" ["tenant", "content_type"] Sum "Records of type m365_audit.bad_blob: bytes that could not be read as events and were shipped as they are.";
+    EMPTY_ANSWERS_TOTAL = Counter "m365_audit_empty_answers_total" ["tenant", "content_type", "endpoint"] Finer "Answers without content where there should be some, each asked for again before it is believed: a listed blob without events (`fetch_blob`), a listing that is `null` (`list_content`).";
+    REQUESTS_TOTAL = Counter "m365_audit_requests_total" ["tenant", "endpoint", "status"] Sum "HTTP requests by endpoint (`token`, `list_subscriptions`, `start_subscription`, `stop_subscription`, `list_content`, `fetch_blob`; of Microsoft Graph `graph_submit`, `graph_query`, `graph_records`) and answer (the status code, or `error` when there was none).";
+    THROTTLED_TOTAL = Counter "m365_audit_throttled_total" ["tenant"] Kept "Answers that said AF429: too many requests.";
+    GRANTED_REQUESTS_PER_MINUTE = Gauge "m365_audit_granted_requests_per_minute" ["tenant"] Kept "Requests a minute that Microsoft is taken to grant: 98 % of `max_requests_per_minute` until refusals show that it is less; absent without a limit.";
+    ERRORS_TOTAL = Counter "m365_audit_errors_total" ["tenant", "kind"] Sum "Failures by the slug of their page in docs/errors.";
+    LAG_SECONDS = Gauge "m365_audit_lag_seconds" ["tenant", "content_type"] Max "Now minus contentCreated of the newest blob delivered since the process started, by Microsoft's clock; absent before the first. Set within a second of a delivery, and every 15 seconds.";
+    SECONDS_SINCE_CONTENT = Gauge "m365_audit_seconds_since_content" ["tenant", "content_type"] Min "Seconds since a listing last named a blob not seen before (since the start of the process when none did).";
+    CHECKPOINT_TIMESTAMP_SECONDS = Gauge "m365_audit_checkpoint_timestamp_seconds" ["tenant", "content_type"] Min "complete_until: everything Microsoft made available before it is settled (Unix time).";
+    GAPS_TOTAL = Counter "m365_audit_gaps_total" ["tenant", "content_type", "reason"] Sum "Gaps declared: intervals that can never be read, by reason (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).";
+    GAP_SECONDS_TOTAL = Counter "m365_audit_gap_seconds_total" ["tenant", "content_type"] Sum "Summed length of the gaps declared.";
+    HEAL_SEARCHES_TOTAL = Counter "m365_audit_heal_searches_total" ["tenant"] Kept "Searches of the audit log submitted to Microsoft Graph, to fill gaps.";
+    HEALED_EVENTS_TOTAL = Counter "m365_audit_healed_events_total" ["tenant", "content_type"] Sum "Events delivered that came from Microsoft Graph.";
+    HEALED_GAP_SECONDS_TOTAL = Counter "m365_audit_healed_gap_seconds_total" ["tenant", "content_type"] Sum "Summed length of the gaps filled through Microsoft Graph.";
+    IN_FLIGHT_BYTES = Gauge "m365_audit_in_flight_bytes" ["tenant"] Kept "Bytes fetched or rendered and not yet confirmed by the host.";
+    REFUSED_BATCHES_TOTAL = Counter "m365_audit_refused_batches_total" ["tenant"] Kept "Deliveries the host refused; they are sent again.";
+    SET_ASIDE_RECORDS = Gauge "m365_audit_set_aside_records" ["tenant"] Kept "Records the host rejected for good, kept in the state store.";
+    CLOCK_SKEW_SECONDS = Gauge "m365_audit_clock_skew_seconds" ["tenant"] Kept "Microsoft's clock minus this machine's.";
+    CREDENTIAL_EXPIRY_TIMESTAMP_SECONDS = Gauge "m365_audit_credential_expiry_timestamp_seconds" ["tenant"] Kept "When the client certificate ends, or the client secret by `client_secret_expires` (Unix time); absent where nothing tells.";
+    HEALTH = Gauge "m365_audit_health" ["tenant"] Kept "0 healthy, 1 degraded, 2 failed; absent when the tenant is no longer configured.";
+    HEALTH_CAUSE = Gauge "m365_audit_health_cause" ["tenant", "source", "cause"] Kept "1 while a source is degraded or failed: the slug its reason begins with, which is the name of its page in docs/errors. On our own pages alone.";
+    SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] Kept "Records a sink of the embedded host has confirmed.";
+    SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] Kept "Failed writes of a sink of the embedded host; they are tried again.";
+    SINK_FILTERED_TOTAL = Counter "m365_audit_sink_filtered_total" ["sink"] Kept "Records that are not for a sink of the embedded host (`min_severity`, `categories`, `event_types`); they count as delivered there.";
+    SINK_OVERSIZED_TOTAL = Counter "m365_audit_sink_oversized_total" ["sink"] Kept "Records over `record_bytes_max` of a sink of the embedded host, set aside without being sent.";
+    SINK_FILE_CUT_TOTAL = Counter "m365_audit_sink_file_cut_total" ["sink"] Kept "How often the file of a `file` sink was found shorter than it was left, or with other content.";
+    STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] Finer "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
+    READING_TENANTS = Gauge "m365_audit_reading_tenants" [] Kept "Tenants that read blobs now, at most `catch_up_tenants_max`.";
+    WAITING_TENANTS = Gauge "m365_audit_waiting_tenants" [] Kept "Tenants that have blobs to read and wait for their turn.";
+    TURN_WAITING_SECONDS = Gauge "m365_audit_turn_waiting_seconds" ["tenant"] Kept "How long a tenant has waited for its turn to read blobs; 0 when it has come, absent when it never had to wait.";
+    SINK_HELD_BACK = Gauge "m365_audit_sink_held_back" ["sink"] Kept "1 while the receiver of a sink takes nothing (it rejects everything, or fails or does not answer each time), so that nothing is set aside and all records wait; else 0. Busy or out of reach is not meant.";
+    SINK_OLDEST_REQUEST_SECONDS = Gauge "m365_audit_sink_oldest_request_seconds" ["sink"] Kept "Age of the oldest request of a sink that has no answer yet; 0 when none is under way.";
 }
+
+/// Series of one tenant, at most, on a page by tenant.
+pub const SERIES_OF_TENANT_MAX: usize = 25;
 
 /// Recorded in place of a gauge's value when there is none: not a number, which no comparison of an alert matches. Our
 /// own pages leave such a series out; the page of another recorder shows `NaN`. Its sign is positive: C prints the other
@@ -113,7 +154,9 @@ pub const ABSENT: f64 = f64::from_bits(0x7ff8_0000_0000_0000);
 /// The gauges of a tenant have no value any more, its health apart: its source has ended, and what they said last would
 /// stand there as if it still held.
 pub fn source_ended(tenant: &TenantId) {
-    for metric in ALL.iter().filter(|metric| metric.kind == Kind::Gauge && metric.name != HEALTH) {
+    for metric in
+        ALL.iter().filter(|metric| metric.kind == Kind::Gauge && ![HEALTH, SOURCE_INFO].contains(&metric.name))
+    {
         match metric.labels {
             ["tenant"] => metrics::gauge!(metric.name, "tenant" => tenant_label(tenant)).set(ABSENT),
             ["tenant", "content_type"] => {
@@ -128,10 +171,16 @@ pub fn source_ended(tenant: &TenantId) {
     }
 }
 
-/// The tenant is not configured any more: no gauge speaks of it, its health included.
-pub fn tenant_removed(tenant: &TenantId) {
+/// A source begins: its tenant has a name.
+pub fn source_begun(source: &str, tenant: &TenantId) {
+    metrics::gauge!(SOURCE_INFO, "tenant" => tenant_label(tenant), "source" => source.to_owned()).set(1.0);
+}
+
+/// The source is not configured any more: no gauge speaks of its tenant, its health and its name included.
+pub fn source_removed(source: &str, tenant: &TenantId) {
     source_ended(tenant);
     metrics::gauge!(HEALTH, "tenant" => tenant_label(tenant)).set(ABSENT);
+    metrics::gauge!(SOURCE_INFO, "tenant" => tenant_label(tenant), "source" => source.to_owned()).set(ABSENT);
 }
 
 /// The label `tenant`: one text for all of a tenant's series.
@@ -153,6 +202,21 @@ pub fn describe() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tenant_has_a_bounded_number_of_series_by_default() {
+        let of_a_tenant = |metric: &&Metric| metric.labels.contains(&"tenant") && metric.by_tenant != ByTenant::Finer;
+        let names: Vec<&str> = ALL.iter().filter(of_a_tenant).map(|metric| metric.name).collect();
+        assert!(names.len() <= SERIES_OF_TENANT_MAX, "{} series: {names:#?}", names.len());
+        for metric in ALL.iter().filter(|metric| metric.by_tenant == ByTenant::Kept) {
+            // What is kept has one series a tenant: a second label would have one for each of its values.
+            let is_one = match metric.labels {
+                ["tenant"] | ["sink"] | [] => true,
+                _ => [SOURCE_INFO, HEALTH_CAUSE].contains(&metric.name) || metric.kind == Kind::Histogram,
+            };
+            assert!(is_one, "{}", metric.name);
+        }
+    }
 
     #[test]
     fn what_is_absent_is_below_and_above_nothing_and_c_prints_it_without_a_sign() {

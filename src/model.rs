@@ -47,6 +47,17 @@ pub fn shortened(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{}… ({} bytes in all)", text.get(..end).unwrap_or_default(), text.len()))
 }
 
+/// Where the book (`docs/`, by `mdbook build`) is served, for links that lead there: alerts and `/status.html`. Whoever
+/// serves it elsewhere sets `[metrics] docs_url` and replaces this text in the alert rules.
+pub const DOCS_URL: &str = "https://m365-audit.invalid/book";
+
+/// The slug a text of an error begins with, as in `auth-secret-wrong: …`.
+pub fn slug_of(text: &str) -> Option<&str> {
+    let (slug, _) = text.split_once(": ")?;
+    let is_slug = slug.contains('-') || slug == "internal";
+    (is_slug && slug.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')).then_some(slug)
+}
+
 /// Where the page of an error stands, from the root of the repository and of the package's documents.
 pub fn error_page(slug: &str) -> String {
     format!("docs/errors/{slug}.md")

@@ -135,7 +135,7 @@ def main():
     for panel in dashboard["panels"]:
         series = []
         for target in panel["targets"]:
-            expr = target["expr"].replace("$tenant", ".*").replace("$__rate_interval", f"{max(15, int(4 * step))}s")
+            expr = target["expr"].replace("$source", ".*").replace("$__rate_interval", f"{max(15, int(4 * step))}s")
             for found in ask(base, "query_range", query=expr, start=begin, end=end, step=step):
                 points = [(t, float(v)) for t, v in found["values"] if math.isfinite(float(v))]
                 # What is gone by now is not the last value.

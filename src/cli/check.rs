@@ -1,6 +1,7 @@
 //! `m365-audit check`: a doctor for each source. First what is wrong, each with its cause, its remedy and its page; then
 //! every step.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +10,9 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::exit::Exit;
+use super::glance::{self, Row, Screen, State, Which, text_of};
 use super::{Failure, estimate};
-use crate::clock::SystemClock;
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::host::StateStore;
 use crate::hosts::embedded::store::{SqliteStore, StoreError};
@@ -21,6 +23,10 @@ use crate::source::{CheckFault, CheckStep, FaultKind, M365Audit, check};
 
 /// Sources looked at at the same time: one that does not answer must not hold up a hundred others.
 const AT_ONCE: usize = 8;
+
+/// What no test can show.
+const NOT_TESTED: &str = "not tested: record types 284 and 328 (AI applications other than Microsoft 365 Copilot) are billed by Microsoft, \
+                          and none of them comes unless auditing of them is paid for: docs/operating.md";
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -42,6 +48,8 @@ pub struct CheckArgs {
     /// One JSON object on standard output, for machines
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// What was found of one source, or of this machine.
@@ -67,11 +75,10 @@ impl Report {
 /// # Errors
 /// As [`check_all`].
 pub async fn check_file(config: &Path, out: &mut dyn Write) -> Result<Exit, Failure> {
-    check_all(
-        CheckArgs { config: config.to_owned(), probe: false, estimate: false, requests: REQUESTS_DEFAULT, json: false },
-        out,
-    )
-    .await
+    let which = Which::default();
+    let config = config.to_owned();
+    let args = CheckArgs { config, probe: false, estimate: false, requests: REQUESTS_DEFAULT, json: false, which };
+    check_all(args, out).await
 }
 
 /// Tests every source and prints what it finds.
@@ -79,8 +86,9 @@ pub async fn check_file(config: &Path, out: &mut dyn Write) -> Result<Exit, Fail
 /// # Errors
 /// What kept the test from being made at all. Faults found are printed and decide the exit code.
 pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let config = match Config::load(&args.config) {
-        Ok(config) => config,
+    // A file that one of many tenants lacks is a fault of that tenant alone, which the test of it finds.
+    let config = match Config::load_to_run(&args.config) {
+        Ok((config, _)) => config,
         Err(error) if args.json => {
             let problems = error.problems.iter().map(|problem| {
                 json!({"key": problem.key, "file": problem.file, "line": problem.line, "cause": problem.to_string(), "remedy": problem.hint})
@@ -97,6 +105,9 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
     if args.estimate {
         return estimate::estimates(&config, args.requests, args.json, out).await;
     }
+    // Everything is in the JSON, and what is in there was tested.
+    let which = if args.json { Which::default() } else { args.which };
+    which.known(config.sources.keys().map(String::as_str))?;
     let store: Option<Arc<dyn StateStore>> = match args.probe {
         true => Some(Arc::new(SqliteStore::open(&config.data_dir)?)),
         false => None,
@@ -107,7 +118,7 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
              what becomes available until then can never be read. Without --probe nothing is changed."
         );
     }
-    let sources = config.sources.iter().map(|(name, source)| {
+    let sources = config.sources.iter().filter(|(name, _)| which.names(name)).map(|(name, source)| {
         let (name, source, store) = (name.clone(), source.clone(), store.clone());
         async move {
             let tenant = Some(source.tenant_id.to_string());
@@ -120,8 +131,60 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
 
     let faults = reports.iter().flat_map(Report::faults);
     let worst = faults.map(|(_, fault)| Exit::from(fault.kind)).max().unwrap_or(Exit::Done);
-    if args.json { write_json(&reports, worst, out) } else { write_text(&reports, out) }.map_err(Failure::io)?;
+    let names = reports.iter().filter_map(|report| report.source.as_deref());
+    if args.json {
+        write_json(&reports, worst, out).map_err(Failure::io)?;
+    } else if which.one_line(names) {
+        let live = glance::live(&config).await;
+        let row = |report: &Report| row(report).with_live(live.get(report.name()), SystemClock::new().now());
+        let rows = reports.iter().filter(|report| report.source.is_some()).map(row).collect();
+        let lines = glance::lines(rows, &which, Screen::of_stdout());
+        write_lines(&reports, &lines.iter().map(text_of).collect::<Vec<_>>(), out).map_err(Failure::io)?;
+    } else {
+        reports.retain(|report| report.source.is_none() || which.shows(report.name(), row(report).is_well));
+        write_text(&reports, out).map_err(Failure::io)?;
+    }
     Ok(worst)
+}
+
+/// The line of a source.
+fn row(report: &Report) -> Row {
+    let is_failure = |fault: &CheckFault| fault.kind != FaultKind::Notice;
+    let mut faults: Vec<&CheckFault> = report.faults().map(|(_, fault)| fault).collect();
+    faults.sort_by_key(|fault| !is_failure(fault));
+    let mut slugs = BTreeSet::new();
+    faults.retain(|fault| slugs.insert(&*fault.slug));
+    let is_well = !faults.iter().any(|fault| is_failure(fault));
+    let state = match (is_well, faults.is_empty()) {
+        (false, _) => State { word: "FAIL", rank: 0 },
+        (true, false) => State { word: "note", rank: 1 },
+        (true, true) => State { word: "ok", rank: 2 },
+    };
+    let wrong = faults.iter().map(|fault| format!("{}: {}", fault.slug, fault.summary)).collect::<Vec<_>>().join("; ");
+    Row { is_well, wrong, ..Row::of(report.name(), state) }
+}
+
+/// One line for each tenant, then for each cause once what is to be done about it.
+fn write_lines(reports: &[Report], lines: &[String], out: &mut dyn Write) -> io::Result<()> {
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    let mut causes: BTreeMap<(bool, &str), (&CheckFault, BTreeSet<&str>)> = BTreeMap::new();
+    for report in reports {
+        for (_, fault) in report.faults() {
+            let key = (fault.kind == FaultKind::Notice, &*fault.slug);
+            causes.entry(key).or_insert((fault, BTreeSet::new())).1.insert(report.name());
+        }
+    }
+    for ((is_note, slug), (fault, names)) in causes {
+        let mark = if is_note { "note" } else { "FAIL" };
+        let of = match names.len() {
+            1 => names.first().copied().unwrap_or_default().to_owned(),
+            several => format!("{several} tenants"),
+        };
+        writeln!(out, "\n{mark}  {of}: {slug}\n      remedy: {}\n      page: {}", fault.remedy, error_page(slug))?;
+    }
+    writeln!(out, "\n{NOT_TESTED}")
 }
 
 fn state_directory(config: &Config) -> CheckStep {
@@ -183,11 +246,7 @@ fn write_text(reports: &[Report], out: &mut dyn Write) -> io::Result<()> {
         }
     }
     if reports.iter().any(|report| report.source.is_some()) {
-        writeln!(
-            out,
-            "\nnot tested: record types 284 and 328 (AI applications other than Microsoft 365 Copilot) are billed by Microsoft, \
-             and none of them comes unless auditing of them is paid for: docs/operating.md"
-        )?;
+        writeln!(out, "\n{NOT_TESTED}")?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::exit::Exit;
-use super::{Failure, status};
+use super::{Failure, asking, status};
 use crate::config::Config;
 
 /// Most bytes read of an answer; one of a hundred tenants in trouble has some 30 kB.
@@ -41,7 +41,7 @@ pub async fn health(args: HealthArgs, out: &mut impl Write) -> Result<Exit, Fail
     let listen = match (args.listen, &args.config) {
         (Some(listen), _) => listen,
         (None, Some(path)) => {
-            let config = Config::load(path)?;
+            let (config, _) = Config::load_to_run(path)?;
             match &config.metrics {
                 Some(metrics) => metrics.listen,
                 None => return over_the_socket(&args, path, &config, out).await,
@@ -75,7 +75,7 @@ async fn over_the_socket(
     out: &mut impl Write,
 ) -> Result<Exit, Failure> {
     let socket = config.control_socket();
-    let asked = tokio::time::timeout(Duration::from_secs(args.timeout_secs), status::ask(&socket)).await;
+    let asked = tokio::time::timeout(Duration::from_secs(args.timeout_secs), asking::ask(&socket)).await;
     let asked = asked.map_err(|_| Failure {
         message: format!("health-unreachable: no answer within {} s\n  hint: look at its log", args.timeout_secs),
         exit: Exit::Network,

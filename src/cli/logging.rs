@@ -8,21 +8,33 @@ use std::io::IsTerminal;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+use super::alike::Alike;
+use crate::clock::SystemClock;
 use crate::config::{LogConfig, LogFormat};
 use crate::hosts::embedded::status::{Line, Recent};
 use crate::model::{Timestamp, plain, shortened};
 
-/// Installs the process's log and returns the last of its lines that say something is wrong. A second call changes
-/// nothing, and its lines stay empty.
-pub fn install(config: &LogConfig) -> Recent {
+/// The log of a process.
+pub(super) struct Log {
+    /// The last of its lines that say something is wrong.
+    pub recent: Recent,
+    /// Counts what many tenants say alike.
+    pub alike: Alike,
+}
+
+/// Installs the process's log. A second call changes nothing, and what it returns stays empty.
+pub(super) fn install(config: &LogConfig) -> Log {
     let recent = Recent::default();
+    let alike = Alike::new(SystemClock::new());
+    let counting = || alike.clone().with_filter(Targets::new().with_target("m365_audit", Level::INFO));
     let keeper = Keeper(recent.clone()).with_filter(LevelFilter::WARN);
     // The configured level is for our own lines; libraries below us speak up only when something is wrong.
     let filter = std::env::var("M365_AUDIT_LOG")
@@ -34,6 +46,7 @@ pub fn install(config: &LogConfig) -> Recent {
         // JSON has escapes of its own for what could break a line.
         LogFormat::Json => tracing_subscriber::registry()
             .with(keeper)
+            .with(counting())
             .with(
                 tracing_subscriber::fmt::layer()
                     .json()
@@ -45,6 +58,7 @@ pub fn install(config: &LogConfig) -> Recent {
             .try_init(),
         LogFormat::Text => tracing_subscriber::registry()
             .with(keeper)
+            .with(counting())
             .with(
                 tracing_subscriber::fmt::layer()
                     .fmt_fields(PlainFields)
@@ -55,7 +69,7 @@ pub fn install(config: &LogConfig) -> Recent {
             )
             .try_init(),
     };
-    recent
+    Log { recent, alike }
 }
 
 /// Keeps what `status` shows, whatever level the log has.

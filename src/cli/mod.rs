@@ -1,5 +1,7 @@
 //! The commands of `m365-audit`, one file each. Data goes to standard output, everything else to standard error.
 
+mod alike;
+mod asking;
 pub mod backfill;
 mod bad_records;
 pub mod check;
@@ -9,6 +11,7 @@ mod estimate;
 mod event_line;
 pub mod exit;
 pub mod explain;
+mod glance;
 pub mod heal;
 pub mod health;
 pub mod init;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::alike::Alike;
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::purge;
@@ -24,11 +25,12 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SinkConfig, SinkEntry};
 use crate::delivery;
 use crate::host::Host;
+use crate::hosts::embedded::completeness::Completeness;
 use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, PurgeAsked, Refusal};
 use crate::hosts::embedded::descriptors;
-use crate::hosts::embedded::metrics_server::MetricsServer;
+use crate::hosts::embedded::metrics_server::{MetricsServer, Served};
 use crate::hosts::embedded::notebook::Notebook;
-use crate::hosts::embedded::recorder::{self, Recorded};
+use crate::hosts::embedded::recorder;
 use crate::hosts::embedded::registry::{Entry, Registry};
 use crate::hosts::embedded::selection::Selection;
 use crate::hosts::embedded::sink::LOOK_EVERY;
@@ -90,6 +92,7 @@ struct Process {
     memory: SinkMemory,
     receipts: Option<Keeping>,
     service: Service,
+    alike: Alike,
 }
 
 /// What sinks remember over restarts.
@@ -115,7 +118,9 @@ impl SinkMemory {
 /// What kept it from starting; what happens afterwards decides the exit code.
 pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let (config, files) = Config::load_to_run(&args.config)?;
-    let recent = logging::install(&config.log);
+    let log = logging::install(&config.log);
+    log.alike.set_tenants(config.sources.len());
+    let counting = tokio::spawn(log.alike.clone().keep_writing());
     for warning in files.into_iter().chain(config.warnings()) {
         let hint = warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default();
         tracing::warn!("{warning}{}{hint}", warning.place(None));
@@ -135,11 +140,11 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store.clone()), clock.clone()));
     let watched = watch_store(store.clone(), host.clone(), clock.clone(), stop.clone());
     let recorded = recorder::install().map_err(|e| Failure::internal(e.to_string()))?;
-    let metrics = serve_metrics(&config, &recorded, &host, &stop).await?;
     let registry = Registry::default();
     let (move_asked, moves) = mpsc::channel(1);
     let (purge_asked, purges) = mpsc::channel(1);
-    let monitor = Arc::new(Monitor::new(recorded, host.report(), recent, clock.clone()));
+    let monitor = Arc::new(Monitor::new(recorded, host.report(), log.recent, clock.clone()));
+    let metrics = serve_metrics(&config, &monitor, &registry, &host, &stop).await?;
     let backend = Backend {
         registry: registry.clone(),
         monitor: monitor.clone(),
@@ -173,6 +178,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         memory,
         receipts,
         service: Service::find(),
+        alike: log.alike.clone(),
     };
     for name in process.config.sources.keys().cloned().collect::<Vec<_>>() {
         process.start(name);
@@ -182,6 +188,8 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     for listener in metrics.into_iter().chain([control, watched]) {
         let _ = tokio::time::timeout(Duration::from_secs(1), listener).await;
     }
+    counting.abort();
+    log.alike.write(true);
     Ok(exit)
 }
 
@@ -421,7 +429,7 @@ impl Process {
         for name in &changed {
             if let Some(running) = self.sources.remove(name) {
                 // A tenant that is still read says so itself when its source starts again below.
-                crate::metrics::tenant_removed(&running.tenant);
+                crate::metrics::source_removed(name, &running.tenant);
             }
             self.registry.remove(name);
             if !new.sources.contains_key(name) {
@@ -451,6 +459,7 @@ impl Process {
             self.host.remove_sink(name, SINK_GRACE).await;
         }
         self.fleet.set_reading_max(new.catch_up_tenants_max);
+        self.alike.set_tenants(new.sources.len());
         self.config = Config { data_dir: self.config.data_dir.clone(), ..new };
         for name in self.config.sources.keys().cloned().collect::<Vec<_>>() {
             if !self.sources.contains_key(&name) {
@@ -568,16 +577,25 @@ fn watch_store(
 
 async fn serve_metrics(
     config: &Config,
-    recorded: &Recorded,
+    monitor: &Arc<Monitor>,
+    registry: &Registry,
     host: &Arc<EmbeddedHost>,
     stop: &CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
     let Some(metrics) = &config.metrics else { return Ok(None) };
     let server = MetricsServer::bind(&metrics.listen.to_string()).await?;
-    tracing::info!(listen = %metrics.listen, "metrics at /metrics, health at /health");
-    let stopped = stop.clone().cancelled_owned();
-    let report = host.report();
-    Ok(Some(tokio::spawn(server.serve(recorded.prometheus.clone(), report, SystemClock::new(), stopped))))
+    tracing::info!(listen = %metrics.listen, "metrics at /metrics, health at /health, a page to look at at /status.html");
+    let clock: Arc<dyn Clock> = SystemClock::new();
+    let state = Arc::new(OnceLock::from(host.state()));
+    let served = Served {
+        monitor: monitor.clone(),
+        registry: registry.clone(),
+        completeness: Completeness::new(state, clock.clone()),
+        detail: metrics.detail,
+        hosts: metrics.hosts.clone(),
+        docs_url: metrics.docs_url.clone(),
+    };
+    Ok(Some(tokio::spawn(server.serve(served, clock, stop.clone().cancelled_owned()))))
 }
 
 /// The next beat for the watchdog; never when nobody watches.

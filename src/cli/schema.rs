@@ -1,8 +1,9 @@
-//! `m365-audit schema config|record`: the JSON Schemas.
+//! `m365-audit schema config|record|status`: the JSON Schemas.
 
 use std::io::{self, Write};
 
 use crate::config::{config_schema, pretty, record_schema};
+use crate::hosts::embedded::status::status_schema;
 
 /// Which schema to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -11,6 +12,8 @@ pub enum Subject {
     Config,
     /// A record of `format = "native"`.
     Record,
+    /// What `status --json` prints and `/status` answers.
+    Status,
 }
 
 /// Arguments of `schema`.
@@ -29,6 +32,7 @@ pub fn schema(args: &Args, out: &mut dyn Write) -> io::Result<()> {
     let schema = match args.subject {
         Subject::Config => config_schema(),
         Subject::Record => record_schema(),
+        Subject::Status => status_schema(),
     };
     out.write_all(pretty(&schema).as_bytes())
 }

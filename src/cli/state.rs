@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::exit::Exit;
+use super::glance::{self, Row, Screen, State, Which, text_of};
 use super::keeping::keeping;
 use super::moment::span;
 use super::progress::{Progress, Unit};
@@ -31,13 +32,18 @@ use crate::host::{Revision, StateStore};
 use crate::hosts::embedded::EmbeddedHost;
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::store::SqliteStore;
-use crate::model::{ContentType, Timestamp};
+use crate::model::{ContentType, Timestamp, counted};
 use crate::source::aside::{self, Retried, StillAside};
 use crate::source::backfill;
 use crate::source::hold::waited_for;
 
 /// What a sink gets to end after `retry`.
 const RETRY_GRACE: Duration = Duration::from_secs(8);
+
+/// A blob that is owed and gone within this time is trouble.
+const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(24);
+/// So is a content type that was not read completely for this long.
+const BEHIND: SignedDuration = SignedDuration::from_hours(24);
 
 /// Arguments of `state`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +62,8 @@ enum StateCommand {
         /// As JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        which: Which,
     },
     /// Move positions, beside a running process too: what became available from a time on is read (again), what lies
     /// before is not
@@ -167,7 +175,11 @@ struct AsideShown {
 /// When the configuration or the state cannot be read, or `set` is refused.
 pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     match args.command {
-        StateCommand::Show { config, json } => show(&Config::load(&config)?, json, out).await,
+        StateCommand::Show { config, json, which } => {
+            let which = if json { Which::default() } else { which };
+            // What is remembered does not hang on a file that one of many tenants lacks.
+            show(&Config::load_to_run(&config)?.0, json, &which, out).await
+        }
         StateCommand::Export { config } => export(&Config::load(&config)?, out).await,
         StateCommand::Retry { config, source } => retry(&Config::load(&config)?, source.as_deref(), out).await,
         StateCommand::Set { config, source, content_type, from, yes } => {
@@ -193,75 +205,133 @@ fn usage(message: String) -> Failure {
     Failure { message: format!("usage: {message}"), exit: Exit::Usage }
 }
 
-async fn show(config: &Config, json: bool, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+async fn show(config: &Config, json: bool, which: &Which, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    which.known(config.sources.keys().map(String::as_str))?;
     let store = SqliteStore::open_read_only(&config.data_dir)?;
-    let mut shown = Vec::new();
-    for (name, source) in &config.sources {
-        let keys = Keys::of(&source.tenant_id);
-        let mut held = held(&store, &keys).await?;
-        if !held.is_empty() {
-            let mut complete = Vec::new();
-            for &content_type in &source.content_types {
-                let position = load::<Position>(&store, &keys.position(content_type)).await?;
-                complete.push((content_type, position.and_then(|(position, _)| position.complete_until)));
-            }
-            for shown in held.values_mut() {
-                shown.waits_for = waits_for(shown.oldest, source.hold_secs, &complete, SystemClock::new().now());
-            }
-        }
-        let unfinished = load::<StoredBackfill>(&store, &keys.backfill(name)).await?.map(|(stored, _)| stored);
-        let healing = StoredHeal::load(&store, &keys).await.map_err(Failure::of_state)?;
-        for &content_type in &source.content_types {
-            let unfinished = unfinished.as_ref().filter(|b| b.remaining.contains_key(content_type.as_str()));
-            let Some((position, _)) = load::<Position>(&store, &keys.position(content_type)).await? else { continue };
-            let tracked = load_all::<TrackedBlob>(&store, &keys.tracked(content_type)).await?;
-            let aside = load_all::<AsideRecord>(&store, &keys.aside(content_type)).await?;
-            shown.push(StreamShown {
-                source: name.clone(),
-                tenant: source.tenant_id.to_string(),
-                content_type: content_type.to_string(),
-                origin: position.origin,
-                complete_until: position.complete_until,
-                listed_until: position.listed_until,
-                last_listing: position.last_listing,
-                tracked: tracked
-                    .into_iter()
-                    .map(|b| TrackedShown { content_id: b.content_id, created: b.created, expires: b.expires })
-                    .collect(),
-                set_aside: aside
-                    .into_iter()
-                    .map(|a| AsideShown {
-                        since: a.since,
-                        time: a.time,
-                        severity: a.severity,
-                        why: a.why,
-                        bytes: a.record.len(),
-                    })
-                    .collect(),
-                held: held.get(&content_type).cloned().unwrap_or_default(),
-                backfill: unfinished.map(backfill::describe),
-                healed: healing.healed_of(content_type).to_vec(),
-                gaps: healing
-                    .open(content_type, position)
-                    .gaps
-                    .into_iter()
-                    .map(|gap| GapShown { from: gap.from, to: gap.to, reason: gap.reason })
-                    .collect(),
-            });
-        }
+    let mut shown = BTreeMap::new();
+    for (name, source) in config.sources.iter().filter(|(name, _)| which.names(name)) {
+        shown.insert(name.as_str(), streams(&store, name, source).await?);
     }
     if json {
-        let text = serde_json::to_string_pretty(&shown).map_err(Failure::internal)?;
+        let all: Vec<&StreamShown> = shown.values().flatten().collect();
+        let text = serde_json::to_string_pretty(&all).map_err(Failure::internal)?;
         writeln!(out, "{text}").map_err(Failure::io)?;
         return Ok(Exit::Done);
     }
-    if shown.is_empty() {
+    if shown.values().all(Vec::is_empty) {
         writeln!(out, "nothing is remembered yet under {}", config.data_dir.display()).map_err(Failure::io)?;
+        return Ok(Exit::Done);
     }
-    for stream in &shown {
-        print(stream, out).map_err(Failure::io)?;
+    let now = SystemClock::new().now();
+    if which.one_line(shown.keys().copied()) {
+        let live = glance::live(config).await;
+        let rows = shown.iter().map(|(name, streams)| row(name, streams, now).with_live(live.get(*name), now));
+        for line in glance::lines(rows.collect(), which, Screen::of_stdout()) {
+            writeln!(out, "{}", text_of(&line)).map_err(Failure::io)?;
+        }
+        return Ok(Exit::Done);
+    }
+    for (name, streams) in &shown {
+        let is_well = row(name, streams, now).is_well;
+        for stream in streams.iter().filter(|_| which.shows(name, is_well)) {
+            print(stream, out).map_err(Failure::io)?;
+        }
     }
     Ok(Exit::Done)
+}
+
+/// The line of a source.
+fn row(name: &str, streams: &[StreamShown], now: Timestamp) -> Row {
+    let aside: usize = streams.iter().map(|stream| stream.set_aside.len()).sum();
+    let owed: usize = streams.iter().map(|stream| stream.tracked.len()).sum();
+    let first_gone = streams.iter().flat_map(|stream| &stream.tracked).map(|blob| blob.expires).min();
+    let held: u64 = streams.iter().map(|stream| stream.held.events).sum();
+    let complete = streams.iter().map(|stream| stream.complete_until.unwrap_or(stream.origin)).min();
+    let delay = complete.map(|until| now.duration_since(until));
+    let is_expiring = first_gone.is_some_and(|expires| expires.duration_since(now) < EXPIRES_SOON);
+    let mut wrong = Vec::new();
+    if let Some(expires) = first_gone {
+        let in_time = span(expires.duration_since(now).as_secs_f64());
+        wrong.push(format!("{} owed, the first is gone in {in_time}", counted(owed as u64, "blob")));
+    }
+    if aside > 0 {
+        wrong.push(format!("{} set aside", counted(aside as u64, "record")));
+    }
+    let state = match delay {
+        None => State { word: "new", rank: 3 },
+        _ if is_expiring => State { word: "expiring", rank: 0 },
+        _ if aside > 0 => State { word: "aside", rank: 1 },
+        Some(delay) if delay > BEHIND => State { word: "behind", rank: 2 },
+        Some(_) => State { word: "well", rank: 4 },
+    };
+    let is_well = state.rank > 2;
+    match delay {
+        None => wrong.push("nothing is remembered yet".to_owned()),
+        Some(delay) if delay > BEHIND => wrong.push("not read completely for a day".to_owned()),
+        Some(_) => {}
+    }
+    if held > 0 {
+        wrong.push(format!("{} on hold", counted(held, "routine read")));
+    }
+    if let Some(backfill) = streams.iter().find_map(|stream| stream.backfill.as_ref()) {
+        wrong.push(format!("back-fill {backfill}"));
+    }
+    let delay_secs = delay.map(|delay| delay.as_secs_f64());
+    Row { delay_secs, wrong: wrong.join("; "), is_well, ..Row::of(name, state) }
+}
+
+/// What is remembered of a source's content types.
+async fn streams(store: &SqliteStore, name: &str, source: &SourceConfig) -> Result<Vec<StreamShown>, Failure> {
+    let keys = Keys::of(&source.tenant_id);
+    let mut held = held(store, &keys).await?;
+    if !held.is_empty() {
+        let mut complete = Vec::new();
+        for &content_type in &source.content_types {
+            let position = load::<Position>(store, &keys.position(content_type)).await?;
+            complete.push((content_type, position.and_then(|(position, _)| position.complete_until)));
+        }
+        for shown in held.values_mut() {
+            shown.waits_for = waits_for(shown.oldest, source.hold_secs, &complete, SystemClock::new().now());
+        }
+    }
+    let unfinished = load::<StoredBackfill>(store, &keys.backfill(name)).await?.map(|(stored, _)| stored);
+    let healing = StoredHeal::load(store, &keys).await.map_err(Failure::of_state)?;
+    let mut shown = Vec::new();
+    for &content_type in &source.content_types {
+        let unfinished = unfinished.as_ref().filter(|b| b.remaining.contains_key(content_type.as_str()));
+        let Some((position, _)) = load::<Position>(store, &keys.position(content_type)).await? else { continue };
+        let tracked = load_all::<TrackedBlob>(store, &keys.tracked(content_type)).await?;
+        let aside = load_all::<AsideRecord>(store, &keys.aside(content_type)).await?;
+        let tracked = tracked.into_iter().map(|b| TrackedShown {
+            content_id: b.content_id,
+            created: b.created,
+            expires: b.expires,
+        });
+        let aside = aside.into_iter().map(|a| AsideShown {
+            since: a.since,
+            time: a.time,
+            severity: a.severity,
+            why: a.why,
+            bytes: a.record.len(),
+        });
+        let gaps = healing.open(content_type, position.clone()).gaps;
+        shown.push(StreamShown {
+            source: name.to_owned(),
+            tenant: source.tenant_id.to_string(),
+            content_type: content_type.to_string(),
+            origin: position.origin,
+            complete_until: position.complete_until,
+            listed_until: position.listed_until,
+            last_listing: position.last_listing,
+            tracked: tracked.collect(),
+            set_aside: aside.collect(),
+            held: held.get(&content_type).cloned().unwrap_or_default(),
+            backfill: unfinished.map(backfill::describe),
+            healed: healing.healed_of(content_type).to_vec(),
+            gaps: gaps.into_iter().map(|gap| GapShown { from: gap.from, to: gap.to, reason: gap.reason }).collect(),
+        });
+    }
+    Ok(shown)
 }
 
 /// What a read made available at `oldest` waits for, by how far the content types that are read are complete; `None` when

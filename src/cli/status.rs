@@ -18,17 +18,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use tokio::sync::mpsc;
 
+use super::asking::ask;
 use super::exit::Exit;
+use super::glance::{self, Row, Screen, State, Which, colour_of, text_of};
 use super::moment::span;
 use super::{Failure, run};
 use crate::config::Config;
-use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::status::{Held, Quota, Sink, Source, Status, Stream};
 use crate::hosts::embedded::store;
 use crate::model::{Timestamp, counted};
 
-/// A process that does not answer within this time is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Keys are looked for this often.
 const KEYS_EVERY: Duration = Duration::from_millis(100);
 /// An unsettled blob this near its expiry is marked.
@@ -53,6 +52,8 @@ pub struct StatusArgs {
     /// Seconds between two looks
     #[arg(long, value_name = "SECS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
     every: u64,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// Shows how the process fares.
@@ -60,7 +61,8 @@ pub struct StatusArgs {
 /// # Errors
 /// None runs, or it cannot be asked.
 pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
+    // A file that one of many tenants lacks is that tenant's trouble, which is shown.
+    let (config, _) = Config::load_to_run(&args.config)?;
     let socket = config.control_socket();
     if args.json || args.once || !std::io::stdout().is_terminal() {
         let status = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;
@@ -68,18 +70,21 @@ pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Ex
             let text = serde_json::to_string_pretty(&status).map_err(Failure::internal)?;
             writeln!(out, "{text}").map_err(Failure::io)?;
         } else {
-            for line in page(&status, usize::MAX) {
-                writeln!(out, "{}", plain(&line).trim_end()).map_err(Failure::io)?;
+            args.which.known(status.sources.iter().map(|source| source.name.as_str()))?;
+            for line in shown(&status, &args.which, Screen::of_stdout()) {
+                writeln!(out, "{}", text_of(&line)).map_err(Failure::io)?;
             }
         }
         return Ok(Exit::Done);
     }
     // Before the screen is taken, so that a first failure is told like any other.
     let first = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;
+    args.which.known(first.sources.iter().map(|source| source.name.as_str()))?;
     // And signals, so that none ends the process with the screen taken.
     let mut signals = run::Signals::new()?;
     let mut terminal = ratatui::try_init().map_err(Failure::io)?;
-    let shown = live(&mut terminal, &mut signals, &socket, first, Duration::from_secs(args.every)).await;
+    let view = View { status: first, which: args.which, trouble: None, scroll: 0 };
+    let shown = live(&mut terminal, &mut signals, &socket, view, Duration::from_secs(args.every)).await;
     ratatui::restore();
     shown.map(|()| Exit::Done)
 }
@@ -102,26 +107,10 @@ pub(super) fn none_runs(config: &Config, path: &Path) -> Failure {
     Failure { message, exit: Exit::Network }
 }
 
-/// What the running process says of itself; `None` when none runs.
-pub(super) async fn ask(socket: &Path) -> Result<Option<Status>, Failure> {
-    let asked = async {
-        let Some(mut client) = Client::connect(socket).await? else { return Ok(None) };
-        client.ask(What::Status {}).await?;
-        match client.next().await? {
-            Say::Status(status) => Ok(Some(*status)),
-            Say::Refused(refusal) => Err(refusal.into()),
-            other => Err(Failure::internal(format!("an answer to another question: {other:?}"))),
-        }
-    };
-    tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| {
-        let what = format!("control-broken: the running process did not answer within {} s", PATIENCE.as_secs());
-        Err(Failure { message: format!("{what}\n  hint: look at its log"), exit: Exit::State })
-    })
-}
-
 /// What the live view holds.
 struct View {
     status: Status,
+    which: Which,
     /// Why the status is an old one.
     trouble: Option<String>,
     scroll: u16,
@@ -132,10 +121,9 @@ async fn live(
     terminal: &mut DefaultTerminal,
     signals: &mut run::Signals,
     socket: &Path,
-    first: Status,
+    mut view: View,
     every: Duration,
 ) -> Result<(), Failure> {
-    let mut view = View { status: first, trouble: None, scroll: 0 };
     // On a thread of its own: at a terminal that has gone, the library's reads come back at once and for ever.
     let (key, mut keys) = mpsc::channel(16);
     std::thread::spawn(move || read_keys(&key));
@@ -219,7 +207,8 @@ fn on_event(view: &mut View, event: &Event) -> bool {
 
 fn draw(frame: &mut Frame<'_>, view: &mut View) {
     let [body, foot] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
-    let lines = page(&view.status, usize::from(body.width));
+    let screen = Screen { width: Some(body.width.into()), height: body.height.into(), scrolls: false };
+    let lines = shown(&view.status, &view.which, screen);
     // A line may take several rows where it is wrapped, between words: one more than its length would need.
     let width = usize::from(body.width.max(1));
     let rows_of = |line: &Line<'_>| if line.width() <= width { 1 } else { line.width().div_ceil(width) + 1 };
@@ -238,13 +227,51 @@ fn draw(frame: &mut Frame<'_>, view: &mut View) {
     frame.render_widget(Paragraph::new(foot_line), foot);
 }
 
-fn plain(line: &Line<'_>) -> String {
-    line.spans.iter().map(|span| span.content.as_ref()).collect()
+/// What is asked for of a status: a line for each tenant where there are many, else all of each.
+fn shown(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
+    if which.one_line(status.sources.iter().map(|source| source.name.as_str())) {
+        return at_a_glance(status, which, screen);
+    }
+    let mut status = status.clone();
+    status.sources.retain(|source| which.shows(&source.name, row(source, status.process.now).is_well));
+    if which.is_of_one() {
+        let is_of = |line: &str| status.sources.iter().any(|s| line.contains(&s.name) || line.contains(&s.tenant));
+        status.recent.retain(|line| is_of(&line.text));
+    }
+    page(&status, screen.width.unwrap_or(usize::MAX))
 }
 
-/// The whole page for so many columns. Sources in trouble come first: one among a hundred is seen at once.
-fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
-    let narrow = width < WIDE;
+/// One line for each tenant; of the sinks and the state what is wrong.
+fn at_a_glance(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
+    let mut lines = head(status);
+    let troubled: Vec<&Sink> = status.sinks.iter().filter(|sink| sink.state != "healthy").collect();
+    let rate: f64 = status.sinks.iter().map(|sink| sink.records_per_sec).sum();
+    let well = status.sinks.len() - troubled.len();
+    lines.push(Line::from(format!("{} healthy, {rate:.1} records/s", counted(well as u64, "sink"))));
+    for sink in troubled {
+        lines.extend(sink_lines(sink, status.process.now));
+    }
+    lines.extend(status.store.iter().map(|trouble| store_line(trouble)));
+    let rows = status.sources.iter().map(|source| row(source, status.process.now)).collect();
+    lines.extend(glance::lines(rows, which, screen));
+    lines
+}
+
+/// The line of a source.
+fn row(source: &Source, now: Timestamp) -> Row {
+    let rank = source.rank();
+    let word = ["failed", "degraded", "starting"].get(usize::from(rank)).copied().unwrap_or("healthy");
+    let state = State { word, rank };
+    let mut wrong = source.troubles();
+    let is_well = wrong.is_empty();
+    if let Some(waited) = source.turn_waiting_secs {
+        wrong.push(format!("waits for its turn to read for {}", span(waited)));
+    }
+    Row { wrong: wrong.join("; "), is_well, ..Row::of(&source.name, state) }.with_live(Some(source), now)
+}
+
+/// What is said of the process.
+fn head(status: &Status) -> Vec<Line<'static>> {
     let process = &status.process;
     let up = process.now.duration_since(process.started).as_secs_f64();
     let mut lines = vec![Line::from(vec![
@@ -260,13 +287,25 @@ fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
             if process.waiting == 1 { "waits" } else { "wait" }
         )));
     }
+    lines
+}
+
+fn store_line(trouble: &str) -> Line<'static> {
+    Line::from(vec![
+        Span::styled("state  ", Style::new().add_modifier(Modifier::BOLD)),
+        state("degraded"),
+        Span::raw("  "),
+        Span::styled(one_line(trouble), colour_of("degraded")),
+    ])
+}
+
+/// The whole page for so many columns. Sources in trouble come first: one among a hundred is seen at once.
+fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
+    let narrow = width < WIDE;
+    let process = &status.process;
+    let mut lines = head(status);
     let mut sources: Vec<&Source> = status.sources.iter().collect();
-    sources.sort_by_key(|source| match source.state.as_str() {
-        "failed" => 0,
-        "degraded" => 1,
-        "starting" => 2,
-        _ => 3,
-    });
+    sources.sort_by_key(|source| source.rank());
     for source in sources {
         lines.push(Line::default());
         lines.extend(source_lines(source, process.now, narrow));
@@ -277,12 +316,7 @@ fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
     }
     if let Some(trouble) = &status.store {
         lines.push(Line::default());
-        lines.push(Line::from(vec![
-            Span::styled("state  ", Style::new().add_modifier(Modifier::BOLD)),
-            state("degraded"),
-            Span::raw("  "),
-            Span::styled(one_line(trouble), colour_of("degraded")),
-        ]));
+        lines.push(store_line(trouble));
     }
     if !status.recent.is_empty() {
         lines.push(Line::default());
@@ -475,15 +509,6 @@ fn state(word: &str) -> Span<'static> {
     Span::styled(word.to_owned(), colour_of(word).add_modifier(Modifier::BOLD))
 }
 
-fn colour_of(word: &str) -> Style {
-    Style::new().fg(match word {
-        "healthy" => Color::Green,
-        "degraded" | "starting" => Color::Yellow,
-        "failed" => Color::Red,
-        _ => Color::Reset,
-    })
-}
-
 /// Text of errors on one line, without what a terminal would act on.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
@@ -591,7 +616,7 @@ mod tests {
     #[test]
     fn who_waits_for_a_turn_to_read_and_what_was_empty_is_told() {
         let mut status = example();
-        let text = |status: &Status| page(status, 200).iter().map(plain).collect::<Vec<_>>().join("\n");
+        let text = |status: &Status| page(status, 200).iter().map(text_of).collect::<Vec<_>>().join("\n");
         assert!(!text(&status).contains("turn"), "nobody waits");
         (status.process.reading, status.process.waiting) = (50, 1);
         status.sources[0].turn_waiting_secs = Some(90.0);
@@ -608,7 +633,7 @@ mod tests {
 
     #[test]
     fn the_page_shows_every_stream_and_the_source_in_trouble_first() {
-        let mut view = View { status: example(), trouble: None, scroll: 0 };
+        let mut view = View { status: example(), which: Which::default(), trouble: None, scroll: 0 };
         expect![[r#"
             m365-audit 0.1.0  pid 4242  up 3 h 0 min  failed  2026-05-03 10:00:00Z
 
@@ -634,7 +659,7 @@ mod tests {
 
     #[test]
     fn a_small_terminal_scrolls_to_the_end_and_no_further() {
-        let mut view = View { status: example(), trouble: None, scroll: 0 };
+        let mut view = View { status: example(), which: Which::default(), trouble: None, scroll: 0 };
         let press = |code| Event::Key(KeyEvent::new(code, KeyModifiers::NONE));
         for _ in 0..20 {
             assert!(on_event(&mut view, &press(KeyCode::PageDown)));
@@ -650,7 +675,7 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_shows_the_lag_and_the_expiry_on_one_line() {
-        let mut view = View { status: example(), trouble: None, scroll: 0 };
+        let mut view = View { status: example(), which: Which::default(), trouble: None, scroll: 0 };
         let shown = screen(&mut view, 80, 20);
         let row = shown.lines().find(|line| line.contains("Audit.Exchange")).unwrap();
         assert_eq!(row, "  Audit.Exchange                    7 min    6 min ago        2      90 min");
@@ -676,11 +701,11 @@ mod tests {
                 let rows = stream_lines(&[long(secs), Stream::default()], now, narrow);
                 let [head, row, _] = &*rows else { panic!("{rows:?}") };
                 let columns = |line: &Line<'_>| {
-                    let line = plain(line);
+                    let line = text_of(line);
                     line.split("  ").filter(|cell| !cell.trim().is_empty()).count()
                 };
-                assert_eq!(columns(row), columns(head), "{}", plain(row));
-                assert_eq!(row.width(), head.width(), "the columns stand below their heads: {}", plain(row));
+                assert_eq!(columns(row), columns(head), "{}", text_of(row));
+                assert_eq!(row.width(), head.width(), "the columns stand below their heads: {}", text_of(row));
             }
         }
     }
@@ -705,7 +730,7 @@ mod tests {
         );
         let mut status = example();
         status.sources[0].held = Some(held);
-        let text: Vec<String> = page(&status, 120).iter().map(plain).collect();
+        let text: Vec<String> = page(&status, 120).iter().map(text_of).collect();
         assert!(text.iter().any(|line| line.contains("1 routine read on hold")), "{text:?}");
     }
 
@@ -717,7 +742,7 @@ mod tests {
         (source.streams[0].gaps, source.streams[0].lost) = (1, 1);
         source.backfill = Some(Snapshot { span_secs: 10, read_secs: 1, blobs: 1, events: 1, ..Snapshot::default() });
         (status.sinks[0].records, status.sinks[0].retries) = (1, 1);
-        let text: Vec<String> = page(&status, 120).iter().map(plain).collect();
+        let text: Vec<String> = page(&status, 120).iter().map(text_of).collect();
         let text = text.join("\n");
         for wrong in ["1 blobs", "1 events,", "1 events\n", "1 gaps", "1 records", "1 times", "1 failed writes"] {
             assert!(!text.contains(wrong), "{wrong}: {text}");
@@ -727,7 +752,12 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_is_said_below_what_was_last_known() {
-        let mut view = View { status: example(), trouble: Some("the process has ended".into()), scroll: 0 };
+        let mut view = View {
+            status: example(),
+            which: Which::default(),
+            trouble: Some("the process has ended".into()),
+            scroll: 0,
+        };
         let shown = screen(&mut view, 120, 20);
         assert!(shown.lines().last().unwrap().starts_with("the process has ended"), "{shown}");
         assert!(shown.contains("contoso"), "{shown}");
@@ -735,6 +765,6 @@ mod tests {
 
     #[test]
     fn nothing_an_error_says_reaches_the_terminal_as_a_command() {
-        assert!(page(&example(), 120).iter().all(|line| !plain(line).chars().any(char::is_control)));
+        assert!(page(&example(), 120).iter().all(|line| !text_of(line).chars().any(char::is_control)));
     }
 }

@@ -158,12 +158,48 @@ impl Default for ReceiptsConfig {
     }
 }
 
-/// `[metrics]`: metrics as Prometheus text at `/metrics`, health at `/health`.
+/// `[metrics]`: metrics as Prometheus text at `/metrics`, health at `/health`, a page to look at at `/status.html`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsConfig {
     /// The address and port to listen on.
     #[schemars(with = "String", extend("format" = "socket-address"), example = &"127.0.0.1:9598")]
     pub listen: SocketAddr,
+
+    /// How fine the series of `/metrics` are. [Metrics](metrics.md) says what each has.
+    #[serde(default)]
+    #[schemars(example = &"content_type")]
+    pub detail: MetricsDetail,
+
+    /// Names by which browsers reach `/`, `/status` and `/status.html`, beside IP addresses and `localhost`. By another
+    /// name they answer 421: a web page elsewhere that has its name point here (DNS rebinding) reads nothing.
+    /// `/metrics`, `/health` and `/live` answer to any name.
+    #[serde(default)]
+    #[schemars(inner(length(min = 1)), extend("uniqueItems" = true, "x-expected" = "a list of host names"), example = &["m365.example.net"])]
+    pub hosts: Vec<String>,
+
+    /// Where the book of these documents is served (`mdbook build`, `.ci/docs`), to which `/status.html` links the page of
+    /// each error.
+    #[serde(default = "default_docs_url")]
+    #[schemars(length(min = 1), example = &"https://wiki.example.net/m365-audit")]
+    pub docs_url: String,
+}
+
+impl MetricsConfig {
+    /// The listener at this address, all else by default.
+    pub fn at(listen: SocketAddr) -> Self {
+        Self { listen, detail: MetricsDetail::default(), hosts: Vec::new(), docs_url: default_docs_url() }
+    }
+}
+
+/// How fine the series of `/metrics` are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricsDetail {
+    /// At most 25 series for each tenant: sums, and of lag and expiry those of the worst content type.
+    #[default]
+    Tenant,
+    /// Every series with every label: by content type, state, endpoint, status, reason.
+    ContentType,
 }
 
 /// `[log]`: the program's own log, on standard error.
@@ -208,6 +244,10 @@ fn default_catch_up_tenants_max() -> u32 {
 
 fn default_receipts_days() -> u32 {
     RECEIPTS_DAYS
+}
+
+fn default_docs_url() -> String {
+    crate::model::DOCS_URL.to_owned()
 }
 
 fn default_log_level() -> String {

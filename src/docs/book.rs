@@ -34,6 +34,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Network", "network.md", 0),
     ("Files beneath it", "files.md", 0),
     ("Monitoring", "monitoring.md", 0),
+    ("Watching many tenants", "watching.md", 0),
     ("Upgrading", "upgrading.md", 0),
     ("Security", "security.md", 0),
     ("Reference", "", 0),

@@ -26,6 +26,23 @@ pub fn of_position(position: Option<&Position>, from: Timestamp, to: Timestamp) 
     cut(from, to, &parts)
 }
 
+/// What is known of all of these together: of each moment the worst that one of them says.
+pub fn worst_of(bars: &[Vec<Segment>], from: Timestamp, to: Timestamp) -> Vec<Segment> {
+    let rank = |state| match state {
+        SegmentState::Complete => 0,
+        SegmentState::NotRead => 1,
+        SegmentState::InPart => 2,
+        SegmentState::NotKnown => 3,
+        SegmentState::NotYet => 4,
+        SegmentState::Gap => 5,
+    };
+    let mut parts: Vec<Part<'_>> =
+        bars.iter().flatten().map(|s| (s.from, s.to, s.state, s.reason.as_deref())).collect();
+    // Of parts that lie over each other the last decides.
+    parts.sort_by_key(|(_, _, state, _)| rank(*state));
+    cut(from, to, &parts)
+}
+
 /// A part of a period: where it begins and ends, what is known of it, and why.
 type Part<'a> = (Timestamp, Timestamp, SegmentState, Option<&'a str>);
 
@@ -124,6 +141,19 @@ mod tests {
         let mut moved = position(0, Some(90), &[]);
         moved.passed_over = Some((at(40), at(50)));
         assert_eq!(of(&moved), "0-40 Complete; 40-50 Gap position_moved; 50-90 Complete; 90-100 NotYet");
+    }
+
+    #[test]
+    fn of_several_content_types_the_worst_is_shown() {
+        let bar = |position: &Position| of_position(Some(position), at(0), at(100));
+        let one = bar(&position(0, Some(90), &[(20, 30, "outage")]));
+        let other = bar(&position(10, Some(95), &[(25, 35, "blob_expired")]));
+        assert_eq!(
+            shown(&worst_of(&[one, other], at(0), at(100))),
+            "0-10 NotRead; 10-20 Complete; 20-25 Gap outage; 25-30 Gap blob_expired, outage; 30-35 Gap blob_expired; \
+             35-90 Complete; 90-100 NotYet"
+        );
+        assert_eq!(shown(&worst_of(&[], at(0), at(100))), "0-100 NotKnown");
     }
 
     proptest! {

@@ -5,27 +5,27 @@ use std::borrow::Cow;
 use crate::model::plain;
 
 /// Attributes by name.
-pub(super) type Attributes<'a> = [(&'static str, &'a str)];
+pub(crate) type Attributes<'a> = [(&'static str, &'a str)];
 
 /// A page in the making.
 #[derive(Debug, Default)]
-pub(super) struct Page {
+pub(crate) struct Page {
     text: String,
 }
 
 impl Page {
     /// What was written.
-    pub(super) fn into_text(self) -> String {
+    pub(crate) fn into_text(self) -> String {
         self.text
     }
 
     /// Markup of ours: only what stands in the source itself can be given.
-    pub(super) fn ours(&mut self, markup: &'static str) {
+    pub(crate) fn ours(&mut self, markup: &'static str) {
         self.text.push_str(markup);
     }
 
     /// A text. Dates in it are not broken at the end of a line.
-    pub(super) fn text(&mut self, text: &str) {
+    pub(crate) fn text(&mut self, text: &str) {
         let text = plain(text);
         let mut rest = &*text;
         while let Some((before, date, after)) = around_date(rest).filter(|_| text.len() > DATE.len()) {
@@ -44,7 +44,7 @@ impl Page {
     }
 
     /// Begins an element.
-    pub(super) fn begin(&mut self, name: &'static str, attributes: &Attributes<'_>) {
+    pub(crate) fn begin(&mut self, name: &'static str, attributes: &Attributes<'_>) {
         self.text.push('<');
         self.text.push_str(name);
         for (attribute, value) in attributes {
@@ -58,14 +58,14 @@ impl Page {
     }
 
     /// Ends one.
-    pub(super) fn end(&mut self, name: &'static str) {
+    pub(crate) fn end(&mut self, name: &'static str) {
         self.text.push_str("</");
         self.text.push_str(name);
         self.text.push_str(">\n");
     }
 
     /// An element with a text.
-    pub(super) fn element(&mut self, name: &'static str, attributes: &Attributes<'_>, text: &str) {
+    pub(crate) fn element(&mut self, name: &'static str, attributes: &Attributes<'_>, text: &str) {
         self.begin(name, attributes);
         self.text(text);
         self.end(name);

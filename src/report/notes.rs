@@ -4,7 +4,7 @@
 use super::model::SegmentState;
 
 /// What the parts of a bar of content mean.
-pub(super) const OF_CONTENT: [(SegmentState, &str); 5] = [
+pub(crate) const OF_CONTENT: [(SegmentState, &str); 5] = [
     (SegmentState::Complete, "all content made available then was read, but for what is listed as left"),
     (SegmentState::Gap, "content made available then can no longer be read; the table says why"),
     (SegmentState::NotYet, "content made available then is still to be read"),

@@ -44,7 +44,7 @@ const MARKS_APART: f64 = 6.0;
 
 /// Writes the patterns that the pictures refer to: lines, each part of a picture showing its piece of them. Parts are told
 /// apart by them where there is no colour. They are no `<pattern>`, of which a browser makes a picture each time it prints.
-pub(super) fn patterns(page: &mut Page) {
+pub(crate) fn patterns(page: &mut Page) {
     let lines = |step: usize, line: &dyn Fn(i32) -> String| (-HIGH..FAR).step_by(step).map(line).collect::<String>();
     let rows = |step: usize, row: &dyn Fn(i32) -> String| (4..HIGH).step_by(step).map(row).collect::<String>();
     page.ours("<svg class=\"patterns\" aria-hidden=\"true\" focusable=\"false\" width=\"0\" height=\"0\"><defs>\n");
@@ -89,13 +89,13 @@ fn part(page: &mut Page, state: SegmentState, [x, y, width, height]: [&str; 4]) 
 
 /// A period, and the places in it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     from: Timestamp,
     to: Timestamp,
 }
 
 impl Scale {
-    pub(super) fn new(from: Timestamp, to: Timestamp) -> Self {
+    pub(crate) fn new(from: Timestamp, to: Timestamp) -> Self {
         Self { from, to }
     }
 
@@ -133,7 +133,7 @@ fn spoken(name: &str, bar: &[Segment]) -> String {
 }
 
 /// A bar. `gaps` has the marks of its gaps, in their order.
-pub(super) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], gaps: &[String]) {
+pub(crate) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], gaps: &[String]) {
     let height = if gaps.is_empty() { "24" } else { "40" };
     page.begin(
         "svg",
@@ -180,7 +180,7 @@ fn anchor(place: f64) -> &'static str {
 }
 
 /// The axis of the bars above it.
-pub(super) fn axis(page: &mut Page, scale: Scale) {
+pub(crate) fn axis(page: &mut Page, scale: Scale) {
     page.ours("<svg class=\"axis\" aria-hidden=\"true\" width=\"100%\" height=\"20\">");
     let (from, to) = (scale.from.as_second(), scale.to.as_second());
     let step = STEPS.into_iter().find(|step| (to - from) / step <= TICKS_MAX).unwrap_or((to - from) / TICKS_MAX);
@@ -209,7 +209,7 @@ pub(super) fn axis(page: &mut Page, scale: Scale) {
 }
 
 /// How many events were delivered on each day.
-pub(super) fn days(page: &mut Page, days: &[Day]) {
+pub(crate) fn days(page: &mut Page, days: &[Day]) {
     let delivered = |day: &Day| day.counts.as_ref().map(|counts| counts.delivered);
     let most = days.iter().filter_map(delivered).max().unwrap_or_default();
     let label = format!("Events delivered on each day; the most on one day are {}.", number(most));
@@ -242,7 +242,7 @@ pub(super) fn days(page: &mut Page, days: &[Day]) {
 }
 
 /// What the patterns mean.
-pub(super) fn legend(page: &mut Page, meanings: &[(SegmentState, &'static str)]) {
+pub(crate) fn legend(page: &mut Page, meanings: &[(SegmentState, &'static str)]) {
     page.ours("<ul class=\"legend\">\n");
     for (state, meaning) in meanings {
         page.ours("<li><svg class=\"swatch\" aria-hidden=\"true\" width=\"34\" height=\"18\">");

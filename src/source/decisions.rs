@@ -27,6 +27,7 @@ use super::reading::Reading;
 use super::report::{Left, LeftKind, ONCE_ATTEMPTS_MAX, Report};
 use super::server_time::ServerTime;
 use super::stream::{Stream, Unlistable, Unwritten};
+use super::welcome::Welcome;
 use crate::api::{Action as Advice, ApiError};
 use crate::backoff::Backoff;
 use crate::checkpoint::claims::EventIndex;
@@ -205,6 +206,7 @@ pub(super) struct Decisions {
     throttled: u32,
     failures_unsaid: u32,
     failure_line_at: Duration,
+    welcome: Welcome,
 }
 
 impl Decisions {
@@ -255,6 +257,7 @@ impl Decisions {
             throttled: 0,
             failures_unsaid: 0,
             failure_line_at: now,
+            welcome: Welcome::new(now),
         }
     }
 
@@ -493,6 +496,7 @@ impl Decisions {
                     stream.unwritten = Unwritten::Change;
                 }
             }
+            Found::Subscribed { .. } => self.welcome.subscribed(),
             Found::Parked { content_type } => self.on_parked(content_type),
             Found::Ended { content_type, left } => {
                 if let Some(left) = &left {
@@ -610,6 +614,7 @@ impl Decisions {
             Done::Blob(job, outcome) => match outcome {
                 Outcome::Settled => {
                     self.throttled = 0;
+                    self.welcome.settled();
                     self.count(metrics::BLOBS_TOTAL, job.blob.content_type, "state", "settled");
                     self.settled(job.blob.content_type, job.key, Some(job.blob.created));
                 }
@@ -966,7 +971,17 @@ impl Decisions {
         self.terms.reading.check(expiring, now, &self.terms.board);
     }
 
+    /// Says once that it began well.
+    fn say_welcome(&mut self, now: Duration) {
+        let Some(server_now) = self.terms.server.trusted() else { return };
+        let streams = self.streams.values().map(|stream| stream.known());
+        if let Some(words) = self.welcome.words(streams, now, server_now) {
+            tracing::info!(source = %self.terms.board.source(), tenant = %self.terms.tenant, "{words}");
+        }
+    }
+
     fn set_gauges(&mut self, now: Duration, granted_per_minute: Option<f64>) {
+        self.say_welcome(now);
         self.gauges_stale = false;
         self.gauges_at = now + GAUGES_EVERY;
         let tenant = metrics::tenant_label(&self.terms.tenant);

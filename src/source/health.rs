@@ -81,6 +81,11 @@ impl Board {
         Self { inner: Arc::new(inner) }
     }
 
+    /// The source's name.
+    pub(super) fn source(&self) -> &str {
+        &self.inner.source
+    }
+
     /// Notes a trouble; logs it when it is new or has changed. `hint` says what to do.
     pub fn report(&self, place: Place, level: Level, why: impl Into<String>, hint: &str) {
         let why = why.into();

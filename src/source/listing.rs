@@ -79,6 +79,11 @@ pub enum Found {
         /// The stream.
         content_type: ContentType,
     },
+    /// Its subscription was started.
+    Subscribed {
+        /// The stream.
+        content_type: ContentType,
+    },
     /// A permission is missing: the stream is asked for again now and then, and not waited for.
     Parked {
         /// The stream.
@@ -670,11 +675,8 @@ impl Lister {
                     if !was_off {
                         self.tell(Found::NotDisabled { content_type: self.content_type }).await?;
                     }
-                    tracing::info!(
-                        tenant = %self.tenant, content_type = %self.content_type,
-                        "subscription started: first events take up to 60 minutes (12 hours after a first start); while none \
-                         come, check `Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled`"
-                    );
+                    self.tell(Found::Subscribed { content_type: self.content_type }).await?;
+                    tracing::debug!(tenant = %self.tenant, content_type = %self.content_type, "subscription started");
                     self.board.clear(self.place());
                     return Ok(true);
                 }

@@ -43,6 +43,7 @@ mod told;
 mod turns;
 mod twin;
 mod unsettled;
+mod welcome;
 
 use std::fmt;
 use std::sync::Arc;
@@ -308,6 +309,7 @@ impl Source for M365Audit {
 
     async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
         let (name, tenant) = (self.name.clone(), self.config.tenant_id.clone());
+        crate::metrics::source_begun(&name, &tenant);
         let result = self.run_to_the_end(host.clone(), shutdown).await;
         crate::metrics::source_ended(&tenant);
         if let Err(error) = &result {

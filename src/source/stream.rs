@@ -12,6 +12,7 @@ use super::hold;
 use super::listing::Guidance;
 use super::report::Left;
 use super::unsettled::{Blob, Unsettled};
+use super::welcome::Known;
 use crate::checkpoint::claims::EventIndex;
 use crate::checkpoint::format::Position;
 use crate::checkpoint::key::Key;
@@ -276,6 +277,12 @@ impl Stream {
             GapReason::PositionMoved => position.passed_over = None,
             GapReason::BlobExpired => {}
         }
+    }
+
+    /// What is said of it after a start.
+    pub(super) fn known(&self) -> Known {
+        let (complete_until, pending) = (self.position.complete_until, self.unsettled.len());
+        Known { complete_until, newest: self.newest, pending, parked: self.parked.is_some() }
     }
 
     // ---- gauges ----

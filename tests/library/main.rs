@@ -22,3 +22,4 @@ mod simulated_graph;
 mod simulated_tenant;
 mod skips;
 mod stores;
+mod watching;

@@ -131,6 +131,48 @@ fn every_alert_is_tested_on_what_the_metrics_page_served_and_is_on_the_page_abou
     }
 }
 
+/// Every alert with the lines of its rule.
+fn rules() -> impl Iterator<Item = (&'static str, &'static str)> {
+    RULES.split("- alert: ").skip(1).map(|rule| (rule.lines().next().unwrap(), rule))
+}
+
+#[test]
+fn every_alert_says_whom_it_is_about_by_name() {
+    for (alert, rule) in rules() {
+        let summary = rule.lines().find_map(|line| line.trim().strip_prefix("summary: ")).unwrap();
+        let named = ["$labels.source", "$labels.sink", "$labels.instance"].iter().any(|label| summary.contains(label));
+        assert!(named, "{alert}: {summary}");
+        let about_a_tenant = summary.contains("$labels.source");
+        assert_eq!(about_a_tenant, rule.contains("group_left (source) m365_audit_source_info"), "{alert}");
+    }
+}
+
+#[test]
+fn every_alert_leads_to_a_page_of_the_book() {
+    const SUMMARY: &str = include_str!("../../docs/SUMMARY.md");
+    for (alert, rule) in rules() {
+        let url = rule.lines().find_map(|line| line.trim().strip_prefix("runbook_url: ")).unwrap().trim_matches('"');
+        let path = url.strip_prefix(m365_audit::model::DOCS_URL).and_then(|path| path.strip_prefix('/'));
+        let path = path.unwrap_or_else(|| panic!("{alert}: `{url}` does not begin with the one address of the book"));
+        // What is not known when the rule is written is the slug of a page, or the list of them.
+        let path = match path.split_once("{{") {
+            None => path.to_owned(),
+            Some((before, query)) => {
+                assert!(query.contains("m365_audit_health_cause") && query.contains(".Labels.cause"), "{alert}: {url}");
+                let list = query.rsplit_once("{{ else }}").and_then(|(_, rest)| rest.split_once("{{ end }}")).unwrap();
+                format!("{before}{}{}", list.0, list.1)
+            }
+        };
+        let page = path.strip_suffix(".html").unwrap();
+        assert!(SUMMARY.contains(&format!("({page}.md)")), "{alert}: {page} is not a page of the book");
+    }
+    assert_eq!(
+        RULES.matches(m365_audit::model::DOCS_URL).count(),
+        rules().count() + 1,
+        "and once to say what to replace"
+    );
+}
+
 #[test]
 fn the_rules_are_understood_and_fire_when_they_should() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus");

@@ -17,3 +17,4 @@ mod tenants;
 mod terminal;
 mod threats;
 mod validate;
+mod watched;

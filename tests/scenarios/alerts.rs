@@ -7,16 +7,21 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use m365_audit::clock::SystemClock;
+use m365_audit::clock::{Clock, SystemClock};
+use m365_audit::config::MetricsDetail;
 use m365_audit::host::Delivery;
 use m365_audit::hosts::embedded::HealthReport;
-use m365_audit::hosts::embedded::metrics_server::MetricsServer;
+use m365_audit::hosts::embedded::completeness::Completeness;
+use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Served};
+use m365_audit::hosts::embedded::recorder::Recorder;
+use m365_audit::hosts::embedded::registry::Registry;
+use m365_audit::hosts::embedded::status::{Monitor, Recent};
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::sim::{CallKind, Fault, SimConfig, SubscriptionState};
 use m365_audit::source::aside;
-use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -36,12 +41,20 @@ struct Scraped {
 impl Scraped {
     /// A recorder and a listener as `run` has them, for what this thread records.
     async fn new() -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
+        let (recorder, recorded) = Recorder::new();
         let server = MetricsServer::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
         let (_, report) = watch::channel(HealthReport::default());
-        tokio::spawn(server.serve(handle, report, SystemClock::new(), std::future::pending()));
+        let clock: Arc<dyn Clock> = SystemClock::new();
+        let served = Served {
+            monitor: Arc::new(Monitor::new(recorded, report, Recent::default(), clock.clone())),
+            registry: Registry::default(),
+            completeness: Completeness::new(Arc::new(OnceLock::new()), clock.clone()),
+            detail: MetricsDetail::Tenant,
+            hosts: Vec::new(),
+            docs_url: String::new(),
+        };
+        tokio::spawn(server.serve(served, clock, std::future::pending()));
         let recorder = metrics::set_default_local_recorder(Box::leak(Box::new(recorder)));
         Self { _recorder: recorder, address, minutes: Vec::new() }
     }
@@ -250,6 +263,24 @@ async fn a_tenant_without_content_for_six_hours_is_alarmed_of_until_some_comes()
 }
 
 #[tokio::test]
+async fn a_tenant_that_lies_hours_behind_is_alarmed_of_until_it_has_caught_up() {
+    let mut world = World::new().await;
+    world.add_now(1);
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 20).await;
+    world.host.answer(Manner::Hold);
+    world.add_now(1);
+    scraped.pass(&world, 3 * 60).await;
+    let behind = scraped.now();
+    world.host.release();
+    scraped.pass(&world, 20).await;
+    let minutes = [(100, &[][..]), (behind - 1, &["M365AuditLag"]), (behind + 15, &[])];
+    assert_alerts("lag", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+}
+
+#[tokio::test]
 async fn a_gap_is_alarmed_of_for_an_hour() {
     let mut world = World::new().await;
     world.add_now(1);
@@ -370,7 +401,10 @@ async fn a_secret_is_alarmed_of_two_weeks_before_it_ends() {
         first.iter().find(|(series, _)| series.starts_with(expected)),
         last.iter().find(|(series, _)| series.starts_with(expected))
     );
-    let minutes: Minutes = std::iter::repeat_n(first.clone(), 2 * 24 * 60).collect();
+    let mut steady = first.clone();
+    // Its position would stand still.
+    steady.retain(|series, _| !series.starts_with("m365_audit_checkpoint"));
+    let minutes: Minutes = std::iter::repeat_n(steady, 2 * 24 * 60).collect();
     let fires = ["M365AuditCredentialExpires"];
     assert_alerts("secret", &[Target::answering("a", &minutes)], &[(60, &[]), (2 * 24 * 60 - 1, &fires)]);
 }
@@ -383,11 +417,13 @@ async fn well() -> (Minutes, Minutes) {
     let running = world.start();
     scraped.pass(&world, 3).await;
     let mut minutes = scraped.minutes.clone();
-    let steady = minutes.last().unwrap().clone();
+    let mut steady = minutes.last().unwrap().clone();
+    // Its position would stand still.
+    steady.retain(|series, _| !series.starts_with("m365_audit_checkpoint"));
     minutes.extend(std::iter::repeat_n(steady, 177));
     let tenant = world.tenant.clone();
     world.stop(running).await;
-    m365_audit::metrics::tenant_removed(&tenant);
+    m365_audit::metrics::source_removed("test", &tenant);
     scraped.scrape().await;
     (minutes, vec![scraped.minutes.last().unwrap().clone()])
 }
@@ -599,8 +635,9 @@ async fn a_tenant_that_is_removed_leaves_no_gauge_behind() {
     assert!(before.len() >= 10, "{before:?}");
     world.host.release();
     world.stop(running).await;
-    assert_eq!(gauges(&scraped.page().await), BTreeSet::from([m365_audit::metrics::HEALTH.to_owned()]));
-    m365_audit::metrics::tenant_removed(&world.tenant);
+    let left = [m365_audit::metrics::HEALTH, m365_audit::metrics::SOURCE_INFO].map(str::to_owned);
+    assert_eq!(gauges(&scraped.page().await), BTreeSet::from(left));
+    m365_audit::metrics::source_removed("test", &world.tenant);
     assert_eq!(gauges(&scraped.page().await), BTreeSet::new());
     // And comes back with it.
     world.sim.set_subscription(&world.tenant, ContentType::Exchange, SubscriptionState::Enabled);

@@ -11,7 +11,6 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -30,12 +29,15 @@ use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, Host, StateError};
 use m365_audit::hosts::embedded::HealthReport;
-use m365_audit::hosts::embedded::metrics_server::MetricsServer;
+use m365_audit::hosts::embedded::completeness::Completeness;
+use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Served};
+use m365_audit::hosts::embedded::registry::{Entry, Registry};
+use m365_audit::hosts::embedded::status::{Monitor, Recent, SAMPLE_EVERY};
 use m365_audit::hosts::embedded::store::SqliteStore;
 use m365_audit::hosts::fluent_bit::settings::{Complaint, Properties, Settings};
 use m365_audit::model::Actionable;
 use m365_audit::source::fleet::Fleet;
-use m365_audit::source::{M365Audit, Source, SourceError};
+use m365_audit::source::{M365Audit, Source, SourceError, aside, backfill, heal};
 
 /// Threads of the plugin's runtime.
 const WORKER_THREADS: usize = 2;
@@ -216,7 +218,8 @@ impl Instance {
         let handover = Arc::new(Handover::new(mode, settings.bytes_per_tick_max, waker, clock.clone()));
         let stop = CancellationToken::new();
         let (end, ended) = mpsc::channel();
-        let crew = Crew { settings, handover: handover.clone(), clock, stop: stop.clone() };
+        let (recent, stopping) = (lines.recent(), stop.clone());
+        let crew = Crew { settings, handover: handover.clone(), clock, stop: stopping, recent };
         let asking = handover.clone();
         runtime.spawn(async move {
             tokio::select! {
@@ -367,7 +370,7 @@ fn greet(settings: &Settings, mode: Mode, has_host_metrics: bool) {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    if !has_host_metrics && settings.metrics_listen.is_none() {
+    if !has_host_metrics && settings.metrics.is_none() {
         tracing::info!("this Fluent Bit does not take our metrics; `metrics_listen` shows them at an address of ours");
     }
 }
@@ -391,19 +394,33 @@ struct Crew {
     handover: Arc<Handover>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
+    recent: Recent,
 }
 
 impl Crew {
     async fn work(self) {
         let report = watch::Sender::new(HealthReport::default());
-        let listener = self.settings.metrics_listen.map(|listen| {
+        let (registry, state) = (self.registry(), Arc::new(OnceLock::new()));
+        let listener = self.settings.metrics.clone().map(|metrics| {
             // Before anything is counted: what is counted before it is not shown.
-            let handle = recorder().prometheus();
-            let (stop, health, clock) = (self.stop.clone(), report.subscribe(), self.clock.clone());
-            tokio::spawn(serve_metrics(listen.to_string(), handle, health, clock, stop))
+            let recorded = recorder().recorded();
+            let (health, clock) = (report.subscribe(), self.clock.clone());
+            let monitor = Arc::new(Monitor::new(recorded, health, self.recent.clone(), clock.clone()));
+            let served = Served {
+                monitor,
+                registry: registry.clone(),
+                completeness: Completeness::new(state.clone(), clock.clone()),
+                detail: metrics.detail,
+                hosts: metrics.hosts,
+                docs_url: metrics.docs_url,
+            };
+            tokio::spawn(serve_metrics(metrics.listen.to_string(), served, clock, self.stop.clone()))
         });
         let Some(store) = self.open_store().await else { return };
-        let host = FluentBitHost::new(self.handover.clone(), Arc::new(store), self.clock.clone(), report);
+        let store = Arc::new(store);
+        // Nobody else fills it.
+        let _ = state.set(store.clone());
+        let host = FluentBitHost::new(self.handover.clone(), store, self.clock.clone(), report);
         let host: Arc<dyn Host> = Arc::new(host);
         let mut sources = JoinSet::new();
         let fleet = Fleet::new();
@@ -417,6 +434,24 @@ impl Crew {
         }
         // The last reference but the sources', which are gone: dropping the store waits for its last commit.
         let _ = tokio::task::spawn_blocking(move || drop(host)).await;
+    }
+
+    /// The sources, for our own pages. Here nobody asks one for a back-fill or to offer again what it has set aside.
+    fn registry(&self) -> Registry {
+        let registry = Registry::default();
+        for (name, config) in &self.settings.sources {
+            let entry = Entry {
+                tenant: config.tenant_id.clone(),
+                content_types: config.content_types.clone(),
+                max_requests_per_minute: config.max_requests_per_minute,
+                counter: backfill::desk().0,
+                heal: heal::desk::desk().0,
+                backfill: None,
+                retries: aside::asking().0,
+            };
+            registry.put(name, entry);
+        }
+        registry
     }
 
     /// Opens the state as soon as it can be opened; `None` when stopped before. At a reload the old instance of a
@@ -476,17 +511,21 @@ async fn keep_running(
     }
 }
 
-async fn serve_metrics(
-    listen: String,
-    handle: PrometheusHandle,
-    health: watch::Receiver<HealthReport>,
-    clock: Arc<dyn Clock>,
-    stop: CancellationToken,
-) {
+async fn serve_metrics(listen: String, served: Served, clock: Arc<dyn Clock>, stop: CancellationToken) {
     match MetricsServer::bind(&listen).await {
         Ok(server) => {
-            tracing::info!(%listen, "metrics at /metrics, health at /health");
-            server.serve(handle, health, clock, stop.cancelled_owned()).await;
+            tracing::info!(%listen, "metrics at /metrics, health at /health, a page to look at at /status.html");
+            let (monitor, pace) = (served.monitor.clone(), clock.clone());
+            let look = async move {
+                loop {
+                    pace.sleep(SAMPLE_EVERY).await;
+                    monitor.sample();
+                }
+            };
+            tokio::select! {
+                () = server.serve(served, clock, stop.cancelled_owned()) => {}
+                () = look => {}
+            }
         }
         // Metrics are not worth an agent's start.
         Err(error) => tracing::error!("{}: {error} (hint: {})", error.slug(), error.hint()),

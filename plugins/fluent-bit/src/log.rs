@@ -15,7 +15,8 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 
-use m365_audit::model::plain;
+use m365_audit::hosts::embedded::status::{self, Recent};
+use m365_audit::model::{Timestamp, plain};
 
 /// Lines kept for the host; beyond it new ones are counted and dropped.
 const LINES_MAX: usize = 1_000;
@@ -43,6 +44,8 @@ pub struct Lines {
 struct Writer(Arc<Shared>);
 
 struct Shared {
+    /// The last of them that say something is wrong, for our own pages.
+    recent: Recent,
     most: LevelFilter,
     kept: Mutex<VecDeque<Line>>,
     dropped: AtomicU64,
@@ -61,7 +64,7 @@ impl Lines {
             5.. => LevelFilter::TRACE,
         };
         let (dropped, spans) = (AtomicU64::new(0), AtomicU64::new(1));
-        let shared = Arc::new(Shared { most, kept: Mutex::default(), dropped, spans });
+        let shared = Arc::new(Shared { recent: Recent::default(), most, kept: Mutex::default(), dropped, spans });
         Self { dispatch: Dispatch::new(Writer(shared.clone())), shared }
     }
 
@@ -74,6 +77,11 @@ impl Lines {
     /// Runs `work` with its lines going here.
     pub fn while_in<T>(&self, work: impl FnOnce() -> T) -> T {
         tracing::dispatcher::with_default(&self.dispatch, work)
+    }
+
+    /// The last lines that say something is wrong.
+    pub fn recent(&self) -> Recent {
+        self.shared.recent.clone()
     }
 
     /// Takes what is to be printed.
@@ -131,7 +139,12 @@ impl Subscriber for Writer {
             Level::DEBUG => 4,
             Level::TRACE => 5,
         };
-        self.0.keep(Line { level, text: one_line(text.message + &text.fields) });
+        let text = one_line(text.message + &text.fields);
+        if level <= 2 {
+            let level = if level == 1 { "error" } else { "warn" };
+            self.0.recent.push(status::Line { time: Timestamp::now(), level: level.to_owned(), text: text.clone() });
+        }
+        self.0.keep(Line { level, text });
     }
 
     fn enter(&self, _: &Id) {}

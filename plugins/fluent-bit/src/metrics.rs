@@ -3,7 +3,7 @@
 //! A library must not take the process's recorder, so each thread of the plugin's runtime is given this one as its
 //! own. It lives as long as the process, what it counted as long as the instance: after a reload the counters begin
 //! again, as the host's own do. What it holds is read as [`Sample`]s once a second on a host thread; beside that
-//! everything goes to a Prometheus recorder once the listener was asked for.
+//! everything goes to the recorder of our own pages once the listener was asked for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,17 +12,16 @@ use std::sync::{Arc, LazyLock};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
 };
-use metrics_exporter_prometheus::{PrometheusHandle, PrometheusRecorder};
 use parking_lot::{Mutex, RwLock};
 
-use m365_audit::hosts::embedded::recorder::prometheus_builder;
+use m365_audit::hosts::embedded::recorder::{Recorded, Recorder as PageRecorder};
 use m365_audit::metrics::{ALL, Kind, Metric};
 
 /// The plugin's recorder.
 #[derive(Default)]
 pub struct PluginRecorder {
     series: Mutex<HashMap<Key, Series>>,
-    listener: RwLock<Option<Arc<PrometheusRecorder>>>,
+    listener: RwLock<Option<Arc<PageRecorder>>>,
 }
 
 struct Series {
@@ -58,15 +57,13 @@ pub fn record_this_thread() {
 impl PluginRecorder {
     /// What the listener of a new instance shows: what is counted from now on. An instance before it may have had tenants
     /// that this one has not.
-    pub fn prometheus(&self) -> PrometheusHandle {
-        let recorder = prometheus_builder().build_recorder();
-        metrics::with_local_recorder(&recorder, m365_audit::metrics::describe);
-        let handle = recorder.handle();
+    pub fn recorded(&self) -> Recorded {
+        let (recorder, recorded) = PageRecorder::new();
         *self.listener.write() = Some(Arc::new(recorder));
-        handle
+        recorded
     }
 
-    fn listener(&self) -> Option<Arc<PrometheusRecorder>> {
+    fn listener(&self) -> Option<Arc<PageRecorder>> {
         self.listener.read().clone()
     }
 
@@ -172,6 +169,7 @@ impl GaugeFn for Both<Gauge> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use m365_audit::config::MetricsDetail;
     use m365_audit::metrics::{ABSENT, EVENTS_TOTAL, LAG_SECONDS};
 
     #[test]
@@ -183,7 +181,7 @@ mod tests {
             metrics::counter!("somebody_elses_total").increment(1);
         };
         metrics::with_local_recorder(&recorder, count);
-        let page = recorder.prometheus();
+        let page = recorder.recorded();
         metrics::with_local_recorder(&recorder, count);
         let mut samples = recorder.samples();
         samples.sort_by_key(|sample| sample.metric.name);
@@ -199,9 +197,9 @@ mod tests {
         assert!(matches!(&*gauges, [gauge] if gauge.value.is_nan() && gauge.label_values[0] == "t"), "{gauges:?}");
         recorder.clear();
         assert!(recorder.samples().is_empty());
-        let next = recorder.prometheus();
+        let next = recorder.recorded();
         metrics::with_local_recorder(&recorder, count);
-        let (page, next) = (page.render(), next.render());
+        let (page, next) = (page.page(MetricsDetail::Tenant), next.page(MetricsDetail::Tenant));
         assert!(next.contains("} 3") && !next.contains("never"), "the page of a new instance begins anew: {next}");
         assert!(page.contains("m365_audit_events_total") && page.contains("} 3"), "{page}");
     }

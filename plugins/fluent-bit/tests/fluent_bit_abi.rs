@@ -595,7 +595,8 @@ fn comes_once(library: &Path, callbacks: Callbacks) {
     service.publish(40, 25);
     let dir = tempfile::tempdir().unwrap();
     let address = free_address();
-    let properties = with_data_dir(&service, dir.path(), &[("metrics_listen", &address)]);
+    let more = [("metrics_listen", address.as_str()), ("metrics_detail", "content_type")];
+    let properties = with_data_dir(&service, dir.path(), &more);
     let mut agent = Agent::new(library, callbacks, &properties);
     agent.start();
     agent.tick_until_all(&service);
@@ -793,7 +794,8 @@ fn settles_what_is_counted_and_nothing_else(library: &Path) -> bool {
     service.publish(8, 25);
     let dir = tempfile::tempdir().unwrap();
     let address = free_address();
-    let more = [("metrics_listen", address.as_str()), ("bytes_per_tick_max", "64K")];
+    let more =
+        [("metrics_listen", address.as_str()), ("metrics_detail", "content_type"), ("bytes_per_tick_max", "64K")];
     let mut agent = Agent::new(library, Callbacks::HostAppends, &with_data_dir(&service, dir.path(), &more));
 
     // An engine that is busy elsewhere.
@@ -974,6 +976,16 @@ fn a_host_without_metrics_leaves_them_to_our_listener() {
         let page = |path: &str| page(&address, path);
         agent.tick_until("metrics", |_| page("/metrics").is_some_and(|p| p.contains("m365_audit_events_total{")));
         assert!(page("/health").is_some_and(|p| p.starts_with("HTTP/1.") && p.contains("m365_audit")));
+        // The page to look at is here, too.
+        let shown = page("/status.html").unwrap();
+        assert!(
+            shown.contains("1 tenant: ") && shown.contains("content-security-policy: default-src 'none'"),
+            "{shown}"
+        );
+        assert!(shown.contains("aria-label=\"m365_audit: "), "with the bar of its state: {shown}");
+        let status = page("/status").unwrap();
+        assert!(status.contains("\"name\": \"m365_audit\""), "{status}");
+        assert!(page("/").is_some_and(|p| p.contains("/status.html")));
         agent.stop();
         assert!(page("/metrics").is_none(), "the listener outlives the exit");
     });

@@ -1,7 +1,9 @@
-//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`.
+//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`, how everything
+//! fares as `/status` (JSON) and `/status.html`, and `/`, which lists them.
 //!
 //! Owns the HTTP side only; what is measured is in [`crate::metrics`], how things fare comes from the host's
-//! [`HealthReport`]. `/health` answers 503 only when a source has failed: a degraded one still delivers, and a probe
+//! [`HealthReport`] and the [`Monitor`]. What a browser may show names tenants and troubles, so these pages answer only to
+//! names by which nobody else's web page can reach them. `/health` answers 503 only when a source has failed: a degraded one still delivers, and a probe
 //! that restarts it would help nobody. `/live` says that the process runs.
 //!
 //! Whoever connects can hold little: connections are bounded, each has one request, which must come within seconds and
@@ -17,25 +19,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{Request, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::{HeaderValue, Request, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::completeness::Completeness;
+use super::host_name::answers_to;
+use super::registry::Registry;
+use super::series::{write_head, write_series};
+use super::status::Monitor;
+use super::status_html::{self, Shown};
 use super::{HealthReport, Standing};
 use crate::clock::Clock;
+use crate::config::MetricsDetail;
 use crate::host::Health;
-use crate::model::Actionable;
+use crate::metrics;
+use crate::model::{Actionable, slug_of};
 
 /// How often the recorder tidies its histograms.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -49,7 +60,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub struct Bounds {
     /// Connections at once.
     pub connections: usize,
-    /// Answers to `/metrics` on their way at once: with many tenants one is megabytes.
+    /// Answers of many tenants on their way at once: one is megabytes.
     pub pages: usize,
     /// Time until the request has come.
     pub request: Duration,
@@ -119,15 +130,13 @@ impl MetricsServer {
     }
 
     /// Serves until `shutdown` resolves.
-    pub async fn serve(
-        self,
-        recorder: PrometheusHandle,
-        report: watch::Receiver<HealthReport>,
-        clock: Arc<dyn Clock>,
-        shutdown: impl Future<Output = ()> + Send,
-    ) {
-        let pages =
-            Pages { router: router(recorder.clone(), report), large: Arc::new(Semaphore::new(self.bounds.pages)) };
+    pub async fn serve(self, served: Served, clock: Arc<dyn Clock>, shutdown: impl Future<Output = ()> + Send) {
+        let served = Arc::new(served);
+        let pages = Pages {
+            router: router(served.clone()),
+            hosts: served.hosts.clone().into(),
+            large: Arc::new(Semaphore::new(self.bounds.pages)),
+        };
         let mut open = Open::default();
         let mut shutdown = std::pin::pin!(shutdown);
         let mut upkeep = clock.sleep(UPKEEP_EVERY);
@@ -143,7 +152,7 @@ impl MetricsServer {
                 },
                 Some(_) = open.tasks.join_next() => {}
                 () = &mut upkeep => {
-                    recorder.run_upkeep();
+                    served.monitor.recorded().prometheus.run_upkeep();
                     upkeep = clock.sleep(UPKEEP_EVERY);
                 }
                 () = &mut shutdown => break,
@@ -183,9 +192,26 @@ impl Open {
 }
 
 /// What is served.
+pub struct Served {
+    /// What is recorded, and how everything fares.
+    pub monitor: Arc<Monitor>,
+    /// The sources.
+    pub registry: Registry,
+    /// How completely tenants were read.
+    pub completeness: Completeness,
+    /// `[metrics] detail`.
+    pub detail: MetricsDetail,
+    /// `[metrics] hosts`.
+    pub hosts: Vec<String>,
+    /// `[metrics] docs_url`.
+    pub docs_url: String,
+}
+
+/// The pages a browser may show, and what they answer to.
 #[derive(Clone)]
 struct Pages {
     router: Router,
+    hosts: Arc<[String]>,
     /// Leave to hold a large answer.
     large: Arc<Semaphore>,
 }
@@ -197,16 +223,19 @@ async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<
     let router = TowerToHyperService::new(pages.router);
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
-        let may = request.uri().path() != "/metrics" || {
+        let path = request.uri().path();
+        let is_foreign = !FOR_ANY_HOST.contains(&path) && !answers_to(&pages.hosts, &request);
+        let may = is_foreign || SMALL.contains(&path) || {
             let permit = pages.large.clone().try_acquire_owned().ok();
             let got = permit.is_some();
             *held.lock() = permit;
             got
         };
-        let answer = may.then(|| router.call(request));
+        let answer = (may && !is_foreign).then(|| router.call(request));
         async move {
             match answer {
                 Some(answer) => answer.await,
+                None if is_foreign => Ok((StatusCode::MISDIRECTED_REQUEST, FOREIGN_HOST).into_response()),
                 None => Ok((StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "too many readers\n")
                     .into_response()),
             }
@@ -229,26 +258,91 @@ async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<
     }
 }
 
-fn router(recorder: PrometheusHandle, report: watch::Receiver<HealthReport>) -> Router {
+/// Paths that answer to any name: scrapers and probes use all kinds, and no browser is to be kept from them.
+const FOR_ANY_HOST: [&str; 3] = ["/metrics", "/health", "/live"];
+/// Paths whose answers are small.
+const SMALL: [&str; 3] = ["/", "/health", "/live"];
+/// What a foreign name is told.
+const FOREIGN_HOST: &str = "this page answers only to an IP address, `localhost`, or a name in `[metrics] hosts`\n";
+
+fn router(served: Arc<Served>) -> Router {
     Router::new()
-        .route("/metrics", get(move || std::future::ready(metrics_page(&recorder))))
-        .route("/health", get(move || std::future::ready(health_page(&report.borrow()))))
+        .route("/", get(|| async { browser_page(status_html::index(env!("CARGO_PKG_VERSION"))) }))
+        .route("/metrics", get(metrics_page))
+        .route("/health", get(|served: State<Arc<Served>>| async move { health_page(&served.monitor.report()) }))
         .route("/live", get(|| std::future::ready("live\n")))
+        .route("/status", get(status_json))
+        .route("/status.html", get(status_page))
+        .fallback(|| std::future::ready((StatusCode::NOT_FOUND, "there is no such page; `/` lists those there are\n")))
+        .with_state(served)
 }
 
-fn metrics_page(recorder: &PrometheusHandle) -> Response {
-    let page = without_absent(&recorder.render());
+async fn metrics_page(served: State<Arc<Served>>) -> Response {
+    let mut page = served.monitor.recorded().page(served.detail);
+    write_causes(&mut page, &served);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 
-/// The page without the series that have no value ([`crate::metrics::ABSENT`]).
-fn without_absent(page: &str) -> String {
-    let absent = |line: &&str| !line.starts_with('#') && line.ends_with(" NaN");
-    let mut kept = String::with_capacity(page.len());
-    for line in page.split_inclusive('\n').filter(|line| !absent(&line.trim_end_matches('\n'))) {
-        kept.push_str(line);
+/// Why sources are not well: known to this host alone, and gone when they are.
+fn write_causes(page: &mut String, served: &Served) {
+    let report = served.monitor.report();
+    let entries = served.registry.entries();
+    let cause = |name: &String| match &report.sources.get(name)?.health {
+        Health::Healthy => None,
+        Health::Degraded { why, .. } | Health::Failed { why } => Some(slug_of(why).unwrap_or("other").to_owned()),
+    };
+    let causes: Vec<_> = entries.iter().filter_map(|(name, entry)| Some((name, entry, cause(name)?))).collect();
+    if let Some(metric) = metrics::ALL.iter().find(|metric| metric.name == metrics::HEALTH_CAUSE && !causes.is_empty())
+    {
+        write_head(page, metric);
     }
-    kept
+    for (name, entry, cause) in causes {
+        let labels = [("tenant", entry.tenant.as_str()), ("source", name), ("cause", &cause)];
+        write_series(page, metrics::HEALTH_CAUSE, labels.into_iter(), 1.0);
+    }
+}
+
+async fn status_json(served: State<Arc<Served>>) -> Response {
+    match serde_json::to_string_pretty(&served.monitor.status(&served.registry)) {
+        Ok(json) => guarded(([(header::CONTENT_TYPE, "application/json")], json + "\n").into_response()),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+    }
+}
+
+/// What a page may be asked.
+#[derive(Deserialize)]
+struct Asked {
+    every: Option<u32>,
+}
+
+async fn status_page(served: State<Arc<Served>>, asked: Result<Query<Asked>, QueryRejection>) -> Response {
+    // What cannot be read asks for nothing.
+    let every = asked.ok().and_then(|asked| asked.every).filter(|every| (5..=3600).contains(every));
+    let bars = served.completeness.bars(&served.registry).await;
+    let status = served.monitor.status(&served.registry);
+    browser_page(status_html::page(&Shown { status: &status, bars: &bars, docs_url: &served.docs_url, every }))
+}
+
+fn browser_page(page: String) -> Response {
+    guarded(Html(page).into_response())
+}
+
+/// With what keeps a browser from doing more with a page than showing it.
+fn guarded(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    if let Ok(policy) = HeaderValue::from_str(&status_html::policy()) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    response
 }
 
 fn health_page(report: &HealthReport) -> Response {
@@ -315,13 +409,19 @@ impl<'a> Entry<'a> {
 
 #[cfg(test)]
 mod tests {
-    use metrics_exporter_prometheus::PrometheusBuilder;
+    use ::metrics::{counter, describe_counter, gauge, with_local_recorder};
+    use std::sync::OnceLock;
 
+    use super::super::recorder::Recorder;
+    use super::super::registry::Entry;
+    use super::super::status::Recent;
     use super::*;
     use crate::clock::SystemClock;
-    use crate::model::Timestamp;
+    use crate::model::{ContentType, TenantId, Timestamp};
+    use crate::source::{aside, backfill, heal};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::oneshot;
+    use tokio::sync::watch;
 
     fn standing(health: Health) -> Standing {
         Standing { health, since: "2026-05-01T00:00:00Z".parse().unwrap() }
@@ -381,14 +481,99 @@ mod tests {
     }
 
     async fn fetch(address: SocketAddr, path: &str) -> String {
+        fetch_from("x", address, path).await
+    }
+
+    async fn fetch_from(host: &str, address: SocketAddr, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream
-            .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
             .await
             .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    const TENANT: &str = "11111111-2222-3333-4444-555555555555";
+
+    /// What is served of one source under a name that is markup, with what `record` records.
+    fn pages(report: watch::Receiver<HealthReport>, clock: Arc<dyn Clock>, record: impl FnOnce()) -> Served {
+        let (recorder, recorded) = Recorder::new();
+        with_local_recorder(&recorder, record);
+        let registry = Registry::default();
+        let entry = Entry {
+            tenant: TENANT.parse::<TenantId>().unwrap(),
+            content_types: vec![ContentType::Exchange],
+            max_requests_per_minute: 2000,
+            counter: backfill::desk().0,
+            heal: heal::desk::desk().0,
+            backfill: None,
+            retries: aside::asking().0,
+        };
+        registry.put("contoso", entry.clone());
+        registry.put(HOSTILE, entry);
+        Served {
+            monitor: Arc::new(Monitor::new(recorded, report, Recent::default(), clock.clone())),
+            registry,
+            completeness: Completeness::new(Arc::new(OnceLock::new()), clock),
+            detail: MetricsDetail::Tenant,
+            hosts: vec!["m365.example.net".to_owned()],
+            docs_url: "https://wiki.example.net/m365".to_owned(),
+        }
+    }
+
+    const HOSTILE: &str = "<script>alert('name')</script>\"onload=x";
+
+    #[tokio::test]
+    async fn pages_for_browsers_answer_to_our_names_alone_and_nothing_in_them_is_markup_of_others() {
+        let server = MetricsServer::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let why = "auth-secret-wrong: <img src=x onerror=alert(1)>\u{202e} (hint: make <b>another</b>)";
+        let failed = standing(Health::Failed { why: why.into() });
+        let mut health = report(failed.clone(), standing(Health::Healthy));
+        health.sources.insert(HOSTILE.into(), failed);
+        health.sinks.insert("<svg onload=alert(2)>".into(), degraded("javascript:alert(3): x"));
+        let (_report, watched) = watch::channel(health);
+        let served = pages(watched, SystemClock::new(), || {});
+        let serving = tokio::spawn(server.serve(served, SystemClock::new(), std::future::pending()));
+        for path in ["/", "/status", "/status.html"] {
+            for ours in ["127.0.0.1", "localhost:9598", "[::1]:1", "M365.example.net"] {
+                let page = fetch_from(ours, address, path).await;
+                assert!(page.starts_with("HTTP/1.1 200"), "{path} by {ours}: {page}");
+                assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
+                assert!(page.contains("frame-ancestors 'none'") && page.contains("cache-control: no-store"), "{page}");
+            }
+            for foreign in ["evil.example", "evil.example:9598", "127.0.0.1.evil.example"] {
+                let page = fetch_from(foreign, address, path).await;
+                assert!(page.starts_with("HTTP/1.1 421") && !page.contains(TENANT), "{path} by {foreign}: {page}");
+            }
+        }
+        for path in ["/metrics", "/health", "/live"] {
+            let page = fetch_from("evil.example", address, path).await;
+            assert!(!page.starts_with("HTTP/1.1 421"), "{path}: {page}");
+        }
+        assert!(fetch_from("localhost", address, "/nowhere").await.starts_with("HTTP/1.1 404"));
+        let page = fetch_from("localhost", address, "/status.html").await;
+        let body = page.split_once("\r\n\r\n").unwrap().1;
+        for markup in ["<script", "<img", "<b>another", "onload=\"", "<svg onload", "href=\"javascript"] {
+            assert!(!body.contains(markup), "{markup}: {body}");
+        }
+        assert!(body.contains("&lt;script&gt;alert(&#39;name&#39;)&lt;/script&gt;"), "{body}");
+        assert!(body.contains("href=\"https://wiki.example.net/m365/errors/auth-secret-wrong.html\""), "{body}");
+        assert!(body.contains("2 tenants: 2 failed") && !body.contains("http-equiv=\"refresh\""), "{body}");
+        let again = fetch_from("localhost", address, "/status.html?every=30").await;
+        assert!(again.contains("<meta http-equiv=\"refresh\" content=\"30\">"), "{again}");
+        for odd in ["/status.html?every=1", "/status.html?every=%22%3E%3Cscript%3E", "/status.html?x"] {
+            let page = fetch_from("localhost", address, odd).await;
+            assert!(page.starts_with("HTTP/1.1 200") && !page.contains("http-equiv=\"refresh\""), "{odd}: {page}");
+        }
+        let metrics = fetch(address, "/metrics").await;
+        assert!(
+            metrics.contains(&format!("{{tenant=\"{TENANT}\",source=\"contoso\",cause=\"auth-secret-wrong\"}} 1\n")),
+            "{metrics}"
+        );
+        serving.abort();
     }
 
     #[tokio::test]
@@ -399,21 +584,19 @@ mod tests {
         assert_eq!(taken.slug(), "metrics-listen-failed");
         assert!(taken.hint().contains("another process"), "{}", taken.hint());
 
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || {
-            metrics::counter!("m365_audit_test_total").increment(3);
-            for (tenant, value) in [("gone", crate::metrics::ABSENT), ("here", 4.5)] {
-                metrics::gauge!("m365_audit_test_seconds", "tenant" => tenant).set(value);
-            }
-        });
         let failed = standing(Health::Failed { why: "no permission".into() });
         let (_report, watched) = watch::channel(report(failed, standing(Health::Healthy)));
+        let served = pages(watched, SystemClock::new(), || {
+            counter!("m365_audit_test_total").increment(3);
+            for (tenant, value) in [("gone", metrics::ABSENT), ("here", 4.5)] {
+                gauge!("m365_audit_test_seconds", "tenant" => tenant).set(value);
+            }
+        });
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move {
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(server.serve(handle, watched, SystemClock::new(), shutdown));
+        let serving = tokio::spawn(server.serve(served, SystemClock::new(), shutdown));
         let page = fetch(address, "/metrics").await;
         assert!(page.contains("m365_audit_test_total 3"), "{page}");
         assert!(page.contains("m365_audit_test_seconds{tenant=\"here\"} 4.5\n"), "{page}");
@@ -432,15 +615,13 @@ mod tests {
     async fn served(bounds: Bounds, padding: usize) -> (SocketAddr, TestClock, tokio::task::JoinHandle<()>) {
         let server = MetricsServer::bind("127.0.0.1:0").await.unwrap().with_bounds(bounds);
         let address = server.local_addr().unwrap();
-        let recorder = PrometheusBuilder::new().build_recorder();
-        metrics::with_local_recorder(&recorder, || {
-            metrics::describe_counter!("m365_audit_test_total", "x".repeat(padding));
-            metrics::counter!("m365_audit_test_total").increment(1);
-        });
         let clock = TestClock::at("2026-05-01T00:00:00Z".parse().unwrap());
         let (report, watched) = watch::channel(HealthReport::default());
-        let handle = recorder.handle();
-        let serving = server.serve(handle, watched, Arc::new(clock.clone()), std::future::pending());
+        let served = pages(watched, Arc::new(clock.clone()), || {
+            describe_counter!("others_total", "x".repeat(padding));
+            counter!("others_total").increment(1);
+        });
+        let serving = server.serve(served, Arc::new(clock.clone()), std::future::pending());
         let serving = tokio::spawn(async move {
             let _report = report;
             serving.await;

@@ -10,8 +10,10 @@
 //! that feed them alone. A sink that is being replaced keeps its place meanwhile and refuses, so that nothing is
 //! confirmed without it.
 
+pub mod completeness;
 pub mod control;
 pub mod descriptors;
+mod host_name;
 pub mod memory;
 pub mod metrics_server;
 pub mod notebook;
@@ -20,8 +22,10 @@ pub mod receipts_key;
 pub mod recorder;
 pub mod registry;
 pub mod selection;
+pub mod series;
 pub mod sink;
 pub mod status;
+pub mod status_html;
 pub mod store;
 pub mod writable;
 

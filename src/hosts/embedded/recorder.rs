@@ -8,11 +8,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Label, Metadata, SharedString, Unit};
+use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use parking_lot::{Mutex, MutexGuard};
 
+use super::series::{SeriesTable, label};
 use crate::checkpoint::lateness;
+use crate::config::MetricsDetail;
 use crate::metrics as names;
 
 /// What rates are shown of.
@@ -27,10 +29,19 @@ const RATED: [&str; 5] = [
 /// What was recorded. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorded {
-    /// Everything, as text.
+    /// Our counters and gauges.
+    pub series: SeriesTable,
+    /// Histograms, and what is not ours.
     pub prometheus: PrometheusHandle,
     /// What rates are made of.
     pub rated: Rated,
+}
+
+impl Recorded {
+    /// Everything as Prometheus reads it.
+    pub fn page(&self, detail: MetricsDetail) -> String {
+        self.series.page(detail) + &self.prometheus.render()
+    }
 }
 
 /// The process has a metrics recorder.
@@ -38,8 +49,8 @@ pub struct Recorded {
 #[error("this process has a metrics recorder already")]
 pub struct InstalledAlready;
 
-/// What series are shown with: the bounds of histograms are ours.
-pub fn prometheus_builder() -> PrometheusBuilder {
+/// What histograms are shown with: their bounds are ours.
+fn prometheus_builder() -> PrometheusBuilder {
     let bounds = lateness::BOUNDS_SECS.map(|secs| secs as f64);
     let mut prometheus = PrometheusBuilder::new();
     for name in [names::EVENT_LATENESS_SECONDS, names::BLOB_LATENESS_SECONDS] {
@@ -54,11 +65,8 @@ pub fn prometheus_builder() -> PrometheusBuilder {
 /// # Errors
 /// When the process has one already.
 pub fn install() -> Result<Recorded, InstalledAlready> {
-    let prometheus = prometheus_builder().build_recorder();
-    let recorded = Recorded { prometheus: prometheus.handle(), rated: Rated::default() };
-    let recorder = Recorder { prometheus, rated: recorded.rated.clone() };
+    let (recorder, recorded) = Recorder::new();
     metrics::set_global_recorder(recorder).map_err(|_| InstalledAlready)?;
-    names::describe();
     Ok(recorded)
 }
 
@@ -114,9 +122,8 @@ impl Rated {
     /// The counter a series adds to, if rates are made of it.
     fn of(&self, key: &Key) -> Option<Arc<AtomicU64>> {
         let name = RATED.into_iter().find(|name| *name == key.name())?;
-        let label = |name: &str| key.labels().find(|label| label.key() == name).map(Label::value);
-        let owner = label("tenant").or_else(|| label("sink")).unwrap_or_default();
-        let part = label("content_type").unwrap_or_default();
+        let owner = label(key, "tenant").or_else(|| label(key, "sink")).unwrap_or_default();
+        let part = label(key, "content_type").unwrap_or_default();
         let mut guard = self.lock();
         let table = &mut *guard;
         let known = table.by_owner.get(owner).into_iter().flatten();
@@ -135,25 +142,38 @@ impl Rated {
     }
 }
 
-struct Recorder {
+/// Records for whoever asks [`Recorded`].
+pub struct Recorder {
+    series: SeriesTable,
     prometheus: PrometheusRecorder,
     rated: Rated,
 }
 
+impl Recorder {
+    /// A recorder that nothing was recorded with yet, and what it records.
+    pub fn new() -> (Self, Recorded) {
+        let (series, prometheus, rated) =
+            (SeriesTable::default(), prometheus_builder().build_recorder(), Rated::default());
+        metrics::with_local_recorder(&prometheus, names::describe);
+        let recorded = Recorded { series: series.clone(), prometheus: prometheus.handle(), rated: rated.clone() };
+        (Self { series, prometheus, rated }, recorded)
+    }
+}
+
 /// One counter that is counted twice.
 struct Both {
-    shown: Counter,
+    shown: Arc<AtomicU64>,
     rated: Arc<AtomicU64>,
 }
 
 impl CounterFn for Both {
     fn increment(&self, value: u64) {
-        self.shown.increment(value);
+        self.shown.fetch_add(value, Ordering::Relaxed);
         self.rated.fetch_add(value, Ordering::Relaxed);
     }
 
     fn absolute(&self, value: u64) {
-        self.shown.absolute(value);
+        self.shown.fetch_max(value, Ordering::Relaxed);
         self.rated.fetch_max(value, Ordering::Relaxed);
     }
 }
@@ -172,15 +192,15 @@ impl metrics::Recorder for Recorder {
     }
 
     fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
-        let shown = self.prometheus.register_counter(key, metadata);
+        let Some(cell) = self.series.counter(key) else { return self.prometheus.register_counter(key, metadata) };
         match self.rated.of(key) {
-            Some(rated) => Counter::from_arc(Arc::new(Both { shown, rated })),
-            None => shown,
+            Some(rated) => Counter::from_arc(Arc::new(Both { shown: cell, rated })),
+            None => Counter::from_arc(cell),
         }
     }
 
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
-        self.prometheus.register_gauge(key, metadata)
+        self.series.gauge(key).unwrap_or_else(|| self.prometheus.register_gauge(key, metadata))
     }
 
     fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
@@ -194,9 +214,8 @@ mod tests {
 
     #[test]
     fn a_rated_counter_is_summed_over_its_other_labels_and_shown_as_it_was_recorded() {
-        let prometheus = PrometheusBuilder::new().build_recorder();
-        let (handle, rated) = (prometheus.handle(), Rated::default());
-        let recorder = Recorder { prometheus, rated: rated.clone() };
+        let (recorder, recorded) = Recorder::new();
+        let rated = recorded.rated.clone();
         let requests = |status: &'static str, n| {
             metrics::counter!(names::REQUESTS_TOTAL, "tenant" => "t1", "endpoint" => "token", "status" => status)
                 .increment(n);
@@ -221,7 +240,7 @@ mod tests {
         let row = |name: &str, of: &str, count| (name.to_owned(), of.to_owned(), count);
         assert_eq!(of(&before), [row(names::EVENTS_TOTAL, "t1 DLP.All", 0), row(names::REQUESTS_TOTAL, "t1 ", 5)]);
         assert_eq!(of(&after), [row(names::EVENTS_TOTAL, "t1 DLP.All", 7), row(names::REQUESTS_TOTAL, "t1 ", 9)]);
-        let text = handle.render();
+        let text = recorded.page(MetricsDetail::ContentType);
         assert!(text.contains("status=\"200\"} 6") && text.contains("status=\"503\"} 3"), "{text}");
         assert!(text.contains(names::GAPS_TOTAL), "{text}");
     }

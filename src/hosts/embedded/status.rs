@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::recorder::{Counts, Rated, Recorded};
 use super::registry::{Entry, Registry};
+use super::series::{SeriesTable, label};
 use super::{HealthReport, Standing};
 use crate::clock::Clock;
 use crate::host::Health;
 use crate::metrics;
-use crate::model::{ContentType, Timestamp};
+use crate::model::{ContentType, Timestamp, counted};
 use crate::source::backfill::Snapshot;
 use crate::source::hold::waited_for;
 
@@ -28,8 +31,9 @@ const LINES_MAX: usize = 50;
 /// Characters of a log line kept.
 const LINE_CHARS_MAX: usize = 2000;
 
-/// The whole.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// How a process and all its sources and sinks fare: what `m365-audit status --json` prints and `/status` answers. A member
+/// that is missing has no value; members are added, not renamed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The process.
     pub process: Process,
@@ -46,16 +50,25 @@ pub struct Status {
     pub recent: Vec<Line>,
 }
 
+/// The JSON Schema of [`Status`].
+pub fn status_schema() -> serde_json::Value {
+    let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Status>().to_value();
+    schema["title"] = "m365-audit status".into();
+    schema
+}
+
 /// The process.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Process {
     /// Its id.
     pub pid: u32,
     /// Its version.
     pub version: String,
     /// When it was started.
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub started: Timestamp,
     /// Its time.
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub now: Timestamp,
     /// Tenants that read blobs now.
     #[serde(default)]
@@ -66,7 +79,7 @@ pub struct Process {
 }
 
 /// One source.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Source {
     /// Its name.
     pub name: String,
@@ -77,6 +90,7 @@ pub struct Source {
     /// Why, with the remedy.
     pub reason: Option<String>,
     /// Since when.
+    #[schemars(with = "Option<String>")]
     pub since: Option<Timestamp>,
     /// Its requests, and what Microsoft makes of them.
     pub quota: Quota,
@@ -101,21 +115,66 @@ pub struct Source {
     pub held: Option<Held>,
 }
 
+impl Source {
+    /// How bad it is: 0 failed, 1 degraded, 2 starting, 3 healthy.
+    pub fn rank(&self) -> u8 {
+        match self.state.as_str() {
+            "failed" => 0,
+            "degraded" => 1,
+            "starting" => 2,
+            _ => 3,
+        }
+    }
+
+    /// How far the content type that is complete least far lies behind, in seconds.
+    pub fn delay_secs(&self, now: Timestamp) -> Option<f64> {
+        let complete = self.streams.iter().filter_map(|stream| stream.complete_until).min()?;
+        Some(now.duration_since(complete).as_secs_f64())
+    }
+
+    /// How long ago the newest event delivered since the start became available, in seconds.
+    pub fn last_event_secs(&self) -> Option<f64> {
+        self.streams.iter().filter_map(|stream| stream.lag_secs).min_by(f64::total_cmp)
+    }
+
+    /// What somebody has to look at, each with the slug of its page first.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut troubles: Vec<String> = self.reason.iter().cloned().collect();
+        let (gaps, lost) = self.streams.iter().fold((0, 0), |(gaps, lost), s| (gaps + s.gaps, lost + s.lost));
+        if gaps + lost > 0 {
+            let (gaps, lost) = (counted(gaps, "gap"), counted(lost, "blob"));
+            troubles.push(format!("stream-gap: {gaps} declared, {lost} lost since the start"));
+        }
+        if self.set_aside > 0 {
+            troubles.push(format!("record-rejected: {} set aside", counted(self.set_aside, "record")));
+        }
+        troubles
+    }
+}
+
+impl Quota {
+    /// Requests a minute that may be made; `None` without a limit.
+    pub fn granted(&self) -> Option<f64> {
+        self.granted_per_minute.or((self.max_per_minute > 0).then_some(f64::from(self.max_per_minute)))
+    }
+}
+
 /// Routine reads on hold until it is known whether data loss prevention flags them, and what they wait for.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Held {
     /// How many.
     pub reads: u64,
     /// Of the content types that bring matches, the one that is complete least far.
     pub waits_for: Option<String>,
     /// Until when that one is complete.
+    #[schemars(with = "Option<String>")]
     pub complete_until: Option<Timestamp>,
     /// How far that is behind now, in seconds.
     pub behind_secs: Option<f64>,
 }
 
 /// Requests of a tenant to the feed, a minute.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quota {
     /// `max_requests_per_minute`; 0 is no limit.
     pub max_per_minute: u32,
@@ -131,11 +190,12 @@ pub struct Quota {
 }
 
 /// One stream.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stream {
     /// Its content type.
     pub content_type: String,
     /// Everything made available before is settled.
+    #[schemars(with = "Option<String>")]
     pub complete_until: Option<Timestamp>,
     /// Now minus the newest delivered blob's time.
     pub lag_secs: Option<f64>,
@@ -166,7 +226,7 @@ pub struct Stream {
 }
 
 /// One sink.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sink {
     /// Its name.
     pub name: String,
@@ -175,6 +235,7 @@ pub struct Sink {
     /// Why.
     pub reason: Option<String>,
     /// Since when.
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub since: Timestamp,
     /// Records confirmed over the last minute.
     pub records_per_sec: f64,
@@ -188,9 +249,10 @@ pub struct Sink {
 }
 
 /// One line of the log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Line {
     /// When.
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub time: Timestamp,
     /// `warn` or `error`.
     pub level: String,
@@ -223,35 +285,27 @@ impl Recent {
     }
 }
 
-/// One look at the metrics: by tenant or sink, then by name and content type or state, summed over the other labels.
+/// One look at the metrics: by tenant or sink, then by name and content type (where there is none, state), summed over
+/// the other labels.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Sample(HashMap<String, HashMap<(String, String), f64>>);
 
 impl Sample {
-    /// Reads Prometheus text as our own recorder writes it.
-    fn parse(text: &str) -> Self {
+    /// Every series as it stands.
+    fn of_series(series: &SeriesTable) -> Self {
         let mut sample = Sample::default();
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let Some((series, value)) = line.rsplit_once(' ') else { continue };
-            let Ok(value) = value.parse::<f64>() else { continue };
-            if value.is_nan() {
-                continue;
+        series.visit(|key, value| {
+            let owner = label(key, "tenant").or_else(|| label(key, "sink")).unwrap_or_default();
+            let part = label(key, "content_type").or_else(|| label(key, "state")).unwrap_or_default();
+            if !sample.0.contains_key(owner) {
+                sample.0.insert(owner.to_owned(), HashMap::new());
             }
-            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            let label = |wanted: &str| {
-                let at = labels.find(&format!("{wanted}=\"")).filter(|at| *at == 0 || labels[..*at].ends_with(','))?;
-                labels.get(at + wanted.len() + 2..)?.split('"').next().map(str::to_owned)
-            };
-            let owner = label("tenant").or_else(|| label("sink")).unwrap_or_default();
-            let part = label("content_type").or_else(|| label("state")).unwrap_or_default();
-            let series = sample.0.entry(owner).or_default();
-            *series.entry((name.to_owned(), part)).or_default() += value;
-            if name == metrics::BLOBS_TOTAL
-                && let (Some(content_type), Some("lost")) = (label("content_type"), label("state").as_deref())
-            {
-                *series.entry((LOST.to_owned(), content_type)).or_default() += value;
+            let Some(of_owner) = sample.0.get_mut(owner) else { return };
+            *of_owner.entry((key.name().to_owned(), part.to_owned())).or_default() += value;
+            if key.name() == metrics::BLOBS_TOTAL && label(key, "state") == Some(LOST) {
+                *of_owner.entry((LOST.to_owned(), part.to_owned())).or_default() += value;
             }
-        }
+        });
         sample
     }
 
@@ -301,6 +355,16 @@ impl Monitor {
         monitor
     }
 
+    /// What is recorded.
+    pub fn recorded(&self) -> &Recorded {
+        &self.recorded
+    }
+
+    /// How everything fares, now.
+    pub fn report(&self) -> HealthReport {
+        self.report.borrow().clone()
+    }
+
     /// Looks once; called every [`SAMPLE_EVERY`].
     pub fn sample(&self) {
         self.recorded.prometheus.run_upkeep();
@@ -318,7 +382,7 @@ impl Monitor {
 
     /// How everything fares now.
     pub fn status(&self, registry: &Registry) -> Status {
-        let now = Sample::parse(&self.recorded.prometheus.render());
+        let now = Sample::of_series(&self.recorded.series);
         let (since, before) = self.lock().front().cloned().unwrap_or_default();
         let before = Sample::of_counts(&self.recorded.rated, &before);
         let seconds = self.clock.monotonic().saturating_sub(since).as_secs_f64();
@@ -477,19 +541,23 @@ impl View<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ::metrics::{Key, Label};
+    use std::sync::atomic::Ordering;
 
-    const TEXT: &str = "\
-# TYPE m365_audit_events_total counter
-m365_audit_events_total{tenant=\"t1\",content_type=\"Audit.Exchange\"} 120
-m365_audit_blobs_total{tenant=\"t1\",content_type=\"Audit.Exchange\",state=\"listed\"} 9
-m365_audit_blobs_total{tenant=\"t1\",content_type=\"Audit.Exchange\",state=\"lost\"} 2
-m365_audit_blobs_pending{tenant=\"t1\",content_type=\"Audit.Exchange\"} 0
-m365_audit_oldest_unsettled_blob_expiry_seconds{tenant=\"t1\",content_type=\"Audit.Exchange\"} 300
-m365_audit_requests_total{tenant=\"t1\",endpoint=\"list_content\",status=\"200\"} 3
-m365_audit_requests_total{tenant=\"t1\",endpoint=\"fetch_blob\",status=\"200\"} 7
-m365_audit_checkpoint_timestamp_seconds{tenant=\"t1\",content_type=\"Audit.Exchange\"} 1.777e9
-m365_audit_sink_records_total{sink=\"out\"} 60
-";
+    fn table(lines: &[(&'static str, &str, f64)]) -> Sample {
+        let table = SeriesTable::default();
+        for (name, labels, value) in lines {
+            let labels = labels.split(' ').filter_map(|label| label.split_once('='));
+            let labels: Vec<Label> =
+                labels.map(|(name, value)| Label::new(name.to_owned(), value.to_owned())).collect();
+            let key = Key::from_parts(*name, labels);
+            match metrics::ALL.iter().find(|metric| metric.name == *name).unwrap().kind {
+                metrics::Kind::Counter => table.counter(&key).unwrap().store(*value as u64, Ordering::Relaxed),
+                _ => table.gauge(&key).unwrap().set(*value),
+            }
+        }
+        Sample::of_series(&table)
+    }
 
     #[test]
     fn reads_on_hold_name_the_type_that_is_complete_least_far_and_how_far_that_is() {
@@ -508,9 +576,20 @@ m365_audit_sink_records_total{sink=\"out\"} 60
     }
 
     #[test]
-    fn a_stream_is_read_from_the_metrics_text() {
-        let now = Sample::parse(TEXT);
-        let before = Sample::parse("m365_audit_events_total{tenant=\"t1\",content_type=\"Audit.Exchange\"} 60\n");
+    fn a_stream_is_read_from_the_metrics() {
+        const STREAM: &str = "tenant=t1 content_type=Audit.Exchange";
+        let now = table(&[
+            (metrics::EVENTS_TOTAL, STREAM, 120.0),
+            (metrics::BLOBS_TOTAL, "tenant=t1 content_type=Audit.Exchange state=listed", 9.0),
+            (metrics::BLOBS_TOTAL, "tenant=t1 content_type=Audit.Exchange state=lost", 2.0),
+            (metrics::BLOBS_PENDING, STREAM, 0.0),
+            (metrics::OLDEST_BLOB_EXPIRY_SECONDS, STREAM, 300.0),
+            (metrics::REQUESTS_TOTAL, "tenant=t1 endpoint=list_content status=200", 3.0),
+            (metrics::REQUESTS_TOTAL, "tenant=t1 endpoint=fetch_blob status=200", 7.0),
+            (metrics::CHECKPOINT_TIMESTAMP_SECONDS, STREAM, 1.777e9),
+            (metrics::SINK_RECORDS_TOTAL, "sink=out", 60.0),
+        ]);
+        let before = table(&[(metrics::EVENTS_TOTAL, STREAM, 60.0)]);
         let view = View { now: &now, before: &before, seconds: 30.0 };
         let stream = view.stream("t1", "Audit.Exchange");
         assert_eq!((stream.events, stream.events_per_sec, stream.lost), (120, 2.0, 2));

@@ -18,6 +18,15 @@ pub const CONFIG_FILE: &str = "config_file";
 pub const BYTES_PER_TICK_MAX: &str = "bytes_per_tick_max";
 /// The address of our own metrics listener.
 pub const METRICS_LISTEN: &str = "metrics_listen";
+/// How fine its series are.
+pub const METRICS_DETAIL: &str = "metrics_detail";
+/// The names its pages for browsers answer to.
+pub const METRICS_HOSTS: &str = "metrics_hosts";
+/// Where its pages link those of errors.
+pub const METRICS_DOCS_URL: &str = "metrics_docs_url";
+/// What is not a key of a source.
+pub const BESIDE_SOURCES: [&str; 7] =
+    [DATA_DIR, CONFIG_FILE, BYTES_PER_TICK_MAX, METRICS_LISTEN, METRICS_DETAIL, METRICS_HOSTS, METRICS_DOCS_URL];
 /// Rules as tables, which no property can hold.
 pub const RULES: &str = "severity.rules";
 
@@ -555,8 +564,7 @@ pub fn own() -> &'static [&'static str] {
             let plain = properties.filter(|(_, inner)| inner["items"]["type"] != "object");
             plain.map(|(inner, _)| &*format!("{key}.{inner}").leak()).collect::<Vec<&'static str>>()
         });
-        let ours = [DATA_DIR, CONFIG_FILE, BYTES_PER_TICK_MAX, METRICS_LISTEN];
-        source_keys().iter().copied().chain(inner).chain(ours).collect()
+        source_keys().iter().copied().chain(inner).chain(BESIDE_SOURCES).collect()
     })
 }
 

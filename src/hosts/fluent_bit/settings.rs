@@ -9,14 +9,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::names::{self, BYTES_PER_TICK_MAX, CONFIG_FILE, DATA_DIR, METRICS_LISTEN};
+use super::names::{
+    self, BESIDE_SOURCES, BYTES_PER_TICK_MAX, CONFIG_FILE, DATA_DIR, METRICS_DETAIL, METRICS_DOCS_URL, METRICS_HOSTS,
+    METRICS_LISTEN,
+};
 use crate::config::{
-    Config, Problem, SOURCE_TYPE, SourceConfig, config_schema, source_keys, source_schema, typed_from_text,
+    Config, MetricsConfig, MetricsDetail, Problem, SOURCE_TYPE, SourceConfig, config_schema, source_keys,
+    source_schema, typed_from_text,
 };
 
 /// The default of `bytes_per_tick_max`: more than a catch-up reaches. The plugin's `benches/fluent_bit.rs` measures the
@@ -39,8 +42,8 @@ pub struct Settings {
     pub sources: BTreeMap<String, SourceConfig>,
     /// Bytes one collect call may carry.
     pub bytes_per_tick_max: usize,
-    /// Where our own metrics listener listens, if it should.
-    pub metrics_listen: Option<SocketAddr>,
+    /// Our own metrics listener, if there is to be one.
+    pub metrics: Option<MetricsConfig>,
     /// What looks like a mistake.
     pub warnings: Vec<Complaint>,
 }
@@ -86,7 +89,7 @@ impl Settings {
     pub fn read(properties: Properties<'_>) -> Result<Self, Vec<Complaint>> {
         let property = properties.value;
         let mut problems = wrong_names(property);
-        let is_of_a_source = |name: &&&str| ![DATA_DIR, CONFIG_FILE, BYTES_PER_TICK_MAX, METRICS_LISTEN].contains(name);
+        let is_of_a_source = |name: &&&str| !BESIDE_SOURCES.contains(name);
         let written: Vec<(&str, String)> =
             names::own().iter().filter(is_of_a_source).filter_map(|name| Some((*name, property(name)?))).collect();
         let bytes_per_tick_max = match property(BYTES_PER_TICK_MAX) {
@@ -96,14 +99,7 @@ impl Settings {
                 BYTES_PER_TICK_DEFAULT
             }),
         };
-        let mut metrics_listen = property(METRICS_LISTEN).and_then(|text| {
-            let address = text.trim().parse();
-            if address.is_err() {
-                let expected = "an address and port, as in `127.0.0.1:9598`";
-                problems.push(properties.invalid(METRICS_LISTEN, &text, expected));
-            }
-            address.ok()
-        });
+        let mut metrics = properties.metrics(None, &mut problems);
         let mut data_dir = property(DATA_DIR).map(PathBuf::from);
         let mut warnings = Vec::new();
         let sources = match property(CONFIG_FILE) {
@@ -118,7 +114,7 @@ impl Settings {
                     Ok((config, files)) => {
                         let found = files.iter().chain(config.warnings().iter()).map(one_line).collect::<Vec<_>>();
                         warnings.extend(found.into_iter().map(of_the_file));
-                        metrics_listen = metrics_listen.or(config.metrics.map(|metrics| metrics.listen));
+                        metrics = properties.metrics(config.metrics, &mut Vec::new());
                         data_dir = data_dir.or(Some(config.data_dir));
                         config.sources
                     }
@@ -149,7 +145,7 @@ impl Settings {
             return Err(problems);
         }
         let data_dir = data_dir.unwrap_or_else(default_data_dir);
-        Ok(Self { data_dir, sources, bytes_per_tick_max, metrics_listen, warnings })
+        Ok(Self { data_dir, sources, bytes_per_tick_max, metrics, warnings })
     }
 
     /// Where the state lies, which tenants are read, and what differs from the defaults, secrets masked: short lines.
@@ -161,7 +157,7 @@ impl Settings {
         if self.bytes_per_tick_max != BYTES_PER_TICK_DEFAULT {
             own.push(format!("{BYTES_PER_TICK_MAX}={}", self.bytes_per_tick_max));
         }
-        own.extend(self.metrics_listen.map(|address| format!("{METRICS_LISTEN}={address}")));
+        own.extend(self.metrics.as_ref().map(|metrics| format!("{METRICS_LISTEN}={}", metrics.listen)));
         lines.extend(wrapped("not by default:", &own));
         for (name, source) in self.sources.iter().take(SHOWN_SOURCES_MAX) {
             let types: Vec<&str> = source.content_types.iter().map(|content_type| content_type.as_str()).collect();
@@ -186,6 +182,36 @@ impl Properties<'_> {
             *value = written;
         }
         Complaint { property, what: problem.to_string(), hint: problem.hint }
+    }
+
+    /// Our listener: what the file has, and the properties over it. Without an address there is none.
+    fn metrics(&self, of_the_file: Option<MetricsConfig>, problems: &mut Vec<Complaint>) -> Option<MetricsConfig> {
+        let listen = (self.value)(METRICS_LISTEN).and_then(|text| {
+            let address = text.trim().parse();
+            if address.is_err() {
+                let expected = "an address and port, as in `127.0.0.1:9598`";
+                problems.push(self.invalid(METRICS_LISTEN, &text, expected));
+            }
+            address.ok()
+        });
+        let mut metrics = match (of_the_file, listen) {
+            (Some(known), listen) => MetricsConfig { listen: listen.unwrap_or(known.listen), ..known },
+            (None, listen) => MetricsConfig::at(listen?),
+        };
+        if let Some(text) = (self.value)(METRICS_DETAIL) {
+            match text.trim() {
+                "tenant" => metrics.detail = MetricsDetail::Tenant,
+                "content_type" => metrics.detail = MetricsDetail::ContentType,
+                _ => problems.push(self.invalid(METRICS_DETAIL, &text, "`tenant` or `content_type`")),
+            }
+        }
+        if let Some(text) = (self.value)(METRICS_HOSTS) {
+            metrics.hosts = text.split(',').map(str::trim).filter(|host| !host.is_empty()).map(str::to_owned).collect();
+        }
+        if let Some(text) = (self.value)(METRICS_DOCS_URL) {
+            metrics.docs_url = text.trim().to_owned();
+        }
+        Some(metrics)
     }
 
     fn invalid(&self, property: &str, text: &str, expected: &str) -> Complaint {
@@ -315,6 +341,8 @@ mod tests {
             ("drop_routine", "off"),
             ("bytes_per_tick_max", "4M"),
             ("metrics_listen", "127.0.0.1:0"),
+            ("metrics_detail", "content_type"),
+            ("metrics_hosts", "a.example, b.example"),
         ]))
         .unwrap();
         let source = &settings.sources[SOURCE_TYPE];
@@ -322,6 +350,10 @@ mod tests {
         assert_eq!((source.content_types.len(), source.poll_interval_secs, source.drop_routine), (2, 60, false));
         assert_eq!((settings.bytes_per_tick_max, settings.data_dir), (4 << 20, "/var/lib/m365-audit".into()));
         assert_eq!(settings.warnings, []);
+        let metrics = settings.metrics.unwrap();
+        assert_eq!((metrics.detail, metrics.hosts.len()), (MetricsDetail::ContentType, 2));
+        let problems = read(&with(&[("metrics_listen", "127.0.0.1:0"), ("metrics_detail", "fine")])).unwrap_err();
+        assert_eq!(texts(&problems), ["`metrics_detail` is `fine`, expected `tenant` or `content_type`"]);
     }
 
     #[test]
