@@ -4,7 +4,7 @@
 //! Owns the options and the edits of the texts. Whether a text is right is `config`'s to say: an edit that would make a
 //! problem is not written. Nothing here shows a secret, or takes one from the command line, where others see it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -113,9 +113,18 @@ impl Before {
         let files =
             edits.iter().fold(Files::beside(&self.config), |files, (path, text)| files.with(path, text.clone()));
         let after = Config::survey(&self.config, &files)?;
-        let known: HashSet<_> = self.survey.problems.iter().map(what).collect();
+        let mut known: HashMap<_, u64> = HashMap::new();
+        for problem in &self.survey.problems {
+            *known.entry(what(problem)).or_default() += 1;
+        }
         // A file that cannot be read may be one that only the service's user can read.
-        let is_new = |problem: &Problem| problem.fault != Fault::File && !known.contains(&what(problem));
+        let is_new = |problem: &Problem| match known.get_mut(&what(problem)) {
+            Some(count @ 1..) => {
+                *count -= 1;
+                false
+            }
+            _ => problem.fault != Fault::File,
+        };
         let problems: Vec<Problem> = after.problems.into_iter().filter(is_new).collect();
         if !problems.is_empty() {
             let error = ConfigError { path: Some(self.config.clone()), problems };
@@ -138,10 +147,10 @@ fn unreadable(path: &Path, why: &str) -> Failure {
     Failure { message: format!("config-invalid: `{}`: {why}", path.display()), exit: Exit::Config }
 }
 
-/// What a problem is, wherever among others its tenant stands.
-fn what(problem: &Problem) -> (String, Fault, String) {
+/// What a problem is, wherever among others its tenant stands. What was expected may list names, which change.
+fn what(problem: &Problem) -> (String, Fault, Option<String>) {
     let key = problem.key.replace(|c: char| c.is_ascii_digit(), "");
-    (key, problem.fault, problem.expected.clone())
+    (key, problem.fault, problem.value.clone())
 }
 
 fn to_do(path: &Path) -> String {

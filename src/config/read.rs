@@ -439,12 +439,34 @@ fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&s
         Some(value) => {
             let shown = findings.shown(&Schema::Null, &value, &path);
             let mut problem = Problem::new(path, Fault::Invalid, one_of(known)).value(shown);
-            problem.hint =
-                value.as_str().and_then(|word| nearest(word, known)).map(|near| format!("nearest: `{near}`"));
+            let by_name = value.as_str().filter(|_| known.contains(&"http")).and_then(sink_for);
+            let near = || value.as_str().and_then(|word| nearest(word, known)).map(|near| format!("nearest: `{near}`"));
+            problem.hint = by_name.or_else(near);
             findings.note(problem);
             None
         }
     }
+}
+
+/// What is written in `type` by those who know their destination's name: how it is called, the sink where it is one alone,
+/// the page.
+const DESTINATIONS: [(&[&str], &str, &str); 6] = [
+    (&["splunk", "splunk_hec", "hec"], "http", "docs/hosts/splunk.md"),
+    (&["elastic", "elasticsearch", "opensearch"], "http", "docs/hosts/elastic.md"),
+    (&["vector"], "http", "docs/hosts/vector.md"),
+    (&["fluentd", "fluent_bit", "fluentbit", "forward"], "fluent_forward", "docs/hosts/README.md"),
+    (&["otel", "opentelemetry", "otelcol"], "otlp", "docs/hosts/otel-collector.md"),
+    (&["loki", "sentinel", "victorialogs", "graylog", "wazuh", "qradar", "s3"], "", "docs/hosts/recipes.md"),
+];
+
+/// The sink that a destination is reached by.
+fn sink_for(word: &str) -> Option<String> {
+    let word = word.to_ascii_lowercase().replace('-', "_");
+    let (_, sink, page) = DESTINATIONS.iter().find(|(names, ..)| names.contains(&word.as_str()))?;
+    Some(match *sink {
+        "" => format!("{page} says how `{word}` is reached"),
+        sink => format!("`{word}` is reached by `type = \"{sink}\"`: {page} has the settings"),
+    })
 }
 
 fn read_source(findings: &mut Findings, table: Table, path: &str) -> Option<SourceConfig> {
@@ -599,7 +621,10 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, T
             } else if !names.is_empty() && findings.clean(&path) {
                 let shown = findings.shown(&Schema::Null, &Value::String(input.to_owned()), &path);
                 let mut problem = Problem::new(path, Fault::Invalid, one_of(&names)).value(shown);
-                problem.hint = nearest(input, &names).map(|near| format!("nearest source: `{near}`"));
+                let near = nearest(input, &names);
+                problem.hint = near.map(|near| format!("nearest source: `{near}`"));
+                // That what is misspelt here is read by nobody is a consequence.
+                read.extend(near);
                 findings.note(problem);
             }
         }
@@ -1352,6 +1377,13 @@ format = "xml"
             "#]],
         );
         check(
+            &source_with("").replace("\"stdout\"", "\"splunk\""),
+            expect![[r#"
+            config-invalid: `sinks.out.type` is `splunk`, expected one of `stdout`, `file`, `http`, `fluent_forward`, `otlp` (line 8)
+              hint: `splunk` is reached by `type = "http"`: docs/hosts/splunk.md has the settings
+        "#]],
+        );
+        check(
             &source_with("").replace("\"stdout\"", "\"file\""),
             expect![[r#"
                 config-invalid: `sinks.out.path` is missing, expected a path (line 7)
@@ -1360,12 +1392,11 @@ format = "xml"
         check(
             &source_with("").replace("sources.contoso", "sources.\"con toso\""),
             expect![[r#"
-            config-invalid: `sources.con toso` is `con toso`, expected a name of letters, digits, `_` and `-` (line 1)
-              hint: 2 more problems below
-            `sources.con toso` is read by no sink, expected a sink with `con toso` in its `inputs` (line 1)
-            `sinks.out.inputs[0]` is `contoso`, expected `con toso` (line 9)
-              hint: nearest source: `con toso`
-        "#]],
+                config-invalid: `sources.con toso` is `con toso`, expected a name of letters, digits, `_` and `-` (line 1)
+                  hint: 1 more problem below
+                `sinks.out.inputs[0]` is `contoso`, expected `con toso` (line 9)
+                  hint: nearest source: `con toso`
+            "#]],
         );
     }
 
