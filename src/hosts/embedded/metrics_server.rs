@@ -289,7 +289,7 @@ fn write_causes(page: &mut String, served: &Served) {
     let entries = served.registry.entries();
     let cause = |name: &String| match &report.sources.get(name)?.health {
         Health::Healthy => None,
-        Health::Degraded { why, .. } | Health::Failed { why } => Some(slug_of(why).unwrap_or("other").to_owned()),
+        Health::Degraded { why, .. } | Health::Failed { why } => slug_of(why).map(str::to_owned),
     };
     let causes: Vec<_> = entries.iter().filter_map(|(name, entry)| Some((name, entry, cause(name)?))).collect();
     if let Some(metric) = metrics::ALL.iter().find(|metric| metric.name == metrics::HEALTH_CAUSE && !causes.is_empty())
