@@ -243,10 +243,7 @@ impl Ledger {
         let events = EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events).await?);
         let healed = Healed::new(EventIndex::new(KeySet::load(&*store, &keys.healed(), Kind::Events).await?));
 
-        let gaps = match settings.fills_gaps && settings.receipts.is_some() {
-            true => Some(Box::new(OpenGaps::new(positions.clone(), StoredHeal::load(&*store, &keys).await?))),
-            false => None,
-        };
+        let gaps = open_gaps(&*store, settings, &keys, &positions).await?;
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
         let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
         let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
@@ -526,6 +523,20 @@ impl Ledger {
     fn owner_step(&self) -> Op {
         put(self.keys.owner(), format::encode(&self.owner), self.owner_revision)
     }
+}
+
+/// What gaps need of the receipts, where they are kept and gaps are to be filled.
+async fn open_gaps(
+    store: &dyn StateStore,
+    settings: &LedgerSettings,
+    keys: &Keys,
+    positions: &BTreeMap<ContentType, Position>,
+) -> Result<Option<Box<OpenGaps>>, StateError> {
+    if !settings.fills_gaps || settings.receipts.is_none() {
+        return Ok(None);
+    }
+    let heal = StoredHeal::load(store, keys).await?;
+    Ok(Some(Box::new(OpenGaps::new(positions.clone(), heal))))
 }
 
 /// The receipts, where they are kept and sound. `writers` are the one that the state names and the one that takes over.

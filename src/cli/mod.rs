@@ -164,11 +164,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         }
         Command::Normalize(args) => {
             drop(out);
-            let clock: Arc<dyn Clock> = SystemClock::new();
-            let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
-            done.map_err(Failure::internal)?
-                .map(|tally| tally.exit())
-                .map_err(|error| Failure::of(&error, error.exit()))
+            normalized(args).await
         }
         Command::Explain(args) => {
             drop(out);
@@ -207,6 +203,13 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Schema(args) => schema::schema(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
         Command::Plugin(args) => plugin::plugin(&args, &mut out).map(|()| Exit::Done).map_err(Failure::io),
     }
+}
+
+async fn normalized(args: normalize::NormalizeArgs) -> Result<Exit, Failure> {
+    let clock: Arc<dyn Clock> = SystemClock::new();
+    let done = tokio::task::spawn_blocking(move || normalize::run(&args, &clock)).await;
+    let tally = done.map_err(Failure::internal)?;
+    tally.map(|tally| tally.exit()).map_err(|error| Failure::of(&error, error.exit()))
 }
 
 async fn explained(args: explain::ExplainArgs) -> Result<Exit, Failure> {

@@ -167,7 +167,7 @@ async fn a_gap_is_filled_in_spite_of_every_fault_of_graph() {
         body: body.as_bytes().to_vec(),
     };
     let faults: [(&str, Change); 12] = [
-        ("slow", |w| w.sim.configure(|c| c.graph.query_secs = 40 * 60)),
+        ("slow", |w| w.sim.configure(|c| c.graph.query_secs = 25 * 60)),
         ("stuck", |w| w.sim.configure(|c| c.graph.fates = vec![QueryFate::Stuck; 3].into())),
         ("failed", |w| w.sim.configure(|c| c.graph.fates = vec![QueryFate::Failed; 5].into())),
         ("cut and says so", |w| w.sim.configure(|c| c.graph.records_max = Some(5))),
@@ -423,7 +423,8 @@ async fn a_range_fills_the_gap_in_it_of_the_type_that_has_one() {
     let teams = |n: u64, time: Timestamp| {
         event(n, time).replace("\"RecordType\":1,", "\"RecordType\":25,").replace("\"Exchange\"", "\"MicrosoftTeams\"")
     };
-    w.run_for(hours(1)).await;
+    w.add_aged(2, hours(1));
+    w.run_for(hours(3)).await;
     w.sim.set_subscription(&w.tenant, EXCHANGE, SubscriptionState::Disabled);
     for n in 0..6 {
         let now = w.now();

@@ -189,6 +189,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::format::DeclaredGap;
     use crate::checkpoint::heal::HealedInterval;
+    use crate::model::Actionable as _;
 
     fn t(hour: i64) -> Timestamp {
         Timestamp::from_second(hour * 3600).unwrap()

@@ -374,7 +374,11 @@ impl Healer {
             self.save().await?;
             return Ok(Step::Again);
         };
-        for (half, expected) in [(second, expected.map(|both| both.1)), (first, expected.map(|both| both.0))] {
+        // Where all lie in one half, a search of that half may be cut at the same number: it proves nothing.
+        let proves = |own: u64, other: u64| (other > 0 || own == 0).then_some(own);
+        let of_second = expected.and_then(|(first, second)| proves(second, first));
+        let of_first = expected.and_then(|(first, second)| proves(first, second));
+        for (half, expected) in [(second, of_second), (first, of_first)] {
             let queries = window.queries.clone();
             job.windows.insert(at, StoredWindow { expected, queries, ..StoredWindow::new(half) });
         }
