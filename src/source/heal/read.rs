@@ -143,10 +143,14 @@ impl<'a> Reading<'a> {
             }
             self.look_up().await?;
             let is_whole = fingerprint.0 == self.records.len() as u64;
-            // Few may be the same few by chance, and fewer than Graph speaks of are doubted: a third reading must agree.
+            // Few may be the same few by chance; fewer than Graph speaks of are believed when they stay the same for long.
             let same = fingerprints.iter().filter(|known| **known == fingerprint).count();
-            let is_few = fingerprint.0 < FEW || query.approximate.is_some_and(|said| fingerprint.0 < said);
-            self.read.agreed = is_whole && same >= if is_few { 2 } else { 1 };
+            let needed = match query.approximate {
+                Some(said) if fingerprint.0 < said => 5,
+                _ if fingerprint.0 < FEW => 2,
+                _ => 1,
+            };
+            self.read.agreed = is_whole && same >= needed;
             fingerprints.push(fingerprint);
             let is_delivered = self.records.values().all(|seen| *seen == Seen::Done);
             if self.read.agreed && is_delivered {
