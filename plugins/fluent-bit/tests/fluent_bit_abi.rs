@@ -982,7 +982,9 @@ fn a_host_without_metrics_leaves_them_to_our_listener() {
             shown.contains("1 tenant: ") && shown.contains("content-security-policy: default-src 'none'"),
             "{shown}"
         );
-        assert!(shown.contains("aria-label=\"m365_audit: "), "with the bar of its state: {shown}");
+        // With the bar of its state, once that has a position.
+        let has_bar = |page: String| page.contains("aria-label=\"m365_audit: ");
+        agent.tick_until("bar", |_| page("/status.html").is_some_and(has_bar));
         let status = page("/status").unwrap();
         assert!(status.contains("\"name\": \"m365_audit\""), "{status}");
         assert!(page("/").is_some_and(|p| p.contains("/status.html")));

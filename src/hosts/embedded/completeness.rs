@@ -19,6 +19,8 @@ use crate::report::model::Segment;
 const PERIOD: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// The state is read again after this time: whoever reloads a page all the time does not keep it busy.
 const KEPT_FOR: Duration = Duration::from_secs(15);
+/// While some tenants have no position yet.
+const KEPT_FOR_IN_PART: Duration = Duration::from_secs(1);
 
 /// The bars of all tenants over one period.
 #[derive(Debug, Clone, Default)]
@@ -48,11 +50,13 @@ impl Completeness {
     pub async fn bars(&self, registry: &Registry) -> Arc<Bars> {
         let now = self.clock.monotonic();
         let mut known = self.known.lock().await;
-        if let Some((_, bars)) = known.as_ref().filter(|(at, _)| now < *at + KEPT_FOR) {
+        if let Some((_, bars)) = known.as_ref().filter(|(until, _)| now < *until) {
             return bars.clone();
         }
         let bars = Arc::new(self.read(registry).await);
-        *known = Some((now, bars.clone()));
+        // After a start, positions come one after the other: what lacks some is soon out of date.
+        let is_whole = bars.of.len() == registry.entries().len();
+        *known = Some((now + if is_whole { KEPT_FOR } else { KEPT_FOR_IN_PART }, bars.clone()));
         bars
     }
 
@@ -63,18 +67,22 @@ impl Completeness {
         let Some(store) = self.state.get() else { return Bars { from, to, of } };
         for (name, entry) in registry.entries() {
             let keys = Keys::of(&entry.tenant);
-            let mut bars = Vec::new();
+            let mut positions = Vec::new();
             for content_type in entry.content_types {
-                let key = keys.position(content_type);
-                // What cannot be read is not known; the source itself reports why.
-                let Ok(Some((bytes, _))) = store.load(&key).await else { continue };
-                let Ok(position) = format::decode::<Position>(&key, &bytes) else { continue };
-                bars.push(of_position(Some(&position), from, to));
+                positions.push(position(&**store, &keys.position(content_type)).await);
             }
-            if !bars.is_empty() {
+            // A content type without a position is not known: it must not pass for complete beside the others.
+            if positions.iter().any(Option::is_some) {
+                let bars: Vec<_> = positions.iter().map(|position| of_position(position.as_ref(), from, to)).collect();
                 of.insert(name, worst_of(&bars, from, to));
             }
         }
         Bars { from, to, of }
     }
+}
+
+/// A position; `None` also when it cannot be read, of which the source itself reports why.
+async fn position(store: &dyn StateStore, key: &str) -> Option<Position> {
+    let (bytes, _) = store.load(key).await.ok().flatten()?;
+    format::decode::<Position>(key, &bytes).ok()
 }
