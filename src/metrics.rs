@@ -120,9 +120,9 @@ metrics_table! {
     CHECKPOINT_TIMESTAMP_SECONDS = Gauge "m365_audit_checkpoint_timestamp_seconds" ["tenant", "content_type"] Min "complete_until: everything Microsoft made available before it is settled (Unix time).";
     GAPS_TOTAL = Counter "m365_audit_gaps_total" ["tenant", "content_type", "reason"] Sum "Gaps declared: intervals that can never be read, by reason (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).";
     GAP_SECONDS_TOTAL = Counter "m365_audit_gap_seconds_total" ["tenant", "content_type"] Sum "Summed length of the gaps declared.";
-    HEAL_SEARCHES_TOTAL = Counter "m365_audit_heal_searches_total" ["tenant"] Kept "Searches of the audit log submitted to Microsoft Graph, to fill gaps.";
-    HEALED_EVENTS_TOTAL = Counter "m365_audit_healed_events_total" ["tenant", "content_type"] Sum "Events delivered that came from Microsoft Graph.";
-    HEALED_GAP_SECONDS_TOTAL = Counter "m365_audit_healed_gap_seconds_total" ["tenant", "content_type"] Sum "Summed length of the gaps filled through Microsoft Graph.";
+    HEAL_SEARCHES_TOTAL = Counter "m365_audit_heal_searches_total" ["tenant"] Finer "Searches of the audit log submitted to Microsoft Graph, to fill gaps.";
+    HEALED_EVENTS_TOTAL = Counter "m365_audit_healed_events_total" ["tenant", "content_type"] Finer "Events delivered that came from Microsoft Graph.";
+    HEALED_GAP_SECONDS_TOTAL = Counter "m365_audit_healed_gap_seconds_total" ["tenant", "content_type"] Finer "Summed length of the gaps filled through Microsoft Graph.";
     IN_FLIGHT_BYTES = Gauge "m365_audit_in_flight_bytes" ["tenant"] Kept "Bytes fetched or rendered and not yet confirmed by the host.";
     REFUSED_BATCHES_TOTAL = Counter "m365_audit_refused_batches_total" ["tenant"] Kept "Deliveries the host refused; they are sent again.";
     SET_ASIDE_RECORDS = Gauge "m365_audit_set_aside_records" ["tenant"] Kept "Records the host rejected for good, kept in the state store.";

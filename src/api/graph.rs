@@ -120,9 +120,9 @@ pub struct GraphError {
     doing: &'static str,
     fault: GraphFault,
     slug: &'static str,
-    says: String,
-    summary: String,
-    hint: String,
+    says: Box<str>,
+    summary: Box<str>,
+    hint: Box<str>,
     not_before: Option<Duration>,
 }
 
@@ -154,7 +154,7 @@ impl Actionable for GraphError {
     }
 
     fn hint(&self) -> String {
-        self.hint.clone()
+        self.hint.to_string()
     }
 }
 
@@ -468,7 +468,7 @@ impl Inner {
         Err(match known {
             Some(known) => {
                 let says = format!("{}: `{}`", known.says, excerpt(known.detail.as_deref().unwrap_or(&why)));
-                GraphError { hint: known.hint, ..self.error(doing, GraphFault::Passing, known.slug, says, "") }
+                GraphError { hint: known.hint.into(), ..self.error(doing, GraphFault::Passing, known.slug, says, "") }
             }
             None => {
                 let host = self.graph_url.host_str().unwrap_or_default();
@@ -526,7 +526,7 @@ impl Inner {
         let text = redact(&String::from_utf8_lossy(&answer.body), &[answer.token.secret()]);
         let says = format!("status {}: `{}`", answer.status, excerpt(&text));
         let mut error = self.error(doing, fault, slug, says, hint);
-        error.summary = format!("status {}", answer.status);
+        error.summary = format!("status {}", answer.status).into();
         error.not_before = answer.retry_after;
         Err(error)
     }
@@ -566,9 +566,9 @@ impl Inner {
             doing,
             fault: if error.is_passing() { GraphFault::Passing } else { GraphFault::Denied },
             slug: error.slug(),
-            says: error.to_string(),
-            summary: error.summary(),
-            hint: error.hint(),
+            says: error.to_string().into(),
+            summary: error.summary().into(),
+            hint: error.hint().into(),
             not_before: error.not_before(),
         }
     }
@@ -587,9 +587,9 @@ impl Inner {
             doing,
             fault,
             slug,
-            summary: says.clone(),
-            says,
-            hint,
+            summary: says.as_str().into(),
+            says: says.into(),
+            hint: hint.into(),
             not_before: None,
         }
     }

@@ -206,8 +206,7 @@ mod tests {
         let log =
             tracing_subscriber::registry().with(passed.clone()).with(alike.clone().with_filter(LevelFilter::INFO));
         tracing::subscriber::with_default(log, || work(&alike, &clock));
-        let lines = passed.0.lock().clone();
-        lines
+        passed.0.lock().clone()
     }
 
     fn fail(tenants: impl Iterator<Item = usize>, slug: &str) {

@@ -28,8 +28,6 @@ use crate::source::heal::desk::{Ask, Asked, Ended, Snapshot};
 
 /// Shown this often on a terminal.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
-/// And elsewhere, a line each.
-const LINE_EVERY: Duration = Duration::from_secs(10);
 /// A sink gets this long at the end to write what it has.
 const SINK_GRACE: Duration = Duration::from_secs(8);
 const STOPPED: &str = "stopped; the same command goes on";
@@ -98,7 +96,7 @@ fn stopped() -> Failure {
 /// Inside the running process.
 async fn inside(mut client: Client, source: &str, ask: Ask) -> Result<Ended, Failure> {
     let mut signals = run::Signals::new()?;
-    let mut show = Show::new(source, SystemClock::new());
+    let show = Show::new(source);
     client.ask(What::Heal { source: source.to_owned(), ask }).await?;
     let mut stopping = false;
     loop {
@@ -156,7 +154,7 @@ async fn alone(config: &Config, name: &str, ask: Ask) -> Result<Ended, Failure> 
     };
     let mut work = std::pin::pin!(audit.heal(host.clone(), asked));
     let mut signals = run::Signals::new()?;
-    let mut show = Show::new(name, clock.clone());
+    let show = Show::new(name);
     let mut progress = None;
     let ended = loop {
         tokio::select! {
@@ -219,53 +217,35 @@ fn tell(source: &str, ended: &Ended, out: &mut dyn Write) -> std::io::Result<Exi
     Ok(if ended.interrupted || !ended.left.is_empty() { Exit::Left } else { Exit::Done })
 }
 
-/// A progress bar on a terminal, lines elsewhere; both on standard error.
-struct Show {
-    source: String,
-    bar: Option<ProgressBar>,
-    clock: Arc<dyn Clock>,
-    line_at: Duration,
-}
+/// A progress bar on standard error where that is a terminal, nothing elsewhere.
+struct Show(Option<ProgressBar>);
 
 impl Show {
-    fn new(source: &str, clock: Arc<dyn Clock>) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    fn new(source: &str) -> Self {
+        Self(std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix} [{bar:24}] {percent:>3} %  {msg}");
+            let style = ProgressStyle::with_template("{prefix} [{bar:24}] {percent:>3} %  {msg}, {eta} left");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
             bar.set_prefix(source.to_owned());
             bar
-        });
-        Self { source: source.to_owned(), bar, line_at: clock.monotonic(), clock }
+        }))
     }
 
-    fn draw(&mut self, now: &Snapshot) {
-        let text = format!(
+    fn draw(&self, now: &Snapshot) {
+        let Some(bar) = &self.0 else { return };
+        bar.set_length(now.span_secs.max(1));
+        bar.set_position(now.done_secs);
+        bar.set_message(format!(
             "{} searches, {} under way, {} records, {} events",
             now.searches, now.under_way, now.records, now.events
-        );
-        let at = self.clock.monotonic();
-        match &self.bar {
-            Some(bar) => {
-                bar.set_length(now.span_secs.max(1));
-                bar.set_position(now.done_secs);
-                bar.set_message(text);
-            }
-            None if at >= self.line_at => {
-                self.line_at = at + LINE_EVERY;
-                let percent = now.done_secs * 100 / now.span_secs.max(1);
-                let _ = writeln!(std::io::stderr(), "{}: {percent} %, {text}", self.source);
-            }
-            None => {}
-        }
+        ));
     }
 
-    fn end(&mut self, last: &Snapshot) {
+    fn end(&self, last: &Snapshot) {
         if last.span_secs > 0 {
-            self.line_at = Duration::ZERO;
             self.draw(last);
         }
-        if let Some(bar) = &self.bar {
+        if let Some(bar) = &self.0 {
             bar.abandon();
         }
     }

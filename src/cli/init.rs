@@ -17,7 +17,7 @@ use super::exit::Exit;
 use super::{Failure, check};
 use crate::config::{Cloud, Config};
 use crate::model::is_guid;
-use commands::{GRAPH_ROLE, commands};
+use commands::commands;
 pub use commands::{RESOURCE, ROLE_READ, ROLE_READ_DLP, Tool};
 use destination::{Destination, SinkType};
 
@@ -505,12 +505,8 @@ fn render(answers: &Answers) -> String {
     } else {
         "drop_routine = false                   # true leaves out routine reads; without DLP.All, flagged ones too"
     };
-    let heal = match answers.cloud.has_audit_search() {
-        true => format!(
-            "# heal = {{ graph = true }}              # fill gaps of over 7 days; {GRAPH_ROLE} of Microsoft Graph\n"
-        ),
-        false => String::new(),
-    };
+    let heal = "# heal = { graph = true }              # fill gaps of over 7 days; AuditLogsQuery.Read.All of Microsoft Graph\n";
+    let heal = if answers.cloud.has_audit_search() { heal } else { "" };
     let name = answers.tenants.source();
     let (tenant, tenants) = match &answers.tenants {
         Tenants::One(id) => (format!("tenant_id = \"{id}\"\n"), String::new()),

@@ -22,7 +22,7 @@ use super::{Failure, logging};
 use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, SinkConfig, SinkEntry};
+use crate::config::{Config, Problem, SinkConfig, SinkEntry};
 use crate::delivery;
 use crate::host::Host;
 use crate::hosts::embedded::completeness::Completeness;
@@ -121,10 +121,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let log = logging::install(&config.log);
     log.alike.set_tenants(config.sources.len());
     let counting = tokio::spawn(log.alike.clone().keep_writing());
-    for warning in files.into_iter().chain(config.warnings()) {
-        let hint = warning.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default();
-        tracing::warn!("{warning}{}{hint}", warning.place(None));
-    }
+    files.into_iter().chain(config.warnings()).for_each(|warning| warn_of(&warning));
     let clock: Arc<dyn Clock> = SystemClock::new();
     // Nobody can be asked yet: the log alone tells of a file system that does not answer.
     let slow = tell_when_slow(clock.clone());
@@ -132,10 +129,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let memory = SinkMemory::load(&store).await?;
     let receipts = keeping(&config);
     let stop = CancellationToken::new();
-    let mut specs = Vec::new();
-    for name in config.sinks.keys() {
-        specs.push(sink_spec(&config, name, &memory)?);
-    }
+    let specs = config.sinks.keys().map(|name| sink_spec(&config, name, &memory)).collect::<Result<Vec<_>, _>>()?;
     slow.abort();
     let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store.clone()), clock.clone()));
     let watched = watch_store(store.clone(), host.clone(), clock.clone(), stop.clone());
@@ -389,18 +383,16 @@ impl Process {
         let _ = answer.send(result);
     }
 
-    /// Applies the configuration file as it is now; one with problems changes nothing.
-    async fn reload(&mut self) {
+    /// The configuration as its files say it now; `None` when it cannot be used, which is said.
+    fn read_again(&self) -> Option<Config> {
         let new = match Config::load_to_run(&self.path) {
             Ok((new, files)) => {
-                for file in files {
-                    tracing::warn!("{file}{}", file.place(None));
-                }
+                files.iter().for_each(warn_of);
                 new
             }
             Err(error) => {
                 tracing::error!("not reloaded, the running configuration stays: {error}");
-                return;
+                return None;
             }
         };
         let now = &self.config;
@@ -411,6 +403,12 @@ impl Process {
                 "`data_dir`, `control_socket`, `metrics` and `log` change at a restart only; everything else is reloaded"
             );
         }
+        Some(new)
+    }
+
+    /// Applies the configuration file as it is now; one with problems changes nothing.
+    async fn reload(&mut self) {
+        let Some(new) = self.read_again() else { return };
         // Receipts are kept by sources, so all of them change with how they are kept.
         let others = new.receipts != self.config.receipts;
         if others {
@@ -468,6 +466,11 @@ impl Process {
         }
         tracing::info!(sources = self.config.sources.len(), sinks = self.config.sinks.len(), "reloaded");
     }
+}
+
+fn warn_of(problem: &Problem) {
+    let hint = problem.hint.as_ref().map(|h| format!(" (hint: {h})")).unwrap_or_default();
+    tracing::warn!("{problem}{}{hint}", problem.place(None));
 }
 
 pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Result<SinkSpec, Failure> {

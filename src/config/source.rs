@@ -264,7 +264,7 @@ pub struct SourceConfig {
     #[schemars(with = "String", extend("format" = "uri", "x-origin" = true), example = &"http://127.0.0.1:8080")]
     pub authority_url: Option<Url>,
 
-    /// Another origin for Microsoft Graph than https://graph.microsoft.com, for `heal`. Scheme, host and port only.
+    /// Another origin for Microsoft Graph than <https://graph.microsoft.com>, for `heal`. Scheme, host and port only.
     #[serde_as(as = "Option<DisplayFromStr>")]
     #[serde(default)]
     #[schemars(with = "String", extend("format" = "uri", "x-origin" = true), example = &"http://127.0.0.1:8080")]

@@ -7,13 +7,15 @@
 //! single pass the next content type begins when those before it are done. What is to be done for that is handed out as
 //! an [`Action`]; how it ended comes back as a [`Done`].
 
-use std::cmp::Ordering as Order;
+mod ready;
+
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use self::ready::Ready;
 use super::budget::Budget;
 use super::context::NotNoticed;
 use super::downloads::{Download, Downloads};
@@ -150,27 +152,6 @@ pub(super) enum Done {
     Aside(Result<(), StateError>),
     /// [`Action::TendHold`].
     Held(Result<(), StateError>),
-}
-
-/// A blob that may be fetched.
-struct Ready(Job);
-
-impl PartialEq for Ready {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Order::Equal
-    }
-}
-impl Eq for Ready {}
-impl PartialOrd for Ready {
-    fn partial_cmp(&self, other: &Self) -> Option<Order> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Ready {
-    /// Newest first: today's events are not starved by a back-fill.
-    fn cmp(&self, other: &Self) -> Order {
-        (self.0.blob.created, self.0.key).cmp(&(other.0.blob.created, other.0.key))
-    }
 }
 
 /// See the module's documentation.

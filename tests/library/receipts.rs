@@ -894,9 +894,9 @@ async fn a_sealed_receipt_takes_no_more_than_18_bytes_of_the_state() {
     let dir = tempfile::tempdir().unwrap();
     let bytes =
         || -> u64 { fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum() };
-    drop(SqliteStore::open(dir.path().to_owned()).unwrap());
+    drop(SqliteStore::open(dir.path()).unwrap());
     let before = bytes();
-    let state = SqliteStore::open(dir.path().to_owned()).unwrap();
+    let state = SqliteStore::open(dir.path()).unwrap();
     let keys = ReceiptKeys::below("m365_audit/v1/t/receipts/");
     let put = |(key, value)| Op::Put { key, value, expected: Expected::Any };
     for part in sealed(TENANT, &made, 0, &signer(7)) {

@@ -359,7 +359,7 @@ async fn an_estimate_says_what_the_tenant_brings_within_its_requests_and_remembe
     bench.add(0);
     // 40 blobs over the day, of 1 to 10 events each; every third is of an inbox rule that forwards, which is not routine.
     let event = |blob: usize, n: usize, at: jiff::Timestamp| {
-        let operation = if n % 3 == 0 { "New-InboxRule" } else { "FileAccessed" };
+        let operation = if n.is_multiple_of(3) { "New-InboxRule" } else { "FileAccessed" };
         format!(
             r#"{{"Id":"{blob}-{n}","CreationTime":"{at}","Operation":"{operation}","RecordType":1,"Workload":"Exchange","Parameters":[{{"Name":"ForwardTo","Value":"x@elsewhere.example"}}]}}"#
         )

@@ -13,7 +13,7 @@ pub const ROLE_READ_DLP: &str = "4807a72c-ad38-4250-94c9-4eabfe26cd55";
 /// Microsoft Graph, in every tenant.
 const GRAPH: &str = "00000003-0000-0000-c000-000000000000";
 /// Its application role that filling gaps needs.
-pub(super) const GRAPH_ROLE: &str = "AuditLogsQuery.Read.All";
+const GRAPH_ROLE: &str = "AuditLogsQuery.Read.All";
 
 /// What creates the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -39,71 +39,75 @@ pub(super) fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool, is_for
         false => String::new(),
     };
     match tool {
-        Tool::Az => {
-            let set_cloud = match cloud {
-                Cloud::GccHigh | Cloud::Dod => "az cloud set --name AzureUSGovernment\n",
-                Cloud::China => "az cloud set --name AzureChinaCloud\n",
-                _ => "",
-            };
-            let dlp = if dlp { format!(" {ROLE_READ_DLP}=Role") } else { String::new() };
-            let heal = match cloud.has_audit_search() {
-                true => format!(
-                    "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
-                     # ROLE=$(az ad sp show --id {GRAPH} --query \"appRoles[?value=='{GRAPH_ROLE}'].id | [0]\" --output tsv)\n\
-                     # az ad app permission add --id \"$APP_ID\" --api {GRAPH} --api-permissions \"$ROLE=Role\"\n\
-                     # az ad app permission admin-consent --id \"$APP_ID\"\n"
-                ),
-                false => String::new(),
-            };
-            format!(
-                "# Azure CLI, as an administrator who may grant consent\n\
-                 {set_cloud}az login --tenant {tenant} --allow-no-subscriptions\n\
-                 az ad sp show --id {RESOURCE} --output none || az ad sp create --id {RESOURCE} --output none\n\
-                 APP_ID=$(az ad app create --display-name m365-audit --sign-in-audience {audience} --query appId --output tsv)\n\
-                 az ad sp create --id \"$APP_ID\" --output none\n\
-                 az ad app permission add --id \"$APP_ID\" --api {RESOURCE} --api-permissions {ROLE_READ}=Role{dlp}\n\
-                 sleep 30   # the new application must be known everywhere before consent\n\
-                 az ad app permission admin-consent --id \"$APP_ID\"\n\
-                 echo \"client id: $APP_ID\"\n\
-                 {heal}\
-                 (umask 077; az ad app credential reset --id \"$APP_ID\" --append --display-name m365-audit --years 1 --query password --output tsv > {SECRET_FILE})\n\
-                 echo \"the secret is in the file {SECRET_FILE}, which only you can read\"\n{consent}"
-            )
-        }
-        Tool::Powershell => {
-            let environment = match cloud {
-                Cloud::GccHigh => " -Environment USGov",
-                Cloud::Dod => " -Environment USGovDoD",
-                Cloud::China => " -Environment China",
-                _ => "",
-            };
-            let heal = match cloud.has_audit_search() {
-                true => format!(
-                    "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
-                     # $graph = Get-MgServicePrincipal -Filter \"appId eq '{GRAPH}'\"\n\
-                     # $role = $graph.AppRoles | Where-Object Value -eq '{GRAPH_ROLE}'\n\
-                     # New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $graph.Id -AppRoleId $role.Id\n"
-                ),
-                false => String::new(),
-            };
-            let roles = if dlp { format!("'{ROLE_READ}', '{ROLE_READ_DLP}'") } else { format!("'{ROLE_READ}'") };
-            format!(
-                "# PowerShell with the modules Microsoft.Graph.Authentication and Microsoft.Graph.Applications\n\
-                 Connect-MgGraph -TenantId {tenant} -Scopes Application.ReadWrite.All, AppRoleAssignment.ReadWrite.All{environment}\n\
-                 $roles = @({roles})\n\
-                 $access = @{{ ResourceAppId = '{RESOURCE}'; ResourceAccess = @($roles | ForEach-Object {{ @{{ Id = $_; Type = 'Role' }} }}) }}\n\
-                 $app = New-MgApplication -DisplayName 'm365-audit' -SignInAudience {audience} -RequiredResourceAccess @($access)\n\
-                 $sp = New-MgServicePrincipal -AppId $app.AppId\n\
-                 $api = Get-MgServicePrincipal -Filter \"appId eq '{RESOURCE}'\"\n\
-                 if (-not $api) {{ $api = New-MgServicePrincipal -AppId '{RESOURCE}' }}\n\
-                 foreach ($role in $roles) {{ New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $api.Id -AppRoleId $role }}\n\
-                 {heal}\
-                 $secret = Add-MgApplicationPassword -ApplicationId $app.Id -PasswordCredential @{{ DisplayName = 'm365-audit'; EndDateTime = (Get-Date).AddYears(1) }}\n\
-                 \"client id: $($app.AppId)\"\n\
-                 $secret.SecretText | Set-Content {SECRET_FILE}\n\
-                 if ($IsLinux -or $IsMacOS) {{ chmod 600 {SECRET_FILE} }}\n\
-                 \"the secret is in the file {SECRET_FILE}; take care that only you can read it\"\n{consent}"
-            )
-        }
+        Tool::Az => az(tenant, cloud, dlp, (audience, &consent)),
+        Tool::Powershell => powershell(tenant, cloud, dlp, (audience, &consent)),
     }
+}
+
+fn az(tenant: &str, cloud: Cloud, dlp: bool, (audience, consent): (&str, &str)) -> String {
+    let set_cloud = match cloud {
+        Cloud::GccHigh | Cloud::Dod => "az cloud set --name AzureUSGovernment\n",
+        Cloud::China => "az cloud set --name AzureChinaCloud\n",
+        _ => "",
+    };
+    let dlp = if dlp { format!(" {ROLE_READ_DLP}=Role") } else { String::new() };
+    let heal = match cloud.has_audit_search() {
+        true => format!(
+            "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
+             # ROLE=$(az ad sp show --id {GRAPH} --query \"appRoles[?value=='{GRAPH_ROLE}'].id | [0]\" --output tsv)\n\
+             # az ad app permission add --id \"$APP_ID\" --api {GRAPH} --api-permissions \"$ROLE=Role\"\n\
+             # az ad app permission admin-consent --id \"$APP_ID\"\n"
+        ),
+        false => String::new(),
+    };
+    format!(
+        "# Azure CLI, as an administrator who may grant consent\n\
+         {set_cloud}az login --tenant {tenant} --allow-no-subscriptions\n\
+         az ad sp show --id {RESOURCE} --output none || az ad sp create --id {RESOURCE} --output none\n\
+         APP_ID=$(az ad app create --display-name m365-audit --sign-in-audience {audience} --query appId --output tsv)\n\
+         az ad sp create --id \"$APP_ID\" --output none\n\
+         az ad app permission add --id \"$APP_ID\" --api {RESOURCE} --api-permissions {ROLE_READ}=Role{dlp}\n\
+         sleep 30   # the new application must be known everywhere before consent\n\
+         az ad app permission admin-consent --id \"$APP_ID\"\n\
+         echo \"client id: $APP_ID\"\n\
+         {heal}\
+         (umask 077; az ad app credential reset --id \"$APP_ID\" --append --display-name m365-audit --years 1 --query password --output tsv > {SECRET_FILE})\n\
+         echo \"the secret is in the file {SECRET_FILE}, which only you can read\"\n{consent}"
+    )
+}
+
+fn powershell(tenant: &str, cloud: Cloud, dlp: bool, (audience, consent): (&str, &str)) -> String {
+    let environment = match cloud {
+        Cloud::GccHigh => " -Environment USGov",
+        Cloud::Dod => " -Environment USGovDoD",
+        Cloud::China => " -Environment China",
+        _ => "",
+    };
+    let heal = match cloud.has_audit_search() {
+        true => format!(
+            "# for `heal = {{ graph = true }}`, the permission {GRAPH_ROLE} of Microsoft Graph:\n\
+             # $graph = Get-MgServicePrincipal -Filter \"appId eq '{GRAPH}'\"\n\
+             # $role = $graph.AppRoles | Where-Object Value -eq '{GRAPH_ROLE}'\n\
+             # New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $graph.Id -AppRoleId $role.Id\n"
+        ),
+        false => String::new(),
+    };
+    let roles = if dlp { format!("'{ROLE_READ}', '{ROLE_READ_DLP}'") } else { format!("'{ROLE_READ}'") };
+    format!(
+        "# PowerShell with the modules Microsoft.Graph.Authentication and Microsoft.Graph.Applications\n\
+         Connect-MgGraph -TenantId {tenant} -Scopes Application.ReadWrite.All, AppRoleAssignment.ReadWrite.All{environment}\n\
+         $roles = @({roles})\n\
+         $access = @{{ ResourceAppId = '{RESOURCE}'; ResourceAccess = @($roles | ForEach-Object {{ @{{ Id = $_; Type = 'Role' }} }}) }}\n\
+         $app = New-MgApplication -DisplayName 'm365-audit' -SignInAudience {audience} -RequiredResourceAccess @($access)\n\
+         $sp = New-MgServicePrincipal -AppId $app.AppId\n\
+         $api = Get-MgServicePrincipal -Filter \"appId eq '{RESOURCE}'\"\n\
+         if (-not $api) {{ $api = New-MgServicePrincipal -AppId '{RESOURCE}' }}\n\
+         foreach ($role in $roles) {{ New-MgServicePrincipalAppRoleAssignment -ServicePrincipalId $sp.Id -PrincipalId $sp.Id -ResourceId $api.Id -AppRoleId $role }}\n\
+         {heal}\
+         $secret = Add-MgApplicationPassword -ApplicationId $app.Id -PasswordCredential @{{ DisplayName = 'm365-audit'; EndDateTime = (Get-Date).AddYears(1) }}\n\
+         \"client id: $($app.AppId)\"\n\
+         $secret.SecretText | Set-Content {SECRET_FILE}\n\
+         if ($IsLinux -or $IsMacOS) {{ chmod 600 {SECRET_FILE} }}\n\
+         \"the secret is in the file {SECRET_FILE}; take care that only you can read it\"\n{consent}"
+    )
 }

@@ -71,7 +71,7 @@ pub(super) fn is_doubted(
     if query.approximate.is_some_and(|said| said > count + count / 50) {
         return Some(format!("Microsoft Graph speaks of {} records and gives {count}", query.approximate.unwrap_or(0)));
     }
-    if LIMITS.contains(&count) || count >= 1_000 && count % 1_000 == 0 {
+    if LIMITS.contains(&count) || count >= 1_000 && count.is_multiple_of(1_000) {
         return Some(format!("it has exactly {count} records"));
     }
     if count >= SAME_COUNT_MIN && others.contains(&count) {

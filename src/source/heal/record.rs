@@ -5,10 +5,11 @@ use bytes::Bytes;
 use super::super::twin::twin_from;
 use crate::checkpoint::heal::{StoredJob, Wanted};
 use crate::checkpoint::key::Key;
+use crate::exports::outer::Outer;
 use crate::exports::restore::restore;
 use crate::exports::unwrap::{Inside, unwrap};
 use crate::model::{ContentType, Timestamp};
-use crate::normalise::{CanonicalKey, Event, canonical_key};
+use crate::normalise::{CanonicalKey, Event, canonical_key, event_secs};
 use crate::reconcile::content_type;
 
 /// What a record of Graph is.
@@ -46,9 +47,15 @@ impl Record {
         let mut inside = Vec::with_capacity(1);
         unwrap(bytes, false, &mut inside);
         let found = match inside.as_slice() {
-            [Inside::Event(found)] => restore(&found.event, &found.outer, found.dialect).ok(),
+            // Nothing of what stands around it: the feed has the event as it is carried.
+            [Inside::Event(found)] => restore(&found.event, &Outer::default(), found.dialect).ok(),
             _ => None,
         };
+        let beside = || match inside.as_slice() {
+            [Inside::Event(found)] => event_secs(found.outer.time.as_deref()?),
+            _ => None,
+        };
+        let beside = || Timestamp::from_second(beside()?.into()).ok();
         let (event, is_event) = match found {
             Some(restored) => (restored.event, true),
             None => (bytes.clone(), false),
@@ -69,7 +76,7 @@ impl Record {
             id: canonical.map_or_else(hash, |key| u128::from_be_bytes(*key.as_bytes())),
             twin: canonical.map(|key| twin_from(key, &parsed)),
             canonical,
-            time: parsed.time(),
+            time: parsed.time().or_else(beside),
             content_type: (content_type::of(record_type, &workload), content_type::likely(record_type, &workload)),
             is_event,
             event: event.clone(),

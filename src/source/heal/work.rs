@@ -41,6 +41,8 @@ pub(super) const DENIED_PAUSE: Duration = Duration::from_secs(15 * 60);
 const SEARCHES_MAX: u32 = 5;
 /// Troubles in a row after which a window that somebody waits for is left.
 const TROUBLES_MAX: u32 = 12;
+/// Troubles after which Graph counts as out of reach, where it has not answered once.
+const UNHEARD_MAX: u32 = 5;
 /// Microsoft keeps events for 180 days in most licences: what is older and empty may be so because it is gone.
 const KEPT: SignedDuration = SignedDuration::from_hours(180 * 24);
 /// Shorter windows may well have no event.
@@ -95,6 +97,11 @@ pub(super) struct Working {
 }
 
 impl Working {
+    /// Whether Graph has taken no search since this began, however often it was asked.
+    fn is_unheard(&self) -> bool {
+        self.progress.searches.load(Ordering::Relaxed) == 0 && self.troubles >= UNHEARD_MAX
+    }
+
     /// Begins to count.
     pub(super) fn begin(&mut self, job: Option<&StoredJob>) {
         self.progress = Arc::default();
@@ -225,6 +232,10 @@ impl Healer {
                 return Ok(Step::Denied(error));
             }
             GraphFault::Refused | GraphFault::Absent => return self.came_to_nothing(slot, at, error.to_string()).await,
+            // Somebody waits for an answer: where Graph has not given one since the command began, that is said.
+            GraphFault::Passing if slot == Slot::Asked && self.working.is_unheard() => {
+                return Ok(Step::Denied(error));
+            }
             GraphFault::Passing if slot == Slot::Asked && self.working.troubles >= TROUBLES_MAX => {
                 self.working.troubles = 0;
                 self.leave(slot, at, error.to_string());
