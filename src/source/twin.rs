@@ -83,7 +83,9 @@ impl Twins {
             return Ok(());
         }
         let mut gone = vec![false; pairs.len()];
-        taken.iter().filter_map(|(at, _)| gone.get_mut(*at).map(|gone| *gone = true)).count();
+        for (at, _) in taken.iter() {
+            gone.get_mut(*at).into_iter().for_each(|gone| *gone = true);
+        }
         let left: Vec<(usize, Key, Key)> = pairs
             .iter()
             .enumerate()

@@ -47,6 +47,8 @@ pub(super) struct Read {
     pub agreed: bool,
     /// Events delivered now, by content type.
     pub events: HashMap<ContentType, u64>,
+    /// Events from before the gap of which nobody knows whether they were delivered: they are left out.
+    pub not_known: u64,
     /// Why it was cut, where the window is too short for halves.
     pub is_cut: Option<String>,
     /// Why it is to be searched again in halves, and how many records lie in the first and the second half; `None` where
@@ -183,7 +185,13 @@ impl<'a> Reading<'a> {
         let mut seen: HashSet<u128> = HashSet::new();
         let mut visited = HashSet::new();
         let mut link = None;
-        for _ in 0..PAGES_MAX {
+        let mut pages = 0;
+        loop {
+            pages += 1;
+            if pages > PAGES_MAX {
+                // What is behind them was not read: two readings that stop here agree, and know nothing of it.
+                return Err(Trouble::Other(format!("it has more than {PAGES_MAX} pages")));
+            }
             let page = tokio::select! {
                 page = self.of.graph.records(id, link.as_ref()) => page?,
                 () = self.of.stop.cancelled() => return Err(Trouble::Stopped),
@@ -261,7 +269,9 @@ impl<'a> Reading<'a> {
 
     /// Takes a record that is to be delivered.
     async fn collect(&mut self, record: Record) -> Result<(), Trouble> {
-        let Fate::Deliver(content_type) = record.fate(self.of.job, self.of.content_types, self.reach) else {
+        let fate = record.fate(self.of.job, self.of.content_types, self.reach);
+        let Fate::Deliver(content_type) = fate else {
+            self.read.not_known += u64::from(fate == Fate::NotKnown);
             self.records.insert(record.id, Seen::Done);
             return Ok(());
         };

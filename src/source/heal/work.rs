@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::checkpoint::heal::{DoneWindow, HealedInterval, LeftWindow, StoredJob, StoredWindow};
 use crate::host::StateError;
 use crate::metrics;
-use crate::model::{Actionable, ContentType, Timestamp, Window};
+use crate::model::{Actionable, ContentType, Timestamp, Window, counted};
 use crate::normalise::HealedNotice;
 use crate::severity::Severity;
 
@@ -339,6 +339,16 @@ impl Healer {
         if !read.agreed {
             let why = format!("{} readings of a search that has succeeded gave different records", read.readings);
             return self.came_to_nothing(slot, at, why).await;
+        }
+        if read.not_known > 0 {
+            self.warn(
+                &format!(
+                    "{} that happened from {} to {}, before a gap, are left out: no receipt reaches back so far, so nobody knows whether they were delivered",
+                    counted(read.not_known, "event"), window.from, window.to
+                ),
+                "heal-not-known",
+                "`m365-audit heal --again` over that time delivers them, what was delivered before included",
+            );
         }
         let span = window.to.duration_since(window.from);
         let age = self.server.for_requests().duration_since(window.to);
