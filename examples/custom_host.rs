@@ -51,27 +51,27 @@ impl<W: Write + Send + 'static> Host for Agent<W> {
 /// State in memory, gone with the process. A real agent puts its own durable store here; a commit must be synced
 /// before it returns.
 #[derive(Default)]
-pub struct State(Mutex<(u64, Values)>);
+pub struct State(Mutex<Values>);
 
 type Values = BTreeMap<String, (Bytes, Revision)>;
 
 #[async_trait]
 impl StateStore for State {
     async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).1.get(key).cloned())
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = state.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = state.iter().filter(|(key, _)| key.starts_with(prefix));
         Ok(found.map(|(key, (_, revision))| (key.clone(), *revision)).collect())
     }
 
     /// All or nothing: the steps are tried on a copy.
     async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let revision = Revision(state.0 + 1);
-        let mut values = state.1.clone();
+        let revision = Revision::draw();
+        let mut values = state.clone();
         for op in ops {
             let found = values.get(op.key()).map(|(_, revision)| *revision);
             let fits = match op.expected() {
@@ -85,7 +85,7 @@ impl StateStore for State {
                 Op::Delete { key, .. } => values.remove(&key),
             };
         }
-        *state = (revision.0, values);
+        *state = values;
         Ok(revision)
     }
 }

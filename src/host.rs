@@ -501,6 +501,13 @@ impl Future for DeliveryTicket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Revision(pub u64);
 
+impl Revision {
+    /// One that nobody drew before and nobody will: 62 bits at random, never 0.
+    pub fn draw() -> Self {
+        Self(fastrand::u64(1..1 << 62))
+    }
+}
+
 /// What a commit expects to find under a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
@@ -584,7 +591,121 @@ pub trait StateStore: Send + Sync + 'static {
 
     /// Applies all steps or none where the store can, else in the order given (which is safe at every cut), and
     /// returns the revision every value put by this commit now has. Durable when it returns.
+    ///
+    /// A revision is never given out twice, also not after the store has lost commits (a failover, a restored backup):
+    /// draw it at random, of 62 bits or more. A writer that knows only what was lost would be taken for the owner otherwise.
     async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError>;
+
+    /// The values under the keys that come after `after` and before `before`, in order: some [`LOAD_BYTES`] of them, at
+    /// least one. By default they are listed and loaded one by one, and [`StateError::Conflict`] names one that went in
+    /// between; a store at the other end of a network reads them in one round trip.
+    async fn load_all(&self, after: &str, before: &str) -> Result<Loaded, StateError> {
+        let common = after.chars().zip(before.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect::<String>();
+        let mut loaded = Loaded::default();
+        let mut bytes = 0;
+        for (key, _) in self.list(&common).await? {
+            if key.as_str() <= after || key.as_str() >= before {
+                continue;
+            }
+            if bytes >= LOAD_BYTES {
+                loaded.more = true;
+                break;
+            }
+            // Somebody removed it since it was listed, perhaps into an entry that was not.
+            let Some((value, revision)) = self.load(&key).await? else { return Err(StateError::Conflict { key }) };
+            bytes += value.len();
+            loaded.entries.push((key, value, revision));
+        }
+        Ok(loaded)
+    }
+
+    /// How many bytes of values a source reads ahead when it opens what an earlier run left: worth its memory where
+    /// each read is a round trip over a network. 0 by default.
+    fn read_ahead_bytes(&self) -> usize {
+        0
+    }
+}
+
+/// Bytes of values that [`StateStore::load_all`] returns at once, give or take one value.
+pub const LOAD_BYTES: usize = 1 << 20;
+
+/// What [`StateStore::load_all`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Keys, values and revisions, in the order of the keys.
+    pub entries: Vec<(String, Bytes, Revision)>,
+    /// Whether there may be more after the last of them.
+    pub more: bool,
+}
+
+/// All values below a prefix that ends with `/`, one answer of [`StateStore::load_all`] in memory at a time.
+#[derive(Debug)]
+pub struct Entries<'a> {
+    store: &'a dyn StateStore,
+    loaded: std::vec::IntoIter<(String, Bytes, Revision)>,
+    after: String,
+    before: String,
+    more: bool,
+}
+
+impl<'a> Entries<'a> {
+    /// Those of `store` below `prefix`; nothing is read yet.
+    pub fn below(store: &'a dyn StateStore, prefix: &str) -> Self {
+        let before =
+            prefix.strip_suffix('/').map_or_else(|| format!("{prefix}\u{10ffff}"), |prefix| format!("{prefix}0"));
+        Self { store, loaded: Vec::new().into_iter(), after: prefix.to_owned(), before, more: true }
+    }
+
+    /// The next one.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn next(&mut self) -> Result<Option<(String, Bytes)>, StateError> {
+        loop {
+            if let Some((key, value, _)) = self.loaded.next() {
+                return Ok(Some((key, value)));
+            }
+            if !self.more {
+                return Ok(None);
+            }
+            let loaded = self.store.load_all(&self.after, &self.before).await?;
+            self.more = loaded.more;
+            match loaded.entries.last() {
+                Some((last, ..)) => self.after.clone_from(last),
+                None => self.more = false,
+            }
+            self.loaded = loaded.entries.into_iter();
+        }
+    }
+}
+
+#[async_trait]
+impl StateStore for Arc<dyn StateStore> {
+    async fn load(&self, key: &str) -> Result<Option<(Bytes, Revision)>, StateError> {
+        (**self).load(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
+        (**self).list(prefix).await
+    }
+
+    async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
+        (**self).commit(ops).await
+    }
+
+    async fn load_all(&self, after: &str, before: &str) -> Result<Loaded, StateError> {
+        (**self).load_all(after, before).await
+    }
+
+    fn read_ahead_bytes(&self) -> usize {
+        (**self).read_ahead_bytes()
+    }
+}
+
+impl fmt::Debug for dyn StateStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StateStore")
+    }
 }
 
 /// How a source fares.

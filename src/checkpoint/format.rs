@@ -57,6 +57,12 @@ impl Keys {
         format!("{}/", self.tenant)
     }
 
+    /// Between which keys lies what a start needs to know: all but the owner, which is read before, the sealed receipts
+    /// and what comes after them, [`Keys::tenant`].
+    pub fn needed_at_start(&self) -> (String, String) {
+        (self.all(), format!("{}/receipts/sealed/", self.tenant))
+    }
+
     /// Which process owns the tenant: rewritten by every commit, so that a second writer is found out.
     pub fn owner(&self) -> String {
         format!("{}/owner", self.tenant)
@@ -209,6 +215,10 @@ pub struct Owner {
     pub format: u32,
     /// Drawn anew by every start.
     pub writer: String,
+    /// Drawn anew for every commit and kept when that is tried again, so that a writer knows a commit as its own whose
+    /// answer was lost; absent in states of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
 }
 
 /// What is remembered of a tenant as a whole.

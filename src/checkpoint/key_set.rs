@@ -32,7 +32,7 @@ use xorf::{BinaryFuse8, Filter};
 
 pub use super::key::Key;
 use super::key::secs_of;
-use crate::host::{Expected, Op, StateError, StateStore};
+use crate::host::{Entries, Expected, Op, StateError, StateStore};
 use crate::model::Timestamp;
 
 const DAY_SECS: u64 = 86_400;
@@ -235,8 +235,8 @@ impl Pages {
 }
 
 impl KeySet {
-    /// Reads the set stored under `prefix` (without a slash at its end); an empty one when there is none. Holds one
-    /// page at a time beside the result.
+    /// Reads the set stored under `prefix` (without a slash at its end); an empty one when there is none. Holds
+    /// a mebibyte of it at a time beside the result.
     ///
     /// Errors: the store's; [`StateError::Corrupt`] names an entry that is damaged or that a newer build wrote.
     pub async fn load(store: &dyn StateStore, prefix: &str, kind: Kind) -> Result<KeySet, StateError> {
@@ -260,12 +260,11 @@ impl KeySet {
             untidy: true,
         };
         let mut pages = Vec::new();
-        for (name, _) in store.list(&format!("{prefix}/")).await? {
+        let mut entries = Entries::below(store, &format!("{prefix}/"));
+        while let Some((name, value)) = entries.next().await? {
             let Some((entry, number)) = set.parse_name(&name) else {
                 return Err(corrupt(&name, "no entry this build knows".into()));
             };
-            // Somebody removed it since it was listed.
-            let Some((value, _)) = store.load(&name).await? else { return Err(StateError::Conflict { key: name }) };
             let (day, keys) = decode(entry, &name, &value)?;
             set.next_number = set.next_number.max(number.saturating_add(1));
             match entry {

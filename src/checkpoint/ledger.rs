@@ -21,9 +21,10 @@ use super::journal::{Journal, Keeping, ToSend};
 use super::key::Key;
 use super::key_set::{self, KeySet, Kind, Retention, Token};
 use super::lateness::{Lateness, LatenessBook};
+use super::snapshot::Snapshot;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::host::{Expected, Op, StateError, StateStore};
+use crate::host::{Entries, Expected, Op, Revision, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 use crate::receipts::Receipts;
@@ -123,6 +124,8 @@ pub struct Opened {
     pub healed: Healed,
     /// Settled blobs, per stream.
     pub blobs: BTreeMap<ContentType, EventIndex>,
+    /// What was stored when the tenant was opened, for whoever else reads what an earlier run left.
+    pub there: Snapshot,
 }
 
 /// Where changes are handed in. Cheap to clone.
@@ -230,24 +233,27 @@ impl Ledger {
         let (stored_owner, owner_revision) = load(&*store, &keys.owner()).await?;
         // Refuses the whole tenant when a newer build wrote it.
         let found = stored_owner.map(|bytes| format::decode::<Owner>(&keys.owner(), &bytes)).transpose()?;
-        let (stored_tenant, tenant_revision) = load(&*store, &keys.tenant()).await?;
+        // After the owner: whoever commits in between has another revision there.
+        let found_there = Snapshot::read(store.clone(), &keys).await?;
+        let there: &dyn StateStore = &found_there;
+        let (stored_tenant, tenant_revision) = load(there, &keys.tenant()).await?;
         let tenant = match stored_tenant {
             Some(bytes) => format::decode(&keys.tenant(), &bytes)?,
             None => TenantState::default(),
         };
         let mut streams = Streams::default();
         for &content_type in &settings.content_types {
-            streams.read(&*store, &keys, content_type).await?;
+            streams.read(there, &keys, content_type).await?;
         }
         let Streams { positions, position_revisions, tracked, aside, blobs } = streams;
-        let events = EventIndex::new(KeySet::load(&*store, &keys.events(), Kind::Events).await?);
-        let healed = Healed::new(EventIndex::new(KeySet::load(&*store, &keys.healed(), Kind::Events).await?));
+        let events = EventIndex::new(KeySet::load(there, &keys.events(), Kind::Events).await?);
+        let healed = Healed::new(EventIndex::new(KeySet::load(there, &keys.healed(), Kind::Events).await?));
 
-        let gaps = open_gaps(&*store, settings, &keys, &positions).await?;
+        let gaps = open_gaps(there, settings, &keys, &positions).await?;
         let (sender, changes) = mpsc::channel(CHANGES_QUEUED_MAX);
-        let owner = Owner { format: FORMAT, writer: format!("{:016x}", fastrand::u64(..)) };
+        let owner = Owner { format: FORMAT, writer: drawn(), commit: None };
         let writers = (found.as_ref().map(|owner| &*owner.writer), &*owner.writer);
-        let journal = open_journal(&*store, settings, writers, clock.now()).await?;
+        let journal = open_journal(there, settings, writers, clock.now()).await?;
         let to_send = journal.as_ref().and_then(|journal| journal.to_send());
         let mut ledger = Ledger {
             store,
@@ -275,7 +281,7 @@ impl Ledger {
         // Takes the tenant over before anything else is done with it.
         let mut takes_over = vec![ledger.owner_step()];
         takes_over.extend(ledger.journal.as_ref().map(|journal| journal.taken_over()));
-        ledger.commit_once(takes_over, &BTreeMap::new(), false).await?;
+        ledger.commit_once(&takes_over, &BTreeMap::new(), false).await?;
         Ok(Opened {
             ledger,
             handle: LedgerHandle { changes: sender },
@@ -287,6 +293,7 @@ impl Ledger {
             events,
             healed,
             blobs,
+            there: found_there,
         })
     }
 
@@ -439,7 +446,7 @@ impl Ledger {
                     without_receipts(&self.tenant, &error);
                     self.journal = None;
                     // The receipts name the writer that keeps them: from here on that is not this one.
-                    self.owner.writer = format!("{:016x}", fastrand::u64(..));
+                    self.owner.writer = drawn();
                 }
             }
         }
@@ -477,7 +484,7 @@ impl Ledger {
         let mut failures = RETRY.failures();
         let mut troubled = false;
         loop {
-            match self.commit_once(ops.clone(), positions, with_tenant).await {
+            match self.commit_once(&ops, positions, with_tenant).await {
                 Ok(()) => {
                     if troubled {
                         (self.on_trouble)(None);
@@ -505,11 +512,15 @@ impl Ledger {
 
     async fn commit_once(
         &mut self,
-        ops: Vec<Op>,
+        ops: &[Op],
         positions: &BTreeMap<ContentType, &Position>,
         with_tenant: bool,
     ) -> Result<(), StateError> {
-        let revision = Expected::At(self.store.commit(ops).await?);
+        let taken = match self.store.commit(ops.to_vec()).await {
+            Err(conflict @ StateError::Conflict { .. }) => self.taken_before(ops).await?.ok_or(conflict),
+            other => other,
+        };
+        let revision = Expected::At(taken?);
         self.owner_revision = revision;
         for content_type in positions.keys() {
             self.position_revisions.insert(*content_type, revision);
@@ -520,7 +531,19 @@ impl Ledger {
         Ok(())
     }
 
-    fn owner_step(&self) -> Op {
+    /// The revision of a commit that the store took although its answer was lost: the owner is as that commit wrote it,
+    /// with a name that no other commit has. Whoever committed since is the owner, and then this is `None`.
+    async fn taken_before(&self, ops: &[Op]) -> Result<Option<Revision>, StateError> {
+        let written = ops.iter().find_map(|op| match op {
+            Op::Put { key, value, .. } if *key == self.keys.owner() => Some(value),
+            _ => None,
+        });
+        let found = self.store.load(&self.keys.owner()).await?;
+        Ok(found.filter(|(value, _)| Some(value) == written).map(|(_, revision)| revision))
+    }
+
+    fn owner_step(&mut self) -> Op {
+        self.owner.commit = Some(drawn());
         put(self.keys.owner(), format::encode(&self.owner), self.owner_revision)
     }
 }
@@ -566,6 +589,11 @@ fn without_receipts(tenant: &TenantId, error: &StateError) {
     );
 }
 
+/// A name that nobody draws again.
+fn drawn() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
 fn put(key: String, value: Bytes, expected: Expected) -> Op {
     Op::Put { key, value, expected }
 }
@@ -599,16 +627,14 @@ impl Streams {
             self.positions.insert(content_type, format::decode(&keys.position(content_type), &bytes)?);
         }
         self.position_revisions.insert(content_type, revision);
-        for (key, _) in store.list(&keys.tracked(content_type)).await? {
-            if let Some((bytes, _)) = store.load(&key).await? {
-                self.tracked.push(format::decode::<TrackedBlob>(&key, &bytes)?.into_blob(content_type));
-            }
+        let mut tracked = Entries::below(store, &keys.tracked(content_type));
+        while let Some((key, bytes)) = tracked.next().await? {
+            self.tracked.push(format::decode::<TrackedBlob>(&key, &bytes)?.into_blob(content_type));
         }
-        for (key, _) in store.list(&keys.aside(content_type)).await? {
+        let mut aside = Entries::below(store, &keys.aside(content_type));
+        while let Some((key, bytes)) = aside.next().await? {
             // Read to be refused if it cannot be understood, and not kept: there may be many.
-            if let Some((bytes, _)) = store.load(&key).await? {
-                format::decode::<AsideRecord>(&key, &bytes)?;
-            }
+            format::decode::<AsideRecord>(&key, &bytes)?;
             self.aside.extend(format::hash_of(&key).map(|hash| (content_type, hash)));
         }
         let set = KeySet::load(store, &keys.blobs(content_type), Kind::Blobs).await?;

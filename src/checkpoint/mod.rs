@@ -24,3 +24,4 @@ pub mod ledger;
 pub mod moving;
 pub mod purge;
 pub mod server_clock;
+pub mod snapshot;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::budget::Pool;
 use super::turns::Turns;
-use crate::api::Connections;
+use crate::api::{Connections, MayAsk};
 
 /// Between the beginnings of two sources: 20 a second, so that a thousand begin within a minute, with some 200 requests
 /// a second between them.
@@ -34,6 +34,13 @@ impl Fleet {
     /// The same, with at most so many connections to Microsoft.
     pub fn bounded(connections: usize) -> Self {
         Self { connections: Connections::at_most(connections), ..Self::default() }
+    }
+
+    /// The same, with no question asked about a tenant while `may_ask` says no.
+    #[must_use]
+    pub fn while_allowed(mut self, may_ask: MayAsk) -> Self {
+        self.connections = self.connections.while_allowed(may_ask);
+        self
     }
 
     /// The same, with at most so many tenants that read blobs at once (`catch_up_tenants_max`).

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::format::Keys;
 use crate::checkpoint::held::{FlagEntry, FlagPage, HeldHead, HeldPage, HeldRecord};
-use crate::host::{Expected, Op, StateError, StateStore};
+use crate::host::{Entries, Expected, Op, StateError, StateStore};
 use crate::metrics;
 use crate::model::{BlobRef, ContentType, TenantId, Timestamp};
 use crate::normalise::CanonicalKey;
@@ -224,11 +224,15 @@ pub(super) enum Work {
 }
 
 impl Hold {
-    /// Reads what an earlier run left.
+    /// Reads what an earlier run left: from `there`, which is `store` or what was read of it ahead.
     ///
     /// # Errors
     /// When the store cannot be read, or holds something that is no page.
-    pub async fn load(store: Arc<dyn StateStore>, settings: HoldSettings) -> Result<Hold, StateError> {
+    pub async fn load(
+        there: &dyn StateStore,
+        store: Arc<dyn StateStore>,
+        settings: HoldSettings,
+    ) -> Result<Hold, StateError> {
         let keys = Keys::of(&settings.tenant);
         let mut state = State {
             horizon: Horizon::Known { from: Timestamp::MIN, until: Timestamp::MIN },
@@ -247,8 +251,8 @@ impl Hold {
             tended: false,
             untidy: true,
         };
-        for (key, _) in store.list(&keys.flags()).await? {
-            let Some((bytes, _)) = store.load(&key).await? else { continue };
+        let mut flags = Entries::below(there, &keys.flags());
+        while let Some((key, bytes)) = flags.next().await? {
             let number = number_of(&key)?;
             let page = FlagPage::decode(&key, &bytes)?;
             let newest = page.newest();
@@ -256,8 +260,8 @@ impl Hold {
             state.next_flag_page = number + 1;
         }
         state.fresh.clear();
-        for (key, _) in store.list(&keys.held()).await? {
-            let Some((bytes, _)) = store.load(&key).await? else { continue };
+        let mut held = Entries::below(there, &keys.held());
+        while let Some((key, bytes)) = held.next().await? {
             let number = number_of(&key)?;
             let head = HeldHead::decode(&key, &bytes)?;
             // A match may have been committed and the reads it concerns not yet delivered when the last run ended.

@@ -53,7 +53,7 @@ pub(super) async fn open_ledger(
         });
         let store = SlowStore::watching(parts.host.state(), parts.clock.clone(), board);
         let opened = match Ledger::open(store.clone(), parts.clock.clone(), &settings, on_trouble).await {
-            Ok(opened) => Hold::load(store, parts.hold.clone()).await.map(|hold| (opened, hold)),
+            Ok(opened) => Hold::load(&opened.there, store, parts.hold.clone()).await.map(|hold| (opened, hold)),
             Err(error) => Err(error),
         };
         match opened {

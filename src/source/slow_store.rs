@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 
 use super::health::{Board, Level, Place};
 use crate::clock::Clock;
-use crate::host::{Op, Revision, StateError, StateStore};
+use crate::host::{Loaded, Op, Revision, StateError, StateStore};
 
 /// What takes longer than this is trouble.
 const SLOW_AFTER: Duration = Duration::from_secs(10);
@@ -94,6 +94,14 @@ impl StateStore for SlowStore {
 
     async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError> {
         self.watched("a commit to", self.store.commit(ops)).await
+    }
+
+    async fn load_all(&self, after: &str, before: &str) -> Result<Loaded, StateError> {
+        self.watched("a read of", self.store.load_all(after, before)).await
+    }
+
+    fn read_ahead_bytes(&self) -> usize {
+        self.store.read_ahead_bytes()
     }
 }
 

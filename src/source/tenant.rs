@@ -51,7 +51,10 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
     let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
     let Some(opened) = opened else { return Ok(Report::default()) };
     board.publish();
-    let (Opened { ledger, handle, tenant, positions, tracked, aside, to_send, events, healed, blobs }, hold) = *opened;
+    let (Opened { ledger, handle, tenant, positions, tracked, aside, to_send, events, healed, blobs, there }, hold) =
+        *opened;
+    // Read by everybody who had to; it may be some mebibytes.
+    drop(there);
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
     let result = async {

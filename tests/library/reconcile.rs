@@ -424,7 +424,7 @@ async fn receipts_reach_no_time_when_a_process_without_them_wrote_last() {
         let head = StoredHead { writer: "a".into(), ..StoredHead::default() };
         let page = receipts::Receipts::default().encode(hour);
         let mut ops = vec![put(receipt_keys.head(), head.encode().into()), put(receipt_keys.open_page(0, 0, 0), page)];
-        let owner = owner.map(|writer| format::encode(&Owner { format: 1, writer: writer.into() }));
+        let owner = owner.map(|writer| format::encode(&Owner { format: 1, writer: writer.into(), commit: None }));
         ops.extend(owner.clone().map(|owner| put(keys.owner(), owner)));
         store.commit(ops).await.unwrap();
         let reached = StateReceipts::new(store, &keys).visit(&mut Nobody).await.unwrap();

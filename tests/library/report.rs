@@ -93,7 +93,10 @@ async fn sealed(state: &MemoryStore, tenant_id: &str, (first, last): (&str, &str
         hour = hour.next();
     }
     values.push((keys.head(), head.encode().into()));
-    values.push((Keys::of(&tenant).owner(), format::encode(&Owner { format: FORMAT, writer: "one".into() })));
+    values.push((
+        Keys::of(&tenant).owner(),
+        format::encode(&Owner { format: FORMAT, writer: "one".into(), commit: None }),
+    ));
     put(state, values).await;
 }
 
@@ -436,7 +439,7 @@ async fn receipts_that_were_changed_or_removed_are_told_and_their_hours_are_not_
 async fn hours_after_a_process_that_kept_no_receipts_are_not_known() {
     let state = state().await;
     let owner = Keys::of(&tenant(CONTOSO)).owner();
-    state.overwrite(&owner, Some(format::encode(&Owner { format: FORMAT, writer: "another".into() })));
+    state.overwrite(&owner, Some(format::encode(&Owner { format: FORMAT, writer: "another".into(), commit: None })));
     let asked = Asked { from: Some(at("2026-11-30T10:00:00Z")), ..asked() };
     let report = gather(&state, &asked, vec![contoso()]).await.unwrap();
     let states: Vec<_> = report.tenants[0].receipts.bar.iter().map(|segment| segment.state).collect();

@@ -1,6 +1,6 @@
 //! A state store in memory, for tests and for library users who keep state elsewhere.
 //!
-//! Keeps the contract of [`StateStore`] to the letter (all or nothing, compare-and-swap, monotonic revisions) and adds
+//! Keeps the contract of [`StateStore`] to the letter (all or nothing, compare-and-swap, revisions that are never given out twice) and adds
 //! the failures a test needs: the next commits fail, fail although they were applied, or meet another writer; the store
 //! dies at a commit; bytes are damaged beneath it.
 
@@ -21,7 +21,6 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Inner {
     values: BTreeMap<String, (Bytes, Revision)>,
-    revision: u64,
     failures: VecDeque<Failure>,
     death: Option<Death>,
 }
@@ -73,7 +72,7 @@ impl MemoryStore {
     /// Somebody puts these bytes beneath `key`, or takes it away, past every check: as damage does.
     pub fn overwrite(&self, key: &str, value: Option<Bytes>) {
         let mut inner = self.lock();
-        let revision = Revision(inner.revision);
+        let revision = inner.values.get(key).map_or_else(Revision::draw, |(_, revision)| *revision);
         match value {
             Some(value) => inner.values.insert(key.to_owned(), (value, revision)),
             None => inner.values.remove(key),
@@ -84,8 +83,7 @@ impl MemoryStore {
     /// meets a conflict.
     pub fn touch(&self, key: &str) {
         let mut inner = self.lock();
-        inner.revision += 1;
-        let revision = Revision(inner.revision);
+        let revision = Revision::draw();
         inner.values.entry(key.to_owned()).or_insert((Bytes::new(), revision)).1 = revision;
     }
 
@@ -105,7 +103,7 @@ impl MemoryStore {
 
 impl Inner {
     fn commit(&mut self, ops: Vec<Op>) -> Result<Revision, StateError> {
-        let revision = Revision(self.revision + 1);
+        let revision = Revision::draw();
         // Steps see those before them in the same commit, so they are tried on a copy of the keys they touch.
         let mut changed: BTreeMap<String, Option<(Bytes, Revision)>> = BTreeMap::new();
         for op in ops {
@@ -132,7 +130,6 @@ impl Inner {
                 None => self.values.remove(&key),
             };
         }
-        self.revision = revision.0;
         Ok(revision)
     }
 }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::host::{Expected, Op, Revision, StateError, StateStore};
+use crate::host::{Expected, Loaded, Op, Revision, StateError, StateStore};
 
 /// What every key of a page begins with; the sink's name follows.
 pub const KEY_ROOT: &str = "m365_audit_sinks/v1/";
@@ -97,6 +97,14 @@ impl StateStore for Keeping {
 
     async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
         self.store.list(prefix).await
+    }
+
+    async fn load_all(&self, after: &str, before: &str) -> Result<Loaded, StateError> {
+        self.store.load_all(after, before).await
+    }
+
+    fn read_ahead_bytes(&self) -> usize {
+        self.store.read_ahead_bytes()
     }
 
     async fn commit(&self, mut ops: Vec<Op>) -> Result<Revision, StateError> {

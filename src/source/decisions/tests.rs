@@ -80,7 +80,7 @@ impl World {
             server: server.clone(),
             reading: Reading::new(Turns::default().seat()),
             board: Board::new("s".into(), tenant, host, clock.clone()),
-            hold: Hold::load(store.clone(), hold).now_or_never().unwrap().unwrap(),
+            hold: Hold::load(&*store.clone(), store.clone(), hold).now_or_never().unwrap().unwrap(),
             budget: Budget::new(64 << 20, &Pool::default()),
         };
         let settled = types.iter().map(|content_type| {

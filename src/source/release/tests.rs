@@ -124,7 +124,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 // ---- the world around the hold ----
 
 fn death() -> StateError {
-    StateError::Conflict { key: DEAD.into() }
+    // A conflict would have the writer look whether the commit is its own.
+    StateError::Corrupt { key: DEAD.into(), why: "the process has died".into() }
 }
 
 /// Notes what it is given; answers at once, or when it is told to.
@@ -635,7 +636,7 @@ async fn open(agent: &Arc<Agent>, settings: &HoldSettings) -> (FetchContext, Joi
         courier: Courier::new(host.clone(), clock.clone(), board),
         budget: Budget::new(1 << 20, &Pool::default()),
         buffers: crate::host::Buffers::default(),
-        hold: Hold::load(host.state(), settings.clone()).await.unwrap(),
+        hold: Hold::load(&*host.state(), host.state(), settings.clone()).await.unwrap(),
         clock,
         stop: CancellationToken::new(),
         keeps_receipts: false,

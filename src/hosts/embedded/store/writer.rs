@@ -44,8 +44,6 @@ pub(super) struct Shared {
 pub(super) struct Writer {
     /// `None` while a file that was written anew could not be opened yet.
     pub(super) connection: Option<Connection>,
-    /// The newest revision given out by a commit that is on disk.
-    pub(super) revision: i64,
     /// Bytes in the log since it was last folded into the file, estimated.
     pub(super) unfolded_bytes: usize,
     pub(super) presence: Presence,
@@ -57,10 +55,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, revision: i64, path: &Path, shared: Arc<Shared>, lock: Lock) -> Self {
+    pub(super) fn new(connection: Connection, path: &Path, shared: Arc<Shared>, lock: Lock) -> Self {
         Self {
             connection: Some(connection),
-            revision,
             unfolded_bytes: 0,
             presence: Presence::of(path, &lock.0),
             path: path.to_owned(),
@@ -277,16 +274,15 @@ impl Writer {
     /// `Err` says that nothing of the group was kept.
     fn transaction(&mut self, group: &[Vec<Op>]) -> Result<Vec<Result<Revision, StateError>>, StateError> {
         let Some(connection) = &self.connection else { return Err(ended()) };
-        let mut revision = self.revision;
         let mut results = Vec::with_capacity(group.len());
         let outcome = (|| {
             connection.execute_batch("BEGIN IMMEDIATE").map_err(|e| state_error("", &e))?;
             for ops in group {
                 connection.execute_batch("SAVEPOINT one").map_err(|e| state_error("", &e))?;
-                match apply(connection, revision + 1, ops) {
+                let revision = Revision::draw();
+                match apply(connection, revision.0.cast_signed(), ops) {
                     Ok(()) => {
-                        revision += 1;
-                        results.push(Ok(Revision(revision.cast_unsigned())));
+                        results.push(Ok(revision));
                         connection.execute_batch("RELEASE one")
                     }
                     Err(conflict @ StateError::Conflict { .. }) => {
@@ -297,17 +293,10 @@ impl Writer {
                 }
                 .map_err(|e| state_error("", &e))?;
             }
-            connection
-                .prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'revision'")
-                .and_then(|mut s| s.execute([revision]))
-                .and_then(|_| connection.execute_batch("COMMIT"))
-                .map_err(|e| state_error("", &e))
+            connection.execute_batch("COMMIT").map_err(|e| state_error("", &e))
         })();
         match outcome {
-            Ok(()) => {
-                self.revision = revision;
-                Ok(results)
-            }
+            Ok(()) => Ok(results),
             Err(error) => {
                 // SQLite may have rolled back by itself, on a full disk for one.
                 if !connection.is_autocommit() {
@@ -371,7 +360,7 @@ fn apply(connection: &Connection, revision: i64, ops: &[Op]) -> Result<(), State
 
 /// Checksum of a row: the first eight bytes of BLAKE3 over its parts, the key's length first so that none can lend
 /// bytes to another.
-pub(super) fn sum(key: &[u8], revision: i64, value: &[u8]) -> i64 {
+pub(crate) fn sum(key: &[u8], revision: i64, value: &[u8]) -> i64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(key.len() as u64).to_le_bytes());
     hasher.update(key);
@@ -471,7 +460,7 @@ mod tests {
                 assert_eq!(value(&store, "key/49").await.as_deref(), Some("49"), "{what}");
                 assert_eq!(value(&store, "gone").await, None, "{what}");
                 let next = store.commit(vec![put("after", what)]).await.unwrap();
-                assert!(next.0 > revision.0, "{what}: revisions go on");
+                assert_ne!(next, revision, "{what}");
                 revision = next;
                 store.look();
             }
@@ -584,7 +573,7 @@ mod tests {
         let lock = lock(&dir).unwrap();
         let connection = open_writer(&state(&dir)).unwrap();
         let shared = Arc::new(Shared { trouble: watch::Sender::new(None), written_anew: AtomicU64::new(0) });
-        let mut writer = Writer::new(connection, 0, &state(&dir), shared.clone(), lock);
+        let mut writer = Writer::new(connection, &state(&dir), shared.clone(), lock);
         writer.presence.pretend_mounted_at(&dir);
         assert_eq!(writer.look(), Ok(()));
         let mounted = outer.path().join("mounted");
