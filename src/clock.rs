@@ -20,6 +20,10 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
     fn now(&self) -> Timestamp;
     /// Time since some fixed start; never goes backward.
     fn monotonic(&self) -> Duration;
+    /// As [`Clock::monotonic`], and it goes on while the machine sleeps, where the system can tell.
+    fn since_boot(&self) -> Duration {
+        self.monotonic()
+    }
     /// Resolves after `duration` of this clock's time.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
 }
@@ -44,6 +48,13 @@ impl Clock for SystemClock {
 
     fn monotonic(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    #[cfg(all(feature = "embedded", target_os = "linux"))]
+    fn since_boot(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let part = |number: i64| number.unsigned_abs();
+        Duration::from_secs(part(now.tv_sec)) + Duration::from_nanos(part(now.tv_nsec))
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {

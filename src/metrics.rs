@@ -130,6 +130,13 @@ metrics_table! {
     CREDENTIAL_EXPIRY_TIMESTAMP_SECONDS = Gauge "m365_audit_credential_expiry_timestamp_seconds" ["tenant"] Kept "When the client certificate ends, or the client secret by `client_secret_expires` (Unix time); absent where nothing tells.";
     HEALTH = Gauge "m365_audit_health" ["tenant"] Kept "0 healthy, 1 degraded, 2 failed; absent when the tenant is no longer configured.";
     HEALTH_CAUSE = Gauge "m365_audit_health_cause" ["tenant", "source", "cause"] Kept "1 while a source is degraded or failed: the slug its reason begins with, which is the name of its page in docs/errors. On our own pages alone.";
+    LEASES_HELD = Gauge "m365_audit_lease_held" [] Kept "Tenants of a cluster that this process reads.";
+    LEASE_LOST_TOTAL = Counter "m365_audit_lease_lost_total" ["reason"] Kept "How often leases were lost without being given back: `expired` (this process was silent), `replaced` (another has its name), `conflict` (another wrote a tenant's state), `gone`.";
+    TAKEOVERS_TOTAL = Counter "m365_audit_takeovers_total" [] Kept "Leases taken.";
+    TAKEOVER_SECONDS = Histogram "m365_audit_takeover_seconds" [] Kept "How long taking a lease took in the cluster's store.";
+    STORE_COMMIT_SECONDS = Histogram "m365_audit_store_commit_seconds" [] Kept "How long commits to the cluster's store took.";
+    CLUSTER_MEMBERS = Gauge "m365_audit_members" [] Kept "Live members of the cluster, as this process sees them.";
+    TENANTS_WITHOUT_MEMBER = Gauge "m365_audit_tenants_without_member" [] Kept "Tenants of the configuration that no live member of the cluster reads, as this process sees them.";
     SINK_RECORDS_TOTAL = Counter "m365_audit_sink_records_total" ["sink"] Kept "Records a sink of the embedded host has confirmed.";
     SINK_RETRIES_TOTAL = Counter "m365_audit_sink_retries_total" ["sink"] Kept "Failed writes of a sink of the embedded host; they are tried again.";
     SINK_FILTERED_TOTAL = Counter "m365_audit_sink_filtered_total" ["sink"] Kept "Records that are not for a sink of the embedded host (`min_severity`, `categories`, `event_types`); they count as delivered there.";
@@ -183,6 +190,22 @@ pub fn source_removed(source: &str, tenant: &TenantId) {
     metrics::gauge!(SOURCE_INFO, "tenant" => tenant_label(tenant), "source" => source.to_owned()).set(ABSENT);
 }
 
+/// A member of a cluster lost leases.
+pub fn lease_lost(reason: &'static str) {
+    metrics::counter!(LEASE_LOST_TOTAL, "reason" => reason).increment(1);
+}
+
+/// A member of a cluster took a lease.
+pub fn taken_over(took: std::time::Duration) {
+    metrics::counter!(TAKEOVERS_TOTAL).increment(1);
+    metrics::histogram!(TAKEOVER_SECONDS).record(took.as_secs_f64());
+}
+
+/// A commit to the store of a cluster was taken.
+pub fn store_committed(took: std::time::Duration) {
+    metrics::histogram!(STORE_COMMIT_SECONDS).record(took.as_secs_f64());
+}
+
 /// The label `tenant`: one text for all of a tenant's series.
 pub fn tenant_label(tenant: &TenantId) -> metrics::SharedString {
     metrics::SharedString::from_shared(tenant.shared())
@@ -212,7 +235,10 @@ mod tests {
             // What is kept has one series a tenant: a second label would have one for each of its values.
             let is_one = match metric.labels {
                 ["tenant"] | ["sink"] | [] => true,
-                _ => [SOURCE_INFO, HEALTH_CAUSE].contains(&metric.name) || metric.kind == Kind::Histogram,
+                _ => {
+                    [SOURCE_INFO, HEALTH_CAUSE, LEASE_LOST_TOTAL].contains(&metric.name)
+                        || metric.kind == Kind::Histogram
+                }
             };
             assert!(is_one, "{}", metric.name);
         }

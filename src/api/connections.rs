@@ -4,12 +4,15 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::http::{HttpSettings, IDLE_MAX, Way};
+use crate::clock::Clock;
+use crate::model::TenantId;
 
 /// Connections at once where nobody says how many: half of what a process may usually open.
 const CONNECTIONS_MAX: usize = 512;
@@ -35,7 +38,14 @@ pub(super) struct Bound {
     own: usize,
     /// Connections that one way keeps open for the next call, and again as many for blobs.
     idle: usize,
+    may_ask: Option<MayAsk>,
 }
+
+/// Says whether Microsoft may be asked anything about a tenant now.
+pub type MayAsk = Arc<dyn Fn(&TenantId) -> bool + Send + Sync>;
+
+/// Between two looks whether it may be.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Bound {
     fn new(connections: usize) -> Self {
@@ -49,6 +59,16 @@ impl Bound {
             downloads: Arc::new(Semaphore::new(downloads)),
             own: (downloads / 8).clamp(1, OWN_MAX),
             idle,
+            may_ask: None,
+        }
+    }
+
+    /// Waits until Microsoft may be asked about the tenant.
+    pub async fn leave(&self, tenant: &TenantId, clock: &Arc<dyn Clock>) {
+        if let Some(may_ask) = &self.may_ask {
+            while !may_ask(tenant) {
+                clock.sleep(LOOK_EVERY).await;
+            }
         }
     }
 
@@ -93,6 +113,13 @@ impl Connections {
     /// None yet, and at most so many at once, those included that are kept open for the next call.
     pub fn at_most(connections: usize) -> Self {
         Self { ways: Arc::default(), bound: Bound::new(connections) }
+    }
+
+    /// The same, with no question asked about a tenant while `may_ask` says no: the call waits.
+    #[must_use]
+    pub fn while_allowed(mut self, may_ask: MayAsk) -> Self {
+        self.bound.may_ask = Some(may_ask);
+        self
     }
 
     pub(super) fn bound(&self) -> &Bound {

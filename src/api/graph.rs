@@ -425,6 +425,7 @@ impl Inner {
     ) -> Result<Answer, GraphError> {
         let mut refused: Option<Token> = None;
         loop {
+            self.bound.leave(&self.tenant, &self.clock).await;
             let token = match &refused {
                 None => self.tokens.token().await,
                 Some(token) => self.tokens.renew(token).await,

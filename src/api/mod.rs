@@ -39,7 +39,7 @@ pub use crate::auth::certificate::CertificateFiles;
 pub use crate::auth::identity::{ARC_KEY_DIR, ManagedIdentity};
 pub use crate::auth::{AuthError, Credential, SecretText, TokenEndpoint, TokenFacts};
 pub use codes::{Action, Endpoint};
-pub use connections::Connections;
+pub use connections::{Connections, MayAsk};
 pub use error::{ApiError, ErrorKind};
 pub use graph::{
     GraphClient, GraphError, GraphFault, GraphLink, GraphPage, GraphQuery, GraphVersion,
@@ -584,6 +584,7 @@ impl Inner {
     async fn send_unboxed(&self, call: Call, method: Method, url: Url) -> Result<Answer<'_>, ApiError> {
         let mut refused: Option<Token> = None;
         loop {
+            self.bound.leave(&self.tenant, &self.clock).await;
             let leave = self.pace.ready(call.about()).await.map_err(|held| self.held(call, held))?;
             let token = match &refused {
                 None => self.tokens.token().await,

@@ -28,6 +28,8 @@ mod no_answer;
 pub mod otlp;
 #[cfg(feature = "embedded")]
 mod otlp_message;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "embedded")]
 mod requests;
 #[cfg(feature = "embedded")]

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -655,7 +655,7 @@ fn version_refusal() -> Refusal {
 /// The asking side: one question.
 #[derive(Debug)]
 pub struct Client {
-    lines: BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>,
+    lines: Lines<BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>>,
     write: tokio::net::unix::OwnedWriteHalf,
 }
 
@@ -672,10 +672,7 @@ impl Client {
             Err(error) => return Err(denied(error)),
         };
         match UnixStream::connect(&path).await {
-            Ok(stream) => {
-                let (read, write) = stream.into_split();
-                Ok(Some(Self { lines: BufReader::new(read.take(ANSWER_BYTES_MAX)), write }))
-            }
+            Ok(stream) => Ok(Some(Self::over(stream))),
             // Left by a process that died.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 Ok(None)
@@ -684,15 +681,28 @@ impl Client {
         }
     }
 
+    /// Over a connection that somebody else made.
+    pub fn over(stream: UnixStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self { lines: BufReader::new(read.take(ANSWER_BYTES_MAX)).lines(), write }
+    }
+
     /// Asks.
     ///
     /// # Errors
     /// The process went away.
     pub async fn ask(&mut self, ask: What) -> Result<(), ControlError> {
-        let broken = |error: &dyn std::fmt::Display| ControlError::Broken { why: error.to_string() };
-        let mut text = serde_json::to_string(&Question { version: VERSION, ask }).map_err(|e| broken(&e))?;
-        text.push('\n');
-        self.write.write_all(text.as_bytes()).await.map_err(|e| broken(&e))
+        let text = serde_json::to_string(&Question { version: VERSION, ask });
+        self.ask_line(&text.map_err(|error| ControlError::Broken { why: error.to_string() })?).await
+    }
+
+    /// Asks what somebody wrote as [`Client::ask`] does.
+    ///
+    /// # Errors
+    /// The process went away.
+    pub async fn ask_line(&mut self, line: &str) -> Result<(), ControlError> {
+        let text = format!("{line}\n");
+        self.write.write_all(text.as_bytes()).await.map_err(|error| ControlError::Broken { why: error.to_string() })
     }
 
     /// Asks to stop: what was asked for is stopped in an orderly way, and its end is told.
@@ -709,12 +719,7 @@ impl Client {
     /// The process went away, or is of another version.
     pub async fn next(&mut self) -> Result<Say, ControlError> {
         let broken = |why: String| ControlError::Broken { why };
-        let mut line = String::new();
-        let read = self.lines.read_line(&mut line).await.map_err(|error| broken(error.to_string()))?;
-        if read == 0 {
-            return Err(broken("it closed the connection".into()));
-        }
-        self.lines.get_mut().set_limit(ANSWER_BYTES_MAX);
+        let line = self.next_line().await?;
         #[derive(Deserialize)]
         struct Version {
             version: u32,
@@ -725,6 +730,17 @@ impl Client {
         }
         let answer: Answer = serde_json::from_str(&line).map_err(|error| broken(error.to_string()))?;
         Ok(answer.say)
+    }
+
+    /// The next line of the answer, as it came; nothing of it is lost where this is dropped before.
+    ///
+    /// # Errors
+    /// The process went away.
+    pub async fn next_line(&mut self) -> Result<String, ControlError> {
+        let broken = |why: String| ControlError::Broken { why };
+        let line = self.lines.next_line().await.map_err(|error| broken(error.to_string()))?;
+        self.lines.get_mut().get_mut().set_limit(ANSWER_BYTES_MAX);
+        line.ok_or_else(|| broken("it closed the connection".into()))
     }
 }
 

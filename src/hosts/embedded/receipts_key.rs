@@ -16,10 +16,8 @@ use zeroize::Zeroizing;
 use crate::model::Actionable;
 use crate::receipts::note::Signer;
 
-/// The file's name under `data_dir`.
-pub const KEY_FILE: &str = "receipts.key";
-/// What it begins as, so that there is never half a key under its name.
-const NEW_FILE: &str = "receipts.key.new";
+/// What its name ends in at first, so that there is never half a key under it.
+const NEW: &str = ".new";
 /// A key has some 120 bytes.
 const KEY_BYTES_MAX: u64 = 16 << 10;
 /// Characters in a line of PEM (RFC 7468).
@@ -65,7 +63,8 @@ impl Actionable for KeyError {
     fn hint(&self) -> String {
         match self {
             Self::Missing { .. } => {
-                "`run` makes it at its first start, unless `[receipts] days` is 0; check `data_dir`".into()
+                "`run` makes it at its first start, unless `[receipts] days` is 0; check `data_dir` and `[receipts] key_file`. \
+                 In a cluster `m365-audit cluster init` makes it once, and all members get a copy".into()
             }
             Self::File { .. } => "the file must belong to the user this runs as, on a file system that can be written".into(),
             Self::Damaged { .. } => "restore it from a backup; without it move it away, and the next start makes another: what \
@@ -75,12 +74,12 @@ impl Actionable for KeyError {
     }
 }
 
-/// The key in this `data_dir`.
+/// The key in this file.
 ///
 /// # Errors
 /// When there is none, or it cannot be used.
-pub fn open(data_dir: &Path) -> Result<Signer, KeyError> {
-    let path = data_dir.join(KEY_FILE);
+pub fn open(path: &Path) -> Result<Signer, KeyError> {
+    let path = path.to_owned();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => KeyError::Missing { path: path.clone() },
         _ => KeyError::File { path: path.clone(), done: "read", why: error.to_string() },
@@ -94,22 +93,22 @@ pub fn open(data_dir: &Path) -> Result<Signer, KeyError> {
     Signer::from_pkcs8(der.secret_pkcs8_der()).map_err(|error| damaged(error.to_string()))
 }
 
-/// The key in this `data_dir`, made when there is none. For the process that has the state's lock. A key that others may
+/// The key in this file, made when there is none. For the process that has the state's lock. A key that others may
 /// read is taken from them, with a warning.
 ///
 /// # Errors
 /// When it cannot be used or made.
-pub fn open_or_make(data_dir: &Path) -> Result<Signer, KeyError> {
-    match open(data_dir) {
+pub fn open_or_make(path: &Path) -> Result<Signer, KeyError> {
+    match open(path) {
         Ok(signer) => {
-            tighten(&data_dir.join(KEY_FILE));
+            tighten(path);
             Ok(signer)
         }
         Err(KeyError::Missing { path }) => {
             let made = |why: String| KeyError::File { path: path.clone(), done: "made", why };
             let der = Signer::generate_pkcs8().map_err(|error| made(error.to_string()))?;
-            write(data_dir, &pem(&der)).map_err(|error| made(error.to_string()))?;
-            open(data_dir)
+            write(&path, &pem(&der)).map_err(|error| made(error.to_string()))?;
+            open(&path)
         }
         Err(error) => Err(error),
     }
@@ -129,15 +128,18 @@ fn pem(der: &[u8]) -> Zeroizing<String> {
     text
 }
 
-fn write(data_dir: &Path, text: &str) -> io::Result<()> {
-    let new = data_dir.join(NEW_FILE);
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut new = path.as_os_str().to_owned();
+    new.push(NEW);
+    let new = PathBuf::from(new);
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     // A command that root types must not make a key that the service cannot read.
-    let owner = fs::metadata(if data_dir.as_os_str().is_empty() { Path::new(".") } else { data_dir })?;
+    let owner = fs::metadata(dir)?;
     if rustix::process::geteuid().is_root()
         && file.metadata()?.uid() != owner.uid()
         && let Err(error) = std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
@@ -149,8 +151,8 @@ fn write(data_dir: &Path, text: &str) -> io::Result<()> {
     }
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&new, data_dir.join(KEY_FILE))?;
-    File::open(if data_dir.as_os_str().is_empty() { Path::new(".") } else { data_dir })?.sync_all()
+    fs::rename(&new, path)?;
+    File::open(dir)?.sync_all()
 }
 
 fn tighten(path: &Path) {
@@ -180,14 +182,14 @@ mod tests {
     #[test]
     fn a_key_is_made_once_and_for_its_user_alone() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(open(dir.path()), Err(KeyError::Missing { .. })));
-        fs::write(dir.path().join(NEW_FILE), "half a key").unwrap();
-        let made = open_or_make(dir.path()).unwrap().key().clone();
-        assert_eq!(open_or_make(dir.path()).unwrap().key(), &made);
-        let path = dir.path().join(KEY_FILE);
+        let path = dir.path().join("receipts.key");
+        assert!(matches!(open(&path), Err(KeyError::Missing { .. })));
+        fs::write(dir.path().join("receipts.key.new"), "half a key").unwrap();
+        let made = open_or_make(&path).unwrap().key().clone();
+        assert_eq!(open_or_make(&path).unwrap().key(), &made);
         assert_eq!(mode(&path), 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(open_or_make(dir.path()).unwrap().key(), &made);
+        assert_eq!(open_or_make(&path).unwrap().key(), &made);
         assert_eq!(mode(&path), 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -195,11 +197,11 @@ mod tests {
     #[test]
     fn a_damaged_key_is_refused_and_left() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(KEY_FILE);
-        let pem = open_or_make(dir.path()).map(|_| fs::read_to_string(&path).unwrap()).unwrap();
+        let path = dir.path().join("receipts.key");
+        let pem = open_or_make(&path).map(|_| fs::read_to_string(&path).unwrap()).unwrap();
         for damaged in ["", "no key", &pem[..pem.len() / 2], &pem.replacen("MC", "AA", 1).replacen("MF", "AA", 1)] {
             fs::write(&path, damaged).unwrap();
-            let error = open_or_make(dir.path()).unwrap_err();
+            let error = open_or_make(&path).unwrap_err();
             assert!(matches!(error, KeyError::Damaged { .. }), "{damaged}: {error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), damaged);
         }

@@ -7,6 +7,8 @@
 //!   test. Names are those of [`NEEDS`]; another name fails, too.
 //! - `M365_AUDIT_SKIPPED=<file>` has each skip appended to that file; `.ci/run` prints it before the last count.
 
+pub mod postgres;
+
 use std::fmt::Display;
 use std::fs;
 use std::io::Write as _;
@@ -48,6 +50,7 @@ pub const NEEDS: &[Need] = &[
     named("otelcol", "OTELCOL", "otelcol", "`.ci/destinations otelcol DIR` builds one"),
     named("opensearch", "OPENSEARCH", "opensearch-library", "`.ci/destinations opensearch DIR` fetches one"),
     named("victorialogs", "VICTORIALOGS", "victoria-logs", "`.ci/destinations victorialogs DIR` fetches one"),
+    given("postgres", "install the package `postgresql`"),
     installed("promtool", "install the package `prometheus`"),
     installed("systemd-analyze", "install the package `systemd`"),
     installed("valgrind", "install the package `valgrind`"),

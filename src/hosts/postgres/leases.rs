@@ -1,0 +1,500 @@
+//! Which tenants this process reads: it joins the fleet, keeps its heartbeat, takes the tenants that are its own by
+//! [`placement`](super::placement) and free, and gives back what others want.
+//!
+//! No lease of a living member is ever taken. Who should have it says so in `wanted_by`; the holder stops the tenant,
+//! waits for what is under way, and only then gives it back. Nothing here touches the state of a tenant: whoever opens it
+//! reads it and commits against what was read, so that a holder that is late is refused.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+
+use super::PostgresStore;
+use super::fence::Fence;
+use super::members::{Beat, Member};
+use super::placement::{Peer, owner_of};
+use crate::clock::Clock;
+use crate::host::StateError;
+use crate::metrics;
+use crate::model::TenantId;
+
+/// Between two looks at the leases.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Heartbeats in the time that one lasts.
+const BEATS_PER_LEASE: u32 = 4;
+/// Tenants taken at one look, at most: opening one reads its state.
+const TAKEN_PER_LOOK_MAX: usize = 200;
+/// A tenant that came from a living member stays at least so long.
+const STAYS: Duration = Duration::from_secs(600);
+/// Of the tenants it holds, a member gives at most one in so many away within [`MOVES_WITHIN`].
+const MOVES_ONE_IN: usize = 20;
+const MOVES_WITHIN: Duration = Duration::from_secs(60);
+/// A tenant whose writer lost it although the lease says us is opened anew after this.
+const OPENED_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// What the process is to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Read this tenant.
+    Start(TenantId),
+    /// Stop these, and answer when they have ended.
+    Stop(Vec<TenantId>, oneshot::Sender<()>),
+    /// Another process goes by this member's name: end.
+    End,
+}
+
+/// Where the process and its leases talk.
+#[derive(Debug)]
+pub struct Desk {
+    /// What the process is to do.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// Tenants that the configuration has.
+    pub tenants: watch::Sender<BTreeSet<TenantId>>,
+    /// Tenants whose state another writer changed: they ended by themselves.
+    pub lost: mpsc::UnboundedSender<TenantId>,
+}
+
+/// The keeper of this process's leases.
+pub struct Keeper {
+    store: PostgresStore,
+    member: Member,
+    lease: Duration,
+    fence: Arc<Fence>,
+    clock: Arc<dyn Clock>,
+    /// Without a bound: a process that is slow to follow must not keep the heartbeat waiting.
+    orders: mpsc::UnboundedSender<Order>,
+    tenants: watch::Receiver<BTreeSet<TenantId>>,
+    lost: mpsc::UnboundedReceiver<TenantId>,
+    held: BTreeMap<TenantId, Held>,
+    leaving: Vec<(Vec<TenantId>, oneshot::Receiver<()>)>,
+    reopening: BTreeMap<TenantId, Duration>,
+    /// When tenants were given away, newest last.
+    moves: Vec<Duration>,
+    /// Tenants this member asked a living one for.
+    asked: BTreeSet<TenantId>,
+    /// Who should have what, by the members it was computed from.
+    placed: Option<(Vec<Peer>, Arc<HashMap<TenantId, String>>)>,
+    joined: bool,
+    beat_at: Option<Duration>,
+    troubled: bool,
+    on_trouble: OnTrouble,
+}
+
+/// Told, in words with the remedy, when the store does not answer, and with `None` when it does again.
+pub type OnTrouble = Box<dyn Fn(Option<String>) + Send + Sync>;
+
+#[derive(Debug)]
+struct Held {
+    /// Since when, where it came from a living member.
+    came: Option<Duration>,
+    leaving: bool,
+}
+
+/// A lease as it stands.
+#[derive(Debug, Clone)]
+struct Row {
+    tenant: TenantId,
+    member: Option<String>,
+    incarnation: Option<i64>,
+    /// Its holder lives.
+    alive: bool,
+    /// A living member wants it.
+    wanted_by: Option<String>,
+}
+
+impl Keeper {
+    /// A keeper that has not joined, and the process's end.
+    pub fn new(
+        store: PostgresStore,
+        member: Member,
+        lease: Duration,
+        fence: Arc<Fence>,
+        clock: Arc<dyn Clock>,
+        on_trouble: OnTrouble,
+    ) -> (Self, Desk) {
+        let (give, orders) = mpsc::unbounded_channel();
+        let (tenants, wanted) = watch::channel(BTreeSet::new());
+        let (lost, losses) = mpsc::unbounded_channel();
+        let keeper = Self {
+            store,
+            member,
+            lease,
+            fence,
+            clock,
+            orders: give,
+            tenants: wanted,
+            lost: losses,
+            held: BTreeMap::new(),
+            leaving: Vec::new(),
+            reopening: BTreeMap::new(),
+            moves: Vec::new(),
+            asked: BTreeSet::new(),
+            placed: None,
+            joined: false,
+            beat_at: None,
+            troubled: false,
+            on_trouble,
+        };
+        (keeper, Desk { orders, tenants, lost })
+    }
+
+    /// Keeps the leases until `stop`, then gives them back: the caller has stopped all tenants by then.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let result = tokio::select! {
+                () = stop.cancelled() => break,
+                result = self.look() => result,
+            };
+            match result {
+                Ok(true) => self.tell_trouble(None),
+                Ok(false) => break,
+                Err(error) => self.tell_trouble(Some(&error)),
+            }
+            let pause = LOOK_EVERY.min(self.lease / BEATS_PER_LEASE);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.clock.sleep(pause) => {}
+            }
+        }
+        self.fence.shut();
+        if self.joined
+            && let Err(error) = self.member.leave().await
+        {
+            tracing::warn!("cluster-left-unsaid: the leases were not given back, they expire by themselves: {error}");
+        }
+        self.joined = false;
+        self.count();
+    }
+
+    /// One look; `false` when this process is to end.
+    async fn look(&mut self) -> Result<bool, StateError> {
+        if !self.joined {
+            self.join().await?;
+        }
+        match self.beat().await? {
+            Beat::Alive => {}
+            // Joins anew at the next look.
+            Beat::Expired => return Ok(true),
+            Beat::Replaced => return Ok(false),
+        }
+        self.released().await?;
+        while let Ok(tenant) = self.lost.try_recv() {
+            metrics::lease_lost("conflict");
+            self.reopening.insert(tenant, self.clock.monotonic() + OPENED_AGAIN_AFTER);
+        }
+        let peers = self.store.peers().await?;
+        ::metrics::gauge!(metrics::CLUSTER_MEMBERS).set(peers.len() as f64);
+        let rows = self.rows().await?;
+        self.drop_what_is_gone(&rows);
+        self.reopen();
+        let wanted = self.tenants.borrow_and_update().clone();
+        self.give(&peers, &rows, &wanted);
+        self.take(&peers, &rows, &wanted).await?;
+        self.count();
+        Ok(true)
+    }
+
+    async fn join(&mut self) -> Result<(), StateError> {
+        let sent = self.clock.since_boot();
+        let was_in_use = self.member.join().await?;
+        self.joined = true;
+        self.beat_at = Some(self.clock.monotonic());
+        self.fence.joined(self.member.incarnation());
+        self.fence.answered(sent);
+        let id = self.member.id();
+        tracing::info!(member = id, lease_secs = self.lease.as_secs(), "joined the cluster");
+        if was_in_use {
+            tracing::warn!(
+                "member-replaced: a member `{id}` was alive until now (hint: after a crash that is this process's former life; \
+                 if two processes run under one name, give each its own `cluster.member`)"
+            );
+        }
+        Ok(())
+    }
+
+    /// Heartbeat, when it is due. Where it is not alive any more all leases are lost, and everything was stopped.
+    async fn beat(&mut self) -> Result<Beat, StateError> {
+        let now = self.clock.monotonic();
+        if self.beat_at.is_some_and(|at| now.saturating_sub(at) < self.lease / BEATS_PER_LEASE) {
+            return Ok(Beat::Alive);
+        }
+        let sent = self.clock.since_boot();
+        let beat = self.member.beat().await?;
+        match beat {
+            Beat::Alive => {
+                self.fence.answered(sent);
+                self.beat_at = Some(now);
+            }
+            Beat::Expired => {
+                metrics::lease_lost("expired");
+                tracing::warn!(
+                    tenants = self.held.len(),
+                    "lease-lost: this member was silent for longer than `cluster.lease_secs`, so others may have its tenants; it begins anew (hint: the process was paused, or the cluster's store was out of reach)"
+                );
+                self.stop_all().await;
+            }
+            Beat::Replaced => {
+                metrics::lease_lost("replaced");
+                tracing::error!(
+                    "member-replaced: another process goes by the name `{}`; this one ends (hint: give each process its own `cluster.member`)",
+                    self.member.id()
+                );
+                self.stop_all().await;
+                let _ = self.orders.send(Order::End);
+            }
+        }
+        Ok(beat)
+    }
+
+    /// Everything is lost: it stops, and only then this member begins anew.
+    async fn stop_all(&mut self) {
+        self.fence.shut();
+        let all: Vec<TenantId> = std::mem::take(&mut self.held).into_keys().collect();
+        self.reopening.clear();
+        self.leaving.clear();
+        self.asked.clear();
+        self.joined = false;
+        if !all.is_empty() {
+            let (answer, ended) = oneshot::channel();
+            if self.orders.send(Order::Stop(all, answer)).is_ok() {
+                let _ = ended.await;
+            }
+        }
+        self.count();
+    }
+
+    /// All leases, as they stand.
+    async fn rows(&self) -> Result<Vec<Row>, StateError> {
+        let rows = self
+            .store
+            .rows(
+                "select l.tenant::text, l.member, l.incarnation, m.id is not null, w.id
+                from lease l
+                left join member m on m.id = l.member and m.incarnation = l.incarnation and m.expires > clock_timestamp()
+                left join member w on w.id = l.wanted_by and w.expires > clock_timestamp()",
+                &[],
+            )
+            .await?;
+        let row = |row: &tokio_postgres::Row| {
+            let tenant: String = row.get(0);
+            Some(Row {
+                tenant: tenant.parse().ok()?,
+                member: row.get(1),
+                incarnation: row.get(2),
+                alive: row.get(3),
+                wanted_by: row.get(4),
+            })
+        };
+        Ok(rows.iter().filter_map(row).collect())
+    }
+
+    fn is_mine(&self, row: &Row) -> bool {
+        row.member.as_deref() == Some(self.member.id()) && row.incarnation == Some(self.member.incarnation())
+    }
+
+    /// What this process holds and the store does not know as its: somebody took the row away by hand.
+    fn drop_what_is_gone(&mut self, rows: &[Row]) {
+        let mine: BTreeSet<&TenantId> = rows.iter().filter(|row| self.is_mine(row)).map(|row| &row.tenant).collect();
+        let gone: Vec<TenantId> =
+            self.held.iter().filter(|(t, held)| !held.leaving && !mine.contains(t)).map(|(t, _)| t.clone()).collect();
+        if !gone.is_empty() {
+            metrics::lease_lost("gone");
+            gone.iter().for_each(|tenant| self.fence.release(tenant));
+            self.stop(gone);
+        }
+    }
+
+    /// Opens what ended although its lease is held still.
+    fn reopen(&mut self) {
+        let now = self.clock.monotonic();
+        let due: Vec<TenantId> =
+            self.reopening.iter().filter(|(_, at)| **at <= now).map(|(tenant, _)| tenant.clone()).collect();
+        for tenant in due {
+            self.reopening.remove(&tenant);
+            if self.held.get(&tenant).is_some_and(|held| !held.leaving) {
+                let _ = self.orders.send(Order::Start(tenant));
+            }
+        }
+    }
+
+    /// Gives up what the configuration has no more, and what a living member wants, few at a time.
+    fn give(&mut self, peers: &[Peer], rows: &[Row], wanted: &BTreeSet<TenantId>) {
+        let placed = self.placed(peers, wanted);
+        let now = self.clock.monotonic();
+        self.moves.retain(|at| now.saturating_sub(*at) < MOVES_WITHIN);
+        let mut room = (self.held.len() / MOVES_ONE_IN).max(1).saturating_sub(self.moves.len());
+        let mut leaving = Vec::new();
+        for row in rows {
+            if !self.is_mine(row) {
+                continue;
+            }
+            let Some(held) = self.held.get(&row.tenant).filter(|held| !held.leaving) else { continue };
+            if !wanted.contains(&row.tenant) {
+                leaving.push(row.tenant.clone());
+                continue;
+            }
+            // Whoever asked may have left the fleet's plan since.
+            let is_wanted =
+                row.wanted_by.is_some() && placed.get(&row.tenant).is_some_and(|owner| owner != self.member.id());
+            let may_go = held.came.is_none_or(|came| now.saturating_sub(came) >= STAYS);
+            if is_wanted && may_go && room > 0 {
+                room -= 1;
+                self.moves.push(now);
+                leaving.push(row.tenant.clone());
+            }
+        }
+        if !leaving.is_empty() {
+            self.stop(leaving);
+        }
+    }
+
+    fn stop(&mut self, tenants: Vec<TenantId>) {
+        for tenant in &tenants {
+            self.reopening.remove(tenant);
+            if let Some(held) = self.held.get_mut(tenant) {
+                held.leaving = true;
+            }
+        }
+        let (answer, ended) = oneshot::channel();
+        if self.orders.send(Order::Stop(tenants.clone(), answer)).is_ok() {
+            self.leaving.push((tenants, ended));
+        }
+    }
+
+    /// Gives back the leases of tenants that have ended.
+    async fn released(&mut self) -> Result<(), StateError> {
+        let mut ended: Vec<TenantId> = Vec::new();
+        self.leaving.retain_mut(|(tenants, end)| match end.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            _ => {
+                ended.append(tenants);
+                false
+            }
+        });
+        if ended.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = ended.iter().map(TenantId::as_str).collect();
+        let (id, incarnation) = (self.member.id(), self.member.incarnation());
+        let given = self
+            .store
+            .rows(
+                "delete from lease where tenant = any ($1::text[]::uuid[]) and member = $2 and incarnation = $3",
+                &[(&names, Type::TEXT_ARRAY), (&id, Type::TEXT), (&incarnation, Type::INT8)],
+            )
+            .await;
+        if let Err(error) = given {
+            // Asked again at the next look.
+            let (answer, again) = oneshot::channel();
+            drop(answer);
+            self.leaving.push((ended, again));
+            return Err(error);
+        }
+        for tenant in &ended {
+            self.fence.release(tenant);
+            self.held.remove(tenant);
+        }
+        Ok(())
+    }
+
+    /// Takes what should be this member's and is free, and asks for what a living member holds.
+    async fn take(&mut self, peers: &[Peer], rows: &[Row], wanted: &BTreeSet<TenantId>) -> Result<(), StateError> {
+        let placed = self.placed(peers, wanted);
+        let known: HashMap<&TenantId, &Row> = rows.iter().map(|row| (&row.tenant, row)).collect();
+        let without = placed.keys().filter(|tenant| known.get(tenant).is_none_or(|row| !row.alive)).count();
+        ::metrics::gauge!(metrics::TENANTS_WITHOUT_MEMBER).set(without as f64);
+        let me = self.member.id().to_owned();
+        let (mut free, mut others) = (Vec::new(), Vec::new());
+        for (tenant, _) in placed.iter().filter(|(tenant, owner)| **owner == me && !self.held.contains_key(*tenant)) {
+            match known.get(tenant) {
+                Some(row) if row.alive && !self.is_mine(row) => {
+                    if row.wanted_by.as_deref() != Some(&me) {
+                        others.push(tenant.as_str());
+                    }
+                }
+                _ => free.push(tenant.as_str()),
+            }
+        }
+        free.truncate(TAKEN_PER_LOOK_MAX);
+        if !others.is_empty() {
+            self.store
+                .rows(
+                    "update lease set wanted_by = $1 where tenant = any ($2::text[]::uuid[])",
+                    &[(&me, Type::TEXT), (&others, Type::TEXT_ARRAY)],
+                )
+                .await?;
+            self.asked.extend(others.iter().filter_map(|tenant| tenant.parse().ok()));
+        }
+        if free.is_empty() {
+            return Ok(());
+        }
+        let began = self.clock.monotonic();
+        let incarnation = self.member.incarnation();
+        let taken = self
+            .store
+            .rows(
+                "insert into lease (tenant, member, incarnation, since, wanted_by)
+                select t::uuid, $1, $2, clock_timestamp(), null from unnest($3) as t
+                    where exists (select 1 from member where id = $1 and incarnation = $2 and expires > clock_timestamp())
+                on conflict (tenant) do update set member = excluded.member, incarnation = excluded.incarnation,
+                    since = excluded.since, wanted_by = null
+                    where not exists (select 1 from member m where m.id = lease.member
+                        and m.incarnation = lease.incarnation and m.expires > clock_timestamp()
+                        and not (m.id = $1 and m.incarnation = $2))
+                returning tenant::text",
+                &[(&me, Type::TEXT), (&incarnation, Type::INT8), (&free, Type::TEXT_ARRAY)],
+            )
+            .await?;
+        for tenant in taken.iter().filter_map(|row| row.get::<_, String>(0).parse::<TenantId>().ok()) {
+            let came = self.asked.remove(&tenant).then_some(began);
+            self.held.insert(tenant.clone(), Held { came, leaving: false });
+            self.fence.hold(tenant.clone());
+            metrics::taken_over(self.clock.monotonic().saturating_sub(began));
+            let _ = self.orders.send(Order::Start(tenant));
+        }
+        Ok(())
+    }
+
+    /// Who should have which tenant; computed when members or tenants change.
+    fn placed(&mut self, peers: &[Peer], wanted: &BTreeSet<TenantId>) -> Arc<HashMap<TenantId, String>> {
+        let is_known = |(by, placed): &(Vec<Peer>, Arc<HashMap<TenantId, String>>)| {
+            by == peers && placed.len() == wanted.len() && wanted.iter().all(|tenant| placed.contains_key(tenant))
+        };
+        if let Some((_, placed)) = self.placed.as_ref().filter(|known| is_known(known)) {
+            return placed.clone();
+        }
+        let owner = |tenant: &TenantId| Some((tenant.clone(), owner_of(tenant.as_str(), peers)?.id.clone()));
+        let placed: Arc<HashMap<TenantId, String>> = Arc::new(wanted.iter().filter_map(owner).collect());
+        self.placed = Some((peers.to_vec(), placed.clone()));
+        placed
+    }
+
+    fn count(&self) {
+        ::metrics::gauge!(metrics::LEASES_HELD).set(self.held.len() as f64);
+    }
+
+    fn tell_trouble(&mut self, error: Option<&StateError>) {
+        match (error, self.troubled) {
+            (Some(error), false) => {
+                let lease = self.lease.as_secs();
+                let told = format!(
+                    "cluster-store-away: {error} (hint: nothing is lost; while the store is away nothing is handed over from {} s on, and after {lease} s other members may take the tenants)",
+                    lease * 2 / 3
+                );
+                tracing::warn!("{told}");
+                (self.on_trouble)(Some(told));
+                self.troubled = true;
+            }
+            (None, true) => {
+                tracing::info!("the cluster's store answers again");
+                (self.on_trouble)(None);
+                self.troubled = false;
+            }
+            _ => {}
+        }
+    }
+}

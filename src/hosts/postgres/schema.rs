@@ -1,0 +1,90 @@
+//! The tables, made by `m365-audit cluster init`, and which version of them is there.
+
+use tokio_postgres::types::Type;
+
+use super::{PostgresStore, in_words};
+use crate::host::StateError;
+
+/// The version of the tables this build makes and knows.
+pub const SCHEMA: i64 = 1;
+const TABLES: &str = include_str!("schema.sql");
+/// Below this number of tenants one table is as good.
+pub const PARTITIONS_MAX: u32 = 256;
+
+/// What `cluster init` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// There was nothing.
+    New,
+    /// The tables were there; functions were made anew.
+    Known,
+}
+
+impl PostgresStore {
+    /// Makes the tables that are not there. With `partitions` over 1 a new table of entries is cut into so many by a hash
+    /// of the tenant.
+    ///
+    /// # Errors
+    /// The server cannot be reached, the role may not, or the tables are of a newer build: nothing is changed then.
+    pub async fn make_tables(&self, partitions: u32) -> Result<Made, StateError> {
+        let known = match self.version().await {
+            Ok(version) => Some(version),
+            Err(StateError::Unavailable(why)) if why.contains("cluster init") => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(version) = known.flatten() {
+            self.refuse_newer(version)?;
+        }
+        let mut tables = TABLES.to_owned();
+        if partitions > 1 {
+            let one = "    primary key (tenant, key)\n) with (fillfactor = 85);";
+            let parts: String = (0..partitions)
+                .map(|part| {
+                    format!(
+                        "create table if not exists kv_{part} partition of kv for values with (modulus {partitions}, remainder {part}) with (fillfactor = 85);\n"
+                    )
+                })
+                .collect();
+            tables =
+                tables.replace(one, &format!("    primary key (tenant, key)\n) partition by hash (tenant);\n{parts}"));
+        }
+        let done = format!(
+            "begin;\n{tables}\ninsert into meta values ('schema', {SCHEMA}) on conflict (name) do update set value = excluded.value;\ncommit;"
+        );
+        let connection = self.connection().await?;
+        if let Err(error) = connection.batch_execute(&done).await {
+            let _ = connection.batch_execute("rollback").await;
+            return Err(StateError::Unavailable(format!("{}: {}", self.shown(), in_words(&error))));
+        }
+        Ok(if known.flatten().is_some() { Made::Known } else { Made::New })
+    }
+
+    /// Refuses tables that are not there or of a newer build.
+    ///
+    /// # Errors
+    /// In words, with the remedy.
+    pub async fn verify_tables(&self) -> Result<(), StateError> {
+        match self.version().await? {
+            Some(version) => self.refuse_newer(version),
+            None => Err(StateError::Unavailable(format!(
+                "{} has no tables of this build: run `m365-audit cluster init`",
+                self.shown()
+            ))),
+        }
+    }
+
+    async fn version(&self) -> Result<Option<i64>, StateError> {
+        let rows = self.rows("select value from meta where name = $1", &[(&"schema", Type::TEXT)]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
+    }
+
+    fn refuse_newer(&self, version: i64) -> Result<(), StateError> {
+        if version > SCHEMA {
+            let shown = self.shown();
+            return Err(StateError::Unavailable(format!(
+                "{shown} has tables of version {version}, this build knows {SCHEMA}; nothing was changed: run the newer build"
+            )));
+        }
+        Ok(())
+    }
+}
