@@ -15,12 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::moment::{span, time};
-use super::{Failure, logging, run};
+use super::{Failure, logging, opened, requests, run};
 use crate::checkpoint::journal::Keeping;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogConfig};
 use crate::hosts::embedded::control::{Client, Say, What};
-use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::source::M365Audit;
@@ -90,7 +89,7 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
     };
     let mut worst = Exit::Done;
     for source in sources {
-        let ended = match Client::connect(&config.control_socket()).await? {
+        let ended = match requests::client(&config, &source).await? {
             Some(client) => inside(client, &source, ask.clone()).await?,
             None => alone(&config, &source, ask.clone()).await?,
         };
@@ -170,7 +169,7 @@ async fn alone(config: &Config, name: &str, ask: Ask) -> Result<Ended, Failure> 
     };
     logging::install(&LogConfig { level: "warn".into(), ..config.log.clone() });
     let clock: Arc<dyn Clock> = SystemClock::new();
-    let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let store = opened::alone(config)?;
     let memory = run::SinkMemory::load(&store).await?;
     let mut specs: Vec<SinkSpec> = Vec::new();
     if ask != Ask::Discard {

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use super::exit::Exit;
 use super::glance::{self, Row, Screen, State, Which, text_of};
-use super::{Failure, estimate};
+use super::{Failure, estimate, opened};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::host::StateStore;
-use crate::hosts::embedded::store::{SqliteStore, StoreError};
+use crate::hosts::embedded::store::StoreError;
 use crate::hosts::embedded::writable::check_writable;
 use crate::model::{Actionable, error_page};
 use crate::source::estimate::{REQUESTS_DEFAULT, REQUESTS_MIN};
@@ -109,7 +109,7 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
     let which = if args.json { Which::default() } else { args.which };
     which.known(config.sources.keys().map(String::as_str))?;
     let store: Option<Arc<dyn StateStore>> = match args.probe {
-        true => Some(Arc::new(SqliteStore::open(&config.data_dir)?)),
+        true => Some(opened::alone(&config)?),
         false => None,
     };
     if args.probe {

@@ -13,7 +13,12 @@ pub(super) fn keeping(config: &Config) -> Option<Keeping> {
     if config.receipts.days == 0 {
         return None;
     }
-    match receipts_key::open_or_make(&config.data_dir) {
+    // A key of its own would be one that no other member has.
+    let opened = match config.cluster {
+        Some(_) => receipts_key::open(&config.receipts_key()),
+        None => receipts_key::open_or_make(&config.receipts_key()),
+    };
+    match opened {
         Ok(signer) => {
             let sends = !config.receipts.to.is_empty();
             Some(Keeping { signer: Arc::new(signer), days: config.receipts.days, sends })

@@ -5,6 +5,7 @@ mod asking;
 pub mod backfill;
 mod bad_records;
 pub mod check;
+pub mod cluster;
 pub mod completions;
 pub mod demo;
 mod estimate;
@@ -19,6 +20,7 @@ mod keeping;
 pub mod logging;
 mod moment;
 pub mod normalize;
+mod opened;
 pub mod plugin;
 mod progress;
 pub mod purge;
@@ -26,13 +28,16 @@ pub mod reading;
 pub mod receipts;
 pub mod reconcile;
 pub mod report;
+mod requests;
 pub mod run;
 pub mod schema;
+mod seat;
 mod service;
 pub mod simulate;
 pub mod state;
 pub mod status;
 pub mod tenant;
+pub mod transfer;
 pub mod validate;
 pub mod written;
 
@@ -96,6 +101,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Write a first configuration: asks what it needs to know, or takes it as options
     Init(init::InitArgs),
+    /// Make the tables of a cluster, or show its members and who reads which tenant
+    Cluster(cluster::ClusterArgs),
     /// Add tenants to the configuration, take them out with or without what is remembered of them, list them
     Tenant(tenant::TenantArgs),
     /// Read a range again: inside the running process, or alone when none runs
@@ -174,6 +181,7 @@ async fn dispatch(command: Command) -> Result<Exit, Failure> {
             drop(out);
             backfill::backfill(args, &mut std::io::stdout()).await
         }
+        Command::Cluster(args) => cluster::cluster(args, &mut std::io::stdout()).await,
         Command::Tenant(args) => tenant::tenant(args, &mut std::io::stdout()).await,
         Command::Heal(args) => {
             drop(out);
@@ -259,6 +267,16 @@ impl Failure {
     pub fn of_state(error: crate::host::StateError) -> Self {
         Self {
             message: format!("state-not-read: {error}\n  hint: nothing was changed; see docs/errors/state-corrupt.md"),
+            exit: Exit::State,
+        }
+    }
+
+    /// The store of a cluster cannot be used.
+    pub fn of_cluster(error: crate::host::StateError) -> Self {
+        Self {
+            message: format!(
+                "cluster-store-away: {error}\n  hint: nothing was changed; see docs/errors/cluster-store-away.md"
+            ),
             exit: Exit::State,
         }
     }

@@ -82,6 +82,42 @@ impl Actionable for StillRead {
     }
 }
 
+/// The state is a cluster's.
+#[derive(Debug, thiserror::Error)]
+#[error("the state of a cluster is not taken out from one member: nothing was taken out")]
+pub struct InCluster;
+
+impl Actionable for InCluster {
+    fn slug(&self) -> &'static str {
+        "cluster-member-has-it"
+    }
+
+    fn hint(&self) -> String {
+        "take the source out of the configuration of all members and have them read it again (SIGHUP), then run          `m365-audit tenant remove --purge` once"
+            .into()
+    }
+}
+
+/// A member of the cluster has the tenant.
+#[derive(Debug, thiserror::Error)]
+#[error("member `{name}` of the cluster reads tenant `{tenant}`: nothing was taken out")]
+pub struct HeldByMember {
+    /// The member.
+    pub name: String,
+    /// The tenant.
+    pub tenant: TenantId,
+}
+
+impl Actionable for HeldByMember {
+    fn slug(&self) -> &'static str {
+        "cluster-member-has-it"
+    }
+
+    fn hint(&self) -> String {
+        "take the source out of the configuration of all members and have them read it again (SIGHUP), then run the same command again".into()
+    }
+}
+
 /// Takes out all of a tenant. Nobody may write its state meanwhile. Returns what to print.
 ///
 /// # Errors

@@ -14,15 +14,14 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::SignedDuration;
 use serde::Serialize;
 
-use super::Failure;
 use super::exit::Exit;
 use super::progress::{Progress, Unit, Watched};
+use super::{Failure, opened};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
 use crate::host::StateStore;
 use crate::hosts::embedded::receipts_key::{self, KeyError};
-use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::normalise::RECEIPT;
 use crate::receipts::directory::{self, CHECKPOINT_SUFFIX, DirectoryError, ENTRIES_SUFFIX, HEAD_FILE, KEY_FILE};
@@ -210,7 +209,7 @@ pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Resul
     match args.command {
         ReceiptsCommand::Key { config } => {
             let config = Config::load(&config)?;
-            let signer = receipts_key::open(&config.data_dir)?;
+            let signer = receipts_key::open(&config.receipts_key())?;
             writeln!(out, "{}", signer.key()).map_err(Failure::io)?;
             Ok(Exit::Done)
         }
@@ -382,11 +381,11 @@ async fn verify_state(
     only: Option<&str>,
 ) -> Result<Verified, Failure> {
     let sources = sources_of(config, only)?;
-    let cannot_open = |error| Failure { exit: Exit::NoInput, ..Failure::from(error) };
-    let store = SqliteStore::open_read_only(&config.data_dir).map_err(cannot_open)?;
+    let cannot_open = |failure| Failure { exit: Exit::NoInput, ..failure };
+    let store = opened::for_reading(config).await.map_err(cannot_open)?;
     let mut verified = Verified { is_own_key: given.is_empty(), keys: given, ..Verified::default() };
     if verified.keys.is_empty() && (!kept.is_empty() || is_any_sealed(&store, &sources).await) {
-        verified.keys.push(receipts_key::open(&config.data_dir)?.key().clone());
+        verified.keys.push(receipts_key::open(&config.receipts_key())?.key().clone());
     }
     let elsewhere = statements(kept, &verified.keys)?;
     let days = config.receipts.days;
@@ -437,7 +436,7 @@ async fn verify_state(
 }
 
 /// Whether there is a part that needs a key.
-async fn is_any_sealed(store: &SqliteStore, sources: &[(&String, &SourceConfig)]) -> bool {
+async fn is_any_sealed(store: &dyn StateStore, sources: &[(&String, &SourceConfig)]) -> bool {
     for (_, source) in sources {
         let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
         if store::read_head(store, &keys).await.is_ok_and(|head| head.is_some_and(|head| head.seq > 0)) {
@@ -671,7 +670,7 @@ async fn export(
     out: &mut (dyn Write + Send),
 ) -> Result<Exit, Failure> {
     let sources = sources_of(config, only)?;
-    let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let store = opened::for_reading(config).await?;
     let mut sealed = Vec::new();
     for (name, source) in sources {
         let keys = ReceiptKeys::below(Keys::of(&source.tenant_id).receipts());
@@ -683,7 +682,7 @@ async fn export(
     if sealed.is_empty() {
         return Err(ReceiptsError::Nothing { data_dir: config.data_dir.clone() }.into());
     }
-    let signer = receipts_key::open(&config.data_dir)?;
+    let signer = receipts_key::open(&config.receipts_key())?;
     let mut signed_by = vec![signer.key().clone()];
     signed_by.extend(lost);
     make_empty(dir)?;

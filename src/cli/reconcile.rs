@@ -12,9 +12,9 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use tokio::runtime::Handle;
 
-use super::Failure;
 use super::exit::Exit;
 use super::progress::{Progress, Unit};
+use super::{Failure, opened};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Format, SourceConfig};
@@ -107,10 +107,13 @@ impl Actionable for ReconcileError {
 pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = Config::load(&args.config)?;
     let (name, source) = chosen(&config, args.source.as_deref())?;
-    let store = match SqliteStore::open_read_only(&config.data_dir) {
-        Ok(store) => Some(Arc::new(store) as Arc<dyn StateStore>),
-        Err(StoreError::Missing { .. }) if !args.delivered.is_empty() => None,
-        Err(error) => return Err(error.into()),
+    let store = match &config.cluster {
+        Some(cluster) => Some(Arc::new(opened::shared(cluster).await?) as Arc<dyn StateStore>),
+        None => match SqliteStore::open_read_only(&config.data_dir) {
+            Ok(store) => Some(Arc::new(store) as Arc<dyn StateStore>),
+            Err(StoreError::Missing { .. }) if !args.delivered.is_empty() => None,
+            Err(error) => return Err(error.into()),
+        },
     };
     let receipts = receipts_of(store.as_ref(), source);
     let dropping = dropping(source)?;

@@ -8,14 +8,13 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Failure;
 use super::exit::Exit;
 use super::reconcile::verdict_path;
+use super::{Failure, opened};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
 use crate::host::StateStore;
 use crate::hosts::embedded::receipts_key;
-use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{Actionable, TenantId, Timestamp};
 use crate::receipts::note::VerifierKey;
 use crate::report::gather::{Asked, AskedTenant, gather};
@@ -99,14 +98,14 @@ pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Ex
     if let Some(from) = args.from.filter(|from| *from >= to) {
         return Err(usage(format!("the period is empty: it would begin {from} and end {to}")));
     }
-    let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let store = opened::for_reading(&config).await?;
     let asked = Asked {
         program: program(),
         now,
         from: args.from,
         to: args.to,
         receipts_days: config.receipts.days,
-        key: receipts_key::open(&config.data_dir).map(|signer| signer.key().clone()).map_err(|e| e.to_string()),
+        key: receipts_key::open(&config.receipts_key()).map(|signer| signer.key().clone()).map_err(|e| e.to_string()),
     };
     let tenant = |(name, source): (&String, &SourceConfig)| {
         asked_tenant(name, source, verdict(&verdict_path(&config.data_dir, name), &source.tenant_id))

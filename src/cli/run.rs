@@ -3,7 +3,7 @@
 //! Owns the process: signals, reload, the order in which things start and stop. Sources run on tasks of their own, so
 //! that one that fails does not stop another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,14 +17,15 @@ use super::alike::Alike;
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::purge;
+use super::seat::{Seat, refuse_in_cluster};
 use super::service::Service;
-use super::{Failure, logging};
+use super::{Failure, logging, opened};
 use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Problem, SinkConfig, SinkEntry};
 use crate::delivery;
-use crate::host::Host;
+use crate::host::{Host, StateError, StateStore};
 use crate::hosts::embedded::completeness::Completeness;
 use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, PurgeAsked, Refusal};
 use crate::hosts::embedded::descriptors;
@@ -37,6 +38,7 @@ use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::SqliteStore;
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
+use crate::hosts::postgres::leases::Order;
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::{Actionable, TenantId};
 use crate::source::checkpoints::RECEIPTS;
@@ -88,11 +90,14 @@ struct Process {
     registry: Registry,
     moves: mpsc::Receiver<MoveAsked>,
     purges: mpsc::Receiver<PurgeAsked>,
-    store: Arc<SqliteStore>,
+    /// The state under `data_dir`; `None` in a cluster.
+    store: Option<Arc<SqliteStore>>,
     memory: SinkMemory,
     receipts: Option<Keeping>,
     service: Service,
     alike: Alike,
+    /// What the cluster has this process do.
+    cluster: Option<Seat>,
 }
 
 /// What sinks remember over restarts.
@@ -102,6 +107,11 @@ pub(super) struct SinkMemory {
 }
 
 impl SinkMemory {
+    /// Nothing: in a cluster a tenant, and what sinks remember of it, is another process's tomorrow.
+    fn none() -> Self {
+        Self { book: Notebook::default(), state_is_new: false }
+    }
+
     /// What an earlier run left in `store`.
     ///
     /// # Errors
@@ -125,14 +135,28 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let clock: Arc<dyn Clock> = SystemClock::new();
     // Nobody can be asked yet: the log alone tells of a file system that does not answer.
     let slow = tell_when_slow(clock.clone());
-    let store = Arc::new(SqliteStore::open(&config.data_dir)?);
-    let memory = SinkMemory::load(&store).await?;
     let receipts = keeping(&config);
     let stop = CancellationToken::new();
+    let (store, shared, memory) = match &config.cluster {
+        None => {
+            let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+            let memory = SinkMemory::load(&store).await?;
+            (Some(store), None, memory)
+        }
+        Some(cluster) => {
+            refuse_in_cluster(args.once, &config, receipts.as_ref())?;
+            (None, Some((cluster.clone(), opened::shared(cluster).await?)), SinkMemory::none())
+        }
+    };
+    let state: Arc<dyn StateStore> = match (&store, &shared) {
+        (Some(store), _) => memory.book.kept_in(store.clone()),
+        (None, Some((_, store))) => Arc::new(store.clone()),
+        (None, None) => return Err(Failure::internal("no state")),
+    };
     let specs = config.sinks.keys().map(|name| sink_spec(&config, name, &memory)).collect::<Result<Vec<_>, _>>()?;
     slow.abort();
-    let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store.clone()), clock.clone()));
-    let watched = watch_store(store.clone(), host.clone(), clock.clone(), stop.clone());
+    let host = Arc::new(EmbeddedHost::new(specs, state, clock.clone()));
+    let watched = store.as_ref().map(|store| watch_store(store.clone(), host.clone(), clock.clone(), stop.clone()));
     let recorded = recorder::install().map_err(|e| Failure::internal(e.to_string()))?;
     let registry = Registry::default();
     let (move_asked, moves) = mpsc::channel(1);
@@ -155,6 +179,12 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     );
 
     let reading_max = config.catch_up_tenants_max;
+    let fleet = Fleet::bounded(connections_bound()).reading_at_most(reading_max);
+    let cluster = shared.map(|(cluster, store)| Seat::take(&cluster, store, &config, &host, &clock));
+    let fleet = match &cluster {
+        Some(seat) => fleet.while_allowed(seat.may_ask()),
+        None => fleet,
+    };
     let mut process = Process {
         path: args.config,
         config,
@@ -162,7 +192,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         host,
         sources: BTreeMap::new(),
         tasks: JoinSet::new(),
-        fleet: Fleet::bounded(connections_bound()).reading_at_most(reading_max),
+        fleet,
         once: args.once,
         worst: Exit::Done,
         registry,
@@ -173,13 +203,16 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         receipts,
         service: Service::find(),
         alike: log.alike.clone(),
+        cluster,
     };
-    for name in process.config.sources.keys().cloned().collect::<Vec<_>>() {
-        process.start(name);
+    if process.cluster.is_none() {
+        for name in process.config.sources.keys().cloned().collect::<Vec<_>>() {
+            process.start(name);
+        }
     }
     let exit = process.until_end(args.stop_on_stdin_eof).await?;
     stop.cancel();
-    for listener in metrics.into_iter().chain([control, watched]) {
+    for listener in metrics.into_iter().chain([control]).chain(watched) {
         let _ = tokio::time::timeout(Duration::from_secs(1), listener).await;
     }
     counting.abort();
@@ -199,14 +232,17 @@ impl Process {
         loop {
             tokio::select! {
                 () = beat(&mut beats) => self.service.alive(),
-                ended = self.tasks.join_next() => match ended {
+                // In a cluster a process may have nothing to read for a while.
+                ended = self.tasks.join_next(), if self.cluster.is_none() || !self.tasks.is_empty() => match ended {
                     Some(Ok((name, result))) => self.ended(&name, result),
                     Some(Err(error)) => {
                         tracing::error!("internal: a source ended by a panic: {error}");
                         self.worst = self.worst.max(Exit::Internal);
                     }
+                    None if self.cluster.is_some() => {}
                     None => break,
                 },
+                order = Seat::next(&mut self.cluster) => if self.obey(order) { break },
                 what = signals.next() => match what {
                     Asked::Reload => {
                         self.service.reloading();
@@ -241,6 +277,9 @@ impl Process {
                 if let Ok((name, result)) = ended {
                     self.ended(&name, result);
                 }
+            }
+            if let Some(seat) = self.cluster.take() {
+                seat.leave().await;
             }
             self.host.shutdown(SINK_GRACE).await;
         });
@@ -294,12 +333,17 @@ impl Process {
             None => source,
         };
         let source: Box<dyn Source> = Box::new(if self.once { source.once() } else { source });
-        let running = source.run(self.host.clone(), stop.clone());
+        let host: Arc<dyn Host> = match &self.cluster {
+            Some(seat) => seat.host.clone(),
+            None => self.host.clone(),
+        };
+        let running = source.run(host, stop.clone());
         self.sources.insert(name.clone(), Running { tenant, stop, ended: false });
         self.tasks.spawn(async move { (name, running.await) });
     }
 
     fn ended(&mut self, name: &str, result: Result<Report, SourceError>) {
+        let is_conflict = matches!(&result, Err(SourceError::State { source: StateError::Conflict { .. }, .. }));
         let exit = match result {
             Ok(report) => {
                 for left in &report.left {
@@ -307,16 +351,71 @@ impl Process {
                 }
                 report.worst().map_or(Exit::Done, Exit::from)
             }
+            // In a cluster that is no fault: another member took the tenant while this one was silent. It is read again
+            // if its lease says so.
+            Err(SourceError::State { tenant, source: StateError::Conflict { .. } }) if self.cluster.is_some() => {
+                tracing::warn!(source = %name, %tenant, "lease-conflict: another member wrote the tenant's state; what is here is given up, nothing is lost");
+                Exit::Done
+            }
             Err(error) => {
                 tracing::error!(source = %name, "{}: {error} (hint: {})", error.slug(), error.hint());
                 Exit::from(&error)
             }
         };
         self.worst = self.worst.max(exit);
-        if let Some(running) = self.sources.get_mut(name) {
+        let tenant = self.sources.get_mut(name).map(|running| {
             running.ended = true;
-        }
+            running.tenant.clone()
+        });
         tracing::info!(source = %name, "source ended");
+        if let (Some(tenant), Some(seat)) = (tenant, &mut self.cluster) {
+            let reads = self.sources.values().any(|running| running.tenant == tenant && !running.ended);
+            if seat.ended(&tenant, reads, is_conflict) {
+                self.forget(name);
+            }
+        }
+    }
+
+    /// Takes a source that has ended out of what is shown.
+    fn forget(&mut self, name: &str) {
+        if let Some(running) = self.sources.remove(name) {
+            // A tenant that is still read says so itself when its source starts again.
+            crate::metrics::source_removed(name, &running.tenant);
+        }
+        self.registry.remove(name);
+        self.host.forget_source(name);
+    }
+
+    /// Does what the leases say; `true`: ends.
+    fn obey(&mut self, order: Order) -> bool {
+        match order {
+            Order::Start(tenant) => {
+                let names: Vec<String> =
+                    self.config.sources.iter().filter(|(_, s)| s.tenant_id == tenant).map(|(n, _)| n.clone()).collect();
+                for name in names {
+                    if self.sources.get(&name).is_none_or(|running| running.ended) {
+                        self.start(name);
+                    }
+                }
+            }
+            Order::Stop(tenants, answer) => {
+                let mut waiting = BTreeSet::new();
+                for running in self.sources.values().filter(|running| !running.ended) {
+                    if tenants.contains(&running.tenant) {
+                        running.stop.cancel();
+                        waiting.insert(running.tenant.clone());
+                    }
+                }
+                if let Some(seat) = &mut self.cluster {
+                    seat.stopping(waiting, answer);
+                }
+            }
+            Order::End => {
+                self.worst = self.worst.max(Exit::State);
+                return true;
+            }
+        }
+        false
     }
 
     /// Stops these sources and waits until they have ended.
@@ -370,7 +469,11 @@ impl Process {
         let result = match read {
             Some((name, _)) => Err(Refusal::of(&purge::StillRead { name: name.clone(), tenant }, Exit::Config as u8)),
             None => {
-                let mut work = std::pin::pin!(purge::purge(&self.store, &self.config.data_dir, &tenant));
+                let Some(store) = self.store.clone() else {
+                    let _ = answer.send(Err(Refusal::of(&purge::InCluster, Exit::State as u8)));
+                    return;
+                };
+                let mut work = std::pin::pin!(purge::purge(&store, &self.config.data_dir, &tenant));
                 let done = loop {
                     tokio::select! {
                         done = &mut work => break done,
@@ -396,11 +499,11 @@ impl Process {
             }
         };
         let now = &self.config;
-        if (&new.data_dir, &new.control_socket, &new.metrics, &new.log)
-            != (&now.data_dir, &now.control_socket, &now.metrics, &now.log)
+        if (&new.data_dir, &new.control_socket, &new.cluster, &new.metrics, &new.log)
+            != (&now.data_dir, &now.control_socket, &now.cluster, &now.metrics, &now.log)
         {
             tracing::warn!(
-                "`data_dir`, `control_socket`, `metrics` and `log` change at a restart only; everything else is reloaded"
+                "`data_dir`, `control_socket`, `cluster`, `metrics` and `log` change at a restart only; everything else is reloaded"
             );
         }
         Some(new)
@@ -458,9 +561,12 @@ impl Process {
         }
         self.fleet.set_reading_max(new.catch_up_tenants_max);
         self.alike.set_tenants(new.sources.len());
-        self.config = Config { data_dir: self.config.data_dir.clone(), ..new };
-        for name in self.config.sources.keys().cloned().collect::<Vec<_>>() {
-            if !self.sources.contains_key(&name) {
+        self.config = Config { data_dir: self.config.data_dir.clone(), cluster: self.config.cluster.clone(), ..new };
+        let held = self.cluster.as_ref().map(|seat| seat.tell_tenants(&self.config));
+        for (name, source) in self.config.sources.clone() {
+            // In a cluster those are begun whose tenant this process has; the others as the leases say.
+            let is_ours = held.as_ref().is_none_or(|fence| fence.holds(&source.tenant_id));
+            if !self.sources.contains_key(&name) && is_ours {
                 self.start(name);
             }
         }

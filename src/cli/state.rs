@@ -14,12 +14,12 @@ use bytes::Bytes;
 use jiff::SignedDuration;
 use serde::Serialize;
 
-use super::Failure;
 use super::exit::Exit;
 use super::glance::{self, Row, Screen, State, Which, text_of};
 use super::keeping::keeping;
 use super::moment::span;
 use super::progress::{Progress, Unit};
+use super::{Failure, opened, requests, transfer};
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::heal::{HealedInterval, StoredHeal};
 use crate::checkpoint::held::HeldHead;
@@ -31,8 +31,7 @@ use crate::config::{Config, SourceConfig};
 use crate::host::{Revision, StateStore};
 use crate::hosts::embedded::EmbeddedHost;
 use crate::hosts::embedded::control::{Client, Say, What};
-use crate::hosts::embedded::store::SqliteStore;
-use crate::model::{ContentType, Timestamp, counted};
+use crate::model::{ContentType, TenantId, Timestamp, counted};
 use crate::source::aside::{self, Retried, StillAside};
 use crate::source::backfill;
 use crate::source::hold::waited_for;
@@ -93,11 +92,27 @@ enum StateCommand {
         #[arg(long, value_name = "NAME")]
         source: Option<String>,
     },
-    /// Write the records a host rejected to standard output, one per line, as they were offered
+    /// Write the records a host rejected to standard output, one per line, as they were offered; with --tenant, all that
+    /// is remembered of a tenant into a file
     Export {
         /// The configuration file
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
+        /// All that is remembered of this tenant, for `state import` elsewhere
+        #[arg(long, value_name = "GUID", value_parser = super::backfill::tenant, requires = "output")]
+        tenant: Option<TenantId>,
+        /// The file to write that to; it must not be there yet
+        #[arg(short, long, value_name = "FILE", requires = "tenant")]
+        output: Option<PathBuf>,
+    },
+    /// Take in what `state export --tenant` wrote, where nothing is remembered of the tenant yet
+    Import {
+        /// The configuration file
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
 }
 
@@ -180,7 +195,11 @@ pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit
             // What is remembered does not hang on a file that one of many tenants lacks.
             show(&Config::load_to_run(&config)?.0, json, &which, out).await
         }
-        StateCommand::Export { config } => export(&Config::load(&config)?, out).await,
+        StateCommand::Export { config, tenant: Some(tenant), output: Some(path) } => {
+            transfer::export(&Config::load_to_run(&config)?.0, &tenant, &path, out).await
+        }
+        StateCommand::Export { config, .. } => export(&Config::load(&config)?, out).await,
+        StateCommand::Import { config, file } => transfer::import(&Config::load_to_run(&config)?.0, &file, out).await,
         StateCommand::Retry { config, source } => retry(&Config::load(&config)?, source.as_deref(), out).await,
         StateCommand::Set { config, source, content_type, from, yes } => {
             let config = Config::load(&config)?;
@@ -207,10 +226,10 @@ fn usage(message: String) -> Failure {
 
 async fn show(config: &Config, json: bool, which: &Which, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     which.known(config.sources.keys().map(String::as_str))?;
-    let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let store = opened::for_reading(config).await?;
     let mut shown = BTreeMap::new();
     for (name, source) in config.sources.iter().filter(|(name, _)| which.names(name)) {
-        shown.insert(name.as_str(), streams(&store, name, source).await?);
+        shown.insert(name.as_str(), streams(&*store, name, source).await?);
     }
     if json {
         let all: Vec<&StreamShown> = shown.values().flatten().collect();
@@ -281,7 +300,7 @@ fn row(name: &str, streams: &[StreamShown], now: Timestamp) -> Row {
 }
 
 /// What is remembered of a source's content types.
-async fn streams(store: &SqliteStore, name: &str, source: &SourceConfig) -> Result<Vec<StreamShown>, Failure> {
+async fn streams(store: &dyn StateStore, name: &str, source: &SourceConfig) -> Result<Vec<StreamShown>, Failure> {
     let keys = Keys::of(&source.tenant_id);
     let mut held = held(store, &keys).await?;
     if !held.is_empty() {
@@ -412,7 +431,7 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
 }
 
 async fn export(config: &Config, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let store = SqliteStore::open_read_only(&config.data_dir)?;
+    let store = opened::for_reading(config).await?;
     let mut found = Vec::new();
     for source in config.sources.values() {
         let keys = Keys::of(&source.tenant_id);
@@ -440,7 +459,7 @@ async fn retry(config: &Config, only: Option<&str>, out: &mut (dyn Write + Send)
     }
     let names = config.sources.keys().filter(|name| only.is_none_or(|only| only == *name));
     let mut all = Vec::new();
-    if Client::connect(&config.control_socket()).await?.is_some() {
+    if config.cluster.is_some() || Client::connect(&config.control_socket()).await?.is_some() {
         for name in names {
             all.push((name.clone(), retry_beside(config, name).await?));
         }
@@ -462,7 +481,7 @@ async fn retry(config: &Config, only: Option<&str>, out: &mut (dyn Write + Send)
 
 async fn retry_beside(config: &Config, name: &str) -> Result<Retried, Failure> {
     let gone = || Failure::internal("the process has ended".to_owned());
-    let mut client = Client::connect(&config.control_socket()).await?.ok_or_else(gone)?;
+    let mut client = requests::client(config, name).await?.ok_or_else(gone)?;
     client.ask(What::Retry { source: name.to_owned() }).await?;
     match client.next().await? {
         Say::Retried(retried) => Ok(retried),
@@ -473,7 +492,7 @@ async fn retry_beside(config: &Config, name: &str) -> Result<Retried, Failure> {
 
 async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String, Retried)>, Failure> {
     let clock: Arc<dyn Clock> = SystemClock::new();
-    let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+    let store = opened::alone(config)?;
     let memory = super::run::SinkMemory::load(&store).await?;
     let mut sources = Vec::new();
     for name in names {
@@ -526,7 +545,7 @@ async fn set(
     yes: bool,
     out: &mut (dyn Write + Send),
 ) -> Result<Exit, Failure> {
-    let lines = match Client::connect(&config.control_socket()).await? {
+    let lines = match requests::client(config, name).await? {
         Some(mut client) => {
             let content_types = types.iter().map(|t| t.as_str().to_owned()).collect();
             client.ask(What::Move { source: name.to_owned(), content_types, from, yes }).await?;
@@ -537,7 +556,7 @@ async fn set(
             }
         }
         None => {
-            let store: Arc<dyn StateStore> = Arc::new(SqliteStore::open(&config.data_dir)?);
+            let store: Arc<dyn StateStore> = opened::alone(config)?;
             let wanted =
                 Move { tenant: source.tenant_id.clone(), content_types: types.to_vec(), to: from, may_pass_over: yes };
             let now = SystemClock::new().now();

@@ -12,7 +12,8 @@ use serde_json::json;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value, value};
 
 use super::exit::Exit;
-use super::{Failure, purge, written};
+use super::{Failure, opened, purge, written};
+use crate::config::ClusterConfig;
 use crate::config::{
     Config, ConfigError, Declared, Fault, Files, Problem, SOURCE_TYPE, Survey, source_schema, typed_from_text,
 };
@@ -338,10 +339,26 @@ async fn remove(args: &RemoveArgs, out: &mut (dyn Write + Send)) -> Result<Exit,
         ));
     };
     let socket = control_socket.clone().unwrap_or_else(|| data_dir.join("control.sock"));
-    for line in purged(data_dir, &socket, &tenant).await? {
+    // A configuration that is left without a source says nothing of a cluster: the state under `data_dir` is meant.
+    let shared = crate::config::Config::load_to_run(&args.config).ok().and_then(|(config, _)| config.cluster);
+    let lines = match shared {
+        Some(cluster) => purged_in_cluster(&cluster, &tenant).await?,
+        None => purged(data_dir, &socket, &tenant).await?,
+    };
+    for line in lines {
         writeln!(out, "{line}").map_err(Failure::io)?;
     }
     Ok(Exit::Done)
+}
+
+/// In the database of a cluster, where no member has the tenant any more.
+async fn purged_in_cluster(cluster: &ClusterConfig, tenant: &TenantId) -> Result<Vec<String>, Failure> {
+    let store = opened::shared(cluster).await?;
+    if let Some((name, _)) = store.holder(tenant).await.map_err(Failure::of_cluster)? {
+        return Err(Failure::of(&purge::HeldByMember { name, tenant: tenant.clone() }, Exit::State));
+    }
+    let purged = crate::checkpoint::purge::purge(&store, tenant).await.map_err(Failure::of_state)?;
+    Ok(vec![format!("{tenant}: {} entries taken out of {}", purged.entries, store.shown())])
 }
 
 /// Inside the running process, or alone.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::opened;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Fault, Problem, SOURCE_TYPE};
 use crate::hosts::fluent_bit::check::{self, Report};
@@ -89,7 +90,8 @@ fn own(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Va
     for warning in config.warnings() {
         warn(notes, &warning, warning.hint.as_deref())?;
     }
-    let problems = unusable_files(&config);
+    let mut problems = unusable_files(&config);
+    problems.extend(unusable_cluster(&config));
     if !problems.is_empty() {
         return Err(ConfigError { path: Some(path.to_owned()), problems }.into());
     }
@@ -115,6 +117,21 @@ fn unusable_files(config: &Config) -> Vec<Problem> {
         })
     };
     config.sinks.iter().filter_map(unusable).collect()
+}
+
+/// What is wrong with the database of a cluster, as far as that can be told without asking it.
+fn unusable_cluster(config: &Config) -> Option<Problem> {
+    let problem = opened::endpoint(config.cluster.as_ref()?).err()?;
+    let expected = format!("a database that can be used; it {}", problem.what);
+    Some(Problem {
+        key: format!("cluster.{}", problem.key),
+        line: None,
+        file: None,
+        fault: Fault::Invalid,
+        value: None,
+        expected,
+        hint: Some(problem.hint),
+    })
 }
 
 fn fluent_bit(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ValidateError> {

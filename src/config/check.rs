@@ -23,7 +23,7 @@ use crate::model::is_guid;
 const SHOWN_CHARS_MAX: usize = 80;
 
 /// Longest list of known keys put into a message.
-const LISTED_KEYS_MAX: usize = 9;
+const LISTED_KEYS_MAX: usize = 10;
 
 /// What has been found so far.
 #[derive(Debug, Default)]

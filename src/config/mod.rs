@@ -6,6 +6,7 @@
 //! what concerns several keys is compared (`read`). Nothing here opens a connection or writes a file.
 
 mod check;
+mod cluster;
 mod credentials;
 mod file_schema;
 mod folder;
@@ -38,6 +39,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
+pub use cluster::ClusterConfig;
 pub use file_schema::config_schema;
 pub(crate) use file_schema::{sink_keys, sink_schema};
 pub use folder::Files;
@@ -117,6 +119,10 @@ pub struct Config {
     #[serde(default)]
     pub receipts: ReceiptsConfig,
 
+    /// Many processes on one PostgreSQL. Without this table the state of all tenants is under `data_dir`.
+    #[serde(default)]
+    pub cluster: Option<ClusterConfig>,
+
     /// The metrics listener. Without this table there is none.
     #[serde(default)]
     pub metrics: Option<MetricsConfig>,
@@ -130,6 +136,11 @@ impl Config {
     /// The control socket: `control_socket`, or `control.sock` under `data_dir`.
     pub fn control_socket(&self) -> PathBuf {
         self.control_socket.clone().unwrap_or_else(|| self.data_dir.join("control.sock"))
+    }
+
+    /// The key that receipts are signed with: `[receipts] key_file`, or `receipts.key` under `data_dir`.
+    pub fn receipts_key(&self) -> PathBuf {
+        self.receipts.key_file.clone().unwrap_or_else(|| self.data_dir.join("receipts.key"))
     }
 }
 
@@ -150,11 +161,17 @@ pub struct ReceiptsConfig {
     #[serde(default)]
     #[schemars(inner(length(min = 1)), extend("uniqueItems" = true, "x-expected" = "a list of names of sinks"), example = &["siem"])]
     pub to: Vec<String>,
+
+    /// The key that receipts are signed with, as `m365-audit receipts key --make` writes it. Default: `receipts.key` in
+    /// `data_dir`, made at the first start. In a cluster all members need the same, so there it must be given.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/receipts.key")]
+    pub key_file: Option<PathBuf>,
 }
 
 impl Default for ReceiptsConfig {
     fn default() -> Self {
-        Self { days: RECEIPTS_DAYS, to: Vec::new() }
+        Self { days: RECEIPTS_DAYS, to: Vec::new(), key_file: None }
     }
 }
 

@@ -345,10 +345,37 @@ pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outpu
         sources,
         sinks,
         receipts: read_key(findings, &mut root, "receipts", Default::default)?,
+        cluster: read_key(findings, &mut root, "cluster", || None)?,
         metrics: read_key(findings, &mut root, "metrics", || None)?,
         log: read_key(findings, &mut root, "log", Default::default)?,
     };
+    check_cluster(findings, &config);
     Some((config, healthy))
+}
+
+/// What a cluster needs of the rest of the file.
+fn check_cluster(findings: &mut Findings, config: &Config) {
+    let Some(cluster) = &config.cluster else { return };
+    if cluster.url.is_some() == cluster.url_file.is_some() {
+        let expected = "one of `cluster.url` and `cluster.url_file`";
+        let hint = "write `url = \"postgres://USER@HOST/DATABASE\"`, or put that into a file for `url_file`";
+        findings.note(Problem::new("cluster.url", Fault::Missing, expected).hint(hint));
+    }
+    if config.receipts.days > 0 && config.receipts.key_file.is_none() {
+        let expected = "a file with the key that all members sign receipts with";
+        let hint = "write `key_file = \"/etc/m365-audit/receipts.key\"` under `[receipts]`: `m365-audit cluster init` makes the file, \
+                    copy it to all members; or keep no receipts with `days = 0`";
+        findings.note(Problem::new("receipts.key_file", Fault::Missing, expected).hint(hint));
+    }
+    for (name, entry) in config.sinks.iter().filter(|_| !cluster.allow_local_sinks) {
+        if matches!(entry.sink, SinkConfig::File(_) | SinkConfig::Stdout(_)) {
+            let expected = "in a cluster a sink that sends records away: `http`, `otlp`, `fluent_forward`, `kafka`";
+            let hint = "records on the disk of one of many machines go with it; where something else carries them away, write \
+                        `allow_local_sinks = true` under `[cluster]`";
+            let key = join(&join("sinks", name), "type");
+            findings.note(Problem::new(key, Fault::Invalid, expected).value(entry.sink.kind()).hint(hint));
+        }
+    }
 }
 
 /// What stands for all sources in `inputs`.
@@ -892,7 +919,7 @@ listen = "everywhere"
 format = "xml"
 "#,
             expect![[r#"
-                config-invalid: `data_dri` is not a known key, expected one of `catch_up_tenants_max`, `control_socket`, `data_dir`, `log`, `metrics`, `receipts`, `sinks`, `sources`, `tenants_dir` (line 1)
+                config-invalid: `data_dri` is not a known key, expected one of `catch_up_tenants_max`, `cluster`, `control_socket`, `data_dir`, `log`, `metrics`, `receipts`, `sinks`, `sources`, `tenants_dir` (line 1)
                   hint: nearest known key: `data_dir`; 18 more problems below
                 `sources.contoso.client_id` is missing, expected the application's client id, a GUID (line 2)
                   hint: Entra admin centre > App registrations > Application (client) ID
@@ -930,9 +957,9 @@ format = "xml"
     fn receipts_are_kept_thirty_days_and_go_only_to_sinks_that_are_there() {
         let text = source_with("");
         let plain = Config::parse(&text, &env).unwrap();
-        assert_eq!(plain.receipts, ReceiptsConfig { days: 30, to: Vec::new() });
+        assert_eq!(plain.receipts, ReceiptsConfig::default());
         let known = Config::parse(&format!("{text}\n[receipts]\ndays = 0\nto = [\"out\"]\n"), &env).unwrap();
-        assert_eq!(known.receipts, ReceiptsConfig { days: 0, to: vec!["out".to_owned()] });
+        assert_eq!(known.receipts, ReceiptsConfig { days: 0, to: vec!["out".to_owned()], key_file: None });
         check(
             &format!("{text}\n[receipts]\ndays = 3651\nto = [\"ot\", \"\"]\nsign = true\n"),
             expect![[r#"
@@ -940,7 +967,7 @@ format = "xml"
               hint: 3 more problems below
             `receipts.to[1]` is ``, expected a text that is not empty (line 13)
             `receipts.to[0]` is `ot`, expected `out` (line 13)
-            `receipts.sign` is not a known key, expected one of `days`, `to` (line 14)
+            `receipts.sign` is not a known key, expected one of `days`, `key_file`, `to` (line 14)
         "#]],
         );
     }

@@ -3,6 +3,7 @@
 mod beneath;
 mod book;
 mod check;
+mod cluster;
 mod container;
 mod kill;
 mod network;

@@ -71,7 +71,7 @@ impl Place {
     /// one without events.
     async fn seal(&self, hours: u64) -> SqliteStore {
         let state = SqliteStore::open(self.at("data")).unwrap();
-        let signer = receipts_key::open_or_make(&self.at("data")).unwrap();
+        let signer = receipts_key::open_or_make(&self.at("data/receipts.key")).unwrap();
         for tenant in &TENANTS[..1] {
             let tenant = tenant.parse().unwrap();
             let keys = ReceiptKeys::below(Keys::of(&tenant).receipts());
@@ -261,7 +261,7 @@ fn of_the_other(place: &Place) -> String {
         begins: true,
         previous: [0; 32],
     };
-    seal(&part, [], &BTreeMap::new(), &receipts_key::open(&place.at("data")).unwrap()).note
+    seal(&part, [], &BTreeMap::new(), &receipts_key::open(&place.at("data/receipts.key")).unwrap()).note
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn receipts_of_a_tenant_that_are_gone_are_not_verified_because_those_of_an
     let other = Keys::of(&TENANTS[1].parse().unwrap());
     let head = ReceiptKeys::below(other.receipts()).head();
     let put = |key: String, value: Vec<u8>| Op::Put { key, value: value.into(), expected: Expected::Any };
-    let owner = format::encode(&Owner { format: 1, writer: "a".into() });
+    let owner = format::encode(&Owner { format: 1, writer: "a".into(), commit: None });
     running.commit(vec![put(other.owner(), owner.to_vec())]).await.unwrap();
     let told = place.badly("verify -c agent.toml", 65, "receipts-not-verified: ");
     assert!(told.contains(&format!("not verified    `{head}`: the tenant has a state")), "{told}");
