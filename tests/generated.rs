@@ -72,6 +72,8 @@ fn every_slug_in_the_code_has_a_page() {
         "no-referrer",
         "no-store",
         "same-origin",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "verify-full",
     ];
     let mut used = BTreeSet::new();
     let plugin = rust_files(&root().join("plugins/fluent-bit/src"));

@@ -26,6 +26,8 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Guarantees", "guarantees.md", 0),
     ("Operating", "operating.md", 0),
     ("Many tenants", "tenants.md", 0),
+    ("A second machine", "cluster.md", 0),
+    ("Ten thousand tenants", "fleet.md", 0),
     ("I have an export", "exports.md", 0),
     ("Is anything missing?", "reconcile.md", 0),
     ("Beyond seven days", "heal.md", 0),

@@ -14,11 +14,12 @@ use super::{Document, NOTICE};
 use crate::api::{known_errors, vendor_codes};
 use crate::auth::{EXPIRES_HINT, EXPIRES_SLUG};
 use crate::checkpoint::moving::MoveError;
-use crate::cli::purge::{PurgeError, StillRead};
+use crate::cli::purge::{HeldByMember, InCluster, PurgeError, StillRead};
 use crate::cli::reading::NormalizeError;
 use crate::cli::receipts::ReceiptsError;
 use crate::cli::reconcile::ReconcileError;
 use crate::cli::report::ReportError;
+use crate::cli::transfer::TransferError;
 use crate::cli::written::NotWritten;
 use crate::config::{ConfigError, Fault, Problem};
 use crate::delivery::SLOW_HINT;
@@ -321,9 +322,31 @@ fn of_tenants() -> Vec<Entry> {
     entries
 }
 
+/// Those of a state that goes from one store to another.
+fn of_transfers() -> Vec<Entry> {
+    let Ok(tenant) = "11111111-1111-1111-1111-111111111111".parse::<TenantId>() else { return Vec::new() };
+    let path = || PathBuf::from("fabrikam.state");
+    let errors = [
+        TransferError::Read { tenant: tenant.clone(), by: "member `worker-1` of the cluster".to_owned() },
+        TransferError::Nothing(tenant.clone()),
+        TransferError::Occupied { tenant: tenant.clone(), entries: 300 },
+        TransferError::File { path: path(), why: "Permission denied (os error 13)".to_owned() },
+        TransferError::Damaged { path: path(), why: "its end is missing".to_owned() },
+    ];
+    let origin = "`m365-audit state export --tenant` and `state import` (`src/cli/transfer.rs`)";
+    let mut entries: Vec<Entry> = errors.iter().map(|error| entry(error, origin)).collect();
+    entries.push(entry(&InCluster, "`m365-audit tenant remove --purge` (`src/cli/purge.rs`)"));
+    entries.push(entry(
+        &HeldByMember { name: "worker-1".to_owned(), tenant },
+        "`m365-audit tenant remove --purge` (`src/cli/purge.rs`)",
+    ));
+    entries
+}
+
 /// Those of the configuration, and of tenants put into it and taken out.
 fn of_the_configuration() -> Vec<Entry> {
     let mut entries = of_tenants();
+    entries.extend(of_transfers());
     let problem = Problem {
         key: "sources.contoso.tenant_id".to_owned(),
         line: None,
@@ -439,6 +462,14 @@ const WRITTEN: &[Written] = &[
     ("sink-file-replaced", "the file of a `file` sink is not the one that was written last: records that were confirmed are not in it", SHORTER_HINT, "a sink of type `file`: log, health for a day, and `m365_audit_sink_file_cut_total` (`src/hosts/file/known.rs`)"),
     ("sink-slow", "a write of a sink has been under way for more than 10 seconds", SLOW_HINT, "a sink: log, health, and `m365_audit_sink_oldest_request_seconds` (`src/delivery/worker.rs`)"),
     ("state-slow", "a commit to the state, or a read of it, has been under way for more than 10 seconds", STORE_SLOW_HINT, "a running source: log, health, and `m365_audit_state_waiting_seconds` (`src/source/slow_store.rs`)"),
+    ("cluster-store-away", "the PostgreSQL of the cluster does not answer, or refuses", "look at the database and the way to it; the process waits and goes on by itself. Nothing is lost: nothing is handed over while it is unsure who has the tenants, and other members may take them", "a member of a cluster: log (`src/hosts/postgres/leases.rs`), and every command that asks the database"),
+    ("cluster-member-has-it", "the tenants of a cluster are its members', so a command that needs a state for itself alone does not run", "run it without `[cluster]`, or ask the member that has the tenant: `backfill`, `heal`, `state set` and `state retry` find it by themselves", "commands that write the state (`src/cli/opened.rs`)"),
+    ("cluster-nobody", "no live member of the cluster reads the tenant, so nobody took what was asked", "`m365-audit cluster status` shows who is there; start a member whose configuration has the tenant, then run the same command again", "`backfill`, `heal`, `state set`, `state retry` in a cluster (`src/cli/requests.rs`)"),
+    ("cluster-left-unsaid", "a member that ended could not give its leases back", "nothing: they expire by themselves after `cluster.lease_secs`, and other members take the tenants then", "the end of a member of a cluster: log (`src/hosts/postgres/leases.rs`)"),
+    ("lease-lost", "a member of a cluster was silent for longer than `cluster.lease_secs`, so others may have its tenants; it gives all up and begins anew", "find out what paused the process, or kept it from the database: a machine that sleeps, a CPU limit, the network. Nothing is lost; what was at the sink at that moment may come twice", "a member of a cluster: log (`src/hosts/postgres/leases.rs`)"),
+    ("lease-conflict", "another member wrote the state of a tenant, so this one gives it up", "nothing, after a pause or a failover. Again and again: two processes that do not see each other read the tenant; `m365-audit cluster status` shows the members", "a member of a cluster: log (`src/cli/run.rs`)"),
+    ("lease-unsure", "the cluster's database has not answered a heartbeat for two thirds of `cluster.lease_secs`, so nothing is handed to the sinks until it does", "look at the database and the way to it; the process goes on by itself", "a member of a cluster: what a batch is refused with (`src/hosts/postgres/fence.rs`)"),
+    ("member-replaced", "another process goes by this member's name. One that starts takes the name over, as after a crash; the one that lost it ends", "give each process its own `cluster.member`; by default it is the name of the host", "a member of a cluster: log (`src/hosts/postgres/leases.rs`)"),
     ("state-new-beside-records", "the state is new, and the file of a sink has records already: the state was lost, or `data_dir` is not where it was", NEW_STATE_HINT, "the start of a sink of type `file`: log and health for a day (`src/hosts/file/known.rs`)"),
     ("state-lost", "`data_dir` was used before and has no state: a first run begins", LOST_HINT, "the start: log, and health for an hour (`src/hosts/embedded/store.rs`)"),
     ("state-removed", "a file of the state was removed or moved away while the process ran; it is written anew from what the process holds", REMOVED_HINT, "the state while running: log and health (`src/hosts/embedded/store/writer.rs`)"),

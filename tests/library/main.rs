@@ -10,6 +10,7 @@ mod embedded_host;
 mod examples;
 mod exports;
 mod fleet;
+mod lease_model;
 mod meaning;
 mod monitoring;
 mod mutants;

@@ -400,6 +400,35 @@ fn every_test_the_book_names_is_there() {
     assert!(named >= 30, "{named} tests are named");
 }
 
+/// So is what a cluster of pods is given.
+#[test]
+fn the_kubernetes_example_of_a_cluster_has_a_valid_configuration() {
+    let text = fs::read_to_string(root().join("packaging/kubernetes/cluster.yaml")).unwrap();
+    let block = text.split("  agent.toml: |\n").nth(1).unwrap().split("\n---").next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("client_secret"), "not a secret at all").unwrap();
+    let toml: String = block.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    let toml = toml.replace("/etc/m365-audit/secret", &dir.path().display().to_string());
+    let config = m365_audit::config::Config::parse(&toml, &|name| match name {
+        "POD_NAME" => Some("m365-audit-0".into()),
+        "POD_IP" => Some("10.42.0.17".into()),
+        _ => None,
+    });
+    let config = config.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.cluster.as_ref().and_then(|cluster| cluster.member.as_deref()), Some("m365-audit-0"));
+    let port = config.metrics.unwrap().listen.port();
+    assert!(text.contains(&format!("containerPort: {port}")) && text.contains("path: /live"));
+    let promised = [
+        "kind: StatefulSet",
+        "podManagementPolicy: Parallel",
+        "terminationGracePeriodSeconds: 60",
+        "kind: PodDisruptionBudget",
+        "kind: NetworkPolicy",
+    ];
+    assert!(promised.iter().all(|part| text.contains(part)));
+    assert!(!text.contains("volumeClaimTemplates"), "a pod's disk is not for good");
+}
+
 /// What Kubernetes is given is a configuration this build takes.
 #[test]
 fn the_kubernetes_example_has_a_valid_configuration() {

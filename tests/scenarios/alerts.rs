@@ -295,6 +295,27 @@ async fn a_gap_is_alarmed_of_for_an_hour() {
     world.stop(running).await;
 }
 
+/// What a member of a cluster says of it; `tests/program/cluster.rs` has whole members.
+#[tokio::test]
+async fn a_cluster_whose_tenants_nobody_takes_and_one_with_two_writers_are_alarmed_of_until_it_is_over() {
+    use m365_audit::metrics::{CLUSTER_MEMBERS, HEALTH, LEASES_HELD, TENANTS_WITHOUT_MEMBER, lease_lost};
+    let mut scraped = Scraped::new().await;
+    metrics::gauge!(CLUSTER_MEMBERS).set(2.0);
+    metrics::gauge!(LEASES_HELD).set(7.0);
+    metrics::gauge!(HEALTH, "tenant" => "7f3c0000-0000-0000-0000-000000000001").set(0.0);
+    for minute in 0..60 {
+        metrics::gauge!(TENANTS_WITHOUT_MEMBER).set(if (10..20).contains(&minute) { 3.0 } else { 0.0 });
+        if (30..40).contains(&minute) || minute == 5 {
+            lease_lost("conflict");
+        }
+        scraped.scrape().await;
+    }
+    let unread: &[&str] = &["M365AuditClusterTenantUnread"];
+    let conflicts: &[&str] = &["M365AuditClusterConflicts"];
+    let minutes = [(8, &[][..]), (11, &[]), (15, unread), (25, &[]), (38, conflicts), (58, &[])];
+    assert_alerts("a cluster", &[Target::answering("a", &scraped.minutes)], &minutes);
+}
+
 #[tokio::test]
 async fn a_throttled_tenant_is_alarmed_of_while_it_is() {
     let mut world = World::new().await;
