@@ -384,6 +384,8 @@ pub struct RequestLog {
     pub had_publisher: bool,
     /// Whether a bearer token was sent.
     pub had_token: bool,
+    /// What the token is for that was sent, or asked for here.
+    pub resource: Option<String>,
     /// When it was answered, by the simulator's clock.
     pub at: Timestamp,
     /// The same by the monotonic clock.

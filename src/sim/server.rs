@@ -30,7 +30,7 @@ use super::call::{Call, NEXT_PAGE_HEADER, Reply, ReplyBody};
 use super::faults::{CallKind, CallNames, Fault, Faults};
 use super::feed;
 use super::tenant::{BlobBody, State};
-use super::token::Tokens;
+use super::token::{self, Tokens};
 use super::{Counters, RequestLog};
 use crate::clock::Clock;
 use crate::model::{TenantId, Timestamp};
@@ -271,6 +271,7 @@ fn enter_log(shared: &Shared, call: &Call, status: u16, fault: Option<&Fault>, c
         page: param("nextpage"),
         had_publisher,
         had_token: call.bearer.is_some(),
+        resource: token::resource_of(call),
         at: shared.now(),
         monotonic: shared.clock.monotonic(),
         status,

@@ -193,6 +193,17 @@ impl Tokens {
     }
 }
 
+/// What the token is for that a call brings, or asks for: any token of ours says so itself, good or not.
+pub(super) fn resource_of(call: &Call) -> Option<String> {
+    if let Some(bearer) = &call.bearer {
+        let payload = URL_SAFE_NO_PAD.decode(bearer.split('.').nth(1)?).ok()?;
+        return Some(serde_json::from_slice::<serde_json::Value>(&payload).ok()?["aud"].as_str()?.to_owned());
+    }
+    let field = |name: &str| call.form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let asked = call.param("resource").or_else(|| field("resource")).or_else(|| field("scope"))?;
+    Some(asked.strip_suffix("/.default").unwrap_or(asked).to_owned())
+}
+
 /// Answers a token request that came to `own_url`.
 pub(super) fn answer(tokens: &mut Tokens, config: &SimConfig, own_url: &str, call: &Call, now: Timestamp) -> Reply {
     match grant(&mut tokens.assertions, config, own_url, call, now) {

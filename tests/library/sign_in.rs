@@ -13,7 +13,7 @@ use m365_audit::api::{
 };
 use m365_audit::clock::TestClock;
 use m365_audit::config::{AssertionAlgorithm, IdentityHost};
-use m365_audit::model::{Actionable as _, Timestamp};
+use m365_audit::model::{Actionable as _, Timestamp, Window};
 use m365_audit::sim::{CallKind, FederatedCredential, MachineIdentity, Sim, SimConfig};
 use rcgen::{CertificateParams, KeyPair};
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
@@ -479,4 +479,88 @@ async fn a_managed_identity_signs_in_in_its_three_forms() {
     let error = bench.signs_in(credential(ManagedIdentity { url: nobody, ..identity })).await.unwrap_err();
     assert_eq!(error.slug(), "auth-identity-unreachable", "{error}");
     assert_eq!(bench.exchanges(CallKind::Token), 0, "no authority is asked");
+}
+
+const FEED: &str = "https://manage.office.com";
+const GRAPH: &str = "https://graph.microsoft.com";
+
+/// The feed at one host, Graph at another, which is a tenant of its own and so refuses every token: what was sent to
+/// either is seen there. `exchange` is the kind of call by which this way asks for tokens.
+async fn assert_signs_in_for_both(bench: &Bench, what: &str, credential: Credential, exchange: CallKind) {
+    let window = Window { start: NOON.parse().unwrap(), end: "2026-05-08T13:00:00Z".parse().unwrap() };
+    let before = bench.sim.requests().len();
+    let client = bench.client(credential.clone());
+    client.list_subscriptions().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let graph = client.graph();
+    let query = graph.submit(window, "n").await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    graph.look(&query.id).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    client.list_subscriptions().await.unwrap();
+    let seen = bench.sim.requests().split_off(before);
+    let resources = |is: &dyn Fn(CallKind) -> bool| -> Vec<String> {
+        seen.iter().filter(|request| is(request.kind)).map(|request| request.resource.clone().unwrap()).collect()
+    };
+    assert_eq!(resources(&|kind| kind == exchange), [FEED, GRAPH], "{what}: a token of its own for each");
+    assert_eq!(resources(&|kind| !kind.is_beside_the_feed()), [FEED, FEED], "{what}");
+    let of_graph = |kind| matches!(kind, CallKind::GraphSubmit | CallKind::GraphQuery);
+    assert_eq!(resources(&of_graph), [GRAPH, GRAPH], "{what}");
+
+    let elsewhere = Bench::new(|_| {}).await;
+    let settings = ApiSettings { graph_url: Url::parse(&elsewhere.sim.url()).unwrap(), ..bench.settings(credential) };
+    let before = bench.sim.requests().len();
+    let client = ApiClient::new(settings, Arc::new(bench.clock.clone())).unwrap();
+    client.list_subscriptions().await.unwrap();
+    assert_eq!(client.graph().submit(window, "n").await.unwrap_err().slug(), "graph-permission-missing", "{what}");
+    client.list_subscriptions().await.unwrap();
+    let of = |sim: &Sim, since| -> Vec<_> {
+        let bearers = sim.requests().split_off(since).into_iter().filter(|request| request.had_token);
+        bearers.map(|request| request.resource.unwrap()).collect()
+    };
+    assert_eq!(of(&elsewhere.sim, 0), [GRAPH, GRAPH], "{what}: asked for anew once");
+    assert_eq!(of(&bench.sim, before), [FEED, FEED], "{what}");
+}
+
+#[tokio::test]
+async fn every_way_to_sign_in_has_a_token_of_its_own_for_graph_and_none_goes_to_the_others_host() {
+    let bench = Bench::new(|config| {
+        config.federated = Some(FederatedCredential {
+            issuer: "https://issuer.example".to_owned(),
+            audience: "api://AzureADTokenExchange".to_owned(),
+            subject: "system:serviceaccount:logs:agent".to_owned(),
+            certificate: config.certificates.first().cloned(),
+        });
+        config.machine_identity = Some(MachineIdentity {
+            tenant: config.tenants[0].clone(),
+            system_assigned: true,
+            user_assigned: Vec::new(),
+            app_service_header: "app~service&header".to_owned(),
+            arc_challenge: None,
+        });
+    })
+    .await;
+    let secret = Credential::Secret(SimConfig::default().client_secret.as_str().into());
+    assert_signs_in_for_both(&bench, "a secret", secret, CallKind::Token).await;
+    let with_key = CertificateFiles { key_file: Some(fixture("client.key")), ..files(fixture("client.pem")) };
+    assert_signs_in_for_both(&bench, "a certificate", certificate(with_key), CallKind::Token).await;
+    let token = outside_token("system:serviceaccount:logs:agent", "2026-05-08T13:00:00Z".parse().unwrap());
+    let federated = Credential::FederatedToken(bench.file("token", token));
+    assert_signs_in_for_both(&bench, "a federated token", federated, CallKind::Token).await;
+
+    let at = |path: &str| Url::parse(&format!("{}{path}", bench.sim.url())).unwrap();
+    let imds = ManagedIdentity {
+        host: IdentityHost::Imds,
+        url: at("/metadata/identity/oauth2/token"),
+        header: None,
+        client_id: None,
+        arc_key_dir: bench.dir.path().to_owned(),
+    };
+    let app_service = ManagedIdentity {
+        host: IdentityHost::AppService,
+        url: at("/msi/token"),
+        header: Some(SecretText::from("app~service&header")),
+        ..imds.clone()
+    };
+    for (what, identity) in [("a machine's identity", imds), ("App Service", app_service)] {
+        let credential = Credential::ManagedIdentity(Box::new(identity));
+        assert_signs_in_for_both(&bench, what, credential, CallKind::Identity).await;
+    }
 }
