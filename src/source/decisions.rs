@@ -285,6 +285,8 @@ impl Decisions {
     fn restore(&mut self) {
         if self.terms.once {
             self.start_next_listers();
+            // A pass may end before the next tick.
+            self.check_gaps();
             if self.is_finished() {
                 return;
             }
@@ -618,6 +620,7 @@ impl Decisions {
             Done::Gap(gap, Ok(())) => {
                 if let Some(stream) = self.streams.get_mut(&gap.content_type) {
                     stream.declared(gap.window, gap.reason);
+                    self.advance(gap.content_type);
                     self.guide(gap.content_type);
                 }
             }

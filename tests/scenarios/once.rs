@@ -30,6 +30,21 @@ async fn a_single_pass_reads_from_its_origin_to_now() {
     assert!(w.compare().duplicated.is_empty());
 }
 
+/// A pass that takes seconds declares what is no longer listed, as one that runs on does.
+#[tokio::test]
+async fn a_single_pass_declares_its_gaps_however_short_it_is() {
+    let mut w = World::new().await;
+    w.add_aged(2, hours(1));
+    w.once().await;
+    w.leap(days(9), hours(12)).await;
+    w.add_aged(2, mins(30));
+    w.once().await;
+    assert_eq!((w.gaps().len(), w.host.notices("m365_audit.gap").len()), (1, 1));
+    assert!(w.complete_until(EXCHANGE).unwrap() > w.ago(hours(1)));
+    w.once().await;
+    assert_eq!(w.gaps().len(), 1, "declared once");
+}
+
 /// DLP comes first and alone.
 #[tokio::test]
 async fn dlp_comes_first() {
