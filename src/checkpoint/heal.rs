@@ -34,6 +34,9 @@ pub struct StoredHeal {
     /// What was healed of each stream, by event times.
     #[serde(default)]
     pub healed: BTreeMap<String, Vec<HealedInterval>>,
+    /// What of gaps stays open because nobody knows whether events of before it were delivered.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_known: BTreeMap<String, Vec<NotKnown>>,
     /// Until when gaps that could not be filled are left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again_at: Option<Timestamp>,
@@ -51,6 +54,7 @@ impl Default for StoredHeal {
             gaps: None,
             asked: None,
             healed: BTreeMap::new(),
+            not_known: BTreeMap::new(),
             again_at: None,
             left: Vec::new(),
         }
@@ -73,6 +77,33 @@ pub struct HealedInterval {
     /// When it was healed.
     pub at: Timestamp,
     /// How many events that brought.
+    pub events: u64,
+}
+
+/// A part of a gap that cannot be filled without repeats: Graph has events that happened before the gap and may have
+/// become available in this part of it, and neither a receipt nor a key says whether the feed had brought them before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotKnown {
+    /// Where it begins.
+    pub from: Timestamp,
+    /// Where it ends (exclusive).
+    pub to: Timestamp,
+    /// When that was found.
+    pub at: Timestamp,
+    /// How many such events there are; they are left out.
+    pub events: u64,
+}
+
+/// Events of before a gap that were left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The content type that brings them.
+    pub content_type: String,
+    /// When the first of them happened.
+    pub from: Timestamp,
+    /// When the last of them happened.
+    pub to: Timestamp,
+    /// How many.
     pub events: u64,
 }
 
@@ -100,6 +131,9 @@ pub struct StoredJob {
     /// What was left: where, and why.
     #[serde(default)]
     pub left: Vec<LeftWindow>,
+    /// Events of before a gap that were left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
 }
 
 /// An interval of one stream that is to be filled.
@@ -231,8 +265,36 @@ impl StoredHeal {
         without(vec![window], healed)
     }
 
+    /// What of gaps of a stream stays open because of events of before.
+    pub fn not_known_of(&self, content_type: ContentType) -> &[NotKnown] {
+        self.not_known.get(content_type.as_str()).map_or(&[], Vec::as_slice)
+    }
+
+    /// What of a window is not healed, and can be without repeats.
+    pub fn fillable_parts(&self, content_type: ContentType, window: Window) -> Vec<Window> {
+        let not_known = self.not_known_of(content_type).iter();
+        without(self.open_parts(content_type, window), not_known.map(|part| Window { start: part.from, end: part.to }))
+    }
+
+    /// Notes that a part of a gap stays open because of events of before it.
+    pub fn note_not_known(&mut self, content_type: ContentType, new: NotKnown) {
+        let all = self.not_known.entry(content_type.as_str().to_owned()).or_default();
+        all.retain(|known| known.to <= new.from || new.to <= known.from);
+        all.push(new);
+        // What is forgotten is searched once more, and found again.
+        if all.len() > HEALED_MAX {
+            all.remove(0);
+        }
+    }
+
     /// Notes that an interval is healed.
     pub fn note_healed(&mut self, content_type: ContentType, new: HealedInterval) {
+        if let Some(not_known) = self.not_known.get_mut(content_type.as_str()) {
+            not_known.retain(|part| part.from < new.from || new.to < part.to);
+            if not_known.is_empty() {
+                self.not_known.remove(content_type.as_str());
+            }
+        }
         let all = self.healed.entry(content_type.as_str().to_owned()).or_default();
         let at = all.partition_point(|known| known.from <= new.from);
         all.insert(at, new);
@@ -274,6 +336,7 @@ impl OpenGaps {
         self.positions.extend(positions.iter().map(|(content_type, position)| (*content_type, position.clone())));
         if let Some(heal) = heal {
             self.heal.healed.clone_from(&heal.healed);
+            self.heal.not_known.clone_from(&heal.not_known);
         }
     }
 
@@ -283,7 +346,7 @@ impl OpenGaps {
         let behind = self.positions.values().filter_map(|position| position.complete_until);
         let gaps = self.positions.iter().flat_map(|(content_type, position)| {
             let windows = position.gaps.iter().map(|gap| Window { start: gap.from, end: gap.to });
-            windows.flat_map(|gap| self.heal.open_parts(*content_type, gap)).map(|open| open.start)
+            windows.flat_map(|gap| self.heal.fillable_parts(*content_type, gap)).map(|open| open.start)
         });
         let from = behind.filter(|behind| *behind < ago(LISTED)).chain(gaps).min()?;
         Some(from.saturating_sub(LEAD_MAX).unwrap_or(from).max(ago(KEPT_MAX)))
@@ -334,6 +397,27 @@ mod tests {
         }
         assert_eq!(heal.open_parts(ContentType::General, w(10, 20)), [w(10, 20)]);
         assert_eq!(decode::<StoredHeal>("h", &encode(&heal)), Ok(heal));
+    }
+
+    #[test]
+    fn what_is_not_known_stays_open_and_is_not_tried_again_until_it_is_healed() {
+        let (mut heal, of) = (StoredHeal::default(), ContentType::Exchange);
+        let not_known = |from, to| NotKnown { from: t(from), to: t(to), at: t(40), events: 2 };
+        heal.note_not_known(of, not_known(10, 13));
+        assert_eq!(heal.open_parts(of, w(10, 20)), [w(10, 20)]);
+        assert_eq!(heal.fillable_parts(of, w(10, 20)), [w(13, 20)]);
+        heal.note_not_known(of, not_known(10, 14));
+        assert_eq!(heal.not_known_of(of), [not_known(10, 14)]);
+        assert_eq!(decode::<StoredHeal>("h", &encode(&heal)), Ok(heal.clone()));
+        let healed = |from, to| HealedInterval { from: t(from), to: t(to), at: t(41), events: 2 };
+        heal.note_healed(of, healed(14, 20));
+        assert_eq!(heal.not_known_of(of).len(), 1);
+        heal.note_healed(of, healed(9, 14));
+        assert!(heal.not_known.is_empty() && heal.open_parts(of, w(10, 20)).is_empty());
+        for n in 0..200 {
+            heal.note_not_known(of, not_known(100 + 2 * n, 101 + 2 * n));
+        }
+        assert_eq!(heal.not_known_of(of).len(), HEALED_MAX);
     }
 
     #[test]

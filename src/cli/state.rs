@@ -21,7 +21,7 @@ use super::moment::span;
 use super::progress::{Progress, Unit};
 use super::{Failure, opened, requests, transfer};
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
-use crate::checkpoint::heal::{HealedInterval, StoredHeal};
+use crate::checkpoint::heal::{HealedInterval, NotKnown, StoredHeal};
 use crate::checkpoint::held::HeldHead;
 use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::ledger::{LedgerSettings, ServerTimeSource};
@@ -136,6 +136,8 @@ struct StreamShown {
     /// Intervals filled through Microsoft Graph.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     healed: Vec<HealedInterval>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_known: Vec<NotKnown>,
 }
 
 #[derive(Serialize)]
@@ -347,6 +349,7 @@ async fn streams(store: &dyn StateStore, name: &str, source: &SourceConfig) -> R
             held: held.get(&content_type).cloned().unwrap_or_default(),
             backfill: unfinished.map(backfill::describe),
             healed: healing.healed_of(content_type).to_vec(),
+            not_known: healing.not_known_of(content_type).to_vec(),
             gaps: gaps.into_iter().map(|gap| GapShown { from: gap.from, to: gap.to, reason: gap.reason }).collect(),
         });
     }
@@ -413,6 +416,13 @@ fn print(stream: &StreamShown, out: &mut (dyn Write + Send)) -> std::io::Result<
     }
     for GapShown { from, to, reason } in &stream.gaps {
         writeln!(out, "  gap             {from} to {to}: {reason}")?;
+    }
+    for NotKnown { from, to, events, .. } in &stream.not_known {
+        writeln!(
+            out,
+            "    stays open    {from} to {to}: whether {} of before it were delivered is not known (heal-not-known)",
+            counted(*events, "event")
+        )?;
     }
     for HealedInterval { from, to, at, .. } in &stream.healed {
         writeln!(out, "  healed          {from} to {to}, through Microsoft Graph on {at}")?;

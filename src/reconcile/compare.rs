@@ -25,7 +25,7 @@ use crate::exports::input::{Input, InputError, Stop};
 use crate::exports::pipeline::{self, BadItem, Item};
 use crate::exports::place::Place;
 use crate::host::{StateError, StateStore};
-use crate::model::{ContentType, TenantId, Timestamp};
+use crate::model::{ContentType, TenantId, Timestamp, counted};
 use crate::normalise::{Event, Normaliser};
 
 /// Rows that are looked up together, so that a page of keys is read once for many.
@@ -116,7 +116,15 @@ fn of_healed(healed: &StoredHeal, content_types: &[ContentType]) -> Vec<String> 
             first.from
         ))
     };
-    content_types.iter().filter_map(note).collect()
+    let not_known = |content_type: &ContentType| {
+        let all = healed.not_known_of(*content_type);
+        let (from, to) = (all.iter().map(|part| part.from).min()?, all.iter().map(|part| part.to).max()?);
+        let events = counted(all.iter().map(|part| part.events).sum(), "event");
+        Some(format!(
+            "{content_type} has a gap from {from} to {to} that stays open, since nobody knows whether {events} of before it were delivered (heal-not-known)"
+        ))
+    };
+    content_types.iter().filter_map(note).chain(content_types.iter().filter_map(not_known)).collect()
 }
 
 /// What a pass over the export found.

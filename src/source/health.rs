@@ -34,6 +34,8 @@ pub enum Place {
     Stream(ContentType),
     /// One stream's blobs.
     Blobs(ContentType),
+    /// Gaps that are to be filled through Microsoft Graph and are not.
+    Gaps,
 }
 
 /// How bad a trouble is.

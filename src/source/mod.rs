@@ -129,6 +129,7 @@ pub struct M365Audit {
     once: bool,
     desk: Option<Desk>,
     heal_desk: Option<heal::desk::Desk>,
+    heal_pages_max: Option<u32>,
     retries: Option<mpsc::Receiver<aside::Ask>>,
     receipts: Option<Keeping>,
     fleet: Fleet,
@@ -151,6 +152,7 @@ impl M365Audit {
             once: false,
             desk: None,
             heal_desk: None,
+            heal_pages_max: None,
             retries: None,
             receipts: None,
             fleet: Fleet::new(),
@@ -166,6 +168,13 @@ impl M365Audit {
     /// The same source, with a desk at which back-fills are asked for while it runs.
     pub fn with_desk(self, desk: Desk) -> Self {
         Self { desk: Some(desk), ..self }
+    }
+
+    /// The same source, which believes no answer of Microsoft Graph of more pages than this. For tests: the usual bound
+    /// takes minutes to reach.
+    #[doc(hidden)]
+    pub fn with_heal_pages_max(self, pages: u32) -> Self {
+        Self { heal_pages_max: Some(pages), ..self }
     }
 
     /// The same source, with a desk at which ranges are asked to be filled through Microsoft Graph while it runs.
@@ -404,6 +413,7 @@ impl M365Audit {
             heal: heal::desk::HealSettings {
                 gaps: config.heal.graph,
                 query_wait: Duration::from_secs(config.heal.query_wait_secs),
+                pages_max: self.heal_pages_max.unwrap_or(heal::PAGES_MAX),
                 without_search: (!config.cloud.has_audit_search()).then(|| config.cloud.as_str().to_owned()),
             },
             heal_desk: self.heal_desk,

@@ -78,16 +78,19 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
                 tenant,
             );
             let reader = Box::new(backfill::Reader::new(&parts, &context, subscriptions.clone()));
-            let healing = Box::pin(AtWork::begin(&mut parts, &context)).await;
+            let healing = Box::pin(AtWork::begin(&mut parts, &context, &board, &stop)).await;
             let healing = healing.map_err(|source| SourceError::State { tenant: parts.tenant.clone(), source })?;
             let backfills = std::pin::pin!(backfill::serve(parts.desk.take(), reader));
             let remembered = Remembered { positions, settled: blobs };
             let tenant_loop = Box::new(Loop::new(parts, board, context, subscriptions, handle, remembered, stop));
-            let report = tokio::select! {
+            let mut report = tokio::select! {
                 report = tenant_loop.run(&mut writer, enabled, tracked, to_offer) => report,
                 () = backfills => Err(SourceError::Internal("the desk for back-fills closed".into())),
             };
-            healing.ended().await;
+            let left = healing.ended(report.is_ok()).await;
+            if let Ok(report) = &mut report {
+                report.left.extend(left);
+            }
             report
         });
         tokio::select! {

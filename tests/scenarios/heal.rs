@@ -9,7 +9,9 @@ use m365_audit::checkpoint::format::{Keys, decode};
 use m365_audit::checkpoint::heal::StoredHeal;
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::sim::{CallKind, Fault, GraphVersions, NewBlob, QueryFate, Script, SubscriptionState};
+
 use m365_audit::source::heal::desk::{Ask, Asked, Counter, Ended, HealError};
+use m365_audit::source::report::LeftKind;
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -279,8 +281,14 @@ async fn what_never_ends_stays_a_gap_and_is_asked_for_again_with_a_bound() {
     assert!(w.complete_until(EXCHANGE).unwrap() > w.now() - SignedDuration::from_hours(2), "the feed goes on");
     assert!(w.host.notices("m365_audit.gap_healed").is_empty() && !is_healed(&w));
     assert!(submissions(&w) <= 200, "{}", submissions(&w));
+    // It is said as long as it is so, after a restart, too.
+    assert!(w.host.health().to_string().contains("heal-incomplete"), "{}", w.host.health());
+    w.stop(running).await;
+    let running = w.start();
+    w.until("it is said again", || w.host.health().to_string().contains("heal-incomplete")).await;
     w.sim.configure(|config| config.graph.stuck_share = 0.0);
     until_healed(&w).await;
+    w.until("it is well", || w.host.health() == m365_audit::host::Health::Healthy).await;
     w.stop(running).await;
     assert_all_once(&w);
 }
@@ -315,10 +323,12 @@ async fn without_the_permission_the_gap_stays_and_the_feed_goes_on() {
     w.pass(hours(2)).await;
     assert!(!is_healed(&w) && from_graph(&w).is_empty());
     assert!(w.complete_until(EXCHANGE).unwrap() > w.now() - SignedDuration::from_hours(1));
+    assert!(w.host.health().to_string().contains("graph-permission-missing"), "{}", w.host.health());
     assert!(w.requests(CallKind::GraphSubmit).len() < 40, "{}", w.requests(CallKind::GraphSubmit).len());
     w.sim.configure(|config| config.graph.roles = vec!["AuditLogsQuery.Read.All".into()]);
     w.sim.revoke_tokens();
     until_healed(&w).await;
+    w.until("it is well", || w.host.health() == m365_audit::host::Health::Healthy).await;
     w.stop(running).await;
     assert_all_once(&w);
 }
@@ -347,6 +357,168 @@ async fn killed_at_any_moment_it_goes_on_and_repeats_no_more_than_what_was_in_fl
     let times = times(&w);
     assert_eq!(times.len(), w.sim.truth().events.len());
     w.assert_manners();
+}
+
+/// A month of outage, with faults of Graph and kills of the process in the middle: nothing is lost, the gap is closed, and
+/// no more comes twice than a kill leaves unwritten.
+#[tokio::test]
+async fn an_outage_of_thirty_days_is_filled_through_kills_and_faults() {
+    for seed in 0..2_u64 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let w = after_outage(30).await;
+        w.sim.configure(|config| {
+            let graph = &mut config.graph;
+            (graph.page_rows, graph.query_secs, graph.unstable) = (rng.usize(2..6), rng.u64(60..900), (2, 0.2));
+            (graph.failed_share, graph.stuck_share) = (0.1, 0.02);
+        });
+        for kind in [CallKind::GraphSubmit, CallKind::GraphQuery, CallKind::GraphRecords] {
+            for fault in [Fault::Gateway(503), Fault::Reset, Fault::CutBody(30)] {
+                w.sim.faults().rate(kind, 0.02, fault);
+            }
+        }
+        let mut kills = 0;
+        while !is_healed(&w) && kills < 25 {
+            let running = w.start();
+            let commits = w.commits.load(std::sync::atomic::Ordering::SeqCst) + rng.u64(5..40);
+            let reached = || w.commits.load(std::sync::atomic::Ordering::SeqCst) >= commits || is_healed(&w);
+            w.until_within(hours(2), reached).await;
+            w.kill(running).await;
+            kills += 1;
+        }
+        let running = w.start();
+        until_healed(&w).await;
+        w.until_all_delivered().await;
+        w.stop(running).await;
+        let times = times(&w);
+        let all: Vec<_> = w.sim.truth().events.iter().filter_map(|event| event.id.clone()).collect();
+        let lost: Vec<_> = all.iter().filter(|id| !times.contains_key(&***id)).collect();
+        assert!(kills > 5 && lost.is_empty(), "seed {seed}: {kills} kills, lost {lost:?} of {}", all.len());
+        // What is in flight at a kill is one window's events: eight of a day, and as many of the feed's.
+        let again: usize = times.values().map(|times| times - 1).sum();
+        assert!(again <= kills * 16, "seed {seed}: {again} again after {kills} kills");
+        assert!(submissions(&w) > 33, "a window a day");
+        w.assert_manners();
+    }
+}
+
+/// An answer of more pages than anybody would send is not read to its end, so nothing says that it has one.
+#[tokio::test]
+async fn an_answer_of_too_many_pages_is_not_believed_and_its_gap_stays() {
+    let mut w = after_outage(9).await;
+    w.heal_pages_max = Some(5);
+    w.sim.configure(|config| config.graph.page_rows = 1);
+    let running = w.start();
+    let left = w.until_within(days(1), || !stored(&w).left.is_empty()).await;
+    assert!(left && stored(&w).left.iter().all(|why| why.contains("more than 5 pages")), "{:?}", stored(&w).left);
+    assert!(!is_healed(&w));
+    w.sim.configure(|config| config.graph.page_rows = 150);
+    until_healed(&w).await;
+    w.stop(running).await;
+    assert_all_once(&w);
+}
+
+/// Events of before a gap whose content came within it: with receipts they are told from those that were delivered.
+#[tokio::test]
+async fn what_happened_before_a_gap_and_came_in_it_is_delivered_where_receipts_say_that_it_was_not() {
+    let w = with_late_content(true).await;
+    let running = w.start();
+    until_healed(&w).await;
+    w.until_all_delivered().await;
+    w.stop(running).await;
+    assert_all_once(&w);
+}
+
+/// An outage whose first content has an event from before it.
+async fn with_late_content(with_receipts: bool) -> World {
+    let mut w = World::new().await;
+    w.config["heal"] = serde_json::json!({ "graph": true });
+    if !with_receipts {
+        w.receipts = None;
+    }
+    for n in 1..8 {
+        w.add_aged(2, hours(6 * n));
+    }
+    w.run_for(hours(1)).await;
+    let earlier = w.ago(hours(5));
+    w.leap(mins(10), mins(10)).await;
+    w.add(NewBlob::at(w.now()).with_events([event(LATE, earlier)]));
+    pass_an_outage(&mut w, 10).await;
+    w
+}
+
+const LATE: u64 = 900;
+const LATE_ID: &str = "00000000-0000-4000-8000-000000000900";
+
+/// Without receipts nobody knows whether what happened before a gap was delivered: it is left out, and the part of the gap
+/// in which it may have come stays declared, until somebody has it delivered again.
+#[tokio::test]
+async fn a_gap_stays_declared_where_nobody_knows_whether_events_of_before_are_its_own() {
+    let w = with_late_content(false).await;
+    let (running, counter) = w.start_with_heal_desk();
+    let found = w.until_within(days(1), || stored(&w).not_known.contains_key(EXCHANGE.as_str())).await;
+    assert!(found, "{:#?}", stored(&w));
+    let gap = w.watch.positions()[&EXCHANGE].gaps[0].clone();
+    let whole = m365_audit::model::Window { start: gap.from, end: gap.to };
+    let open = stored(&w).open_parts(EXCHANGE, whole);
+    assert_eq!((open.len(), open[0].start), (1, gap.from));
+    assert!(open[0].end > gap.from + SignedDuration::from_hours(60) && open[0].end < gap.to, "{open:?}");
+    let healed = &w.host.notices("m365_audit.gap_healed")[0];
+    assert_eq!(healed["gap_from"], open[0].end.to_string(), "what is filled begins where that ends");
+    // What happened within the gap was delivered all the same, none of it twice.
+    let published = w.sim.truth().events.len();
+    // And two that happened minutes before the position at which the outage began.
+    w.until("all but three", || times(&w).len() == published - 3).await;
+    assert!(!times(&w).contains_key(LATE_ID) && times(&w).values().all(|times| *times == 1));
+    // It is not searched for again and again, and no range over it is filled by chance.
+    let submitted = submissions(&w);
+    w.pass(days(1)).await;
+    assert_eq!(submissions(&w), submitted);
+    let lead = gap.from - SignedDuration::from_hours(72);
+    let refused = asked(&w, &counter, ask(lead, Some(open[0].end))).await.unwrap_err();
+    assert!(matches!(refused, HealError::NotKnown { .. }), "{refused}");
+    let again = Ask { again: true, ..ask(lead, Some(open[0].end)) };
+    assert!(asked(&w, &counter, again).await.unwrap().left.is_empty());
+    assert_eq!(times(&w).len(), published);
+    assert!(times(&w).contains_key(LATE_ID) && is_healed(&w) && stored(&w).not_known.is_empty());
+    w.stop(running).await;
+}
+
+// ---- a single pass ----
+
+#[tokio::test]
+async fn a_single_pass_fills_gaps_and_says_what_stays() {
+    let mut w = after_outage(10).await;
+    w.sim.configure(|config| config.graph.roles.clear());
+    let report = w.once().await;
+    assert_eq!(report.worst(), Some(LeftKind::Permission), "{:?}", report.left);
+    assert!(report.left[0].why.contains("1 gap of `Audit.Exchange`"), "{:?}", report.left);
+    w.sim.configure(|config| config.graph.roles = vec!["AuditLogsQuery.Read.All".into()]);
+    w.sim.revoke_tokens();
+    // Searches that do not end in time are under way when the next pass comes.
+    w.config["heal"] = serde_json::json!({ "graph": true, "query_wait_secs": 600 });
+    w.sim.configure(|config| config.graph.query_secs = 700);
+    let report = w.once().await;
+    assert_eq!(report.worst(), Some(LeftKind::Passing), "{:?}", report.left);
+    assert!(report.left[0].why.contains("the next run goes on") && submissions(&w) > 0, "{:?}", report.left);
+    w.sim.configure(|config| config.graph.query_secs = 20);
+    w.config["heal"] = serde_json::json!({ "graph": true });
+    let report = w.once().await;
+    assert!(report.left.is_empty() && is_healed(&w), "{:?} {:#?}", report.left, stored(&w));
+    assert_all_once(&w);
+    w.assert_manners();
+    let submitted = submissions(&w);
+    assert!(w.once().await.left.is_empty());
+    assert_eq!(submissions(&w), submitted, "nothing is left to search for");
+}
+
+#[tokio::test]
+async fn a_single_pass_says_which_gaps_nobody_can_fill_without_repeats() {
+    let w = with_late_content(false).await;
+    for _ in 0..2 {
+        let report = w.once().await;
+        assert_eq!(report.worst(), None, "{:?}", report.left);
+        assert!(report.left.iter().any(|left| left.why.starts_with("heal-not-known: 1 gap")), "{:?}", report.left);
+    }
 }
 
 // ---- a range on demand ----

@@ -84,6 +84,8 @@ pub struct World {
     dropping: Option<u32>,
     /// How receipts are kept.
     pub receipts: Option<Keeping>,
+    /// Answers of Microsoft Graph with more pages are not believed.
+    pub heal_pages_max: Option<u32>,
     pub commits: Arc<AtomicU64>,
     begun: Instant,
     numbers: u64,
@@ -123,6 +125,7 @@ impl World {
             clock_jumps: false,
             dropping: None,
             receipts: Some(keeping()),
+            heal_pages_max: None,
             sim,
             clock,
             tenant,
@@ -207,6 +210,10 @@ impl World {
     fn source(&self) -> M365Audit {
         let config: SourceConfig = serde_json::from_value(self.config.clone()).expect("a configuration");
         let source = M365Audit::new("test", config, Arc::new(self.clock.clone()));
+        let source = match self.heal_pages_max {
+            Some(pages) => source.with_heal_pages_max(pages),
+            None => source,
+        };
         match self.receipts.clone() {
             Some(keeping) => source.with_receipts(keeping),
             None => source,

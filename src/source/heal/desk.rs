@@ -23,6 +23,8 @@ pub struct HealSettings {
     pub gaps: bool,
     /// A search that has not ended after this is given up.
     pub query_wait: Duration,
+    /// An answer of more pages than this is not believed.
+    pub pages_max: u32,
     /// The cloud's word, where it has no audit search.
     pub without_search: Option<String>,
 }

@@ -11,6 +11,7 @@
 pub mod desk;
 mod judge;
 mod known;
+mod once;
 mod plan;
 mod read;
 mod record;
@@ -26,40 +27,45 @@ use tokio_util::sync::CancellationToken;
 use self::desk::{Ask, Asked, Desk, Ended, HealError, HealSettings, Progress};
 use super::context::FetchContext;
 use super::error::SourceError;
-use super::health::Board;
+use super::health::{Board, Level, Place};
 use super::opening::open_ledger;
 use super::parts::TenantParts;
+use super::report::{Left, LeftKind};
 use super::server_time::ServerTime;
 use crate::api::{GraphClient, GraphVersion};
 use crate::backoff::Backoff;
 use crate::checkpoint::format::{self, Keys};
-use crate::checkpoint::heal::StoredHeal;
+use crate::checkpoint::heal::{NotKnown, StoredHeal, Wanted};
 use crate::checkpoint::ledger::{Change, Opened};
 use crate::checkpoint::server_clock::ServerClock;
 use crate::host::StateError;
 use crate::metrics;
-use crate::model::{Actionable, ContentType, Timestamp, Window};
+use crate::model::{Actionable, ContentType, Timestamp, Window, counted};
 use work::{Slot, Step, Stop, Working};
 
 /// How often it looks for gaps, at first and later.
 const LOOK_FOR_GAPS: Backoff = Backoff::between(Duration::from_secs(5), Duration::from_secs(60)).exactly();
 /// What could not be filled is tried again after this.
 const AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(6);
+/// Pages of one reading at most.
+pub(super) const PAGES_MAX: u32 = 20_000;
 /// A stop waits this long for what is being delivered.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(8);
 
 /// What a healer is made from, for a tenant that may never need one.
-struct Seed {
+pub(super) struct Seed {
     context: FetchContext,
+    board: Board,
     content_types: Vec<ContentType>,
     server: ServerTime,
     settings: HealSettings,
 }
 
 impl Seed {
-    fn of(parts: &TenantParts, context: &FetchContext) -> Self {
+    fn of(parts: &TenantParts, context: &FetchContext, board: &Board) -> Self {
         Self {
             context: FetchContext { stop: context.stop.child_token(), ..context.clone() },
+            board: board.clone(),
             content_types: parts.content_types.clone(),
             server: parts.server.clone(),
             settings: parts.heal.clone(),
@@ -68,10 +74,11 @@ impl Seed {
 
     /// The healer of a tenant whose state is open.
     async fn healer(&self) -> Result<Box<Healer>, StateError> {
-        let Self { context, content_types, server, settings } = self;
+        let Self { context, board, content_types, server, settings } = self;
         let mut healer = Box::new(Healer {
             graph: context.api.graph(),
             context: context.clone(),
+            board: board.clone(),
             content_types: content_types.clone(),
             server: server.clone(),
             settings: settings.clone(),
@@ -105,6 +112,7 @@ impl Seed {
 /// Fills gaps of one tenant.
 struct Healer {
     context: FetchContext,
+    board: Board,
     graph: GraphClient,
     content_types: Vec<ContentType>,
     server: ServerTime,
@@ -144,6 +152,9 @@ impl Healer {
             }
         }
         let fills = self.settings.gaps && self.settings.without_search.is_none();
+        if fills {
+            self.say_what_was_left();
+        }
         let mut asks = match desk.map(Desk::into_asked) {
             Some(asks) => asks,
             None if fills => mpsc::channel(1).1,
@@ -192,7 +203,8 @@ impl Healer {
             Step::Pause(pause) => pause,
             Step::DayIsOver(until) => wait_until(until, self.server.for_requests()),
             Step::Denied(error) => {
-                self.warn(&error.to_string(), error.slug(), &error.hint());
+                self.working.is_denied = true;
+                self.trouble(&error.to_string(), error.slug(), &error.hint());
                 work::DENIED_PAUSE
             }
             Step::Finished => {
@@ -202,9 +214,41 @@ impl Healer {
         }))
     }
 
-    fn warn(&self, what: &str, slug: &str, hint: &str) {
+    /// Says why gaps stay, as long as they do.
+    fn trouble(&self, what: &str, slug: &str, hint: &str) {
+        self.count(slug);
+        self.board.report(Place::Gaps, Level::Degraded, format!("{slug}: {what}"), hint);
+    }
+
+    /// Graph lets us search again.
+    fn is_let_in(&mut self) {
+        if std::mem::take(&mut self.working.is_denied) {
+            self.board.clear(Place::Gaps);
+            self.say_what_was_left();
+        }
+    }
+
+    /// What could not be filled when that was tried last.
+    fn say_what_was_left(&self) {
+        let (Some(first), Some(again)) = (self.stored.left.first(), self.stored.again_at) else { return };
+        let what = match self.stored.left.len() {
+            1 => format!("a search could not be believed or did not end, what it is of stays a gap: {first}"),
+            n => format!(
+                "{n} searches could not be believed or did not end, what they are of stays a gap: {first}; and {} more",
+                n - 1
+            ),
+        };
+        let hint = format!("none needed: it is tried again at {again}; `m365-audit heal` tries it now");
+        self.board.report(Place::Gaps, Level::Degraded, format!("heal-incomplete: {what}"), &hint);
+    }
+
+    fn count(&self, slug: &str) {
         let tenant = self.context.tenant.to_string();
         ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => tenant, "kind" => slug.to_owned()).increment(1);
+    }
+
+    fn warn(&self, what: &str, slug: &str, hint: &str) {
+        self.count(slug);
         tracing::warn!(source = %self.context.source, tenant = %self.context.tenant, "{slug}: {what} (hint: {hint})");
     }
 
@@ -234,12 +278,17 @@ impl Healer {
     async fn finish_gaps(&mut self) -> Result<(), Stop> {
         let Some(job) = self.stored.gaps.clone() else { return Ok(()) };
         let now = self.server.for_requests();
+        let left: Vec<Window> = job.left.iter().map(|left| Window { start: left.from, end: left.to }).collect();
         for (name, all) in &job.types {
             let Ok(content_type) = name.parse::<ContentType>() else { continue };
+            let left_out = job.left_out.iter().filter(|events| events.content_type == *name).map(plan::span_of);
+            let left_out: Vec<Window> = left_out.collect();
             for wanted in all {
-                let left = job.left.iter().map(|left| Window { start: left.from, end: left.to });
-                for part in plan::filled(wanted, left) {
+                for part in plan::filled(wanted, left.iter().chain(&left_out).copied()) {
                     self.declare_healed(content_type, part, &wanted.reason, &job, now).await?;
+                }
+                for (part, events) in plan::not_known(name, wanted, &left, &job.left_out) {
+                    self.declare_not_known(content_type, part, events, wanted, now);
                 }
             }
         }
@@ -247,20 +296,41 @@ impl Healer {
         self.stored.again_at = None;
         if !job.left.is_empty() {
             self.stored.again_at = now.saturating_add(AGAIN_AFTER).ok();
-            self.warn(
-                &format!(
-                    "{} of {} searches could not be believed or did not end; what they are of stays a gap: {}",
-                    job.left.len(),
-                    job.left.len() + job.done.len(),
-                    self.stored.left.join("; ")
-                ),
-                "heal-incomplete",
-                "none needed: they are made again in six hours; `m365-audit heal` makes them now",
-            );
+            self.count("heal-incomplete");
+            self.say_what_was_left();
+        } else {
+            self.board.clear(Place::Gaps);
         }
         self.stored.gaps = None;
         self.save().await?;
         Ok(())
+    }
+
+    /// Says and remembers that a part of a gap stays open because of events of before it.
+    fn declare_not_known(
+        &mut self,
+        content_type: ContentType,
+        part: Window,
+        events: u64,
+        wanted: &Wanted,
+        now: Timestamp,
+    ) {
+        let Window { start: from, end: to } = part;
+        self.warn(
+            &format!(
+                "{} of `{content_type}` that happened before the gap at {} may belong to it or not: no receipt reaches back \
+                 so far, so nobody knows whether they were delivered. They are left out, and {from} to {to} stays a gap",
+                counted(events, "event"),
+                wanted.from
+            ),
+            "heal-not-known",
+            &format!(
+                "`m365-audit heal --content-type {content_type} --from {} --to {to} --again` fills it, and delivers what was \
+                 delivered of that time before once more",
+                wanted.lead
+            ),
+        );
+        self.stored.note_not_known(content_type, NotKnown { from, to, at: now, events });
     }
 
     /// Answers a question; refuses others meanwhile.
@@ -406,6 +476,17 @@ impl Healer {
         job.windows = left.into_iter().map(crate::checkpoint::heal::StoredWindow::new).collect();
         job.left.clear();
         self.stored.asked = Some(job).filter(|job| !job.windows.is_empty());
+        let is_open = streams.iter().any(|stream| {
+            let gaps = stream.position.iter().flat_map(|position| &position.gaps);
+            let windows = gaps.map(|gap| Window { start: gap.from, end: gap.to });
+            windows.into_iter().any(|gap| !self.stored.fillable_parts(stream.content_type, gap).is_empty())
+        });
+        if !is_open {
+            // Whatever was left of gaps is filled by now.
+            self.stored.left.clear();
+            self.stored.again_at = None;
+            self.board.clear(Place::Gaps);
+        }
         self.save().await?;
         Ok(words)
     }
@@ -433,34 +514,62 @@ fn stop_with(one: &CancellationToken, both: &CancellationToken) -> tokio_util::t
     }))
 }
 
-/// A healer at work beside the loop. Dropping it ends it at once.
-pub(super) struct AtWork(Option<tokio_util::task::AbortOnDropHandle<()>>);
+/// A healer at work beside the loop, or one that comes after a single pass. Dropping it ends it at once.
+pub(super) enum AtWork {
+    Nothing,
+    Beside(tokio_util::task::AbortOnDropHandle<()>),
+    After(Box<Seed>),
+}
 
 impl AtWork {
-    /// Begins, if there is anything to do: gaps to fill or questions to answer.
+    /// Begins, if there is anything to do: gaps to fill or questions to answer. `stop` stops what comes after a pass.
     ///
     /// # Errors
     /// The state cannot be read.
-    pub(super) async fn begin(parts: &mut TenantParts, context: &FetchContext) -> Result<Self, StateError> {
+    pub(super) async fn begin(
+        parts: &mut TenantParts,
+        context: &FetchContext,
+        board: &Board,
+        stop: &CancellationToken,
+    ) -> Result<Self, StateError> {
         let desk = parts.heal_desk.take();
-        if parts.once || desk.is_none() && !parts.heal.gaps {
-            return Ok(Self(None));
+        if parts.once && parts.heal.gaps {
+            // What the pass brings is to be known by both keys.
+            context.healed.turn_on();
+            let mut seed = Box::new(Seed::of(parts, context, board));
+            seed.context.stop = stop.child_token();
+            return Ok(Self::After(seed));
         }
-        let seed = Box::new(Seed::of(parts, context));
+        if parts.once || desk.is_none() && !parts.heal.gaps {
+            return Ok(Self::Nothing);
+        }
+        let seed = Box::new(Seed::of(parts, context, board));
         // A healer at work takes some kilobytes, which a tenant that has nothing to heal is not to hold.
         let work: futures_util::future::BoxFuture<'static, ()> = match desk {
             Some(desk) if !parts.heal.gaps => Box::pin(seed.wait(desk)),
             desk => Box::pin(seed.healer().await?.serve(desk)),
         };
         let work = tracing::Instrument::in_current_span(work);
-        Ok(Self(Some(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work)))))
+        Ok(Self::Beside(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work))))
     }
 
-    /// Waits for what is being delivered, for a while.
-    pub(super) async fn ended(self) {
-        if let Some(task) = self.0 {
-            let _ = tokio::time::timeout(STOP_GRACE, task).await;
+    /// When the loop has ended: waits for what is being delivered, for a while; or fills the gaps that a single pass has
+    /// `passed`, and says what stays.
+    pub(super) async fn ended(self, passed: bool) -> Vec<Left> {
+        match self {
+            Self::Beside(task) => {
+                let _ = tokio::time::timeout(STOP_GRACE, task).await;
+            }
+            Self::After(seed) if passed => match seed.healer().await {
+                Ok(healer) => return Box::pin(healer.fill_once()).await,
+                Err(error) => {
+                    let why = format!("gaps of tenant `{}` could not be filled: {error}", seed.context.tenant);
+                    return vec![Left { why, kind: LeftKind::Passing }];
+                }
+            },
+            Self::After(_) | Self::Nothing => {}
         }
+        Vec::new()
     }
 }
 
@@ -481,7 +590,7 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, HealError>
     let result = {
         let context = FetchContext::new(&parts, &board, handle, (events, healed), hold, &CancellationToken::new());
         let Asked { ask, begun, stop, .. } = asked;
-        let seed = Seed::of(&parts, &context);
+        let seed = Seed::of(&parts, &context, &board);
         match seed.healer().await {
             Ok(mut healer) => {
                 drop((context, seed));

@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 
 use super::desk::{Ask, HealError};
 use crate::checkpoint::format::Position;
-use crate::checkpoint::heal::{StoredHeal, StoredJob, StoredWindow, Wanted, without};
+use crate::checkpoint::heal::{LeftOut, StoredHeal, StoredJob, StoredWindow, Wanted, without};
 use crate::model::{ContentType, Timestamp, Window};
 use crate::plan::floor_to_second;
 
@@ -53,7 +53,7 @@ pub(super) fn for_gaps(streams: &[Stream], stored: &StoredHeal, now: Timestamp, 
             if whole.start >= whole.end {
                 continue;
             }
-            for part in stored.open_parts(stream.content_type, whole) {
+            for part in stored.fillable_parts(stream.content_type, whole) {
                 count += 1;
                 if count > GAPS_AT_ONCE {
                     break;
@@ -112,7 +112,7 @@ fn is_known(stream: &Stream, window: Window, reach: Option<Timestamp>, stored: &
     let min = Timestamp::MIN;
     let gaps = position.gaps.iter().map(|gap| Window { start: gap.from, end: gap.to });
     // What was healed of a gap is known by the keys of healed events, and by receipts.
-    let open = gaps.flat_map(|gap| stored.open_parts(stream.content_type, gap));
+    let open = gaps.flat_map(|gap| stored.fillable_parts(stream.content_type, gap));
     let before = Window { start: min, end: position.origin };
     let receipts = reach.map(|reach| Window { start: reach, end: Timestamp::MAX });
     let unknown = without(vec![window], open.chain([before]).chain(receipts));
@@ -143,7 +143,18 @@ fn job(types: BTreeMap<String, Vec<Wanted>>, again: bool, salt: String, now: Tim
     }
     let (from, to) = (joined.first()?.start, joined.last()?.end);
     let windows = cut(&joined).into_iter().map(StoredWindow::new).collect();
-    Some(StoredJob { from, to, types, again, salt, started: now, windows, done: Vec::new(), left: Vec::new() })
+    Some(StoredJob {
+        from,
+        to,
+        types,
+        again,
+        salt,
+        started: now,
+        windows,
+        done: Vec::new(),
+        left: Vec::new(),
+        left_out: Vec::new(),
+    })
 }
 
 /// Cuts spans into windows, the newest first.
@@ -176,6 +187,30 @@ pub(super) fn filled(wanted: &Wanted, left: impl Iterator<Item = Window>) -> Vec
     let late = wanted.from.duration_since(wanted.lead);
     let open = left.map(|left| Window { start: left.start, end: left.end.saturating_add(late).unwrap_or(left.end) });
     without(vec![Window { start: wanted.from, end: wanted.to }], open)
+}
+
+/// What of a gap stays open because of events of before it that were left out, and how many these are: they may have become
+/// available as late as content comes.
+pub(super) fn not_known(
+    content_type: &str,
+    wanted: &Wanted,
+    left: &[Window],
+    left_out: &[LeftOut],
+) -> Vec<(Window, u64)> {
+    let of = left_out
+        .iter()
+        .filter(|events| events.content_type == content_type && wanted.lead <= events.to && events.from < wanted.from);
+    let filled = |left: &mut dyn Iterator<Item = Window>| filled(wanted, left);
+    let would_be = filled(&mut left.iter().copied());
+    let is = filled(&mut left.iter().copied().chain(of.clone().map(span_of)));
+    let events = of.map(|events| events.events).sum();
+    without(would_be, is.into_iter()).into_iter().map(|part| (part, events)).collect()
+}
+
+/// When events that were left out happened.
+pub(super) fn span_of(events: &LeftOut) -> Window {
+    let second = SignedDuration::from_secs(1);
+    Window { start: events.from, end: events.to.saturating_add(second).unwrap_or(events.to) }
 }
 
 /// The gap's interval that a range of event times fills, for a stream that comes as late as this.
@@ -270,5 +305,22 @@ mod tests {
         assert_eq!(filled(&wanted, std::iter::empty()), [w(100, 200)]);
         assert_eq!(filled(&wanted, [w(30, 40)].into_iter()), [w(112, 200)]);
         assert_eq!(filled(&wanted, [w(110, 112)].into_iter()), [w(100, 110), w(184, 200)]);
+    }
+    #[test]
+    fn what_was_left_out_keeps_open_what_it_may_be_of_and_says_so() {
+        let wanted = Wanted { lead: t(28), from: t(100), to: t(200), reason: String::new() };
+        let w = |from, to| Window { start: t(from), end: t(to) };
+        let out = |of: &str, from, to| LeftOut { content_type: of.into(), from: t(from), to: t(to), events: 3 };
+        let second = SignedDuration::from_secs(1);
+        let until = |hour| t(hour) + second;
+        let open = |left: &[Window], left_out: &[LeftOut]| not_known("Audit.Exchange", &wanted, left, left_out);
+        assert_eq!(open(&[], &[]), []);
+        let of_exchange = out("Audit.Exchange", 30, 40);
+        let expected = Window { start: t(100), end: until(112) };
+        assert_eq!(open(&[], std::slice::from_ref(&of_exchange)), [(expected, 3)]);
+        assert_eq!(open(&[], &[out("Audit.General", 30, 40)]), []);
+        assert_eq!(open(&[], &[out("Audit.Exchange", 10, 20)]), [], "too long before");
+        // What stays open for another reason is tried again.
+        assert_eq!(open(&[w(30, 60)], std::slice::from_ref(&of_exchange)), []);
     }
 }

@@ -3,7 +3,7 @@
 //! The first reading only takes note of what there is. What of it was delivered before is looked up in the receipts; the
 //! further readings deliver the rest, page by page. So of a window no more than the keys of its records is in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,7 +18,7 @@ use super::known;
 use super::record::{Fate, Record};
 use crate::api::{GraphClient, GraphError, GraphQuery};
 use crate::checkpoint::format::Keys;
-use crate::checkpoint::heal::StoredJob;
+use crate::checkpoint::heal::{LeftOut, StoredJob};
 use crate::checkpoint::key::Key;
 use crate::host::StateError;
 use crate::model::{BlobRef, ContentType, Timestamp, Window};
@@ -28,8 +28,6 @@ use crate::normalise::GRAPH_CONTENT;
 const READINGS_MAX: u32 = 10;
 /// So few records may be the same in two readings by chance.
 const FEW: u64 = 100;
-/// Pages of one reading at most.
-const PAGES_MAX: u32 = 20_000;
 /// Events are delivered when there are so many bytes of them.
 const BODY_BYTES: usize = 512 * 1024;
 /// What stands for the blob of events of Graph, whichever search brought them: one without an identity is told from
@@ -48,7 +46,7 @@ pub(super) struct Read {
     /// Events delivered now, by content type.
     pub events: HashMap<ContentType, u64>,
     /// Events from before the gap of which nobody knows whether they were delivered: they are left out.
-    pub not_known: u64,
+    pub left_out: BTreeMap<ContentType, LeftOut>,
     /// Why it was cut, where the window is too short for halves.
     pub is_cut: Option<String>,
     /// Why it is to be searched again in halves, and how many records lie in the first and the second half; `None` where
@@ -99,6 +97,8 @@ pub(super) struct Reader<'a> {
     pub content_types: &'a [ContentType],
     pub progress: &'a Arc<Progress>,
     pub stop: &'a CancellationToken,
+    /// Pages of one reading at most.
+    pub pages_max: u32,
     /// Microsoft's now.
     pub now: Timestamp,
 }
@@ -188,9 +188,9 @@ impl<'a> Reading<'a> {
         let mut pages = 0;
         loop {
             pages += 1;
-            if pages > PAGES_MAX {
+            if pages > self.of.pages_max {
                 // What is behind them was not read: two readings that stop here agree, and know nothing of it.
-                return Err(Trouble::Other(format!("it has more than {PAGES_MAX} pages")));
+                return Err(Trouble::Other(format!("it has more than {} pages", self.of.pages_max)));
             }
             let page = tokio::select! {
                 page = self.of.graph.records(id, link.as_ref()) => page?,
@@ -271,7 +271,9 @@ impl<'a> Reading<'a> {
     async fn collect(&mut self, record: Record) -> Result<(), Trouble> {
         let fate = record.fate(self.of.job, self.of.content_types, self.reach);
         let Fate::Deliver(content_type) = fate else {
-            self.read.not_known += u64::from(fate == Fate::NotKnown);
+            if let (Fate::NotKnown(content_type), Some(time)) = (fate, record.time) {
+                self.leave_out(content_type, time);
+            }
             self.records.insert(record.id, Seen::Done);
             return Ok(());
         };
@@ -280,6 +282,14 @@ impl<'a> Reading<'a> {
         body.extend_from_slice(&record.event);
         ids.push(record.id);
         if body.len() >= BODY_BYTES { self.deliver(content_type).await } else { Ok(()) }
+    }
+
+    fn leave_out(&mut self, content_type: ContentType, time: Timestamp) {
+        let first = || LeftOut { content_type: content_type.as_str().to_owned(), from: time, to: time, events: 0 };
+        let left_out = self.read.left_out.entry(content_type).or_insert_with(first);
+        left_out.events += 1;
+        left_out.from = left_out.from.min(time);
+        left_out.to = left_out.to.max(time);
     }
 
     async fn deliver_all(&mut self) -> Result<(), Trouble> {

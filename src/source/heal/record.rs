@@ -37,8 +37,8 @@ pub(super) enum Fate {
     Deliver(ContentType),
     /// It is of a content type that is not filled, or of a time outside of what is.
     NotWanted,
-    /// It lies before the gap, and nobody knows whether it was delivered.
-    NotKnown,
+    /// It lies before a gap of this stream, and nobody knows whether it was delivered.
+    NotKnown(ContentType),
 }
 
 impl Record {
@@ -112,7 +112,7 @@ impl Record {
             return Fate::NotWanted;
         }
         let is_known = self.canonical.is_some() && reach.is_some_and(|reach| reach <= time);
-        if is_known || job.again { Fate::Deliver(content_type) } else { Fate::NotKnown }
+        if is_known || job.again { Fate::Deliver(content_type) } else { Fate::NotKnown(content_type) }
     }
 }
 
@@ -149,6 +149,7 @@ mod tests {
             windows: vec![],
             done: vec![],
             left: vec![],
+            left_out: vec![],
         }
     }
 
@@ -176,8 +177,8 @@ mod tests {
             ("2026-05-05T10:00:00", 25, "MicrosoftTeams", &exchange, None, Fate::NotWanted),
             ("2026-05-05T10:00:00", 8, "AzureActiveDirectory", &every, None, Fate::NotWanted),
             ("2026-05-10T00:00:00", 1, "Exchange", &exchange, early, Fate::NotWanted),
-            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, None, Fate::NotKnown),
-            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, at("2026-05-03T00:00:00Z"), Fate::NotKnown),
+            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, None, Fate::NotKnown(Exchange)),
+            ("2026-05-02T10:00:00", 1, "Exchange", &exchange, at("2026-05-03T00:00:00Z"), Fate::NotKnown(Exchange)),
             ("2026-05-02T10:00:00", 1, "Exchange", &exchange, early, Fate::Deliver(Exchange)),
             // Whose it is is not sure.
             ("2026-05-05T10:00:00", 9999, "Novelty", &every, None, Fate::Deliver(General)),

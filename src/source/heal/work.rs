@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::checkpoint::heal::{DoneWindow, HealedInterval, LeftWindow, StoredJob, StoredWindow};
 use crate::host::StateError;
 use crate::metrics;
-use crate::model::{Actionable, ContentType, Timestamp, Window, counted};
+use crate::model::{Actionable, ContentType, Timestamp, Window};
 use crate::normalise::HealedNotice;
 use crate::severity::Severity;
 
@@ -94,6 +94,10 @@ pub(super) struct Working {
     /// Nothing is asked of Graph before.
     hold_until: Duration,
     troubles: u32,
+    /// Graph did not let us search when it was asked last.
+    pub is_denied: bool,
+    /// Somebody waits for the gaps to be filled, as for a range that was asked for.
+    pub is_waited_for: bool,
 }
 
 impl Working {
@@ -194,6 +198,7 @@ impl Healer {
         match submitted {
             Ok(query) => {
                 self.working.troubles = 0;
+                self.is_let_in();
                 let tenant = metrics::tenant_label(&self.context.tenant);
                 ::metrics::counter!(metrics::HEAL_SEARCHES_TOTAL, "tenant" => tenant).increment(1);
                 self.working.progress.searches.fetch_add(1, Ordering::Relaxed);
@@ -225,6 +230,7 @@ impl Healer {
         ::metrics::counter!(metrics::ERRORS_TOTAL, "tenant" => tenant, "kind" => error.slug()).increment(1);
         tracing::debug!(tenant = %self.context.tenant, "{}: {error}", error.slug());
         let now = self.context.clock.monotonic();
+        let is_waited_for = slot == Slot::Asked || self.working.is_waited_for;
         let pause = TROUBLE.after(self.working.troubles).max(error.not_before().unwrap_or_default());
         match error.fault() {
             GraphFault::Denied => {
@@ -233,10 +239,10 @@ impl Healer {
             }
             GraphFault::Refused | GraphFault::Absent => return self.came_to_nothing(slot, at, error.to_string()).await,
             // Somebody waits for an answer: where Graph has not given one since the command began, that is said.
-            GraphFault::Passing if slot == Slot::Asked && self.working.is_unheard() => {
+            GraphFault::Passing if is_waited_for && self.working.is_unheard() => {
                 return Ok(Step::Denied(error));
             }
-            GraphFault::Passing if slot == Slot::Asked && self.working.troubles >= TROUBLES_MAX => {
+            GraphFault::Passing if is_waited_for && self.working.troubles >= TROUBLES_MAX => {
                 self.working.troubles = 0;
                 self.leave(slot, at, error.to_string());
                 self.save().await?;
@@ -260,6 +266,7 @@ impl Healer {
             Err(error) => return self.troubled(slot, at, error).await,
         };
         self.working.troubles = 0;
+        self.is_let_in();
         match query.status {
             QueryStatus::Failed => self.came_to_nothing(slot, at, format!("search `{id}` failed at Microsoft")).await,
             QueryStatus::Running => {
@@ -302,6 +309,7 @@ impl Healer {
             content_types: &self.content_types,
             progress: &self.working.progress,
             stop,
+            pages_max: self.settings.pages_max,
             now: self.server.for_requests(),
         };
         let read = Reading::new(of, window.window()).run(query, &others, window.expected).await;
@@ -340,16 +348,6 @@ impl Healer {
             let why = format!("{} readings of a search that has succeeded gave different records", read.readings);
             return self.came_to_nothing(slot, at, why).await;
         }
-        if read.not_known > 0 {
-            self.warn(
-                &format!(
-                    "{} that happened from {} to {}, before a gap, are left out: no receipt reaches back so far, so nobody knows whether they were delivered",
-                    counted(read.not_known, "event"), window.from, window.to
-                ),
-                "heal-not-known",
-                "`m365-audit heal --again` over that time delivers them, what was delivered before included",
-            );
-        }
         let span = window.to.duration_since(window.from);
         let age = self.server.for_requests().duration_since(window.to);
         if read.found.count == 0 && window.was_empty && age > KEPT {
@@ -369,6 +367,7 @@ impl Healer {
                 stored.query = None;
             }
         } else {
+            job.left_out.extend(read.left_out.into_values());
             let stored = job.windows.remove(at);
             job.done.push(DoneWindow {
                 from: stored.from,
