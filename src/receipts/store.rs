@@ -344,13 +344,14 @@ pub struct Reach {
 
 /// Hands every entry of the sealed parts to `visit`, oldest part first, then the receipts that are not sealed. Nothing is
 /// verified, but what cannot be read is an error. Receipts that are read before the parts are (`open`) may have been
-/// sealed since and come twice; those read after could be missed.
+/// sealed since and come twice; those read after could be missed. Entries of parts before `since` are passed over.
 ///
 /// # Errors
 /// When the state cannot be read, or a part is damaged.
 pub async fn for_each_entry(
     store: &dyn StateStore,
     keys: &ReceiptKeys,
+    since: Option<Hour>,
     open: impl IntoIterator<Item = Receipt>,
     visit: &mut (dyn FnMut(Found<'_>) + Send),
 ) -> Result<Reach, StateError> {
@@ -376,7 +377,9 @@ pub async fn for_each_entry(
                 reach.begins = Some(statement.hour);
             }
             reach.entries += statement.entries;
-            visit_part(&part, &statement, visit).map_err(damaged)?;
+            if since.is_none_or(|since| since <= statement.hour) {
+                visit_part(&part, &statement, visit).map_err(damaged)?;
+            }
         }
         if parts.end() < head.seq {
             return Err(missing(parts.end()));

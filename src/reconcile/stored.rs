@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::SignedDuration;
 
 use super::evidence::{Known, Reach, Take};
 use crate::checkpoint::format::{self, Keys, Owner};
@@ -21,12 +22,22 @@ pub struct StateReceipts {
     store: Arc<dyn StateStore>,
     keys: ReceiptKeys,
     owner: String,
+    since: Option<Hour>,
 }
+
+/// No event is told of so long before it happens.
+const EARLY_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 impl StateReceipts {
     /// Those of the tenant that has these keys.
     pub fn new(store: Arc<dyn StateStore>, keys: &Keys) -> Self {
-        Self { store, keys: ReceiptKeys::below(keys.receipts()), owner: keys.owner() }
+        Self { store, keys: ReceiptKeys::below(keys.receipts()), owner: keys.owner(), since: None }
+    }
+
+    /// Those alone that may be of events that happened from `time` on.
+    #[must_use]
+    pub fn of_events_since(self, time: Timestamp) -> Self {
+        Self { since: time.saturating_sub(EARLY_MAX).ok().map(Hour::of), ..self }
     }
 
     /// The head, and whether the process that wrote last keeps receipts.
@@ -88,7 +99,7 @@ impl Known for StateReceipts {
         // What was delivered before receipts began has none: from then on an event without one was not delivered.
         let (head, is_kept) = self.head().await?;
         let begins = head.and_then(|head| head.begins_until);
-        let reach = for_each_entry(&*self.store, &self.keys, open, &mut visit).await?;
+        let reach = for_each_entry(&*self.store, &self.keys, self.since, open, &mut visit).await?;
         take.part_ended();
         let from = reach.from.map(Hour::start).into_iter().chain(open_from).min();
         let begins = begins.into_iter().chain(reach.begins).max().map(|hour| hour.next().start());

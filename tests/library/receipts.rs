@@ -780,13 +780,13 @@ async fn damaged_parts_are_errors_to_whoever_looks_entries_up() {
     let parts = sealed(TENANT, &some_parts(), 0, &signer(7));
     let store = stored(&parts).await;
     store.commit(vec![put(keys().page(4, 0), parts[4].pages[0].slice(..34))]).await.unwrap();
-    let error = store::for_each_entry(&store, &keys(), [], &mut |_| {}).await.unwrap_err();
+    let error = store::for_each_entry(&store, &keys(), None, [], &mut |_| {}).await.unwrap_err();
     assert!(error.to_string().contains(&keys().checkpoint(4)), "{error}");
     for missing in [2, 7] {
         let store = stored(&parts).await;
         let gone = [keys().checkpoint(missing), keys().page(missing, 0)];
         store.commit(gone.map(|key| Op::Delete { key, expected: Expected::Any }).into()).await.unwrap();
-        let error = store::for_each_entry(&store, &keys(), [], &mut |_| {}).await.unwrap_err();
+        let error = store::for_each_entry(&store, &keys(), None, [], &mut |_| {}).await.unwrap_err();
         assert!(error.to_string().contains(&keys().checkpoint(missing)), "{error}");
     }
 }
@@ -833,7 +833,7 @@ proptest! {
                 let rule = entry.rule.map(str::to_owned);
                 found.insert((entry.key, entry.outcome, rule, entry.hour));
             };
-            let reach = store::for_each_entry(&store, &keys(), [], &mut visit).await.unwrap();
+            let reach = store::for_each_entry(&store, &keys(), None, [], &mut visit).await.unwrap();
             (verdict_of(&store).await, found, reach)
         });
         prop_assert!(in_state.is_good(), "{:?}", in_state.faults);
@@ -906,4 +906,28 @@ async fn a_sealed_receipt_takes_no_more_than_18_bytes_of_the_state() {
     drop(state);
     let each = (bytes() - before) as f64 / (HOURS * EVENTS) as f64;
     assert!((17.0..=18.0).contains(&each), "{each} bytes");
+}
+
+/// Whoever asks about events of a time need not read all receipts there are, and is told how far they reach all the same.
+#[tokio::test]
+async fn entries_of_parts_before_a_time_are_passed_over_and_count_for_how_far_receipts_reach() {
+    let one = |n: u64| Made {
+        receipts: vec![Receipt {
+            content_type: ContentType::Exchange,
+            key: Some(CanonicalKey::from_bytes(u128::from(n).to_be_bytes())),
+            class: Class::Delivered,
+        }],
+        repeated: 0,
+        last: true,
+    };
+    let made: Vec<Made> = (0..4).map(one).collect();
+    let state = stored(&sealed(TENANT, &made, 0, &signer(7))).await;
+    for (since, expected) in [(None, 0..4), (Some("2026-12-01T00:00:00Z"), 2..4), (Some("2026-12-02T00:00:00Z"), 4..4)]
+    {
+        let since = since.map(|hour| hour.parse().unwrap());
+        let mut seen = Vec::new();
+        let mut visit = |found: store::Found<'_>| seen.push(u128::from_be_bytes(*found.key.as_bytes()) as u64);
+        let reach = store::for_each_entry(&state, &keys(), since, [], &mut visit).await.unwrap();
+        assert_eq!((seen, reach.from), (expected.collect(), "2026-11-30T22:00:00Z".parse().ok()), "{since:?}");
+    }
 }

@@ -1,6 +1,5 @@
 //! What is known of events by their receipts, and from when on; how late content came.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::plan;
@@ -13,10 +12,13 @@ use crate::reconcile::class;
 use crate::reconcile::evidence::{self, Known, Reach, Take};
 use crate::reconcile::stored::StateReceipts;
 
+/// Ids of events. They are hashes, and looked up for each receipt there is.
+pub(super) type Ids = std::collections::HashSet<u128, foldhash::fast::RandomState>;
+
 /// Which of some events have a receipt.
 struct Search<'a> {
-    wanted: &'a HashSet<u128>,
-    found: HashSet<u128>,
+    wanted: &'a Ids,
+    found: Ids,
 }
 
 impl Take for Search<'_> {
@@ -30,17 +32,18 @@ impl Take for Search<'_> {
     fn part_ended(&mut self) {}
 }
 
-/// Those of `wanted` that have a receipt, and from when on events without one were not delivered; `None`: nobody knows.
+/// Those of `wanted`, which happened from `since` on, that have a receipt, and from when on events without one were not delivered; `None`: nobody knows.
 ///
 /// # Errors
 /// The state cannot be read.
 pub(super) async fn by_receipts(
     store: &Arc<dyn StateStore>,
     keys: &Keys,
-    wanted: &HashSet<u128>,
-) -> Result<(HashSet<u128>, Option<Timestamp>), StateError> {
-    let mut search = Search { wanted, found: HashSet::new() };
-    let reach = StateReceipts::new(store.clone(), keys).visit(&mut search).await?;
+    wanted: &Ids,
+    since: Timestamp,
+) -> Result<(Ids, Option<Timestamp>), StateError> {
+    let mut search = Search { wanted, found: Ids::default() };
+    let reach = StateReceipts::new(store.clone(), keys).of_events_since(since).visit(&mut search).await?;
     let reach = reach.map(|reach| match reach {
         Reach::Whole => Timestamp::MIN,
         Reach::From(from) => from,

@@ -366,7 +366,7 @@ impl Healer {
         let streams = known::streams(&*store, &keys, &self.content_types).await.map_err(state)?;
         let mut reach = None;
         if self.context.keeps_receipts && !ask.again {
-            reach = known::by_receipts(&store, &keys, &Default::default()).await.map_err(state)?.1;
+            reach = known::by_receipts(&store, &keys, &Default::default(), now).await.map_err(state)?.1;
         }
         let job = plan::for_range(&streams, ask, reach, &self.stored, now, salt())?;
         if ask.dry_run {

@@ -14,7 +14,7 @@ use super::super::context::FetchContext;
 use super::super::desk::{Backfilling, Progress as Counted};
 use super::desk::Progress;
 use super::judge::{self, Found};
-use super::known;
+use super::known::{self, Ids};
 use super::record::{Fate, Record};
 use crate::api::{GraphClient, GraphError, GraphQuery};
 use crate::checkpoint::format::Keys;
@@ -112,6 +112,8 @@ pub(super) struct Reading<'a> {
     reach: Option<Timestamp>,
     read: Read,
     first_half: u64,
+    /// A record does not say when it happened.
+    has_timeless: bool,
     bodies: HashMap<ContentType, (Vec<u8>, Vec<u128>)>,
 }
 
@@ -124,6 +126,7 @@ impl<'a> Reading<'a> {
             reach: None,
             read: Read::default(),
             first_half: 0,
+            has_timeless: false,
             bodies: HashMap::new(),
         }
     }
@@ -234,16 +237,25 @@ impl<'a> Reading<'a> {
             );
         }
         self.of.progress.records.fetch_add(1, Ordering::Relaxed);
+        self.has_timeless |= record.time.is_none();
         if let Some(time) = record.time {
             self.read.found.note(time);
             self.first_half += u64::from(time < middle);
         }
     }
 
+    /// When the first of them happened, or its window begins.
+    fn since(&self) -> Timestamp {
+        if self.has_timeless {
+            return Timestamp::MIN;
+        }
+        self.read.found.between.map_or(self.window.start, |(first, _)| first.min(self.window.start))
+    }
+
     /// Looks up which of the new records were delivered before. From the moment the receipts are read on, the feed tells
     /// what it brings of them.
     async fn look_up(&mut self) -> Result<(), Trouble> {
-        let new: HashSet<u128> =
+        let new: Ids =
             self.records.iter().filter(|(_, seen)| matches!(seen, Seen::New(_))).map(|(id, _)| *id).collect();
         if new.is_empty() {
             return Ok(());
@@ -254,10 +266,10 @@ impl<'a> Reading<'a> {
         });
         let context = self.of.context;
         context.healed.watch_for(twins.collect::<Vec<_>>());
-        let mut known = HashSet::new();
+        let mut known = Ids::default();
         if context.keeps_receipts && !self.of.job.again {
             let keys = Keys::of(&context.tenant);
-            let (found, reach) = known::by_receipts(&context.store, &keys, &new).await?;
+            let (found, reach) = known::by_receipts(&context.store, &keys, &new, self.since()).await?;
             (known, self.reach) = (found, reach);
         }
         self.of.progress.known.fetch_add(known.len() as u64, Ordering::Relaxed);
