@@ -2,6 +2,7 @@
 //! tenant.
 #![cfg(target_os = "linux")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, Timestamp};
-use m365_audit::sim::{CallKind, Delivered, Fault, GenerateSpec, Sim, SimConfig, SubscriptionState};
+use m365_audit::sim::{
+    CallKind, Delivered, ExportForm, ExportSpec, Fault, GenerateSpec, Sim, SimConfig, SubscriptionState,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -249,10 +252,45 @@ async fn heal_fills_a_range_inside_a_running_process_and_alone_and_repeats_nothi
     let duplicated = place.sim.truth().compare(place.delivered()).duplicated;
     assert!(duplicated.is_empty(), "{duplicated:?}");
 
+    as_normalize_and_explain_read_it(&place).await;
     place.run_badly(&["heal", "--from", "1h", "--to", "2h"], 64, "heal-range").await;
     place.run_badly(&["heal", "--from", "9h", "--content-type", "DLP.All"], 64, "heal-type-not-read").await;
     place.sim.configure(|config| config.graph.roles.clear());
     place.run_badly(&["heal", "--from", "200h", "--to", "100h"], 76, "graph-permission-missing").await;
+}
+
+/// `normalize` and `explain` make of saved pages of Graph what was healed of them: the same records, by the same code.
+async fn as_normalize_and_explain_read_it(place: &Place) {
+    let spec = ExportSpec { page_rows: 40, ..ExportSpec::new(ExportForm::GraphPages) };
+    fs::create_dir(place.at("graph")).unwrap();
+    for file in place.sim.export(&place.service.tenants[0], &spec) {
+        fs::write(place.at("graph").join(file.name), file.bytes).unwrap();
+    }
+    let reads = |command: &str| {
+        let mut reads = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+        reads.arg(command).arg(place.at("graph")).stdin(Stdio::null());
+        tokio::task::spawn_blocking(move || reads.output().unwrap())
+    };
+    let normalized = reads("normalize").await.unwrap();
+    let by_id = |lines: &str| -> BTreeMap<String, Value> {
+        let records = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        records.filter_map(|record| Some((record["event_id"].as_str()?.to_owned(), record))).collect()
+    };
+    let normalized_records = by_id(&String::from_utf8(normalized.stdout).unwrap());
+    let healed = by_id(&place.records().join("\n"));
+    let healed = healed.iter().filter(|(_, record)| record["origin"] == "graph");
+    let explained = String::from_utf8(reads("explain").await.unwrap().stdout).unwrap();
+    let mut compared = 0;
+    for (id, healed) in healed {
+        let normalized = normalized_records.get(id).unwrap_or_else(|| panic!("{id} is not normalized"));
+        let members: BTreeSet<&String> =
+            healed.as_object().unwrap().keys().chain(normalized.as_object().unwrap().keys()).collect();
+        let differ: Vec<_> = members.into_iter().filter(|name| healed[*name] != normalized[*name]).collect();
+        assert_eq!(differ, ["content_type", "origin"], "{healed:#}\n{normalized:#}");
+        assert!(explained.contains(healed["severity"].as_str().unwrap()), "{explained}");
+        compared += 1;
+    }
+    assert!(compared > 50, "{compared}");
 }
 
 /// Around duplicate removal every event of the range comes exactly once more.
