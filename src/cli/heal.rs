@@ -234,8 +234,10 @@ impl Show {
         let Some(bar) = &self.0 else { return };
         bar.set_length(now.span_secs.max(1));
         bar.set_position(now.done_secs);
+        // Most of the time Graph searches, so that a rate of less than all of it says little.
+        let each_second = now.records as f64 / bar.elapsed().as_secs_f64().max(1.0);
         bar.set_message(format!(
-            "{} searches, {} under way, {} records, {} events",
+            "{} searches, {} under way, {} records, {each_second:.1}/s, {} events",
             now.searches, now.under_way, now.records, now.events
         ));
     }

@@ -1,10 +1,23 @@
 //! Commands at a terminal that goes away, and into readers that have seen enough.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use m365_audit::checkpoint::format::{self, AsideRecord, Keys};
+use m365_audit::clock::SystemClock;
+use m365_audit::host::{Expected, Op, StateStore};
+use m365_audit::hosts::embedded::receipts_key;
+use m365_audit::hosts::embedded::store::SqliteStore;
+use m365_audit::model::ContentType;
+use m365_audit::normalise::CanonicalKey;
+use m365_audit::receipts::head::StoredHead;
+use m365_audit::receipts::seal::{Part, seal};
+use m365_audit::receipts::store::{self, ReceiptKeys};
+use m365_audit::receipts::{Class, Receipt};
+use m365_audit::sim::{GenerateSpec, Sim, SimConfig, SubscriptionState};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
@@ -222,4 +235,112 @@ fn long_work_shows_a_bar_with_rate_and_time_left_on_a_terminal_and_nothing_on_a_
         let piped = said(arguments, false);
         assert!(!piped.contains(bar) && !piped.contains('\u{1b}'), "{arguments:?}: {piped}");
     }
+}
+
+/// A simulated tenant whose events of two days lie before the source's first start.
+struct Tenant {
+    sim: Sim,
+    dir: tempfile::TempDir,
+    config: String,
+}
+
+impl Tenant {
+    async fn new() -> Self {
+        let service = SimConfig::default();
+        let sim = Sim::start(service.clone(), SystemClock::new()).await.unwrap();
+        let tenant = &service.tenants[0];
+        sim.set_subscription(tenant, ContentType::Exchange, SubscriptionState::Enabled);
+        let ago = |hours| sim.now().checked_sub(jiff::SignedDuration::from_hours(hours)).unwrap();
+        let content_types = vec![ContentType::Exchange];
+        sim.generate(
+            tenant,
+            GenerateSpec { content_types, late_rate: 0.0, ..GenerateSpec::new(60, 5, ago(48), ago(1)) },
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let url = sim.url();
+        let text = format!(
+            "data_dir = {:?}\n[sources.s]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{}\"\n\
+             client_secret = \"{}\"\ncontent_types = [\"Audit.Exchange\"]\nbackfill_secs = 3600\ndrop_routine = false\n\
+             api_url = {url:?}\nauthority_url = {url:?}\ngraph_url = {url:?}\n\
+             [sinks.out]\ntype = \"file\"\npath = {:?}\ninputs = [\"s\"]\n",
+            dir.path().join("state"),
+            service.client_id,
+            service.client_secret,
+            dir.path().join("out.ndjson"),
+        );
+        let config = dir.path().join("agent.toml");
+        std::fs::write(&config, text).unwrap();
+        Self { sim, config: config.to_str().unwrap().to_owned(), dir }
+    }
+
+    /// What a command says at a terminal, and what on a pipe.
+    async fn said(&self, arguments: &[&str], is_terminal: bool) -> String {
+        let arguments: Vec<String> = arguments
+            .iter()
+            .map(|argument| (*argument).to_owned())
+            .chain(["-c".to_owned(), self.config.clone()])
+            .collect();
+        let said = move || said(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), is_terminal);
+        tokio::task::spawn_blocking(said).await.unwrap()
+    }
+
+    #[track_caller]
+    fn is_a_bar(arguments: &[&str], text: &str, bar: &str, rate: &str) {
+        assert!(text.contains(bar) && text.contains(rate) && text.contains(" left"), "{arguments:?}: {text}");
+        assert!(text.contains('\u{1b}'), "it is drawn again: {arguments:?}: {text}");
+    }
+
+    /// Puts receipts and a record that was set aside into the state, as a run leaves them.
+    async fn fill_state(&self) {
+        let data = self.dir.path().join("state");
+        let state = SqliteStore::open(&data).unwrap();
+        let signer = receipts_key::open_or_make(&data).unwrap();
+        let tenant = SimConfig::default().tenants[0].clone();
+        let keys = Keys::of(&tenant);
+        let receipt_keys = ReceiptKeys::below(keys.receipts());
+        let hour = "2026-05-01T10:00:00Z".parse().unwrap();
+        let part = Part { tenant, seq: 0, hour, part: 0, last: true, begins: true, previous: [0; 32] };
+        let receipt = |n: u64| Receipt {
+            content_type: ContentType::Exchange,
+            key: Some(CanonicalKey::from_bytes(u128::from(n).to_be_bytes())),
+            class: Class::Delivered,
+        };
+        let sealed = seal(&part, (0..20_000).map(receipt), &BTreeMap::new(), &signer);
+        let mut values = store::values_of(&receipt_keys, &sealed);
+        values.push((receipt_keys.head(), StoredHead::default().after(&sealed).encode().into()));
+        for n in 0..200 {
+            let record = AsideRecord {
+                format: 1,
+                why: "refused".into(),
+                since: "2026-05-01T10:00:00Z".parse().unwrap(),
+                time: "2026-05-01T10:00:00Z".parse().unwrap(),
+                severity: "low".into(),
+                kind: None,
+                event: None,
+                record: format!("{{\"n\":{n}}}"),
+            };
+            values.push((keys.aside_record(ContentType::Exchange, n), format::encode(&record)));
+        }
+        let put = |(key, value)| Op::Put { key, value, expected: Expected::Any };
+        state.commit(values.into_iter().map(put).collect()).await.unwrap();
+    }
+}
+
+/// The bars of the commands that need a state or a tenant.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_reads_the_state_or_the_tenant_shows_a_bar_on_a_terminal_and_nothing_on_a_pipe() {
+    let tenant = Tenant::new().await;
+    tenant.fill_state().await;
+    tenant.sim.configure(|config| config.graph.query_secs = 2);
+    for (arguments, bar, rate) in [
+        (&["receipts", "verify"][..], "receipts verify [", "/s, "),
+        (&["state", "export"], "state export [", "/s, "),
+        (&["backfill", "--from", "40h", "--again"], "s [", " MB/s, "),
+        (&["heal", "--from", "40h", "--to", "4h", "--again"], "s [", "/s, "),
+    ] {
+        Tenant::is_a_bar(arguments, &tenant.said(arguments, true).await, bar, rate);
+        let piped = tenant.said(arguments, false).await;
+        assert!(!piped.contains(bar) && !piped.contains('\u{1b}'), "{arguments:?}: {piped}");
+    }
+    tenant.sim.stop().await;
 }
