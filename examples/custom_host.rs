@@ -7,14 +7,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use m365_audit::clock::SystemClock;
-use m365_audit::config::SourceConfig;
-use m365_audit::host::{Batch, Delivery, DeliveryTicket, Expected, Health, Host, Op, Revision, StateError, StateStore};
-use m365_audit::sim::{GenerateSpec, Sim, SimConfig};
-use m365_audit::source::{M365Audit, Source};
-use tokio_util::sync::CancellationToken;
+use m365_audit::{
+    Batch, Bytes, CancellationToken, Delivery, DeliveryTicket, Expected, Health, Host, M365Audit, Op, Revision,
+    SimulatedTenant, Source, SourceConfig, StateError, StateStore, SystemClock, async_trait,
+};
 
 /// The agent: records go to a writer, state to [`State`].
 pub struct Agent<W> {
@@ -92,32 +88,15 @@ impl StateStore for State {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let sim = Sim::start(SimConfig::default(), SystemClock::new()).await?;
-    let tenant = SimConfig::default().tenants[0].clone();
-    let (from, to) = (sim.now() - jiff::SignedDuration::from_hours(20), sim.now());
-    sim.generate(&tenant, GenerateSpec { late_rate: 0.0, ..GenerateSpec::new(10, 5, from, to) });
-
-    let agent = Arc::new(Agent::new(std::io::stdout()));
-    run_once(agent, &sim.url()).await
+    let tenant = SimulatedTenant::start().await?;
+    run_once(Arc::new(Agent::new(std::io::stdout())), tenant.config().build()?).await
 }
 
 /// One pass over everything the tenant has. Without `.once()` the source runs until the token is cancelled.
 pub async fn run_once<W: Write + Send + 'static>(
     agent: Arc<Agent<W>>,
-    url: &str,
+    config: SourceConfig,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let sim = SimConfig::default();
-    let keys = [
-        ("tenant_id", sim.tenants[0].as_str()),
-        ("client_id", &sim.client_id),
-        ("client_secret", &sim.client_secret),
-        ("api_url", url),
-        ("authority_url", url),
-    ];
-    let mut table: toml::Table = keys.map(|(key, value)| (key.to_owned(), value.into())).into_iter().collect();
-    table.insert("mask_detected_values".into(), false.into());
-    let config = SourceConfig::parse_table("contoso", table, &|name| std::env::var(name).ok())
-        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     let source = Box::new(M365Audit::new("contoso", config, SystemClock::new()).once());
     let report = source.run(agent, CancellationToken::new()).await?;
     for left in &report.left {

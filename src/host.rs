@@ -5,6 +5,7 @@
 //! means on each host is written beside that host's adapter. This module knows no agent and no API.
 
 mod buffers;
+pub mod memory;
 
 use std::fmt;
 use std::future::Future;
@@ -193,6 +194,7 @@ impl Batch {
     }
 
     /// A copy of these of its records, named by their places in ascending order, without receipts.
+    #[doc(hidden)]
     pub fn copy_of(&self, records: &[usize]) -> Batch {
         let spans: Vec<Span> = records.iter().filter_map(|at| self.spans.get(*at).copied()).collect();
         let mut ndjson = Vec::with_capacity(spans.iter().map(|span| span.end + 1 - span.start).sum());
@@ -227,6 +229,7 @@ impl Batch {
 
     /// The batch as a trial: the host offers it once and answers what became of that, [`Delivery::Rejected`] included,
     /// instead of finding out whose fault a rejection is.
+    #[doc(hidden)]
     #[must_use]
     pub fn as_trial(self) -> Batch {
         Batch { is_trial: true, ..self }

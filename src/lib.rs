@@ -1,26 +1,100 @@
 //! Microsoft 365 unified audit log as an input source for log agents, with nothing lost.
 //!
-//! A [`Source`](source::Source) reads tenants' audit feeds; a [`Host`](host::Host) is whatever takes the records and
-//! keeps the position: the embedded one of the binary, or an agent of yours (`examples/custom_host.rs`). A position
-//! moves only after the host has the records for good.
+//! A [`Source`] reads a tenant's audit feed; a [`Host`] is whatever takes the records and keeps the position: an agent of
+//! yours. The position moves only after the host has the records for good, so an outage, a crash or a full disk delays
+//! events and, within the seven days that Microsoft keeps them, does not lose them.
 //!
-//! # The journey of one event
-//! [`plan`] gives the windows to list; [`source::listing`] reads every page through [`api`]; [`source::tenant`] has
-//! the newest blob fetched; [`source::fetch`] streams its body through [`normalise::split`]; [`checkpoint::claims`] tells whether the
-//! event was delivered already; [`normalise`] renders the record with its [`severity`]; [`source::deliver`] hands the
-//! batch to [`host::Host::deliver`], and the ticket says what became of it.
+//! # A first host
+//! ```toml
+//! [dependencies]
+//! m365-audit = { version = "0.1", default-features = false, features = ["sim"] }
+//! tokio = { version = "1", features = ["macros", "rt-multi-thread"] }
+//! ```
 //!
-//! # The journey of one checkpoint
-//! Delivered: the keys of the events and the mark of the blob go through [`checkpoint::ledger`] to
-//! [`host::StateStore::commit`] in one step; when every page of a window was read and every blob in it is settled,
-//! [`source::tenant`] moves `complete_until`, and only then is that stored. The invariants CK-1 to CK-5 are named in
-//! [`checkpoint`].
+//! This host prints records and keeps its state in memory; it needs no account, because the tenant is a simulated one.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use m365_audit::{Batch, CancellationToken, Delivery, DeliveryTicket, Health, Host, StateStore, async_trait};
+//! use m365_audit::{M365Audit, MemoryStore, SimulatedTenant, Source, SystemClock};
+//!
+//! struct Agent {
+//!     state: Arc<MemoryStore>,
+//! }
+//!
+//! #[async_trait]
+//! impl Host for Agent {
+//!     async fn deliver(&self, batch: Batch) -> DeliveryTicket {
+//!         for record in batch.records() {
+//!             println!("{} {}", record.severity(), String::from_utf8_lossy(record.json));
+//!         }
+//!         DeliveryTicket::resolved(Delivery::Delivered) // true only when the records are safe
+//!     }
+//!
+//!     fn state(&self) -> Arc<dyn StateStore> {
+//!         self.state.clone()
+//!     }
+//!
+//!     fn health(&self, source: &str, health: Health) {
+//!         eprintln!("{source}: {health}");
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let tenant = SimulatedTenant::start().await?;
+//!     let source = M365Audit::new("contoso", tenant.config().build()?, SystemClock::new());
+//!     let host = Arc::new(Agent { state: Arc::new(MemoryStore::new()) });
+//!     // One pass; without `once` it runs until the token is cancelled.
+//!     let report = Box::new(source.once()).run(host.clone(), CancellationToken::new()).await?;
+//!     assert!(report.left.is_empty(), "{report:?}");
+//! #   assert!(!host.state.list("").await?.is_empty());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! For a tenant of Microsoft's leave `sim` out and make the configuration with [`SourceConfig::builder`], or from your
+//! own:
+//! [`SourceConfig::parse_table`] reads TOML, [`SourceConfig::parse_json`] a tree,
+//! [`SourceConfig::parse_properties`] texts.
+//!
+//! # What a host answers for
+//! - **Delivered means for good.** [`Host::deliver`] returns a [`DeliveryTicket`], which may be answered later
+//!   ([`DeliveryTicket::new`]): [`Delivery::Delivered`] when a crash can no longer take the records;
+//!   [`Delivery::Refused`] for passing trouble, the same bytes come again; [`Delivery::Rejected`] for what is never
+//!   acceptable, the source then finds the records to blame and sets them aside. Not answering is back-pressure, and a
+//!   ticket that is dropped is a refusal.
+//! - **State on disk.** [`StateStore::commit`] is all or nothing, compares and swaps, and is synced before it returns. With
+//!   `embedded` there is one to use, `SqliteStore`; `examples/state_on_disk.rs` writes one in sixty lines.
+//! - **A runtime.** The source runs on the one that polls it. It installs no subscriber, recorder, signal handler or
+//!   allocator; logs go to `tracing`, metrics to the `metrics` facade. Many sources of one process share connections and
+//!   memory by [`M365Audit::in_fleet`].
+//!
+//! # Features
+//! Without any, the library has all that a host needs: `default-features = false`.
+//!
+//! | feature | adds |
+//! | --- | --- |
+//! | `embedded` | `SqliteStore`, a crash-safe [`StateStore`] in one file; and what the binary has as sinks |
+//! | `sim` | `SimulatedTenant`, for trying a host and for its tests |
+//! | `exports` | files of events as people have them, for the binary |
+//! | `cli` (default) | the binary `m365-audit`; all of the above |
+//! | `internals` | every module, for this repository's own programs and tests; no version says anything about them |
+//!
+//! # Versions
+//! Semantic versioning holds for what this page lists without the feature `internals`: the names at the root and in
+//! [`values`] (`tests/fixtures/public-surface.txt` in the repository has each with its members, and a test holds it to
+//! the code). Before 1.0 a minor version may break it and the changelog says how. New keys of the configuration and new
+//! variants of what is marked non-exhaustive are no break. The state on disk is read by every later version. The
+//! oldest Rust that builds it is in `rust-version`; a newer one is asked for in a minor version only.
 //!
 //! # Reading order
-//! Each module uses only those below it; `tests/library/architecture.rs` holds it to that.
+//! For whoever changes it; ARCHITECTURE.md has the journeys of an event and of a checkpoint through these. Each module uses only those below it; `tests/library/architecture.rs` holds it to that.
 //!
 //! - `docs`: the generated documents: configuration, metrics, record, errors, manifest.
 //! - `cli`: the commands of the binary, and every exit code.
+//! - `simulated`: a tenant to write a host against.
 //! - `sim`: a simulated tenant over real HTTP. Uses only `clock` and `model`.
 //! - `hosts`: the agents, one file or folder each; the only place that knows one by name.
 //! - `plugin`: the manifest.
@@ -44,52 +118,164 @@
 //! - `backoff`: how long to wait before something is tried again.
 //! - `model`: the nouns.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(feature = "internals"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "what the program and the Fluent Bit input use is built, and nobody else reaches it"
+    )
+)]
+
+#[cfg(feature = "internals")]
 pub mod docs;
 
 #[cfg(feature = "cli")]
 pub mod cli;
 
-#[cfg(feature = "sim")]
+#[cfg(all(feature = "sim", feature = "internals"))]
+pub mod simulated;
+#[cfg(all(feature = "sim", not(feature = "internals")))]
+mod simulated;
+
+#[cfg(all(feature = "sim", feature = "internals"))]
 pub mod sim;
+#[cfg(all(feature = "sim", not(feature = "internals")))]
+mod sim;
 
+#[cfg(feature = "internals")]
 pub mod hosts;
+#[cfg(not(feature = "internals"))]
+mod hosts;
 
+#[cfg(feature = "internals")]
 pub mod plugin;
 
+#[cfg(feature = "internals")]
 pub mod report;
+#[cfg(not(feature = "internals"))]
+mod report;
 
+#[cfg(feature = "internals")]
 pub mod source;
+#[cfg(not(feature = "internals"))]
+mod source;
 
+#[cfg(feature = "internals")]
 pub mod reconcile;
+#[cfg(not(feature = "internals"))]
+mod reconcile;
 
+#[cfg(feature = "internals")]
 pub mod checkpoint;
+#[cfg(not(feature = "internals"))]
+mod checkpoint;
 
+#[cfg(feature = "internals")]
 pub mod receipts;
+#[cfg(not(feature = "internals"))]
+mod receipts;
 
+#[cfg(feature = "internals")]
 pub mod plan;
+#[cfg(not(feature = "internals"))]
+mod plan;
 
+#[cfg(feature = "internals")]
 pub mod delivery;
+#[cfg(not(feature = "internals"))]
+mod delivery;
 
+#[cfg(feature = "internals")]
 pub mod host;
+#[cfg(not(feature = "internals"))]
+mod host;
 
+#[cfg(feature = "internals")]
 pub mod exports;
+#[cfg(not(feature = "internals"))]
+mod exports;
 
+#[cfg(feature = "internals")]
 pub mod normalise;
+#[cfg(not(feature = "internals"))]
+mod normalise;
 
+#[cfg(feature = "internals")]
 pub mod api;
+#[cfg(not(feature = "internals"))]
+mod api;
 
+#[cfg(feature = "internals")]
 pub mod auth;
+#[cfg(not(feature = "internals"))]
+mod auth;
 
+#[cfg(feature = "internals")]
 pub mod net;
+#[cfg(not(feature = "internals"))]
+mod net;
 
+#[cfg(feature = "internals")]
 pub mod config;
+#[cfg(not(feature = "internals"))]
+mod config;
 
+#[cfg(feature = "internals")]
 pub mod severity;
+#[cfg(not(feature = "internals"))]
+mod severity;
 
+#[cfg(feature = "internals")]
 pub mod metrics;
+#[cfg(not(feature = "internals"))]
+mod metrics;
 
+#[cfg(feature = "internals")]
 pub mod clock;
+#[cfg(not(feature = "internals"))]
+mod clock;
 
+#[cfg(feature = "internals")]
 pub mod backoff;
+#[cfg(not(feature = "internals"))]
+mod backoff;
 
+#[cfg(feature = "internals")]
 pub mod model;
+#[cfg(not(feature = "internals"))]
+mod model;
+
+#[cfg(feature = "sim")]
+pub use crate::simulated::SimulatedTenant;
+
+pub use crate::clock::{Clock, SystemClock};
+pub use crate::config::{SourceConfig, SourceConfigBuilder};
+pub use crate::host::memory::MemoryStore;
+pub use crate::host::{
+    Batch, Delivery, DeliveryTicket, Expected, Health, Host, Op, Record, Revision, StateError, StateStore, TicketAnswer,
+};
+#[cfg(feature = "embedded")]
+pub use crate::hosts::embedded::store::SqliteStore;
+pub use crate::source::{M365Audit, Report, Source, SourceError};
+#[doc(no_inline)]
+pub use async_trait::async_trait;
+#[doc(no_inline)]
+pub use bytes::Bytes;
+#[doc(no_inline)]
+pub use tokio_util::sync::CancellationToken;
+
+/// What the names at the root are made of.
+pub mod values {
+    pub use crate::config::{Cloud, ConfigError, Fault, Format, Problem};
+    pub use crate::host::{EventKind, Kind, Receipts, Unfit};
+    #[cfg(feature = "embedded")]
+    pub use crate::hosts::embedded::store::StoreError;
+    pub use crate::model::{Actionable, ContentType, TenantId, Timestamp};
+    pub use crate::normalise::category::Category;
+    pub use crate::severity::Severity;
+    pub use crate::source::fleet::Fleet;
+    pub use crate::source::report::{Left, LeftKind};
+    pub use crate::source::{CheckFault, CheckStep, FaultKind};
+}

@@ -15,12 +15,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use m365_audit::clock::SystemClock;
-use m365_audit::config::{Problem, SourceConfig as Settings, source_schema};
-use m365_audit::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateError, StateStore, TicketAnswer};
-use m365_audit::hosts::embedded::store::SqliteStore;
-use m365_audit::model::{Actionable as _, Timestamp};
-use m365_audit::source::{M365Audit, Source as _, SourceError};
+use m365_audit::values::{Actionable as _, Problem, Timestamp};
+use m365_audit::{
+    Batch, Delivery, DeliveryTicket, Health, Host, M365Audit, Source as _, SourceConfig as Settings, SourceError, SqliteStore,
+    StateError, StateStore, SystemClock, TicketAnswer,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, mpsc};
@@ -92,7 +91,7 @@ impl Configurable for Keys {
     }
 
     fn generate_schema(_: &RefCell<SchemaGenerator>) -> Result<SchemaObject, GenerateError> {
-        let mut schema = source_schema();
+        let mut schema = Settings::json_schema();
         // Flattened into this component's schema, which closes the whole to unknown keys by itself.
         if let Some(schema) = schema.as_object_mut() {
             schema.remove("additionalProperties");
@@ -103,7 +102,7 @@ impl Configurable for Keys {
 
 impl GenerateConfig for M365AuditConfig {
     fn generate_config() -> Json {
-        let schema = source_schema();
+        let schema = Settings::json_schema();
         let keys = ["tenant_id", "client_id", "client_secret_file"];
         keys.map(|key| (key.to_owned(), schema["properties"][key]["examples"][0].clone())).into_iter().collect()
     }

@@ -5,6 +5,7 @@
 //! replaced in the parsed strings (`variables`), every table is held against the schema of its type (`check`), and
 //! what concerns several keys is compared (`read`). Nothing here opens a connection or writes a file.
 
+mod builder;
 mod check;
 mod cluster;
 mod credentials;
@@ -37,6 +38,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use builder::SourceConfigBuilder;
 pub use check::typed_from_text;
 pub(crate) use check::{allowed, expectation, one_of};
 pub use cluster::ClusterConfig;

@@ -12,6 +12,7 @@ use crate::model::is_guid;
 impl Cloud {
     /// Where applications are registered, as an operator of this cloud finds it. From "National clouds" of the Microsoft
     /// identity platform.
+    #[doc(hidden)]
     pub const fn entra(self) -> &'static str {
         match self {
             Self::Enterprise | Self::Gcc => "Entra admin centre",
@@ -21,6 +22,7 @@ impl Cloud {
     }
 
     /// The Azure portal of this cloud, from the same page.
+    #[doc(hidden)]
     pub const fn azure_portal(self) -> &'static str {
         match self {
             Self::Enterprise | Self::Gcc => "Azure portal",
@@ -30,6 +32,7 @@ impl Cloud {
     }
 
     /// How Exchange Online PowerShell is reached, from "Connect to Exchange Online PowerShell".
+    #[doc(hidden)]
     pub const fn exchange(self) -> &'static str {
         match self {
             Self::Enterprise | Self::Gcc => "Exchange Online PowerShell",
@@ -42,6 +45,7 @@ impl Cloud {
     }
 
     /// `remedy` with the names of this cloud's consoles. A second time changes nothing.
+    #[doc(hidden)]
     pub fn localised(self, remedy: &str) -> String {
         let mut text = remedy.to_owned();
         // The Azure portal first: China's place for Entra names it.
@@ -113,6 +117,7 @@ impl Places {
 
 impl SourceConfig {
     /// Where remedies for this source lead.
+    #[doc(hidden)]
     pub fn places(&self) -> Places {
         Places {
             cloud: self.cloud,

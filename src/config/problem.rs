@@ -10,6 +10,7 @@ use crate::model::Actionable;
 
 /// What kind of problem it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Fault {
     /// The key must be there and is not.
     Missing,
@@ -33,6 +34,7 @@ pub enum Fault {
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Problem {
     /// The full key: `sources.contoso.tenant_id`; empty for the file as a whole.
     pub key: String,
@@ -103,6 +105,7 @@ impl fmt::Display for Problem {
 
 /// Everything that is wrong with a configuration. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConfigError {
     /// The file, where the configuration came from one.
     pub path: Option<PathBuf>,

@@ -32,6 +32,7 @@ const RETENTION_SECS: u64 = 7 * 24 * 60 * 60;
 /// One tenant's audit log: which tenant, how to sign in, what to read and how fast.
 #[serde_as]
 #[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub struct SourceConfig {
     /// The tenant's directory id. A domain name is not accepted: the API takes only the GUID.
     #[serde_as(as = "DisplayFromStr")]
@@ -460,37 +461,44 @@ impl fmt::Debug for SourceConfig {
 
 impl SourceConfig {
     /// The API's origin, without a slash at the end: `api_url`, else the cloud's.
+    #[doc(hidden)]
     pub fn api_origin(&self) -> String {
         origin(self.api_url.as_ref(), self.cloud.api_url())
     }
 
     /// The authority's origin, without a slash at the end: `authority_url`, else the cloud's.
+    #[doc(hidden)]
     pub fn authority_origin(&self) -> String {
         origin(self.authority_url.as_ref(), self.cloud.authority_url())
     }
 
     /// Microsoft Graph's origin, without a slash at the end: `graph_url`, else the worldwide one.
+    #[doc(hidden)]
     pub fn graph_origin(&self) -> String {
         origin(self.graph_url.as_ref(), GRAPH_URL)
     }
 
     /// The audience of the token, without `/.default`: `audience`, else the cloud's.
+    #[doc(hidden)]
     pub fn token_audience(&self) -> &str {
         self.audience.as_deref().unwrap_or_else(|| self.cloud.audience())
     }
 
     /// The end of the client secret's last day.
+    #[doc(hidden)]
     pub fn secret_expires(&self) -> Option<Timestamp> {
         let end = self.client_secret_expires?.tomorrow().ok()?;
         format!("{end}T00:00:00Z").parse().ok()
     }
 
     /// `PublisherIdentifier` of every call.
+    #[doc(hidden)]
     pub fn publisher(&self) -> &str {
         self.publisher_identifier.as_ref().map_or(self.tenant_id.as_str(), Guid::as_str)
     }
 
     /// `poll_interval_secs` as a duration.
+    #[doc(hidden)]
     pub fn poll_interval(&self) -> Duration {
         Duration::from_secs(self.poll_interval_secs)
     }
@@ -499,6 +507,7 @@ impl SourceConfig {
     ///
     /// # Errors
     /// The file cannot be read, is not text, or holds only blanks.
+    #[doc(hidden)]
     pub fn read_secret(&self) -> io::Result<Secret> {
         match (&self.client_secret, &self.client_secret_file) {
             (Some(secret), _) => Ok(secret.clone()),
@@ -508,6 +517,7 @@ impl SourceConfig {
     }
 
     /// The address of the managed identity's end point: the one written down, else IMDS's own.
+    #[doc(hidden)]
     pub fn managed_identity_url(&self) -> &str {
         self.managed_identity_url.as_ref().map_or(IMDS_URL, Url::as_str)
     }
@@ -597,11 +607,13 @@ impl Cloud {
 
     /// Whether the audit search of Microsoft Graph is there: Microsoft's page "auditLogQuery" names the worldwide service
     /// alone, which GCC uses as well.
+    #[doc(hidden)]
     pub const fn has_audit_search(self) -> bool {
         matches!(self, Self::Enterprise | Self::Gcc)
     }
 
     /// The token's audience: the API's origin.
+    #[doc(hidden)]
     pub const fn audience(&self) -> &'static str {
         self.api_url()
     }

@@ -344,7 +344,10 @@ impl Splitter {
     }
 
     /// The next piece found in what was pushed; `None` until more is pushed.
-    #[expect(clippy::should_implement_trait, reason = "`None` is not the end: more may be pushed")]
+    #[cfg_attr(
+        feature = "internals",
+        expect(clippy::should_implement_trait, reason = "`None` is not the end: more may be pushed")
+    )]
     pub fn next(&mut self) -> Option<Piece> {
         self.next_read(|_| None)
     }

@@ -9,6 +9,7 @@ use crate::model::{Actionable, TenantId};
 
 /// Kinds of fault, worst last; each has an exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum FaultKind {
     /// To be known, nothing to fail over.
     Notice,
@@ -24,6 +25,7 @@ pub enum FaultKind {
 
 /// Why a source cannot go on.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SourceError {
     /// The state store.
     #[error("the state of tenant `{tenant}` cannot be used: {source}")]

@@ -166,6 +166,7 @@ impl M365Audit {
     }
 
     /// The same source, with a desk at which back-fills are asked for while it runs.
+    #[doc(hidden)]
     pub fn with_desk(self, desk: Desk) -> Self {
         Self { desk: Some(desk), ..self }
     }
@@ -178,16 +179,19 @@ impl M365Audit {
     }
 
     /// The same source, with a desk at which ranges are asked to be filled through Microsoft Graph while it runs.
+    #[doc(hidden)]
     pub fn with_heal_desk(self, desk: heal::desk::Desk) -> Self {
         Self { heal_desk: Some(desk), ..self }
     }
 
     /// The same source, which offers what it has set aside to the host again when it is asked here.
+    #[doc(hidden)]
     pub fn with_retries(self, retries: mpsc::Receiver<aside::Ask>) -> Self {
         Self { retries: Some(retries), ..self }
     }
 
     /// The same source, which keeps a receipt of what became of each event.
+    #[doc(hidden)]
     pub fn with_receipts(self, receipts: Keeping) -> Self {
         Self { receipts: Some(receipts), ..self }
     }
@@ -196,6 +200,7 @@ impl M365Audit {
     ///
     /// # Errors
     /// When the range cannot be read, the state cannot be used, or Microsoft cannot be asked.
+    #[doc(hidden)]
     pub async fn backfill(self, host: Arc<dyn Host>, asked: backfill::Asked) -> Result<backfill::Ended, BackfillError> {
         let server = ServerTime::new(self.clock.clone());
         let api = self.client(&server)?;
@@ -207,6 +212,7 @@ impl M365Audit {
     ///
     /// # Errors
     /// When the range cannot be filled, the state cannot be used, or Microsoft cannot be asked.
+    #[doc(hidden)]
     pub async fn heal(
         self,
         host: Arc<dyn Host>,
@@ -227,6 +233,7 @@ impl M365Audit {
     ///
     /// # Errors
     /// When the client cannot be made: a CA file that cannot be read, a proxy that makes no sense.
+    #[doc(hidden)]
     pub fn client(&self, server: &ServerTime) -> Result<ApiClient, SourceError> {
         let settings = api_settings(&self.config)?;
         let observer = server.clone();
@@ -278,6 +285,7 @@ impl M365Audit {
     }
 
     /// The clock.
+    #[doc(hidden)]
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }

@@ -5,6 +5,7 @@ pub const ONCE_ATTEMPTS_MAX: u32 = 10;
 
 /// Why a `--once` pass did not read everything of a stream.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Left {
     /// For the operator.
     pub why: String,
@@ -14,6 +15,7 @@ pub struct Left {
 
 /// The kind decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum LeftKind {
     /// Could not be read now; a later run may.
     Passing,
@@ -31,6 +33,7 @@ pub enum LeftKind {
 
 /// How a run ended.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Report {
     /// What a single pass did not read, and why.
     pub left: Vec<Left>,

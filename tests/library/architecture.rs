@@ -201,7 +201,9 @@ fn a_plugin_uses_the_library_below_the_command_line_and_no_other_plugin() {
         let manifest = fs::read_to_string(plugin.join("Cargo.toml")).unwrap();
         let (dependencies, _) = manifest.split_once("[dev-dependencies]").unwrap();
         let library = dependencies.lines().find(|line| line.starts_with("m365-audit = ")).unwrap();
-        assert_eq!(library, r#"m365-audit = { path = "../..", default-features = false, features = ["embedded"] }"#);
+        let expected =
+            r#"m365-audit = { path = "../..", default-features = false, features = ["embedded", "internals"] }"#;
+        assert_eq!(library, expected);
         assert_eq!(dependencies.matches("path = ").count(), 1, "{}: a plugin beside the library", plugin.display());
         for file in files_in(plugin.join("src")) {
             let above: BTreeSet<String> = ["docs", "cli", "sim", "plugin"].map(str::to_owned).into();

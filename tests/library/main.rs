@@ -23,4 +23,5 @@ mod simulated_graph;
 mod simulated_tenant;
 mod skips;
 mod stores;
+mod surface;
 mod watching;

@@ -21,7 +21,7 @@ use m365_audit::model::{ContentType, TenantId};
 use proptest::prelude::*;
 use test_support::postgres::Postgres;
 
-use crate::examples::custom_host;
+use crate::examples::{custom_host, state_on_disk};
 
 /// A store, empty, and what must live as long as it does.
 struct Subject {
@@ -33,10 +33,14 @@ struct Subject {
 async fn stores() -> Vec<Subject> {
     let dir = tempfile::tempdir().unwrap();
     let sqlite = SqliteStore::open(dir.path()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = state_on_disk::DiskState::open(&folder.path().join("state.sqlite")).unwrap();
+    let on_disk = Subject { name: "the example's on disk", store: Arc::new(store), _dir: Some(folder) };
     let in_memory = |name, store| Subject { name, store, _dir: None };
     let mut stores = vec![
         in_memory("memory", Arc::new(MemoryStore::new()) as Arc<dyn StateStore>),
         in_memory("the example's", Arc::new(custom_host::State::default())),
+        on_disk,
         Subject { name: "SQLite", store: Arc::new(sqlite), _dir: Some(dir) },
     ];
     if let Some(server) = Postgres::shared() {

@@ -14,7 +14,6 @@ pub mod completeness;
 pub mod control;
 pub mod descriptors;
 mod host_name;
-pub mod memory;
 pub mod metrics_server;
 pub mod notebook;
 pub mod place;
@@ -28,6 +27,8 @@ pub mod status;
 pub mod status_html;
 pub mod store;
 pub mod writable;
+
+pub use crate::host::memory;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

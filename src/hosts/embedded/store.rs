@@ -155,17 +155,20 @@ impl SqliteStore {
     }
 
     /// Whether there was no state and this made one.
+    #[doc(hidden)]
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
     /// What is wrong with the state's files, in words with the remedy.
+    #[doc(hidden)]
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.shared.trouble.subscribe()
     }
 
     /// Has the writer look whether the files are there, as it does with each commit. To be called every few seconds;
     /// does not wait.
+    #[doc(hidden)]
     pub fn look(&self) {
         if let Some(writer) = &self.writer {
             // A queue that is full has commits in it.
@@ -188,6 +191,7 @@ impl SqliteStore {
     }
 
     /// Opens the store for reading, beside a running process or without one. `commit` then always fails.
+    #[doc(hidden)]
     pub fn open_read_only(data_dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let data_dir = absolute(data_dir.as_ref())?;
         let path = data_dir.join(STATE_FILE);

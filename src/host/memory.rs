@@ -1,4 +1,4 @@
-//! A state store in memory, for tests and for library users who keep state elsewhere.
+//! A state store in memory, for tests and for a first host.
 //!
 //! Keeps the contract of [`StateStore`] to the letter (all or nothing, compare-and-swap, revisions that are never given out twice) and adds
 //! the failures a test needs: the next commits fail, fail although they were applied, or meet another writer; the store
@@ -10,9 +10,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::host::{Expected, Op, Revision, StateError, StateStore};
+use super::{Expected, Op, Revision, StateError, StateStore};
 
-/// A [`StateStore`] that lives as long as the value does.
+/// A [`StateStore`] that lives as long as the value does: for tests, and for a host's first steps. Whoever ends the process
+/// begins anew, so that up to `backfill_secs` of events come again.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
@@ -48,28 +49,33 @@ impl MemoryStore {
     }
 
     /// The next `n` commits fail with `error` and change nothing.
+    #[doc(hidden)]
     pub fn fail_next(&self, n: usize, error: StateError) {
         self.fail(n, error, false);
     }
 
     /// The next `n` commits are applied and yet answer `error`, as when a store is lost between its write and its
     /// answer.
+    #[doc(hidden)]
     pub fn fail_next_applied(&self, n: usize, error: StateError) {
         self.fail(n, error, true);
     }
 
     /// `after` commits on, nothing is written any more and every commit answers `error`; the first of them is written all
     /// the same where `applied`, as when a process is killed between its write and its answer.
+    #[doc(hidden)]
     pub fn die(&self, after: usize, applied: bool, error: StateError) {
         self.lock().death = Some(Death { after, applied, error });
     }
 
     /// Ends what [`MemoryStore::die`] began.
+    #[doc(hidden)]
     pub fn revive(&self) {
         self.lock().death = None;
     }
 
     /// Somebody puts these bytes beneath `key`, or takes it away, past every check: as damage does.
+    #[doc(hidden)]
     pub fn overwrite(&self, key: &str, value: Option<Bytes>) {
         let mut inner = self.lock();
         let revision = inner.values.get(key).map_or_else(Revision::draw, |(_, revision)| *revision);
@@ -81,6 +87,7 @@ impl MemoryStore {
 
     /// Another writer touches `key`: its value stays, its revision moves on, so that whoever expects the old one
     /// meets a conflict.
+    #[doc(hidden)]
     pub fn touch(&self, key: &str) {
         let mut inner = self.lock();
         let revision = Revision::draw();
@@ -88,6 +95,7 @@ impl MemoryStore {
     }
 
     /// A copy of all keys and values, in order.
+    #[doc(hidden)]
     pub fn entries(&self) -> BTreeMap<String, Bytes> {
         self.lock().values.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect()
     }

@@ -1,0 +1,45 @@
+//! A tenant to write a host against: the simulated one, and a configuration that leads to it.
+//!
+//! What the simulation can do beside that (faults, late content, exports) is for the tests of this crate.
+
+use std::io;
+
+use jiff::SignedDuration;
+
+use crate::clock::SystemClock;
+use crate::config::{SourceConfig, SourceConfigBuilder};
+use crate::sim::{GenerateSpec, Sim, SimConfig};
+
+/// A simulated tenant that serves the feed over real HTTP on this machine. Needs no account and no network.
+#[derive(Debug)]
+pub struct SimulatedTenant {
+    sim: Sim,
+}
+
+impl SimulatedTenant {
+    /// Starts one with some hundred events of the last day. It ends when the value is dropped.
+    ///
+    /// # Errors
+    /// When no port of this machine's can be had.
+    pub async fn start() -> io::Result<Self> {
+        let sim = Sim::start(SimConfig::default(), SystemClock::new()).await?;
+        let (from, to) = (sim.now() - SignedDuration::from_hours(20), sim.now());
+        let events = GenerateSpec { late_rate: 0.0, ..GenerateSpec::new(10, 5, from, to) };
+        for tenant in &SimConfig::default().tenants {
+            sim.generate(tenant, events.clone());
+        }
+        Ok(Self { sim })
+    }
+
+    /// What a source needs to read it: ids, the secret, the address. More can be set.
+    pub fn config(&self) -> SourceConfigBuilder {
+        let SimConfig { tenants, client_id, client_secret, .. } = SimConfig::default();
+        let tenant = tenants.first().map(|tenant| tenant.as_str()).unwrap_or_default();
+        SourceConfig::builder()
+            .tenant_id(tenant)
+            .client_id(client_id)
+            .client_secret(client_secret)
+            .set("api_url", self.sim.url())
+            .set("authority_url", self.sim.url())
+    }
+}
