@@ -42,7 +42,7 @@ pub(super) struct Bound {
 }
 
 /// Says whether Microsoft may be asked anything about a tenant now.
-pub type MayAsk = Arc<dyn Fn(&TenantId) -> bool + Send + Sync>;
+pub(crate) type MayAsk = Arc<dyn Fn(&TenantId) -> bool + Send + Sync>;
 
 /// Between two looks whether it may be.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -117,7 +117,7 @@ impl Connections {
 
     /// The same, with no question asked about a tenant while `may_ask` says no: the call waits.
     #[must_use]
-    pub fn while_allowed(mut self, may_ask: MayAsk) -> Self {
+    pub(crate) fn while_allowed(mut self, may_ask: MayAsk) -> Self {
         self.bound.may_ask = Some(may_ask);
         self
     }

@@ -39,7 +39,8 @@ pub use crate::auth::certificate::CertificateFiles;
 pub use crate::auth::identity::{ARC_KEY_DIR, ManagedIdentity};
 pub use crate::auth::{AuthError, Credential, SecretText, TokenEndpoint, TokenFacts};
 pub use codes::{Action, Endpoint};
-pub use connections::{Connections, MayAsk};
+pub use connections::Connections;
+pub(crate) use connections::MayAsk;
 pub use error::{ApiError, ErrorKind};
 pub use graph::{
     GraphClient, GraphError, GraphFault, GraphLink, GraphPage, GraphQuery, GraphVersion,

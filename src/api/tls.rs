@@ -6,6 +6,10 @@
 
 use std::sync::{Arc, Weak};
 
+#[cfg(feature = "kafka")]
+use base64::Engine as _;
+#[cfg(feature = "kafka")]
+use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -69,6 +73,31 @@ pub(super) fn tls_with(
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// What [`tls`] trusts, as PEM: for a library with a TLS of its own.
+#[cfg(feature = "kafka")]
+pub(crate) fn trusted_pem(ca_pem: Option<&[u8]>) -> Result<String, String> {
+    use std::fmt::Write as _;
+
+    let own = match ca_pem {
+        Some(bytes) => authorities(bytes).map_err(|why| format!("`ca_file` {why}"))?,
+        None => Vec::new(),
+    };
+    // As below: what cannot be read in the system's store is left out.
+    let mut store = rustls::RootCertStore::empty();
+    let mut natives = rustls_native_certs::load_native_certs().certs;
+    natives.retain(|certificate| store.add(certificate.clone()).is_ok());
+    let mut pem = String::new();
+    for certificate in own.iter().chain(&natives) {
+        pem.push_str("-----BEGIN CERTIFICATE-----\n");
+        let text = STANDARD.encode(certificate);
+        for line in text.as_bytes().chunks(64) {
+            let _ = writeln!(pem, "{}", String::from_utf8_lossy(line));
+        }
+        pem.push_str("-----END CERTIFICATE-----\n");
+    }
+    if pem.is_empty() { Err("this machine has no trusted root certificates".into()) } else { Ok(pem) }
 }
 
 /// The certificates this machine trusts, read anew when no client holds them: a process with a thousand tenants must not

@@ -22,6 +22,9 @@ use crate::config::{LogConfig, LogFormat};
 use crate::hosts::embedded::status::{Line, Recent};
 use crate::model::{Timestamp, plain, shortened};
 
+/// Libraries that tell of every connection that breaks, which is told by whoever needed it, with its remedy.
+const QUIET: &str = "deadpool_postgres=error,tokio_postgres=error";
+
 /// The log of a process.
 pub(super) struct Log {
     /// The last of its lines that say something is wrong.
@@ -40,7 +43,7 @@ pub(super) fn install(config: &LogConfig) -> Log {
     let filter = std::env::var("M365_AUDIT_LOG")
         .ok()
         .and_then(|spec| EnvFilter::try_new(spec).ok())
-        .unwrap_or_else(|| EnvFilter::new(format!("warn,m365_audit={}", config.level)));
+        .unwrap_or_else(|| EnvFilter::new(format!("warn,{QUIET},m365_audit={}", config.level)));
     let stderr = std::io::stderr;
     let _ = match config.format {
         // JSON has escapes of its own for what could break a line.

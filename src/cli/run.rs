@@ -17,7 +17,7 @@ use super::alike::Alike;
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::purge;
-use super::seat::{Seat, refuse_in_cluster};
+use super::seat::{Seat, refuse_in_cluster, warn_of_durability};
 use super::service::Service;
 use super::{Failure, logging, opened};
 use crate::checkpoint::journal::Keeping;
@@ -36,7 +36,7 @@ use crate::hosts::embedded::registry::{Entry, Registry};
 use crate::hosts::embedded::selection::Selection;
 use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
-use crate::hosts::embedded::store::SqliteStore;
+use crate::hosts::embedded::store::{DataDir, SqliteStore};
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::postgres::leases::Order;
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
@@ -137,6 +137,8 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let slow = tell_when_slow(clock.clone());
     let receipts = keeping(&config);
     let stop = CancellationToken::new();
+    // A member keeps nothing there, and no other process may take its socket.
+    let _data_dir = config.cluster.as_ref().map(|_| DataDir::take(&config.data_dir)).transpose()?;
     let (store, shared, memory) = match &config.cluster {
         None => {
             let store = Arc::new(SqliteStore::open(&config.data_dir)?);
@@ -145,7 +147,9 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         }
         Some(cluster) => {
             refuse_in_cluster(args.once, &config, receipts.as_ref())?;
-            (None, Some((cluster.clone(), opened::shared(cluster).await?)), SinkMemory::none())
+            let store = opened::shared(cluster).await?;
+            warn_of_durability(&store).await?;
+            (None, Some((cluster.clone(), store)), SinkMemory::none())
         }
     };
     let state: Arc<dyn StateStore> = match (&store, &shared) {
@@ -604,6 +608,11 @@ pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Res
             Box::new(fluent_forward::FluentForwardSink::new(config, SystemClock::new())?)
         }
         SinkConfig::Otlp(config) => Box::new(otlp::OtlpSink::new(config, SystemClock::new())?),
+        #[cfg(feature = "kafka")]
+        SinkConfig::Kafka(config) => Box::new(crate::hosts::kafka::KafkaSink::new(config, SystemClock::new())?),
+        // Such a configuration is not valid in this build.
+        #[cfg(not(feature = "kafka"))]
+        SinkConfig::Kafka(_) => return Err(Failure::internal("this build has no `kafka` sink".to_owned())),
     };
     let selection = Selection::of(&entry.selection);
     Ok(SinkSpec { name: name.to_owned(), inputs: inputs_of(config, name, entry), selection, sink })

@@ -59,6 +59,21 @@ pub(super) fn refuse_in_cluster(once: bool, config: &Config, receipts: Option<&K
     Ok(())
 }
 
+/// Says it where the database reports as committed what is not on disk.
+///
+/// # Errors
+/// The database does not answer.
+pub(super) async fn warn_of_durability(store: &PostgresStore) -> Result<(), Failure> {
+    if let Some(setting) = store.not_durable().await.map_err(Failure::of_cluster)? {
+        tracing::warn!(
+            "cluster-not-durable: {} has `{setting}`, so it reports commits that a crash of it may lose; what they marked comes again then \
+             (hint: set `synchronous_commit = on` and `fsync = on`)",
+            store.shown()
+        );
+    }
+    Ok(())
+}
+
 impl Seat {
     /// Joins, beside everything else.
     pub(super) fn take(

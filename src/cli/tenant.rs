@@ -358,6 +358,7 @@ async fn purged_in_cluster(cluster: &ClusterConfig, tenant: &TenantId) -> Result
         return Err(Failure::of(&purge::HeldByMember { name, tenant: tenant.clone() }, Exit::State));
     }
     let purged = crate::checkpoint::purge::purge(&store, tenant).await.map_err(Failure::of_state)?;
+    store.forget_tenant(tenant).await.map_err(Failure::of_state)?;
     Ok(vec![format!("{tenant}: {} entries taken out of {}", purged.entries, store.shown())])
 }
 

@@ -61,8 +61,9 @@ pub(crate) use sinks::SINK_KINDS;
 #[cfg(feature = "embedded")]
 pub(crate) use sinks::{Credentials, TlsFiles, host_and_port};
 pub use sinks::{
-    FileConfig, FluentForwardConfig, ForwardCompression, HttpCompression, HttpConfig, HttpEncoding, OtlpCompression,
-    OtlpConfig, OtlpProtocol, SelectionConfig, SinkConfig, SinkEntry, StdoutConfig,
+    FileConfig, FluentForwardConfig, ForwardCompression, HttpCompression, HttpConfig, HttpEncoding, KafkaCompression,
+    KafkaConfig, KafkaKey, OtlpCompression, OtlpConfig, OtlpProtocol, SaslMechanism, SelectionConfig, SinkConfig,
+    SinkEntry, StdoutConfig,
 };
 pub(crate) use source::read_secret_file;
 pub use source::{

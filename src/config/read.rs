@@ -477,12 +477,13 @@ fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&s
 
 /// What is written in `type` by those who know their destination's name: how it is called, the sink where it is one alone,
 /// the page.
-const DESTINATIONS: [(&[&str], &str, &str); 6] = [
+const DESTINATIONS: [(&[&str], &str, &str); 7] = [
     (&["splunk", "splunk_hec", "hec"], "http", "docs/hosts/splunk.md"),
     (&["elastic", "elasticsearch", "opensearch"], "http", "docs/hosts/elastic.md"),
     (&["vector"], "http", "docs/hosts/vector.md"),
     (&["fluentd", "fluent_bit", "fluentbit", "forward"], "fluent_forward", "docs/hosts/README.md"),
     (&["otel", "opentelemetry", "otelcol"], "otlp", "docs/hosts/otel-collector.md"),
+    (&["event_hubs", "eventhubs", "event_hub", "eventhub", "redpanda"], "kafka", "docs/hosts/kafka.md"),
     (&["loki", "sentinel", "victorialogs", "graylog", "wazuh", "qradar", "s3"], "", "docs/hosts/recipes.md"),
 ];
 
@@ -1399,14 +1400,14 @@ format = "xml"
         check(
             &source_with("").replace("\"stdout\"", "\"sdtout\""),
             expect![[r#"
-                config-invalid: `sinks.out.type` is `sdtout`, expected one of `stdout`, `file`, `http`, `fluent_forward`, `otlp` (line 8)
+                config-invalid: `sinks.out.type` is `sdtout`, expected one of `stdout`, `file`, `http`, `fluent_forward`, `otlp`, `kafka` (line 8)
                   hint: nearest: `stdout`
             "#]],
         );
         check(
             &source_with("").replace("\"stdout\"", "\"splunk\""),
             expect![[r#"
-            config-invalid: `sinks.out.type` is `splunk`, expected one of `stdout`, `file`, `http`, `fluent_forward`, `otlp` (line 8)
+            config-invalid: `sinks.out.type` is `splunk`, expected one of `stdout`, `file`, `http`, `fluent_forward`, `otlp`, `kafka` (line 8)
               hint: `splunk` is reached by `type = "http"`: docs/hosts/splunk.md has the settings
         "#]],
         );

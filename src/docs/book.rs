@@ -11,6 +11,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Packages", "packages.md", 0),
     ("Where records go", "hosts/README.md", 0),
     ("I have X: recipes", "hosts/recipes.md", 1),
+    ("Kafka and Event Hubs", "hosts/kafka.md", 1),
     ("Vector", "hosts/vector.md", 1),
     ("Agents that tail the file", "hosts/tail.md", 1),
     ("Fluent Bit, as an input of its own", "hosts/fluent-bit.md", 1),

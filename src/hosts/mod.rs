@@ -18,6 +18,10 @@ mod grpc_connector;
 pub mod http;
 #[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for hosts that are left out"))]
 pub(crate) mod json_walk;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka_key;
 #[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for hosts that are left out"))]
 pub(crate) mod msgpack;
 #[cfg(feature = "embedded")]

@@ -38,7 +38,8 @@ impl Fleet {
 
     /// The same, with no question asked about a tenant while `may_ask` says no.
     #[must_use]
-    pub fn while_allowed(mut self, may_ask: MayAsk) -> Self {
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for clusters, which are left out"))]
+    pub(crate) fn while_allowed(mut self, may_ask: MayAsk) -> Self {
         self.connections = self.connections.while_allowed(may_ask);
         self
     }

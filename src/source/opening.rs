@@ -36,7 +36,8 @@ pub(super) async fn open_ledger(
     let mut failures = 0;
     loop {
         let trouble_board = board.clone();
-        let on_trouble = Box::new(move |error: Option<&StateError>| match error {
+        let on_trouble = Box::new(move |error: Option<&StateError>| {
+            match error {
             Some(error @ StateError::Unavailable(_)) => trouble_board.report(
                 Place::State,
                 Level::Degraded,
@@ -47,9 +48,10 @@ pub(super) async fn open_ledger(
                 Place::State,
                 Level::Failed,
                 format!("state-conflict: {error}"),
-                "run one collector per tenant and state store, then restart",
+                "run one collector per tenant and state store, then restart; a member of a cluster opens the tenant again by itself, if it is still its own",
             ),
             None => trouble_board.clear(Place::State),
+        }
         });
         let store = SlowStore::watching(parts.host.state(), parts.clock.clone(), board);
         let opened = match Ledger::open(store.clone(), parts.clock.clone(), &settings, on_trouble).await {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::sim::{NewBlob, Sim, SimConfig, SubscriptionState};
+use m365_audit::sim::{CallKind, NewBlob, Sim, SimConfig, SubscriptionState};
 use serde_json::Value;
 use test_support::postgres::Postgres;
 
@@ -30,6 +30,7 @@ struct Fleet {
     url: String,
     dir: tempfile::TempDir,
     tenants: usize,
+    poll_secs: u64,
     workers: BTreeMap<usize, Child>,
     events: BTreeSet<String>,
 }
@@ -43,7 +44,8 @@ impl Fleet {
             sim.set_subscription(&tenant(number), ContentType::General, SubscriptionState::Enabled);
         }
         let (url, dir) = (server.database(), tempfile::tempdir().unwrap());
-        let fleet = Self { sim, server, url, dir, tenants, workers: BTreeMap::new(), events: BTreeSet::new() };
+        let fleet =
+            Self { sim, server, url, dir, tenants, poll_secs: 2, workers: BTreeMap::new(), events: BTreeSet::new() };
         fleet.configure(0);
         let made = fleet.command(0, &["cluster", "init"]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -61,7 +63,7 @@ impl Fleet {
             "data_dir = '{}'\n[cluster]\nurl = \"{}\"\nmember = \"worker-{worker}\"\nlease_secs = {}\nallow_local_sinks = true\n\
              [receipts]\nkey_file = '{}'\n[log]\nlevel = \"info\"\n[sinks.file]\ntype = \"file\"\npath = '{}'\ninputs = [\"customers\"]\n\
              [sources.customers]\ntype = \"m365_audit\"\nclient_id = \"{}\"\nclient_secret = \"{}\"\napi_url = \"{sim}\"\n\
-             authority_url = \"{sim}\"\ncontent_types = [\"Audit.General\"]\ndrop_routine = false\npoll_interval_secs = 2\n",
+             authority_url = \"{sim}\"\ncontent_types = [\"Audit.General\"]\ndrop_routine = false\npoll_interval_secs = {}\n",
             self.at(format!("data-{worker}")).display(),
             self.url,
             LEASE.as_secs(),
@@ -69,6 +71,7 @@ impl Fleet {
             self.at(format!("out-{worker}")).display(),
             config.client_id,
             config.client_secret,
+            self.poll_secs,
             sim = self.sim.url(),
         );
         for number in 0..self.tenants {
@@ -286,6 +289,8 @@ async fn a_failover_that_loses_commits_repeats_what_they_marked_and_loses_no_eve
     fleet.add_for_all("first");
     (0..2).for_each(|worker| fleet.start(worker));
     fleet.until_delivered("the first events").await;
+    // What moves from one to the other meanwhile goes back to the first, too.
+    fleet.until("both have some", || fleet.shares().len() == 2).await;
     // From here on the standby is deaf.
     standby.sql("postgres", "alter system set primary_conninfo = ''");
     standby.sql("postgres", "select pg_reload_conf()");
@@ -405,6 +410,51 @@ async fn a_tenant_moves_between_sqlite_and_postgresql_and_back_without_a_repeat(
     assert!(code == Some(0) || said.contains("nothing"), "{code:?} {said}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_remembered_of_a_tenant_that_has_left_goes_from_the_database() {
+    let Some(mut fleet) = Fleet::new(2).await else { return };
+    fleet.add_for_all("first");
+    fleet.start(0);
+    fleet.until_delivered("the first events").await;
+    let id = tenant(1).to_string();
+    let path = fleet.at("worker-0.toml");
+    let (code, said) = fleet.ask(0, &["tenant", "remove", "customers.t1", "--purge"]);
+    assert_eq!(code, Some(73), "{said}");
+    assert!(said.contains("cluster-member-has-it"), "{said}");
+    assert!(!fs::read_to_string(&path).unwrap().contains(&id));
+    fleet.signal(0, "-HUP");
+    let purge = || fleet.ask(0, &["tenant", "remove", &id, "--purge"]).0 == Some(0);
+    fleet.until("the member gave it back", purge).await;
+    let name = fleet.url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    for table in ["kv", "owner", "lease", "request"] {
+        let left = fleet.server.sql(&name, &format!("select count(*) from {table} where tenant = '{id}'"));
+        assert_eq!(left, "0", "{table}");
+    }
+    assert!(fleet.end(0, "-TERM"), "{}", fleet.logs());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_of_one_folder_or_one_name_are_told_apart() {
+    let Some(mut fleet) = Fleet::new(1).await else { return };
+    fleet.start(0);
+    fleet.until("it has the tenant", || fleet.shares().contains_key("worker-0")).await;
+    let output = fleet.command(0, &["run"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(73), "{said}");
+    assert!(said.contains("is running on it"), "{said}");
+    // The same name from another folder: the one that had it ends.
+    fleet.configure(1);
+    let text = fs::read_to_string(fleet.at("worker-1.toml")).unwrap().replace("\"worker-1\"", "\"worker-0\"");
+    fs::write(fleet.at("worker-1.toml"), text).unwrap();
+    let log = fs::File::create(fleet.at("log-1")).unwrap();
+    let child = fleet.command(1, &["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    fleet.workers.insert(1, child);
+    let mut first = fleet.workers.remove(&0).unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(73), "{}", fleet.logs());
+    assert!(fleet.logs().contains("member-replaced"), "{}", fleet.logs());
+    assert!(fleet.end(1, "-TERM"), "{}", fleet.logs());
+}
+
 /// What is done to a worker.
 #[derive(Debug, Clone, Copy)]
 enum Blow {
@@ -484,4 +534,83 @@ async fn five_processes_under_chaos_lose_nothing_and_repeat_little() {
         let Some((twice, all)) = chaos(5, 200, Duration::from_secs(300), seed).await else { return };
         assert!(twice * 20 <= all, "{twice} of {all} came twice");
     }
+}
+
+/// How long after `begun` each of these events was in a file, as seconds.
+async fn arrivals(fleet: &Fleet, ids: &BTreeSet<String>, begun: Instant) -> Vec<f64> {
+    let mut came: BTreeMap<String, f64> = BTreeMap::new();
+    while came.len() < ids.len() {
+        assert!(begun.elapsed() < PATIENCE, "{} of {} came", came.len(), ids.len());
+        for id in fleet.delivered().into_keys().filter(|id| ids.contains(id)) {
+            came.entry(id).or_insert(begun.elapsed().as_secs_f64());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let mut came: Vec<f64> = came.into_values().collect();
+    came.sort_by(f64::total_cmp);
+    came
+}
+
+/// The figures of `docs/fleet.md`: `cargo test --release --test program -- --ignored --nocapture cluster::figures`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, for minutes"]
+async fn figures_of_a_fleet_of_four_hundred_tenants() {
+    const TENANTS: usize = 400;
+    let Some(mut fleet) = Fleet::new(TENANTS).await else { return };
+    fleet.poll_secs = 10;
+    (0..4).for_each(|worker| fleet.start(worker));
+    fleet.add_for_all("first");
+    fleet.until_delivered("the first events").await;
+    fleet.until("all are taken", || !fleet.shares().contains_key("nobody") && fleet.shares().len() == 4).await;
+    println!("shares of four: {:?}", fleet.shares());
+
+    let holders = |fleet: &Fleet| -> BTreeMap<String, String> {
+        let (_, said) = fleet.ask(0, &["cluster", "status", "--json"]);
+        let status: Value = serde_json::from_str(&said).unwrap();
+        let of = |tenant: &Value| {
+            (tenant["tenant"].as_str().unwrap().to_owned(), tenant["member"].as_str().unwrap_or("").to_owned())
+        };
+        status["tenants"].as_array().unwrap().iter().map(of).collect()
+    };
+    let before = holders(&fleet);
+    let known = fleet.events.clone();
+    let begun = Instant::now();
+    fleet.end(3, "-KILL");
+    fleet.add_for_all("killed");
+    let of_the_dead = |id: &&String| {
+        let number: usize = id.split('-').next().unwrap().parse().unwrap();
+        before[tenant(number).as_str()] == "worker-3"
+    };
+    let new: BTreeSet<String> = fleet.events.difference(&known).filter(of_the_dead).cloned().collect();
+    let came = arrivals(&fleet, &new, begun).await;
+    let at = |part: f64| came[((came.len() - 1) as f64 * part) as usize];
+    println!(
+        "killed: the first events of its {} tenants elsewhere after {:.1} s (median), {:.1} s (99 of 100); lease {} s",
+        new.len() / EVENTS_PER_BLOB,
+        at(0.5),
+        at(0.99),
+        LEASE.as_secs()
+    );
+    fleet.until_delivered("those of the living").await;
+
+    let before = holders(&fleet);
+    fleet.start(4);
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    let after = holders(&fleet);
+    let moved = before.iter().filter(|(tenant, member)| after[*tenant] != **member).count();
+    println!("a fifth joined: {moved} of {TENANTS} tenants moved within 70 s");
+
+    let mut minutes: BTreeMap<(String, i64), usize> = BTreeMap::new();
+    let mut starts: BTreeMap<String, usize> = BTreeMap::new();
+    for request in fleet.sim.requests() {
+        *minutes.entry((request.tenant.clone(), request.at.as_second() / 60)).or_default() += 1;
+        *starts.entry(request.tenant).or_default() += usize::from(request.kind == CallKind::Start);
+    }
+    println!(
+        "requests of one tenant in a minute: at most {}; starts of one tenant: at most {}; {} events, {} twice",
+        minutes.values().max().unwrap(),
+        starts.values().max().unwrap(),
+        fleet.events.len(),
+        fleet.twice()
+    );
 }

@@ -35,7 +35,7 @@ impl World {
         }
         let mut said = std::collections::HashMap::new();
         let open: Vec<_> = open.receipts().collect();
-        store::for_each_entry(&*self.store, &keys, open, &mut |found| {
+        store::for_each_entry(&*self.store, &keys, None, open, &mut |found| {
             let class = Class::Delivered;
             if format!("{:?}", found.outcome).contains("Delivered") {
                 said.insert(found.key, class);

@@ -251,6 +251,12 @@ fn the_examples_of_the_routes_are_valid() {
                 && text.contains("[sinks.")
             {
                 let config = Config::parse(&text, &|_| Some("a secret's value".to_owned()));
+                if !cfg!(feature = "kafka") && text.contains("type = \"kafka\"") {
+                    let error = config.unwrap_err().to_string();
+                    assert!(error.contains(".type`: expected a build with the feature `kafka`"), "{error}");
+                    assert_eq!(error.matches("expected").count(), 1, "{error}");
+                    continue;
+                }
                 let config = config.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 assert_eq!(config.warnings(), [], "{}", path.display());
                 checked += 1;

@@ -20,10 +20,15 @@ struct Subject {
     name: String,
     sink: Box<dyn Sink>,
     /// The ids of the records that have arrived.
-    arrived: Box<dyn Fn() -> Vec<u64> + Send>,
-    /// While it is set, the destination takes nothing; `None` where a test cannot have that.
-    away: Option<Arc<AtomicBool>>,
+    arrived: Box<dyn Fn() -> Vec<u64>>,
+    /// Sends the destination away, where it takes nothing, and back; `None` where a test cannot have that.
+    away: Option<Box<dyn Fn(bool)>>,
     _dir: Option<tempfile::TempDir>,
+}
+
+/// What reads it takes nothing while it is set.
+fn switch(away: Arc<AtomicBool>) -> Option<Box<dyn Fn(bool)>> {
+    Some(Box::new(move |is_away| away.store(is_away, Ordering::SeqCst)))
 }
 
 fn ids(records: impl IntoIterator<Item = serde_json::Value>) -> Vec<u64> {
@@ -91,7 +96,23 @@ async fn subjects() -> Vec<Subject> {
             name: format!("{kind:?}"),
             sink: sink(&kind.table("http", &format!("127.0.0.1:{port}"), ""), &clock),
             arrived: Box::new(move || ids(received.all())),
-            away: Some(away),
+            away: switch(away),
+            _dir: None,
+        });
+    }
+    #[cfg(feature = "kafka")]
+    {
+        let cluster = crate::kafka::Cluster::start();
+        let (table, taken) = (cluster.table("timeout_secs = 5"), cluster.clone());
+        subjects.push(Subject {
+            name: "kafka".into(),
+            sink: sink(&table, &clock),
+            // Nobody can look while it is away.
+            arrived: Box::new(move || match taken.is_away() {
+                true => Vec::new(),
+                false => ids(taken.read().into_iter().map(|message| message.record)),
+            }),
+            away: Some(Box::new(move |is_away| cluster.set_away(is_away))),
             _dir: None,
         });
     }
@@ -110,7 +131,7 @@ async fn subjects() -> Vec<Subject> {
         name: "stdout".into(),
         sink: Box::new(StdoutSink::new(pipe).into_sink()),
         arrived: Box::new(move || ids_of_lines(&written.lock().unwrap())),
-        away: Some(away),
+        away: switch(away),
         _dir: None,
     });
     subjects
@@ -163,9 +184,9 @@ async fn each_batch_of_a_group_has_its_answer_and_what_is_delivered_has_arrived_
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_destination_that_is_away_did_not_take_is_refused_and_arrives_once_when_it_comes_again() {
     for mut subject in subjects().await {
-        let Some(away) = subject.away.clone() else { continue };
+        let Some(set_away) = &subject.away else { continue };
         let name = &subject.name;
-        away.store(true, Ordering::SeqCst);
+        set_away(true);
         let group = group(0, 3);
         for _ in 0..2 {
             let written = subject.sink.write(&group).await;
@@ -177,7 +198,7 @@ async fn what_a_destination_that_is_away_did_not_take_is_refused_and_arrives_onc
             }
             assert_eq!((subject.arrived)(), [0; 0], "{name}");
         }
-        away.store(false, Ordering::SeqCst);
+        set_away(false);
         assert_eq!(subject.sink.write(&group).await, vec![Written::Delivered; group.len()], "{name}");
         assert_eq!(sorted((subject.arrived)()), ids_of(&group), "{name}");
         subject.sink.close().await;

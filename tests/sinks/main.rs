@@ -8,6 +8,10 @@ mod destinations;
 mod elastic;
 mod forward;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka_broker;
 mod kill;
 mod logstash;
 mod otlp;

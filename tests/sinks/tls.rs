@@ -95,7 +95,7 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
-    fn pair(&self, change: impl FnOnce(&mut CertificateParams)) -> Pair {
+    pub fn pair(&self, change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let (certificate, key) = self.issue(change);
         Pair { certificate: certificate.pem(), key: key.serialize_pem() }
     }

@@ -147,6 +147,8 @@ pub fn sink(table: &str, clock: &Arc<dyn Clock>) -> Box<dyn Sink> {
         SinkConfig::Http(config) => Box::new(HttpSink::new(config, clock.clone()).unwrap()),
         SinkConfig::FluentForward(config) => Box::new(FluentForwardSink::new(config, clock.clone()).unwrap()),
         SinkConfig::Otlp(config) => Box::new(OtlpSink::new(config, clock.clone()).unwrap()),
+        #[cfg(feature = "kafka")]
+        SinkConfig::Kafka(config) => Box::new(m365_audit::hosts::kafka::KafkaSink::new(config, clock.clone()).unwrap()),
         other => panic!("{other:?}"),
     }
 }

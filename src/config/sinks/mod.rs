@@ -5,6 +5,7 @@
 mod file;
 mod fluent_forward;
 mod http;
+mod kafka;
 mod otlp;
 mod selection;
 mod stdout;
@@ -23,6 +24,7 @@ pub use file::FileConfig;
 pub(crate) use fluent_forward::host_and_port;
 pub use fluent_forward::{FluentForwardConfig, ForwardCompression};
 pub use http::{HttpCompression, HttpConfig, HttpEncoding};
+pub use kafka::{KafkaCompression, KafkaConfig, KafkaKey, SaslMechanism};
 pub use otlp::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use selection::SelectionConfig;
 pub use stdout::StdoutConfig;
@@ -101,6 +103,7 @@ sinks! {
     Http(HttpConfig) = "http", "Batches posted over HTTP.";
     FluentForward(FluentForwardConfig) = "fluent_forward", "The Fluent Forward protocol.";
     Otlp(OtlpConfig) = "otlp", "OpenTelemetry logs.";
+    Kafka(KafkaConfig) = "kafka", "Messages of a Kafka topic.";
 }
 
 impl SinkConfig {
@@ -114,7 +117,10 @@ impl SinkConfig {
             Self::FluentForward(config) if config.tls => {
                 (config.tls_files(), Url::parse(&format!("https://{}", config.servers.first()?)).ok()?)
             }
-            Self::FluentForward(_) => return None,
+            Self::Kafka(config) if config.tls => {
+                (config.tls_files(), Url::parse(&format!("https://{}", config.brokers.first()?)).ok()?)
+            }
+            Self::FluentForward(_) | Self::Kafka(_) => return None,
         };
         (to.scheme() == "https").then_some((files, to))
     }

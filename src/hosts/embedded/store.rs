@@ -330,6 +330,22 @@ fn create_data_dir(data_dir: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// A `data_dir` that this process has for itself while the value lives, without a state in it: that of a member of a cluster
+/// holds the control socket alone.
+pub struct DataDir(#[allow(dead_code, reason = "held, not read")] Lock);
+
+impl DataDir {
+    /// Makes the folder (0700) when it is missing, and locks it.
+    ///
+    /// # Errors
+    /// Another process has it, or it cannot be written.
+    pub fn take(data_dir: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let data_dir = absolute(data_dir.as_ref())?;
+        create_data_dir(&data_dir)?;
+        lock(&data_dir).map(Self)
+    }
+}
+
 /// Takes the writer's lock for as long as the file lives. `flock`, so that a process that dies, however it dies,
 /// leaves no lock behind.
 fn lock(data_dir: &Path) -> Result<Lock, StoreError> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::PostgresStore;
@@ -192,6 +192,7 @@ impl Keeper {
         self.drop_what_is_gone(&rows);
         self.reopen();
         let wanted = self.tenants.borrow_and_update().clone();
+        self.disown(&peers, &rows, &wanted).await?;
         self.give(&peers, &rows, &wanted);
         self.take(&peers, &rows, &wanted).await?;
         self.count();
@@ -308,6 +309,19 @@ impl Keeper {
         }
     }
 
+    /// Gives back what the store says is this member's, and is not: it was given back, and a store that failed over does not
+    /// know. What should be this member's is taken like any other.
+    async fn disown(&mut self, peers: &[Peer], rows: &[Row], wanted: &BTreeSet<TenantId>) -> Result<(), StateError> {
+        let placed = self.placed(peers, wanted);
+        let is_own = |tenant: &TenantId| placed.get(tenant).is_some_and(|owner| owner == self.member.id());
+        let strange: Vec<TenantId> = rows
+            .iter()
+            .filter(|row| self.is_mine(row) && !self.held.contains_key(&row.tenant) && !is_own(&row.tenant))
+            .map(|row| row.tenant.clone())
+            .collect();
+        if strange.is_empty() { Ok(()) } else { self.give_back(&strange).await }
+    }
+
     /// Opens what ended although its lease is held still.
     fn reopen(&mut self) {
         let now = self.clock.monotonic();
@@ -378,16 +392,7 @@ impl Keeper {
         if ended.is_empty() {
             return Ok(());
         }
-        let names: Vec<&str> = ended.iter().map(TenantId::as_str).collect();
-        let (id, incarnation) = (self.member.id(), self.member.incarnation());
-        let given = self
-            .store
-            .rows(
-                "delete from lease where tenant = any ($1::text[]::uuid[]) and member = $2 and incarnation = $3",
-                &[(&names, Type::TEXT_ARRAY), (&id, Type::TEXT), (&incarnation, Type::INT8)],
-            )
-            .await;
-        if let Err(error) = given {
+        if let Err(error) = self.give_back(&ended).await {
             // Asked again at the next look.
             let (answer, again) = oneshot::channel();
             drop(answer);
@@ -399,6 +404,15 @@ impl Keeper {
             self.held.remove(tenant);
         }
         Ok(())
+    }
+
+    async fn give_back(&self, tenants: &[TenantId]) -> Result<(), StateError> {
+        let names: Vec<&str> = tenants.iter().map(TenantId::as_str).collect();
+        let (id, incarnation) = (self.member.id(), self.member.incarnation());
+        let sql = "delete from lease where tenant = any ($1::text[]::uuid[]) and member = $2 and incarnation = $3";
+        let params: &[(&(dyn ToSql + Sync), Type)] =
+            &[(&names, Type::TEXT_ARRAY), (&id, Type::TEXT), (&incarnation, Type::INT8)];
+        self.store.rows(sql, params).await.map(drop)
     }
 
     /// Takes what should be this member's and is free, and asks for what a living member holds.

@@ -119,6 +119,18 @@ impl PostgresStore {
         self.rows("delete from request where id = $1", &[(&id, Type::INT8)]).await.map(drop)
     }
 
+    /// Takes out what is left of a tenant beside its entries, which are deleted: the rows that bear its id.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn forget_tenant(&self, tenant: &TenantId) -> Result<(), StateError> {
+        for table in ["owner", "lease", "request"] {
+            let sql = format!("delete from {table} where tenant = $1::text::uuid");
+            self.rows(&sql, &[(&tenant.as_str(), Type::TEXT)]).await?;
+        }
+        Ok(())
+    }
+
     /// The live member that has a tenant, and where its pages are.
     ///
     /// # Errors

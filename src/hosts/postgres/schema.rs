@@ -73,6 +73,17 @@ impl PostgresStore {
         }
     }
 
+    /// The setting by which commits that are reported may be lost in a crash; `None` where all is on disk.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub async fn not_durable(&self) -> Result<Option<String>, StateError> {
+        let sql = "select name || ' = ' || setting from pg_settings
+            where setting = 'off' and name in ('synchronous_commit', 'fsync', 'full_page_writes') order by name limit 1";
+        let rows = self.rows(sql, &[]).await?;
+        Ok(rows.first().map(|row| row.get(0)))
+    }
+
     async fn version(&self) -> Result<Option<i64>, StateError> {
         let rows = self.rows("select value from meta where name = $1", &[(&"schema", Type::TEXT)]).await?;
         Ok(rows.first().map(|row| row.get(0)))
