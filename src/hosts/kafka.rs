@@ -6,7 +6,7 @@
 //! none of them twice. Only a new producer does: after an error that librdkafka calls fatal, and when the files of
 //! secrets changed while no broker could be reached.
 //!
-//! What a code of the broker means is [`meaning_of`]; what follows from it is `delivery`'s.
+//! What a code of the broker means is `meaning_of`'s; what follows from it is `delivery`'s.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -620,6 +620,16 @@ impl Link {
         }
     }
 
+    /// Why a connection ended, which is no error to librdkafka where the broker ended it.
+    fn ended(&self, why: &str) {
+        let mut state = self.state.lock();
+        if state.last.as_ref().is_none_or(|(code, _)| *code == Code::BrokerTransportFailure) {
+            // After the name of a thread.
+            let why = why.split_once("]: ").map_or(why, |(_, why)| why);
+            state.last = Some((Code::BrokerTransportFailure, why.to_owned()));
+        }
+    }
+
     /// What is to be said of messages that nobody answered.
     fn unanswered(&self, waited: Duration) -> Written {
         let state = self.state.lock();
@@ -660,7 +670,10 @@ impl ClientContext for Context {
                 tracing::error!(fac, "librdkafka: {text}");
             }
             // Why a broker cannot be reached is said by the sink, once.
-            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning if matches!(fac, "FAIL" | "ERROR") => {
+            _ if matches!(fac, "FAIL" | "ERROR") => {
+                if fac == "FAIL" {
+                    self.link.ended(&text);
+                }
                 tracing::debug!(fac, "librdkafka: {text}");
             }
             RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::warn!(fac, "librdkafka: {text}"),

@@ -1,6 +1,7 @@
 //! The `kafka` sink into a real broker: Apache Kafka, one node in KRaft mode. `KAFKA_LIB` names the folder of its jars;
 //! `.ci/destinations kafka DIR` fetches them. What is in the topic is counted with `kcat`, a client that is not ours.
-//! Without one of them, or without `java`, the tests say so and pass. Real time: they know no other.
+//! Without one of them, or without `java`, the tests say so and pass. Real time: they know no other. `KAFKA_AWAY_SECS` is
+//! how long the broker stays away each time that it is killed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -268,19 +269,21 @@ async fn a_broker_killed_in_mid_flight_and_away_for_a_while_has_every_event_and_
     let config = configure(dir.path(), &source_table(&sim, &tenant), &broker.table("compression = \"zstd\""));
     let program = Program::start(&config);
     let log = config.with_extension("log");
+    let away = std::env::var("KAFKA_AWAY_SECS").ok().and_then(|secs| secs.parse().ok()).unwrap_or(8);
+    let away = Duration::from_secs(away);
     for _ in 0..3 {
         // While records flow.
         tokio::time::sleep(Duration::from_millis(fastrand::u64(200..1_500))).await;
         broker.kill();
         more_events(&sim, &tenant, 20);
-        tokio::time::sleep(Duration::from_secs(8)).await;
+        tokio::time::sleep(away).await;
         broker.start_again().await;
         more_events(&sim, &tenant, 20);
     }
     let back = Instant::now();
     let outcome = until_all_is_there(&broker, &sim, &log).await;
     println!(
-        "broker killed 3 times: {} events, 0 missing, {} twice; all there {} s after it was back; at most {} MiB resident",
+        "broker killed 3 times, away {away:?} each: {} events, 0 missing, {} twice; all there {} s after it was back; at most {} MiB resident",
         outcome.expected,
         outcome.duplicated.len(),
         back.elapsed().as_secs(),
