@@ -125,10 +125,12 @@ fn example(name: &str) -> (String, Config) {
 }
 
 #[test]
-fn the_examples_are_valid_and_raise_no_warning() {
+fn the_examples_are_valid_and_the_only_warnings_are_of_their_place_holders() {
     for name in ["minimal.toml", "agent.toml"] {
         let (_, config) = example(name);
-        assert_eq!(config.warnings(), [], "examples/{name}");
+        for warning in config.warnings() {
+            assert!(warning.to_string().ends_with("is the place holder of the examples"), "examples/{name}: {warning}");
+        }
     }
 }
 

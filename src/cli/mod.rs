@@ -38,6 +38,7 @@ pub mod state;
 pub mod status;
 pub mod tenant;
 pub mod transfer;
+pub mod usage;
 pub mod validate;
 pub mod written;
 
@@ -46,7 +47,7 @@ use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use exit::Exit;
 use tokio_util::sync::CancellationToken;
 
@@ -59,15 +60,9 @@ use crate::hosts::file::FileSinkError;
 use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, error_page};
 
-const AFTER_HELP: &str = "\
-Data goes to standard output, everything else to standard error.
-Exit codes: 0 done, 64 usage, 65 part of the input cannot be read or receipts do not verify, 66 an input file cannot be
-opened, 69 network, 70 internal, 73 state or output file, 75 `run --once` or `heal` left something, no receipts are sealed yet, or
-`reconcile` found events missing or its export cut, 76 permission, 77 sign-in, 78 configuration. Errors begin with a slug: docs/errors/<slug>.md has the page.";
-
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
 #[derive(Debug, Parser)]
-#[command(name = "m365-audit", version, about, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "m365-audit", version, about, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -123,12 +118,13 @@ enum Command {
 
 /// The command line as it is, for documents made from it.
 pub fn command_line() -> clap::Command {
-    Cli::command()
+    usage::with_examples(Cli::command(), "")
 }
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(args) {
+    let parsed = command_line().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::opened;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, Fault, Problem, SOURCE_TYPE};
+use crate::config::{Config, ConfigError, Fault, Problem, SOURCE_TYPE, SinkConfig};
 use crate::hosts::fluent_bit::check::{self, Report};
 use crate::hosts::fluent_bit::file::Finding;
 use crate::hosts::net;
@@ -92,6 +92,7 @@ fn own(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), Va
     }
     let mut problems = unusable_files(&config);
     problems.extend(unusable_cluster(&config));
+    problems.extend(misplaced(&config));
     if !problems.is_empty() {
         return Err(ConfigError { path: Some(path.to_owned()), problems }.into());
     }
@@ -132,6 +133,42 @@ fn unusable_cluster(config: &Config) -> Option<Problem> {
         expected,
         hint: Some(problem.hint),
     })
+}
+
+/// Folders where files belong, and files where folders do: what stands there already cannot become the other.
+fn misplaced(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut note = |key: String, path: &Path, expected: &str, hint: &str| {
+        problems.push(Problem {
+            key,
+            line: None,
+            file: None,
+            fault: Fault::Invalid,
+            value: Some(path.display().to_string()),
+            expected: expected.to_owned(),
+            hint: Some(hint.to_owned()),
+        });
+    };
+    if config.data_dir.exists() && !config.data_dir.is_dir() {
+        note(
+            "data_dir".to_owned(),
+            &config.data_dir,
+            "a folder; this is a file",
+            "name a folder that this program has for itself",
+        );
+    }
+    for (name, entry) in &config.sinks {
+        let SinkConfig::File(file) = &entry.sink else { continue };
+        let key = format!("sinks.{name}.path");
+        if file.path.is_dir() {
+            let hint = format!("name the file in it: `{}`", file.path.join("audit.ndjson").display());
+            note(key, &file.path, "a file; this is a folder", &hint);
+        } else if let Some(above) = file.path.ancestors().skip(1).find(|above| above.exists() && !above.is_dir()) {
+            let hint = format!("`{}` is a file: name another folder", above.display());
+            note(key, &file.path, "a file in a folder", &hint);
+        }
+    }
+    problems
 }
 
 fn fluent_bit(path: &Path, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), ValidateError> {

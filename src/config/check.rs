@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::Bound;
+use std::path::Path;
 
 use serde_json::Value as Schema;
 use toml::{Table, Value};
@@ -14,7 +15,7 @@ use url::Url;
 
 use super::origins::{Origins, is_at};
 use super::pasted::{self, may_be_shown, odd, odd_guid, odd_secret, trimmed};
-use super::problem::{Fault, Problem, join, masked_url};
+use super::problem::{Fault, Problem, hint_for_unreadable, join, masked_url};
 use super::secret::MASK;
 use super::variables::{Env, expand};
 use crate::model::is_guid;
@@ -237,10 +238,44 @@ impl Findings {
         let shown = self.shown(schema, value, path);
         let mut problem = Problem::new(path, Fault::Invalid, expectation(schema)).value(shown);
         problem.hint = schema["x-hint"].as_str().map(str::to_owned);
-        if let Some(Value::Integer(n)) = value.as_str().and_then(|text| typed_from_text(schema, path, text)) {
-            problem.hint = Some(format!("write a number without quotes or unit: `{n}`"));
+        if let Some(written) = self.written_right(schema, value, path) {
+            problem.hint = Some(problem.hint.map_or_else(|| written.clone(), |hint| format!("{written}; {hint}")));
         }
         self.note(self.with_oddity(problem, schema, value));
+    }
+
+    /// How a value of the wrong type is written right.
+    fn written_right(&self, schema: &Schema, value: &Value, path: &str) -> Option<String> {
+        let key = path.rsplit('.').next().unwrap_or(path);
+        match (schema["type"].as_str()?, value) {
+            ("integer", Value::String(text)) => match typed_from_text(schema, path, text)? {
+                Value::Integer(number) => Some(format!("write a number without quotes or unit: `{number}`")),
+                _ => None,
+            },
+            ("boolean", Value::String(text)) => match typed_from_text(schema, path, text)? {
+                Value::Boolean(is_on) => Some(format!("write it without quotes: `{is_on}`")),
+                _ => None,
+            },
+            ("array", Value::String(_)) if schema["items"]["type"] == "string" => {
+                Some(format!("a list stands in brackets: `{key} = [\"{}\"]`", self.shown(schema, value, path)))
+            }
+            ("array", Value::Table(_)) if schema["items"]["type"] == "object" => {
+                Some(format!("each item begins with `[[{path}]]`, in two brackets"))
+            }
+            ("array", Value::Table(_)) => {
+                let example = schema["examples"].get(0).map_or_else(|| "[…]".to_owned(), Schema::to_string);
+                Some(format!("a list is no table: `{key} = {example}`"))
+            }
+            ("object", Value::Array(_)) => Some(format!("a table has one bracket: `[{path}]`")),
+            ("object", Value::String(_)) => Some(format!("its keys stand below `[{path}]`, or `{key} = {{ name = \"value\" }}`")),
+            ("string", Value::Integer(_) | Value::Float(_)) if schema["format"] == "socket-address" => {
+                Some("write address and port in quotation marks: `127.0.0.1:9598` is this machine, `0.0.0.0:9598` all of its addresses".into())
+            }
+            ("string", Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_)) => {
+                Some("write it in quotation marks".into())
+            }
+            _ => None,
+        }
     }
 
     /// Says beside what was expected what clings to the value, if anything does.
@@ -362,6 +397,9 @@ pub(crate) fn expectation(schema: &Schema) -> String {
         (_, Some("uri")) if schema["x-origin"] == true => "an origin such as `https://host:443`".to_owned(),
         (_, Some("uri")) => "an http or https URL".to_owned(),
         (_, Some("socket-address")) => "an address and port such as `127.0.0.1:9598`".to_owned(),
+        (_, Some("log-level")) => {
+            "one of `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,m365_audit=debug`".to_owned()
+        }
         (_, Some("hostname")) => "a domain name such as `contoso.com`".to_owned(),
         _ if schema["minLength"].as_u64().is_some_and(|n| n > 0) => "a text that is not empty".to_owned(),
         _ => "a text".to_owned(),
@@ -416,7 +454,8 @@ fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
     let fits = match format {
         Some("uuid") => is_guid(text),
         Some("uri") => return check_url(text, schema),
-        Some("socket-address") => text.parse::<SocketAddr>().is_ok(),
+        Some("socket-address") => return check_address(text, schema),
+        Some("log-level") => return check_level(text),
         Some("date") => text.parse::<jiff::civil::Date>().is_ok(),
         Some("hostname") => {
             text.contains('.')
@@ -427,6 +466,21 @@ fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
         _ => true,
     };
     if fits { Ok(()) } else { Err(TextFault::Plain) }
+}
+
+fn check_address(text: &str, schema: &Schema) -> Result<(), TextFault> {
+    if text.parse::<SocketAddr>().is_ok() {
+        return Ok(());
+    }
+    let port = text.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+    let hint = match (port, text.starts_with("localhost")) {
+        (Some(port), true) => format!("a name is not resolved here: write `127.0.0.1:{port}`"),
+        (Some(port), false) => {
+            format!("write `127.0.0.1:{port}` for this machine, `0.0.0.0:{port}` for all of its addresses")
+        }
+        (None, _) => "the port is missing, or is no number from 1 to 65535".to_owned(),
+    };
+    Err(TextFault::Explained { expected: expectation(schema), hint: Some(hint) })
 }
 
 fn check_word(text: &str, words: &[&str]) -> Result<(), TextFault> {
@@ -441,9 +495,41 @@ fn check_word(text: &str, words: &[&str]) -> Result<(), TextFault> {
     Err(TextFault::Explained { expected: one_of(words), hint })
 }
 
+/// Levels, and directives `target=level`. What is neither would be taken for the name of a target, so that nothing is
+/// shown and nobody says why.
+fn check_level(text: &str) -> Result<(), TextFault> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let wrong = |word: &str| {
+        let by_name =
+            [("verbose", "debug"), ("warning", "warn"), ("fatal", "error"), ("critical", "error"), ("all", "trace")];
+        let near = by_name.iter().find(|(name, _)| word.eq_ignore_ascii_case(name)).map(|(_, level)| *level);
+        let near = near.or_else(|| nearest(word, &LEVELS)).unwrap_or("info");
+        let expected =
+            "one of `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,m365_audit=debug`";
+        let hint = format!("`{word}` is no level; nearest: `{near}`");
+        Err(TextFault::Explained { expected: expected.to_owned(), hint: Some(hint) })
+    };
+    // What stands in brackets or braces has commas of its own.
+    if text.contains(['[', '{']) {
+        return Ok(());
+    }
+    for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let level = directive.rsplit('=').next().unwrap_or_default();
+        let is_level = LEVELS.iter().any(|known| level.eq_ignore_ascii_case(known));
+        let is_target = !directive.contains('=') && directive.contains("::");
+        if !is_level && !is_target {
+            return wrong(level);
+        }
+    }
+    Ok(())
+}
+
 fn check_url(text: &str, schema: &Schema) -> Result<(), TextFault> {
     let (origin_only, proxy) = (schema["x-origin"] == true, schema["x-proxy"] == true);
-    let scheme = if proxy || !origin_only { "http" } else { "https" };
+    // Nearly every server but a proxy, and what runs on this machine, is reached by TLS.
+    let is_here =
+        text.trim_start_matches('/').starts_with("localhost") || text.trim_start_matches('/').starts_with("127.");
+    let scheme = if proxy || is_here { "http" } else { "https" };
     let faulty = |hint: String| TextFault::Explained { expected: expectation(schema), hint: Some(hint) };
     let lower = text.to_ascii_lowercase();
     if proxy && (lower.contains(".pac") || lower.ends_with("wpad.dat") || lower.starts_with("pac+")) {
@@ -486,7 +572,11 @@ fn check_url(text: &str, schema: &Schema) -> Result<(), TextFault> {
             return Err(TextFault::because("an origin without user name and password"));
         }
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            return Err(TextFault::because("an origin: scheme, host and port, without a path"));
+            let origin = url.origin().ascii_serialization();
+            return Err(TextFault::Explained {
+                expected: "an origin: scheme, host and port, without a path".to_owned(),
+                hint: Some(format!("write `{origin}`")),
+            });
         }
     }
     Ok(())
@@ -543,7 +633,8 @@ pub(super) fn check_file(findings: &mut Findings, table: &Table, path: &str, key
 pub(super) fn unreadable(findings: &mut Findings, path: String, file: &str, error: &std::io::Error) {
     let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
     let expected = format!("a file that can be read: {error}");
-    findings.note(Problem::new(path, Fault::File, expected).value(shown));
+    findings
+        .note(Problem::new(path, Fault::File, expected).value(shown).hint(hint_for_unreadable(Path::new(file), error)));
 }
 
 #[cfg(test)]

@@ -343,7 +343,8 @@ mod tests {
                   hint: Entra admin centre > Overview > Tenant ID
                 `data_dir` is not a known key, expected `[sources.<name>]` or `[[sources.<name>.tenants]]`: the rest stands in the configuration file (tenants.d/d.toml, line 1)
                 `sources`: expected a table `[sources.<name>]` (tenants.d/d.toml, line 2)
-                not TOML: unclosed table, expected `]` (tenants.d/e.toml, line 1)
+                `sources.own2`: not TOML: unclosed table, expected `]` (tenants.d/e.toml, line 1)
+                  hint: close the header with `]`: `[sources.own2]`
             "#]],
         );
     }

@@ -5,21 +5,16 @@ use std::collections::HashMap;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table};
 
-use super::problem::{Fault, Problem, join};
+use super::problem::{Problem, join};
+use super::syntax::explained;
 
 /// The text as a table, with the line of every key; or all that is wrong with its syntax.
 pub(super) fn parse_toml(text: &str) -> Result<(Table, HashMap<String, usize>), Vec<Problem>> {
-    let syntax = |error: &toml::de::Error| {
-        // The message alone: the error's own display quotes the line, which may hold a secret.
-        let mut problem = Problem::new("", Fault::Syntax, error.message().replace('\n', ", "));
-        problem.line = error.span().map(|span| line_at(text, span.start));
-        problem
-    };
     let (spanned, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        return Err(errors.iter().map(syntax).collect());
+        return Err(explained(text, &errors));
     }
-    let table = text.parse::<Table>().map_err(|error| vec![syntax(&error)])?;
+    let table = text.parse::<Table>().map_err(|error| explained(text, &[error]))?;
     let mut lines = HashMap::new();
     note_lines(&line_ends(text), spanned.get_ref(), "", &mut lines);
     Ok((table, lines))
@@ -45,10 +40,6 @@ fn note_value_lines(ends: &[usize], value: &Spanned<DeValue<'_>>, path: &str, li
         }
         _ => {}
     }
-}
-
-fn line_at(text: &str, offset: usize) -> usize {
-    line_in(&line_ends(text), offset)
 }
 
 /// Where the lines end, found once: counting from the top for every key is quadratic.

@@ -26,6 +26,7 @@ mod severity;
 mod sinks;
 mod source;
 mod survey;
+mod syntax;
 mod tenants;
 pub(crate) mod text;
 mod transport;
@@ -78,7 +79,8 @@ pub const CATCH_UP_TENANTS_MAX: u32 = 200;
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Config {
-    /// Where state is kept: one store for all sources of this file. Created with mode 0700 when it does not exist.
+    /// Where state is kept: one store for all sources of this file. Created with mode 0700 when it does not exist. A relative
+    /// path, here and at every key but `tenants_dir`, begins where the program is started: write whole paths.
     #[serde(default = "default_data_dir")]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/var/lib/m365-audit")]
     pub data_dir: PathBuf,
@@ -233,7 +235,7 @@ pub struct LogConfig {
     /// The least important level to show (`error`, `warn`, `info`, `debug`, `trace`), or directives such as
     /// `info,m365_audit=debug`.
     #[serde(default = "default_log_level")]
-    #[schemars(length(min = 1), example = &"info,m365_audit=debug")]
+    #[schemars(length(min = 1), extend("format" = "log-level"), example = &"info,m365_audit=debug")]
     pub level: String,
 }
 

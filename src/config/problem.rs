@@ -1,6 +1,7 @@
 //! What can be wrong with a configuration, and how it is told.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use url::Url;
@@ -98,8 +99,24 @@ impl fmt::Display for Problem {
             (Fault::Twice, _) => write!(f, "`{key}` is declared in two files: {expected}"),
             (Fault::Undeclared, _) => write!(f, "`{key}` is declared in no file, expected {expected}"),
             (Fault::Unreadable, _) => write!(f, "cannot read the file: {expected}"),
-            (Fault::Syntax, _) => write!(f, "not TOML: {expected}"),
+            (Fault::Syntax, _) if key.is_empty() => write!(f, "not TOML: {expected}"),
+            (Fault::Syntax, _) => write!(f, "`{key}`: not TOML: {expected}"),
         }
+    }
+}
+
+/// What to look at where a file cannot be read.
+pub(super) fn hint_for_unreadable(file: &Path, error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound if file.is_relative() => {
+            "check that it exists; a relative path begins where the program is started, so write the whole path"
+        }
+        io::ErrorKind::NotFound => "check that it exists: `namei -l FILE` shows where the path ends",
+        io::ErrorKind::PermissionDenied => {
+            "this user may not read it: `namei -l FILE` shows which folder or file refuses"
+        }
+        io::ErrorKind::IsADirectory => "this is a folder: name the file in it",
+        _ => "it must hold that, and nothing else",
     }
 }
 

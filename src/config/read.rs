@@ -213,8 +213,22 @@ impl SourceConfig {
         if self.client_id.as_deref().is_some_and(|id| !is_guid(id)) {
             warn("client_id", "a GUID", "Entra admin centre > App registrations > Application (client) ID");
         }
-        // Zeros are the examples' place holder for both.
-        let placed = self.tenant_id.as_str().bytes().any(|byte| !matches!(byte, b'0' | b'-'));
+        let is_placed = |id: &str| id.bytes().any(|byte| !matches!(byte, b'0' | b'-'));
+        let placed = is_placed(self.tenant_id.as_str());
+        if !placed {
+            warn(
+                "tenant_id",
+                "the tenant's own id; this one is the place holder of the examples",
+                "Entra admin centre > Overview > Tenant ID",
+            );
+        }
+        if self.client_id.as_deref().is_some_and(|id| is_guid(id) && !is_placed(id)) {
+            warn(
+                "client_id",
+                "the application's own id; this one is the place holder of the examples",
+                "Entra admin centre > App registrations > Application (client) ID",
+            );
+        }
         if placed && self.client_id.as_deref().is_some_and(|id| id.eq_ignore_ascii_case(self.tenant_id.as_str())) {
             warn(
                 "client_id",
@@ -409,10 +423,11 @@ fn take_tables(findings: &mut Findings, root: &mut Table, section: &str) -> Vec<
         }
         match value {
             Value::Table(table) => tables.push((name, table)),
-            other => {
-                let shown = findings.shown(&Schema::Null, &other, &path);
+            // Without its value: it may be the key of a source that stands too high, and a secret.
+            _ => {
                 let expected = format!("a table `[{section}.<name>]`");
-                findings.note(Problem::new(&path, Fault::Invalid, expected).value(shown));
+                let hint = format!("keys stand below a header with a name: `[{section}.contoso]`");
+                findings.note(Problem::new(&path, Fault::Invalid, expected).hint(hint));
             }
         }
     }
@@ -477,13 +492,16 @@ fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&s
 
 /// What is written in `type` by those who know their destination's name: how it is called, the sink where it is one alone,
 /// the page.
-const DESTINATIONS: [(&[&str], &str, &str); 7] = [
+const DESTINATIONS: [(&[&str], &str, &str); 10] = [
     (&["splunk", "splunk_hec", "hec"], "http", "docs/hosts/splunk.md"),
     (&["elastic", "elasticsearch", "opensearch"], "http", "docs/hosts/elastic.md"),
     (&["vector"], "http", "docs/hosts/vector.md"),
     (&["fluentd", "fluent_bit", "fluentbit", "forward"], "fluent_forward", "docs/hosts/README.md"),
     (&["otel", "opentelemetry", "otelcol"], "otlp", "docs/hosts/otel-collector.md"),
     (&["event_hubs", "eventhubs", "event_hub", "eventhub", "redpanda"], "kafka", "docs/hosts/kafka.md"),
+    (&["syslog", "rsyslog", "tail", "logfile"], "file", "docs/hosts/rsyslog.md"),
+    (&["syslog_ng", "syslogng"], "file", "docs/hosts/syslog-ng.md"),
+    (&["logstash", "beats", "filebeat"], "http", "docs/hosts/logstash.md"),
     (&["loki", "sentinel", "victorialogs", "graylog", "wazuh", "qradar", "s3"], "", "docs/hosts/recipes.md"),
 ];
 
@@ -541,7 +559,9 @@ fn read_sink(findings: &mut Findings, mut table: Table, path: &str) -> Option<Si
     }
     let sink: SinkConfig = deserialize(findings, table, path, kind.read)?;
     for issue in sink.issues() {
-        findings.note(Problem::new(join(path, issue.key), Fault::Invalid, issue.expected));
+        let mut problem = Problem::new(join(path, issue.key), Fault::Invalid, issue.expected);
+        problem.hint = issue.hint.map(str::to_owned);
+        findings.note(problem);
     }
     Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, selection, sink })
 }
@@ -657,8 +677,10 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, T
             }
         }
     }
-    if sinks.is_empty() || is_all_read {
-        return; // Where there are none, the missing section is reported already.
+    // Where there is no sink, the missing section is reported already; where `inputs` is no list, that.
+    let is_broken = |(_, table): &(String, Table)| !table.get("inputs").is_some_and(Value::is_array);
+    if sinks.is_empty() || is_all_read || sinks.iter().any(is_broken) {
+        return;
     }
     for source in sources {
         if !read.contains(source.group.as_str()) && !read.contains(source.name.as_str()) {
@@ -944,11 +966,12 @@ format = "xml"
                 `sources.fabrikam.client_secret` is missing, expected `client_secret` or `client_secret_file` (line 12)
                   hint: Entra admin centre > App registrations > Certificates & secrets; write `client_secret = "${M365_CLIENT_SECRET}"` and keep the value in the environment
                 `sources.fabrikam.tenant_id` is `5`, expected a GUID (line 13)
-                  hint: Entra admin centre > Overview > Tenant ID
+                  hint: write it in quotation marks; Entra admin centre > Overview > Tenant ID
                 `sinks.out.uri` is missing, expected an http or https URL (line 15)
                 `sinks.two.inputs[0]` is `contso`, expected one of `contoso`, `fabrikam` (line 21)
                   hint: nearest source: `contoso`
                 `metrics.listen` is `everywhere`, expected an address and port such as `127.0.0.1:9598` (line 24)
+                  hint: the port is missing, or is no number from 1 to 65535
                 `log.format` is `xml`, expected one of `text`, `json` (line 27)
             "#]],
         );
@@ -1027,8 +1050,9 @@ format = "xml"
         check_source(
             "client_secret_file = \"/nowhere/at/all\"",
             expect![[r#"
-            config-invalid: `sources.contoso.client_secret_file` is `/nowhere/at/all`, expected a file that can be read: No such file or directory (os error 2) (line 3)
-        "#]],
+                config-invalid: `sources.contoso.client_secret_file` is `/nowhere/at/all`, expected a file that can be read: No such file or directory (os error 2) (line 3)
+                  hint: check that it exists: `namei -l FILE` shows where the path ends
+            "#]],
         );
         check_source(
             "client_secrt = \"s3cr3t\"\nclient_secret_file = \"\"",
@@ -1049,14 +1073,15 @@ format = "xml"
         check(
             "[sources.contoso]\nclient_secret = \"s3cr3t",
             expect![[r#"
-            config-invalid: not TOML: invalid basic string, expected `"` (line 2)
-        "#]],
+                config-invalid: `sources.contoso.client_secret`: not TOML: invalid basic string, expected `"` (line 2)
+                  hint: the text has no quotation mark at its end: close it on the same line
+            "#]],
         );
         check(
             "[[sources.contoso]]\nclient_secret = \"s3cr3t\"\n[sinks.a]\ntype=\"stdout\"\ninputs=[]",
             expect![[r#"
-                config-invalid: `sources.contoso` is `[…]`, expected a table `[sources.<name>]` (line 1)
-                  hint: 1 more problem below
+                config-invalid: `sources.contoso`: expected a table `[sources.<name>]` (line 1)
+                  hint: keys stand below a header with a name: `[sources.contoso]`; 1 more problem below
                 `sinks.a.inputs` is `[]`, expected a list of the sources to receive (line 5)
             "#]],
         );
@@ -1249,8 +1274,9 @@ format = "xml"
         check_source(
             "event_keys_max = 99999999999999999999",
             expect![[r#"
-            config-invalid: not TOML: invalid type: integer `99999999999999999999` as i128, expected any valid TOML value (line 3)
-        "#]],
+                config-invalid: `sources.contoso.event_keys_max`: not TOML: a number too large for any key, expected an integer from 0 to 1000000000 (line 3)
+                  hint: write a number within that
+            "#]],
         );
         check_source(
             "content_types = []",
@@ -1261,8 +1287,9 @@ format = "xml"
         check_source(
             "content_types = \"Audit.General\"",
             expect![[r#"
-            config-invalid: `sources.contoso.content_types` is `Audit.General`, expected a list with at least one of: `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All` (line 3)
-        "#]],
+                config-invalid: `sources.contoso.content_types` is `Audit.General`, expected a list with at least one of: `Audit.AzureActiveDirectory`, `Audit.Exchange`, `Audit.SharePoint`, `Audit.General`, `DLP.All` (line 3)
+                  hint: a list stands in brackets: `content_types = ["Audit.General"]`
+            "#]],
         );
         check_source(
             "content_types = [\"DLP.ALL\", \"Audit.General\", \"Audit.General\"]",
@@ -1313,8 +1340,9 @@ format = "xml"
         check_source(
             "api_url = \"https://proxy.example.com/m365/\"",
             expect![[r#"
-            config-invalid: `sources.contoso.api_url` is `https://proxy.example.com/m365/`, expected an origin: scheme, host and port, without a path (line 3)
-        "#]],
+                config-invalid: `sources.contoso.api_url` is `https://proxy.example.com/m365/`, expected an origin: scheme, host and port, without a path (line 3)
+                  hint: write `https://proxy.example.com`
+            "#]],
         );
         check_source(
             "api_url = \"https://me:s3cr3t@proxy.example.com\"",
@@ -1385,10 +1413,8 @@ format = "xml"
         check(
             &source_with("").replace("inputs = [\"contoso\"]", ""),
             expect![[r#"
-            config-invalid: `sources.contoso` is read by no sink, expected a sink with `contoso` in its `inputs` (line 1)
-              hint: 1 more problem below
-            `sinks.out.inputs` is missing, expected a list of the sources to receive (line 7)
-        "#]],
+                config-invalid: `sinks.out.inputs` is missing, expected a list of the sources to receive (line 7)
+            "#]],
         );
         check(
             &source_with("").replace("inputs = [\"contoso\"]", "inputs = [\"contoso\", \"contso\"]"),

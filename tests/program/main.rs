@@ -19,3 +19,4 @@ mod terminal;
 mod threats;
 mod validate;
 mod watched;
+mod wrong;

@@ -140,7 +140,10 @@ impl FluentForwardConfig {
         let mut issues = Vec::new();
         for server in &self.servers {
             if host_and_port(server).is_none() {
-                issues.push(Issue::new("servers", format!("each as `host:port`; `{server}` is not")));
+                issues.push(Issue::new(
+                    "servers",
+                    format!("each as `host:port`, such as `127.0.0.1:24224`; `{server}` is not"),
+                ));
             }
         }
         issues.extend(exclusive(

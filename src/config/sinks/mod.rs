@@ -29,6 +29,7 @@ pub use otlp::{OtlpCompression, OtlpConfig, OtlpProtocol};
 pub use selection::SelectionConfig;
 pub use stdout::StdoutConfig;
 
+use super::problem::hint_for_unreadable;
 use super::schema;
 use super::secret::Secret;
 
@@ -135,11 +136,13 @@ pub(super) struct Issue {
     pub key: &'static str,
     /// What was expected.
     pub expected: String,
+    /// How to mend it.
+    pub hint: Option<&'static str>,
 }
 
 impl Issue {
     fn new(key: &'static str, expected: impl Into<String>) -> Self {
-        Self { key, expected: expected.into() }
+        Self { key, expected: expected.into(), hint: None }
     }
 }
 
@@ -227,7 +230,8 @@ fn exclusive(a: (&'static str, bool), b: (&'static str, bool)) -> Option<Issue> 
 
 fn readable(key: &'static str, path: &Path) -> Option<Issue> {
     let error = fs::File::open(path).err()?;
-    Some(Issue::new(key, format!("a file that can be read: {error}")))
+    let hint = Some(hint_for_unreadable(path, &error));
+    Some(Issue { hint, ..Issue::new(key, format!("a file that can be read: {error}")) })
 }
 
 fn uri_issues(key: &'static str, uri: &Url) -> Vec<Issue> {
