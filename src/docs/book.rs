@@ -7,8 +7,10 @@ use super::{Document, errors};
 /// Title, page below `docs/`, how deep; an empty page begins a part.
 #[rustfmt::skip]
 const CHAPTERS: &[(&str, &str, usize)] = &[
+    ("How it works", "how.md", 0),
     ("Start in five minutes", "start.md", 0),
     ("Packages", "packages.md", 0),
+    ("Coming from another collector", "migrate.md", 0),
     ("Where records go", "hosts/README.md", 0),
     ("I have X: recipes", "hosts/recipes.md", 1),
     ("Kafka and Event Hubs", "hosts/kafka.md", 1),
@@ -24,6 +26,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("rsyslog", "hosts/rsyslog.md", 1),
     ("syslog-ng", "hosts/syslog-ng.md", 1),
     ("Operate", "", 0),
+    ("No records come", "symptoms.md", 0),
     ("Guarantees", "guarantees.md", 0),
     ("Operating", "operating.md", 0),
     ("Many tenants", "tenants.md", 0),
@@ -50,6 +53,8 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Metrics", "metrics.md", 0),
     ("Errors", ERRORS, 0),
     ("Background", "", 0),
+    ("Glossary", "glossary.md", 0),
+    ("What it was run with", "support.md", 0),
     ("Architecture", "architecture.md", 0),
     ("Comparison with other collectors", "comparison.md", 0),
     ("Changes", "changes.md", 0),

@@ -43,7 +43,7 @@ const OTHERS: &[&str] = &[
     "vector",
 ];
 /// Files at the root that are written for readers.
-const AT_THE_ROOT: &[&str] = &["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"];
+const AT_THE_ROOT: &[&str] = &["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -9,6 +9,7 @@ mod kill;
 mod network;
 mod operator;
 mod packages;
+mod pictures;
 mod readme;
 mod receipts;
 mod reconcile;

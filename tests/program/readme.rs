@@ -11,6 +11,8 @@ use m365_audit::sim::{Delivered, GenerateSpec, Sim, SimConfig};
 use serde_json::value::RawValue;
 
 const README: &str = include_str!("../../README.md");
+/// Where the promises stand, each with its tests.
+const GUARANTEES: &str = include_str!("../../docs/guarantees.md");
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -122,7 +124,7 @@ fn every_file_and_every_test_it_names_is_there() {
             "README.md links to {link}, which is not there"
         );
     }
-    let rows = README.lines().filter(|line| {
+    let rows = GUARANTEES.lines().filter(|line| {
         line.starts_with("| ") && (line.contains("/tests/") || line.contains("`tests/") || line.contains("`src/"))
     });
     let mut count = 0;
@@ -140,5 +142,33 @@ fn every_file_and_every_test_it_names_is_there() {
             count += 1;
         }
     }
-    assert!(count >= 10, "the table of promises was not found");
+    assert!(count >= 60, "the table of promises was not found");
+}
+
+/// The owner sets the address in Cargo.toml, and here.
+#[test]
+fn it_clones_from_where_the_package_says_the_repository_is() {
+    let manifest: toml::Table = include_str!("../../Cargo.toml").parse().unwrap();
+    let repository = manifest["workspace"]["package"]["repository"].as_str().unwrap();
+    assert!(README.contains(&format!("\ngit clone {repository}\n")), "README.md does not clone {repository}");
+    let rust = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
+    assert!(README.contains(&format!("Rust {rust} ")), "README.md names another Rust than {rust}");
+}
+
+/// One screen, and the picture stands on the first half of it.
+#[test]
+fn it_is_short_and_begins_with_what_it_is_a_picture_and_why() {
+    let lines: Vec<&str> = README.lines().collect();
+    assert!(lines.len() <= 140, "{} lines", lines.len());
+    let at = |text: &str| lines.iter().position(|line| line.contains(text)).unwrap_or_else(|| panic!("{text}"));
+    let order = [
+        "Nothing is lost",
+        "how.svg",
+        "Why another",
+        "## See it",
+        "## Connect it",
+        "## Where it goes",
+        "## What a crash costs",
+    ];
+    assert!(order.is_sorted_by_key(|text| at(text)), "{order:?}");
 }
