@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::moment::{span, time};
-use super::{Failure, logging, opened, requests, run};
+use super::{Failure, loaded, logging, opened, requests, run};
 use crate::checkpoint::journal::Keeping;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogConfig};
@@ -73,7 +73,7 @@ pub(super) fn tenant(text: &str) -> Result<TenantId, String> {
 /// # Errors
 /// What kept it from being done. What could not be read is printed and decides the exit code.
 pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
+    let config = loaded::load(&args.config).await?;
     let sources = meant(&config, args.source.as_deref(), args.tenant.as_ref())?;
     let ask = match (args.from, args.resume, args.discard) {
         (_, true, _) => Ask::Resume,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::exit::Exit;
 use super::glance::{self, Row, Screen, State, Which, text_of};
-use super::{Failure, estimate, opened};
+use super::{Failure, estimate, loaded, opened};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::host::StateStore;
@@ -87,7 +87,8 @@ pub async fn check_file(config: &Path, out: &mut dyn Write) -> Result<Exit, Fail
 /// What kept the test from being made at all. Faults found are printed and decide the exit code.
 pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
     // A file that one of many tenants lacks is a fault of that tenant alone, which the test of it finds.
-    let config = match Config::load_to_run(&args.config) {
+    let files = loaded::files(&args.config).await?;
+    let config = match Config::load_to_run_of(&args.config, &files) {
         Ok((config, _)) => config,
         Err(error) if args.json => {
             let problems = error.problems.iter().map(|problem| {

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::Failure;
 use super::exit::Exit;
 use super::moment::span;
-use super::opened;
+use super::{Failure, loaded, opened};
 use crate::checkpoint::format::{self, Position};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ClusterConfig, Config};
@@ -55,11 +54,12 @@ enum ClusterCommand {
 pub async fn cluster(args: ClusterArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     match args.command {
         ClusterCommand::Init { config, partitions } => {
-            let config = Config::load_to_run(&config)?.0;
+            // Its tenants may be in the table that is made here.
+            let config = loaded::load_to_run(&config).await?.0;
             init(&config, partitions, out).await
         }
         ClusterCommand::Status { config, json } => {
-            let config = Config::load_to_run(&config)?.0;
+            let config = loaded::load_to_run(&config).await?.0;
             status(&config, json, out).await
         }
     }

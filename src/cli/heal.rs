@@ -15,7 +15,7 @@ use super::backfill::{meant, tenant, whole_second};
 use super::exit::Exit;
 use super::keeping::keeping;
 use super::moment::time;
-use super::{Failure, logging, opened, requests, run};
+use super::{Failure, loaded, logging, opened, requests, run};
 use crate::checkpoint::journal::Keeping;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, LogConfig};
@@ -65,7 +65,7 @@ pub struct HealArgs {
 /// # Errors
 /// What kept it from being done. What could not be filled is printed and decides the exit code.
 pub async fn heal(args: HealArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
+    let config = loaded::load(&args.config).await?;
     let sources = meant(&config, args.source.as_deref(), args.tenant.as_ref())?;
     let ask = Ask {
         from: whole_second(args.from),

@@ -17,6 +17,7 @@ pub mod heal;
 pub mod health;
 pub mod init;
 mod keeping;
+mod loaded;
 pub mod logging;
 mod moment;
 pub mod normalize;

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::exit::Exit;
 use super::progress::{Progress, Unit, Watched};
-use super::{Failure, opened};
+use super::{Failure, loaded, opened};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
@@ -208,7 +208,7 @@ impl From<DirectoryError> for Failure {
 pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     match args.command {
         ReceiptsCommand::Key { config } => {
-            let config = Config::load(&config)?;
+            let config = loaded::load(&config).await?;
             let signer = receipts_key::open(&config.receipts_key())?;
             writeln!(out, "{}", signer.key()).map_err(Failure::io)?;
             Ok(Exit::Done)
@@ -216,7 +216,7 @@ pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Resul
         ReceiptsCommand::Verify(args) => verify(args, out).await,
         ReceiptsCommand::Export { config, source, key, dir } => {
             let lost = read_keys(&key)?;
-            export(&Config::load(&config)?, source.as_deref(), lost, &dir, out).await
+            export(&loaded::load(&config).await?, source.as_deref(), lost, &dir, out).await
         }
     }
 }
@@ -285,7 +285,7 @@ async fn verify(args: VerifyArgs, out: &mut (dyn Write + Send)) -> Result<Exit, 
     }
     let only = args.source.as_deref();
     let mut verified = match (&args.config, &args.dir) {
-        (Some(path), _) => verify_state(&Config::load(path)?, keys, &kept, only).await?,
+        (Some(path), _) => verify_state(&loaded::load(path).await?, keys, &kept, only).await?,
         (None, Some(dir)) => verify_directory(dir, &keys, &kept, only)?,
         (None, None) => return Err(usage("`-c FILE` or a directory is needed".to_owned())),
     };

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::exit::Exit;
 use super::progress::{Progress, Unit};
-use super::{Failure, opened};
+use super::{Failure, loaded, opened};
 use crate::checkpoint::format::Keys;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Format, SourceConfig};
@@ -105,7 +105,7 @@ impl Actionable for ReconcileError {
 /// # Errors
 /// When the configuration or the state cannot be read, or the verdict not be kept.
 pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
+    let config = loaded::load(&args.config).await?;
     let (name, source) = chosen(&config, args.source.as_deref())?;
     let store = match &config.cluster {
         Some(cluster) => Some(Arc::new(opened::shared(cluster).await?) as Arc<dyn StateStore>),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::exit::Exit;
 use super::reconcile::verdict_path;
-use super::{Failure, opened};
+use super::{Failure, loaded, opened};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SourceConfig};
 use crate::host::StateStore;
@@ -91,7 +91,7 @@ impl Actionable for ReportError {
 /// # Errors
 /// When the configuration or the state cannot be read, or the report not be written.
 pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let config = Config::load(&args.config)?;
+    let config = loaded::load(&args.config).await?;
     let sources = chosen(&config, args.source.as_deref())?;
     let now = SystemClock::new().now();
     let to = args.to.map_or(now, |to| to.min(now));

@@ -19,7 +19,7 @@ use super::keeping::keeping;
 use super::purge;
 use super::seat::{Seat, refuse_in_cluster, warn_of_durability};
 use super::service::Service;
-use super::{Failure, logging, opened};
+use super::{Failure, loaded, logging, opened};
 use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
@@ -127,7 +127,7 @@ impl SinkMemory {
 /// # Errors
 /// What kept it from starting; what happens afterwards decides the exit code.
 pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
-    let (config, files) = Config::load_to_run(&args.config)?;
+    let (config, files) = loaded::load_to_run(&args.config).await?;
     let log = logging::install(&config.log);
     log.alike.set_tenants(config.sources.len());
     let counting = tokio::spawn(log.alike.clone().keep_writing());
@@ -246,7 +246,10 @@ impl Process {
                     None if self.cluster.is_some() => {}
                     None => break,
                 },
-                order = Seat::next(&mut self.cluster) => if self.obey(order) { break },
+                order = Seat::next(&mut self.cluster) => match order {
+                    Order::Reload => self.reload().await,
+                    order => if self.obey(order) { break },
+                },
                 what = signals.next() => match what {
                     Asked::Reload => {
                         self.service.reloading();
@@ -414,6 +417,7 @@ impl Process {
                     seat.stopping(waiting, answer);
                 }
             }
+            Order::Reload => {}
             Order::End => {
                 self.worst = self.worst.max(Exit::State);
                 return true;
@@ -491,8 +495,8 @@ impl Process {
     }
 
     /// The configuration as its files say it now; `None` when it cannot be used, which is said.
-    fn read_again(&self) -> Option<Config> {
-        let new = match Config::load_to_run(&self.path) {
+    async fn read_again(&self) -> Option<Config> {
+        let new = match loaded::load_to_run(&self.path).await {
             Ok((new, files)) => {
                 files.iter().for_each(warn_of);
                 new
@@ -515,7 +519,7 @@ impl Process {
 
     /// Applies the configuration file as it is now; one with problems changes nothing.
     async fn reload(&mut self) {
-        let Some(new) = self.read_again() else { return };
+        let Some(new) = self.read_again().await else { return };
         // Receipts are kept by sources, so all of them change with how they are kept.
         let others = new.receipts != self.config.receipts;
         if others {

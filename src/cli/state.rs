@@ -19,7 +19,7 @@ use super::glance::{self, Row, Screen, State, Which, text_of};
 use super::keeping::keeping;
 use super::moment::span;
 use super::progress::{Progress, Unit};
-use super::{Failure, opened, requests, transfer};
+use super::{Failure, loaded, opened, requests, transfer};
 use crate::checkpoint::format::{self, AsideRecord, Keys, Position, StoredBackfill, TrackedBlob};
 use crate::checkpoint::heal::{HealedInterval, NotKnown, StoredHeal};
 use crate::checkpoint::held::HeldHead;
@@ -195,16 +195,18 @@ pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit
         StateCommand::Show { config, json, which } => {
             let which = if json { Which::default() } else { which };
             // What is remembered does not hang on a file that one of many tenants lacks.
-            show(&Config::load_to_run(&config)?.0, json, &which, out).await
+            show(&loaded::load_to_run(&config).await?.0, json, &which, out).await
         }
         StateCommand::Export { config, tenant: Some(tenant), output: Some(path) } => {
-            transfer::export(&Config::load_to_run(&config)?.0, &tenant, &path, out).await
+            transfer::export(&loaded::load_to_run(&config).await?.0, &tenant, &path, out).await
         }
-        StateCommand::Export { config, .. } => export(&Config::load(&config)?, out).await,
-        StateCommand::Import { config, file } => transfer::import(&Config::load_to_run(&config)?.0, &file, out).await,
-        StateCommand::Retry { config, source } => retry(&Config::load(&config)?, source.as_deref(), out).await,
+        StateCommand::Export { config, .. } => export(&loaded::load(&config).await?, out).await,
+        StateCommand::Import { config, file } => {
+            transfer::import(&loaded::load_to_run(&config).await?.0, &file, out).await
+        }
+        StateCommand::Retry { config, source } => retry(&loaded::load(&config).await?, source.as_deref(), out).await,
         StateCommand::Set { config, source, content_type, from, yes } => {
-            let config = Config::load(&config)?;
+            let config = loaded::load(&config).await?;
             let found = source_of(&config, &source)?;
             if let Some(other) = content_type.iter().find(|t| !found.content_types.contains(t)) {
                 return Err(usage(format!("source `{source}` does not read `{other}`")));

@@ -22,7 +22,7 @@ use super::asking::ask;
 use super::exit::Exit;
 use super::glance::{self, Row, Screen, State, Which, colour_of, text_of};
 use super::moment::span;
-use super::{Failure, run};
+use super::{Failure, loaded, run};
 use crate::config::Config;
 use crate::hosts::embedded::status::{Held, Quota, Sink, Source, Status, Stream};
 use crate::hosts::embedded::store;
@@ -62,7 +62,7 @@ pub struct StatusArgs {
 /// None runs, or it cannot be asked.
 pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     // A file that one of many tenants lacks is that tenant's trouble, which is shown.
-    let (config, _) = Config::load_to_run(&args.config)?;
+    let (config, _) = loaded::load_to_run(&args.config).await?;
     let socket = config.control_socket();
     if args.json || args.once || !std::io::stdout().is_terminal() {
         let status = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;

@@ -12,13 +12,15 @@ use serde_json::json;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value, value};
 
 use super::exit::Exit;
-use super::{Failure, opened, purge, written};
+use super::{Failure, loaded, opened, purge, written};
 use crate::config::ClusterConfig;
 use crate::config::{
     Config, ConfigError, Declared, Fault, Files, Problem, SOURCE_TYPE, Survey, source_schema, typed_from_text,
 };
 use crate::hosts::embedded::control::{Client, Say, What};
 use crate::hosts::embedded::store::{SqliteStore, running};
+use crate::hosts::postgres::PostgresStore;
+use crate::hosts::postgres::tenants::StoredTenant;
 use crate::model::TenantId;
 
 /// Arguments of `tenant`.
@@ -86,9 +88,9 @@ struct RemoveArgs {
 /// What kept it from being done; the configuration is as it was, unless the message says otherwise.
 pub async fn tenant(args: TenantArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     match args.command {
-        TenantCommand::Add(args) => add(&args, out),
+        TenantCommand::Add(args) => add(&args, out).await,
         TenantCommand::Remove(args) => remove(&args, out).await,
-        TenantCommand::List { config, json } => list(&config, json, out),
+        TenantCommand::List { config, json } => list(&config, json, out).await,
     }
 }
 
@@ -100,19 +102,55 @@ fn usage(message: impl Into<String>) -> Failure {
 struct Before {
     config: PathBuf,
     survey: Survey,
+    /// The cluster, and its table of tenants.
+    cluster: Option<(PostgresStore, Vec<StoredTenant>)>,
 }
 
 impl Before {
-    fn of(config: &Path) -> Result<Self, Failure> {
-        let survey = Config::survey(config, &Files::beside(config))?;
-        Ok(Self { config: config.to_owned(), survey })
+    async fn of(config: &Path) -> Result<Self, Failure> {
+        let cluster = match Config::cluster_of(config) {
+            Some(cluster) => {
+                let store = opened::shared(&cluster).await?;
+                let stored = store.stored_tenants().await.map_err(Failure::of_cluster)?;
+                Some((store, stored))
+            }
+            None => None,
+        };
+        let mut before = Self { config: config.to_owned(), survey: Survey::default(), cluster };
+        before.survey = Config::survey(config, &before.files(None))?;
+        Ok(before)
+    }
+
+    /// The files, and the rows of the table with `new` among them.
+    fn files(&self, new: Option<&StoredTenant>) -> Files {
+        self.with_rows(self.rows().chain(new))
+    }
+
+    /// The files, and the rows of the table but for this tenant's.
+    fn files_without(&self, tenant: &TenantId) -> Files {
+        self.with_rows(self.rows().filter(|row| row.id != tenant.as_str()))
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &StoredTenant> {
+        self.cluster.iter().flat_map(|(_, stored)| stored)
+    }
+
+    fn with_rows<'a>(&self, rows: impl Iterator<Item = &'a StoredTenant>) -> Files {
+        Files::beside(&self.config).with_stored(rows.map(|row| (loaded::place(row), loaded::text(row))).collect())
     }
 
     /// Writes these texts in their order, `None` removes the file; nothing when they would make a problem that is not there
     /// now.
     fn write(&self, edits: &[(PathBuf, Option<String>)]) -> Result<(), Failure> {
-        let files =
-            edits.iter().fold(Files::beside(&self.config), |files, (path, text)| files.with(path, text.clone()));
+        self.check(edits.iter().fold(self.files(None), |files, (path, text)| files.with(path, text.clone())))?;
+        for (path, text) in edits {
+            written::replace(path, text.as_deref(), &self.config).map_err(|error| Failure::of(&error, Exit::Config))?;
+        }
+        Ok(())
+    }
+
+    /// That these files make no problem that is not there now.
+    fn check(&self, files: Files) -> Result<(), Failure> {
         let after = Config::survey(&self.config, &files)?;
         let mut known: HashMap<_, u64> = HashMap::new();
         for problem in &self.survey.problems {
@@ -130,9 +168,6 @@ impl Before {
         if !problems.is_empty() {
             let error = ConfigError { path: Some(self.config.clone()), problems };
             return Err(Failure { message: format!("{error}\nnothing was changed"), exit: Exit::Config });
-        }
-        for (path, text) in edits {
-            written::replace(path, text.as_deref(), &self.config).map_err(|error| Failure::of(&error, Exit::Config))?;
         }
         Ok(())
     }
@@ -160,13 +195,20 @@ fn to_do(path: &Path) -> String {
 
 // ---------------------------------------------------------------------------------------------- adding
 
-fn add(args: &AddArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let before = Before::of(&args.config)?;
+async fn add(args: &AddArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    let before = Before::of(&args.config).await?;
     let (template, name) = template_of(args, &before.survey)?;
     let full = template.as_ref().map_or_else(|| name.clone(), |template| format!("{template}.{name}"));
     if let Some(there) = before.survey.declared.iter().find(|declared| declared.name == full) {
         let what = format!("`{full}` is there already, in `{}`", there.file.display());
         return Err(usage(format!("{what}; choose another name, or take that one out first")));
+    }
+    let mut own = Table::new();
+    for pair in &args.keys {
+        set_key(&mut own, pair)?;
+    }
+    if let Some((store, _)) = &before.cluster {
+        return add_to_table(&before, store, args, (template, name), &own, out).await;
     }
     let mut table = Table::new();
     match &template {
@@ -174,9 +216,7 @@ fn add(args: &AddArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
         None => drop(table.insert("type", value(SOURCE_TYPE))),
     }
     table.insert("tenant_id", value(args.tenant_id.as_str()));
-    for pair in &args.keys {
-        set_key(&mut table, pair)?;
-    }
+    own.into_iter().for_each(|(key, item)| drop(table.insert(&key, item)));
     let (path, text) = match &before.survey.tenants_dir {
         Some(dir) => {
             let failed = |why| Failure::of(&written::NotWritten { path: dir.clone(), why }, Exit::Config);
@@ -195,6 +235,31 @@ fn add(args: &AddArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
     before.write(&[(path.clone(), Some(text))])?;
     writeln!(out, "{full} ({}) added in {}", args.tenant_id, path.display()).map_err(Failure::io)?;
     writeln!(out, "next: {}", to_do(&args.config)).map_err(Failure::io)?;
+    Ok(Exit::Done)
+}
+
+/// Adds the tenant to the table of the cluster.
+async fn add_to_table(
+    before: &Before,
+    store: &PostgresStore,
+    args: &AddArgs,
+    (template, name): (Option<String>, String),
+    own: &Table,
+    out: &mut (dyn Write + Send),
+) -> Result<Exit, Failure> {
+    let own: toml::Table = own.to_string().parse().map_err(Failure::internal)?;
+    let settings = serde_json::to_string(&own).map_err(Failure::internal)?;
+    let full = template.as_ref().map_or_else(|| name.clone(), |template| format!("{template}.{name}"));
+    let row = StoredTenant { id: args.tenant_id.to_string(), name, template, settings };
+    before.check(before.files(Some(&row)))?;
+    if !store.add_tenant(&row).await.map_err(Failure::of_cluster)? {
+        return Err(usage(format!(
+            "a tenant named `{}`, or with this id, is in the cluster's table already",
+            row.name
+        )));
+    }
+    writeln!(out, "{full} ({}) added to the table of {}", row.id, store.shown()).map_err(Failure::io)?;
+    writeln!(out, "next: nothing; the members read the table again within seconds").map_err(Failure::io)?;
     Ok(Exit::Done)
 }
 
@@ -303,7 +368,7 @@ fn implicit() -> Item {
 // ---------------------------------------------------------------------------------------------- removing
 
 async fn remove(args: &RemoveArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    let before = Before::of(&args.config)?;
+    let before = Before::of(&args.config).await?;
     let id = args.name.parse::<TenantId>().ok();
     let found = find(&before.survey, &args.name, id.as_ref())?;
     let tenant = match (&found, id) {
@@ -312,9 +377,19 @@ async fn remove(args: &RemoveArgs, out: &mut (dyn Write + Send)) -> Result<Exit,
     };
     match &found {
         Some(found) => {
-            before.write(&removal(&before, found)?)?;
             let Declared { name, tenant_id, file, .. } = found;
-            writeln!(out, "{name} ({tenant_id}) taken out of {}", file.display()).map_err(Failure::io)?;
+            let place = match (&before.cluster, &tenant) {
+                (Some((store, _)), Some(tenant)) if file.to_string_lossy().starts_with(loaded::TABLE) => {
+                    before.check(before.files_without(tenant))?;
+                    store.remove_tenant(tenant).await.map_err(Failure::of_cluster)?;
+                    format!("the table of {}", store.shown())
+                }
+                _ => {
+                    before.write(&removal(&before, found)?)?;
+                    file.display().to_string()
+                }
+            };
+            writeln!(out, "{name} ({tenant_id}) taken out of {place}").map_err(Failure::io)?;
         }
         None if args.purge => writeln!(out, "{} is not in the configuration", args.name).map_err(Failure::io)?,
         None => {}
@@ -339,8 +414,7 @@ async fn remove(args: &RemoveArgs, out: &mut (dyn Write + Send)) -> Result<Exit,
         ));
     };
     let socket = control_socket.clone().unwrap_or_else(|| data_dir.join("control.sock"));
-    // A configuration that is left without a source says nothing of a cluster: the state under `data_dir` is meant.
-    let shared = crate::config::Config::load_to_run(&args.config).ok().and_then(|(config, _)| config.cluster);
+    let shared = Config::cluster_of(&args.config);
     let lines = match shared {
         Some(cluster) => purged_in_cluster(&cluster, &tenant).await?,
         None => purged(data_dir, &socket, &tenant).await?,
@@ -470,8 +544,8 @@ fn forget_input(doc: &mut DocumentMut, name: &str) -> bool {
 
 // ---------------------------------------------------------------------------------------------- listing
 
-fn list(config: &Path, as_json: bool, out: &mut dyn Write) -> Result<Exit, Failure> {
-    let Before { survey: Survey { declared, problems, .. }, .. } = Before::of(config)?;
+async fn list(config: &Path, as_json: bool, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
+    let Before { survey: Survey { declared, problems, .. }, .. } = Before::of(config).await?;
     let is_sound = problems.iter().all(|problem| problem.fault == Fault::File);
     if as_json {
         let tenants = declared.iter().map(|declared| {

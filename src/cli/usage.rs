@@ -44,7 +44,19 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("state retry", &["m365-audit state retry -c agent.toml"]),
-    ("state export", &["m365-audit state export -c agent.toml > set-aside.ndjson"]),
+    (
+        "state export",
+        &[
+            "m365-audit state export -c agent.toml > set-aside.ndjson",
+            "m365-audit state export -c agent.toml -o fabrikam.state \\\n    --tenant 11111111-1111-1111-1111-111111111111",
+        ],
+    ),
+    ("state import", &["m365-audit state import -c agent.toml fabrikam.state"]),
+    (
+        "cluster init",
+        &["m365-audit cluster init -c agent.toml", "m365-audit cluster init -c agent.toml --partitions 16"],
+    ),
+    ("cluster status", &["m365-audit cluster status -c agent.toml", "m365-audit cluster status -c agent.toml --json"]),
     (
         "receipts verify",
         &["m365-audit receipts verify -c agent.toml", "m365-audit receipts verify --key key.pub exported/"],

@@ -28,18 +28,27 @@ pub struct Files {
     base: PathBuf,
     /// Texts in place of what is there; `None`: as if the file was not there.
     instead: BTreeMap<PathBuf, Option<String>>,
+    /// Texts that are no files, as a file of the folder would be, by what they are called: the rows of a cluster's table.
+    stored: Vec<(PathBuf, String)>,
 }
 
 impl Files {
     /// Those beside the configuration file `config`.
     pub fn beside(config: &Path) -> Self {
-        Self { base: config.parent().unwrap_or(Path::new("")).to_owned(), instead: BTreeMap::new() }
+        Self { base: config.parent().unwrap_or(Path::new("")).to_owned(), instead: BTreeMap::new(), stored: Vec::new() }
     }
 
     /// With this text in place of a file's; `None`: as if it was not there.
     #[must_use]
     pub fn with(mut self, path: &Path, text: Option<String>) -> Self {
         self.instead.insert(path.to_owned(), text);
+        self
+    }
+
+    /// With these texts beside the folder's, by what they are called in a problem.
+    #[must_use]
+    pub fn with_stored(mut self, stored: Vec<(PathBuf, String)>) -> Self {
+        self.stored = stored;
         self
     }
 
@@ -99,26 +108,17 @@ struct Entries {
 /// with them as files; their keys are checked with all others.
 pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files: &Files) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let Some(dir) = folder_of(root, env) else { return problems };
-    let dir = files.resolve(&dir);
-    // A dollar in the name of the folder is a dollar: variables are replaced in what stands here once more.
-    root.insert(TENANTS_DIR.to_owned(), Value::String(dir.display().to_string().replace('$', "$$")));
-    let paths = match files.list(&dir) {
-        Ok(paths) => paths,
-        Err(error) => {
-            let expected = format!("a folder that can be read: {error}");
-            let hint = "make it, empty: `m365-audit tenant add` puts files there. A relative path is relative to the folder \
-                        of the configuration file";
-            let shown = dir.display().to_string();
-            let mut problem = Problem::new(TENANTS_DIR, Fault::Invalid, expected).value(shown).hint(hint);
-            origins.place(&mut problem);
-            problems.push(problem);
-            return problems;
+    let mut texts: Vec<(PathBuf, Result<String, String>)> = Vec::new();
+    if let Some(dir) = folder_of(root, env) {
+        match of_folder(&dir, root, origins, files) {
+            Ok(found) => texts = found,
+            Err(problem) => problems.push(problem),
         }
-    };
+    }
+    texts.extend(files.stored.iter().map(|(name, text)| (name.clone(), Ok(text.clone()))));
     let mut pending: Vec<Entries> = Vec::new();
-    for path in paths {
-        let parsed = files.read(&path).map_err(|why| vec![Problem::new("", Fault::Unreadable, why)]);
+    for (path, text) in texts {
+        let parsed = text.map_err(|why| vec![Problem::new("", Fault::Unreadable, why)]);
         let parsed = parsed.and_then(|text| parse_toml(text.strip_prefix('\u{feff}').unwrap_or(&text)));
         match parsed {
             Ok((table, lines)) => {
@@ -132,6 +132,30 @@ pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files
         add_tenants(entries, root, origins, &mut problems);
     }
     problems
+}
+
+/// The texts of the folder's files, by their paths.
+fn of_folder(
+    dir: &Path,
+    root: &mut Table,
+    origins: &Origins,
+    files: &Files,
+) -> Result<Vec<(PathBuf, Result<String, String>)>, Problem> {
+    let dir = files.resolve(dir);
+    // A dollar in the name of the folder is a dollar: variables are replaced in what stands here once more.
+    root.insert(TENANTS_DIR.to_owned(), Value::String(dir.display().to_string().replace('$', "$$")));
+    match files.list(&dir) {
+        Ok(paths) => Ok(paths.into_iter().map(|path| (path.clone(), files.read(&path))).collect()),
+        Err(error) => {
+            let expected = format!("a folder that can be read: {error}");
+            let hint = "make it, empty: `m365-audit tenant add` puts files there. A relative path is relative to the folder \
+                        of the configuration file";
+            let shown = dir.display().to_string();
+            let mut problem = Problem::new(TENANTS_DIR, Fault::Invalid, expected).value(shown).hint(hint);
+            origins.place(&mut problem);
+            Err(problem)
+        }
+    }
 }
 
 /// The folder that is named, with its variables replaced. What is wrong with its key is found with all other keys.

@@ -11,6 +11,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use super::check::{Findings, check_file, nearest, one_of, typed_from_text};
+use super::cluster::ClusterConfig;
 use super::credentials::check_credentials;
 use super::file_schema::sink_schema;
 use super::folder::{self, Files};
@@ -31,7 +32,7 @@ impl Config {
     /// # Errors
     /// All problems of the file, or the one that it cannot be read.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        Self::load_with(path, Outputs::Own)
+        Self::load_of(path, &Files::beside(path))
     }
 
     /// As [`Config::load`], for a host that has outputs of its own: `[sinks.*]` may be absent and is not looked at;
@@ -52,16 +53,42 @@ impl Config {
         Self::load_leniently(path, Outputs::Own)
     }
 
-    fn load_leniently(path: &Path, outputs: Outputs) -> Result<(Config, Vec<Problem>), ConfigError> {
-        let files = Files::beside(path);
-        let text = Self::read(path, &files)?;
-        Self::parse_leniently(&text, &|name| std::env::var(name).ok(), outputs, &files).map_err(|error| error.at(path))
+    /// As [`Config::load`], with these files.
+    ///
+    /// # Errors
+    /// All problems of the files.
+    pub fn load_of(path: &Path, files: &Files) -> Result<Config, ConfigError> {
+        let text = Self::read(path, files)?;
+        let env = |name: &str| std::env::var(name).ok();
+        Self::parse_with(&text, &env, Outputs::Own, files).map_err(|error| error.at(path))
     }
 
-    fn load_with(path: &Path, outputs: Outputs) -> Result<Config, ConfigError> {
-        let files = Files::beside(path);
-        let text = Self::read(path, &files)?;
-        Self::parse_with(&text, &|name| std::env::var(name).ok(), outputs, &files).map_err(|error| error.at(path))
+    /// As [`Config::load_to_run`], with these files.
+    ///
+    /// # Errors
+    /// All problems, when there are others than files that cannot be read, or no source is without.
+    pub fn load_to_run_of(path: &Path, files: &Files) -> Result<(Config, Vec<Problem>), ConfigError> {
+        Self::lenient(path, Outputs::Own, files)
+    }
+
+    /// `[cluster]` alone, before the tenants in its table are known; `None` where there is none, or where it is wrong: that is
+    /// told when all is read.
+    pub fn cluster_of(path: &Path) -> Option<ClusterConfig> {
+        let text = Self::read(path, &Files::beside(path)).ok()?;
+        let (root, _) = parse_toml(text.strip_prefix('\u{feff}').unwrap_or(&text)).ok()?;
+        let mut alone: Table = root.into_iter().filter(|(key, _)| key == "cluster").collect();
+        let mut findings = Findings::default();
+        findings.expand(&mut alone, "", &|name| std::env::var(name).ok());
+        alone.remove("cluster").filter(|_| findings.count() == 0)?.try_into().ok()
+    }
+
+    fn load_leniently(path: &Path, outputs: Outputs) -> Result<(Config, Vec<Problem>), ConfigError> {
+        Self::lenient(path, outputs, &Files::beside(path))
+    }
+
+    fn lenient(path: &Path, outputs: Outputs, files: &Files) -> Result<(Config, Vec<Problem>), ConfigError> {
+        let text = Self::read(path, files)?;
+        Self::parse_leniently(&text, &|name| std::env::var(name).ok(), outputs, files).map_err(|error| error.at(path))
     }
 
     pub(super) fn read(path: &Path, files: &Files) -> Result<String, ConfigError> {
@@ -307,13 +334,20 @@ pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outpu
         required.retain(|key| key != "sinks");
     }
     findings.check_table(&schema, &mut root, "");
+    let is_cluster = root.contains_key("cluster");
     let mut source_tables: Vec<SourceTable> = Vec::new();
+    let mut templates: Vec<String> = Vec::new();
     for (name, table) in take_tables(findings, &mut root, "sources") {
+        // The tenants of a template may all stand in the cluster's table, which may still be empty.
+        if is_cluster && !table.contains_key("tenant_id") && !table.contains_key("tenants") {
+            templates.push(name);
+            continue;
+        }
         source_tables.extend(tenants::expand(findings, name, table));
     }
     let sink_tables = take_tables(findings, &mut root, "sinks");
     compare_tenants(findings, &source_tables);
-    connect(findings, &source_tables, &sink_tables);
+    connect(findings, &source_tables, &templates, &sink_tables);
     if outputs == Outputs::Own {
         check_receipts_to(findings, &root, &sink_tables);
     }
@@ -651,9 +685,10 @@ pub(super) fn tenant_of(table: &Table) -> Option<String> {
 }
 
 /// Every input names a source, and every source is somebody's input.
-fn connect(findings: &mut Findings, sources: &[SourceTable], sinks: &[(String, Table)]) {
+fn connect(findings: &mut Findings, sources: &[SourceTable], templates: &[String], sinks: &[(String, Table)]) {
     let mut known: HashSet<&str> = HashSet::new();
     let names = sources.iter().flat_map(|source| [source.group.as_str(), source.name.as_str()]);
+    let names = names.chain(templates.iter().map(String::as_str));
     let names: Vec<&str> = names.filter(|name| known.insert(name)).collect();
     let mut read: HashSet<&str> = HashSet::new();
     let mut is_all_read = false;

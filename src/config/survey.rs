@@ -18,7 +18,7 @@ use super::tenants;
 const UNSET: &str = "unset-";
 
 /// What a configuration declares, whatever is wrong with it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Survey {
     /// Every source, tenants of templates each on its own, in the order of their names.
     pub declared: Vec<Declared>,

@@ -31,6 +31,8 @@ struct Fleet {
     dir: tempfile::TempDir,
     tenants: usize,
     poll_secs: u64,
+    /// The tenants stand in the cluster's table, and none in the file.
+    in_table: bool,
     workers: BTreeMap<usize, Child>,
     events: BTreeSet<String>,
 }
@@ -44,8 +46,17 @@ impl Fleet {
             sim.set_subscription(&tenant(number), ContentType::General, SubscriptionState::Enabled);
         }
         let (url, dir) = (server.database(), tempfile::tempdir().unwrap());
-        let fleet =
-            Self { sim, server, url, dir, tenants, poll_secs: 2, workers: BTreeMap::new(), events: BTreeSet::new() };
+        let fleet = Self {
+            sim,
+            server,
+            url,
+            dir,
+            tenants,
+            poll_secs: 2,
+            in_table: false,
+            workers: BTreeMap::new(),
+            events: BTreeSet::new(),
+        };
         fleet.configure(0);
         let made = fleet.command(0, &["cluster", "init"]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -74,7 +85,7 @@ impl Fleet {
             self.poll_secs,
             sim = self.sim.url(),
         );
-        for number in 0..self.tenants {
+        for number in (0..self.tenants).filter(|_| !self.in_table) {
             text +=
                 &format!("[[sources.customers.tenants]]\nname = \"t{number}\"\ntenant_id = \"{}\"\n", tenant(number));
         }
@@ -431,6 +442,44 @@ async fn what_is_remembered_of_a_tenant_that_has_left_goes_from_the_database() {
         assert_eq!(left, "0", "{table}");
     }
     assert!(fleet.end(0, "-TERM"), "{}", fleet.logs());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_of_the_table_come_and_go_on_all_members_without_a_signal() {
+    let Some(mut fleet) = Fleet::new(3).await else { return };
+    fleet.in_table = true;
+    (0..2).for_each(|worker| fleet.start(worker));
+    fleet.until("both are there", || fleet.cluster_status().starts_with("2 members, 0 tenants")).await;
+    for number in 0..3 {
+        let (name, id) = (format!("t{number}"), tenant(number).to_string());
+        let (code, said) = fleet.ask(0, &["tenant", "add", &name, "--tenant-id", &id, "poll_interval_secs=3"]);
+        assert_eq!(code, Some(0), "{said}");
+    }
+    let again = tenant(0).to_string();
+    let (code, said) = fleet.ask(1, &["tenant", "add", "t0", "--tenant-id", &again]);
+    assert_eq!(code, Some(64), "{said}");
+    let (code, said) = fleet.ask(1, &["tenant", "add", "t9", "--tenant-id", &tenant(9).to_string(), "poll_interval=3"]);
+    assert_eq!(code, Some(78), "{said}");
+    assert!(said.contains("poll_interval_secs") && said.contains("nothing was changed"), "{said}");
+    fleet.add_for_all("first");
+    fleet.until_delivered("the first events").await;
+    let (code, said) = fleet.ask(1, &["tenant", "list"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!((0..3).all(|number| said.contains(tenant(number).as_str())), "{said}");
+    let name = fleet.url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    assert_eq!(
+        fleet.server.sql(&name, "select settings from tenant where name = 't1'"),
+        r#"{"poll_interval_secs": 3}"#
+    );
+
+    let (code, said) = fleet.ask(0, &["tenant", "remove", "customers.t1"]);
+    assert_eq!(code, Some(0), "{said}");
+    let purge = || fleet.ask(0, &["tenant", "remove", tenant(1).as_str(), "--purge"]).0 == Some(0);
+    fleet.until("the member gave it back", purge).await;
+    let (code, said) = fleet.ask(0, &["tenant", "list"]);
+    assert!(code == Some(0) && !said.contains(tenant(1).as_str()), "{said}");
+    assert!(fleet.end(0, "-TERM") && fleet.end(1, "-TERM"), "{}", fleet.logs());
+    assert_eq!(fleet.twice(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

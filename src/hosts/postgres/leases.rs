@@ -43,6 +43,8 @@ pub enum Order {
     Start(TenantId),
     /// Stop these, and answer when they have ended.
     Stop(Vec<TenantId>, oneshot::Sender<()>),
+    /// The table of tenants changed: read the configuration again.
+    Reload,
     /// Another process goes by this member's name: end.
     End,
 }
@@ -80,6 +82,8 @@ pub struct Keeper {
     placed: Option<(Vec<Peer>, Arc<HashMap<TenantId, String>>)>,
     joined: bool,
     beat_at: Option<Duration>,
+    /// The table of tenants, as it was when it was last read.
+    stored: Option<(i64, i64)>,
     troubled: bool,
     on_trouble: OnTrouble,
 }
@@ -136,6 +140,7 @@ impl Keeper {
             placed: None,
             joined: false,
             beat_at: None,
+            stored: None,
             troubled: false,
             on_trouble,
         };
@@ -186,6 +191,11 @@ impl Keeper {
             metrics::lease_lost("conflict");
             self.reopening.insert(tenant, self.clock.monotonic() + OPENED_AGAIN_AFTER);
         }
+        let stored = Some(self.store.tenants_version().await?);
+        if self.stored.is_some() && self.stored != stored {
+            let _ = self.orders.send(Order::Reload);
+        }
+        self.stored = stored;
         let peers = self.store.peers().await?;
         ::metrics::gauge!(metrics::CLUSTER_MEMBERS).set(peers.len() as f64);
         let rows = self.rows().await?;

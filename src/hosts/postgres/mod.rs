@@ -16,6 +16,7 @@ pub mod members;
 pub mod placement;
 pub mod requests;
 pub mod schema;
+pub mod tenants;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
