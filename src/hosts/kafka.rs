@@ -703,3 +703,62 @@ impl ProducerContext for Context {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_speaks_of_the_record_of_a_setting_or_of_the_moment() {
+        for (meaning, codes) in [
+            (Meaning::Taken, &[Code::NoError][..]),
+            (Meaning::TooLarge, &[Code::MessageSizeTooLarge, Code::MessageBatchTooLarge]),
+            (Meaning::Rejected, &[Code::InvalidRecord, Code::InvalidTimestamp, Code::PolicyViolation]),
+            (
+                Meaning::Setting,
+                &[
+                    Code::UnknownTopic,
+                    Code::UnknownTopicOrPartition,
+                    Code::TopicAuthorizationFailed,
+                    Code::Authentication,
+                ],
+            ),
+            (
+                Meaning::Later,
+                &[
+                    Code::PurgeInflight,
+                    Code::Fatal,
+                    Code::NotEnoughReplicas,
+                    Code::BrokerTransportFailure,
+                    Code::QueueFull,
+                ],
+            ),
+            (Meaning::Unclear, &[Code::Unknown, Code::Fail]),
+        ] {
+            for code in codes {
+                assert_eq!(meaning_of(*code), meaning, "{code:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_brokers_say_is_shown_without_the_password_and_their_refusal_is_a_setting() {
+        let link = Link::new(Some(Secret::new("hunter2-s3cret")));
+        link.failed(Code::Authentication, "SASL PLAIN: no user with hunter2-s3cret");
+        let Written::Refused { why, .. } = link.unanswered(Duration::from_secs(7)) else { panic!("a broker is left") };
+        assert!(why.contains("within 7 s: SASL PLAIN: no user with ***"), "{why}");
+        link.ended("[thrd:a/1]: a:9092/1: Disconnected");
+        link.failed(Code::AllBrokersDown, "1/1 brokers are down");
+        let Written::Misconfigured(why) = link.unanswered(Duration::ZERO) else { panic!("nobody lets us in") };
+        assert!(why.contains("no user with ***") && why.contains("sasl_mechanism"), "{why}");
+        assert_eq!((link.falls(), link.is_down()), (1, true));
+        link.took();
+        assert!(!link.is_down());
+        link.ended("[thrd:a/1]: a:9092/1: Disconnected");
+        link.failed(Code::AllBrokersDown, "1/1 brokers are down");
+        assert_eq!(
+            link.unanswered(Duration::ZERO),
+            Written::refused("no broker can be reached: a:9092/1: Disconnected")
+        );
+    }
+}
