@@ -294,7 +294,7 @@ impl Tenant {
     async fn fill_state(&self) {
         let data = self.dir.path().join("state");
         let state = SqliteStore::open(&data).unwrap();
-        let signer = receipts_key::open_or_make(&data).unwrap();
+        let signer = receipts_key::open_or_make(&data.join("receipts.key")).unwrap();
         let tenant = SimConfig::default().tenants[0].clone();
         let keys = Keys::of(&tenant);
         let receipt_keys = ReceiptKeys::below(keys.receipts());
