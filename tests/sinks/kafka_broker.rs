@@ -20,6 +20,7 @@ use m365_audit::sim::{Comparison, GenerateSpec, Sim};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
+use rustix::process::{Pid, Signal, kill_process};
 use test_support::{free_port, program};
 
 use crate::kafka::TOPIC;
@@ -117,6 +118,10 @@ impl Broker {
             assert!(begun.elapsed() < PATIENCE, "it does not answer: {}", log());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     fn kill(&mut self) {
@@ -272,8 +277,14 @@ async fn a_broker_killed_in_mid_flight_and_away_for_a_while_has_every_event_and_
     let away = std::env::var("KAFKA_AWAY_SECS").ok().and_then(|secs| secs.parse().ok()).unwrap_or(8);
     let away = Duration::from_secs(away);
     for _ in 0..3 {
-        // While records flow.
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(200..1_500))).await;
+        until_all_is_there(&broker, &sim, &log).await;
+        // Frozen, it leaves what is sent without an answer; thawed for some milliseconds, it writes some of that and may
+        // not come to answer.
+        broker.signal(Signal::STOP);
+        more_events(&sim, &tenant, 20);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        broker.signal(Signal::CONT);
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(..60))).await;
         broker.kill();
         more_events(&sim, &tenant, 20);
         tokio::time::sleep(away).await;
