@@ -286,3 +286,29 @@ fn texts(folder: &Path) -> Vec<String> {
     }
     found
 }
+
+/// What compose.yaml mounts is there, and its source reads the tenant that its `simulate` plays.
+#[test]
+fn the_compose_file_mounts_what_is_there_and_reads_its_own_tenant() {
+    let folder = root().join("packaging/compose");
+    let compose = read("packaging/compose/compose.yaml");
+    let mounts = compose.lines().filter_map(|line| line.trim().strip_prefix("- ")?.split_once(':'));
+    let mounted: Vec<&str> = mounts.map(|(from, _)| from).filter(|from| from.starts_with('.')).collect();
+    assert!(mounted.len() >= 7, "{mounted:?}");
+    for file in mounted {
+        assert!(folder.join(file).is_file(), "{file}");
+    }
+    let config =
+        Config::parse(&read("packaging/compose/agent.toml"), &|_| None).unwrap_or_else(|error| panic!("{error}"));
+    let (source, played) = (&config.sources["simulated"], SimConfig::default());
+    assert_eq!(source.tenant_id, played.tenants[0]);
+    assert_eq!(source.client_id.as_deref(), Some(played.client_id.as_str()));
+    assert_eq!(source.read_secret().unwrap().expose(), played.client_secret);
+    // Each name is a service, and Prometheus asks where the metrics are.
+    for service in ["tenant", "m365-audit", "fluent-bit", "prometheus", "grafana"] {
+        assert!(compose.contains(&format!("\n  {service}:\n")), "{service}");
+    }
+    let port = config.metrics.unwrap().listen.port();
+    assert!(read("packaging/compose/prometheus.yml").contains(&format!("\"m365-audit:{port}\"")));
+    assert!(compose.contains("../prometheus/m365-audit.rules.yml:/etc/prometheus/m365-audit.rules.yml"));
+}
