@@ -112,16 +112,18 @@ impl Settings {
                 let of_the_file = |what: String| Complaint { property: CONFIG_FILE.to_owned(), what, hint: None };
                 match Config::load_for_host(Path::new(&path)) {
                     Ok((config, files)) => {
-                        let found = files.iter().chain(config.warnings().iter()).map(one_line).collect::<Vec<_>>();
+                        let notices = config.warnings();
+                        let found = files.iter().chain(&notices);
+                        let found = found.map(|p| format!("{}{}", one_line(p), p.place(None))).collect::<Vec<_>>();
                         warnings.extend(found.into_iter().map(of_the_file));
                         metrics = properties.metrics(config.metrics, &mut Vec::new());
                         data_dir = data_dir.or(Some(config.data_dir));
                         config.sources
                     }
                     Err(error) => {
-                        let line = |p: &Problem| p.line.map(|line| format!(", line {line}")).unwrap_or_default();
-                        let place = |p: &Problem| format!("{} ({path}{})", one_line(p), line(p));
-                        problems.extend(error.problems.iter().map(|p| of_the_file(place(p))));
+                        // A file of `tenants_dir` may be where it stands.
+                        let placed = |p: &Problem| format!("{}{}", one_line(p), p.place(Some(Path::new(&path))));
+                        problems.extend(error.problems.iter().map(|p| of_the_file(placed(p))));
                         BTreeMap::new()
                     }
                 }
@@ -475,5 +477,34 @@ mod tests {
         assert!(problems.len() == 1 && problems[0].what.contains("beside `config_file`"), "{problems:?}");
         let problems = read(&[("config_file", "/not/there.toml")]).unwrap_err();
         assert!(problems[0].what.contains("/not/there.toml"), "{problems:?}");
+    }
+    #[test]
+    fn a_folder_of_tenants_is_read_through_the_file_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("tenants.d")).unwrap();
+        let text = format!(
+            "data_dir = \"/somewhere\"\ntenants_dir = \"tenants.d\"\n[sources.customers]\ntype = \"m365_audit\"\nclient_id = \"{CLIENT}\"\nclient_secret = \"s\"\n"
+        );
+        std::fs::write(at("tenants.toml"), text).unwrap();
+        for number in 0..3 {
+            let tenant = format!(
+                "[[sources.customers.tenants]]\nname = \"t{number}\"\ntenant_id = \"00000000-1111-2222-3333-00000000000{number}\"\n"
+            );
+            std::fs::write(at("tenants.d").join(format!("t{number}.toml")), tenant).unwrap();
+        }
+        let file = at("tenants.toml");
+        let file = file.to_str().unwrap();
+        let settings = read(&[("config_file", file)]).unwrap();
+        let names: Vec<&str> = settings.sources.keys().map(String::as_str).collect();
+        assert_eq!(names, ["customers.t0", "customers.t1", "customers.t2"]);
+        assert!(settings.warnings.is_empty());
+        // What is wrong is told with its own file and line.
+        let wrong = "[[sources.customers.tenants]]\nname = \"t1\"\ntenant_id = \"contoso.com\"\n";
+        std::fs::write(at("tenants.d/t1.toml"), wrong).unwrap();
+        let problems = read(&[("config_file", file)]).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let place = format!("({}, line 3)", at("tenants.d/t1.toml").display());
+        assert!(problems[0].what.ends_with(&place) && problems[0].property == "config_file", "{problems:?}");
     }
 }
