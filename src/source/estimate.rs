@@ -192,6 +192,8 @@ impl Listing {
         // Pages come about in the order of time: those that were read are of a part of the day.
         let of = |first: &BlobRef, last: &BlobRef| last.created.duration_since(first.created).as_secs_f64();
         let span = blobs.first().zip(blobs.last()).map_or(0.0, |(first, last)| of(first, last));
+        // From the first to the last there is one interval fewer than blobs.
+        let span = span * blobs.len() as f64 / blobs.len().saturating_sub(1).max(1) as f64;
         let part = if is_whole { 1.0 } else { (span / DAY.as_secs_f64()).clamp(1.0 / 86_400.0, 1.0) };
         Ok(Self { blobs, is_whole, part })
     }

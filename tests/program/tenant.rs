@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use m365_audit::clock::SystemClock;
 use m365_audit::model::{ContentType, TenantId};
-use m365_audit::sim::{CallKind, NewBlob, Sim, SimConfig, SubscriptionState};
+use m365_audit::sim::{CallKind, ListingOrder, NewBlob, Sim, SimConfig, SubscriptionState};
 use serde_json::Value;
 
 /// For a slow machine; nothing waits for it where all is well.
@@ -411,6 +411,18 @@ async fn an_estimate_says_what_the_tenant_brings_within_its_requests_and_remembe
     let (found, error) = (some["delivered"]["events"].as_f64().unwrap(), some["events_error"].as_f64().unwrap());
     assert!(some["blobs_read"].as_u64().unwrap() < 13 && error > 0.0, "{some:#}");
     assert!((found - events as f64).abs() <= error, "{found} ± {error}, it is {events}");
+    // Where a day has more pages than half the requests, the time that was listed is taken for a part of the day.
+    bench.sim.configure(|config| (config.page_size, config.listing_order) = (4, ListingOrder::Created));
+    let part = estimate("11");
+    assert_eq!((&part["blobs_listed"], &part["listed_whole"]), (&20.into(), &false.into()), "{part:#}");
+    let blobs = part["blobs"].as_f64().unwrap();
+    // The day has 42 times 34 minutes, of which 40 have a blob.
+    assert!((40.0..=44.0).contains(&blobs), "{part:#}");
+    let (found, error) = (part["delivered"]["events"].as_f64().unwrap(), part["events_error"].as_f64().unwrap());
+    assert!(error > 0.0 && (found - events as f64).abs() <= error, "{found} ± {error}, it is {events}");
+    let output = binary(bench.dir.path(), &["check", "-c", "agent.toml", "--estimate", "--requests", "11"]);
+    assert!(said(&output).contains("*: listed in part; more with --requests"), "{}", said(&output));
+    bench.sim.configure(|config| config.page_size = 10);
     // What `drop_routine` leaves out is told apart.
     let text = fs::read_to_string(bench.at("agent.toml")).unwrap().replace("drop_routine = false\n", "");
     fs::write(bench.at("agent.toml"), text).unwrap();
