@@ -3,34 +3,26 @@
 //! Owns the arguments and what is shown of the progress. The reading is [`crate::source::backfill`]'s.
 
 use std::collections::VecDeque;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use indicatif::ProgressBar;
 
 use super::exit::Exit;
-use super::keeping::keeping;
 use super::moment::{span, time};
-use super::{Failure, loaded, logging, opened, requests, run};
-use crate::checkpoint::journal::Keeping;
+use super::work::{self, Alone, Heard, bar, meant, tenant, whole_second};
+use super::{Failure, loaded, requests};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, LogConfig};
-use crate::hosts::embedded::control::{Client, Say, What};
-use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
+use crate::config::Config;
+use crate::hosts::embedded::control::{Say, What};
 use crate::model::{ContentType, TenantId, Timestamp};
-use crate::source::M365Audit;
-use crate::source::backfill::{Ask, Asked, Ended, Snapshot};
+use crate::source::backfill::{Ask, Ended, Snapshot};
 
-/// Shown this often on a terminal.
-const DRAW_EVERY: Duration = Duration::from_millis(500);
 /// Speed is shown over this time.
 const SPEED_OVER: Duration = Duration::from_secs(60);
-/// A sink gets this long at the end to write what it has.
-const SINK_GRACE: Duration = Duration::from_secs(8);
+const STOPPED: &str = "stopped; the same command, or --resume, goes on";
 
 /// Arguments of `backfill`.
 #[derive(Debug, clap::Args)]
@@ -64,10 +56,6 @@ pub struct BackfillArgs {
     discard: bool,
 }
 
-pub(super) fn tenant(text: &str) -> Result<TenantId, String> {
-    text.parse().map_err(|error: crate::model::NotAGuid| error.to_string())
-}
-
 /// Runs the back-fill of every source meant, one after another.
 ///
 /// # Errors
@@ -89,10 +77,7 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
     };
     let mut worst = Exit::Done;
     for source in sources {
-        let ended = match requests::client(&config, &source).await? {
-            Some(client) => inside(client, &source, ask.clone()).await?,
-            None => alone(&config, &source, ask.clone()).await?,
-        };
+        let ended = one(&config, &source, ask.clone()).await?;
         worst = worst.max(tell(&source, &ask, &ended, out).map_err(Failure::io)?);
         if ended.interrupted {
             break;
@@ -101,125 +86,29 @@ pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Resul
     Ok(worst)
 }
 
-pub(super) fn whole_second(time: Timestamp) -> Timestamp {
-    crate::plan::floor_to_second(time)
-}
-
-/// The names of the sources that a command is about.
-pub(super) fn meant(config: &Config, source: Option<&str>, tenant: Option<&TenantId>) -> Result<Vec<String>, Failure> {
-    let usage = |message: String, exit| Failure { message, exit };
-    if let Some(name) = source
-        && !config.sources.contains_key(name)
-    {
-        let known = config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let message = format!("source-unknown: no source is named `{name}`\n  hint: there are: {known}");
-        return Err(usage(message, Exit::Usage));
-    }
-    let names: Vec<String> = config
-        .sources
-        .iter()
-        .filter(|(name, _)| source.is_none_or(|wanted| wanted == *name))
-        .filter(|(_, source)| tenant.is_none_or(|wanted| *wanted == source.tenant_id))
-        .map(|(name, _)| name.clone())
-        .collect();
-    if names.is_empty() {
-        let known = config.sources.values().map(|s| s.tenant_id.to_string()).collect::<Vec<_>>().join(", ");
-        let tenant = tenant.map(ToString::to_string).unwrap_or_default();
-        let message = format!("source-unknown: no source reads tenant `{tenant}`\n  hint: there are: {known}");
-        return Err(usage(message, Exit::Usage));
-    }
-    Ok(names)
-}
-
-/// Inside the running process.
-async fn inside(mut client: Client, source: &str, ask: Ask) -> Result<Ended, Failure> {
-    let mut signals = run::Signals::new()?;
+/// Inside the running process, or alone.
+async fn one(config: &Config, source: &str, ask: Ask) -> Result<Ended, Failure> {
     let mut show = Show::new(source, SystemClock::new());
-    client.ask(What::Backfill { source: source.to_owned(), ask }).await?;
-    let mut stopping = false;
-    loop {
-        let said = tokio::select! {
-            said = client.next() => said,
-            () = signals.next_stop() => {
-                if stopping {
-                    return Err(Failure { message: "stopped; the same command, or --resume, goes on".into(), exit: Exit::Left });
+    let ended = match requests::client(config, source).await? {
+        Some(client) => {
+            let question = What::Backfill { source: source.to_owned(), ask };
+            work::inside(client, question, STOPPED, |said| match said {
+                Say::Progress(now) => {
+                    show.draw(&now);
+                    Heard::Meanwhile
                 }
-                // The process saves how far it came and says so.
-                stopping = true;
-                client.hang_up().await?;
-                continue;
-            }
-        };
-        match said? {
-            Say::Progress(now) => show.draw(&now),
-            Say::Ended(ended) => {
-                show.end(&ended.progress);
-                return Ok(ended);
-            }
-            Say::Refused(refusal) => return Err(refusal.into()),
-            other => return Err(Failure::internal(format!("an answer to another question: {other:?}"))),
+                Say::Ended(ended) => Heard::Ended(ended),
+                other => Heard::Other(other),
+            })
+            .await?
         }
-    }
-}
-
-/// In this process, when none runs: with the sinks of the source, and the state to itself.
-async fn alone(config: &Config, name: &str, ask: Ask) -> Result<Ended, Failure> {
-    let Some(source) = config.sources.get(name).cloned() else {
-        return Err(Failure::internal(format!("no source `{name}`")));
-    };
-    logging::install(&LogConfig { level: "warn".into(), ..config.log.clone() });
-    let clock: Arc<dyn Clock> = SystemClock::new();
-    let store = opened::alone(config)?;
-    let memory = run::SinkMemory::load(&store).await?;
-    let mut specs: Vec<SinkSpec> = Vec::new();
-    if ask != Ask::Discard {
-        for (sink, entry) in &config.sinks {
-            if entry.inputs.iter().any(|input| input == name) {
-                specs.push(run::sink_spec(config, sink, &memory)?);
-            }
-        }
-    }
-    let host = Arc::new(EmbeddedHost::new(specs, memory.book.kept_in(store), clock.clone()));
-    let stop = CancellationToken::new();
-    let (begun, mut has_begun) = oneshot::channel();
-    let (answer, _) = oneshot::channel();
-    let asked = Asked { ask, begun, stop: stop.clone(), answer };
-    let audit = M365Audit::new(name, source, clock.clone());
-    let audit = match keeping(config) {
-        // What is sealed meanwhile is sent by the next `run`.
-        Some(keeping) => audit.with_receipts(Keeping { sends: false, ..keeping }),
-        None => audit,
-    };
-    let mut work = std::pin::pin!(audit.backfill(host.clone(), asked));
-    let mut signals = run::Signals::new()?;
-    let mut show = Show::new(name, clock.clone());
-    let mut progress = None;
-    let ended = loop {
-        tokio::select! {
-            ended = &mut work => break ended,
-            () = clock.sleep(DRAW_EVERY) => {
-                if progress.is_none() {
-                    progress = has_begun.try_recv().ok();
-                }
-                if let Some(progress) = &progress {
-                    show.draw(&progress.snapshot());
-                }
-            }
-            closed = host.closed() => {
-                tracing::warn!(sink = %closed.name, "the reader has gone ({}), stopping", closed.why);
-                stop.cancel();
-                break work.await;
-            }
-            () = signals.next_stop() => {
-                if stop.is_cancelled() {
-                    return Err(Failure { message: "stopped; the same command, or --resume, goes on".into(), exit: Exit::Left });
-                }
-                stop.cancel();
-            }
+        None => {
+            let delivers = ask != Ask::Discard;
+            let alone = Alone { config, name: source, ask, delivers, stopped: STOPPED };
+            work::alone(alone, |audit, host, asked| audit.backfill(host, asked), |now| show.draw(&now.snapshot()))
+                .await?
         }
     };
-    host.shutdown(SINK_GRACE).await;
-    let ended = ended.map_err(|error| Failure::of(&error, Exit::from(&error)))?;
     show.end(&ended.progress);
     Ok(ended)
 }
@@ -256,8 +145,7 @@ fn tell(source: &str, ask: &Ask, ended: &Ended, out: &mut dyn Write) -> std::io:
     Ok(if ended.interrupted || !ended.left.is_empty() || !ended.gone.is_empty() { Exit::Left } else { Exit::Done })
 }
 
-/// A progress bar on a terminal, nothing elsewhere. It has more to say than [`Progress`](super::progress::Progress): the
-/// quota, and a rate over the last minute.
+/// A bar on a terminal, nothing elsewhere, with the quota and a rate over the last minute.
 struct Show {
     bar: Option<ProgressBar>,
     clock: Arc<dyn Clock>,
@@ -268,13 +156,7 @@ struct Show {
 
 impl Show {
     fn new(source: &str, clock: Arc<dyn Clock>) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix} [{bar:24}] {percent:>3} %  {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-            bar.set_prefix(source.to_owned());
-            bar
-        });
+        let bar = bar(source, "{msg}");
         let begun = clock.monotonic();
         Self { bar, clock, begun, first: None, seen: VecDeque::new() }
     }

@@ -41,6 +41,7 @@ pub mod tenant;
 pub mod transfer;
 pub mod usage;
 pub mod validate;
+mod work;
 pub mod written;
 
 use std::ffi::OsString;

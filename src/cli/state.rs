@@ -99,7 +99,7 @@ enum StateCommand {
         #[arg(short, long, value_name = "FILE")]
         config: PathBuf,
         /// All that is remembered of this tenant, for `state import` elsewhere
-        #[arg(long, value_name = "GUID", value_parser = super::backfill::tenant, requires = "output")]
+        #[arg(long, value_name = "GUID", value_parser = super::work::tenant, requires = "output")]
         tenant: Option<TenantId>,
         /// The file to write that to; it must not be there yet
         #[arg(short, long, value_name = "FILE", requires = "tenant")]

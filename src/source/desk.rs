@@ -8,14 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
+use super::asking::{self, Question};
 use super::error::SourceError;
 use crate::model::{Actionable, Timestamp};
-
-/// Questions waiting at a desk.
-const QUEUED_MAX: usize = 4;
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,49 +192,30 @@ impl Actionable for BackfillError {
     }
 }
 
+impl Question for Ask {
+    type Progress = Progress;
+    type Ended = Ended;
+    type Error = BackfillError;
+
+    fn busy() -> BackfillError {
+        BackfillError::Busy
+    }
+
+    fn source_ended() -> BackfillError {
+        BackfillError::SourceEnded
+    }
+}
+
 /// One question at a desk.
-pub struct Asked {
-    /// What to read.
-    pub ask: Ask,
-    /// Told the numbers once it begins.
-    pub begun: oneshot::Sender<Arc<Progress>>,
-    /// Stops it.
-    pub stop: CancellationToken,
-    /// Told how it ended.
-    pub answer: oneshot::Sender<Result<Ended, BackfillError>>,
-}
-
+pub type Asked = asking::Asked<Ask>;
 /// Where a running source takes questions.
-pub struct Desk(mpsc::Receiver<Box<Asked>>);
-
-impl Desk {
-    /// The questions, in the order in which they come.
-    pub(super) fn into_asked(self) -> mpsc::Receiver<Box<Asked>> {
-        self.0
-    }
-}
-
+pub type Desk = asking::Desk<Ask>;
 /// Where questions are handed in. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Counter(mpsc::Sender<Box<Asked>>);
-
-impl Counter {
-    /// Hands a question in.
-    ///
-    /// # Errors
-    /// The source has ended, or questions queue up.
-    pub fn hand_in(&self, asked: Asked) -> Result<(), BackfillError> {
-        self.0.try_send(Box::new(asked)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => BackfillError::Busy,
-            mpsc::error::TrySendError::Closed(_) => BackfillError::SourceEnded,
-        })
-    }
-}
+pub type Counter = asking::Counter<Ask>;
 
 /// A desk and its counter.
 pub fn desk() -> (Counter, Desk) {
-    let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-    (Counter(sender), Desk(receiver))
+    asking::desk()
 }
 
 /// How a back-fill reads.

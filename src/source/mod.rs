@@ -8,6 +8,7 @@
 //! what the sources of one process share, `turns` says which of them may read. None of them knows a host by name or Microsoft's wire format.
 
 pub mod aside;
+pub mod asking;
 pub mod backfill;
 mod body;
 pub mod budget;

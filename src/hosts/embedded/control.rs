@@ -16,6 +16,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -31,10 +32,12 @@ use super::status::{Monitor, Status};
 use crate::clock::Clock;
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::source::aside::Retried;
-use crate::source::desk::{Ask, Asked, BackfillError, Ended, Progress, Snapshot};
+use crate::source::desk::{Ask, BackfillError, Ended, Progress, Snapshot};
 use crate::source::heal;
 
-mod healing;
+mod working;
+
+use working::Work;
 
 /// The protocol's version.
 pub const VERSION: u32 = 1;
@@ -577,75 +580,57 @@ impl Asker<'_> {
         }
     }
 
-    /// Has a source read a range again, and reports how far it has come meanwhile.
-    async fn backfill(
-        &mut self,
-        reader: BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>,
-        source: &str,
-        ask: Ask,
-        stop: &CancellationToken,
-    ) -> Say {
+    /// Has a source read a range again.
+    async fn backfill(&mut self, reader: Reader, source: &str, ask: Ask, stop: &CancellationToken) -> Say {
         let backend = self.backend;
         let entry = match source_of(backend, source) {
             Ok(entry) => entry,
             Err(refusal) => return Say::Refused(refusal),
         };
-        let refused = |error: &BackfillError| Say::Refused(Refusal::of(error, (backend.exit_of)(error)));
-        let (begun, mut has_begun) = oneshot::channel();
-        let (answer, mut answered) = oneshot::channel();
-        if let Err(error) = entry.counter.hand_in(Asked { ask, begun, stop: stop.clone(), answer }) {
-            return refused(&error);
-        }
-        // Whoever asked may hang up or die: then it stops, and goes on when asked again.
-        let mut rest = reader.into_inner();
-        let _stop_with_this = stop.clone().drop_guard();
-        let mut gone = false;
-        let mut one = [0];
-        let mut progress: Option<Arc<Progress>> = None;
-        let mut told = false;
-        let waiting_since = backend.clock.monotonic();
-        let result = loop {
-            tokio::select! {
-                ended = &mut answered => break match ended {
-                    Ok(Ok(ended)) => Say::Ended(ended),
-                    Ok(Err(error)) => refused(&error),
-                    Err(_) => refused(&BackfillError::SourceEnded),
-                },
-                begun = &mut has_begun, if !told => {
-                    told = true;
-                    if let Ok(begun) = begun {
-                        backend.registry.note_backfill(source, Some(begun.clone()));
-                        progress = Some(begun);
-                    }
-                }
-                read = rest.read(&mut one), if !gone => if !read.is_ok_and(|n| n > 0) {
-                    gone = true;
-                    stop.cancel();
-                },
-                () = backend.clock.sleep(TELL_EVERY) => {
-                    let late = backend.clock.monotonic() > waiting_since + 3 * PATIENCE;
-                    if let Some(progress) = &progress {
-                        if self.say(Say::Progress(progress.snapshot())).await.is_err() {
-                            gone = true;
-                            stop.cancel();
-                        }
-                    } else if late {
-                        break Say::Refused(refusal(
-                            "backfill-not-begun",
-                            format!("the source `{source}` does not begin the back-fill: it has not signed in, or its state cannot be read"),
-                            "`m365-audit status` shows what is wrong with it; `m365-audit check` tests the connection",
-                            75,
-                        ));
-                    }
-                }
-            }
+        // Where it is refused another one is running, and stays noted.
+        let is_noted = AtomicBool::new(false);
+        let work = Work {
+            source,
+            counter: &entry.counter,
+            ask,
+            what: "the back-fill",
+            progress: |progress: &Progress| Say::Progress(progress.snapshot()),
+            ended: Say::Ended,
+            exit_of: backend.exit_of,
+            begun: &|progress| {
+                backend.registry.note_backfill(source, Some(progress));
+                is_noted.store(true, Ordering::Relaxed);
+            },
         };
-        if progress.is_some() {
+        let said = self.have_done(reader, work, stop).await;
+        if is_noted.load(Ordering::Relaxed) {
             backend.registry.note_backfill(source, None);
         }
-        result
+        said
+    }
+
+    /// Has a source fill a range through Microsoft Graph.
+    async fn heal(&mut self, reader: Reader, source: &str, ask: heal::desk::Ask, stop: &CancellationToken) -> Say {
+        let entry = match source_of(self.backend, source) {
+            Ok(entry) => entry,
+            Err(refusal) => return Say::Refused(refusal),
+        };
+        let work = Work {
+            source,
+            counter: &entry.heal,
+            ask,
+            what: "to fill the range",
+            progress: |progress: &heal::desk::Progress| Say::Healing(progress.snapshot()),
+            ended: Say::Healed,
+            exit_of: self.backend.heal_exit_of,
+            begun: &|_| {},
+        };
+        self.have_done(reader, work, stop).await
     }
 }
+
+/// What is left of a question's connection.
+type Reader = BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>;
 
 fn version_refusal() -> Refusal {
     let what = format!("this process speaks version {VERSION} of the control protocol");

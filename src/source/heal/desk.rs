@@ -1,20 +1,15 @@
 //! Where a range is asked to be filled through Microsoft Graph, and what is heard of it: the questions, the numbers, the
 //! answer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
+use super::super::asking::{self, Question};
 use super::super::error::SourceError;
 use crate::api::GraphError;
 use crate::model::{Actionable, Timestamp};
-
-/// Questions waiting at a desk.
-const QUEUED_MAX: usize = 4;
 
 /// How a source heals.
 #[derive(Debug, Clone)]
@@ -190,47 +185,28 @@ impl Actionable for HealError {
     }
 }
 
+impl Question for Ask {
+    type Progress = Progress;
+    type Ended = Ended;
+    type Error = HealError;
+
+    fn busy() -> HealError {
+        HealError::Busy
+    }
+
+    fn source_ended() -> HealError {
+        HealError::SourceEnded
+    }
+}
+
 /// One question at a desk.
-pub struct Asked {
-    /// What to fill.
-    pub ask: Ask,
-    /// Told the numbers once it begins.
-    pub begun: oneshot::Sender<Arc<Progress>>,
-    /// Stops it.
-    pub stop: CancellationToken,
-    /// Told how it ended.
-    pub answer: oneshot::Sender<Result<Ended, HealError>>,
-}
-
+pub type Asked = asking::Asked<Ask>;
 /// Where a running source takes questions.
-pub struct Desk(mpsc::Receiver<Box<Asked>>);
-
-impl Desk {
-    /// The questions, in the order in which they come.
-    pub(super) fn into_asked(self) -> mpsc::Receiver<Box<Asked>> {
-        self.0
-    }
-}
-
+pub type Desk = asking::Desk<Ask>;
 /// Where questions are handed in. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Counter(mpsc::Sender<Box<Asked>>);
-
-impl Counter {
-    /// Hands a question in.
-    ///
-    /// # Errors
-    /// The source has ended, or questions queue up.
-    pub fn hand_in(&self, asked: Asked) -> Result<(), HealError> {
-        self.0.try_send(Box::new(asked)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => HealError::Busy,
-            mpsc::error::TrySendError::Closed(_) => HealError::SourceEnded,
-        })
-    }
-}
+pub type Counter = asking::Counter<Ask>;
 
 /// A desk and its counter.
 pub fn desk() -> (Counter, Desk) {
-    let (sender, receiver) = mpsc::channel(QUEUED_MAX);
-    (Counter(sender), Desk(receiver))
+    asking::desk()
 }

@@ -1,4 +1,5 @@
-//! A range that a source of the process fills through Microsoft Graph, for whoever asks at the control socket.
+//! Work that a source of the process does for whoever asks at the control socket: a back-fill, a range that is filled
+//! through Microsoft Graph. Progress is told meanwhile.
 
 use std::sync::Arc;
 
@@ -7,27 +8,43 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{Asker, PATIENCE, Refusal, Say, TELL_EVERY, refusal, source_of};
-use crate::source::heal::desk::{Ask, Asked, HealError, Progress};
+use super::{Asker, PATIENCE, Refusal, Say, TELL_EVERY, refusal};
+use crate::model::Actionable;
+use crate::source::asking::{Asked, Counter, Question};
+
+/// What tells one kind of work from another.
+pub(super) struct Work<'a, Q: Question> {
+    /// The source that does it.
+    pub source: &'a str,
+    /// Where it is asked for.
+    pub counter: &'a Counter<Q>,
+    /// What is asked for.
+    pub ask: Q,
+    /// What it does, behind "does not begin".
+    pub what: &'static str,
+    pub progress: fn(&Q::Progress) -> Say,
+    pub ended: fn(Q::Ended) -> Say,
+    pub exit_of: fn(&Q::Error) -> u8,
+    /// Told the numbers when it begins.
+    pub begun: &'a (dyn Fn(Arc<Q::Progress>) + Sync),
+}
 
 impl Asker<'_> {
-    /// Has a source fill a range, and reports how far it has come meanwhile.
-    pub(super) async fn heal(
+    /// Has a source work, and reports how far it has come meanwhile.
+    pub(super) async fn have_done<Q: Question>(
         &mut self,
         reader: BufReader<tokio::io::Take<OwnedReadHalf>>,
-        source: &str,
-        ask: Ask,
+        work: Work<'_, Q>,
         stop: &CancellationToken,
-    ) -> Say {
+    ) -> Say
+    where
+        Q::Error: Actionable,
+    {
         let backend = self.backend;
-        let entry = match source_of(backend, source) {
-            Ok(entry) => entry,
-            Err(refusal) => return Say::Refused(refusal),
-        };
-        let refused = |error: &HealError| Say::Refused(Refusal::of(error, (backend.heal_exit_of)(error)));
+        let refused = |error: &Q::Error| Say::Refused(Refusal::of(error, (work.exit_of)(error)));
         let (begun, mut has_begun) = oneshot::channel();
         let (answer, mut answered) = oneshot::channel();
-        if let Err(error) = entry.heal.hand_in(Asked { ask, begun, stop: stop.clone(), answer }) {
+        if let Err(error) = work.counter.hand_in(Asked { ask: work.ask, begun, stop: stop.clone(), answer }) {
             return refused(&error);
         }
         // Whoever asked may hang up or die: then it stops, and goes on when asked again.
@@ -35,19 +52,22 @@ impl Asker<'_> {
         let _stop_with_this = stop.clone().drop_guard();
         let mut gone = false;
         let mut one = [0];
-        let mut progress: Option<Arc<Progress>> = None;
+        let mut progress: Option<Arc<Q::Progress>> = None;
         let mut told = false;
         let waiting_since = backend.clock.monotonic();
         loop {
             tokio::select! {
                 ended = &mut answered => return match ended {
-                    Ok(Ok(ended)) => Say::Healed(ended),
+                    Ok(Ok(ended)) => (work.ended)(ended),
                     Ok(Err(error)) => refused(&error),
-                    Err(_) => refused(&HealError::SourceEnded),
+                    Err(_) => refused(&Q::source_ended()),
                 },
                 begun = &mut has_begun, if !told => {
                     told = true;
                     progress = begun.ok();
+                    if let Some(progress) = &progress {
+                        (work.begun)(progress.clone());
+                    }
                 }
                 read = rest.read(&mut one), if !gone => if !read.is_ok_and(|n| n > 0) {
                     gone = true;
@@ -56,14 +76,15 @@ impl Asker<'_> {
                 () = backend.clock.sleep(TELL_EVERY) => {
                     let late = backend.clock.monotonic() > waiting_since + 3 * PATIENCE;
                     if let Some(progress) = &progress {
-                        if self.say(Say::Healing(progress.snapshot())).await.is_err() {
+                        if self.say((work.progress)(progress)).await.is_err() {
                             gone = true;
                             stop.cancel();
                         }
                     } else if late {
+                        let (source, what) = (work.source, work.what);
                         return Say::Refused(refusal(
                             "backfill-not-begun",
-                            format!("the source `{source}` does not begin to fill the range: it has not signed in, or its state cannot be read"),
+                            format!("the source `{source}` does not begin {what}: it has not signed in, or its state cannot be read"),
                             "`m365-audit status` shows what is wrong with it; `m365-audit check` tests the connection",
                             75,
                         ));
