@@ -8,6 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use m365_audit::clock::SystemClock;
@@ -149,15 +150,9 @@ impl Watched {
 
     /// What a terminal of 80 columns and 24 rows shows after a command printed to it.
     fn on_a_terminal(&self, args: &[&str]) -> Vec<String> {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&ours).unwrap();
-        unlockpt(&ours).unwrap();
-        let name = ptsname(&ours, Vec::new()).unwrap();
-        let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-        tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        let (mut ours, theirs) = terminal();
         let mut child = self.command(args).stdout(theirs).stderr(Stdio::null()).spawn().unwrap();
         let mut printed = Vec::new();
-        let mut ours = File::from(ours);
         let mut part = [0; 4096];
         // The end of a terminal whose other end is closed is an error.
         while let Ok(n) = ours.read(&mut part) {
@@ -172,6 +167,58 @@ impl Watched {
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "a line is wrapped: {lines:#?}");
         lines[lines.len().saturating_sub(23)..].to_vec()
     }
+}
+
+impl Watched {
+    /// What the live `status` has drawn on a terminal of 80 columns and 24 rows, at first and after some keys, once each
+    /// is as it is `wanted`.
+    fn live(&self, wanted: &[(&[u8], &dyn Fn(&str) -> bool)]) -> Vec<String> {
+        let (ours, theirs) = terminal();
+        let end = || Stdio::from(theirs.try_clone().unwrap());
+        let mut command = self.command(&["status"]);
+        let mut child = command.env("TERM", "xterm").stdin(end()).stdout(end()).stderr(Stdio::null()).spawn().unwrap();
+        drop((theirs, command));
+        let (drawn, drawing) = mpsc::channel();
+        let mut from = ours.try_clone().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut part = [0; 4096];
+            while let Ok(n @ 1..) = from.read(&mut part) {
+                if drawn.send(part[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut screen = vt100::Parser::new(24.try_into().unwrap(), 80.try_into().unwrap(), 0);
+        let mut seen = Vec::new();
+        let begun = Instant::now();
+        for (keys, is_as_wanted) in wanted {
+            (&ours).write_all(keys).unwrap();
+            while !is_as_wanted(&screen.screen().contents()) {
+                let contents = screen.screen().contents();
+                assert!(begun.elapsed() < PATIENCE, "after {:?}:\n{contents}", String::from_utf8_lossy(keys));
+                if let Ok(part) = drawing.recv_timeout(Duration::from_millis(200)) {
+                    screen.process(&part);
+                }
+            }
+            seen.push(screen.screen().contents());
+        }
+        (&ours).write_all(b"q").unwrap();
+        assert!(child.wait().unwrap().success());
+        drop((ours, drawing));
+        reading.join().unwrap();
+        seen
+    }
+}
+
+/// Both ends of a terminal of 80 columns and 24 rows.
+fn terminal() -> (File, File) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap();
+    let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    (File::from(ours), theirs)
 }
 
 fn configuration(sim: &Sim, dir: &std::path::Path, metrics: SocketAddr) -> String {
@@ -234,6 +281,17 @@ async fn commands(watched: &Watched) {
     let screen = watched.on_a_terminal(&["status", "--once"]);
     assert_eq!(unnamed(&screen.join("\n")), Vec::<String>::new(), "{screen:#?}");
     assert!(screen.iter().any(|line| line.contains("200 tenants: 12 failed")), "{screen:#?}");
+
+    // Live, as drawn: the sum and every failed one at once, the others by the arrows.
+    let all_named = |screen: &str| screen.contains("200 tenants: 12 failed") && unnamed(screen).is_empty();
+    // They are in the order of their names: behind the first screen comes t101.
+    let has_healthy = |screen: &str| screen.contains("customers.t101 ") && !screen.contains("12 failed");
+    let seen = watched.live(&[(b"", &all_named), (b"\x1b[6~\x1b[6~", &has_healthy)]);
+    for cause in ["auth-secret-wrong", "auth-secret-file-unreadable", "api-permission-missing", "file-unreadable"] {
+        // A slug may be cut where the line ends.
+        let begins = format!(" {}", &cause[..cause.len().min(20)]);
+        assert_eq!(seen[0].lines().filter(|line| line.contains(&begins)).count(), 3, "{cause}: {}", seen[0]);
+    }
 
     let failed = watched.printed(&["status", "--once", "--failed"]).await;
     assert_eq!((unnamed(&failed.join("\n")), failed.len() < 24), (vec![], true), "{failed:#?}");
