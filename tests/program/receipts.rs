@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::SignedDuration;
 use m365_audit::checkpoint::format::{self, Keys, Owner};
+use m365_audit::clock::{Clock as _, SystemClock, TestClock};
 use m365_audit::host::{Expected, Op, StateStore};
 use m365_audit::hosts::embedded::receipts_key;
 use m365_audit::hosts::embedded::store::SqliteStore;
@@ -17,6 +21,7 @@ use m365_audit::receipts::seal::{PAGE_ENTRIES, Part, Sealed, Uncounted, seal};
 use m365_audit::receipts::statement::Hour;
 use m365_audit::receipts::store::ReceiptKeys;
 use m365_audit::receipts::{Class, Receipt, store};
+use m365_audit::sim::{GenerateSpec, Sim, SimConfig, SubscriptionState};
 use serde_json::Value;
 
 const TENANTS: [&str; 2] = ["6f1d3a52-0d2e-4f7e-8a51-2b7c1d9e0a11", "00000000-1111-2222-3333-444444444444"];
@@ -322,4 +327,88 @@ async fn a_beginning_that_is_gone_although_the_configuration_keeps_it_is_said() 
         assert!(shown.contains("  begins        with part 2"), "{shown}");
         assert_eq!(shown.contains("  removed       earlier parts are gone"), is_said, "{shown}");
     }
+}
+
+/// An hour as it passes: what is delivered in it is sealed by the run that comes after it, of Microsoft's time, and verified
+/// in the state, as files, and by the program that was written from the page. No clock of this machine has a say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_hour_that_has_passed_is_sealed_and_verified_in_the_state_as_files_and_by_python() {
+    let place = Place::new();
+    let clock = TestClock::at(SystemClock::new().now().checked_sub(SignedDuration::from_hours(2)).unwrap());
+    let service = SimConfig { tenants: vec![TENANTS[0].parse().unwrap()], ..SimConfig::default() };
+    let sim = Sim::start(service.clone(), Arc::new(clock.clone())).await.unwrap();
+    let tenant = &service.tenants[0];
+    sim.set_subscription(tenant, ContentType::Exchange, SubscriptionState::Enabled);
+    let publish = |count: usize| {
+        let ago = |minutes| sim.now().checked_sub(SignedDuration::from_mins(minutes)).unwrap();
+        let content_types = vec![ContentType::Exchange];
+        let spec = GenerateSpec { content_types, late_rate: 0.0, ..GenerateSpec::new(count, 5, ago(60), ago(10)) };
+        sim.generate(tenant, spec);
+    };
+    let url = sim.url();
+    let text = format!(
+        "data_dir = {:?}\n[sources.contoso]\ntype = \"m365_audit\"\ntenant_id = \"{tenant}\"\nclient_id = \"{}\"\n\
+         client_secret = \"{}\"\ncontent_types = [\"Audit.Exchange\"]\nbackfill_secs = 7200\ndrop_routine = false\n\
+         api_url = {url:?}\nauthority_url = {url:?}\n[sinks.out]\ntype = \"file\"\npath = {:?}\ninputs = [\"contoso\"]\n",
+        place.at("data"),
+        service.client_id,
+        service.client_secret,
+        place.at("out.ndjson"),
+    );
+    fs::write(place.at("agent.toml"), text).unwrap();
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+        command.args(["run", "--once", "-c", "agent.toml"]).current_dir(place.dir.path());
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    let delivered = || fs::read_to_string(place.at("out.ndjson")).unwrap().lines().count();
+    publish(20);
+    let output = run().await.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let of_the_hour = delivered();
+    assert!(of_the_hour >= 20);
+    place.badly("verify -c agent.toml", 75, "receipts-none: ");
+
+    clock.advance(Duration::from_secs(3600));
+    publish(3);
+    let output = run().await.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(delivered() > of_the_hour);
+    let hour = Hour::of(sim.now().checked_sub(SignedDuration::from_hours(1)).unwrap());
+    let shown = place.well("verify -c agent.toml");
+    assert!(shown.contains(&format!("verified      parts 0 to 0, hours {hour} to {hour}, ")), "{shown}");
+    // A receipt for each event that has an identity; the others are counted.
+    let number = |before: &str, behind: &str| -> usize {
+        let text = shown.split_once(behind).map(|(head, _)| head).unwrap_or_default();
+        text.rsplit_once(before).and_then(|(_, number)| number.parse().ok()).unwrap_or_else(|| panic!("{shown}"))
+    };
+    let entries = number(", ", " entries\n");
+    assert_eq!(entries + number("without id ", "\n  last hash"), of_the_hour, "{shown}");
+    place.well("export -c agent.toml out");
+    fs::write(place.at("key"), place.well("key -c agent.toml")).unwrap();
+    let shown = place.well("verify out --key key");
+    assert!(shown.contains(&format!(" {entries} entries")), "{shown}");
+
+    let Some(python) = test_support::program("python3") else { return };
+    let has = Command::new(&python).args(["-c", "import cryptography"]).output().unwrap();
+    if !has.status.success() {
+        let why = String::from_utf8_lossy(&has.stderr).lines().last().unwrap_or_default().to_owned();
+        return test_support::skip("python3-cryptography", why.as_str());
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/verify_receipts.py");
+    let python = |dir: &str| {
+        let mut command = Command::new(&python);
+        command.arg(&script).arg(dir).args(["--key", "key"]).current_dir(place.dir.path()).output().unwrap()
+    };
+    let output = python("out");
+    assert!(output.status.success() && said(&output).contains(&format!("{tenant}: verified, ")), "{}", said(&output));
+    // One event's key is another: found by both.
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|end| end != "pub" && end != "note");
+    let of_tenant = fs::read_dir(place.at("out").join(tenant.as_str())).unwrap().map(|file| file.unwrap().path());
+    let page = of_tenant.filter(is_page).max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&page).unwrap();
+    bytes[3] ^= 1;
+    fs::write(&page, bytes).unwrap();
+    place.badly("verify out --key key", 65, "receipts-not-verified: ");
+    assert!(!python("out").status.success());
 }
