@@ -169,10 +169,13 @@ impl Watched {
     }
 }
 
+/// Keys, and what the screen is to be like after them.
+type Wanted<'a> = (&'a [u8], &'a dyn Fn(&str) -> bool);
+
 impl Watched {
     /// What the live `status` has drawn on a terminal of 80 columns and 24 rows, at first and after some keys, once each
     /// is as it is `wanted`.
-    fn live(&self, wanted: &[(&[u8], &dyn Fn(&str) -> bool)]) -> Vec<String> {
+    fn live(&self, wanted: &[Wanted<'_>]) -> Vec<String> {
         let (ours, theirs) = terminal();
         let end = || Stdio::from(theirs.try_clone().unwrap());
         let mut command = self.command(&["status"]);
