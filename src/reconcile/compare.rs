@@ -509,3 +509,28 @@ fn verdict(request: &Request<'_>, export: Export, known: Knowledge) -> Result<Ve
         notes,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::heal::{HealedInterval, NotKnown};
+
+    #[test]
+    fn a_note_says_what_was_filled_and_what_of_a_gap_stays_for_events_of_before() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (from, middle, to) = (at("2026-05-01T00:00:00Z"), at("2026-05-04T00:00:00Z"), at("2026-05-09T00:00:00Z"));
+        let mut heal = StoredHeal::default();
+        let both = [ContentType::Exchange, ContentType::General];
+        assert_eq!(of_healed(&heal, &both), Vec::<String>::new());
+        heal.note_healed(ContentType::Exchange, HealedInterval { from: middle, to, at: to, events: 4 });
+        heal.note_not_known(ContentType::Exchange, NotKnown { from, to: middle, at: to, events: 2 });
+        let notes = of_healed(&heal, &both);
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0].starts_with("Audit.Exchange was filled through Microsoft Graph once"), "{notes:?}");
+        assert!(
+            notes[1].contains("a gap from 2026-05-01T00:00:00Z to 2026-05-04T00:00:00Z that stays open")
+                && notes[1].contains("whether 2 events of before"),
+            "{notes:?}"
+        );
+    }
+}
