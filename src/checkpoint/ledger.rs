@@ -241,11 +241,8 @@ impl Ledger {
             Some(bytes) => format::decode(&keys.tenant(), &bytes)?,
             None => TenantState::default(),
         };
-        let mut streams = Streams::default();
-        for &content_type in &settings.content_types {
-            streams.read(there, &keys, content_type).await?;
-        }
-        let Streams { positions, position_revisions, tracked, aside, blobs } = streams;
+        let Streams { positions, position_revisions, tracked, aside, blobs } =
+            Streams::of(there, &keys, &settings.content_types).await?;
         let events = EventIndex::new(KeySet::load(there, &keys.events(), Kind::Events).await?);
         let healed = Healed::new(EventIndex::new(KeySet::load(there, &keys.healed(), Kind::Events).await?));
 
@@ -621,6 +618,14 @@ struct Streams {
 }
 
 impl Streams {
+    async fn of(store: &dyn StateStore, keys: &Keys, content_types: &[ContentType]) -> Result<Self, StateError> {
+        let mut streams = Self::default();
+        for content_type in content_types {
+            streams.read(store, keys, *content_type).await?;
+        }
+        Ok(streams)
+    }
+
     async fn read(&mut self, store: &dyn StateStore, keys: &Keys, content_type: ContentType) -> Result<(), StateError> {
         let (stored, revision) = load(store, &keys.position(content_type)).await?;
         if let Some(bytes) = stored {

@@ -23,7 +23,7 @@ use super::{Failure, loaded, logging, opened};
 use crate::checkpoint::journal::Keeping;
 use crate::checkpoint::moving::{self, Move};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Problem, SinkConfig, SinkEntry};
+use crate::config::{ClusterConfig, Config, Problem, SinkConfig, SinkEntry};
 use crate::delivery;
 use crate::host::{Host, StateError, StateStore};
 use crate::hosts::embedded::completeness::Completeness;
@@ -38,6 +38,7 @@ use crate::hosts::embedded::sink::LOOK_EVERY;
 use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::{DataDir, SqliteStore};
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
+use crate::hosts::postgres::PostgresStore;
 use crate::hosts::postgres::leases::Order;
 use crate::hosts::{file, fluent_forward, http, otlp, stdout};
 use crate::model::{Actionable, TenantId};
@@ -137,26 +138,10 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let slow = tell_when_slow(clock.clone());
     let receipts = keeping(&config);
     let stop = CancellationToken::new();
-    // A member keeps nothing there, and no other process may take its socket.
-    let _data_dir = config.cluster.as_ref().map(|_| DataDir::take(&config.data_dir)).transpose()?;
-    let (store, shared, memory) = match &config.cluster {
-        None => {
-            let store = Arc::new(SqliteStore::open(&config.data_dir)?);
-            let memory = SinkMemory::load(&store).await?;
-            (Some(store), None, memory)
-        }
-        Some(cluster) => {
-            refuse_in_cluster(args.once, &config, receipts.as_ref())?;
-            let store = opened::shared(cluster).await?;
-            warn_of_durability(&store).await?;
-            (None, Some((cluster.clone(), store)), SinkMemory::none())
-        }
-    };
-    let state: Arc<dyn StateStore> = match (&store, &shared) {
-        (Some(store), _) => memory.book.kept_in(store.clone()),
-        (None, Some((_, store))) => Arc::new(store.clone()),
-        (None, None) => return Err(Failure::internal("no state")),
-    };
+    if config.cluster.is_some() {
+        refuse_in_cluster(args.once, &config, receipts.as_ref())?;
+    }
+    let Stored { state, own: store, shared, memory, data_dir: _data_dir } = open_state(&config).await?;
     let specs = config.sinks.keys().map(|name| sink_spec(&config, name, &memory)).collect::<Result<Vec<_>, _>>()?;
     slow.abort();
     let host = Arc::new(EmbeddedHost::new(specs, state, clock.clone()));
@@ -182,13 +167,11 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
         data_dir = %config.data_dir.display(), once = args.once, "started"
     );
 
-    let reading_max = config.catch_up_tenants_max;
-    let fleet = Fleet::bounded(connections_bound()).reading_at_most(reading_max);
+    let mut fleet = Fleet::bounded(connections_bound()).reading_at_most(config.catch_up_tenants_max);
     let cluster = shared.map(|(cluster, store)| Seat::take(&cluster, store, &config, &host, &clock));
-    let fleet = match &cluster {
-        Some(seat) => fleet.while_allowed(seat.may_ask()),
-        None => fleet,
-    };
+    if let Some(seat) = &cluster {
+        fleet = fleet.while_allowed(seat.may_ask());
+    }
     let mut process = Process {
         path: args.config,
         config,
@@ -224,6 +207,32 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
+/// Where the state is.
+struct Stored {
+    state: Arc<dyn StateStore>,
+    /// Under `data_dir`.
+    own: Option<Arc<SqliteStore>>,
+    /// In the database of a cluster.
+    shared: Option<(ClusterConfig, PostgresStore)>,
+    memory: SinkMemory,
+    /// A member keeps nothing there, and no other process may take its socket.
+    data_dir: Option<DataDir>,
+}
+
+async fn open_state(config: &Config) -> Result<Stored, Failure> {
+    let Some(cluster) = &config.cluster else {
+        let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+        let memory = SinkMemory::load(&store).await?;
+        let state = memory.book.kept_in(store.clone());
+        return Ok(Stored { state, own: Some(store), shared: None, memory, data_dir: None });
+    };
+    let data_dir = Some(DataDir::take(&config.data_dir)?);
+    let store = opened::shared(cluster).await?;
+    warn_of_durability(&store).await?;
+    let (state, shared) = (Arc::new(store.clone()), Some((cluster.clone(), store)));
+    Ok(Stored { state, own: None, shared, memory: SinkMemory::none(), data_dir })
+}
+
 impl Process {
     async fn until_end(mut self, stop_on_stdin_eof: bool) -> Result<Exit, Failure> {
         let mut signals = Signals::new()?;
@@ -246,10 +255,7 @@ impl Process {
                     None if self.cluster.is_some() => {}
                     None => break,
                 },
-                order = Seat::next(&mut self.cluster) => match order {
-                    Order::Reload => self.reload().await,
-                    order => if self.obey(order) { break },
-                },
+                order = Seat::next(&mut self.cluster) => if self.obey(order).await { break },
                 what = signals.next() => match what {
                     Asked::Reload => {
                         self.service.reloading();
@@ -394,7 +400,7 @@ impl Process {
     }
 
     /// Does what the leases say; `true`: ends.
-    fn obey(&mut self, order: Order) -> bool {
+    async fn obey(&mut self, order: Order) -> bool {
         match order {
             Order::Start(tenant) => {
                 let names: Vec<String> =
@@ -417,7 +423,7 @@ impl Process {
                     seat.stopping(waiting, answer);
                 }
             }
-            Order::Reload => {}
+            Order::Reload => self.reload().await,
             Order::End => {
                 self.worst = self.worst.max(Exit::State);
                 return true;
