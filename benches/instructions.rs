@@ -11,32 +11,22 @@ mod events;
 mod fluent_bit;
 
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::io;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
 
 use bytes::Bytes;
-use m365_audit::checkpoint::format::Keys;
 use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, Probe, contains_all, maintain};
 use m365_audit::config::{Format, RawForm};
 use m365_audit::host::{BatchBuilder, Expected, Op, StateStore};
 use m365_audit::hosts::embedded::memory::MemoryStore;
 use m365_audit::hosts::embedded::store::SqliteStore;
 use m365_audit::hosts::{fluent_forward, otlp};
-use m365_audit::model::{ContentType, TenantId, Timestamp};
-use m365_audit::normalise::CanonicalKey;
+use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::normalise::split::{Piece, Splitter};
 use m365_audit::normalise::{Event, Rendered, Unhashed};
-use m365_audit::receipts::head::StoredHead;
-use m365_audit::receipts::note::Signer;
-use m365_audit::receipts::seal::{Part, seal};
 use m365_audit::receipts::statement::Hour;
-use m365_audit::receipts::store::{ReceiptKeys, values_of};
-use m365_audit::receipts::{Class, Receipt, Receipts};
-use m365_audit::reconcile::evidence::{Known as _, Take};
-use m365_audit::reconcile::stored::StateReceipts;
+use m365_audit::receipts::{Class, Receipts};
 use m365_audit::severity::Severity;
 
 /// Bytes the splitter gets at a time, as from the network.
@@ -55,7 +45,6 @@ const PIECES: &[Step] = &[
     ("parse", 20, parse),
     ("identity-and-key", 200, identity_and_key),
     ("receipts", 100, receipts),
-    ("receipts-scan", 20, receipts_scan),
     ("severity", 50, severity),
     ("raw", 20, |rounds| render(Format::Raw, true, rounds)),
     ("raw-no-rules", 20, |rounds| render(Format::Raw, false, rounds)),
@@ -184,50 +173,6 @@ fn receipts(rounds: usize) {
         receipts.add_all(ContentType::Exchange, Class::Delivered, keys);
         assert!(!receipts.encode(Hour::of(Timestamp::UNIX_EPOCH)).is_empty());
     }
-}
-
-/// What healing asks of receipts for each search: which of a thousand events have one, of those of eight hours.
-fn receipts_scan(rounds: usize) {
-    struct Search {
-        wanted: HashSet<u128, foldhash::fast::RandomState>,
-        found: usize,
-    }
-    impl Take for Search {
-        fn entry(&mut self, key: CanonicalKey, _: &Class) {
-            self.found += usize::from(self.wanted.contains(&u128::from_be_bytes(*key.as_bytes())));
-        }
-        fn part_ended(&mut self) {}
-    }
-    let of = |n: u64| u128::from(n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-    let store = Arc::new(MemoryStore::new());
-    let tenant: TenantId = "00000000-1111-2222-3333-444444444444".parse().expect("an id");
-    let keys = Keys::of(&tenant);
-    let receipt_keys = ReceiptKeys::below(keys.receipts());
-    let signer = Signer::from_pkcs8(&Signer::generate_pkcs8().expect("a key")).expect("a key");
-    let mut head = StoredHead::default();
-    let mut hour = Hour::of(Timestamp::UNIX_EPOCH);
-    for seq in 0..8 {
-        let previous = head.previous();
-        let part = Part { tenant: tenant.clone(), seq, hour, part: 0, last: true, begins: seq == 0, previous };
-        let receipt = |n| Receipt {
-            content_type: ContentType::Exchange,
-            key: Some(CanonicalKey::from_bytes(of(seq << 32 | n).to_be_bytes())),
-            class: Class::Delivered,
-        };
-        let sealed = seal(&part, (0..4096).map(receipt), &BTreeMap::new(), &signer);
-        head = head.after(&sealed);
-        let mut values = values_of(&receipt_keys, &sealed);
-        values.push((receipt_keys.head(), head.encode().into()));
-        let put = |(key, value)| Op::Put { key, value, expected: Expected::Any };
-        block_on(store.commit(values.into_iter().map(put).collect())).expect("room");
-        hour = hour.next();
-    }
-    let wanted = (0..1000).map(|n| of(3 << 32 | 8 * n)).collect();
-    let mut search = Search { wanted, found: 0 };
-    for _ in 0..rounds {
-        block_on(StateReceipts::new(store.clone(), &keys).visit(&mut search)).expect("a state");
-    }
-    assert_eq!(search.found, rounds * 512);
 }
 
 fn severity(rounds: usize) {
