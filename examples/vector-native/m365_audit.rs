@@ -17,8 +17,8 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use m365_audit::values::{Actionable as _, Problem, Timestamp};
 use m365_audit::{
-    Batch, Delivery, DeliveryTicket, Health, Host, M365Audit, Source as _, SourceConfig as Settings, SourceError, SqliteStore,
-    StateError, StateStore, SystemClock, TicketAnswer,
+    Batch, Delivery, DeliveryTicket, Health, Host, M365Audit, Source as _, SourceConfig as Settings, SourceError,
+    SqliteStore, StateError, StateStore, SystemClock, TicketAnswer,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
