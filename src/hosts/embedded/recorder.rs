@@ -49,6 +49,9 @@ impl Recorded {
 #[error("this process has a metrics recorder already")]
 pub struct InstalledAlready;
 
+/// Bounds of what the database of a cluster takes, in seconds.
+const STORE_BOUNDS: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0];
+
 /// What histograms are shown with: their bounds are ours.
 fn prometheus_builder() -> PrometheusBuilder {
     let bounds = lateness::BOUNDS_SECS.map(|secs| secs as f64);
@@ -56,6 +59,10 @@ fn prometheus_builder() -> PrometheusBuilder {
     for name in [names::EVENT_LATENESS_SECONDS, names::BLOB_LATENESS_SECONDS] {
         // It refuses only a list without bounds.
         prometheus = prometheus.set_buckets_for_metric(Matcher::Full(name.to_owned()), &bounds).unwrap_or_default();
+    }
+    for name in [names::STORE_COMMIT_SECONDS, names::TAKEOVER_SECONDS] {
+        prometheus =
+            prometheus.set_buckets_for_metric(Matcher::Full(name.to_owned()), &STORE_BOUNDS).unwrap_or_default();
     }
     prometheus
 }
