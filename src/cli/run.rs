@@ -136,12 +136,13 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let clock: Arc<dyn Clock> = SystemClock::new();
     // Nobody can be asked yet: the log alone tells of a file system that does not answer.
     let slow = tell_when_slow(clock.clone());
-    let receipts = keeping(&config);
     let stop = CancellationToken::new();
+    let Stored { state, own: store, shared, memory, data_dir: _data_dir } = open_state(&config).await?;
+    // Whoever has the folder may make the key in it.
+    let receipts = keeping(&config);
     if config.cluster.is_some() {
         refuse_in_cluster(args.once, &config, receipts.as_ref())?;
     }
-    let Stored { state, own: store, shared, memory, data_dir: _data_dir } = open_state(&config).await?;
     let specs = config.sinks.keys().map(|name| sink_spec(&config, name, &memory)).collect::<Result<Vec<_>, _>>()?;
     slow.abort();
     let host = Arc::new(EmbeddedHost::new(specs, state, clock.clone()));

@@ -286,14 +286,23 @@ async fn commands(watched: &Watched) {
     assert!(screen.iter().any(|line| line.contains("200 tenants: 12 failed")), "{screen:#?}");
 
     // Live, as drawn: the sum and every failed one at once, the others by the arrows.
-    let all_named = |screen: &str| screen.contains("200 tenants: 12 failed") && unnamed(screen).is_empty();
+    let causes = ["auth-secret-wrong", "auth-secret-file-unreadable", "api-permission-missing", "file-unreadable"];
+    let counted = |screen: &str, cause: &str| {
+        // A slug may be cut where the line ends.
+        let begins = format!(" {}", &cause[..cause.len().min(20)]);
+        screen.lines().filter(|line| line.contains(&begins)).count()
+    };
+    // A screen is written in several pieces: it is whole when the last line has its cause.
+    let all_named = |screen: &str| {
+        screen.contains("200 tenants: 12 failed")
+            && unnamed(screen).is_empty()
+            && causes.iter().all(|cause| counted(screen, cause) == 3)
+    };
     // They are in the order of their names: behind the first screen comes t101.
     let has_healthy = |screen: &str| screen.contains("customers.t101 ") && !screen.contains("12 failed");
     let seen = watched.live(&[(b"", &all_named), (b"\x1b[6~\x1b[6~", &has_healthy)]);
-    for cause in ["auth-secret-wrong", "auth-secret-file-unreadable", "api-permission-missing", "file-unreadable"] {
-        // A slug may be cut where the line ends.
-        let begins = format!(" {}", &cause[..cause.len().min(20)]);
-        assert_eq!(seen[0].lines().filter(|line| line.contains(&begins)).count(), 3, "{cause}: {}", seen[0]);
+    for cause in causes {
+        assert_eq!(counted(&seen[0], cause), 3, "{cause}: {}", seen[0]);
     }
 
     let failed = watched.printed(&["status", "--once", "--failed"]).await;
