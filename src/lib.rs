@@ -269,7 +269,7 @@ pub use tokio_util::sync::CancellationToken;
 /// What the names at the root are made of.
 pub mod values {
     pub use crate::config::{Cloud, ConfigError, Fault, Format, Problem};
-    pub use crate::host::{EventKind, Kind, Loaded, Receipts, Unfit};
+    pub use crate::host::{EventKind, Kind, LOAD_BYTES, Loaded, Receipts, Unfit};
     #[cfg(feature = "embedded")]
     pub use crate::hosts::embedded::store::StoreError;
     pub use crate::model::{Actionable, ContentType, TenantId, Timestamp};

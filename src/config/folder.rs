@@ -108,11 +108,11 @@ struct Entries {
 /// with them as files; their keys are checked with all others.
 pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files: &Files) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut texts: Vec<(PathBuf, Result<String, String>)> = Vec::new();
+    let mut texts: Vec<Text> = Vec::new();
     if let Some(dir) = folder_of(root, env) {
         match of_folder(&dir, root, origins, files) {
             Ok(found) => texts = found,
-            Err(problem) => problems.push(problem),
+            Err(problem) => problems.push(*problem),
         }
     }
     texts.extend(files.stored.iter().map(|(name, text)| (name.clone(), Ok(text.clone()))));
@@ -134,13 +134,11 @@ pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files
     problems
 }
 
+/// A text, or why there is none, by the path of its file.
+type Text = (PathBuf, Result<String, String>);
+
 /// The texts of the folder's files, by their paths.
-fn of_folder(
-    dir: &Path,
-    root: &mut Table,
-    origins: &Origins,
-    files: &Files,
-) -> Result<Vec<(PathBuf, Result<String, String>)>, Problem> {
+fn of_folder(dir: &Path, root: &mut Table, origins: &Origins, files: &Files) -> Result<Vec<Text>, Box<Problem>> {
     let dir = files.resolve(dir);
     // A dollar in the name of the folder is a dollar: variables are replaced in what stands here once more.
     root.insert(TENANTS_DIR.to_owned(), Value::String(dir.display().to_string().replace('$', "$$")));
@@ -153,7 +151,7 @@ fn of_folder(
             let shown = dir.display().to_string();
             let mut problem = Problem::new(TENANTS_DIR, Fault::Invalid, expected).value(shown).hint(hint);
             origins.place(&mut problem);
-            Err(problem)
+            Err(Box::new(problem))
         }
     }
 }

@@ -79,7 +79,7 @@ pub struct Keeper {
     /// Tenants this member asked a living one for.
     asked: BTreeSet<TenantId>,
     /// Who should have what, by the members it was computed from.
-    placed: Option<(Vec<Peer>, Arc<HashMap<TenantId, String>>)>,
+    placed: Option<(Vec<Peer>, Arc<Placed>)>,
     joined: bool,
     beat_at: Option<Duration>,
     /// The table of tenants, as it was when it was last read.
@@ -90,6 +90,9 @@ pub struct Keeper {
 
 /// Told, in words with the remedy, when the store does not answer, and with `None` when it does again.
 pub type OnTrouble = Box<dyn Fn(Option<String>) + Send + Sync>;
+
+/// The member that should have each tenant.
+type Placed = HashMap<TenantId, String>;
 
 #[derive(Debug)]
 struct Held {
@@ -484,15 +487,15 @@ impl Keeper {
     }
 
     /// Who should have which tenant; computed when members or tenants change.
-    fn placed(&mut self, peers: &[Peer], wanted: &BTreeSet<TenantId>) -> Arc<HashMap<TenantId, String>> {
-        let is_known = |(by, placed): &(Vec<Peer>, Arc<HashMap<TenantId, String>>)| {
+    fn placed(&mut self, peers: &[Peer], wanted: &BTreeSet<TenantId>) -> Arc<Placed> {
+        let is_known = |(by, placed): &(Vec<Peer>, Arc<Placed>)| {
             by == peers && placed.len() == wanted.len() && wanted.iter().all(|tenant| placed.contains_key(tenant))
         };
         if let Some((_, placed)) = self.placed.as_ref().filter(|known| is_known(known)) {
             return placed.clone();
         }
         let owner = |tenant: &TenantId| Some((tenant.clone(), owner_of(tenant.as_str(), peers)?.id.clone()));
-        let placed: Arc<HashMap<TenantId, String>> = Arc::new(wanted.iter().filter_map(owner).collect());
+        let placed: Arc<Placed> = Arc::new(wanted.iter().filter_map(owner).collect());
         self.placed = Some((peers.to_vec(), placed.clone()));
         placed
     }
