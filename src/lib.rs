@@ -66,7 +66,7 @@
 //!   acceptable, the source then finds the records to blame and sets them aside. Not answering is back-pressure, and a
 //!   ticket that is dropped is a refusal.
 //! - **State on disk.** [`StateStore::commit`] is all or nothing, compares and swaps, and is synced before it returns. With
-//!   `embedded` there is one to use, `SqliteStore`; `examples/state_on_disk.rs` writes one in sixty lines.
+//!   `embedded` there is one to use, `SqliteStore`; `examples/state_on_disk.rs` writes one in seventy lines.
 //! - **A runtime.** The source runs on the one that polls it. It installs no subscriber, recorder, signal handler or
 //!   allocator; logs go to `tracing`, metrics to the `metrics` facade. Many sources of one process share connections and
 //!   memory by [`M365Audit::in_fleet`].
