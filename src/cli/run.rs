@@ -580,7 +580,7 @@ impl Process {
         let held = self.cluster.as_ref().map(|seat| seat.tell_tenants(&self.config));
         for (name, source) in self.config.sources.clone() {
             // In a cluster those are begun whose tenant this process has; the others as the leases say.
-            let is_ours = held.as_ref().is_none_or(|fence| fence.holds(&source.tenant_id));
+            let is_ours = held.as_ref().is_none_or(|fence| fence.keeps(&source.tenant_id));
             if !self.sources.contains_key(&name) && is_ours {
                 self.start(name);
             }

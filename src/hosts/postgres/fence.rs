@@ -30,6 +30,8 @@ struct Inner {
     /// When the last heartbeat that was answered was sent, counted from the start of the machine.
     sent: Option<Duration>,
     held: HashSet<TenantId>,
+    /// Those of them that are being given back.
+    leaving: HashSet<TenantId>,
     incarnation: i64,
 }
 
@@ -60,12 +62,21 @@ impl Fence {
 
     /// A lease is held.
     pub fn hold(&self, tenant: TenantId) {
-        self.inner.lock().held.insert(tenant);
+        let mut inner = self.inner.lock();
+        inner.leaving.remove(&tenant);
+        inner.held.insert(tenant);
+    }
+
+    /// A lease is about to be given back: what is under way may end, and nothing is to begin.
+    pub fn leaves(&self, tenant: TenantId) {
+        self.inner.lock().leaving.insert(tenant);
     }
 
     /// A lease was given back.
     pub fn release(&self, tenant: &TenantId) {
-        self.inner.lock().held.remove(tenant);
+        let mut inner = self.inner.lock();
+        inner.held.remove(tenant);
+        inner.leaving.remove(tenant);
     }
 
     /// All leases are lost.
@@ -73,6 +84,7 @@ impl Fence {
         let mut inner = self.inner.lock();
         inner.sent = None;
         inner.held.clear();
+        inner.leaving.clear();
     }
 
     /// Whether the leases are sure to last.
@@ -84,6 +96,11 @@ impl Fence {
     /// Whether this process may act for the tenant.
     pub fn holds(&self, tenant: &TenantId) -> bool {
         self.is_open() && self.inner.lock().held.contains(tenant)
+    }
+
+    /// Whether this process may begin to read the tenant.
+    pub fn keeps(&self, tenant: &TenantId) -> bool {
+        self.holds(tenant) && !self.inner.lock().leaving.contains(tenant)
     }
 }
 
@@ -145,5 +162,20 @@ mod tests {
         fence.shut();
         fence.answered(clock.since_boot());
         assert!(!fence.holds(&tenant), "what was lost is not held again by a heartbeat");
+    }
+
+    #[test]
+    fn a_tenant_that_is_being_given_back_ends_what_is_under_way_and_begins_nothing() {
+        let clock = Arc::new(TestClock::at("2026-11-30T00:00:00Z".parse().unwrap()));
+        let fence = Fence::new(clock.clone(), Duration::from_secs(30));
+        let tenant: TenantId = "7f3c0000-0000-0000-0000-000000000001".parse().unwrap();
+        fence.answered(clock.since_boot());
+        fence.hold(tenant.clone());
+        assert!(fence.keeps(&tenant));
+        fence.leaves(tenant.clone());
+        assert!(fence.holds(&tenant) && !fence.keeps(&tenant));
+        fence.release(&tenant);
+        fence.hold(tenant.clone());
+        assert!(fence.keeps(&tenant), "taken anew");
     }
 }

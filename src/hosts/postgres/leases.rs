@@ -382,6 +382,8 @@ impl Keeper {
     fn stop(&mut self, tenants: Vec<TenantId>) {
         for tenant in &tenants {
             self.reopening.remove(tenant);
+            // Before the process hears of it: a reload in between must not begin the tenant again.
+            self.fence.leaves(tenant.clone());
             if let Some(held) = self.held.get_mut(tenant) {
                 held.leaving = true;
             }
