@@ -99,8 +99,7 @@ async fn a_stop_does_not_wait_for_a_host_that_refuses() {
 async fn what_a_host_takes_of_a_blob_as_it_ends_is_not_repeated() {
     for taken in 1..4 {
         let mut w = World::new().await;
-        // A few batches of 512 KiB.
-        let blob = w.blob(6_000, mins(1));
+        let blob = w.blob(1_000, mins(1));
         w.add(blob);
         w.host.answer(Manner::Hold);
         let running = w.start();
@@ -118,28 +117,45 @@ async fn what_a_host_takes_of_a_blob_as_it_ends_is_not_repeated() {
     }
 }
 
-/// The same where it refuses one first, and takes the others a while later.
+/// The same where it answers one after the other, and refuses some of them: the last of the blob is waited for before the
+/// others are, so it matters which of them it is and when.
 #[tokio::test]
 async fn what_a_host_takes_after_it_refused_another_as_it_ends_is_not_repeated() {
-    let mut w = World::new().await;
-    let blob = w.blob(6_000, mins(1));
-    w.add(blob);
-    w.host.answer(Manner::Hold);
-    let running = w.start();
-    w.until("three batches", || w.host.held() >= 3).await;
-    running.stop.cancel();
-    w.rest().await;
-    w.host.refuse_oldest_held();
-    w.rest().await;
-    let taken = w.host.held();
-    w.host.answer_held_apart(taken);
-    w.ended(running).await.unwrap();
-    assert!(taken >= 2 && w.host.event_count() > 0, "the host took {taken} batches");
-    w.host.answer(Manner::Take);
-    let running = w.start();
-    w.until_all_delivered().await;
-    w.stop(running).await;
-    w.assert_clean();
+    const LAST: usize = 99;
+    let cases: [(&[usize], &[usize]); 5] = [
+        (&[0, 1, LAST], &[0]),
+        (&[0, LAST, 1], &[0]),
+        (&[LAST, 0, 1], &[0]),
+        (&[LAST, 0, 1], &[LAST]),
+        (&[LAST, 0, 1, 2], &[0, 1]),
+    ];
+    for (order, refused) in cases {
+        let mut w = World::new().await;
+        let blob = w.blob(1_000, mins(1));
+        w.add(blob);
+        w.host.answer(Manner::Hold);
+        let running = w.start();
+        w.until("all batches of the blob", || w.host.held_events() == 1_000).await;
+        running.stop.cancel();
+        w.rest().await;
+        let mut places: Vec<usize> = (0..w.host.held()).collect();
+        assert!(places.len() >= order.len(), "{} batches", places.len());
+        *places.last_mut().unwrap() = LAST;
+        for batch in order {
+            let place = places.iter().position(|other| other == batch).unwrap();
+            places.remove(place);
+            w.host.answer_one_held(place, !refused.contains(batch));
+            w.rest().await;
+        }
+        w.host.answer_held_apart(0);
+        w.ended(running).await.unwrap();
+        assert!(w.host.event_count() > 0, "answered in the order {order:?}, {refused:?} refused");
+        w.host.answer(Manner::Take);
+        let running = w.start();
+        w.until_all_delivered().await;
+        w.stop(running).await;
+        w.assert_clean();
+    }
 }
 
 /// A ticket that is dropped is a refusal.

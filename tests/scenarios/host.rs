@@ -121,18 +121,29 @@ impl Recorder {
         }
     }
 
-    /// Refuses the oldest batch that is held, and everything from now on; the others stay held.
-    pub fn refuse_oldest_held(&self) {
-        let (_, answer) = {
+    /// Takes or refuses the batch at this place among those held, and refuses everything new from now on; the others stay
+    /// held.
+    pub fn answer_one_held(&self, place: usize, takes: bool) {
+        let (batch, answer) = {
             let mut inner = self.inner.lock().unwrap();
             inner.manner = Manner::Refuse;
-            inner.held.remove(0)
+            inner.held.remove(place)
         };
-        answer.answer(Delivery::Refused("the agent ends".into()));
+        if takes {
+            self.take(&batch);
+            answer.answer(Delivery::Delivered);
+        } else {
+            answer.answer(Delivery::Refused("the agent ends".into()));
+        }
     }
 
     pub fn held(&self) -> usize {
         self.inner.lock().unwrap().held.len()
+    }
+
+    /// Events in the batches that are held.
+    pub fn held_events(&self) -> usize {
+        self.inner.lock().unwrap().held.iter().map(|(batch, _)| batch.len()).sum()
     }
 
     pub fn held_bytes_max(&self) -> usize {
