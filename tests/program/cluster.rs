@@ -210,6 +210,12 @@ impl Fleet {
         shares
     }
 
+    /// The worker that has most tenants.
+    fn busiest(&self) -> usize {
+        let (name, _) = self.shares().into_iter().max_by_key(|(_, tenants)| *tenants).unwrap();
+        name.strip_prefix("worker-").unwrap().parse().unwrap()
+    }
+
     fn twice(&self) -> usize {
         self.delivered().values().filter(|count| **count > 1).count()
     }
@@ -249,22 +255,25 @@ async fn a_process_that_is_killed_or_sleeps_loses_its_tenants_to_others_and_no_e
     let Some(mut fleet) = Fleet::new(10).await else { return };
     fleet.add_for_all("first");
     (0..3).for_each(|worker| fleet.start(worker));
-    fleet.until("all have some", || fleet.shares().len() == 3).await;
+    fleet.until("all three are there", || fleet.cluster_status().starts_with("3 members, 10 tenants, 0 ")).await;
     fleet.until_delivered("the first events").await;
 
-    fleet.end(0, "-KILL");
+    // Which of them have tenants is decided by when each was started: whoever has most.
+    let killed = fleet.busiest();
+    fleet.end(killed, "-KILL");
     fleet.add_for_all("killed");
+    let name = format!("worker-{killed}");
     fleet
-        .until("the others have all", || {
-            !fleet.shares().contains_key("worker-0") && !fleet.shares().contains_key("nobody")
-        })
+        .until("the others have all", || !fleet.shares().contains_key(&name) && !fleet.shares().contains_key("nobody"))
         .await;
 
-    fleet.signal(1, "-STOP");
-    fleet.until("the last has all", || fleet.shares() == BTreeMap::from([("worker-2".into(), 10)])).await;
+    let asleep = fleet.busiest();
+    let last = format!("worker-{}", 3 - killed - asleep);
+    fleet.signal(asleep, "-STOP");
+    fleet.until("the last has all", || fleet.shares() == BTreeMap::from([(last.clone(), 10)])).await;
     fleet.add_for_all("asleep");
     fleet.until_delivered("with one worker").await;
-    fleet.signal(1, "-CONT");
+    fleet.signal(asleep, "-CONT");
     fleet.until("the sleeper begins anew", || fleet.logs().contains("lease-lost")).await;
     fleet.add_for_all("awake");
     fleet.until_delivered("all").await;

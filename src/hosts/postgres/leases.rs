@@ -26,6 +26,9 @@ use crate::model::TenantId;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Heartbeats in the time that one lasts.
 const BEATS_PER_LEASE: u32 = 4;
+/// A member that has joined lets so long pass before it takes tenants: a fleet that starts at once is shared out among all
+/// of it, in place of the first having everything and the others waiting for [`MOVES_ONE_IN`].
+const SETTLES: Duration = Duration::from_secs(3);
 /// Tenants taken at one look, at most: opening one reads its state.
 const TAKEN_PER_LOOK_MAX: usize = 200;
 /// A tenant that came from a living member stays at least so long.
@@ -82,6 +85,8 @@ pub struct Keeper {
     placed: Option<(Vec<Peer>, Arc<Placed>)>,
     joined: bool,
     beat_at: Option<Duration>,
+    /// When it takes tenants, after it joined.
+    takes_from: Duration,
     /// The table of tenants, as it was when it was last read.
     stored: Option<(i64, i64)>,
     troubled: bool,
@@ -143,6 +148,7 @@ impl Keeper {
             placed: None,
             joined: false,
             beat_at: None,
+            takes_from: Duration::ZERO,
             stored: None,
             troubled: false,
             on_trouble,
@@ -216,7 +222,9 @@ impl Keeper {
         let sent = self.clock.since_boot();
         let was_in_use = self.member.join().await?;
         self.joined = true;
-        self.beat_at = Some(self.clock.monotonic());
+        let now = self.clock.monotonic();
+        self.beat_at = Some(now);
+        self.takes_from = now + SETTLES.min(self.lease / BEATS_PER_LEASE);
         self.fence.joined(self.member.incarnation());
         self.fence.answered(sent);
         let id = self.member.id();
@@ -448,7 +456,7 @@ impl Keeper {
                 _ => free.push(tenant.as_str()),
             }
         }
-        free.truncate(TAKEN_PER_LOOK_MAX);
+        free.truncate(if self.clock.monotonic() < self.takes_from { 0 } else { TAKEN_PER_LOOK_MAX });
         if !others.is_empty() {
             self.store
                 .rows(
