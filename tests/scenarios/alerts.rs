@@ -12,14 +12,18 @@ use std::time::Duration;
 
 use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::MetricsDetail;
-use m365_audit::host::Delivery;
+use m365_audit::host::{BatchBuilder, Delivery};
 use m365_audit::hosts::embedded::HealthReport;
 use m365_audit::hosts::embedded::completeness::Completeness;
 use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Served};
+use m365_audit::hosts::embedded::notebook::Notebook;
 use m365_audit::hosts::embedded::recorder::Recorder;
 use m365_audit::hosts::embedded::registry::Registry;
+use m365_audit::hosts::embedded::sink::{BlockingSink, Written};
 use m365_audit::hosts::embedded::status::{Monitor, Recent};
+use m365_audit::hosts::file::{FILE_MODE, FileSink, Memory};
 use m365_audit::model::{ContentType, Timestamp};
+use m365_audit::severity::Severity;
 use m365_audit::sim::{CallKind, Fault, SimConfig, SubscriptionState};
 use m365_audit::source::aside;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -635,6 +639,59 @@ async fn a_receiver_that_takes_its_time_or_misses_one_answer_raises_no_alert() {
     assert_alerts("slow", &[Target::answering("a", &scraped.minutes)], &minutes);
     world.stop(running).await;
     world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_state_store_that_hangs_is_alarmed_of_until_it_answers() {
+    let mut world = World::new().await;
+    world.add_aged(3, mins(30));
+    let mut scraped = Scraped::new().await;
+    let running = world.start();
+    scraped.pass(&world, 10).await;
+    running.store.hangs.send_replace(true);
+    world.add_now(3);
+    scraped.pass(&world, 20).await;
+    let answers = scraped.now();
+    running.store.hangs.send_replace(false);
+    scraped.pass(&world, 10).await;
+    let minutes = [(9, &[][..]), (answers - 1, &["M365AuditStateSlow"]), (answers + 2, &[]), (answers + 9, &[])];
+    assert_alerts("the state hangs", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
+    world.assert_clean();
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_is_alarmed_of_for_an_hour() {
+    let world = World::new().await;
+    let mut scraped = Scraped::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.ndjson");
+    let memory = Memory {
+        sink: "out".into(),
+        page: Notebook::default().page("out"),
+        clock: Arc::new(world.clock.clone()),
+        state_is_new: true,
+    };
+    let mut sink = FileSink::open_remembering(&path, FILE_MODE, memory).unwrap();
+    let mut write = || {
+        let mut builder = BatchBuilder::default();
+        builder.push_with(|out| {
+            out.extend_from_slice(b"{}");
+            Some((Timestamp::UNIX_EPOCH, Severity::Info))
+        });
+        let batch = builder.finish("source".into(), world.tenant.clone(), ContentType::Exchange);
+        assert_eq!(sink.write(&[batch]), [Written::Delivered]);
+    };
+    let running = world.start();
+    write();
+    scraped.pass(&world, 10).await;
+    let cut = scraped.now();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+    write();
+    scraped.pass(&world, 80).await;
+    let minutes = [(cut - 1, &[][..]), (cut + 2, &["M365AuditSinkFileCut"]), (cut + 75, &[])];
+    assert_alerts("a file is cut", &[Target::answering("a", &scraped.minutes)], &minutes);
+    world.stop(running).await;
 }
 
 #[tokio::test]

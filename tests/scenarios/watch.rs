@@ -400,6 +400,8 @@ pub struct WatchedStore {
     /// The process dies in a commit that concerns held reads or flags: after how many more of them, and how many of its
     /// steps the store still takes, as one does that is not all or nothing.
     pub dies: Mutex<Option<(u64, usize)>>,
+    /// Commits do not return, as on a file system that hangs.
+    pub hangs: tokio::sync::watch::Sender<bool>,
     commits: Arc<AtomicU64>,
 }
 
@@ -412,6 +414,7 @@ impl WatchedStore {
             full: AtomicU64::new(0),
             dies: Mutex::new(None),
             unreadable: Mutex::new(None),
+            hangs: tokio::sync::watch::Sender::new(false),
             commits,
         }
     }
@@ -516,6 +519,7 @@ impl StateStore for WatchedStore {
         if self.dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
+        let _ = self.hangs.subscribe().wait_for(|hangs| !hangs).await;
         self.commits.fetch_add(1, Ordering::SeqCst);
         self.die_in(&ops).await;
         if self.full.load(Ordering::SeqCst) > 0 {
