@@ -146,7 +146,10 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let specs = config.sinks.keys().map(|name| sink_spec(&config, name, &memory)).collect::<Result<Vec<_>, _>>()?;
     slow.abort();
     let host = Arc::new(EmbeddedHost::new(specs, state, clock.clone()));
-    let watched = store.as_ref().map(|store| watch_store(store.clone(), host.clone(), clock.clone(), stop.clone()));
+    let watched = store.clone().map(|store| {
+        let (host, clock, stop) = (host.clone(), clock.clone(), stop.clone());
+        tokio::spawn(async move { store.watch_files(&*clock, stop, |why| host.store_trouble(why)).await })
+    });
     let recorded = recorder::install().map_err(|e| Failure::internal(e.to_string()))?;
     let registry = Registry::default();
     let (move_asked, moves) = mpsc::channel(1);
@@ -678,28 +681,6 @@ fn tell_when_slow(clock: Arc<dyn Clock>) -> tokio::task::JoinHandle<()> {
             let age = clock.monotonic().saturating_sub(began).as_secs();
             let hint = delivery::SLOW_HINT;
             tracing::warn!("state-slow: opening the state and the sinks has been under way for {age} s (hint: {hint})");
-        }
-    })
-}
-
-/// Has the store look after its files every few seconds, and tells the host what it finds.
-fn watch_store(
-    store: Arc<SqliteStore>,
-    host: Arc<EmbeddedHost>,
-    clock: Arc<dyn Clock>,
-    stop: CancellationToken,
-) -> tokio::task::JoinHandle<()> {
-    let mut trouble = store.trouble();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = clock.sleep(LOOK_EVERY) => store.look(),
-                changed = trouble.changed() => match changed {
-                    Ok(()) => host.store_trouble(trouble.borrow_and_update().clone()),
-                    Err(_) => return,
-                }
-            }
         }
     })
 }

@@ -31,6 +31,14 @@ impl FluentBitHost {
     }
 }
 
+impl FluentBitHost {
+    /// Notes what is wrong with the files of the state, or (`None`) that nothing is.
+    pub fn store_trouble(&self, why: Option<String>) {
+        let now = self.clock.now();
+        self.report.send_modify(|report| report.set_store(why, now));
+    }
+}
+
 #[async_trait]
 impl Host for FluentBitHost {
     /// Waits for room, then encodes here, so that the engine's thread never does.

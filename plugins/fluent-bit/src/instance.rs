@@ -420,8 +420,12 @@ impl Crew {
         let store = Arc::new(store);
         // Nobody else fills it.
         let _ = state.set(store.clone());
-        let host = FluentBitHost::new(self.handover.clone(), store, self.clock.clone(), report);
-        let host: Arc<dyn Host> = Arc::new(host);
+        let host = Arc::new(FluentBitHost::new(self.handover.clone(), store.clone(), self.clock.clone(), report));
+        let (watcher, clock, stop) = (host.clone(), self.clock.clone(), self.stop.clone());
+        let watching = tokio::spawn(async move {
+            store.watch_files(&*clock, stop, |why| watcher.store_trouble(why)).await;
+        });
+        let host: Arc<dyn Host> = host;
         let mut sources = JoinSet::new();
         let fleet = Fleet::new();
         for (name, config) in &self.settings.sources {
@@ -429,6 +433,8 @@ impl Crew {
             sources.spawn(keep_running(name, config, host.clone(), fleet.clone(), clock, self.stop.clone()));
         }
         while sources.join_next().await.is_some() {}
+        watching.abort();
+        let _ = watching.await;
         if let Some(listener) = listener {
             let _ = listener.await;
         }

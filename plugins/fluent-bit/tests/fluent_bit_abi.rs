@@ -988,6 +988,9 @@ fn a_host_without_metrics_leaves_them_to_our_listener() {
         let status = page("/status").unwrap();
         assert!(status.contains("\"name\": \"m365_audit\""), "{status}");
         assert!(page("/").is_some_and(|p| p.contains("/status.html")));
+        // The state's file is looked after also while nothing is written.
+        std::fs::rename(dir.path().join("state.sqlite3"), dir.path().join("away")).unwrap();
+        agent.tick_until("state", |_| page("/status").is_some_and(|p| p.contains("state-removed: ")));
         agent.stop();
         assert!(page("/metrics").is_none(), "the listener outlives the exit");
     });

@@ -85,6 +85,15 @@ pub struct HealthReport {
     pub store: Option<Standing>,
 }
 
+impl HealthReport {
+    /// What is wrong with the files of the state as of `now`; `None` when nothing is.
+    #[doc(hidden)]
+    pub fn set_store(&mut self, why: Option<String>, now: Timestamp) {
+        let since = self.store.as_ref().map_or(now, |standing| standing.since);
+        self.store = why.map(|why| Standing { health: Health::Degraded { why, since }, since });
+    }
+}
+
 /// One health and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -178,10 +187,7 @@ impl EmbeddedHost {
     /// Notes what is wrong with the files of the state, or (`None`) that nothing is.
     pub fn store_trouble(&self, why: Option<String>) {
         let now = self.clock.now();
-        self.signals.report.send_modify(|report| {
-            let since = report.store.as_ref().map_or(now, |standing| standing.since);
-            report.store = why.map(|why| Standing { health: Health::Degraded { why, since }, since });
-        });
+        self.signals.report.send_modify(|report| report.set_store(why, now));
     }
 
     /// Forgets the health of a source that is no longer run.

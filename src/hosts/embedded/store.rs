@@ -28,6 +28,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use self::error::StoreError;
 use self::error::{NO_LOCKS, NO_SHARED_MEMORY, NO_SYNC, holder};
@@ -35,6 +36,8 @@ pub(crate) use self::writer::sum;
 pub use self::writer::{LOST_HINT, MOUNT_HINT, REMOVED_HINT, REPLACED_HINT};
 use self::writer::{Shared, Task, Writer, state_error};
 use super::place::file_system_of;
+use crate::clock::Clock;
+use crate::delivery::LOOK_EVERY;
 use crate::host::{Expected, LOAD_BYTES, Loaded, Op, Revision, StateError, StateStore};
 
 /// The state file's name under `data_dir`.
@@ -173,6 +176,23 @@ impl SqliteStore {
         if let Some(writer) = &self.writer {
             // A queue that is full has commits in it.
             let _ = writer.queue.try_send(Task::Look);
+        }
+    }
+
+    /// Has the writer look every few seconds, and passes on what is wrong with the files each time that changes, until
+    /// `stop`.
+    #[doc(hidden)]
+    pub async fn watch_files(&self, clock: &dyn Clock, stop: CancellationToken, found: impl Fn(Option<String>)) {
+        let mut trouble = self.trouble();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = clock.sleep(LOOK_EVERY) => self.look(),
+                changed = trouble.changed() => match changed {
+                    Ok(()) => found(trouble.borrow_and_update().clone()),
+                    Err(_) => return,
+                }
+            }
         }
     }
 
