@@ -1,7 +1,7 @@
-//! A source's configuration made in code, for hosts that have a configuration of their own.
+//! Builds a source's configuration in code, for hosts that have a configuration of their own.
 //!
-//! What the operator writes in TOML goes through here, too, once it is a tree: same keys, same checks, same words. So a key
-//! is declared in one place, and a key that is new needs nothing here.
+//! The operator's TOML goes through this module, too, once it is a tree: same keys, same checks, same messages. So a
+//! key is declared in one place, and a new key needs no change here.
 
 use std::fmt;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub struct SourceConfigBuilder {
 }
 
 impl SourceConfig {
-    /// Begins a configuration in code. What is not set has the default of `docs/configuration.md`.
+    /// Begins a configuration in code. A key that is not set has the default of `docs/configuration.md`.
     ///
     /// ```
     /// use m365_audit::SourceConfig;
@@ -42,7 +42,7 @@ impl SourceConfig {
     /// # Ok::<(), m365_audit::values::ConfigError>(())
     /// ```
     ///
-    /// A key that is wrong is told as it is to an operator: by name, with what was expected and the remedy.
+    /// A wrong key is reported as to an operator: by name, with the expected value and the remedy.
     ///
     /// ```
     /// # use m365_audit::SourceConfig;
@@ -112,7 +112,7 @@ impl SourceConfigBuilder {
         self.set("format", format)
     }
 
-    /// Any key of `docs/configuration.md`, by its name there. A `$` is a dollar: variables are replaced in files alone.
+    /// Any key of `docs/configuration.md`, by its name there. A `$` is a dollar: variables are replaced only in files.
     pub fn set(mut self, key: &str, value: impl Serialize) -> Self {
         match serde_json::to_value(value) {
             Ok(value) => drop(self.keys.insert(key.to_owned(), value)),

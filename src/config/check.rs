@@ -1,7 +1,7 @@
-//! Holds parsed tables against the schema of their type and notes every problem, not the first one only.
+//! Checks parsed tables against the schema of their type and records every problem, not only the first.
 //!
-//! Only the keywords our own schemas use are understood. Deserialization follows where nothing was found, so what
-//! this module lets through is still refused there, with a poorer message.
+//! It supports only the keywords that this crate's schemas use. Deserialization follows if there is no problem, so a
+//! fault that this module misses is still refused there, with a poorer message.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
@@ -26,23 +26,23 @@ const SHOWN_CHARS_MAX: usize = 80;
 /// Longest list of known keys put into a message.
 const LISTED_KEYS_MAX: usize = 10;
 
-/// What has been found so far.
+/// The problems found so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     problems: Vec<Problem>,
-    /// The keys of the problems, and whether one of them is more than a file that cannot be read: a file may have
-    /// thousands of sources with a problem each, and not one of them is to be compared with all others.
+    /// The keys of the problems, and whether one of them is more than an unreadable file. A map, since a file may have
+    /// thousands of sources with a problem each, and comparing each with all others would be quadratic.
     keys: BTreeMap<String, bool>,
-    /// Strings as they were written before `${NAME}` was replaced, by path: what the environment holds is not shown.
+    /// Strings as they were written before `${NAME}` was replaced, by path: values from the environment are not shown.
     written: BTreeMap<String, String>,
-    /// Where everything stands.
+    /// The places of all keys.
     pub origins: Origins,
-    /// How many keys and problems were looked at, for a test that counts.
+    /// How many keys and problems were compared, for a test that counts.
     pub steps: Cell<u64>,
 }
 
 impl Findings {
-    /// Nothing yet, of keys that stand there.
+    /// No problems yet, for keys at these places.
     pub fn of(origins: Origins) -> Self {
         Self { origins, ..Self::default() }
     }
@@ -53,7 +53,7 @@ impl Findings {
         found.into_iter().for_each(|problem| self.note(problem));
     }
 
-    /// `expected` of a key, with the place of another that has what it may not have, where a key does not say that.
+    /// The text `expected`, with the place of the conflicting key if its path does not show the place.
     pub fn other(&self, expected: &str, path: &str) -> String {
         match self.origins.is_folder() {
             true => format!("{expected}; the other one is in {}", self.origins.words(path)),
@@ -71,7 +71,7 @@ impl Findings {
         self.problems
     }
 
-    /// Takes the problems back that were noted since there were so many.
+    /// Removes and returns the problems recorded after the first `count`.
     pub fn take_since(&mut self, count: usize) -> Vec<Problem> {
         let taken: Vec<Problem> = self.problems.drain(count.min(self.problems.len())..).collect();
         for problem in &taken {
@@ -80,7 +80,7 @@ impl Findings {
         taken
     }
 
-    /// What was written at keys of `from` was written for the same keys at `to`, too.
+    /// Copies the written texts of `from`'s keys to the same keys at `to`.
     pub fn inherit(&mut self, from: &str, to: &str, keys: &[String]) {
         let mut copies = Vec::new();
         for key in keys {
@@ -103,17 +103,17 @@ impl Findings {
         self.problems.push(problem);
     }
 
-    /// Whether nothing was found at `path` or below it.
+    /// Whether there is no problem at `path` or below it.
     pub fn clean(&self, path: &str) -> bool {
         self.below(path).next().is_none()
     }
 
-    /// Whether nothing was found there but files that cannot be read.
+    /// Whether the only problems there are unreadable files.
     pub fn clean_but_for_files(&self, path: &str) -> bool {
         !self.below(path).any(|is_more| is_more)
     }
 
-    /// What was found at `path` and below it: whether it is more than a file that cannot be read.
+    /// The problems at `path` and below it: for each, whether it is more than an unreadable file.
     fn below<'f>(&'f self, path: &'f str) -> impl Iterator<Item = bool> + 'f {
         // What is below a path stands behind it in the order of paths.
         let from_there = self.keys.range::<str, _>((Bound::Included(path), Bound::Unbounded));
@@ -128,7 +128,7 @@ impl Findings {
         self.steps.set(self.steps.get() + 1);
     }
 
-    /// Every key of `table` against the object schema `schema`.
+    /// Checks every key of `table` against the object schema `schema`.
     pub fn check_table(&mut self, schema: &Schema, table: &mut Table, path: &str) {
         let nothing = serde_json::Map::new();
         let known = schema["properties"].as_object().unwrap_or(&nothing);
@@ -150,12 +150,12 @@ impl Findings {
     }
 
     fn check_value(&mut self, schema: &Schema, value: &mut Value, path: &str) {
-        // A variable that is not set is reported; its place holder is not worth a second problem.
+        // An unset variable is already reported; its placeholder is not a second problem.
         self.step();
         if self.keys.contains_key(path) {
             return;
         }
-        // A number or a switch may come from the environment, where everything is text.
+        // A number or a switch may come from the environment, where every value is text.
         if let (Value::String(text), true) = (&*value, self.written.contains_key(path))
             && let Some(typed) = typed_from_text(schema, path, text)
         {
@@ -183,7 +183,7 @@ impl Findings {
             }
             (Some("string") | None, Value::String(text)) => match check_text(schema, text) {
                 Ok(()) if schema["x-entra-secret"] == true => {
-                    // A variable that is not set was told already.
+                    // An unset variable was already reported.
                     let told = text.starts_with("${") && !self.written.contains_key(path);
                     if let Some(odd) = odd_secret(text).filter(|_| !told && !text.is_empty()) {
                         let expected = format!("the secret's value alone; {odd}");
@@ -196,7 +196,7 @@ impl Findings {
                     let shown = self.shown(schema, value, path);
                     let mut problem = Problem::new(path, Fault::Invalid, expected).value(shown);
                     problem.hint = hint.or_else(|| schema["x-hint"].as_str().map(str::to_owned));
-                    // A hint may not show what the value may not.
+                    // A hint must not show text that the value must not show.
                     if let (Some(written), Some(text)) = (self.written.get(path), value.as_str())
                         && !may_be_shown(written, text)
                         && let Some(hint) = &mut problem.hint
@@ -244,7 +244,7 @@ impl Findings {
         self.note(self.with_oddity(problem, schema, value));
     }
 
-    /// How a value of the wrong type is written right.
+    /// The correct notation for a value of the wrong type.
     fn written_right(&self, schema: &Schema, value: &Value, path: &str) -> Option<String> {
         let key = path.rsplit('.').next().unwrap_or(path);
         match (schema["type"].as_str()?, value) {
@@ -278,11 +278,11 @@ impl Findings {
         }
     }
 
-    /// Says beside what was expected what clings to the value, if anything does.
+    /// Adds to the expectation a note about extra characters around the value, if any.
     fn with_oddity(&self, mut problem: Problem, schema: &Schema, value: &Value) -> Problem {
         let Some(text) = value.as_str().filter(|_| schema["writeOnly"] != true) else { return problem };
         let found = if schema["format"] == "uuid" { odd_guid(text) } else { odd(text) };
-        // That a text is empty is seen, unless it came from a variable.
+        // An empty text is obvious, unless it came from a variable.
         let Some(found) = found.filter(|_| !text.is_empty() || self.written.contains_key(&problem.key)) else {
             return problem;
         };
@@ -296,7 +296,7 @@ impl Findings {
         problem
     }
 
-    /// The value as a message may show it.
+    /// The value in the form that a message may show.
     pub fn shown(&self, schema: &Schema, value: &Value, path: &str) -> String {
         if schema["writeOnly"] == true {
             return MASK.to_owned();
@@ -304,12 +304,12 @@ impl Findings {
         // A list that came from one variable was written as one string.
         let written = self.written.get(path).or_else(|| self.written.get(path.split('[').next()?));
         let text = match (written, value) {
-            // What a variable holds is shown beside its name, unless it could be a secret in the wrong one.
+            // A variable's value is shown beside its name, unless it could be a misplaced secret.
             (Some(written), Value::String(text)) if may_be_shown(written, text) && *written != *text => {
                 return format!("{}` from `{}", cut(&masked_url(text)), cut(written));
             }
             (Some(written), _) => written.clone(),
-            // Tables and lists may hold a secret under a key that was never looked at.
+            // Tables and lists may contain a secret under a key that was never checked.
             (None, Value::Table(_)) => "{…}".to_owned(),
             (None, Value::Array(_)) => "[…]".to_owned(),
             (None, Value::String(text)) if schema["format"] == "uri" || text.contains("://") => masked_url(text),
@@ -333,7 +333,7 @@ fn cut(text: &str) -> String {
     shown
 }
 
-/// The problem of a key nobody knows, with the nearest one that is known.
+/// The problem of an unknown key, with the nearest known one.
 pub(super) fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a str>) -> Problem {
     let known: Vec<&str> = known.collect();
     let expected = match known.len() {
@@ -346,9 +346,9 @@ pub(super) fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item =
     problem
 }
 
-/// The word of `known` most like `word`, if any is like it at all.
+/// The word of `known` most similar to `word`, if any is similar.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    /// Below this the two words have hardly a letter in common; found by trying misspellings of our own keys.
+    /// Below this the two words have hardly a letter in common; found by trying misspellings of this crate's keys.
     const LIKENESS_MIN: f64 = 0.7;
     let word = word.to_ascii_lowercase().replace('-', "_");
     known
@@ -365,14 +365,15 @@ pub(crate) fn one_of(words: &[&str]) -> String {
     if words.len() == 1 { list } else { format!("one of {list}") }
 }
 
-/// The texts an enumeration allows: `const`, `enum`, or `oneOf` of `const`s (an enum whose variants have a doc comment).
+/// The texts that an enumeration allows: `const`, `enum`, or `oneOf` of `const`s (an enum whose variants have a doc
+/// comment).
 pub(crate) fn allowed(schema: &Schema) -> Vec<&str> {
     let consts = schema["oneOf"].as_array().into_iter().flatten().filter_map(|choice| choice["const"].as_str());
     let words = schema["enum"].as_array().into_iter().flatten().filter_map(Schema::as_str);
     schema["const"].as_str().into_iter().chain(words).chain(consts).collect()
 }
 
-/// What a value of this schema looks like, as the end of a sentence that begins "expected".
+/// The form of a value of this schema, as the end of a sentence that begins "expected".
 pub(crate) fn expectation(schema: &Schema) -> String {
     if let Some(expected) = schema["x-expected"].as_str() {
         return expected.to_owned();
@@ -411,7 +412,7 @@ fn strip_one_of(text: &str) -> &str {
 }
 
 enum TextFault {
-    /// The schema's own expectation says it.
+    /// The schema's own expectation describes it.
     Plain,
     Explained {
         expected: String,
@@ -425,7 +426,7 @@ impl TextFault {
     }
 }
 
-/// Checks one text; outer blanks of what people paste are removed on the way.
+/// Checks one text; blanks around a pasted text are removed.
 fn check_text(schema: &Schema, text: &mut String) -> Result<(), TextFault> {
     let format = schema["format"].as_str();
     let pasted_id = format == Some("uuid") || schema["x-pasted-id"] == true;
@@ -495,8 +496,8 @@ fn check_word(text: &str, words: &[&str]) -> Result<(), TextFault> {
     Err(TextFault::Explained { expected: one_of(words), hint })
 }
 
-/// Levels, and directives `target=level`. What is neither would be taken for the name of a target, so that nothing is
-/// shown and nobody says why.
+/// Levels, and directives `target=level`. Any other text would count as the name of a target, so that the log would be
+/// empty without a reason.
 fn check_level(text: &str) -> Result<(), TextFault> {
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let wrong = |word: &str| {
@@ -509,7 +510,7 @@ fn check_level(text: &str) -> Result<(), TextFault> {
         let hint = format!("`{word}` is no level; nearest: `{near}`");
         Err(TextFault::Explained { expected: expected.to_owned(), hint: Some(hint) })
     };
-    // What stands in brackets or braces has commas of its own.
+    // Text in brackets or braces has commas of its own.
     if text.contains(['[', '{']) {
         return Ok(());
     }
@@ -526,7 +527,7 @@ fn check_level(text: &str) -> Result<(), TextFault> {
 
 fn check_url(text: &str, schema: &Schema) -> Result<(), TextFault> {
     let (origin_only, proxy) = (schema["x-origin"] == true, schema["x-proxy"] == true);
-    // Nearly every server but a proxy, and what runs on this machine, is reached by TLS.
+    // Nearly every server is reached by TLS, except a proxy and programs on this machine.
     let is_here =
         text.trim_start_matches('/').starts_with("localhost") || text.trim_start_matches('/').starts_with("127.");
     let scheme = if proxy || is_here { "http" } else { "https" };
@@ -582,9 +583,9 @@ fn check_url(text: &str, schema: &Schema) -> Result<(), TextFault> {
     Ok(())
 }
 
-/// A text made into what the schema asks for, for hosts and variables that know only text. Lists are separated by
-/// commas; `_secs` keys take `s`, `m`, `h`, `d`, byte counts `K`, `M`, `G` (of 1024); switches take what agents take.
-/// `None`: it stays a text, and the check says what was expected.
+/// Converts a text to the type of the schema, for hosts and variables that have only text. Lists are separated by
+/// commas; `_secs` keys take `s`, `m`, `h`, `d`, byte counts `K`, `M`, `G` (of 1024); switches accept the words that
+/// agents accept. `None`: it stays a text, and the check reports the expectation.
 pub fn typed_from_text(schema: &Schema, key: &str, text: &str) -> Option<Value> {
     let text = text.trim();
     match schema["type"].as_str()? {
@@ -629,7 +630,7 @@ pub(super) fn check_file(findings: &mut Findings, table: &Table, path: &str, key
     }
 }
 
-/// Notes that a file cannot be read now.
+/// Records that a file cannot be read now.
 pub(super) fn unreadable(findings: &mut Findings, path: String, file: &str, error: &std::io::Error) {
     let shown = findings.shown(&Schema::Null, &Value::String(file.to_owned()), &path);
     let expected = format!("a file that can be read: {error}");

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::secret::Secret;
 
 /// `[cluster]`: this process is one of many that share the tenants, with their state in one PostgreSQL in place of
-/// `data_dir`. [A second machine](cluster.md) says how that is set up and what it promises.
+/// `data_dir`. [A second machine](cluster.md) describes the setup and the guarantees.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterConfig {
-    /// The database, `postgres://USER@HOST/DATABASE`. TLS with the server's name verified (`sslmode=verify-full`) is the
-    /// default; `sslmode=disable` is taken for this machine and Unix sockets alone. A password comes as `${NAME}`, or the
-    /// whole URL as `url_file`.
+    /// The database, `postgres://USER@HOST/DATABASE`. TLS with the server's name verified (`sslmode=verify-full`) is
+    /// the default; `sslmode=disable` is accepted only for this machine and Unix sockets. A password comes as
+    /// `${NAME}`, or the whole URL as `url_file`.
     #[serde(default)]
     #[schemars(length(min = 1), example = &"postgres://m365@db.internal/m365?sslmode=verify-full")]
     pub url: Option<Secret>,
@@ -33,7 +33,7 @@ pub struct ClusterConfig {
     #[schemars(length(min = 1, max = 200), example = &"${HOSTNAME}")]
     pub member: Option<String>,
 
-    /// When a process is silent for so long, others take its tenants.
+    /// When a process is silent for this long, others take its tenants.
     #[serde(default = "default_lease_secs")]
     #[schemars(range(min = 5, max = 600), example = &30)]
     pub lease_secs: u64,
@@ -43,8 +43,8 @@ pub struct ClusterConfig {
     #[schemars(range(min = 1, max = 1000), example = &2)]
     pub weight: u32,
 
-    /// Take `file` and `stdout` as sinks. Otherwise they are refused: records on the disk of one of many machines are with
-    /// it for good.
+    /// Accept `file` and `stdout` as sinks. By default they are refused: records on the disk of one machine are not
+    /// available to the others.
     #[serde(default)]
     #[schemars(example = &true)]
     pub allow_local_sinks: bool,

@@ -1,5 +1,5 @@
-//! Which keys of a source belong to which way of signing in, and what each way needs. One way is chosen, by `auth` or,
-//! without it, the client secret; a key of another way beside it is a problem and never a fallback.
+//! Which keys of a source belong to which sign-in method, and the keys that each method needs. One method is chosen, by
+//! `auth` or, without it, the client secret. A key of another method beside it is a problem and never a fallback.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::pasted::odd_secret;
 use super::problem::{Fault, Problem, join};
 use super::source::{AuthMethod, read_secret_file};
 
-/// A way of signing in and the keys that are its own.
+/// A sign-in method and its own keys.
 struct Way {
     method: AuthMethod,
     keys: &'static [&'static str],
@@ -36,17 +36,17 @@ const WAYS: [Way; 4] = [
     },
 ];
 
-/// Whether a key says how to sign in.
+/// Whether a key belongs to sign-in.
 pub(super) fn is_credential(key: &str) -> bool {
     key == "auth" || WAYS.iter().any(|way| way.keys.contains(&key))
 }
 
-/// One way, all it needs, nothing of another.
+/// Checks that one method is configured, with all its keys and none of another.
 pub(super) fn check_credentials(findings: &mut Findings, table: &Table, path: &str) {
     let auth = join(path, "auth");
     let written = table.get("auth").and_then(Value::as_str);
     let Some(chosen) = WAYS.iter().find(|way| way.method.as_str() == written.unwrap_or("client_secret")) else {
-        return; // What is no way at all was told already.
+        return; // An unknown sign-in method was already reported.
     };
     let named = |way: &Way| way.keys.iter().copied().find(|key| table.contains_key(*key));
     let others: Vec<(&Way, &str)> =

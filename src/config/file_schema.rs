@@ -1,4 +1,4 @@
-//! The schema of the whole file, put together from those of its parts.
+//! The schema of the whole file, assembled from those of its parts.
 
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
     schema
 }
 
-/// A sink's keys, `inputs` first, in the order a reader wants them.
+/// A sink's keys, `inputs` first, in the order for documentation.
 pub(crate) fn sink_keys(kind: &SinkKind) -> Vec<&'static str> {
     let selection = keys_of::<SelectionConfig>();
     ["inputs"].iter().chain((kind.keys)()).chain(selection).copied().collect()

@@ -1,5 +1,5 @@
-//! `tenants_dir`: a folder of files, each with sources or with tenants of a template. They are put into the table of the
-//! configuration before anything is checked, so that a tenant from a file is what one of the configuration is.
+//! `tenants_dir`: a folder of files, each with sources or with tenants of a template. They are merged into the table of
+//! the configuration before the checks, so that a tenant from a file is treated like one of the configuration.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -18,17 +18,17 @@ use super::variables::{self, Env};
 
 /// The key of the folder.
 const TENANTS_DIR: &str = "tenants_dir";
-/// What the name of a file ends in that is read.
+/// The extension of the files that are read.
 const EXTENSION: &str = "toml";
 
-/// The files of a configuration: as they are, or some of them as they are going to be.
+/// The files of a configuration: as they are, or with planned changes to some of them.
 #[derive(Debug, Default)]
 pub struct Files {
-    /// What a relative `tenants_dir` is relative to: the folder of the configuration.
+    /// The base of a relative `tenants_dir`: the folder of the configuration.
     base: PathBuf,
-    /// Texts in place of what is there; `None`: as if the file was not there.
+    /// Texts that replace files; `None`: as if the file did not exist.
     instead: BTreeMap<PathBuf, Option<String>>,
-    /// Texts that are no files, as a file of the folder would be, by what they are called: the rows of a cluster's table.
+    /// Texts that are treated like files of the folder, by name: the rows of a cluster's table.
     stored: Vec<(PathBuf, String)>,
 }
 
@@ -38,14 +38,14 @@ impl Files {
         Self { base: config.parent().unwrap_or(Path::new("")).to_owned(), instead: BTreeMap::new(), stored: Vec::new() }
     }
 
-    /// With this text in place of a file's; `None`: as if it was not there.
+    /// Replaces a file's text; `None`: as if it did not exist.
     #[must_use]
     pub fn with(mut self, path: &Path, text: Option<String>) -> Self {
         self.instead.insert(path.to_owned(), text);
         self
     }
 
-    /// With these texts beside the folder's, by what they are called in a problem.
+    /// Adds these texts to the folder's, by their names in problems.
     #[must_use]
     pub fn with_stored(mut self, stored: Vec<(PathBuf, String)>) -> Self {
         self.stored = stored;
@@ -67,7 +67,7 @@ impl Files {
         }
     }
 
-    /// Where `tenants_dir` leads.
+    /// The folder to which `tenants_dir` resolves.
     pub fn resolve(&self, dir: &Path) -> PathBuf {
         self.base.join(dir)
     }
@@ -104,8 +104,8 @@ struct Entries {
     lines: std::collections::HashMap<String, usize>,
 }
 
-/// Puts what the folder's files say into `root`, whose `tenants_dir` then says where the folder is. Returns what is wrong
-/// with them as files; their keys are checked with all others.
+/// Merges the folder's files into `root`, whose `tenants_dir` then has the folder's path. Returns the problems of the
+/// files themselves; their keys are checked with all others.
 pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files: &Files) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut texts: Vec<Text> = Vec::new();
@@ -134,13 +134,13 @@ pub(super) fn merge(root: &mut Table, origins: &mut Origins, env: Env<'_>, files
     problems
 }
 
-/// A text, or why there is none, by the path of its file.
+/// The text of a file, or why it has none, with the file's path.
 type Text = (PathBuf, Result<String, String>);
 
 /// The texts of the folder's files, by their paths.
 fn of_folder(dir: &Path, root: &mut Table, origins: &Origins, files: &Files) -> Result<Vec<Text>, Box<Problem>> {
     let dir = files.resolve(dir);
-    // A dollar in the name of the folder is a dollar: variables are replaced in what stands here once more.
+    // A dollar in the folder's name is a dollar, so it is escaped: variables in this value are replaced once more.
     root.insert(TENANTS_DIR.to_owned(), Value::String(dir.display().to_string().replace('$', "$$")));
     match files.list(&dir) {
         Ok(paths) => Ok(paths.into_iter().map(|path| (path.clone(), files.read(&path))).collect()),
@@ -156,7 +156,7 @@ fn of_folder(dir: &Path, root: &mut Table, origins: &Origins, files: &Files) -> 
     }
 }
 
-/// The folder that is named, with its variables replaced. What is wrong with its key is found with all other keys.
+/// The configured folder, with its variables replaced. A fault of its key is found with all other keys.
 fn folder_of(root: &Table, env: Env<'_>) -> Option<PathBuf> {
     let mut alone = Table::new();
     alone.insert(TENANTS_DIR.to_owned(), root.get(TENANTS_DIR)?.clone());
@@ -211,7 +211,7 @@ impl OneFile<'_> {
         let Value::Table(mut source) = source else {
             return self.note(&path, Fault::Invalid, "a table `[sources.<name>]`");
         };
-        // What is no list is left where it is, and found with all other keys.
+        // A value that is not a list stays, and is found with all other keys.
         let entries = match source.remove(TENANTS) {
             Some(Value::Array(entries)) => Some(entries),
             Some(other) => {
@@ -243,7 +243,7 @@ impl OneFile<'_> {
     }
 }
 
-/// The table of all sources; `None` where something else stands there, which is found with all other keys.
+/// The table of all sources; `None` if the value is not a table, which is found with all other keys.
 fn sources_of(root: &mut Table) -> Option<&mut Table> {
     root.entry("sources").or_insert_with(|| Value::Table(Table::new())).as_table_mut()
 }
@@ -260,7 +260,7 @@ fn add_tenants(entries: Entries, root: &mut Table, origins: &mut Origins, proble
         problem.hint = nearest(&template, &known).map(|near| format!("nearest source: `{near}`"));
         return problems.push(problem);
     };
-    // What else stands there is found with all other keys.
+    // Any other value is found with all other keys.
     let Some(source) = source.as_table_mut() else { return };
     let all = source.entry(TENANTS).or_insert_with(|| Value::Array(Vec::new()));
     let Some(all) = all.as_array_mut() else { return };

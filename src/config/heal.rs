@@ -4,17 +4,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `[sources.<name>.heal]`: gaps beyond the seven days of the feed, filled through the audit search of Microsoft Graph.
-/// `docs/heal.md` says what it asks for and what it costs.
+/// `docs/heal.md` describes its permission and its cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HealConfig {
-    /// Fill gaps that were declared, by itself. Needs the application permission `AuditLogsQuery.Read.All` of Microsoft
-    /// Graph. It governs nothing else: `m365-audit heal` fills a range on demand whatever it says.
+    /// Fill declared gaps automatically. Needs the application permission `AuditLogsQuery.Read.All` of Microsoft Graph.
+    /// It governs nothing else: `m365-audit heal` fills a range on demand with either value.
     #[serde(default)]
     #[schemars(example = true)]
     pub graph: bool,
 
-    /// A search of Microsoft Graph that has not ended after so many seconds is given up and submitted again. They take
-    /// minutes, some over ten, and some never end.
+    /// A search of Microsoft Graph that has not ended after this many seconds is given up and submitted again. They
+    /// take minutes, some over ten, and some never end.
     #[serde(default = "default_query_wait_secs")]
     #[schemars(range(min = 10, max = 86400), example = 7200)]
     pub query_wait_secs: u64,

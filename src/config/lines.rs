@@ -8,7 +8,7 @@ use toml::{Spanned, Table};
 use super::problem::{Problem, join};
 use super::syntax::explained;
 
-/// The text as a table, with the line of every key; or all that is wrong with its syntax.
+/// The text as a table, with the line of every key; or all syntax errors.
 pub(super) fn parse_toml(text: &str) -> Result<(Table, HashMap<String, usize>), Vec<Problem>> {
     let (spanned, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
@@ -42,7 +42,7 @@ fn note_value_lines(ends: &[usize], value: &Spanned<DeValue<'_>>, path: &str, li
     }
 }
 
-/// Where the lines end, found once: counting from the top for every key is quadratic.
+/// The ends of all lines, computed once: counting from the top for every key is quadratic.
 fn line_ends(text: &str) -> Vec<usize> {
     memchr::memchr_iter(b'\n', text.as_bytes()).collect()
 }

@@ -1,9 +1,9 @@
-//! What the operator writes: the TOML file, its defaults, its problems.
+//! The operator's configuration: the TOML file, its defaults, its problems.
 //!
-//! A key is declared once, as a field with its doc comment, default, range and example. Reading goes in four steps,
-//! and each reports all it finds before the next looks at what is left: the text is parsed (`toml`), `${NAME}` is
-//! replaced in the parsed strings (`variables`), every table is held against the schema of its type (`check`), and
-//! what concerns several keys is compared (`read`). Nothing here opens a connection or writes a file.
+//! A key is declared once, as a field with its doc comment, default, range and example. Reading has four steps; each
+//! reports all its problems before the next processes the rest. `toml` parses the text, `variables` replaces `${NAME}`
+//! in the parsed strings, `check` checks every table against the schema of its type, and `read` checks conditions
+//! across several keys. This module opens no connection and writes no file.
 
 mod builder;
 mod check;
@@ -79,21 +79,24 @@ pub const CATCH_UP_TENANTS_MAX: u32 = 200;
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Config {
-    /// Where state is kept: one store for all sources of this file. Created with mode 0700 when it does not exist. A relative
-    /// path, here and at every key but `tenants_dir`, begins where the program is started: write whole paths.
+    /// Where state is kept: one store for all sources of this file. Created with mode 0700 when it does not exist. A
+    /// relative path, here and at every key except `tenants_dir`, starts at the working directory of the program: write
+    /// absolute paths.
     #[serde(default = "default_data_dir")]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/var/lib/m365-audit")]
     pub data_dir: PathBuf,
 
-    /// Where the control socket is made, by which `status`, `backfill` and `state set` ask the running process. Default:
-    /// `control.sock` under `data_dir`. For a `data_dir` on a file system that refuses Unix sockets (SMB, some NFS).
+    /// The path of the control socket, through which `status`, `backfill` and `state set` reach the running process.
+    /// Default: `control.sock` under `data_dir`. For a `data_dir` on a file system that refuses Unix sockets (SMB, some
+    /// NFS).
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/m365-audit/control.sock")]
     pub control_socket: Option<PathBuf>,
 
     /// A folder of files with tenants, beside those of this file: each `*.toml` in it holds `[sources.<name>]` or
-    /// `[[sources.<name>.tenants]]` of a template, and nothing else. Relative to the folder of this file. It is read again on
-    /// SIGHUP; a file that is wrong then leaves everything as it was. `m365-audit tenant` writes such files.
+    /// `[[sources.<name>.tenants]]` of a template, and nothing else. Relative to the folder of this file. It is read
+    /// again on SIGHUP; a wrong file then leaves the running configuration unchanged. `m365-audit tenant` writes such
+    /// files.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"tenants.d")]
     pub tenants_dir: Option<PathBuf>,
@@ -112,15 +115,15 @@ pub struct Config {
     )]
     pub sinks: BTreeMap<String, SinkEntry>,
 
-    /// How many tenants read blobs at once. Each that does holds a few MB, so after an outage this bounds what a process
-    /// with many tenants takes; the others list a little and wait their turn, first those with something that is gone
-    /// within a day, then those with a few blobs, then the others as they came. A turn ends when all is read, or after a
-    /// minute while others wait. `status` and `m365_audit_waiting_tenants` say how many wait.
+    /// How many tenants read blobs at once. Each of them holds a few MB, so after an outage this bounds the memory of a
+    /// process with many tenants. The others list a little and wait for their turn: first those with content that
+    /// expires within a day, then those with few blobs, then the others in order of arrival. A turn ends when all is
+    /// read, or after a minute while others wait. `status` and `m365_audit_waiting_tenants` show how many wait.
     #[serde(default = "default_catch_up_tenants_max")]
     #[schemars(range(min = 1, max = 100_000), example = &50)]
     pub catch_up_tenants_max: u32,
 
-    /// What became of every event, sealed and signed.
+    /// The outcome of every event, sealed and signed.
     #[serde(default)]
     pub receipts: ReceiptsConfig,
 
@@ -128,7 +131,7 @@ pub struct Config {
     #[serde(default)]
     pub cluster: Option<ClusterConfig>,
 
-    /// The metrics listener. Without this table there is none.
+    /// The metrics listener, which only this table enables.
     #[serde(default)]
     pub metrics: Option<MetricsConfig>,
 
@@ -152,23 +155,24 @@ impl Config {
 /// The default of `[receipts] days`.
 pub const RECEIPTS_DAYS: u32 = 30;
 
-/// `[receipts]`: what became of every event, sealed each hour and signed; [Receipts](receipts.md) says what that proves.
+/// `[receipts]`: the outcome of every event, sealed each hour and signed; [Receipts](receipts.md) describes what that
+/// proves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReceiptsConfig {
-    /// How long receipts are kept, in days; about 17 bytes an event. 0 turns them off: none are made, and those that are
-    /// there stay as they are.
+    /// How long receipts are kept, in days; about 17 bytes an event. 0 turns them off: no new ones are made, and
+    /// existing ones are kept unchanged.
     #[serde(default = "default_receipts_days")]
     #[schemars(range(min = 0, max = 3650), example = &90)]
     pub days: u32,
 
-    /// The sinks that get each signed checkpoint as a record (`event_type` is `m365_audit.receipt`). Receipts prove
-    /// something against whoever owns this machine only when their checkpoints have left it.
+    /// The sinks that get each signed checkpoint as a record (`event_type` is `m365_audit.receipt`). Receipts are
+    /// evidence against the owner of this machine only if their checkpoints have left it.
     #[serde(default)]
     #[schemars(inner(length(min = 1)), extend("uniqueItems" = true, "x-expected" = "a list of names of sinks"), example = &["siem"])]
     pub to: Vec<String>,
 
     /// The key that receipts are signed with, as `m365-audit receipts key --make` writes it. Default: `receipts.key` in
-    /// `data_dir`, made at the first start. In a cluster all members need the same, so there it must be given.
+    /// `data_dir`, made at the first start. In a cluster all members need the same key, so it must be configured there.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/receipts.key")]
     pub key_file: Option<PathBuf>,
@@ -180,40 +184,40 @@ impl Default for ReceiptsConfig {
     }
 }
 
-/// `[metrics]`: metrics as Prometheus text at `/metrics`, health at `/health`, a page to look at at `/status.html`.
+/// `[metrics]`: metrics as Prometheus text at `/metrics`, health at `/health`, a status page for browsers at
+/// `/status.html`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricsConfig {
     /// The address and port to listen on.
     #[schemars(with = "String", extend("format" = "socket-address"), example = &"127.0.0.1:9598")]
     pub listen: SocketAddr,
 
-    /// How fine the series of `/metrics` are. [Metrics](metrics.md) says what each has.
+    /// The detail of the series of `/metrics`. [Metrics](metrics.md) describes each level.
     #[serde(default)]
     #[schemars(example = &"content_type")]
     pub detail: MetricsDetail,
 
-    /// Names by which browsers reach `/`, `/status` and `/status.html`, beside IP addresses and `localhost`. By another
-    /// name they answer 421: a web page elsewhere that has its name point here (DNS rebinding) reads nothing.
-    /// `/metrics`, `/health` and `/live` answer to any name.
+    /// Names by which browsers reach `/`, `/status` and `/status.html`, beside IP addresses and `localhost`. Under
+    /// another name they answer 421, so that a foreign web page whose name resolves to this machine (DNS rebinding)
+    /// cannot read them. `/metrics`, `/health` and `/live` answer to any name.
     #[serde(default)]
     #[schemars(inner(length(min = 1)), extend("uniqueItems" = true, "x-expected" = "a list of host names"), example = &["m365.example.net"])]
     pub hosts: Vec<String>,
 
-    /// Where the book of these documents is served (`mdbook build`, `.ci/docs`), to which `/status.html` links the page of
-    /// each error.
+    /// The URL of the book of these documents (`mdbook build`, `.ci/docs`). `/status.html` links to its page of each
+    /// error.
     #[serde(default = "default_docs_url")]
     #[schemars(length(min = 1), example = &"https://wiki.example.net/m365-audit")]
     pub docs_url: String,
 }
 
 impl MetricsConfig {
-    /// The listener at this address, all else by default.
+    /// The listener at this address, with default values otherwise.
     pub fn at(listen: SocketAddr) -> Self {
         Self { listen, detail: MetricsDetail::default(), hosts: Vec::new(), docs_url: default_docs_url() }
     }
 }
 
-/// How fine the series of `/metrics` are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MetricsDetail {
@@ -232,7 +236,7 @@ pub struct LogConfig {
     #[schemars(example = &"json")]
     pub format: LogFormat,
 
-    /// The least important level to show (`error`, `warn`, `info`, `debug`, `trace`), or directives such as
+    /// The least severe level to show (`error`, `warn`, `info`, `debug`, `trace`), or directives such as
     /// `info,m365_audit=debug`.
     #[serde(default = "default_log_level")]
     #[schemars(length(min = 1), extend("format" = "log-level"), example = &"info,m365_audit=debug")]

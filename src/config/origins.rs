@@ -1,5 +1,4 @@
-//! Where what is read stands: the file and the line of every key, of one text or of a configuration with a folder of
-//! tenants beside it.
+//! The places of keys: the file and the line of every key, of one text or of a configuration with a folder of tenants.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use super::problem::{Problem, join};
 /// The key of a template's tenants.
 pub(super) const TENANTS: &str = "tenants";
 
-/// Where a key stands.
+/// The place of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     /// Which of the folder's files; `None`: the configuration itself.
@@ -23,24 +22,24 @@ pub(super) struct Origins {
     /// The folder's files.
     files: Vec<PathBuf>,
     places: HashMap<String, Place>,
-    /// The tenants that came from a file, by their path in the whole: their index in that file.
+    /// The tenants that came from a file: their path in the merged table, and their index in that file.
     indexes: HashMap<String, usize>,
 }
 
 impl Origins {
-    /// Of a text alone, with the line of every key.
+    /// For a single text, with the line of every key.
     pub fn of_text(lines: HashMap<String, usize>) -> Self {
         let places = lines.into_iter().map(|(key, line)| (key, Place { file: None, line })).collect();
         Self { places, ..Self::default() }
     }
 
-    /// A further file; its number.
+    /// Adds a file; returns its number.
     pub fn file(&mut self, path: PathBuf) -> usize {
         self.files.push(path);
         self.files.len() - 1
     }
 
-    /// The keys of a source that stands in a file, but for its tenants.
+    /// Adds the keys of a source in a file, without its tenants.
     pub fn source(&mut self, file: usize, name: &str, lines: &HashMap<String, usize>) {
         let path = join("sources", name);
         let list = join(&path, TENANTS);
@@ -51,7 +50,7 @@ impl Origins {
         }
     }
 
-    /// The tenants of a template that stand in a file and are `first` and those after it in the whole.
+    /// Adds the tenants of a template in a file, which begin at index `first` in the merged table.
     pub fn tenants(&mut self, file: usize, name: &str, first: usize, lines: &HashMap<String, usize>) {
         let list = join(&join("sources", name), TENANTS);
         for (key, line) in lines {
@@ -64,12 +63,12 @@ impl Origins {
         }
     }
 
-    /// Whether there is a folder of tenants, so that a key alone does not say where it stands.
+    /// Whether there is a folder of tenants, so that a key alone does not identify its place.
     pub fn is_folder(&self) -> bool {
         !self.files.is_empty()
     }
 
-    /// The file of the folder a key stands in; `None`: the configuration itself.
+    /// The file of the folder that contains a key; `None`: the configuration itself.
     pub fn file_of(&self, path: &str) -> Option<&Path> {
         self.files.get(self.find(path)?.file?).map(PathBuf::as_path)
     }
@@ -80,7 +79,7 @@ impl Origins {
         self.indexes.get(path).copied().or_else(own)
     }
 
-    /// Where a key stands, in words, for a message about another one.
+    /// The place of a key, in words, for a message about another one.
     pub fn words(&self, path: &str) -> String {
         let Some(place) = self.find(path) else { return "the configuration".to_owned() };
         match place.file.and_then(|file| self.files.get(file)) {
@@ -89,7 +88,7 @@ impl Origins {
         }
     }
 
-    /// Puts a problem where its key stands, or the table it is missing from.
+    /// Sets the place of a problem: that of its key, or of the table it is missing from.
     pub fn place(&self, problem: &mut Problem) {
         if problem.line.is_none()
             && let Some(place) = self.find(&problem.key)
@@ -97,7 +96,7 @@ impl Origins {
             problem.line = Some(place.line);
             problem.file = place.file.and_then(|file| self.files.get(file)).cloned();
         }
-        // The index that a reader of that file counts.
+        // The index within that file.
         let Some((list, rest)) = problem.key.split_once("].") else { return };
         let list = format!("{list}]");
         if let Some(index) = self.indexes.get(&list)

@@ -1,10 +1,10 @@
-//! What clings to a value on its way into a variable or a file: quotation marks that nobody took off, a name in front, a
-//! place holder that nobody filled in. Told in words, because the value alone looks right at first sight.
+//! Detects unwanted text around a value in a variable or a file: leftover quotation marks, a name in front, an unfilled
+//! placeholder. The message describes it in words, because the value alone looks right at first sight.
 
-/// What invisible signs editors and web pages leave around a value, beside blanks.
+/// Invisible characters that editors and web pages leave around a value, beside blanks.
 const INVISIBLE: [char; 5] = ['\u{feff}', '\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}'];
 
-/// The value without blanks and invisible signs around it.
+/// The value without blanks and invisible characters around it.
 pub(super) fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || INVISIBLE.contains(&c))
 }
@@ -12,9 +12,9 @@ pub(super) fn trimmed(text: &str) -> &str {
 /// One thing that is odd about a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Odd {
-    /// What, to follow the value: "it has quotation marks around it".
+    /// The oddity, to follow the value: "it has quotation marks around it".
     pub what: &'static str,
-    /// What to do.
+    /// The remedy.
     pub hint: &'static str,
 }
 
@@ -28,7 +28,7 @@ const QUOTES: [(char, char); 7] = [
     ('«', '»'),
 ];
 
-/// What is odd about a value of any kind.
+/// Checks a value of any kind.
 pub(super) fn odd(text: &str) -> Option<Odd> {
     let odd = |what, hint| Some(Odd { what, hint });
     let text = trimmed(text);
@@ -89,7 +89,7 @@ pub(super) fn odd(text: &str) -> Option<Odd> {
     None
 }
 
-/// What is odd about a value that should be a GUID.
+/// Checks a value that should be a GUID.
 pub(super) fn odd_guid(text: &str) -> Option<Odd> {
     let text = trimmed(text);
     if let Some(found) = odd(text) {
@@ -116,7 +116,7 @@ pub(super) fn odd_guid(text: &str) -> Option<Odd> {
     None
 }
 
-/// What is odd about an id that may be other than a GUID, too.
+/// Checks an id that need not be a GUID.
 pub(super) fn odd_id(text: &str) -> Option<Odd> {
     if trimmed(text).is_empty() {
         return None;
@@ -125,7 +125,7 @@ pub(super) fn odd_id(text: &str) -> Option<Odd> {
     odd(text).or_else(|| odd_guid(text).filter(braces))
 }
 
-/// What is odd about a client secret or a token, which are one word of ASCII. The text itself is never shown.
+/// Checks a client secret or a token, which is one word of ASCII. The text itself is never shown.
 pub(crate) fn odd_secret(text: &str) -> Option<String> {
     if let Some(found) = odd(text) {
         return Some(format!("{}: {}", found.what, found.hint));
@@ -141,7 +141,7 @@ pub(crate) fn odd_secret(text: &str) -> Option<String> {
     None
 }
 
-/// Whether what a variable holds may be shown: not where it could be a secret that was put into the wrong one.
+/// Whether a variable's value may be shown: not if it could be a secret in the wrong variable.
 pub(super) fn may_be_shown(written: &str, value: &str) -> bool {
     const SECRET_NAMES: [&str; 8] = ["SECRET", "PASS", "TOKEN", "KEY", "PWD", "CRED", "AUTH_", "SAS"];
     let name = written.to_ascii_uppercase();
@@ -155,7 +155,8 @@ pub(super) fn may_be_shown(written: &str, value: &str) -> bool {
     if is_id || bare.starts_with("http://") || bare.starts_with("https://") || bare.starts_with('/') {
         return !bare.contains('@') || bare.starts_with('/');
     }
-    // A secret of Entra's has some forty signs, of which `~` or `.` and both cases and digits; a password is shorter.
+    // A secret of Entra has some forty characters, among them `~` or `.` and both cases and digits; a password is
+    // shorter.
     let kinds = [
         bare.contains(|c: char| c.is_ascii_lowercase()),
         bare.contains(|c: char| c.is_ascii_uppercase()),
@@ -204,7 +205,7 @@ mod tests {
         }
     }
 
-    /// What `validate` says of a source whose variables hold these values.
+    /// The report of `validate` on a source whose variables have these values.
     fn told(lines: &str, values: &[(&str, &str)]) -> String {
         let env = |name: &str| values.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
         let has = |key: &str| lines.contains(&format!("{key} ="));
@@ -235,7 +236,7 @@ mod tests {
         assert!(text.contains("it is empty"), "{text}");
         let text = told("poll_interval_secs = \"${POLL}\"", &[("POLL", "\"60\"")]);
         assert!(text.contains("it has quotation marks around it"), "{text}");
-        // Blanks, a carriage return and a byte order mark are no fault of the value.
+        // Blanks, a carriage return and a byte order mark are not faults of the value.
         let padded = format!("\u{feff}{GUID} \r");
         assert_eq!(told("tenant_id = \"${TID}\"", &[("TID", &padded)]), "valid");
     }
@@ -251,7 +252,7 @@ mod tests {
             assert!(!text.contains("hunter2"), "{text}");
         }
         assert_eq!(told("client_secret = \"${S}\"", &[("S", "hunter2~x\r\n")]), "valid");
-        // One that stands in the wrong variable.
+        // A secret in the wrong variable.
         for line in ["tenant_id = \"${S}\"", "api_url = \"${S}\"", "proxy_url = \"${S}\"", "cloud = \"${S}\""] {
             let text = told(line, &[("S", "abC8Q~hunter2xxxxxxxxxxxxxxxxxxxxxxxxxxxx")]);
             assert!(!text.contains("hunter2") && text.contains("${S}"), "{text}");

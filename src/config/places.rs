@@ -1,8 +1,9 @@
-//! Where remedies lead: the hosts and portals of the configured cloud, the tenant and the application.
+//! The places that remedies name: the hosts and portals of the configured cloud, the tenant and the application.
 //!
-//! A remedy is written once, for the worldwide cloud, with marks for what differs: `{authority}`, `{api}`, `{tenant}`,
-//! `{app}` and `{lookup}`. The names of Microsoft's consoles ("Entra admin centre", "Azure portal", "Exchange Online
-//! PowerShell") stand for the worldwide ones; a national cloud has its own, and its address is then said beside the name.
+//! A remedy is written once, for the worldwide cloud, with marks for the parts that differ: `{authority}`, `{api}`,
+//! `{tenant}`, `{app}` and `{lookup}`. The names of Microsoft's consoles ("Entra admin centre", "Azure portal",
+//! "Exchange Online PowerShell") are those of the worldwide cloud; a national cloud has its own, and the address is
+//! then added to the name.
 
 use url::Url;
 
@@ -10,8 +11,8 @@ use super::source::{Cloud, SourceConfig};
 use crate::model::is_guid;
 
 impl Cloud {
-    /// Where applications are registered, as an operator of this cloud finds it. From "National clouds" of the Microsoft
-    /// identity platform.
+    /// The place where applications are registered in this cloud. From "National clouds" of the Microsoft identity
+    /// platform.
     #[doc(hidden)]
     pub const fn entra(self) -> &'static str {
         match self {
@@ -31,7 +32,7 @@ impl Cloud {
         }
     }
 
-    /// How Exchange Online PowerShell is reached, from "Connect to Exchange Online PowerShell".
+    /// The command that connects to Exchange Online PowerShell, from "Connect to Exchange Online PowerShell".
     #[doc(hidden)]
     pub const fn exchange(self) -> &'static str {
         match self {
@@ -44,7 +45,7 @@ impl Cloud {
         }
     }
 
-    /// `remedy` with the names of this cloud's consoles. A second time changes nothing.
+    /// `remedy` with the names of this cloud's consoles. Idempotent.
     #[doc(hidden)]
     pub fn localised(self, remedy: &str) -> String {
         let mut text = remedy.to_owned();
@@ -62,7 +63,7 @@ impl Cloud {
     }
 }
 
-/// What the marks of a remedy stand for.
+/// The values of a remedy's marks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     cloud: Cloud,
@@ -73,7 +74,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Those of one tenant. `app` is shown only if it is a GUID: whatever else stands there may be a secret.
+    /// The values for one tenant. `app` is shown only if it is a GUID, since any other value may be a secret.
     pub fn new(cloud: Cloud, api_url: &Url, authority_url: &Url, tenant: &str, app: &str) -> Self {
         let origin = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
         let app = if is_guid(app.trim()) { app.trim() } else { "APP" };
@@ -116,7 +117,7 @@ impl Places {
 }
 
 impl SourceConfig {
-    /// Where remedies for this source lead.
+    /// The places for this source's remedies.
     #[doc(hidden)]
     pub fn places(&self) -> Places {
         Places {

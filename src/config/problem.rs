@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, and how it is told.
+//! The problems of a configuration, and how they are reported.
 
 use std::fmt;
 use std::io;
@@ -13,15 +13,15 @@ use crate::model::Actionable;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The key must be there and is not.
+    /// A required key is missing.
     Missing,
-    /// The key is not known here.
+    /// The key is unknown.
     Unknown,
     /// The value cannot be used.
     Invalid,
-    /// The file it names cannot be read now. For one tenant of many no reason to keep the others from running.
+    /// The file it names cannot be read now. If only one tenant of many is affected, the others still run.
     File,
-    /// Nothing reads this source.
+    /// No sink reads this source.
     Unread,
     /// Two files declare it.
     Twice,
@@ -33,23 +33,23 @@ pub enum Fault {
     Unreadable,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Problem {
     /// The full key: `sources.contoso.tenant_id`; empty for the file as a whole.
     pub key: String,
-    /// The line it stands on, from 1; `None` for what is missing or did not come from a text.
+    /// Its line, from 1; `None` for a missing key or one that did not come from a text.
     pub line: Option<usize>,
-    /// The file of `tenants_dir` it stands in; `None` for the configuration itself.
+    /// The file of `tenants_dir` that contains it; `None` for the configuration itself.
     pub file: Option<PathBuf>,
     /// What kind of problem it is.
     pub fault: Fault,
-    /// The value as written (`${NAME}` not replaced, a secret masked); `None` where there is none to show.
+    /// The value as written (`${NAME}` not replaced, a secret masked); `None` if there is none to show.
     pub value: Option<String>,
     /// What was expected instead.
     pub expected: String,
-    /// How to mend it: the nearest known key, where to find the value.
+    /// The remedy: the nearest known key, or where to find the value.
     pub hint: Option<String>,
 }
 
@@ -69,8 +69,8 @@ impl Problem {
         self
     }
 
-    /// Where it stands, in parentheses behind a blank: the file, or the configuration `path`, and the line; empty where
-    /// neither is known.
+    /// Its place, in parentheses after a blank: the file, or the configuration `path`, and the line; empty if neither
+    /// is known.
     pub fn place(&self, path: Option<&Path>) -> String {
         match (self.file.as_deref().or(path), self.line) {
             (Some(path), Some(line)) => format!(" ({}, line {line})", path.display()),
@@ -105,7 +105,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What to look at where a file cannot be read.
+/// The remedy for an unreadable file.
 pub(super) fn hint_for_unreadable(file: &Path, error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound if file.is_relative() => {
@@ -120,11 +120,11 @@ pub(super) fn hint_for_unreadable(file: &Path, error: &io::Error) -> &'static st
     }
 }
 
-/// Everything that is wrong with a configuration. Never empty.
+/// All problems of a configuration. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfigError {
-    /// The file, where the configuration came from one.
+    /// The file, if the configuration came from one.
     pub path: Option<PathBuf>,
     /// All problems, in the order of the text; those without a line last.
     pub problems: Vec<Problem>,
@@ -182,7 +182,7 @@ impl Actionable for ConfigError {
     }
 }
 
-/// A URL fit to be shown: user name and password masked, or the whole of it when it cannot be parsed.
+/// A URL for display: user name and password masked, or the whole of it when it cannot be parsed.
 pub(super) fn masked_url(text: &str) -> String {
     if !text.contains('@') {
         return text.to_owned();

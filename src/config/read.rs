@@ -1,4 +1,4 @@
-//! From text to [`Config`]: lines, components, and what concerns several keys at once.
+//! Reads a text into a [`Config`]: lines, components, and conditions across several keys.
 
 use std::cmp::Ordering;
 use std::collections::hash_map::Entry;
@@ -35,7 +35,7 @@ impl Config {
         Self::load_of(path, &Files::beside(path))
     }
 
-    /// As [`Config::load`], for a host that has outputs of its own: `[sinks.*]` may be absent and is not looked at;
+    /// As [`Config::load`], for a host that has outputs of its own: `[sinks.*]` may be absent and is not checked;
     /// [`Config::sinks`] is empty. Files are treated as by [`Config::load_to_run`].
     ///
     /// # Errors
@@ -44,11 +44,11 @@ impl Config {
         Self::load_leniently(path, Outputs::OfTheHost)
     }
 
-    /// As [`Config::load`], but a file that one of several sources names and that cannot be read is told beside the
-    /// configuration: that source waits for it, and the others are not its business.
+    /// As [`Config::load`], but an unreadable file that one of several sources names is reported beside the
+    /// configuration: that source waits for it, and the others are not affected.
     ///
     /// # Errors
-    /// All problems, when there are others, or no source is without.
+    /// All problems, if there are others, or every source has one.
     pub fn load_to_run(path: &Path) -> Result<(Config, Vec<Problem>), ConfigError> {
         Self::load_leniently(path, Outputs::Own)
     }
@@ -66,13 +66,13 @@ impl Config {
     /// As [`Config::load_to_run`], with these files.
     ///
     /// # Errors
-    /// All problems, when there are others than files that cannot be read, or no source is without.
+    /// All problems, if there are others than unreadable files, or every source has one.
     pub fn load_to_run_of(path: &Path, files: &Files) -> Result<(Config, Vec<Problem>), ConfigError> {
         Self::lenient(path, Outputs::Own, files)
     }
 
-    /// `[cluster]` alone, before the tenants in its table are known; `None` where there is none, or where it is wrong: that is
-    /// told when all is read.
+    /// `[cluster]` alone, before the tenants in its table are known; `None` if there is none, or if it is wrong, which
+    /// is reported when the whole file is read.
     pub fn cluster_of(path: &Path) -> Option<ClusterConfig> {
         let text = Self::read(path, &Files::beside(path)).ok()?;
         let (root, _) = parse_toml(text.strip_prefix('\u{feff}').unwrap_or(&text)).ok()?;
@@ -118,14 +118,14 @@ impl Config {
         }
     }
 
-    /// The configuration and, when that is all that is wrong and not with every source, the files that cannot be read.
+    /// The configuration and, if those are the only problems and not every source has one, the unreadable files.
     fn parse_leniently(
         text: &str,
         env: &dyn Fn(&str) -> Option<String>,
         outputs: Outputs,
         files: &Files,
     ) -> Result<(Config, Vec<Problem>), ConfigError> {
-        // An editor's mark is no part of the first key.
+        // A byte order mark is not part of the first key.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let (mut root, lines) = match parse_toml(text) {
             Ok(parsed) => parsed,
@@ -140,7 +140,7 @@ impl Config {
         let config = read_root(&mut findings, root, outputs);
         let mut problems = placed(findings);
         if !found.is_empty() {
-            // What a file that cannot be read would have declared is not missing.
+            // A key that an unreadable file may have declared does not count as missing.
             problems.retain(|problem| problem.fault != Fault::Missing || problem.key != "sources");
             problems.extend(found);
             problems.sort_by(in_order);
@@ -153,15 +153,15 @@ impl Config {
         }
     }
 
-    /// What is allowed and still looks like a mistake, of all sources.
+    /// Settings of all sources that are allowed but look like mistakes.
     pub fn warnings(&self) -> Vec<Problem> {
         self.sources.iter().flat_map(|(name, source)| source.warnings(name)).collect()
     }
 }
 
 impl SourceConfig {
-    /// Reads one source's table, for hosts that have a configuration of their own. `name` stands in the keys of
-    /// problems only; a `type` is allowed and must then be `m365_audit`.
+    /// Reads one source's table, for hosts that have a configuration of their own. `name` is used only in the keys of
+    /// problems; a `type` is allowed and must then be `m365_audit`.
     ///
     /// # Errors
     /// All problems.
@@ -208,7 +208,7 @@ impl SourceConfig {
         let mut table = Table::new();
         for (key, text) in properties {
             let key = key.to_ascii_lowercase();
-            // `severity.refine` stands for the key of a table.
+            // `severity.refine` denotes a key of a table.
             let (outer, inner) =
                 key.split_once('.').map_or((key.as_str(), None), |(outer, inner)| (outer, Some(inner)));
             let mut field = &schema["properties"][outer];
@@ -229,7 +229,7 @@ impl SourceConfig {
         Self::parse_table(name, table, env)
     }
 
-    /// What is allowed and still looks like a mistake. `name` stands in the keys of the problems.
+    /// Settings that are allowed but look like mistakes. `name` is used in the keys of the problems.
     pub fn warnings(&self, name: &str) -> Vec<Problem> {
         let path = join("sources", name);
         let mut warnings = Vec::new();
@@ -300,7 +300,7 @@ impl SourceConfig {
     }
 }
 
-/// All problems, each where it stands, in the order of the text, and then of the folder's files.
+/// All problems with their places, in the order of the text, and then of the folder's files.
 pub(super) fn placed(mut findings: Findings) -> Vec<Problem> {
     let origins = std::mem::take(&mut findings.origins);
     let mut problems = findings.into_problems();
@@ -314,12 +314,12 @@ fn in_order(a: &Problem, b: &Problem) -> Ordering {
     place(a).cmp(&place(b))
 }
 
-/// Who has the outputs.
+/// The owner of the outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outputs {
     /// The file: `[sinks.*]`.
     Own,
-    /// The agent that runs us.
+    /// The agent that runs this library.
     OfTheHost,
 }
 
@@ -327,7 +327,7 @@ fn only_files(problems: &[Problem]) -> bool {
     problems.iter().all(|problem| problem.fault == Fault::File)
 }
 
-/// The configuration, as far as it can be read, and whether there is a source that nothing is wrong with.
+/// The configuration, as far as it can be read, and whether some source has no problem.
 pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outputs) -> Option<(Config, bool)> {
     let mut schema = schema_of::<Config>().to_value();
     if let (Outputs::OfTheHost, Some(required)) = (outputs, schema["required"].as_array_mut()) {
@@ -338,7 +338,7 @@ pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outpu
     let mut source_tables: Vec<SourceTable> = Vec::new();
     let mut templates: Vec<String> = Vec::new();
     for (name, table) in take_tables(findings, &mut root, "sources") {
-        // The tenants of a template may all stand in the cluster's table, which may still be empty.
+        // The tenants of a template may all be in the cluster's table, which may still be empty.
         if is_cluster && !table.contains_key("tenant_id") && !table.contains_key("tenants") {
             templates.push(name);
             continue;
@@ -359,7 +359,7 @@ pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outpu
     for source in source_tables {
         let before = findings.count();
         let read = read_source(findings, source.table.clone(), &source.path);
-        // What is wrong with a template is wrong once.
+        // A problem of a template is reported once.
         let found = findings.take_since(before);
         healthy |= found.is_empty();
         for mut problem in found {
@@ -401,7 +401,7 @@ pub(super) fn read_root(findings: &mut Findings, mut root: Table, outputs: Outpu
     Some((config, healthy))
 }
 
-/// What a cluster needs of the rest of the file.
+/// Checks the rest of the file for what a cluster requires.
 fn check_cluster(findings: &mut Findings, config: &Config) {
     let Some(cluster) = &config.cluster else { return };
     if cluster.url.is_some() == cluster.url_file.is_some() {
@@ -426,12 +426,12 @@ fn check_cluster(findings: &mut Findings, config: &Config) {
     }
 }
 
-/// What stands for all sources in `inputs`.
+/// The wildcard for all sources in `inputs`.
 const ALL: &str = "*";
 
-/// The sources a sink's `inputs` name: a template's name stands for all its tenants, [`ALL`] for all sources.
+/// The sources a sink's `inputs` name: a template's name selects all its tenants, [`ALL`] all sources.
 fn inputs_of(inputs: &[String], groups: &[(String, String)]) -> Vec<String> {
-    // By what each is called, so that a thousand inputs are not compared with a thousand sources each.
+    // A map by name, so that a thousand inputs are not compared with a thousand sources each.
     let mut called: HashMap<&str, Vec<&String>> = HashMap::new();
     called.insert(ALL, groups.iter().map(|(_, name)| name).collect());
     for (group, name) in groups {
@@ -446,7 +446,7 @@ fn inputs_of(inputs: &[String], groups: &[(String, String)]) -> Vec<String> {
     names
 }
 
-/// The tables `[<section>.<name>]`, with names fit for metrics and state.
+/// The tables `[<section>.<name>]`, with names valid for metrics and state.
 fn take_tables(findings: &mut Findings, root: &mut Table, section: &str) -> Vec<(String, Table)> {
     let Some(Value::Table(section_table)) = root.remove(section) else { return Vec::new() };
     let mut tables = Vec::new();
@@ -457,7 +457,7 @@ fn take_tables(findings: &mut Findings, root: &mut Table, section: &str) -> Vec<
         }
         match value {
             Value::Table(table) => tables.push((name, table)),
-            // Without its value: it may be the key of a source that stands too high, and a secret.
+            // Without its value: it may be a misplaced key of a source, and a secret.
             _ => {
                 let expected = format!("a table `[{section}.<name>]`");
                 let hint = format!("keys stand below a header with a name: `[{section}.contoso]`");
@@ -468,7 +468,7 @@ fn take_tables(findings: &mut Findings, root: &mut Table, section: &str) -> Vec<
     tables
 }
 
-/// One key of the root that has been checked already; `None` when a problem was noted there.
+/// One key of the root that was checked before; `None` if it has a problem.
 fn read_key<T: DeserializeOwned>(
     findings: &mut Findings,
     root: &mut Table,
@@ -481,28 +481,28 @@ fn read_key<T: DeserializeOwned>(
     }
 }
 
-/// Runs `read` where nothing was found before.
+/// Runs `read` if there was no problem before.
 fn deserialize<T, V>(
     findings: &mut Findings,
     value: V,
     path: &str,
     read: impl FnOnce(V) -> Result<T, toml::de::Error>,
 ) -> Option<T> {
-    // A file that cannot be read now does not keep what names it from being read.
+    // A table that names an unreadable file is still read.
     if !findings.clean_but_for_files(path) {
         return None;
     }
     match read(value) {
         Ok(read) => Some(read),
         Err(error) => {
-            // Reached only by what the schema check cannot express.
+            // Reached only for faults that the schema check cannot express.
             findings.note(Problem::new(path, Fault::Invalid, error.message()));
             None
         }
     }
 }
 
-/// Takes the `type` out of a component's table and says whether it is one of `known`.
+/// Removes the `type` from a component's table and returns whether it is one of `known`.
 fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&str]) -> Option<String> {
     let path = join(path, "type");
     match table.remove("type") {
@@ -524,8 +524,7 @@ fn take_type(findings: &mut Findings, table: &mut Table, path: &str, known: &[&s
     }
 }
 
-/// What is written in `type` by those who know their destination's name: how it is called, the sink where it is one alone,
-/// the page.
+/// Names of destinations that operators write in `type`: the names, the sink if there is only one, the page.
 const DESTINATIONS: [(&[&str], &str, &str); 10] = [
     (&["splunk", "splunk_hec", "hec"], "http", "docs/hosts/splunk.md"),
     (&["elastic", "elasticsearch", "opensearch"], "http", "docs/hosts/elastic.md"),
@@ -539,7 +538,7 @@ const DESTINATIONS: [(&[&str], &str, &str); 10] = [
     (&["loki", "sentinel", "victorialogs", "graylog", "wazuh", "qradar", "s3"], "", "docs/hosts/recipes.md"),
 ];
 
-/// The sink that a destination is reached by.
+/// The sink that reaches a destination.
 fn sink_for(word: &str) -> Option<String> {
     let word = word.to_ascii_lowercase().replace('-', "_");
     let (_, sink, page) = DESTINATIONS.iter().find(|(names, ..)| names.contains(&word.as_str()))?;
@@ -553,7 +552,7 @@ fn read_source(findings: &mut Findings, table: Table, path: &str) -> Option<Sour
     let before = findings.count();
     let cloud: Option<Cloud> = table.get("cloud").and_then(|cloud| cloud.clone().try_into().ok());
     let read = read_source_table(findings, table, path);
-    // An operator of a national cloud looks for ids and secrets in that cloud's consoles.
+    // An operator of a national cloud finds ids and secrets in that cloud's consoles.
     for mut problem in findings.take_since(before) {
         problem.hint = problem.hint.take().map(|hint| cloud.unwrap_or_default().localised(&hint));
         findings.note(problem);
@@ -600,8 +599,7 @@ fn read_sink(findings: &mut Findings, mut table: Table, path: &str) -> Option<Si
     Some(SinkEntry { inputs: deserialize(findings, inputs?, path, Value::try_into)?, selection, sink })
 }
 
-/// The same value as TOML has it, for [`SourceConfig::parse_table`], which replaces variables: hence two dollars for
-/// one.
+/// The same value in TOML, for [`SourceConfig::parse_table`], which replaces variables: hence two dollars for one.
 fn from_json(value: serde_json::Value) -> Option<Value> {
     use serde_json::Value as Json;
     Some(match value {
@@ -609,7 +607,7 @@ fn from_json(value: serde_json::Value) -> Option<Value> {
         Json::Bool(value) => Value::Boolean(value),
         Json::Number(number) => match number.as_i64() {
             Some(number) => Value::Integer(number),
-            // A number beyond that is out of every key's range, and is told so.
+            // A larger number is out of every key's range, and is reported so.
             None => Value::Float(number.as_f64().unwrap_or(f64::INFINITY)),
         },
         Json::String(text) => Value::String(text.replace('$', "$$")),
@@ -632,7 +630,7 @@ fn check_mask(findings: &mut Findings, table: &Table, path: &str) {
     }
 }
 
-/// Every rule, each problem at the rule that has it.
+/// Checks every rule, and reports each problem at its rule.
 fn check_rules(findings: &mut Findings, table: &Table, path: &str) {
     let path = join(path, "severity");
     let Some(Value::Table(severity)) = table.get("severity") else { return };
@@ -647,7 +645,7 @@ fn check_rules(findings: &mut Findings, table: &Table, path: &str) {
         findings.note(Problem::new(path, Fault::Invalid, format!("a file of rules: {error}")).hint(hint));
         return;
     }
-    // All at once while they are sound; a rule that is not is told, taken out, and the others are looked at again.
+    // All rules are checked together; an invalid one is reported and removed, and the others are checked again.
     let mut places: Vec<usize> = (0..rules.len()).collect();
     config.rules = rules;
     while let Err(error) = config.load() {
@@ -661,7 +659,7 @@ fn check_rules(findings: &mut Findings, table: &Table, path: &str) {
     }
 }
 
-/// No two sources may read the same tenant: its quota, its delivered events and its positions are kept by one of them.
+/// No two sources may read the same tenant: its quota, its delivered events and its positions belong to one source.
 fn compare_tenants(findings: &mut Findings, sources: &[SourceTable]) {
     let mut by_tenant: HashMap<String, &SourceTable> = HashMap::new();
     for source in sources {
@@ -684,7 +682,7 @@ pub(super) fn tenant_of(table: &Table) -> Option<String> {
     table.get("tenant_id").and_then(Value::as_str).map(|id| id.trim().to_ascii_lowercase())
 }
 
-/// Every input names a source, and every source is somebody's input.
+/// Checks that every input names a source, and that every source is the input of some sink.
 fn connect(findings: &mut Findings, sources: &[SourceTable], templates: &[String], sinks: &[(String, Table)]) {
     let mut known: HashSet<&str> = HashSet::new();
     let names = sources.iter().flat_map(|source| [source.group.as_str(), source.name.as_str()]);
@@ -706,13 +704,13 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], templates: &[String
                 let mut problem = Problem::new(path, Fault::Invalid, one_of(&names)).value(shown);
                 let near = nearest(input, &names);
                 problem.hint = near.map(|near| format!("nearest source: `{near}`"));
-                // That what is misspelt here is read by nobody is a consequence.
+                // That no sink reads a source misspelt here is only a consequence.
                 read.extend(near);
                 findings.note(problem);
             }
         }
     }
-    // Where there is no sink, the missing section is reported already; where `inputs` is no list, that.
+    // Without a sink, the missing section is already reported; if `inputs` is not a list, that is.
     let is_broken = |(_, table): &(String, Table)| !table.get("inputs").is_some_and(Value::is_array);
     if sinks.is_empty() || is_all_read || sinks.iter().any(is_broken) {
         return;
@@ -725,7 +723,7 @@ fn connect(findings: &mut Findings, sources: &[SourceTable], templates: &[String
     }
 }
 
-/// Every sink that `[receipts] to` names is there.
+/// Checks that every sink in `[receipts] to` exists.
 fn check_receipts_to(findings: &mut Findings, root: &Table, sinks: &[(String, Table)]) {
     let names: Vec<&str> = sinks.iter().map(|(name, _)| name.as_str()).collect();
     let to = root.get("receipts").and_then(|receipts| receipts.get("to")).and_then(Value::as_array);
@@ -753,7 +751,7 @@ mod tests {
 
     const TENANT: &str = "00000000-1111-2222-3333-444444444444";
 
-    /// A file with so many tenants of one template, each with a line of its own for everything.
+    /// A file with this many tenants of one template, each with its own line for every key.
     fn with_tenants(count: usize) -> String {
         let mut text = "[sources.all]\ntype = \"m365_audit\"\nclient_secret = \"${SECRET}\"\n".to_owned();
         for n in 0..count {
@@ -766,7 +764,7 @@ mod tests {
         text + &format!("[sinks.out]\ntype = \"stdout\"\ninputs = [{}]\n", inputs.join(", "))
     }
 
-    /// Processor time of this thread, which waiting for others does not lengthen.
+    /// Processor time of this thread, without the time it waits for others.
     fn processor_time() -> std::time::Duration {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -786,7 +784,7 @@ mod tests {
         assert!(many < few * 24.0, "{few:.3} s for 200 tenants, {many:.3} s for 1,600");
     }
 
-    /// How many keys and problems are looked at to read a text.
+    /// How many keys and problems are compared to read a text.
     fn steps_of(text: &str) -> u64 {
         let (mut root, lines) = parse_toml(text).unwrap();
         let mut findings = Findings::of(Origins::of_text(lines));
@@ -813,7 +811,7 @@ mod tests {
         }
     }
 
-    /// A file with one good source but for `lines`, which stand on its lines 3 onward.
+    /// A file with one valid source, into which `lines` are inserted from line 3 on.
     fn source_with(lines: &str) -> String {
         let has = |key: &str| lines.lines().any(|l| l.split('=').next().is_some_and(|k| k.trim() == key));
         let mut text = format!("[sources.contoso]\ntype = \"m365_audit\"\n{lines}\n");
@@ -1590,7 +1588,7 @@ format = "xml"
              [[sources.contoso.severity.rules]]\nid = \"EX-02\"\nseverity = \"hihg\"\n\
              [[sources.contoso.severity.rules]]\nid = \"NEW-1\"\n",
         );
-        // The keys that every source needs must stand before its tables.
+        // The keys that every source needs must come before its tables.
         let (rules, keys) =
             text.split_once("[[sources").map(|(_, rest)| rest.split_once("tenant_id").unwrap()).unwrap();
         let (keys, sinks) = keys.split_once("[sinks").unwrap();

@@ -25,19 +25,19 @@ pub enum OcsfVersion {
     #[default]
     #[serde(rename = "1.8.0")]
     V1_8_0,
-    /// 1.1.0, as Amazon Security Lake takes it.
+    /// 1.1.0, as Amazon Security Lake requires it.
     #[serde(rename = "1.1.0")]
     V1_1_0,
 }
 
-/// Whose names records of `format = "ecs"` have.
+/// The field names of records of `format = "ecs"`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum EcsProfile {
-    /// The schema's, and ours below `m365.audit`.
+    /// Those of the schema, and those of this program below `m365.audit`.
     #[default]
     #[serde(rename = "ecs")]
     Ecs,
-    /// Beside these the ones that Elastic's own rules and dashboards for Microsoft 365 ask for: `event.dataset` `o365.audit`,
+    /// In addition those that Elastic's own rules and dashboards for Microsoft 365 use: `event.dataset` `o365.audit`,
     /// the category `web`, the members of the event below `o365.audit`.
     #[serde(rename = "elastic-o365")]
     ElasticO365,

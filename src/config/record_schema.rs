@@ -1,7 +1,8 @@
-//! The record of `format = "native"`, as documentation: a struct nobody fills, from which the JSON Schema is made.
+//! The record of `format = "native"`, as documentation: a struct that is never filled, from which the JSON Schema is
+//! made.
 //!
-//! Records are written by `normalise` without an intermediate struct, for speed; a test there holds what it writes
-//! against this schema.
+//! Records are written by `normalise` without an intermediate struct, for speed; a test there checks its output against
+//! this schema.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,27 +25,27 @@ pub(crate) fn record_keys() -> &'static [&'static str] {
     super::schema::keys_of::<Record>()
 }
 
-/// One Microsoft 365 audit event, flat and typed. What the event does not tell is absent, never an empty string.
+/// One Microsoft 365 audit event, flat and typed. A value that the event does not have is absent, never an empty
+/// string.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Record")]
 struct Record {
     /// Always `m365`.
     #[schemars(extend("const" = "m365"))]
     source: String,
-    /// What the event is about, from its workload or record type.
+    /// The subject of the event, from its workload or record type.
     #[schemars(extend("enum" = CATEGORIES))]
     category: String,
-    /// When it happened (`CreationTime`), RFC 3339 in UTC. Absent where the event has no readable `CreationTime` and did
+    /// When it happened (`CreationTime`), RFC 3339 in UTC. Absent if the event has no readable `CreationTime` and did
     /// not come from the feed (`normalize`).
     #[schemars(extend("format" = "date-time"))]
     timestamp: Option<String>,
     /// `true` when the event has no readable `CreationTime` and `timestamp` is `content_created`.
     timestamp_inferred: Option<bool>,
-    /// `Id` of the event. Absent on records of ours that are not audit events.
+    /// `Id` of the event. Absent on records of this program that are not audit events.
     event_id: Option<String>,
-    /// `m365.<workload>.<operation>` in lower case; `m365_audit.gap`, `m365_audit.gap_healed`,
-    /// `m365_audit.bad_blob` and `m365_audit.receipt` for
-    /// records of ours.
+    /// `m365.<workload>.<operation>` in lower case; `m365_audit.gap`, `m365_audit.gap_healed`, `m365_audit.bad_blob`
+    /// and `m365_audit.receipt` for records of this program.
     #[schemars(example = &"m365.exchange.new_inboxrule")]
     event_type: String,
     /// The event in one line for people.
@@ -57,14 +58,15 @@ struct Record {
     record_type: Option<i64>,
     /// The name Microsoft's schema gives `record_type`.
     record_type_name: Option<String>,
-    /// How much the event matters.
+    /// The severity of the event.
     #[schemars(extend("enum" = SEVERITIES))]
     severity: String,
     /// The rules that matched, by id (`docs/rules.md`); the highest of them gave the severity.
     severity_rule: Option<Vec<String>>,
     /// Why, in words: the reasons of these rules, the highest first.
     severity_reason: Option<String>,
-    /// Why an event that a rule would have dropped was shipped. In `ecs` it is `m365.audit.dlp`, in `ocsf` `unmapped.dlp`.
+    /// Why an event that a rule would have dropped was delivered. In `ecs` it is `m365.audit.dlp`, in `ocsf`
+    /// `unmapped.dlp`.
     dlp: Option<Dlp>,
     /// How the operation ended.
     #[schemars(extend("enum" = ["success", "failure", "unknown"]))]
@@ -76,23 +78,24 @@ struct Record {
     /// The port it came from.
     #[schemars(range(min = 0, max = 65535))]
     src_port: Option<u16>,
-    /// The client's own name for itself.
+    /// The name that the client gives itself.
     user_agent: Option<String>,
-    /// What was acted upon (`ObjectId`); where that is missing or `Not Available`, what the event names instead.
+    /// What was acted upon (`ObjectId`); if that is missing or `Not Available`, another object that the event names.
     object: Option<String>,
-    /// Whom it was done to, or who got something: the user, group or service principal that was granted a permission (not
-    /// the API), the mailbox's owner, the person shared with. In `ecs` `user.target`, in `ocsf` `user`.
+    /// The target of the operation: the user, group or service principal that was granted a permission (not the API),
+    /// the mailbox's owner, the person shared with. In `ecs` `user.target`, in `ocsf` `user`.
     target: Option<Target>,
-    /// The application it was done with or for: of a sign-in the one signed in with, of a grant or consent the one that may
-    /// act now, of Copilot and its like the agent. Names of Microsoft's own are filled in.
+    /// The application used or affected: for a sign-in the one signed in with, for a grant or consent the one that may
+    /// act now, for Copilot and similar services the agent. The names of Microsoft's own applications are filled in.
     application: Option<Application>,
     /// Why it failed.
     error: Option<Fault>,
-    /// What was touched: the API of a grant, messages and folders of a mailbox, what an AI application read; 20 at most.
+    /// The resources affected: the API of a grant, messages and folders of a mailbox, the files an AI application read;
+    /// 20 at most.
     resources: Option<Vec<Resource>>,
-    /// Roles, scopes and rights that were given or taken, one a text.
+    /// Roles, scopes and rights that were granted or revoked, one string each.
     privileges: Option<Vec<String>>,
-    /// The configured tenant; of an event that did not come from the feed its `OrganizationId`, where it has one.
+    /// The configured tenant; for an event that did not come from the feed its `OrganizationId`, if it has one.
     #[schemars(extend("format" = "uuid"))]
     tenant_id: Option<String>,
     /// The content type the event was listed under. Absent on one that did not come from the feed.
@@ -119,10 +122,10 @@ struct Record {
     /// Of these: the first instant after it.
     #[schemars(extend("format" = "date-time"))]
     gap_to: Option<String>,
-    /// Of a record of ours: why. Of `m365_audit.gap` one of `outage`, `subscription_disabled`, `blob_expired`,
-    /// `position_moved`; of `m365_audit.bad_blob` in words.
+    /// Of a record of this program: the reason. Of `m365_audit.gap` one of `outage`, `subscription_disabled`,
+    /// `blob_expired`, `position_moved`; of `m365_audit.bad_blob` in words.
     reason: Option<String>,
-    /// Of `m365_audit.gap`: why, in words.
+    /// Of `m365_audit.gap`: the reason, in words.
     detail: Option<String>,
     /// Of `m365_audit.gap_healed`: the ids of the searches of Microsoft Graph.
     queries: Option<Vec<String>>,
@@ -132,7 +135,8 @@ struct Record {
     events: Option<u64>,
     /// Of `m365_audit.gap_healed`: how often the searches were read, all readings together.
     readings: Option<u64>,
-    /// Of `m365_audit.gap_healed`: `true`: of each search two readings agreed. What did not agree stays a gap.
+    /// Of `m365_audit.gap_healed`: `true`: for each search, two readings agreed. A part whose readings did not agree
+    /// stays a gap.
     readings_agree: Option<bool>,
     /// Of `m365_audit.receipt`: the number of the part of the receipts that was sealed.
     receipt_part: Option<u64>,
@@ -145,7 +149,7 @@ struct Record {
     checkpoint: Option<String>,
     /// Of `m365_audit.bad_blob`: where the bytes begin in the blob, decompressed, or in the text of a file.
     offset: Option<u64>,
-    /// Of `m365_audit.bad_blob`: how many bytes there are in all, where that is known.
+    /// Of `m365_audit.bad_blob`: how many bytes there are in all, if known.
     total: Option<u64>,
     /// Of `m365_audit.bad_blob` that `normalize` made: the file.
     file: Option<String>,
@@ -153,7 +157,7 @@ struct Record {
     line: Option<u64>,
     /// Of a row of a table that could not be read: its number, from 1 on.
     row: Option<u64>,
-    /// Of such a row, or of a wrapper: when the event happened, as it is written there.
+    /// Of such a row, or of a wrapper: when the event happened, as written there.
     row_time: Option<String>,
     /// Of such a row, or of a wrapper: the event's id.
     row_id: Option<String>,
@@ -163,14 +167,14 @@ struct Record {
     row_user: Option<String>,
     /// Of `m365_audit.bad_blob`: the bytes, in base64.
     body_base64: Option<String>,
-    /// Of `m365_audit.bad_blob`: why the bytes are not shown, and where they are: they may hold what is masked, or their
-    /// blob has over 1 MiB, or over 100 records, of such bytes.
+    /// Of `m365_audit.bad_blob`: why the bytes are not shown, and where they are: they may contain masked values, or
+    /// their blob has over 1 MiB, or over 100 records, of such bytes.
     body_withheld: Option<String>,
     /// Of bytes that are not shown: how many.
     body_bytes: Option<u64>,
     /// Of bytes that are not shown: their SHA-256.
     body_sha256: Option<String>,
-    /// Of the rest of a blob that is not shown: how many stretches it is; `body_sha256` is of all, one after the other.
+    /// Of the rest of a blob that is not shown: its number of stretches; `body_sha256` covers all of them in order.
     body_stretches: Option<u64>,
 }
 
@@ -214,13 +218,13 @@ struct Application {
 /// Why it failed.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct Fault {
-    /// Microsoft's number (`ErrorNumber`) or word (`LogonError`).
+    /// Microsoft's number (`ErrorNumber`) or name (`LogonError`).
     code: Option<String>,
-    /// What it says, in words where they are known.
+    /// Its message, in words if they are known.
     message: Option<String>,
 }
 
-/// What was touched.
+/// A resource that was affected.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct Resource {
     /// Its name: a subject, a path, an API, a file.
@@ -241,7 +245,8 @@ struct Dlp {
     policy: Option<Vec<String>>,
     /// The incidents (`IncidentId`) of the matches.
     incident: Option<Vec<String>>,
-    /// `true`: there was no room to hold it until all matches that could concern it had been read (`hold_bytes_max`).
+    /// `true`: the limit `hold_bytes_max` did not allow holding it until all matches that could concern it had been
+    /// read.
     undetermined: Option<bool>,
 }
 

@@ -73,11 +73,11 @@ fn without_null(schema: &mut Schema) {
     }
 }
 
-/// The keys of a struct in the order they are declared: the schema's own map is sorted by name, and a reader wants
+/// The keys of a struct in the order they are declared: the schema's own map is sorted by name, and a reader expects
 /// `tenant_id` before `allow_plain_http`.
 pub(crate) fn keys_of<T: for<'de> Deserialize<'de>>() -> &'static [&'static str] {
     let mut keys = FieldNames(&[]);
-    // The answer is always an error: nothing is deserialized, only the list of fields is noted on the way.
+    // The answer is always an error: no value is deserialized; only the list of fields is recorded.
     let _ = T::deserialize(&mut keys);
     keys.0
 }

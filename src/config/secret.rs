@@ -1,8 +1,8 @@
 //! A text that must never be shown, and that is overwritten when it is no longer needed.
 //!
-//! What is overwritten is what this process holds on purpose: the secret, the token, the body of the token's request and
-//! answer, the `Authorization` header. Copies in the buffers of the HTTP and TLS libraries and in the environment are
-//! out of reach.
+//! This covers the copies that this process keeps itself: the secret, the token, the body of the token's request and
+//! answer, the `Authorization` header. It cannot overwrite copies in the buffers of the HTTP and TLS libraries and in
+//! the environment.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// What stands in place of a secret wherever one would be shown.
+/// The text shown in place of a secret.
 pub const MASK: &str = "***";
 
 /// A secret text. `Debug`, `Display` and `Serialize` show [`MASK`]; only [`Secret::expose`] shows the text. Its memory is
@@ -22,7 +22,7 @@ pub const MASK: &str = "***";
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes a text into custody.
+    /// Wraps a text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -53,17 +53,17 @@ impl Drop for Secret {
 
 impl ZeroizeOnDrop for Secret {}
 
-/// A header's value that no log shows, of the concatenated `parts`; overwritten when the last copy of it goes.
+/// A header's value that no log shows, from the concatenated `parts`; overwritten when its last copy is dropped.
 ///
 /// # Errors
-/// A part has a character that cannot stand in a header.
+/// A part has a character that is not valid in a header.
 pub(crate) fn secret_header(parts: &[&str]) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut value = HeaderValue::from_maybe_shared(wiped_bytes(parts.concat()))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// `text` as bytes that are overwritten when the last copy of them goes.
+/// `text` as bytes that are overwritten when their last copy is dropped.
 pub(crate) fn wiped_bytes(text: String) -> Bytes {
     Bytes::from_owner(Zeroizing::new(text.into_bytes()))
 }
@@ -98,7 +98,8 @@ mod tests {
         assert_eq!(secret.expose(), "hunter2");
     }
 
-    /// What this process's memory holds at an address, asked of the kernel: no reference to freed memory is made.
+    /// The content of this process's memory at an address, read through the kernel, so that no reference to freed
+    /// memory is made.
     #[cfg(target_os = "linux")]
     fn memory_at(address: usize, length: usize) -> Vec<u8> {
         use std::os::unix::fs::FileExt;
@@ -107,7 +108,7 @@ mod tests {
         bytes
     }
 
-    /// The allocator writes its own notes over the first bytes of what is freed; the rest stays as it was left.
+    /// The allocator writes its own data over the first bytes of freed memory; the rest is unchanged.
     #[cfg(target_os = "linux")]
     const ALLOCATORS_NOTES: usize = 32;
 

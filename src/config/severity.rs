@@ -26,14 +26,14 @@ pub struct SeverityConfig {
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/rules.toml")]
     pub rules_file: Option<PathBuf>,
 
-    /// Mail folders that nobody reads, beside the built-in ones; compared without case and accents.
+    /// Mail folders that users do not look into, beside the built-in ones; compared without case and accents.
     #[serde(default)]
     #[schemars(schema_with = "folders_schema")]
     pub hidden_folders: Vec<String>,
 
     /// Rules of your own, and changes to built-in ones: `[[sources.<name>.severity.rules]]`, laid over those of
-    /// `rules_file`. A known `id` changes the keys given, `disable = true` takes the rule away, a new `id` adds one
-    /// and needs `reason`, `severity` (`drop` leaves the event out) and `operations` or `record_types`. Conditions are
+    /// `rules_file`. A known `id` changes the keys given, `disable = true` removes the rule, a new `id` adds one and
+    /// needs `reason`, `severity` (`drop` leaves the event out) and `operations` or `record_types`. Conditions are
     /// described in `docs/rules.md`.
     #[serde(default)]
     #[schemars(schema_with = "rules_schema")]
@@ -68,7 +68,7 @@ pub enum RulesError {
         /// Why.
         source: std::io::Error,
     },
-    /// `rules_file` holds something that is no rule.
+    /// `rules_file` has an invalid rule.
     #[error("`rules_file` `{path}`{}: {source}", .line.map(|line| format!(", line {line}")).unwrap_or_default())]
     File {
         /// The file.
@@ -108,10 +108,10 @@ impl Actionable for RulesError {
 
 impl SeverityConfig {
     /// The rules as they are now; reads `rules_file`. Sources with the same rules share them: compiled, they take more
-    /// memory than all else of an idle tenant.
+    /// memory than the rest of an idle tenant.
     ///
     /// # Errors
-    /// The file cannot be read, or a rule of it or of `rules` is not one.
+    /// The file cannot be read, or a rule in it or in `rules` is invalid.
     pub fn load(&self) -> Result<Arc<Rules>, RulesError> {
         let mut changes = Vec::new();
         if let Some(path) = &self.rules_file {
@@ -133,7 +133,7 @@ impl SeverityConfig {
     }
 }
 
-/// What rules are compiled from.
+/// The inputs from which rules are compiled.
 #[derive(PartialEq)]
 struct Inputs {
     refine: bool,
@@ -141,10 +141,10 @@ struct Inputs {
     changes: Vec<toml::Table>,
 }
 
-/// The rules some source holds. Gone with their last source.
+/// The rules that some source uses. Removed with their last source.
 static IN_USE: Mutex<Vec<(Inputs, Weak<Rules>)>> = Mutex::new(Vec::new());
 
-/// The changes of a file, each held against the built-in rules and those before it.
+/// The changes of a file, each checked against the built-in rules and those before it.
 fn read_rules(path: &Path, refine: bool) -> Result<Vec<toml::Table>, RulesError> {
     let unreadable = |source| RulesError::Unreadable { path: path.to_owned(), source };
     let bytes = std::fs::read(path).map_err(unreadable)?;

@@ -1,4 +1,4 @@
-//! `type = "m365_audit"`: one tenant's feed, as the operator writes it.
+//! `type = "m365_audit"`: the configuration of one tenant's feed.
 //!
 //! Every key's type, default, range, example and text is declared here and nowhere else: the checker, the JSON
 //! Schema, `plugin.toml` and `docs/configuration.md` are all derived from [`SourceConfig`].
@@ -23,10 +23,10 @@ use super::secret::Secret;
 use super::severity::SeverityConfig;
 use crate::model::{ContentType, NotAGuid, TenantId, Timestamp, is_guid};
 
-/// The word in `type` of a source, and this source's name to every host.
+/// The value of `type` of a source, and this source's name to every host.
 pub const SOURCE_TYPE: &str = "m365_audit";
 
-/// Microsoft keeps content for seven days; nothing older can be listed.
+/// Microsoft keeps content for seven days; older content cannot be listed.
 const RETENTION_SECS: u64 = 7 * 24 * 60 * 60;
 
 /// One tenant's audit log: which tenant, how to sign in, what to read and how fast.
@@ -54,7 +54,7 @@ pub struct SourceConfig {
     )]
     pub client_id: Option<String>,
 
-    /// How to sign in. Exactly this way is tried; nothing is guessed and nothing is fallen back to.
+    /// How to sign in. Only this method is tried, without guesses and fallbacks.
     #[serde(default)]
     #[schemars(example = &"certificate")]
     pub auth: AuthMethod,
@@ -71,16 +71,17 @@ pub struct SourceConfig {
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/client_secret")]
     pub client_secret_file: Option<PathBuf>,
 
-    /// When the client secret ends, as Entra showed it when the secret was made. Nothing else tells: with it, a log
-    /// line a day, `check` and `m365_audit_credential_expiry_timestamp_seconds` warn from 30 days before.
+    /// When the client secret expires, as Entra showed it when the secret was created. There is no other way to know
+    /// it. With this key, a log line a day, `check` and `m365_audit_credential_expiry_timestamp_seconds` warn from 30
+    /// days before.
     #[serde_as(as = "Option<DisplayFromStr>")]
     #[serde(default)]
     #[schemars(with = "String", extend("format" = "date", "x-expected" = "a date such as `2027-01-31`"), example = &"2027-01-31")]
     pub client_secret_expires: Option<jiff::civil::Date>,
 
     /// The client certificate of `auth = "certificate"`: PEM (alone, or with its key), or PFX (PKCS#12). An RSA key of
-    /// 2048 to 4096 bits. It is read again for each sign-in, so a file that is replaced is used by itself, and its end
-    /// is told from 30 days before.
+    /// 2048 to 4096 bits. It is read again for each sign-in, so a replaced file takes effect without a restart, and its
+    /// expiry is reported from 30 days before.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/client.pem")]
     pub certificate_file: Option<PathBuf>,
@@ -90,12 +91,12 @@ pub struct SourceConfig {
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/client.key")]
     pub key_file: Option<PathBuf>,
 
-    /// What opens an encrypted key or a PFX.
+    /// The passphrase of an encrypted key or a PFX.
     #[serde(default)]
     #[schemars(with = "String", extend("format" = "password", "writeOnly" = true), example = &"${M365_KEY_PASSPHRASE}")]
     pub key_passphrase: Option<Secret>,
 
-    /// A file that holds it, alone.
+    /// A file that holds only the passphrase.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/key_passphrase")]
     pub key_passphrase_file: Option<PathBuf>,
@@ -105,13 +106,13 @@ pub struct SourceConfig {
     #[schemars(example = &"rs256")]
     pub assertion_algorithm: AssertionAlgorithm,
 
-    /// The audience of the certificate's assertion. Default: the address of the token end point that is asked. Needed
-    /// where `authority_url` is a proxy in front of Microsoft's.
+    /// The audience of the certificate's assertion. Default: the address of the token end point in use. Needed if
+    /// `authority_url` is a proxy in front of Microsoft's.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), example = &"https://login.microsoftonline.com/7f3c0a1e-5b1d-4a54-9a0e-2f0d6c1b8e55/oauth2/v2.0/token")]
     pub assertion_audience: Option<String>,
 
-    /// The token of an outside issuer for `auth = "federated_token"` (workload identity federation). Whoever issues it
+    /// The token of an outside issuer for `auth = "federated_token"` (workload identity federation). Its issuer
     /// replaces the file; it is read again for each sign-in. Kubernetes with Azure Workload Identity puts its path into
     /// the environment: write `${AZURE_FEDERATED_TOKEN_FILE}`, and `${AZURE_CLIENT_ID}`, `${AZURE_TENANT_ID}` likewise.
     #[serde(default)]
@@ -124,21 +125,21 @@ pub struct SourceConfig {
     #[schemars(example = &"app_service")]
     pub managed_identity_host: IdentityHost,
 
-    /// The end point's address. `imds` has one of its own; the others are given in the environment: write
+    /// The end point's address. `imds` has a default; for the others it is in the environment: write
     /// `${IDENTITY_ENDPOINT}`.
     #[serde_as(as = "Option<DisplayFromStr>")]
     #[serde(default)]
     #[schemars(with = "String", extend("format" = "uri"), example = &"${IDENTITY_ENDPOINT}")]
     pub managed_identity_url: Option<Url>,
 
-    /// What `app_service` wants to see in `X-IDENTITY-HEADER`: write `${IDENTITY_HEADER}`.
+    /// The value that `app_service` expects in `X-IDENTITY-HEADER`: write `${IDENTITY_HEADER}`.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1),
         extend("format" = "password", "writeOnly" = true), example = &"${IDENTITY_HEADER}")]
     pub managed_identity_header: Option<Secret>,
 
     /// The content types to read. `DLP.All` needs the permission `ActivityFeed.ReadDlp` beside `ActivityFeed.Read`;
-    /// without it that one type is parked and the others go on.
+    /// without it that one type is parked and the others continue.
     #[serde_as(as = "Vec<DisplayFromStr>")]
     #[serde(default = "default_content_types")]
     #[schemars(schema_with = "content_types_schema")]
@@ -164,7 +165,7 @@ pub struct SourceConfig {
     #[schemars(range(min = 0, max = RETENTION_SECS), example = 604800)]
     pub backfill_secs: u64,
 
-    /// How far before the position each poll lists again, in seconds, to find content that became listable late.
+    /// How far before the position each poll lists again, in seconds, to find content that became available late.
     #[serde(default = "default_overlap_secs")]
     #[schemars(range(min = 0, max = 86400), example = 21600)]
     pub overlap_secs: u64,
@@ -179,31 +180,31 @@ pub struct SourceConfig {
     #[schemars(example = &"1.1.0")]
     pub ocsf_version: OcsfVersion,
 
-    /// Whose names records of `format = "ecs"` have.
+    /// The field names of records of `format = "ecs"`.
     #[serde(default)]
     #[schemars(example = &"elastic-o365")]
     pub ecs_profile: EcsProfile,
 
-    /// The form of the original event inside a record of `format = "native"`. The other formats have a text of their
-    /// own for it; `none` leaves that out, too.
+    /// The form of the original event inside a record of `format = "native"`. The other formats have their own text
+    /// member for it; `none` leaves that out, too.
     #[serde(default)]
     #[schemars(example = &"string")]
     pub raw: RawForm,
 
     /// Leave out routine events (file reads and mailbox item reads) unless data loss prevention has flagged the item,
-    /// before or after it was read: see `hold_secs`. What is left out is counted in `m365_audit_dropped_events_total`.
+    /// before or after it was read: see `hold_secs`. Dropped events are counted in `m365_audit_dropped_events_total`.
     #[serde(default = "default_drop_routine")]
     #[schemars(example = false)]
     pub drop_routine: bool,
 
-    /// Keep a routine read on disk until `DLP.All` and `Audit.General` are complete so many seconds past the time it was
-    /// made available, and ship it if data loss prevention flags the item until then. There is no
-    /// upper limit on the wait. A type that is not in `content_types`, or whose permission is missing, is not waited for.
+    /// Keep a routine read on disk until `DLP.All` and `Audit.General` are complete this many seconds past the time it
+    /// was made available, and deliver it if data loss prevention flags the item until then. There is no upper limit on
+    /// the wait. A type that is not in `content_types`, or whose permission is missing, is not waited for.
     #[serde(default = "default_hold_secs")]
     #[schemars(range(min = 0, max = RETENTION_SECS), example = 7200)]
     pub hold_secs: u64,
 
-    /// Bytes of routine reads kept so, compressed. Beyond it the oldest are shipped, marked `dlp.undetermined`.
+    /// Bytes of routine reads held this way, compressed. Above it the oldest are delivered, marked `dlp.undetermined`.
     #[serde(default = "default_hold_bytes_max")]
     #[schemars(range(min = 65_536, max = 1_099_511_627_776_u64), example = 1073741824)]
     pub hold_bytes_max: u64,
@@ -213,13 +214,13 @@ pub struct SourceConfig {
     #[schemars(range(min = 3600, max = 31_536_000), example = 7776000)]
     pub dlp_flag_secs: u64,
 
-    /// Flagged files, addresses and messages remembered (a file takes two). Beyond this number those flagged longest ago
-    /// are forgotten, and a warning says so.
+    /// Flagged files, addresses and messages remembered (a file takes two). Above this number the oldest flags are
+    /// removed, and a warning reports it.
     #[serde(default = "default_dlp_flags_max")]
     #[schemars(range(min = 1000, max = 10_000_000), example = 1000000)]
     pub dlp_flags_max: u64,
 
-    /// The organisation's own mail domains, for rules that tell inside from outside.
+    /// The organisation's own mail domains, for rules that distinguish internal from external.
     #[serde(default)]
     #[schemars(schema_with = "internal_domains_schema")]
     pub internal_domains: Vec<String>,
@@ -232,16 +233,16 @@ pub struct SourceConfig {
     #[serde(default)]
     pub heal: HealConfig,
 
-    /// Mask what data loss prevention found (`DetectedValues`: the matched secret and the text around it) in every
-    /// record, in `raw` too. Its type and count stay, and `raw_masked` says so. The same goes for what somebody asked an AI
-    /// application and what it answered (`Text`, `Content`, `Prompt`, `Response`, `Body`, `Answer` of `CopilotEventData` and
-    /// its `Messages`), where a record holds it.
+    /// Mask the values that data loss prevention found (`DetectedValues`: the matched secret and the text around it) in
+    /// every record, in `raw` too. Their type and count stay, and `raw_masked` is set. This also masks the prompts to
+    /// an AI application and its answers (`Text`, `Content`, `Prompt`, `Response`, `Body`, `Answer` of
+    /// `CopilotEventData` and its `Messages`), if a record has them.
     #[serde(default = "default_mask_detected_values")]
     #[schemars(example = false)]
     pub mask_detected_values: bool,
 
-    /// Members to mask beside that, as JSON pointers into the event; names are compared without case and `*` stands
-    /// for every element of a list. Texts become `[masked]`, numbers 0.
+    /// Further members to mask, as JSON pointers into the event; names are case-insensitive and `*` matches every
+    /// element of a list. Texts become `[masked]`, numbers 0.
     #[serde(default)]
     #[schemars(schema_with = "mask_schema")]
     pub mask: Vec<String>,
@@ -276,8 +277,8 @@ pub struct SourceConfig {
     #[schemars(with = "String", length(min = 1), example = &"https://manage.office.com")]
     pub audience: Option<String>,
 
-    /// Allow `api_url`, `authority_url` and `graph_url` over plain `http` to another machine. The client secret, the bearer token
-    /// and every event then cross the network readable by anyone on the way: for closed test networks only.
+    /// Allow `api_url`, `authority_url` and `graph_url` over plain `http` to another machine. The client secret, the
+    /// bearer token and every event then cross the network unencrypted: for closed test networks only.
     #[serde(default)]
     #[schemars(example = true)]
     pub allow_plain_http: bool,
@@ -287,15 +288,15 @@ pub struct SourceConfig {
     #[schemars(range(min = 0, max = 1_000_000), example = 500)]
     pub max_requests_per_minute: u32,
 
-    /// Bytes of events held before the host has confirmed them, a quarter of it for bodies being read; when they are
-    /// reached, fetching waits. All sources of a process together hold at most 128 MiB, or the greatest of these values,
-    /// and 1 MiB each.
+    /// Bytes of events held before the host has confirmed them, a quarter of it for bodies being read; when the limit
+    /// is reached, fetching waits. All sources of a process together hold at most 128 MiB, or the greatest of these
+    /// values, and 1 MiB each.
     #[serde(default = "default_in_flight_bytes_max")]
     #[schemars(range(min = 1_048_576, max = 68_719_476_736_u64), example = 67108864)]
     pub in_flight_bytes_max: u64,
 
-    /// Event keys kept to recognise duplicates, for 7 days each. Beyond this number duplicates pass; events are
-    /// never dropped for it.
+    /// Event keys kept to recognise duplicates, for 7 days each. Above this number duplicates may be delivered; events
+    /// are never dropped because of it.
     #[serde(default = "default_event_keys_max")]
     #[schemars(range(min = 0, max = 1_000_000_000), example = 50000000)]
     pub event_keys_max: u64,
@@ -321,14 +322,14 @@ pub struct SourceConfig {
     #[schemars(with = "String", extend("format" = "uri", "x-proxy" = true), example = &"http://proxy.example.com:3128")]
     pub proxy_url: Option<Url>,
 
-    /// Hosts reached without the proxy: names, domains (with all below them), addresses, networks, or `*`. Default:
+    /// Hosts reached without the proxy: names, domains (with their subdomains), addresses, networks, or `*`. Default:
     /// `NO_PROXY` of the environment. This machine and Azure's metadata service are always reached directly.
     #[serde(default)]
     #[schemars(schema_with = "no_proxy_schema")]
     pub no_proxy: Option<Vec<String>>,
 
-    /// A client certificate (PEM) for an `https` proxy that asks for one. It would be shown to any other server that
-    /// asks; Microsoft's do not.
+    /// A client certificate (PEM) for an `https` proxy that requests one. Any other server that requests one would get
+    /// it, too; Microsoft's do not.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/proxy-client.pem")]
     pub proxy_certificate_file: Option<PathBuf>,
@@ -434,7 +435,7 @@ fn internal_domains_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schem
     })
 }
 
-/// Reads a URL as it is and writes it with its user name and password masked.
+/// Reads a URL unchanged and writes it with its user name and password masked.
 struct WithoutPassword;
 
 impl SerializeAs<Url> for WithoutPassword {
@@ -503,7 +504,7 @@ impl SourceConfig {
         Duration::from_secs(self.poll_interval_secs)
     }
 
-    /// The client secret as it is now: the one written down, or what the file holds at this moment.
+    /// The current client secret: the configured one, or the present content of the file.
     ///
     /// # Errors
     /// The file cannot be read, is not text, or holds only blanks.
@@ -516,7 +517,7 @@ impl SourceConfig {
         }
     }
 
-    /// The address of the managed identity's end point: the one written down, else IMDS's own.
+    /// The address of the managed identity's end point: the configured one, else that of IMDS.
     #[doc(hidden)]
     pub fn managed_identity_url(&self) -> &str {
         self.managed_identity_url.as_ref().map_or(IMDS_URL, Url::as_str)
@@ -532,11 +533,11 @@ const IMDS_URL: &str = "http://169.254.169.254/metadata/identity/oauth2/token";
 /// The largest secret file read; Entra's secrets have some forty characters.
 const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Reads a file that holds a secret alone, in any encoding a Windows machine writes; blanks around it are ignored.
+/// Reads a file that holds only a secret, in any encoding that Windows programs write; blanks around it are ignored.
 pub(crate) fn read_secret_file(path: &Path) -> io::Result<Secret> {
     use io::Read;
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    // Room enough that it never moves: what moves leaves a copy behind.
+    // Enough capacity that the buffer never moves: a move would leave a copy of the secret in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_FILE_BYTES_MAX as usize + 1));
     let read = fs::File::open(path)?.take(SECRET_FILE_BYTES_MAX).read_to_end(&mut bytes)? as u64;
     if read == SECRET_FILE_BYTES_MAX {
@@ -605,8 +606,8 @@ impl Cloud {
         }
     }
 
-    /// Whether the audit search of Microsoft Graph is there: Microsoft's page "auditLogQuery" names the worldwide service
-    /// alone, which GCC uses as well.
+    /// Whether this cloud has the audit search of Microsoft Graph: Microsoft's page "auditLogQuery" names the worldwide
+    /// service alone, which GCC uses as well.
     #[doc(hidden)]
     pub const fn has_audit_search(self) -> bool {
         matches!(self, Self::Enterprise | Self::Gcc)
@@ -626,7 +627,7 @@ pub enum AuthMethod {
     /// `client_secret` or `client_secret_file`.
     #[default]
     ClientSecret,
-    /// `certificate_file`: a client certificate registered with the application; no secret is ever sent.
+    /// `certificate_file`: a client certificate registered with the application; the secret key is never sent.
     Certificate,
     /// `federated_token_file`: a token of an outside issuer that a federated credential of the application accepts.
     FederatedToken,
@@ -651,10 +652,10 @@ impl AuthMethod {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AssertionAlgorithm {
-    /// RSA-PSS, the certificate named by its SHA-256 (`x5t#S256`): what Microsoft asks for today.
+    /// RSA-PSS, the certificate named by its SHA-256 (`x5t#S256`): the form that Microsoft recommends today.
     #[default]
     Ps256,
-    /// RSA PKCS#1, the certificate named by its SHA-1 (`x5t`), for authorities that know nothing newer.
+    /// RSA PKCS#1, the certificate named by its SHA-1 (`x5t`), for older authorities.
     Rs256,
 }
 

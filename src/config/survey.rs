@@ -1,5 +1,5 @@
-//! A configuration as commands see it that change it: every source with the place where it is declared, whatever is wrong
-//! with it.
+//! A configuration for the commands that change it: every source with the place of its declaration, even if the
+//! configuration has problems.
 
 use std::path::{Path, PathBuf};
 
@@ -14,15 +14,15 @@ use super::problem::{ConfigError, Problem};
 use super::read::{Outputs, placed, read_root, tenant_of};
 use super::tenants;
 
-/// What stands in place of a variable that is not set, where that is no problem.
+/// The placeholder for an unset variable, where that is allowed.
 const UNSET: &str = "unset-";
 
-/// What a configuration declares, whatever is wrong with it.
+/// The declarations of a configuration, even if it has problems.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// Every source, tenants of templates each on its own, in the order of their names.
     pub declared: Vec<Declared>,
-    /// Names of the sources that are templates, or, without a tenant of their own, can only be one.
+    /// Names of the sources that are templates, or can only be templates since they have no tenant of their own.
     pub templates: Vec<String>,
     /// The folder of `tenants_dir`.
     pub tenants_dir: Option<PathBuf>,
@@ -30,18 +30,18 @@ pub struct Survey {
     pub data_dir: PathBuf,
     /// `control_socket`.
     pub control_socket: Option<PathBuf>,
-    /// All that is wrong.
+    /// All problems.
     pub problems: Vec<Problem>,
 }
 
-/// A source, and where it is declared.
+/// A source, and the place of its declaration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declared {
     /// Its name, `<template>.<tenant>` for a tenant of a template.
     pub name: String,
     /// The template.
     pub template: Option<String>,
-    /// The tenant's id as it is written.
+    /// The tenant's id as written.
     pub tenant_id: String,
     /// The file.
     pub file: PathBuf,
@@ -61,7 +61,7 @@ fn templates(root: &Table) -> Vec<String> {
 /// The sources of a table whose variables are replaced.
 fn declared(root: &Table, origins: &Origins, config: &Path) -> Vec<Declared> {
     let mut all = Vec::new();
-    // Only the names: what is wrong is found where it is read.
+    // Only the names: problems are found when the sources are read.
     let mut aside = Findings::default();
     for (name, table) in root.get("sources").and_then(Value::as_table).into_iter().flatten() {
         let Some(table) = table.as_table() else { continue };

@@ -9,10 +9,10 @@ use super::Issue;
 
 /// Appends each record as one line of JSON to a file that an agent tails.
 ///
-/// Most agents stop, cut or drop at a line longer than 8 KiB to 1 MiB unless they are told otherwise: `docs/hosts/tail.md`
-/// has the setting of each. A record counts as delivered once it is written and fsynced, so a crash of this program costs nothing. With `rotate_bytes` or
-/// `rotate_secs` the file is renamed to `<path>.<time>` when it is full or old, and a new one begun; it is never
-/// truncated. Renamed files stay unless `keep` is set.
+/// By default most agents stop at, truncate or drop a line longer than 8 KiB to 1 MiB: `docs/hosts/tail.md` has the
+/// setting of each. A record counts as delivered once it is written and fsynced, so a crash of this program loses no
+/// record. With `rotate_bytes` or `rotate_secs` the file is renamed to `<path>.<time>` when it is full or old, and a
+/// new one is begun; it is never truncated. Renamed files stay unless `keep` is set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileConfig {
     /// The file to append to. It is created with mode 0600, and its directory with it, when it does not exist.
@@ -25,8 +25,8 @@ pub struct FileConfig {
     #[schemars(range(min = 4096, max = 1_099_511_627_776_u64), example = 104857600)]
     pub rotate_bytes: Option<u64>,
 
-    /// Seconds after its first record when the file is renamed and a new one begun. Looked at when records come:
-    /// a quiet file stays as it is.
+    /// Seconds after its first record when the file is renamed and a new one begun. Checked when records arrive: a file
+    /// without new records stays as it is.
     #[serde(default)]
     #[schemars(range(min = 1, max = 31_536_000), example = 86400)]
     pub rotate_secs: Option<u64>,

@@ -11,12 +11,13 @@ use crate::config::secret::Secret;
 /// Sends records by the Fluent Forward protocol: to Fluentd, Fluent Bit, Vector's `fluent` source and the
 /// Collector's `fluentforward` receiver.
 ///
-/// A frame's records are confirmed when the receiver acknowledges its `chunk`, for as much as the receiver means by
-/// it. Anything else (another id, an empty map, a closed connection, no answer in time) is tried again for ever with
-/// the same bytes, on the next server of the list.
+/// A frame's records are confirmed when the receiver acknowledges its `chunk`; how durable that is depends on the
+/// receiver. After anything else (another id, an empty map, a closed connection, no answer in time) the sink retries
+/// for ever with the same bytes, on the next server of the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FluentForwardConfig {
-    /// The receivers, `host:port`, in the order they are tried. A connection is to one until that fails, then to the next.
+    /// The receivers, `host:port`, in the order they are tried. The sink connects to one until that fails, then to the
+    /// next.
     #[schemars(schema_with = "servers_schema")]
     pub servers: Vec<String>,
 
@@ -25,8 +26,9 @@ pub struct FluentForwardConfig {
     #[schemars(length(min = 1), example = &"m365.contoso")]
     pub tag: String,
 
-    /// Keep a record's own `timestamp`, a text, although the time of its entry says the same. Vector's `fluent` source
-    /// has one place for both and takes the text: with `false` it gets the time as a time. Nothing else is left out.
+    /// Keep a record's own `timestamp`, a text, although the time of its entry has the same value. Vector's `fluent`
+    /// source has one field for both and uses the text: with `false` it gets the time as a time. No other member is
+    /// left out.
     #[serde(default = "default_keep_timestamp")]
     #[schemars(example = false)]
     pub keep_timestamp: bool,
@@ -37,7 +39,7 @@ pub struct FluentForwardConfig {
     pub compression: ForwardCompression,
 
     /// Ask for an acknowledgement of every frame. Without it records count as delivered once they are written to the
-    /// connection, and what the network or the receiver loses is lost.
+    /// connection, and records that the network or the receiver loses are lost.
     #[serde(default = "default_require_ack")]
     #[schemars(example = false)]
     pub require_ack: bool,
@@ -48,9 +50,8 @@ pub struct FluentForwardConfig {
     #[schemars(range(min = 1, max = 3600), example = 60)]
     pub ack_timeout_secs: u64,
 
-    /// Bytes of a frame, before compression. Fluent Bit resets the connection at frames over 6 MB
-    /// (`buffer_max_size`), Fluentd drops those over its `chunk_size_limit` without a word. A single record that is
-    /// larger is set aside.
+    /// Bytes of a frame, before compression. Fluent Bit resets the connection at frames over 6 MB (`buffer_max_size`),
+    /// Fluentd silently drops those over its `chunk_size_limit`. A single record that is larger is set aside.
     #[serde(default = "default_frame_bytes_max")]
     #[schemars(range(min = 65_536, max = 67_108_864), example = 1048576)]
     pub frame_bytes_max: usize,
@@ -71,7 +72,7 @@ pub struct FluentForwardConfig {
     pub frames_in_flight_max: usize,
 
     /// The secret shared with the receiver (`<security>` of Fluentd, `shared_key` of Fluent Bit). With it each side
-    /// proves to the other that it knows it before any record is sent.
+    /// proves its knowledge of the secret before any record is sent.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), extend("format" = "password", "writeOnly" = true), example = &"${FORWARD_SHARED_KEY}")]
     pub shared_key: Option<Secret>,
@@ -87,7 +88,7 @@ pub struct FluentForwardConfig {
     #[schemars(with = "String", length(min = 1), example = &"collector-1")]
     pub self_hostname: Option<String>,
 
-    /// User name, where the receiver asks for one beside the shared key.
+    /// User name, if the receiver requires one beside the shared key.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), example = &"m365")]
     pub username: Option<String>,
@@ -112,8 +113,9 @@ pub struct FluentForwardConfig {
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
     pub ca_file: Option<PathBuf>,
 
-    /// A PEM file with the certificate to show to a receiver that asks for one (mutual TLS), and behind it those between
-    /// it and its authority. It is read again for every connection, so a file that is replaced is used by itself.
+    /// A PEM file with the certificate to present to a receiver that requests one (mutual TLS), followed by its
+    /// intermediate certificates. It is read again for every connection, so a replaced file takes effect without a
+    /// restart.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
     pub client_certificate_file: Option<PathBuf>,
@@ -170,7 +172,7 @@ impl FluentForwardConfig {
         issues
     }
 
-    /// The files its TLS is made of.
+    /// The files of its TLS.
     pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
         TlsFiles {
             ca_file: self.ca_file.as_deref(),
@@ -215,7 +217,7 @@ const fn default_require_ack() -> bool {
     true
 }
 
-/// What Fluentd's own client waits (`ack_response_timeout`).
+/// The wait of Fluentd's own client (`ack_response_timeout`).
 const fn default_ack_timeout_secs() -> u64 {
     190
 }

@@ -11,10 +11,11 @@ use super::{Issue, TlsFiles, exclusive, readable};
 use crate::config::secret::Secret;
 use crate::config::transport::is_loopback;
 
-/// Writes each record as one message to a Kafka topic: Apache Kafka, Azure Event Hubs, and what else speaks its protocol.
+/// Writes each record as one message to a Kafka topic: Apache Kafka, Azure Event Hubs, and other brokers with its
+/// protocol.
 ///
-/// A record counts as delivered when the broker has acknowledged it for all in-sync replicas (`acks=all`); the producer is
-/// idempotent, so that what the client repeats by itself is there once. Only builds with the feature `kafka` have this
+/// A record counts as delivered when the broker has acknowledged it for all in-sync replicas (`acks=all`); the producer
+/// is idempotent, so that the client's own retries cause no duplicates. Only builds with the feature `kafka` have this
 /// sink: the packages and the image do. Needs Kafka 1.0 or newer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KafkaConfig {
@@ -22,11 +23,11 @@ pub struct KafkaConfig {
     #[schemars(schema_with = "brokers_schema")]
     pub brokers: Vec<String>,
 
-    /// The topic. It must exist, unless the brokers make topics by themselves.
+    /// The topic. It must exist, unless the brokers create topics automatically.
     #[schemars(length(min = 1, max = 249), example = &"m365-audit")]
     pub topic: String,
 
-    /// What a message has as its key, which also chooses its partition.
+    /// The key of a message, which also chooses its partition.
     #[serde(default)]
     #[schemars(example = &"tenant")]
     pub key: KafkaKey,
@@ -43,8 +44,8 @@ pub struct KafkaConfig {
     #[schemars(range(min = 1024, max = 8_388_608), example = 262144)]
     pub batch_bytes_max: usize,
 
-    /// Seconds after which the sink says that it has no acknowledgement. Nothing is sent again because of it: the messages
-    /// stay on their way, for as long as it takes.
+    /// Seconds after which the sink reports that it has no acknowledgement. It does not send the messages again: they
+    /// stay in flight for as long as it takes.
     #[serde(default = "default_timeout_secs")]
     #[schemars(range(min = 1, max = 3600), example = 60)]
     pub timeout_secs: u64,
@@ -64,7 +65,7 @@ pub struct KafkaConfig {
     #[schemars(with = "String", length(min = 1), extend("format" = "password", "writeOnly" = true), example = &"${KAFKA_PASSWORD}")]
     pub password: Option<Secret>,
 
-    /// A file that holds the password alone. It is read again when the brokers refuse the one that was read before.
+    /// A file that holds the password alone. It is read again when the brokers refuse the former password.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/kafka_password")]
     pub password_file: Option<PathBuf>,
@@ -79,8 +80,8 @@ pub struct KafkaConfig {
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
     pub ca_file: Option<PathBuf>,
 
-    /// A PEM file with the certificate to show to brokers that ask for one (mutual TLS), and behind it those between it
-    /// and its authority. It is read again when no broker can be reached with the one that was read before.
+    /// A PEM file with the certificate to present to brokers that request one (mutual TLS), followed by its
+    /// intermediate certificates. It is read again when no broker can be reached with the former one.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
     pub client_certificate_file: Option<PathBuf>,
@@ -91,12 +92,11 @@ pub struct KafkaConfig {
     pub client_key_file: Option<PathBuf>,
 }
 
-/// What a message has as its key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KafkaKey {
-    /// The event's id, by which a consumer or a compacted topic knows a record that came twice. A record without one, as
-    /// that of a gap, has a digest of itself.
+    /// The event's id, by which a consumer or a compacted topic recognises a repeated record. A record without one,
+    /// such as that of a gap, gets a digest of itself.
     #[default]
     EventId,
     /// The tenant's id: all records of a tenant are in one partition.
@@ -110,7 +110,7 @@ pub enum KafkaCompression {
     /// Not at all.
     #[default]
     None,
-    /// With gzip, the only one that Azure Event Hubs takes.
+    /// With gzip, the only one that Azure Event Hubs accepts.
     Gzip,
     /// With Snappy.
     Snappy,
@@ -179,7 +179,7 @@ impl KafkaConfig {
         issues
     }
 
-    /// Whether all brokers it begins with are on this machine.
+    /// Whether all configured brokers are on this machine.
     fn is_local(&self) -> bool {
         self.brokers
             .iter()
@@ -187,7 +187,7 @@ impl KafkaConfig {
             .all(|url| is_loopback(&url))
     }
 
-    /// The files its TLS is made of.
+    /// The files of its TLS.
     pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
         TlsFiles {
             ca_file: self.ca_file.as_deref(),
@@ -211,7 +211,7 @@ fn brokers_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
-/// A little under what a topic takes by default.
+/// A little under the default limit of a topic.
 const fn default_batch_bytes_max() -> usize {
     1_000_000
 }

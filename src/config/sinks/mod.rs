@@ -1,6 +1,6 @@
 //! The sink types of the embedded host: one file each, and one line in the table below.
 //!
-//! This is what an operator writes about a sink; what a sink does lives with the embedded host.
+//! This is the configuration of sinks; their behaviour is in the modules of the embedded host.
 
 mod file;
 mod fluent_forward;
@@ -38,14 +38,14 @@ use super::secret::Secret;
 pub struct SinkEntry {
     /// Names of the sources this sink receives, without repetition; never empty.
     pub inputs: Vec<String>,
-    /// What of their records it gets.
+    /// Which of their records it gets.
     #[serde(flatten)]
     pub selection: SelectionConfig,
     /// The sink itself.
     pub sink: SinkConfig,
 }
 
-/// One sink type: what the checker, the schema and the reference page need of it.
+/// One sink type, as the checker, the schema and the reference page need it.
 pub(crate) struct SinkKind {
     /// The word in `type`.
     pub name: &'static str,
@@ -59,7 +59,7 @@ pub(crate) struct SinkKind {
 
 macro_rules! sinks {
     ($($variant:ident($config:ty) = $name:literal, $doc:literal;)*) => {
-        /// What a sink is, by its `type`.
+        /// The configuration of a sink, by its `type`.
         #[derive(Debug, Clone, PartialEq, Serialize)]
         #[serde(tag = "type")]
         pub enum SinkConfig {
@@ -71,7 +71,7 @@ macro_rules! sinks {
         }
 
         impl SinkConfig {
-            /// What is wrong between several of its keys, which the schema cannot say.
+            /// Problems across several of its keys, which the schema cannot express.
             pub(super) fn issues(&self) -> Vec<Issue> {
                 match self {
                     $(Self::$variant(config) => config.issues(),)*
@@ -129,14 +129,14 @@ impl SinkConfig {
 
 const MIB: usize = 1024 * 1024;
 
-/// One thing that is wrong with a sink, beyond what its schema says.
+/// One problem of a sink that its schema cannot express.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Issue {
     /// The key, without the sink's own.
     pub key: &'static str,
     /// What was expected.
     pub expected: String,
-    /// How to mend it.
+    /// The remedy.
     pub hint: Option<&'static str>,
 }
 
@@ -146,7 +146,7 @@ impl Issue {
     }
 }
 
-/// How a sink proves to its receiver who it is: by nothing, a user name and password, or a bearer token.
+/// How a sink authenticates to its receiver: not at all, with a user name and password, or with a bearer token.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Credentials<'a> {
     pub username: Option<&'a str>,
@@ -192,7 +192,7 @@ impl Credentials<'_> {
     }
 }
 
-/// The files that the TLS of a network sink is made of. What is in them is looked at where connections are made.
+/// The files of a network sink's TLS. Their content is checked when connections are made.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
 pub(crate) struct TlsFiles<'a> {
@@ -202,7 +202,7 @@ pub(crate) struct TlsFiles<'a> {
 }
 
 impl TlsFiles<'_> {
-    /// `wanted`: what to write for connections with TLS, where this sink makes them without.
+    /// `wanted`: the setting that enables TLS, if this sink connects without it.
     fn issues(&self, wanted: Option<&str>) -> Vec<Issue> {
         let mut issues = Vec::new();
         if let (None, Some(_)) = (self.client_certificate_file, self.client_key_file) {

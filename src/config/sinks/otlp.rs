@@ -13,11 +13,11 @@ use crate::config::secret::Secret;
 
 /// Sends records as OpenTelemetry logs, over gRPC or HTTP with protobuf.
 ///
-/// Success confirms a request's records, for as much as the receiver means by it: a Collector answers when its next
-/// component has them, which by default is a queue in memory (`docs/hosts/otel-collector.md` names the settings that
-/// make it disk). What is refused is sent again for ever, in smaller parts where the answer speaks of the records. A
-/// record is set aside only when it is refused alone, again and again, while others are taken; a receiver that rejects
-/// everything is held back instead.
+/// Success confirms a request's records; how durable that is depends on the receiver. A Collector answers when its next
+/// component has them, which by default is a queue in memory (`docs/hosts/otel-collector.md` names the settings for a
+/// queue on disk). Refused requests are sent again for ever, in smaller parts if the answer concerns the records. A
+/// record is set aside only when it is refused by itself repeatedly while others are accepted; if a receiver rejects
+/// everything, its records wait instead.
 #[serde_as]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OtlpConfig {
@@ -82,7 +82,7 @@ pub struct OtlpConfig {
     #[schemars(range(min = 0, max = 60), example = 5)]
     pub batch_age_secs: u64,
 
-    /// Requests under way at the same time.
+    /// Requests in flight at the same time.
     #[serde(default = "default_requests_in_flight_max")]
     #[schemars(range(min = 1, max = 64), example = 8)]
     pub requests_in_flight_max: usize,
@@ -98,8 +98,9 @@ pub struct OtlpConfig {
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
     pub ca_file: Option<PathBuf>,
 
-    /// A PEM file with the certificate to show to a receiver that asks for one (mutual TLS), and behind it those between
-    /// it and its authority. It is read again for every connection, so a file that is replaced is used by itself.
+    /// A PEM file with the certificate to present to a receiver that requests one (mutual TLS), followed by its
+    /// intermediate certificates. It is read again for every connection, so a replaced file takes effect without a
+    /// restart.
     #[serde(default)]
     #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
     pub client_certificate_file: Option<PathBuf>,
@@ -144,7 +145,7 @@ impl OtlpConfig {
         issues
     }
 
-    /// The files its TLS is made of.
+    /// The files of its TLS.
     pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
         TlsFiles {
             ca_file: self.ca_file.as_deref(),
@@ -153,7 +154,7 @@ impl OtlpConfig {
         }
     }
 
-    /// How requests prove who sends them.
+    /// How requests authenticate.
     pub(crate) fn credentials(&self) -> Credentials<'_> {
         Credentials {
             username: self.username.as_deref(),

@@ -1,4 +1,4 @@
-//! What of its sources' records a sink gets: keys that every sink has, whatever its type.
+//! Which of its sources' records a sink gets: the keys that every sink type has.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,35 +6,37 @@ use serde::{Deserialize, Serialize};
 use super::Issue;
 use crate::config::record_schema::{CATEGORIES, SEVERITIES};
 
-/// What goes to a sink.
+/// The selection of records for a sink.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SelectionConfig {
-    /// The least severity of the events that go here. What is left out here counts as delivered here, and goes to the
-    /// other sinks of its source all the same. Records of ours (`m365_audit.gap`, `m365_audit.bad_blob`) always go.
+    /// The minimum severity of the events for this sink. An event that is left out counts as delivered here, and still
+    /// goes to the other sinks of its source. Records of this program (`m365_audit.gap`, `m365_audit.bad_blob`) are
+    /// always sent.
     #[serde(default)]
     #[schemars(schema_with = "min_severity_schema")]
     pub min_severity: Option<String>,
 
-    /// Only events of these categories go here. Default: of all.
+    /// Only events of these categories go to this sink. Default: all.
     #[serde(default)]
     #[schemars(schema_with = "categories_schema")]
     pub categories: Vec<String>,
 
-    /// Only events of these types go here: `event_type` of the native format, whatever the format is, in any case; `*`
-    /// stands for any run of characters. Default: of all.
+    /// Only events of these types go to this sink: `event_type` of the native format, for every format,
+    /// case-insensitive; `*` matches any characters. Default: all.
     #[serde(default)]
     #[schemars(schema_with = "event_types_schema")]
     pub event_types: Vec<String>,
 
-    /// Bytes of a record's JSON beyond which it is set aside without being sent, alone, where the receiver would drop it
-    /// with its neighbours. `state show` lists it; `state retry` offers it again, after the limit was raised. Default: none.
+    /// The limit in bytes on a record's JSON. A larger record is set aside alone, without being sent, since the
+    /// receiver might drop it together with its neighbours. `state show` lists it; `state retry` offers it again, once
+    /// the limit is raised. Default: none.
     #[serde(default)]
     #[schemars(range(min = 1024, max = 1_073_741_824_u64), example = 262144)]
     pub record_bytes_max: Option<u64>,
 }
 
 impl SelectionConfig {
-    /// Event types that can match none, each with its place.
+    /// Patterns that can match no event type, each with its place.
     pub(in crate::config) fn issues(&self) -> Vec<(usize, Issue, String)> {
         let odd = |(place, text): (usize, &String)| {
             let meant = meant(text)?;
@@ -45,7 +47,7 @@ impl SelectionConfig {
     }
 }
 
-/// What was meant by a text that is no pattern of event types; `None` if it is one.
+/// The probable meaning of a text that is not a pattern of event types; `None` if it is one.
 fn meant(text: &str) -> Option<String> {
     let folded = |part: &str| {
         let mut slug = String::new();

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Writes each record as one line of JSON to standard output.
 ///
-/// A record counts as delivered once its bytes are flushed into the pipe: good for trying things out and for agents
-/// that start this program as a child. What the reader loses after that is lost.
+/// A record counts as delivered once its bytes are flushed into the pipe: for tests, and for agents that start this
+/// program as a child. Records that the reader loses after that are lost.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct StdoutConfig {}
 
