@@ -142,7 +142,7 @@ metrics_table! {
     SINK_FILTERED_TOTAL = Counter "m365_audit_sink_filtered_total" ["sink"] Kept "Records that are not for a sink of the embedded host (`min_severity`, `categories`, `event_types`); they count as delivered there.";
     SINK_OVERSIZED_TOTAL = Counter "m365_audit_sink_oversized_total" ["sink"] Kept "Records over `record_bytes_max` of a sink of the embedded host, set aside without being sent.";
     SINK_FILE_CUT_TOTAL = Counter "m365_audit_sink_file_cut_total" ["sink"] Kept "How often the file of a `file` sink was found shorter than it was left, or with other content.";
-    STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] Kept "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended, absent when none ever took so long.";
+    STATE_WAITING_SECONDS = Gauge "m365_audit_state_waiting_seconds" ["tenant"] Finer "How long a commit to the state store has been under way, once it takes longer than 10 seconds; 0 when it has ended.";
     READING_TENANTS = Gauge "m365_audit_reading_tenants" [] Kept "Tenants that read blobs now, at most `catch_up_tenants_max`.";
     WAITING_TENANTS = Gauge "m365_audit_waiting_tenants" [] Kept "Tenants that have blobs to read and wait for their turn.";
     TURN_WAITING_SECONDS = Gauge "m365_audit_turn_waiting_seconds" ["tenant"] Kept "How long a tenant has waited for its turn to read blobs; 0 when it has come, absent when it never had to wait.";

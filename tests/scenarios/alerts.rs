@@ -13,24 +13,24 @@ use std::time::Duration;
 use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::MetricsDetail;
 use m365_audit::host::{BatchBuilder, Delivery};
-use m365_audit::hosts::embedded::HealthReport;
 use m365_audit::hosts::embedded::completeness::Completeness;
 use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Served};
 use m365_audit::hosts::embedded::notebook::Notebook;
 use m365_audit::hosts::embedded::recorder::Recorder;
-use m365_audit::hosts::embedded::registry::Registry;
+use m365_audit::hosts::embedded::registry::{Entry, Registry};
 use m365_audit::hosts::embedded::sink::{BlockingSink, Written};
 use m365_audit::hosts::embedded::status::{Monitor, Recent};
+use m365_audit::hosts::embedded::{HealthReport, Standing};
 use m365_audit::hosts::file::{FILE_MODE, FileSink, Memory};
 use m365_audit::model::{ContentType, Timestamp};
 use m365_audit::severity::Severity;
 use m365_audit::sim::{CallKind, Fault, SimConfig, SubscriptionState};
-use m365_audit::source::aside;
+use m365_audit::source::{aside, backfill, heal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::host::Manner;
-use crate::world::{BEGIN, World, days, hours, mins};
+use crate::world::{BEGIN, SOURCE, World, days, hours, mins};
 
 /// What was scraped, minute by minute: the value of each series.
 type Minutes = Vec<BTreeMap<String, f64>>;
@@ -39,6 +39,8 @@ type Minutes = Vec<BTreeMap<String, f64>>;
 struct Scraped {
     _recorder: metrics::LocalRecorderGuard<'static>,
     address: SocketAddr,
+    report: watch::Sender<HealthReport>,
+    registry: Registry,
     minutes: Minutes,
 }
 
@@ -48,11 +50,12 @@ impl Scraped {
         let (recorder, recorded) = Recorder::new();
         let server = MetricsServer::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
-        let (_, report) = watch::channel(HealthReport::default());
+        let (report, reported) = watch::channel(HealthReport::default());
         let clock: Arc<dyn Clock> = SystemClock::new();
+        let registry = Registry::default();
         let served = Served {
-            monitor: Arc::new(Monitor::new(recorded, report, Recent::default(), clock.clone())),
-            registry: Registry::default(),
+            monitor: Arc::new(Monitor::new(recorded, reported, Recent::default(), clock.clone())),
+            registry: registry.clone(),
             completeness: Completeness::new(Arc::new(OnceLock::new()), clock.clone()),
             detail: MetricsDetail::Tenant,
             hosts: Vec::new(),
@@ -60,7 +63,7 @@ impl Scraped {
         };
         tokio::spawn(server.serve(served, clock, std::future::pending()));
         let recorder = metrics::set_default_local_recorder(Box::leak(Box::new(recorder)));
-        Self { _recorder: recorder, address, minutes: Vec::new() }
+        Self { _recorder: recorder, address, report, registry, minutes: Vec::new() }
     }
 
     async fn page(&self) -> String {
@@ -86,7 +89,26 @@ impl Scraped {
     async fn pass(&mut self, world: &World, minutes: usize) {
         for _ in 0..minutes {
             world.pass(mins(1)).await;
+            self.report_health(world);
             self.scrape().await;
+        }
+    }
+
+    /// As a host does; the page has the causes from it.
+    fn report_health(&self, world: &World) {
+        let standing = Standing { health: world.host.health(), since: world.now() };
+        self.report.send_modify(|report| drop(report.sources.insert(SOURCE.to_owned(), standing)));
+        if self.registry.entries().is_empty() {
+            let entry = Entry {
+                tenant: world.tenant.clone(),
+                content_types: Vec::new(),
+                max_requests_per_minute: 0,
+                counter: backfill::desk().0,
+                heal: heal::desk::desk().0,
+                backfill: None,
+                retries: aside::asking().0,
+            };
+            self.registry.put(SOURCE, entry);
         }
     }
 

@@ -47,6 +47,9 @@ pub const fn days(n: u64) -> Duration {
     hours(24 * n)
 }
 
+/// The source's name.
+pub const SOURCE: &str = "test";
+
 /// How all scenarios keep receipts, with one key.
 pub fn keeping() -> Keeping {
     static SIGNER: LazyLock<Arc<Signer>> =
@@ -209,7 +212,7 @@ impl World {
 
     fn source(&self) -> M365Audit {
         let config: SourceConfig = serde_json::from_value(self.config.clone()).expect("a configuration");
-        let source = M365Audit::new("test", config, Arc::new(self.clock.clone()));
+        let source = M365Audit::new(SOURCE, config, Arc::new(self.clock.clone()));
         let source = match self.heal_pages_max {
             Some(pages) => source.with_heal_pages_max(pages),
             None => source,
