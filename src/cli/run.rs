@@ -617,11 +617,11 @@ pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Res
             let sink = file::FileSink::open_remembering(&config.path, file::FILE_MODE, memory)?;
             Box::new(sink.rotating(rotation).into_sink())
         }
-        SinkConfig::Http(config) => Box::new(http::HttpSink::new(config, SystemClock::new())?),
+        SinkConfig::Http(config) => Box::new(http::sink(config, SystemClock::new())?),
         SinkConfig::FluentForward(config) => {
             Box::new(fluent_forward::FluentForwardSink::new(config, SystemClock::new())?)
         }
-        SinkConfig::Otlp(config) => Box::new(otlp::OtlpSink::new(config, SystemClock::new())?),
+        SinkConfig::Otlp(config) => Box::new(otlp::sink(config, SystemClock::new())?),
         #[cfg(feature = "kafka")]
         SinkConfig::Kafka(config) => Box::new(crate::hosts::kafka::KafkaSink::new(config, SystemClock::new())?),
         // Such a configuration is not valid in this build.

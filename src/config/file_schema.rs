@@ -53,7 +53,7 @@ pub(crate) fn sink_schema(kind: &SinkKind) -> Value {
 /// A sink's keys, `inputs` first, in the order for documentation.
 pub(crate) fn sink_keys(kind: &SinkKind) -> Vec<&'static str> {
     let selection = keys_of::<SelectionConfig>();
-    ["inputs"].iter().chain((kind.keys)()).chain(selection).copied().collect()
+    ["inputs"].iter().chain(&(kind.keys)()).chain(selection).copied().collect()
 }
 
 fn with_type(schema: &mut Value, name: &str) {
@@ -65,5 +65,22 @@ fn require(schema: &mut Value, key: &str) {
     match schema["required"].as_array_mut() {
         Some(keys) => keys.insert(0, json!(key)),
         None => schema["required"] = json!([key]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::SINK_KINDS;
+
+    #[test]
+    fn the_keys_that_are_shown_of_a_sink_are_those_of_its_schema() {
+        for kind in SINK_KINDS {
+            let mut shown = (kind.keys)();
+            shown.sort_unstable();
+            let schema = (kind.schema)().to_value();
+            let known: Vec<&String> =
+                schema["properties"].as_object().map(|keys| keys.keys().collect()).unwrap_or_default();
+            assert_eq!(shown, known, "{}", kind.name);
+        }
     }
 }

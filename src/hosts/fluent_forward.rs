@@ -87,7 +87,7 @@ impl FluentForwardSink {
             (true, Some(server)) => {
                 let why = || NetSinkError::Tls { to: server.clone(), why: "it is no host and port".into() };
                 let url = Url::parse(&format!("https://{server}")).map_err(|_| why())?;
-                let (mut tls, wire) = tls_config(config.tls_files(), &url, &clock)?;
+                let (mut tls, wire) = tls_config(&config.tls_files, &url, &clock)?;
                 tls.alpn_protocols.clear();
                 (Some(Arc::new(tls)), wire)
             }

@@ -23,7 +23,7 @@ use super::requests::{Exchange, Requests};
 use crate::clock::Clock;
 use crate::config::{HttpCompression, HttpConfig, HttpEncoding};
 use crate::host::Batch;
-use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
+use crate::hosts::embedded::sink::{Sink, Written};
 use crate::net::retry_after;
 
 /// Of the levels of zlib-rs on these records the one after which more work saves little: 8.3 us an event and 6.3 times
@@ -32,53 +32,23 @@ const GZIP_LEVEL: u32 = 3;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 
-/// The sink.
-pub struct HttpSink(Requests<Post>);
-
-impl HttpSink {
-    /// A sink as configured. Nothing is connected yet.
-    ///
-    /// # Errors
-    /// TLS cannot be set up.
-    pub fn new(config: &HttpConfig, clock: Arc<dyn Clock>) -> Result<Self, NetSinkError> {
-        let (client, wire) = http_client(config.tls_files(), &config.uri, &clock)?;
-        let post = Post {
-            client,
-            wire,
-            uri: config.uri.clone(),
-            encoding: config.encoding,
-            compression: config.compression,
-            identity: Identity::new(&config.headers, config.credentials()),
-            timeout: Duration::from_secs(config.timeout_secs),
-            clock,
-        };
-        let bounds = GroupBounds {
-            bytes: config.batch_bytes_max,
-            records: config.batch_records_max,
-            age: Duration::from_secs(config.batch_age_secs),
-            ..GroupBounds::default()
-        };
-        Ok(Self(Requests::new(post, bounds, config.requests_in_flight_max)))
-    }
-}
-
-#[async_trait]
-impl Sink for HttpSink {
-    fn bounds(&self) -> GroupBounds {
-        self.0.bounds()
-    }
-
-    fn beside(&self) -> Vec<Box<dyn Sink>> {
-        self.0.beside()
-    }
-
-    async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
-        self.0.write(batches).await
-    }
-
-    fn forget(&mut self, batches: &[Batch]) {
-        self.0.forget(batches);
-    }
+/// The sink as configured. Nothing is connected yet.
+///
+/// # Errors
+/// TLS cannot be set up.
+pub fn sink(config: &HttpConfig, clock: Arc<dyn Clock>) -> Result<impl Sink + use<>, NetSinkError> {
+    let (client, wire) = http_client(&config.tls_files, &config.uri, &clock)?;
+    let post = Post {
+        client,
+        wire,
+        uri: config.uri.clone(),
+        encoding: config.encoding,
+        compression: config.compression,
+        identity: Identity::new(&config.credentials),
+        timeout: Duration::from_secs(config.requests.timeout_secs),
+        clock,
+    };
+    Ok(Requests::new(post, config.batch_bytes_max, &config.requests))
 }
 
 struct Post {

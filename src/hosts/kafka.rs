@@ -56,7 +56,7 @@ impl KafkaSink {
             && let Some(to) = config.brokers.first().and_then(|to| Url::parse(&format!("https://{to}")).ok())
         {
             // The TLS that is spoken is OpenSSL's: this finds what is wrong with the files, as for every sink.
-            tls_config(config.tls_files(), &to, &clock)?;
+            tls_config(&config.tls_files, &to, &clock)?;
         }
         let password = Kept::of(config.password.as_ref(), config.password_file.as_deref());
         Ok(Self(Arc::new(Shared {
@@ -353,7 +353,12 @@ impl Shared {
     /// A digest of the files that secrets and certificates are read from; `None` where one cannot be read.
     fn files(&self) -> Option<blake3::Hash> {
         let config = &self.config;
-        let files = [&config.password_file, &config.ca_file, &config.client_certificate_file, &config.client_key_file];
+        let files = [
+            &config.password_file,
+            &config.tls_files.ca_file,
+            &config.tls_files.client_certificate_file,
+            &config.tls_files.client_key_file,
+        ];
         let mut hasher = blake3::Hasher::new();
         for file in files.into_iter().flatten() {
             hasher.update(blake3::hash(&std::fs::read(file).ok()?).as_bytes());
@@ -418,10 +423,10 @@ impl Shared {
             let read = |path: &PathBuf| {
                 std::fs::read(path).map_err(|error| format!("cannot read `{}`: {error}", path.display()))
             };
-            let ca = config.ca_file.as_ref().map(read).transpose()?;
+            let ca = config.tls_files.ca_file.as_ref().map(read).transpose()?;
             set("ssl.ca.pem", &trusted_pem(ca.as_deref())?);
-            if let Some(certificate) = &config.client_certificate_file {
-                let key = config.client_key_file.as_ref().unwrap_or(certificate);
+            if let Some(certificate) = &config.tls_files.client_certificate_file {
+                let key = config.tls_files.client_key_file.as_ref().unwrap_or(certificate);
                 set("ssl.certificate.location", &certificate.to_string_lossy());
                 set("ssl.key.location", &key.to_string_lossy());
             }

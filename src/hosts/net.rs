@@ -16,7 +16,7 @@ use super::no_answer::Wire;
 use crate::api::tls::tls;
 use crate::auth::SecretText;
 use crate::clock::Clock;
-use crate::config::{Credentials, Secret, TlsFiles, is_loopback, read_secret_file, secret_header};
+use crate::config::{RequestCredentials, Secret, TlsFiles, is_loopback, read_secret_file, secret_header};
 use crate::model::Actionable;
 use crate::net::{error_chain, excerpt, redact};
 
@@ -87,7 +87,7 @@ impl Actionable for NetSinkError {
 /// # Errors
 /// A file cannot be used.
 pub(crate) fn tls_config(
-    files: TlsFiles<'_>,
+    files: &TlsFiles,
     to: &Url,
     clock: &Arc<dyn Clock>,
 ) -> Result<(rustls::ClientConfig, Wire), NetSinkError> {
@@ -107,7 +107,7 @@ pub(crate) fn tls_config(
 /// # Errors
 /// One cannot.
 #[cfg(feature = "cli")]
-pub(crate) fn check(files: TlsFiles<'_>, to: &Url, clock: &Arc<dyn Clock>) -> Result<(), (&'static str, NetSinkError)> {
+pub(crate) fn check(files: &TlsFiles, to: &Url, clock: &Arc<dyn Clock>) -> Result<(), (&'static str, NetSinkError)> {
     server_side(files, to).map_err(|error| ("ca_file", error))?;
     match client_files(files) {
         None => Ok(()),
@@ -117,21 +117,21 @@ pub(crate) fn check(files: TlsFiles<'_>, to: &Url, clock: &Arc<dyn Clock>) -> Re
 }
 
 /// What is trusted.
-fn server_side(files: TlsFiles<'_>, to: &Url) -> Result<rustls::ClientConfig, NetSinkError> {
+fn server_side(files: &TlsFiles, to: &Url) -> Result<rustls::ClientConfig, NetSinkError> {
     let read =
         |path: &Path| std::fs::read(path).map_err(|source| NetSinkError::CaFile { path: path.to_owned(), source });
-    let ca = files.ca_file.map(read).transpose()?;
+    let ca = files.ca_file.as_deref().map(read).transpose()?;
     tls(ca.as_deref(), to).map_err(|why| NetSinkError::Tls { to: shown(to), why })
 }
 
-fn client_files(files: TlsFiles<'_>) -> Option<Files> {
-    let certificate = files.client_certificate_file?.to_owned();
-    Some(Files { certificate, key: files.client_key_file.map(Path::to_owned) })
+fn client_files(files: &TlsFiles) -> Option<Files> {
+    let certificate = files.client_certificate_file.clone()?;
+    Some(Files { certificate, key: files.client_key_file.clone() })
 }
 
 /// A client that follows no redirect and repeats nothing by itself.
 pub(crate) fn http_client(
-    files: TlsFiles<'_>,
+    files: &TlsFiles,
     to: &Url,
     clock: &Arc<dyn Clock>,
 ) -> Result<(reqwest::Client, Wire), NetSinkError> {
@@ -215,12 +215,12 @@ impl Presented {
 }
 
 impl Identity {
-    pub(crate) fn new(headers: &BTreeMap<String, Secret>, credentials: Credentials<'_>) -> Self {
+    pub(crate) fn new(credentials: &RequestCredentials) -> Self {
         Self {
-            headers: headers.clone(),
-            username: credentials.username.map(str::to_owned),
-            password: Kept::of(credentials.password, credentials.password_file),
-            token: Kept::of(credentials.bearer_token, credentials.bearer_token_file),
+            headers: credentials.headers.clone(),
+            username: credentials.username.clone(),
+            password: Kept::of(credentials.password.as_ref(), credentials.password_file.as_deref()),
+            token: Kept::of(credentials.bearer_token.as_ref(), credentials.bearer_token_file.as_deref()),
         }
     }
 
@@ -292,15 +292,13 @@ mod tests {
 
     #[test]
     fn secrets_are_presented_and_never_shown() {
-        let headers = BTreeMap::from([("X-Key".to_owned(), Secret::new("k3y-value"))]);
-        let credentials = Credentials {
-            username: Some("me"),
-            password: Some(&Secret::new("hunter2")),
-            password_file: None,
-            bearer_token: None,
-            bearer_token_file: None,
+        let credentials = RequestCredentials {
+            headers: BTreeMap::from([("X-Key".to_owned(), Secret::new("k3y-value"))]),
+            username: Some("me".into()),
+            password: Some(Secret::new("hunter2")),
+            ..RequestCredentials::default()
         };
-        let identity = Identity::new(&headers, credentials);
+        let identity = Identity::new(&credentials);
         let presented = identity.present().unwrap();
         assert_eq!(presented.headers[AUTHORIZATION], "Basic bWU6aHVudGVyMg==");
         assert_eq!(presented.headers["x-key"], "k3y-value");

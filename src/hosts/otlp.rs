@@ -39,7 +39,7 @@ use super::requests::{Exchange, Requests};
 use crate::clock::Clock;
 use crate::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
 use crate::host::Batch;
-use crate::hosts::embedded::sink::{GroupBounds, Sink, Written};
+use crate::hosts::embedded::sink::{Sink, Written};
 use crate::model::Timestamp;
 use crate::net::{error_chain, retry_after};
 
@@ -57,64 +57,34 @@ const GRPC_HEAD_BYTES: usize = 5;
 /// waits longer would be cut.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// The sink.
-pub struct OtlpSink(Requests<Export>);
-
-impl OtlpSink {
-    /// A sink as configured. Nothing is connected yet. Must be called on a tokio runtime.
-    ///
-    /// # Errors
-    /// TLS cannot be set up.
-    pub fn new(config: &OtlpConfig, clock: Arc<dyn Clock>) -> Result<Self, NetSinkError> {
-        let (transport, wire) = match config.protocol {
-            OtlpProtocol::Grpc => {
-                let (transport, wire) = GrpcTransport::new(config, &clock)?;
-                (Transport::Grpc(Box::new(transport)), wire)
+/// The sink as configured. Nothing is connected yet. Must be called on a tokio runtime.
+///
+/// # Errors
+/// TLS cannot be set up.
+pub fn sink(config: &OtlpConfig, clock: Arc<dyn Clock>) -> Result<impl Sink + use<>, NetSinkError> {
+    let (transport, wire) = match config.protocol {
+        OtlpProtocol::Grpc => {
+            let (transport, wire) = GrpcTransport::new(config, &clock)?;
+            (Transport::Grpc(Box::new(transport)), wire)
+        }
+        OtlpProtocol::Http => {
+            let mut url = config.endpoint.clone();
+            if url.path() == "/" {
+                url.set_path(HTTP_PATH);
             }
-            OtlpProtocol::Http => {
-                let mut url = config.endpoint.clone();
-                if url.path() == "/" {
-                    url.set_path(HTTP_PATH);
-                }
-                let (client, wire) = http_client(config.tls_files(), &url, &clock)?;
-                (Transport::Http(client, url), wire)
-            }
-        };
-        let export = Export {
-            transport,
-            wire,
-            gzip: config.compression == OtlpCompression::Gzip,
-            identity: Identity::new(&config.headers, config.credentials()),
-            timeout: Duration::from_secs(config.timeout_secs),
-            clock,
-        };
-        let bounds = GroupBounds {
-            bytes: config.batch_bytes_max,
-            records: config.batch_records_max,
-            age: Duration::from_secs(config.batch_age_secs),
-            ..GroupBounds::default()
-        };
-        Ok(Self(Requests::new(export, bounds, config.requests_in_flight_max)))
-    }
-}
-
-#[async_trait]
-impl Sink for OtlpSink {
-    fn bounds(&self) -> GroupBounds {
-        self.0.bounds()
-    }
-
-    fn beside(&self) -> Vec<Box<dyn Sink>> {
-        self.0.beside()
-    }
-
-    async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
-        self.0.write(batches).await
-    }
-
-    fn forget(&mut self, batches: &[Batch]) {
-        self.0.forget(batches);
-    }
+            let (client, wire) = http_client(&config.tls_files, &url, &clock)?;
+            (Transport::Http(client, url), wire)
+        }
+    };
+    let export = Export {
+        transport,
+        wire,
+        gzip: config.compression == OtlpCompression::Gzip,
+        identity: Identity::new(&config.credentials),
+        timeout: Duration::from_secs(config.requests.timeout_secs),
+        clock,
+    };
+    Ok(Requests::new(export, config.batch_bytes_max, &config.requests))
 }
 
 enum Transport {
@@ -144,7 +114,7 @@ impl GrpcTransport {
             "https" => {
                 let host = config.endpoint.host_str().unwrap_or_default().trim_matches(['[', ']']);
                 let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
-                let (tls, wire) = tls_config(config.tls_files(), &config.endpoint, clock)?;
+                let (tls, wire) = tls_config(&config.tls_files, &config.endpoint, clock)?;
                 (Some((tls, name)), wire)
             }
             _ => (None, Wire::default()),
@@ -431,17 +401,11 @@ pub fn encode(batch: &Batch, observed: Timestamp) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RequestCredentials;
 
     #[test]
     fn a_wait_in_the_details_is_the_receivers_own_word() {
-        let none = crate::config::Credentials {
-            username: None,
-            password: None,
-            password_file: None,
-            bearer_token: None,
-            bearer_token_file: None,
-        };
-        let presented = Identity::new(&Default::default(), none).present().unwrap();
+        let presented = Identity::new(&RequestCredentials::default()).present().unwrap();
         let info = RetryInfo { retry_delay: Some(RpcDuration { seconds: 3, nanos: 500_000_000 }) };
         let any = RpcAny { type_url: "type.googleapis.com/google.rpc.RetryInfo".into(), value: info.encode_to_vec() };
         let details = RpcStatus { code: 8, message: String::new(), details: vec![any] }.encode_to_vec();

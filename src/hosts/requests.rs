@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::config::RequestBounds;
 use crate::delivery::{Sink, Written};
 use crate::host::Batch;
 
@@ -68,7 +69,14 @@ pub(crate) struct Requests<E> {
 }
 
 impl<E: Exchange> Requests<E> {
-    pub(crate) fn new(exchange: E, bounds: GroupBounds, in_flight_max: usize) -> Self {
+    pub(crate) fn new(exchange: E, batch_bytes_max: usize, requests: &RequestBounds) -> Self {
+        let bounds = GroupBounds {
+            bytes: batch_bytes_max,
+            records: requests.batch_records_max,
+            age: Duration::from_secs(requests.batch_age_secs),
+            ..GroupBounds::default()
+        };
+        let in_flight_max = requests.requests_in_flight_max;
         Self { exchange: Arc::new(exchange), bounds, in_flight_max, bodies: Bodies::default() }
     }
 
@@ -160,7 +168,11 @@ pub(crate) mod tests {
                 packed: Mutex::default(),
                 sent: Mutex::default(),
             });
-            let mut requests = Requests::new(script.clone(), GroupBounds::default(), 2);
+            let mut requests = Requests::new(
+                script.clone(),
+                1024,
+                &RequestBounds { requests_in_flight_max: 2, ..RequestBounds::default() },
+            );
             let mut other = requests.beside().remove(0);
             let group = [batch(&["1"]), batch(&["2"])];
             assert_eq!(requests.write(&group).await, vec![refused; 2]);
@@ -175,7 +187,11 @@ pub(crate) mod tests {
         let answers = vec![Written::Rejected("no".into()), Written::refused("busy")];
         let script =
             Arc::new(Script { answers: Mutex::new(answers), packed: Mutex::default(), sent: Mutex::default() });
-        let mut requests = Requests::new(script.clone(), GroupBounds::default(), 1);
+        let mut requests = Requests::new(
+            script.clone(),
+            1024,
+            &RequestBounds { requests_in_flight_max: 1, ..RequestBounds::default() },
+        );
         let group = [batch(&["1"])];
         requests.write(&group).await;
         requests.forget(&group);

@@ -13,8 +13,7 @@ use m365_audit::hosts::embedded::selection::Selection;
 use m365_audit::hosts::embedded::sink::Sink;
 use m365_audit::hosts::embedded::{EmbeddedHost, SinkSpec};
 use m365_audit::hosts::fluent_forward::FluentForwardSink;
-use m365_audit::hosts::http::HttpSink;
-use m365_audit::hosts::otlp::OtlpSink;
+use m365_audit::hosts::{http, otlp};
 use m365_audit::model::{ContentType, TenantId, Timestamp};
 use m365_audit::severity::Severity;
 use m365_audit::sim::{Comparison, Delivered, GenerateSpec, Sim, SimConfig, SubscriptionState};
@@ -144,9 +143,9 @@ pub fn sink(table: &str, clock: &Arc<dyn Clock>) -> Box<dyn Sink> {
     );
     let config = Config::parse(&text, &|_| None).unwrap_or_else(|error| panic!("{error}"));
     match &config.sinks["out"].sink {
-        SinkConfig::Http(config) => Box::new(HttpSink::new(config, clock.clone()).unwrap()),
+        SinkConfig::Http(config) => Box::new(http::sink(config, clock.clone()).unwrap()),
         SinkConfig::FluentForward(config) => Box::new(FluentForwardSink::new(config, clock.clone()).unwrap()),
-        SinkConfig::Otlp(config) => Box::new(OtlpSink::new(config, clock.clone()).unwrap()),
+        SinkConfig::Otlp(config) => Box::new(otlp::sink(config, clock.clone()).unwrap()),
         #[cfg(feature = "kafka")]
         SinkConfig::Kafka(config) => Box::new(m365_audit::hosts::kafka::KafkaSink::new(config, clock.clone()).unwrap()),
         other => panic!("{other:?}"),

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Issue;
+use crate::config::schema::keys_of;
 
 /// Appends each record as one line of JSON to a file that an agent tails.
 ///
@@ -39,6 +40,10 @@ pub struct FileConfig {
 }
 
 impl FileConfig {
+    pub(super) fn keys() -> Vec<&'static str> {
+        keys_of::<Self>().to_vec()
+    }
+
     pub(super) fn issues(&self) -> Vec<Issue> {
         match (self.keep, self.rotate_bytes, self.rotate_secs) {
             (Some(_), None, None) => {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Issue, MIB, TlsFiles, exclusive, readable};
+use super::{Issue, MIB, TlsFiles, exclusive, keys_beside, readable};
+use crate::config::schema::keys_of;
 use crate::config::secret::Secret;
 
 /// Sends records by the Fluent Forward protocol: to Fluentd, Fluent Bit, Vector's `fluent` source and the
@@ -108,22 +109,9 @@ pub struct FluentForwardConfig {
     #[schemars(example = true)]
     pub tls: bool,
 
-    /// A PEM file of certificate authorities to trust beside the system's.
-    #[serde(default)]
-    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
-    pub ca_file: Option<PathBuf>,
-
-    /// A PEM file with the certificate to present to a receiver that requests one (mutual TLS), followed by its
-    /// intermediate certificates. It is read again for every connection, so a replaced file takes effect without a
-    /// restart.
-    #[serde(default)]
-    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
-    pub client_certificate_file: Option<PathBuf>,
-
-    /// The PEM file of its key, not encrypted, when it is not in `client_certificate_file`.
-    #[serde(default)]
-    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/sink-client.key")]
-    pub client_key_file: Option<PathBuf>,
+    /// The files of its TLS.
+    #[serde(flatten)]
+    pub tls_files: TlsFiles,
 }
 
 /// How entries are compressed.
@@ -138,6 +126,31 @@ pub enum ForwardCompression {
 }
 
 impl FluentForwardConfig {
+    pub(super) fn keys() -> Vec<&'static str> {
+        keys_beside(
+            &[
+                "servers",
+                "tag",
+                "keep_timestamp",
+                "compression",
+                "require_ack",
+                "ack_timeout_secs",
+                "frame_bytes_max",
+                "batch_records_max",
+                "batch_age_secs",
+                "frames_in_flight_max",
+                "shared_key",
+                "shared_key_file",
+                "self_hostname",
+                "username",
+                "password",
+                "password_file",
+                "tls",
+            ],
+            &[keys_of::<TlsFiles>()],
+        )
+    }
+
     pub(super) fn issues(&self) -> Vec<Issue> {
         let mut issues = Vec::new();
         for server in &self.servers {
@@ -162,23 +175,14 @@ impl FluentForwardConfig {
         if self.username.is_some() && !keyed {
             issues.push(Issue::new("username", "a `shared_key` beside it: without one the protocol asks for no user"));
         }
-        if self.ca_file.is_some() && !self.tls {
+        if self.tls_files.ca_file.is_some() && !self.tls {
             issues.push(Issue::new("ca_file", "`tls = true` beside it"));
         }
-        issues.extend(self.tls_files().issues((!self.tls).then_some("`tls = true`")));
+        issues.extend(self.tls_files.issues((!self.tls).then_some("`tls = true`")));
         for (key, path) in [("shared_key_file", &self.shared_key_file), ("password_file", &self.password_file)] {
             issues.extend(path.as_deref().and_then(|path| readable(key, path)));
         }
         issues
-    }
-
-    /// The files of its TLS.
-    pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
-        TlsFiles {
-            ca_file: self.ca_file.as_deref(),
-            client_certificate_file: self.client_certificate_file.as_deref(),
-            client_key_file: self.client_key_file.as_deref(),
-        }
     }
 }
 

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::fluent_forward::host_and_port;
-use super::{Issue, TlsFiles, exclusive, readable};
+use super::{Issue, TlsFiles, exclusive, keys_beside, readable};
+use crate::config::schema::keys_of;
 use crate::config::secret::Secret;
 use crate::config::transport::is_loopback;
 
@@ -75,21 +76,9 @@ pub struct KafkaConfig {
     #[schemars(example = true)]
     pub tls: bool,
 
-    /// A PEM file of certificate authorities to trust beside the system's.
-    #[serde(default)]
-    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/ssl/certs/corporate-ca.pem")]
-    pub ca_file: Option<PathBuf>,
-
-    /// A PEM file with the certificate to present to brokers that request one (mutual TLS), followed by its
-    /// intermediate certificates. It is read again when no broker can be reached with the former one.
-    #[serde(default)]
-    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/etc/m365-audit/sink-client.pem")]
-    pub client_certificate_file: Option<PathBuf>,
-
-    /// The PEM file of its key, not encrypted, when it is not in `client_certificate_file`.
-    #[serde(default)]
-    #[schemars(length(min = 1), extend("x-expected" = "a path"), example = &"/run/credentials/m365-audit/sink-client.key")]
-    pub client_key_file: Option<PathBuf>,
+    /// The files of its TLS.
+    #[serde(flatten)]
+    pub tls_files: TlsFiles,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -135,6 +124,25 @@ pub enum SaslMechanism {
 }
 
 impl KafkaConfig {
+    pub(super) fn keys() -> Vec<&'static str> {
+        keys_beside(
+            &[
+                "brokers",
+                "topic",
+                "key",
+                "compression",
+                "batch_bytes_max",
+                "timeout_secs",
+                "sasl_mechanism",
+                "username",
+                "password",
+                "password_file",
+                "tls",
+            ],
+            &[keys_of::<TlsFiles>()],
+        )
+    }
+
     pub(super) fn issues(&self) -> Vec<Issue> {
         self.issues_in(cfg!(feature = "kafka"))
     }
@@ -171,10 +179,10 @@ impl KafkaConfig {
                 "`true` with `sasl_mechanism = \"plain\"`: the password would cross the network in the clear",
             ));
         }
-        if self.ca_file.is_some() && !self.tls {
+        if self.tls_files.ca_file.is_some() && !self.tls {
             issues.push(Issue::new("ca_file", "`tls = true` beside it"));
         }
-        issues.extend(self.tls_files().issues((!self.tls).then_some("`tls = true`")));
+        issues.extend(self.tls_files.issues((!self.tls).then_some("`tls = true`")));
         issues.extend(self.password_file.as_deref().and_then(|path| readable("password_file", path)));
         issues
     }
@@ -185,15 +193,6 @@ impl KafkaConfig {
             .iter()
             .filter_map(|broker| Url::parse(&format!("https://{broker}")).ok())
             .all(|url| is_loopback(&url))
-    }
-
-    /// The files of its TLS.
-    pub(crate) fn tls_files(&self) -> TlsFiles<'_> {
-        TlsFiles {
-            ca_file: self.ca_file.as_deref(),
-            client_certificate_file: self.client_certificate_file.as_deref(),
-            client_key_file: self.client_key_file.as_deref(),
-        }
     }
 }
 

@@ -7,14 +7,13 @@ mod fluent_forward;
 mod http;
 mod kafka;
 mod otlp;
+mod parts;
 mod selection;
 mod stdout;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use reqwest::header::{HeaderName, HeaderValue};
 use schemars::Schema;
 use serde::Serialize;
 use url::Url;
@@ -26,12 +25,12 @@ pub use fluent_forward::{FluentForwardConfig, ForwardCompression};
 pub use http::{HttpCompression, HttpConfig, HttpEncoding};
 pub use kafka::{KafkaCompression, KafkaConfig, KafkaKey, SaslMechanism};
 pub use otlp::{OtlpCompression, OtlpConfig, OtlpProtocol};
+pub use parts::{RequestBounds, RequestCredentials, TlsFiles};
 pub use selection::SelectionConfig;
 pub use stdout::StdoutConfig;
 
 use super::problem::hint_for_unreadable;
 use super::schema;
-use super::secret::Secret;
 
 /// A sink and the sources it reads.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -51,8 +50,8 @@ pub(crate) struct SinkKind {
     pub name: &'static str,
     /// The schema of its own keys (without `type` and `inputs`).
     pub schema: fn() -> Schema,
-    /// Its keys in the order they are declared.
-    pub keys: fn() -> &'static [&'static str],
+    /// Its keys in the order they are shown: its own as they are declared, then those it has in common with others.
+    pub keys: fn() -> Vec<&'static str>,
     /// Reads its own keys.
     pub read: fn(toml::Table) -> Result<SinkConfig, toml::de::Error>,
 }
@@ -91,7 +90,7 @@ macro_rules! sinks {
             $(SinkKind {
                 name: $name,
                 schema: schema::schema_of::<$config>,
-                keys: schema::keys_of::<$config>,
+                keys: <$config>::keys,
                 read: |table| toml::Value::Table(table).try_into().map(SinkConfig::$variant),
             },)*
         ];
@@ -110,21 +109,26 @@ sinks! {
 impl SinkConfig {
     /// The files of its TLS and the receiver, for a sink that connects with TLS.
     #[cfg(feature = "cli")]
-    pub(crate) fn tls(&self) -> Option<(TlsFiles<'_>, Url)> {
+    pub(crate) fn tls(&self) -> Option<(&TlsFiles, Url)> {
         let (files, to) = match self {
             Self::Stdout(_) | Self::File(_) => return None,
-            Self::Http(config) => (config.tls_files(), config.uri.clone()),
-            Self::Otlp(config) => (config.tls_files(), config.endpoint.clone()),
+            Self::Http(config) => (&config.tls_files, config.uri.clone()),
+            Self::Otlp(config) => (&config.tls_files, config.endpoint.clone()),
             Self::FluentForward(config) if config.tls => {
-                (config.tls_files(), Url::parse(&format!("https://{}", config.servers.first()?)).ok()?)
+                (&config.tls_files, Url::parse(&format!("https://{}", config.servers.first()?)).ok()?)
             }
             Self::Kafka(config) if config.tls => {
-                (config.tls_files(), Url::parse(&format!("https://{}", config.brokers.first()?)).ok()?)
+                (&config.tls_files, Url::parse(&format!("https://{}", config.brokers.first()?)).ok()?)
             }
             Self::FluentForward(_) | Self::Kafka(_) => return None,
         };
         (to.scheme() == "https").then_some((files, to))
     }
+}
+
+/// A sink's own keys, and those of each of the parts it has in common with others.
+fn keys_beside(own: &[&'static str], parts: &[&'static [&'static str]]) -> Vec<&'static str> {
+    own.iter().chain(parts.iter().copied().flatten()).copied().collect()
 }
 
 const MIB: usize = 1024 * 1024;
@@ -143,83 +147,6 @@ pub(super) struct Issue {
 impl Issue {
     fn new(key: &'static str, expected: impl Into<String>) -> Self {
         Self { key, expected: expected.into(), hint: None }
-    }
-}
-
-/// How a sink authenticates to its receiver: not at all, with a user name and password, or with a bearer token.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Credentials<'a> {
-    pub username: Option<&'a str>,
-    pub password: Option<&'a Secret>,
-    pub password_file: Option<&'a Path>,
-    pub bearer_token: Option<&'a Secret>,
-    pub bearer_token_file: Option<&'a Path>,
-}
-
-impl Credentials<'_> {
-    fn issues(&self, headers: &BTreeMap<String, Secret>) -> Vec<Issue> {
-        let mut issues = Vec::new();
-        issues
-            .extend(exclusive(("password", self.password.is_some()), ("password_file", self.password_file.is_some())));
-        issues.extend(exclusive(
-            ("bearer_token", self.bearer_token.is_some()),
-            ("bearer_token_file", self.bearer_token_file.is_some()),
-        ));
-        let has_password = self.password.is_some() || self.password_file.is_some();
-        let has_token = self.bearer_token.is_some() || self.bearer_token_file.is_some();
-        if self.username.is_some() != has_password {
-            issues.push(Issue::new("username", "`username` and a password together, or neither"));
-        }
-        if self.username.is_some() && has_token {
-            issues.push(Issue::new("bearer_token", "a token or a user name, not both"));
-        }
-        for (key, path) in [("password_file", self.password_file), ("bearer_token_file", self.bearer_token_file)] {
-            issues.extend(path.and_then(|path| readable(key, path)));
-        }
-        for (name, value) in headers {
-            if HeaderName::from_bytes(name.as_bytes()).is_err() {
-                issues.push(Issue::new("headers", format!("names of HTTP headers; `{}` is none", name.escape_debug())));
-            } else if HeaderValue::from_str(value.expose()).is_err() {
-                issues
-                    .push(Issue::new("headers", format!("values without control characters, unlike that of `{name}`")));
-            }
-            let is_auth = name.eq_ignore_ascii_case("authorization");
-            if is_auth && (self.username.is_some() || has_token) {
-                issues.push(Issue::new("headers", "no `Authorization` beside a user name or token"));
-            }
-        }
-        issues
-    }
-}
-
-/// The files of a network sink's TLS. Their content is checked when connections are made.
-#[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(feature = "embedded"), allow(dead_code, reason = "for sinks, which are left out"))]
-pub(crate) struct TlsFiles<'a> {
-    pub ca_file: Option<&'a Path>,
-    pub client_certificate_file: Option<&'a Path>,
-    pub client_key_file: Option<&'a Path>,
-}
-
-impl TlsFiles<'_> {
-    /// `wanted`: the setting that enables TLS, if this sink connects without it.
-    fn issues(&self, wanted: Option<&str>) -> Vec<Issue> {
-        let mut issues = Vec::new();
-        if let (None, Some(_)) = (self.client_certificate_file, self.client_key_file) {
-            issues.push(Issue::new("client_key_file", "`client_certificate_file` beside it"));
-        }
-        if let (Some(_), Some(wanted)) = (self.client_certificate_file, wanted) {
-            let expected = format!("{wanted} beside it: without TLS nobody asks for a certificate");
-            issues.push(Issue::new("client_certificate_file", expected));
-        }
-        for (key, path) in [
-            ("ca_file", self.ca_file),
-            ("client_certificate_file", self.client_certificate_file),
-            ("client_key_file", self.client_key_file),
-        ] {
-            issues.extend(path.and_then(|path| readable(key, path)));
-        }
-        issues
     }
 }
 

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 pub struct StdoutConfig {}
 
 impl StdoutConfig {
+    pub(super) fn keys() -> Vec<&'static str> {
+        Vec::new()
+    }
+
     pub(super) fn issues(&self) -> Vec<super::Issue> {
         Vec::new()
     }
