@@ -55,11 +55,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{ConfigError, LogConfig};
+use crate::hosts::SinkError;
 use crate::hosts::embedded::control::{ControlError, Refusal};
 use crate::hosts::embedded::metrics_server::MetricsError;
 use crate::hosts::embedded::store::StoreError;
-use crate::hosts::file::FileSinkError;
-use crate::hosts::net::NetSinkError;
 use crate::model::{Actionable, error_page};
 
 /// Microsoft 365 unified audit log as a source for log agents, with nothing lost.
@@ -338,15 +337,14 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<FileSinkError> for Failure {
-    fn from(error: FileSinkError) -> Self {
-        Self::of(&error, Exit::State)
-    }
-}
-
-impl From<NetSinkError> for Failure {
-    fn from(error: NetSinkError) -> Self {
-        Self::of(&error, Exit::Config)
+impl From<SinkError> for Failure {
+    fn from(error: SinkError) -> Self {
+        match error {
+            SinkError::Stdout(error) => Self::io(error),
+            SinkError::File(error) => Self::of(&error, Exit::State),
+            SinkError::Net(error) => Self::of(&error, Exit::Config),
+            SinkError::NotBuilt(_) => Self::internal(error.to_string()),
+        }
     }
 }
 

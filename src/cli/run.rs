@@ -40,7 +40,7 @@ use crate::hosts::embedded::store::{DataDir, SqliteStore};
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::postgres::PostgresStore;
 use crate::hosts::postgres::leases::Order;
-use crate::hosts::{file, fluent_forward, http, otlp, stdout};
+use crate::hosts::{file, open_sink, stdout};
 use crate::model::{Actionable, TenantId};
 use crate::source::checkpoints::RECEIPTS;
 use crate::source::fleet::Fleet;
@@ -599,35 +599,13 @@ fn warn_of(problem: &Problem) {
 
 pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Result<SinkSpec, Failure> {
     let entry = config.sinks.get(name).ok_or_else(|| Failure::internal(format!("no sink `{name}`")))?;
-    let sink: Box<dyn crate::hosts::embedded::sink::Sink> = match &entry.sink {
-        SinkConfig::Stdout(_) => Box::new(stdout::StdoutSink::open().map_err(Failure::io)?.into_sink()),
-        SinkConfig::File(config) => {
-            let rotation = file::Rotation {
-                bytes: config.rotate_bytes,
-                age: config.rotate_secs.map(Duration::from_secs),
-                keep: config.keep,
-                clock: SystemClock::new(),
-            };
-            let memory = file::Memory {
-                sink: name.to_owned(),
-                page: memory.book.page(name),
-                clock: SystemClock::new(),
-                state_is_new: memory.state_is_new,
-            };
-            let sink = file::FileSink::open_remembering(&config.path, file::FILE_MODE, memory)?;
-            Box::new(sink.rotating(rotation).into_sink())
-        }
-        SinkConfig::Http(config) => Box::new(http::sink(config, SystemClock::new())?),
-        SinkConfig::FluentForward(config) => {
-            Box::new(fluent_forward::FluentForwardSink::new(config, SystemClock::new())?)
-        }
-        SinkConfig::Otlp(config) => Box::new(otlp::sink(config, SystemClock::new())?),
-        #[cfg(feature = "kafka")]
-        SinkConfig::Kafka(config) => Box::new(crate::hosts::kafka::KafkaSink::new(config, SystemClock::new())?),
-        // Such a configuration is not valid in this build.
-        #[cfg(not(feature = "kafka"))]
-        SinkConfig::Kafka(_) => return Err(Failure::internal("this build has no `kafka` sink".to_owned())),
+    let memory = file::Memory {
+        sink: name.to_owned(),
+        page: memory.book.page(name),
+        clock: SystemClock::new(),
+        state_is_new: memory.state_is_new,
     };
+    let sink = open_sink(&entry.sink, memory)?;
     let selection = Selection::of(&entry.selection);
     Ok(SinkSpec { name: name.to_owned(), inputs: inputs_of(config, name, entry), selection, sink })
 }

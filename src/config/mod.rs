@@ -58,14 +58,7 @@ pub use schema::{pretty, source_keys, source_schema};
 pub use secret::{MASK, Secret};
 pub(crate) use secret::{secret_header, wiped_bytes};
 pub use severity::{RulesError, SeverityConfig};
-pub(crate) use sinks::SINK_KINDS;
-pub use sinks::{
-    FileConfig, FluentForwardConfig, ForwardCompression, HttpCompression, HttpConfig, HttpEncoding, KafkaCompression,
-    KafkaConfig, KafkaKey, OtlpCompression, OtlpConfig, OtlpProtocol, SaslMechanism, SelectionConfig, SinkConfig,
-    SinkEntry, StdoutConfig,
-};
-#[cfg(feature = "embedded")]
-pub(crate) use sinks::{RequestBounds, RequestCredentials, TlsFiles, host_and_port};
+pub use sinks::*;
 pub(crate) use source::read_secret_file;
 pub use source::{
     AssertionAlgorithm, AuthMethod, Cloud, GRAPH_URL, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint,

@@ -417,7 +417,9 @@ fn check_cluster(findings: &mut Findings, config: &Config) {
     }
     for (name, entry) in config.sinks.iter().filter(|_| !cluster.allow_local_sinks) {
         if matches!(entry.sink, SinkConfig::File(_) | SinkConfig::Stdout(_)) {
-            let expected = "in a cluster a sink that sends records away: `http`, `otlp`, `fluent_forward`, `kafka`";
+            let away = SINK_KINDS.iter().filter(|kind| !["stdout", "file"].contains(&kind.name));
+            let away = away.map(|kind| format!("`{}`", kind.name)).collect::<Vec<_>>().join(", ");
+            let expected = format!("in a cluster a sink that sends records away: {away}");
             let hint = "records on the disk of one of many machines go with it; where something else carries them away, write \
                         `allow_local_sinks = true` under `[cluster]`";
             let key = join(&join("sinks", name), "type");

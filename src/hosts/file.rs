@@ -13,9 +13,11 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::config::FileConfig;
 use crate::host::Batch;
 use crate::hosts::embedded::place::{Moved, Place};
 use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};
@@ -180,6 +182,20 @@ impl FileSink {
     /// the one that was left, is told of, and nothing is written beneath a mount that went away.
     pub fn open_remembering(path: impl Into<PathBuf>, mode: u32, memory: Memory) -> Result<Self, FileSinkError> {
         Self::open_with(path.into(), mode, Some(memory), |file| Box::new(file))
+    }
+
+    /// As [`FileSink::open_remembering`], with the rotation that is configured.
+    ///
+    /// # Errors
+    /// The file cannot be used.
+    pub fn configured(config: &FileConfig, memory: Memory) -> Result<Self, FileSinkError> {
+        let rotation = Rotation {
+            bytes: config.rotate_bytes,
+            age: config.rotate_secs.map(Duration::from_secs),
+            keep: config.keep,
+            clock: memory.clock.clone(),
+        };
+        Ok(Self::open_remembering(&config.path, FILE_MODE, memory)?.rotating(rotation))
     }
 
     fn open_with(
