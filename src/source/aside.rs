@@ -19,17 +19,17 @@ use crate::normalise::CanonicalKey;
 use crate::receipts::{Class, Receipt, Receipts};
 use crate::severity::Severity;
 
-/// At a start no more are offered after so many were rejected in a row: their remedy is not there yet.
+/// At a start, offering ends after this many rejections in a row: the operator has not applied the remedy yet.
 const REJECTIONS_AT_START_MAX: u32 = 16;
-/// Pause before a host that refuses is asked again, at a start.
+/// Pause at a start before records are offered again to a host that refused.
 const RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
 
-/// What became of the records set aside when they were offered again.
+/// The outcome of offering the records set aside again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retried {
-    /// How many the host took.
+    /// Records that the host accepted.
     pub delivered: u64,
-    /// Those that stay set aside.
+    /// Records that stay set aside.
     pub left: Vec<StillAside>,
 }
 
@@ -42,14 +42,14 @@ pub struct StillAside {
     pub since: Timestamp,
     /// When the event happened.
     pub time: Timestamp,
-    /// What the host said now.
+    /// The reason the host gave this time.
     pub why: String,
 }
 
-/// Asks a running source to offer what it has set aside; the answer comes when all were offered.
+/// Asks a running source to offer the records it has set aside; the source answers when it has offered all of them.
 pub type Ask = oneshot::Sender<Result<Retried, StateError>>;
 
-/// Both ends for asking a source.
+/// Both ends of the channel on which a source is asked.
 pub fn asking() -> (mpsc::Sender<Ask>, mpsc::Receiver<Ask>) {
     mpsc::channel(1)
 }
@@ -81,7 +81,7 @@ impl SetAside {
         Self { source, tenant, content_types: content_types.into(), courier, ledger, store, stop, turn }
     }
 
-    /// Offers them as a source starts: patiently, as long as the host refuses.
+    /// Offers them as a source starts, and retries as long as the host refuses.
     pub(super) async fn offer_at_start(&self) -> Result<(), StateError> {
         let _turn = self.turn.lock().await;
         let mut rejections = 0;
@@ -110,7 +110,7 @@ impl SetAside {
         Ok(())
     }
 
-    /// Offers each once. After a refusal the rest is left: the host takes nothing now.
+    /// Offers each once. Stops at the first refusal, since the host accepts nothing then.
     pub(super) async fn offer(&self) -> Result<Retried, StateError> {
         let _turn = self.turn.lock().await;
         let mut retried = Retried::default();
@@ -139,11 +139,11 @@ impl SetAside {
         Ok(retried)
     }
 
-    /// Answers those who ask, until nobody can any more; never returns.
+    /// Answers requests until every sender is dropped; never returns.
     pub(super) async fn serve(&self, asked: Option<mpsc::Receiver<Ask>>) {
         if let Some(mut asked) = asked {
             while let Some(answer) = asked.recv().await {
-                // Boxed: every tenant waits for this, and hardly any is ever asked.
+                // Boxed: every tenant holds this future, and hardly any tenant is ever asked.
                 let _ = answer.send(Box::pin(self.offer()).await);
             }
         }
@@ -192,7 +192,7 @@ impl SetAside {
     }
 }
 
-/// Offers what a source has set aside while no process runs it.
+/// Offers the records a source has set aside, while no process runs that source.
 ///
 /// # Errors
 /// When the state cannot be used.

@@ -1,6 +1,6 @@
-//! Where work of a running source is asked for: the question, how it is handed in, where it is answered. What may be asked,
-//! the numbers meanwhile and the answer are of the work: of a back-fill at [`super::desk`], of a range that is filled
-//! through Microsoft Graph at [`super::heal::desk`].
+//! How a running source is asked for work: the request, how callers submit it, and where the source answers it. Each
+//! kind of work defines its own requests, progress numbers and results: a back-fill in [`super::desk`], a range filled
+//! through Microsoft Graph in [`super::heal::desk`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,47 +8,47 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// Questions waiting at a desk.
+/// Requests that may wait in a queue.
 const QUEUED_MAX: usize = 4;
 
-/// What is asked for.
+/// A kind of work that a source can be asked for.
 pub trait Question: Send + 'static {
-    /// How far it has come, shared with whoever shows it.
+    /// Its progress, shared with the code that displays it.
     type Progress: Send + Sync + 'static;
     /// How it ended.
     type Ended: Send + 'static;
     /// Why it does not begin, or cannot go on.
     type Error: Send + 'static;
 
-    /// Others wait already.
+    /// The error when the queue is full.
     fn busy() -> Self::Error;
-    /// Nobody is there to answer.
+    /// The error when the source has ended.
     fn source_ended() -> Self::Error;
 }
 
-/// One question at a desk.
+/// One queued request.
 pub struct Asked<Q: Question> {
-    /// What is asked for.
+    /// The work requested.
     pub ask: Q,
-    /// Told the numbers once it begins.
+    /// Receives the progress numbers once the work begins.
     pub begun: oneshot::Sender<Arc<Q::Progress>>,
     /// Stops it.
     pub stop: CancellationToken,
-    /// Told how it ended.
+    /// Receives the result.
     pub answer: oneshot::Sender<Result<Q::Ended, Q::Error>>,
 }
 
-/// Where a running source takes questions.
+/// The end of the queue from which a running source takes requests.
 pub struct Desk<Q: Question>(mpsc::Receiver<Box<Asked<Q>>>);
 
 impl<Q: Question> Desk<Q> {
-    /// The questions, in the order in which they come.
+    /// The requests, in the order of arrival.
     pub(super) fn into_asked(self) -> mpsc::Receiver<Box<Asked<Q>>> {
         self.0
     }
 }
 
-/// Where questions are handed in. Cheap to clone.
+/// The end of the queue to which callers submit requests. Cheap to clone.
 pub struct Counter<Q: Question>(mpsc::Sender<Box<Asked<Q>>>);
 
 impl<Q: Question> Clone for Counter<Q> {
@@ -64,10 +64,10 @@ impl<Q: Question> fmt::Debug for Counter<Q> {
 }
 
 impl<Q: Question> Counter<Q> {
-    /// Hands a question in.
+    /// Submits a request.
     ///
     /// # Errors
-    /// The source has ended, or questions queue up.
+    /// The source has ended, or the queue is full.
     pub fn hand_in(&self, asked: Asked<Q>) -> Result<(), Q::Error> {
         self.0.try_send(Box::new(asked)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Q::busy(),
@@ -76,7 +76,7 @@ impl<Q: Question> Counter<Q> {
     }
 }
 
-/// A desk and its counter.
+/// Both ends of a new queue.
 pub fn desk<Q: Question>() -> (Counter<Q>, Desk<Q>) {
     let (sender, receiver) = mpsc::channel(QUEUED_MAX);
     (Counter(sender), Desk(receiver))

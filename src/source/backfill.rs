@@ -1,11 +1,12 @@
-//! A range read again beside the loop, or alone: what became available between two times, through or around duplicate
-//! removal.
+//! Reads a time range again, beside the loop or in a process of its own: all content that became available between two
+//! times, with or without duplicate removal.
 //!
-//! A back-fill moves no position and marks no blob: the checkpoint is the loop's. It starts a subscription only where
-//! Microsoft says that there is none, and not before the 15 minutes are over, which it and the loop count together. It shares
-//! the loop's keys of delivered events and its claims, so neither delivers what the other has on its way; its calls
-//! wait for a share of the quota before they wait for their turn. Its own position is the list of intervals still to
-//! be read, written when all blobs of one are settled, so a back-fill that is killed goes on where it was.
+//! A back-fill moves no position and marks no blob: the checkpoint belongs to the loop. It starts a subscription only
+//! where Microsoft reports that there is none, and not before the 15 minutes are over, which it and the loop count
+//! together. It shares the loop's keys of delivered events and its claims, so neither delivers an event that the other
+//! is delivering. Its calls wait for a share of the quota before they wait for their turn. Its own position is the list
+//! of intervals still to be read, written when all blobs of one interval are settled, so a back-fill that is killed
+//! resumes where it stopped.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -38,12 +39,12 @@ use crate::host::StateError;
 use crate::model::{Actionable, BlobRef, ContentType, Timestamp, Window};
 use crate::plan;
 
-/// Blobs under way at once: enough to use half the quota at a second's latency.
+/// Blobs fetched at once: enough to use half the quota at a second's latency.
 const BLOBS_AT_ONCE: usize = 16;
-/// A listing or blob that failed this often is left for the next attempt.
+/// After this many failures, a listing or blob is left for the next back-fill.
 const ATTEMPTS_MAX: u32 = 10;
 const RETRY: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(20));
-/// A subscription that is off again after it was started this often in one back-fill is left.
+/// A back-fill starts a subscription at most this often; one that is then off again is left.
 const STARTS_MAX: u32 = 3;
 /// Pages followed in one window before it is listed in halves.
 const PAGES_MAX: u32 = 1000;
@@ -51,15 +52,16 @@ const PAGES_MAX: u32 = 1000;
 const STEPS: i32 = 24;
 const STEP_MIN: SignedDuration = SignedDuration::from_mins(15);
 const STEP_MAX: SignedDuration = SignedDuration::from_hours(4);
-/// A range that begins at most this long before what is listable begins there: `--from` a week ago is meant so.
+/// A range that begins at most this long before the listable span is cut to it: this is the intent of `--from` a week
+/// ago.
 const EARLY_MAX: SignedDuration = SignedDuration::from_mins(10);
-/// A request this near to what is too old would be that on arrival.
+/// A request this close to the age limit would be past it on arrival.
 const CLOSE_MARGIN: SignedDuration = SignedDuration::from_secs(30);
-/// Its position is written at most this often.
+/// The position is written at most this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A stop waits this long for what is in flight.
 const STOP_GRACE: Duration = Duration::from_secs(8);
-/// Reasons kept of what was left.
+/// How many reasons are kept for work that was left.
 const REASONS_MAX: usize = 20;
 impl From<StateError> for Stop {
     fn from(error: StateError) -> Self {
@@ -67,7 +69,7 @@ impl From<StateError> for Stop {
     }
 }
 
-/// What a back-fill reads with: the machinery of one tenant.
+/// The parts of one tenant that a back-fill reads with.
 #[derive(Clone)]
 pub struct Reader {
     context: FetchContext,
@@ -81,7 +83,8 @@ impl Reader {
     /// A reader on at most half the quota.
     pub fn new(parts: &TenantParts, context: &FetchContext, subscriptions: Subscriptions) -> Self {
         let max = parts.max_requests_per_minute;
-        // Half of one is one: it shares the whole quota then, which is kept all the same. 0 is no limit.
+        // Half of one is rounded up to one: the back-fill then shares the whole quota, which still holds. 0 means
+        // unlimited.
         let half = if max == 0 { 0 } else { (max / 2).max(1) };
         Self {
             context: FetchContext { api: context.api.with_share(half), ..context.clone() },
@@ -104,7 +107,7 @@ impl Reader {
         self.context.ledger.commit(change).await
     }
 
-    /// What is to be read, stored.
+    /// Stores the range that is to be read.
     async fn begin(&self, ask: Ask) -> Result<StoredBackfill, BackfillError> {
         let unfinished = self.unfinished().await?;
         let Ask::Range { from, to, content_types, again } = ask else {
@@ -124,7 +127,7 @@ impl Reader {
         let remaining = types.iter().map(|t| (t.as_str().to_owned(), vec![(begins, ends)])).collect();
         let salt = format!("{:016x}", fastrand::u64(..));
         let started = self.context.clock.now();
-        // What was asked for, not what is listable now: the same command is to be recognised.
+        // Stores the range that was requested, not the part listable now, so that the same command is recognised later.
         let stored = StoredBackfill { format: FORMAT, from, to: to.unwrap_or(ends), again, salt, started, remaining };
         let state = |source| SourceError::State { tenant: self.context.tenant.clone(), source };
         self.save(Some(stored.clone())).await.map_err(state)?;
@@ -143,7 +146,7 @@ impl Reader {
         self.run_with(asked, Vec::new()).await;
     }
 
-    /// As [`Reader::run`], where it is known already that the subscriptions to `off` are.
+    /// As [`Reader::run`], when the caller already knows that the subscriptions to `off` are off.
     async fn run_with(&self, asked: Asked, off: Vec<ContentType>) {
         let Asked { ask, begun, stop, answer } = asked;
         let result = async {
@@ -187,11 +190,11 @@ fn range(from: Timestamp, to: Option<Timestamp>, now: Timestamp) -> Result<(Time
     Ok((start, end))
 }
 
-/// Answers questions one after another for as long as it is polled; never ends.
+/// Answers requests one after another for as long as it is polled; never ends.
 pub async fn serve(desk: Option<Desk>, reader: Box<Reader>) {
     let Some(mut asks) = desk.map(Desk::into_asked) else { return std::future::pending().await };
     while let Some(asked) = asks.recv().await {
-        // Boxed: every tenant has a desk, and hardly ever a question.
+        // Boxed: every tenant has a queue, and hardly ever a request.
         let mut work = Box::pin(reader.run(*asked));
         loop {
             tokio::select! {
@@ -208,10 +211,10 @@ pub async fn serve(desk: Option<Desk>, reader: Box<Reader>) {
 /// One back-fill without the loop, in a process of its own.
 ///
 /// # Errors
-/// As at a desk, and when the state cannot be opened or Microsoft cannot be asked.
+/// As for a running source, and when the state cannot be opened or Microsoft cannot be reached.
 pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
-    // Like a single pass: what is wrong is said, not waited for.
+    // As in a single pass, an error is reported at once instead of retried for ever.
     let parts = TenantParts { once: true, ..parts };
     let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else {
         return Err(BackfillError::SourceEnded);
@@ -223,7 +226,7 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
     {
         let mut off = Vec::new();
         if asked.ask != Ask::Discard {
-            // Signs in, tells Microsoft's time, and shows what was never started.
+            // This call signs in, yields Microsoft's time, and shows which subscriptions were never started.
             let listed = parts.api.list_subscriptions().await;
             let listed = listed.map_err(|error| SourceError::Api { source: Box::new(error) })?;
             let is_on = |wanted: ContentType| {
@@ -247,21 +250,21 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, BackfillEr
     answered.try_recv().unwrap_or(Err(BackfillError::SourceEnded))
 }
 
-/// Why the work ends before its end.
+/// Why the work stops early.
 enum Stop {
     Asked,
     State(StateError),
 }
 
-/// A window under way.
+/// A window that is being read.
 struct Step {
     content_type: ContentType,
     window: Window,
-    /// Blobs of it not settled.
+    /// Its blobs that are not settled.
     open: usize,
     /// Its last page was read.
     listed: bool,
-    /// Something of it was left.
+    /// Whether part of it was left.
     failed: bool,
 }
 
@@ -286,7 +289,7 @@ struct Work<'a> {
     queue: VecDeque<(ContentType, Window)>,
     steps: HashMap<u64, Step>,
     next_step: u64,
-    /// What is not read yet, by content type.
+    /// Windows still to be read, by content type.
     remaining: BTreeMap<ContentType, Vec<Window>>,
     tasks: JoinSet<Settled>,
     dirty: bool,
@@ -295,16 +298,16 @@ struct Work<'a> {
     gone: Vec<String>,
     /// Content types that cannot be listed now.
     closed: HashSet<ContentType>,
-    /// Starts asked for, by content type, and whether one of them turned the subscription on.
+    /// Starts requested, by content type, and whether one of them turned the subscription on.
     starts: HashMap<ContentType, (u32, bool)>,
-    /// Content types of which something was listed.
+    /// Content types that listed at least one blob.
     listed_some: HashSet<ContentType>,
 }
 
 impl<'a> Work<'a> {
     fn new(reader: &'a Reader, stored: StoredBackfill, progress: Arc<Progress>) -> Self {
         let again: Option<Arc<str>> = stored.again.then(|| stored.salt.as_str().into());
-        // Stopped with the source, or by whoever asked.
+        // Stopped with the source, or by the requester.
         let token = reader.context.stop.child_token();
         let context = FetchContext {
             stop: token.clone(),
@@ -317,7 +320,7 @@ impl<'a> Work<'a> {
         let mut remaining: BTreeMap<ContentType, Vec<Window>> = BTreeMap::new();
         let mut span = 0;
         for (name, intervals) in &stored.remaining {
-            // A type that is configured no more stays in the state and is said at the end.
+            // A type that is no longer configured stays in the state and is reported at the end.
             let Ok(content_type) = name.parse::<ContentType>() else { continue };
             for (start, end) in intervals {
                 let mut upper = *end;
@@ -331,7 +334,8 @@ impl<'a> Work<'a> {
                 }
             }
         }
-        // Oldest first: that is what Microsoft removes next. DLP before the others at each step, as in a first pass.
+        // Oldest first, since Microsoft removes the oldest next. DLP before the others at each step, as in a first
+        // pass.
         queue.sort_by_key(|(content_type, window)| (window.start, *content_type != ContentType::Dlp));
         progress.span_secs.store(span, Ordering::Relaxed);
         progress.quota.store(u64::from(reader.max_requests_per_minute), Ordering::Relaxed);
@@ -367,7 +371,7 @@ impl<'a> Work<'a> {
             Err(Stop::Asked) => true,
             Err(Stop::State(error)) => return Err(self.state(error)),
         };
-        // What is under way ends by itself, settled or stopped, unless the host does not answer.
+        // Fetches in progress end by themselves, settled or stopped, unless the host does not answer.
         let grace = self.context.clock.sleep(STOP_GRACE);
         tokio::pin!(grace);
         loop {
@@ -445,7 +449,7 @@ impl<'a> Work<'a> {
         self.next_step += 1;
         self.steps.insert(id, Step { content_type, window: whole, open: 0, listed: false, failed: false });
         let mut reading = Reading::of(id, content_type, whole);
-        // Within the margin the server decides; what is past it is not worth a request.
+        // Within the margin the server decides; past it a request is pointless.
         let oldest = self.reader.server.for_requests() - (plan::LISTABLE_SPAN - CLOSE_MARGIN);
         if self.clip(content_type, &mut reading.window, oldest) {
             self.listed(id);
@@ -547,7 +551,7 @@ impl<'a> Work<'a> {
         Ok(Read::Ended)
     }
 
-    /// Starts a subscription that is off. `Ok`: it may be on now, a listing tells.
+    /// Starts a subscription that is off. `Ok`: it may be on now; the next listing shows whether it is.
     async fn start(&mut self, content_type: ContentType) -> Result<(), String> {
         let (count, on) = self.starts.get(&content_type).copied().unwrap_or_default();
         let restart = self.reader.subscriptions.start(content_type).await;
@@ -574,7 +578,7 @@ impl<'a> Work<'a> {
         self.complete(id);
     }
 
-    /// Cuts off what Microsoft does not list any more, and says so; whether nothing is left.
+    /// Cuts off the part that Microsoft no longer lists and reports it; returns whether nothing is left.
     fn clip(&mut self, content_type: ContentType, window: &mut Window, oldest: Timestamp) -> bool {
         let oldest = plan::floor_to_second(oldest);
         if window.start < oldest {
@@ -624,7 +628,7 @@ impl<'a> Work<'a> {
         };
         match done {
             Some(Ok(done)) => self.on_settled(done),
-            // A task that panicked is a bug: its window stays to be read.
+            // A task that panicked is a bug: its window stays on the list.
             Some(Err(error)) => {
                 self.note_left(format!("internal: {error}"));
                 Ok(())
@@ -718,19 +722,19 @@ impl<'a> Work<'a> {
     }
 }
 
-/// How far the listing of a step is.
+/// How far the listing of a step has come.
 struct Reading {
     id: u64,
     content_type: ContentType,
-    /// As it stands in the queue.
+    /// The window as it is in the queue.
     whole: Window,
-    /// What of it can be listed.
+    /// The part of it that can be listed.
     window: Window,
-    /// `None`: the first.
+    /// `None`: the first page.
     page: Option<PageLink>,
     pages: u32,
     visited: HashSet<String>,
-    /// In a row.
+    /// Failures in a row.
     failures: u32,
     throttled: u32,
     nulls: u32,
@@ -753,15 +757,15 @@ impl Reading {
     }
 }
 
-/// What becomes of a listing after an answer.
+/// The next state of a listing after an answer.
 enum Read {
-    /// It goes on, by its next page or the same one.
+    /// It continues, with its next page or the same one.
     Further,
-    /// Every page was read, or what is left of it is gone.
+    /// Every page was read, or the rest has expired.
     Whole,
-    /// It is not read on: given up, or replaced by its halves.
+    /// It stops: given up, or replaced by its halves.
     Ended,
-    /// It begins anew after a pause, unless that was tried often enough.
+    /// It begins again after a pause, up to a number of attempts.
     Failed(String),
 }
 
@@ -821,7 +825,7 @@ pub(super) async fn settle(context: FetchContext, blob: BlobRef) -> Result<(), F
     }
 }
 
-/// What a tenant's unfinished back-fill says, for those who show the state.
+/// A tenant's unfinished back-fill in words, for the commands that show the state.
 pub fn describe(stored: &StoredBackfill) -> String {
     let span: i64 = stored.remaining.values().flatten().map(|(start, end)| end.duration_since(*start).as_secs()).sum();
     format!(

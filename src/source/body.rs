@@ -1,4 +1,4 @@
-//! The body of a blob as it comes, or what stands for one: events of Microsoft Graph in the feed's form.
+//! The body of a blob as it arrives, or its substitute: events of Microsoft Graph in the feed's form.
 
 use bytes::Bytes;
 
@@ -8,7 +8,7 @@ use crate::api::{ApiError, BlobBody};
 pub(super) enum Coming {
     /// From the feed.
     Blob(BlobBody),
-    /// In memory, until it was taken.
+    /// In memory; `None` once it was taken.
     Whole(Option<Bytes>),
 }
 

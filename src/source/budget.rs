@@ -1,21 +1,21 @@
-//! Room in memory for records on their way: how much a source may hold, and all sources of a process together.
+//! Bounds the memory for records in flight: for each source, and for all sources of a process together.
 //!
 //! Every source has a bound of its own, `in_flight_bytes_max`. A hundred sources that catch up at once would hold a
-//! hundred times as much, so beyond a first [`SHARE_BYTES`] each they draw on one [`Pool`]. The first share is always a
-//! source's own: one whose sink stands still can take the pool, and the others go on all the same.
+//! hundred times as much, so beyond a first [`SHARE_BYTES`] each they draw on one [`Pool`]. The first share always
+//! belongs to the source: a source whose sink is blocked can take the whole pool, and the others still continue.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a source may always hold, whatever the others do; also the least `in_flight_bytes_max`.
+/// Bytes that a source may always hold, whatever the others do; also the minimum of `in_flight_bytes_max`.
 pub const SHARE_BYTES: u32 = 1 << 20;
-/// What all sources of a process may hold together beyond their shares, or the greatest `in_flight_bytes_max` among them
-/// if that is more.
+/// Bytes that all sources of a process may hold together beyond their shares. If the greatest `in_flight_bytes_max`
+/// among them is larger, the pool has that size.
 pub const POOL_BYTES: u32 = 128 << 20;
 
-/// Room that the sources of one process share. Cheap to clone.
+/// Permits for bytes that the sources of one process share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Pool {
     bytes: Arc<Semaphore>,
@@ -29,7 +29,7 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// Makes it so large that one source alone may hold `bytes`.
+    /// Enlarges the pool so that one source alone may hold `bytes`.
     fn fit(&self, bytes: u32) {
         let mut total = self.total.lock();
         self.bytes.add_permits(bytes.saturating_sub(*total) as usize);
@@ -46,7 +46,7 @@ pub struct Budget {
     pool: Pool,
 }
 
-/// Room for so many bytes, given back when dropped.
+/// A permit for a number of bytes, released when dropped.
 #[derive(Debug)]
 pub struct Room {
     own: OwnedSemaphorePermit,
@@ -64,7 +64,7 @@ impl Budget {
         Self { bytes: semaphore(total), total, share: semaphore(SHARE_BYTES), pool: pool.clone() }
     }
 
-    /// Waits until `bytes` fit; more than the whole budget waits until it is alone.
+    /// Waits until `bytes` fit; a record larger than the whole budget waits until it is alone.
     pub(super) async fn take(&self, bytes: usize) -> Option<Room> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.total);
         let own = self.bytes.clone().acquire_many_owned(bytes).await.ok()?;
@@ -100,12 +100,12 @@ impl Budget {
 }
 
 impl Room {
-    /// How much it is.
+    /// The size of the permit.
     pub(super) fn bytes(&self) -> usize {
         self.own.num_permits()
     }
 
-    /// Gives back what is more than `bytes`.
+    /// Releases everything above `bytes`.
     pub(super) fn shrink(&mut self, bytes: usize) {
         for part in [&mut self.own, &mut self.drawn] {
             drop(part.split(part.num_permits().saturating_sub(bytes)));

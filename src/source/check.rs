@@ -1,8 +1,9 @@
-//! The connection test, as a doctor: credential, token, roles, reachability, clock, subscriptions, content.
+//! The connection test: credential, token, roles, reachability, clock, subscriptions, content.
 //!
-//! Each fault has its cause in a few words and one thing to do about it. By default it only reads, so it may be run at any time beside a running collector. The probe is the form that
-//! starts and stops `Audit.General`: stopping a subscription makes what becomes available meanwhile unreadable for
-//! good, so it does so only when the subscription was not on before, and remembers the start for the 15-minute rule.
+//! Each fault is reported with its cause and one remedy. By default it only reads, so it may be run at any time beside
+//! a running collector. With `probe` it also starts and stops `Audit.General`. While a subscription is stopped, content
+//! that becomes available is unreadable for good. The probe therefore stops the subscription only if it was off before,
+//! and stores the start for the 15-minute rule.
 
 use std::sync::Arc;
 
@@ -21,16 +22,16 @@ use crate::config::AuthMethod;
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{Actionable, ContentType, Timestamp, Window};
 
-/// More than this between the clocks is worth a word.
+/// A difference between the clocks above this is reported.
 const SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
 
 /// The role every stream needs.
 pub const ROLE_READ: &str = "ActivityFeed.Read";
-/// The role `DLP.All` needs besides.
+/// The role that `DLP.All` needs in addition.
 pub const ROLE_READ_DLP: &str = "ActivityFeed.ReadDlp";
 
-/// Tests `source`'s connection. With `probe`, the store that holds its state, `Audit.General` is started and stopped
-/// if it is off.
+/// Tests `source`'s connection. `probe` is the store that holds its state; with it, `Audit.General` is started and
+/// stopped if it is off.
 pub async fn check(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<CheckStep> {
     let mut steps = test(source, probe).await;
     let places = source.config().places();
@@ -82,7 +83,7 @@ async fn test(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<Che
     let listed = match api.list_subscriptions().await {
         Ok(listed) => listed,
         Err(error) => {
-            // Without the permission the call fails for that reason, which was said already.
+            // Without the permission the call fails for that reason, which was already reported.
             if !read_missing {
                 steps.push(api_fault("list subscriptions", &error));
             }
@@ -106,8 +107,8 @@ async fn test(source: &M365Audit, probe: Option<Arc<dyn StateStore>>) -> Vec<Che
     steps
 }
 
-/// The audit search of Microsoft Graph, where gaps are to be filled by it: the token's word on its permission, and Graph's.
-/// Nothing is submitted: a search that does not exist is looked at.
+/// Tests the audit search of Microsoft Graph, if gaps are to be filled through it: the permission in the token, and the
+/// answer of Graph. It submits no search: it requests one that does not exist.
 async fn graph(source: &M365Audit, api: &ApiClient, steps: &mut Vec<CheckStep>) {
     const WHAT: &str = "Microsoft Graph";
     let config = source.config();
@@ -185,12 +186,12 @@ fn subscription(content_type: ContentType, is_known: bool, is_on: bool) -> Check
     }
 }
 
-/// What the credential says of itself before anybody is asked: whether it can be used, and when it ends.
+/// Inspects the credential without a request: whether it is usable, and when it expires.
 fn credential(source: &M365Audit, steps: &mut Vec<CheckStep>) {
     let config = source.config();
     let (what, end, found) = match certificate_files(config) {
         Some(files) => match files.facts() {
-            // The exchange tells, with this very text.
+            // The token exchange reports this with the same text.
             Err(_) => return,
             Ok(facts) => (
                 "client certificate",
@@ -226,8 +227,8 @@ fn week(now: Timestamp) -> impl Iterator<Item = Window> {
     })
 }
 
-/// Whether anything was ever listed of what is subscribed: when not, auditing is most likely off, which no call tells
-/// but a start. Ends at the first content found; fetches none.
+/// Whether any subscribed content type ever listed content. If none did, auditing is most likely off, which only the
+/// answer to a start shows. Ends at the first content found; fetches none.
 async fn content(api: &ApiClient, server: &ServerTime, mut on: Vec<ContentType>, steps: &mut Vec<CheckStep>) {
     let what = "content of the last 7 days";
     for window in week(server.for_requests()) {
@@ -240,7 +241,7 @@ async fn content(api: &ApiClient, server: &ServerTime, mut on: Vec<ContentType>,
                     steps.push(passed(what, found));
                     return;
                 }
-                // Without its permission this one type is parked, which was told.
+                // Without its permission this one type is parked, which was already reported.
                 Err(_) if content_type == ContentType::Dlp => unread.push(content_type),
                 Err(error) => {
                     steps.push(api_fault(what, &error));
@@ -386,7 +387,7 @@ async fn start_and_stop(
     probed(started, stopped, remembered)
 }
 
-/// What the probe's start, its stop and the note of both say together.
+/// Combines the results of the probe's start, its stop and the stored note into one step.
 fn probed(
     started: Result<Started, ApiError>,
     stopped: Option<Result<(), ApiError>>,

@@ -1,5 +1,5 @@
-//! Signed checkpoints of the receipts on their way to the sinks that get them: only what has left the machine is evidence
-//! against whoever owns it.
+//! Sends signed checkpoints of the receipts to the sinks that take them. Only a checkpoint that has left the machine is
+//! evidence against the owner of the machine.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::host::{BatchBuilder, Noted};
 use crate::model::ContentType;
 use crate::normalise::ReceiptNotice;
 
-/// What stands in the place of a source's name in a batch of checkpoints: a host gives them to whom it wants.
+/// Takes the place of a source's name in a batch of checkpoints; the host chooses the sinks that receive it.
 pub const RECEIPTS: &str = "m365_audit.receipts";
 
-/// After the state could not be read.
+/// Pause after the state could not be read.
 const READ_AGAIN: Duration = Duration::from_secs(60);
 
-/// Sends what is sealed, one part after another, until the source stops. What was not sent by then is sent after the next
+/// Sends the sealed parts, one after another, until the source stops. Parts not sent by then are sent after the next
 /// start.
 pub(super) async fn send(context: FetchContext, to_send: Option<ToSend>) {
     let Some(mut to_send) = to_send else { return std::future::pending().await };
@@ -43,7 +43,8 @@ pub(super) async fn send(context: FetchContext, to_send: Option<ToSend>) {
         let batch = builder.finish(RECEIPTS.into(), context.tenant.clone(), ContentType::General);
         let Ok(aside) = context.courier.deliver(batch, &context.stop).await else { break };
         if let Some(refused) = aside.into_iter().next() {
-            // Nothing of a customer's is in it, and the receipts have it: it is told and not kept a second time.
+            // A checkpoint holds no customer data and the receipts contain it, so a rejected one is logged and not
+            // stored a second time.
             tracing::error!(
                 tenant = %context.tenant, part = seq, why = refused.record.why,
                 "receipt-not-sent: a sink of `[receipts] to` rejects a signed checkpoint; the receipts hold it, `receipts export` writes it"

@@ -22,12 +22,12 @@ use crate::model::{ContentType, TenantId, Timestamp};
 use crate::normalise::Normaliser;
 use crate::severity::Severity;
 
-/// A batch is handed over when it has grown to this.
+/// A batch is delivered when it reaches this size.
 pub const BATCH_BYTES: usize = 256 * 1024;
 /// Bytes of a damaged body in one `m365_audit.bad_blob` record, before base64.
 pub const BAD_PIECE_BYTES: usize = 48 * 1024;
 
-/// What batches may take of `in_flight_bytes_max`: the rest is for bodies being read, which are in memory as well.
+/// The part of `in_flight_bytes_max` for batches. The rest is for bodies being read, which are in memory as well.
 const fn for_batches(in_flight_bytes_max: u64) -> u64 {
     in_flight_bytes_max - in_flight_bytes_max / 4
 }
@@ -45,9 +45,9 @@ pub struct FetchContext {
     pub normaliser: Arc<Normaliser>,
     /// Delivered events and claims.
     pub events: EventIndex,
-    /// Events healed through Microsoft Graph, and the gate between them and the feed.
+    /// Events healed through Microsoft Graph, and the gate that separates them from the feed's.
     pub healed: Healed,
-    /// Where what became true is remembered.
+    /// Commits outcomes to the state.
     pub ledger: LedgerHandle,
     /// For pages of keys that are not in memory.
     pub store: Arc<dyn StateStore>,
@@ -55,7 +55,7 @@ pub struct FetchContext {
     pub courier: Courier,
     /// Bytes in flight.
     pub budget: Budget,
-    /// What batches are written into.
+    /// Buffers that batches are written into.
     pub buffers: Buffers,
     /// Routine reads on hold, and what data loss prevention has flagged.
     pub hold: Hold,
@@ -63,9 +63,9 @@ pub struct FetchContext {
     pub clock: Arc<dyn Clock>,
     /// No new body is read once this is cancelled.
     pub stop: CancellationToken,
-    /// Whether a receipt is kept of what became of each event.
+    /// Whether a receipt records the outcome of each event.
     pub keeps_receipts: bool,
-    /// Set when a back-fill asks: then blobs are not marked, which is the loop's to do.
+    /// Set in a back-fill, which does not mark blobs: only the loop does.
     pub backfill: Option<Backfilling>,
 }
 
@@ -99,7 +99,7 @@ impl FetchContext {
         }
     }
 
-    /// Counts an answer that is empty where something was to be expected.
+    /// Counts an answer that is empty although content was expected.
     pub fn count_empty(&self, content_type: ContentType, endpoint: &'static str) {
         ::metrics::counter!(
             metrics::EMPTY_ANSWERS_TOTAL, "tenant" => self.tenant.to_string(), "content_type" => content_type.as_str(),
@@ -109,16 +109,16 @@ impl FetchContext {
     }
 }
 
-/// Why a record of our own is not with the host.
+/// Why the host did not get a record that this program made.
 #[derive(Debug)]
 pub enum NotNoticed {
-    /// The source stops: it is made again after the next start.
+    /// The source is stopping: the record is made again after the next start.
     Stopped,
     /// The host rejected it and it cannot be set aside: the state cannot be written.
     State(StateError),
 }
 
-/// Delivers one record of our own (a gap) and resolves when the host has it.
+/// Delivers one record that this program made (a gap) and resolves when the host has it.
 ///
 /// # Errors
 /// The host does not have it.

@@ -1,11 +1,11 @@
-//! What the loop of a tenant decides: which blob is fetched next, where the position stands, when a gap is declared, what
+//! What the loop of a tenant decides: which blob is fetched next, where the position is, when a gap is declared, what
 //! the hold does, when a single pass is over.
 //!
-//! Synchronous: it waits for nobody, spawns nothing and needs no runtime. [`Decisions::apply`] takes what happened and
-//! ends by restoring what must always hold: as many downloads are under way as may be, what changed of a position is
-//! being written when it is due, the hold knows how far matches are known and has its turn when it has work, and in a
-//! single pass the next content type begins when those before it are done. What is to be done for that is handed out as
-//! an [`Action`]; how it ended comes back as a [`Done`].
+//! Synchronous: it awaits nothing, spawns nothing and needs no runtime. [`Decisions::apply`] takes what happened and
+//! ends by restoring what must always hold: as many downloads run as are allowed, changed positions are written when
+//! due, the hold knows how far matches are known and gets its turn when it has work, and in a single pass the next
+//! content type begins when those before it are done. It returns the work for that as an [`Action`]; the caller reports
+//! its outcome as a [`Done`].
 
 mod ready;
 
@@ -45,34 +45,34 @@ use crate::plan;
 
 /// Blobs downloaded and not settled yet, with their batches under way.
 const SETTLING_MAX: usize = 512;
-/// How often gauges, alarms and gaps are looked at.
+/// How often gauges, alarms and gaps are updated.
 const TICK: Duration = Duration::from_secs(15);
-/// Gauges are set this soon after a blob was found or settled.
+/// Gauges are updated at most this long after a blob was found or settled.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 /// Positions are written at most this often while blobs settle.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
-/// Before a blob that could not be read is asked for again.
+/// Pause before a blob that could not be read is requested again.
 const BLOB_AGAIN: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(300));
-/// The same in a single pass, which somebody waits for.
+/// The same in a single pass, whose end a person or script waits for.
 const BLOB_AGAIN_ONCE: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(10));
-/// "Content does not exist", "expired" and 404 are asked again no sooner than this.
+/// After "Content does not exist", "expired" or 404, a blob is requested again no sooner than this.
 const SLOW_DELAY_MIN: Duration = Duration::from_secs(60);
-/// Whatever a blob holds is shipped when it has no longer than this to live.
+/// When a blob expires within this time, its body is delivered even if it is damaged.
 const LAST_CHANCE: SignedDuration = SignedDuration::from_hours(1);
-/// An unsettled blob this near its expiry is an alarm.
+/// An unsettled blob this close to its expiry raises an alarm.
 const EXPIRY_ALARM: SignedDuration = SignedDuration::from_hours(24);
-/// With `--once`: so many throttled fetches in a row without one that worked, and the rest is left.
+/// With `--once`: after this many throttled fetches in a row, the rest is left.
 const ONCE_THROTTLED_MAX: u32 = 500;
-/// With `--once`: a blob that was throttled this often is left.
+/// With `--once`: a blob throttled this often is left.
 const ONCE_BLOB_THROTTLED_MAX: u32 = 20;
-/// Keys past their time are forgotten this often.
+/// Expired keys are removed this often.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// Further apart than this, the two clocks do not agree well enough to evict at once.
 const SKEW_TO_EXPIRE_MAX: SignedDuration = SignedDuration::from_hours(24);
-/// Failed fetches are a metric, and one line in this time.
+/// Failed fetches are counted in a metric, and logged at most once in this time.
 const FAILURE_LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// What the decisions of a tenant depend on, beside what happens.
+/// The inputs of a tenant's decisions, beside the events.
 pub(super) struct Terms {
     /// The tenant.
     pub tenant: TenantId,
@@ -88,7 +88,7 @@ pub(super) struct Terms {
     pub clock: Arc<dyn Clock>,
     /// Microsoft's time.
     pub server: ServerTime,
-    /// Where trouble is reported.
+    /// Receives health reports.
     pub board: Board,
     /// The index of reads on hold.
     pub hold: Hold,
@@ -98,7 +98,7 @@ pub(super) struct Terms {
     pub reading: Reading,
 }
 
-/// What an earlier run left of the streams.
+/// The state that an earlier run left for the streams.
 pub(super) struct Remembered {
     /// Positions, of the streams that ever ran.
     pub positions: BTreeMap<ContentType, Position>,
@@ -106,21 +106,22 @@ pub(super) struct Remembered {
     pub settled: BTreeMap<ContentType, EventIndex>,
 }
 
-/// What happened.
+/// An input of the decisions.
 pub(super) enum Event {
     /// A lister found something.
     Found(Found),
-    /// What was begun has ended.
+    /// An action has ended.
     Done(Done),
     /// A download has ended, or the hold may have work.
     Woken,
-    /// It is as late as [`Decisions::next_due`] said. With the requests a minute that Microsoft grants, where known.
+    /// The time that [`Decisions::next_due`] returned has come. Carries the requests a minute that Microsoft grants,
+    /// where known.
     Due(Option<f64>),
 }
 
-/// What is to be begun. All but the first end in one [`Done`].
+/// Work that the caller is to begin. All but the first end in one [`Done`].
 pub(super) enum Action {
-    /// List a stream, whose subscription is known to be on or not.
+    /// List a stream; the flag is whether its subscription is known to be on.
     List(ContentType, bool),
     /// Offer again what was set aside.
     OfferAside,
@@ -130,15 +131,15 @@ pub(super) enum Action {
     ReportLost(Box<Job>, Gap),
     /// Report a gap.
     Declare(Gap),
-    /// Write positions, and with them the marks of blobs whose loss the host was told.
+    /// Write positions, and with them the marks of blobs whose loss was reported to the host.
     Write(BTreeMap<ContentType, Position>, Vec<(ContentType, Key)>),
-    /// Forget keys past their time.
+    /// Remove expired keys.
     Expire,
     /// A turn of the hold, at Microsoft's time.
     TendHold(Option<Timestamp>),
 }
 
-/// How something ended.
+/// The outcome of an action.
 pub(super) enum Done {
     /// [`Action::Fetch`].
     Blob(Box<Job>, Outcome),
@@ -157,29 +158,29 @@ pub(super) enum Done {
 /// See the module's documentation.
 pub(super) struct Decisions {
     terms: Terms,
-    /// Boxed, since a map has room for eleven from the start.
+    /// Boxed, since a map allocates room for eleven at once.
     streams: BTreeMap<ContentType, Box<Stream>>,
     ready: BinaryHeap<Ready>,
     retry: BTreeMap<(Duration, u64), Job>,
     retries: u64,
     downloads: Downloads,
-    /// What is to be begun, in order.
+    /// Actions to begin, in order.
     actions: VecDeque<Action>,
-    /// Actions begun, or to be begun, that have not ended; listings aside.
+    /// Actions that have not ended, begun or not, without listings.
     under_way: usize,
     /// Content types that are not listed yet, and whether their subscription is on.
     waiting: Vec<(ContentType, bool)>,
     writing_positions: bool,
     /// Lost blobs whose record the host has: their marks go with the next position, which remembers the gap.
     lost: Vec<(ContentType, Key)>,
-    /// Those whose marks are being written.
+    /// Lost blobs whose marks are being written.
     marking: Vec<(ContentType, Key)>,
-    /// A turn of the hold is under way; after one that failed, the next waits until then.
+    /// Whether a turn of the hold is running; after a failed turn, when the next may begin.
     tending: bool,
     tend_at: Duration,
     positions_at: Duration,
     tick_at: Duration,
-    /// When the gauges may be set again, and whether something has changed that they show.
+    /// When the gauges may be updated again, and whether a value has changed.
     gauges_at: Duration,
     gauges_stale: bool,
     expire_at: Duration,
@@ -191,7 +192,7 @@ pub(super) struct Decisions {
 }
 
 impl Decisions {
-    /// For these content types, from where an earlier run left them or else `backfill` ago.
+    /// Makes the decisions for these content types, from the position an earlier run left or else from `backfill` ago.
     pub(super) fn new(
         terms: Terms,
         content_types: &[ContentType],
@@ -267,10 +268,10 @@ impl Decisions {
         self.restore();
     }
 
-    /// Takes what happened and restores what must hold.
+    /// Takes one input and restores the invariants.
     ///
     /// # Errors
-    /// When the state cannot be used any more: nothing is decided on then.
+    /// When the state is no longer usable: no decision follows then.
     pub(super) fn apply(&mut self, event: Event) -> Result<(), SourceError> {
         match event {
             Event::Found(found) => self.on_found(found),
@@ -296,7 +297,7 @@ impl Decisions {
         self.tend_hold();
     }
 
-    /// As [`Decisions::apply`] while the source stops: nothing new is begun but what this itself asks for.
+    /// As [`Decisions::apply`] while the source stops: begins only the actions that this call itself needs.
     ///
     /// # Errors
     /// As there.
@@ -304,7 +305,7 @@ impl Decisions {
         self.on_done(done)
     }
 
-    /// What changed of positions is to be written now; false when that is nothing.
+    /// Queues a write of the changed positions; false when none changed.
     pub(super) fn write_last_positions(&mut self) -> bool {
         let some = self.streams.values().any(|s| s.unwritten != Unwritten::Nothing);
         if some {
@@ -313,7 +314,7 @@ impl Decisions {
         some
     }
 
-    /// What is to be begun next.
+    /// The next action to begin.
     pub(super) fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -328,7 +329,7 @@ impl Decisions {
         self.streams.get(&content_type).map(|stream| &**stream)
     }
 
-    /// The downloads under way. Cheap to clone.
+    /// The running downloads. Cheap to clone.
     pub(super) fn downloads(&self) -> &Downloads {
         &self.downloads
     }
@@ -355,7 +356,7 @@ impl Decisions {
             && !self.terms.hold.has_work(self.terms.server.trusted())
     }
 
-    /// What was left.
+    /// The work that was left.
     pub(super) fn report(&self) -> Report {
         let mut left: Vec<Left> = Vec::new();
         for (content_type, stream) in &self.streams {
@@ -389,8 +390,8 @@ impl Decisions {
         self.streams.keys().copied().collect()
     }
 
-    /// With `once`: DLP alone until it is done, so that a match is known before the reads it flags; where routine reads
-    /// are dropped then what else they wait for, so that few are put on hold; then all others.
+    /// With `once`: DLP alone until it is done, so that a match is known before the reads it flags. If routine reads
+    /// are dropped, the types they wait for follow, so that few reads are put on hold; then all others.
     fn start_next_listers(&mut self) {
         let Some(rank) = self.waiting.first().map(|(t, _)| self.rank(*t)) else { return };
         let before_done = self.streams.iter().all(|(t, stream)| self.rank(*t) >= rank || stream.is_finished());
@@ -415,7 +416,7 @@ impl Decisions {
 
     // ---- the hold ----
 
-    /// Tells the hold how far matches are known, and starts a turn of it when it has something to do.
+    /// Passes to the hold how far matches are known, and starts a turn when it has work.
     fn tend_hold(&mut self) {
         let now = self.terms.server.trusted();
         let at = self.terms.clock.monotonic();
@@ -445,7 +446,7 @@ impl Decisions {
         match found {
             Found::Page { content_type, blobs, read } => self.on_page(content_type, blobs, read),
             Found::PassDone { content_type, reach, at } => {
-                // Planned by a clock in doubt, it may have looked at other days than it was to.
+                // Planned with an untrusted clock, the listing may have covered other days than intended.
                 let trusted = self.terms.server.trusted().is_some();
                 if let Some(stream) = self.streams.get_mut(&content_type).filter(|_| trusted) {
                     stream.note_pass(reach, at);
@@ -496,7 +497,7 @@ impl Decisions {
         for blob in blobs {
             self.on_blob(blob);
         }
-        // What was read while the clock is in doubt, or to an end that lies ahead, vouches for nothing there.
+        // A read made with an untrusted clock, or up to a future end, proves nothing about that range.
         let read = read.zip(self.terms.server.trusted());
         let read = read.map(|(window, now)| Window { end: window.end.min(now), ..window });
         let read = read.filter(|window| window.start < window.end);
@@ -526,8 +527,8 @@ impl Decisions {
         if stream.unsettled.contains(key) {
             return;
         }
-        // The lister has asked the disk. Only a blob settled since then is left to find, and its key is still in memory;
-        // were it not, the blob would be fetched again and its events found to be delivered.
+        // The lister has already queried the disk. Only a blob settled since then can be missing there, and its key is
+        // still in memory. If it were not, the blob would be fetched again and its events recognised as delivered.
         if matches!(stream.settled.with_keys(|set| set.probe(key)), Probe::Present) {
             self.count(metrics::DUPLICATES_TOTAL, blob.content_type, "level", "blob");
             return;
@@ -550,7 +551,7 @@ impl Decisions {
         self.ready.push(Ready(job));
     }
 
-    /// Tells a stream's lister where its position stands, and all listers when there is room again or no more.
+    /// Passes its position to a stream's lister, and signals all listers when the queue has room again or is full.
     fn guide(&self, content_type: ContentType) {
         let rooms = self.terms.reading.rooms(self.streams.values().map(|s| s.unsettled.wanted()).sum());
         for (other, stream) in &self.streams {
@@ -656,7 +657,7 @@ impl Decisions {
         if let Some(stream) = self.streams.get_mut(&content_type)
             && stream.unwritten == Unwritten::Drift
         {
-            // What a settled blob moves is written soon.
+            // A position moved by a settled blob is written soon.
             stream.unwritten = Unwritten::Change;
         }
         self.guide(content_type);
@@ -709,12 +710,12 @@ impl Decisions {
         self.requeue(job, now + if slow { delay.max(SLOW_DELAY_MIN) } else { delay }.max(named));
     }
 
-    /// With `once`: whether this blob, or all of them, were throttled so often that the rest is left.
+    /// With `once`: whether this blob, or all blobs together, were throttled so often that the rest is left.
     fn is_throttled_out(&self, job: &Job) -> bool {
         self.terms.once && (self.throttled > ONCE_THROTTLED_MAX || job.throttled > ONCE_BLOB_THROTTLED_MAX)
     }
 
-    /// Counts a failed fetch, and says so once in a while.
+    /// Counts a failed fetch, and logs it at a limited rate.
     fn note_failed(&mut self, job: &Job, why: &str, error: Option<&ApiError>) {
         let content_type = job.blob.content_type;
         let now = self.terms.clock.monotonic();
@@ -736,12 +737,12 @@ impl Decisions {
         }
     }
 
-    /// How long an answer without events is doubted: a single pass is waited for.
+    /// How long an answer without events is doubted. It is shorter in a single pass, whose end somebody waits for.
     const fn patience(&self) -> Patience {
         if self.terms.once { Patience::Short } else { Patience::Long }
     }
 
-    /// A blob that was listed was answered with no event: asked for again after a while, and believed when the answer
+    /// Handles a listed blob whose body has no event: requests it again after a pause, and believes the answer when it
     /// stays the same.
     fn on_empty(&mut self, mut job: Job, why: &str) {
         let content_type = job.blob.content_type;
@@ -769,7 +770,8 @@ impl Decisions {
         self.retry.insert((due, self.retries), job);
     }
 
-    /// The blob is gone at Microsoft: says so, then settles it as lost with the position that remembers the gap.
+    /// Reports a blob that Microsoft no longer has, then settles it as lost together with the position that records the
+    /// gap.
     fn lost(&mut self, job: Job, why: &str) {
         let BlobRef { content_type, created, expires, ref id, .. } = job.blob;
         self.count(metrics::BLOBS_TOTAL, content_type, "state", "lost");
@@ -785,7 +787,7 @@ impl Decisions {
             detail: format!("blob `{id}` expired at {expires} unread: {why}"),
             noticed: self.terms.server.for_requests(),
         };
-        // Nothing else in the state says that it was lost, so the mark that settles it goes with this position.
+        // Nothing else in the state records the loss, so the mark that settles it goes with this position.
         if let Some(stream) = self.streams.get_mut(&content_type) {
             stream.position.note_gap(remembered(gap.window, gap.reason));
             stream.unwritten = Unwritten::Change;
@@ -802,9 +804,9 @@ impl Decisions {
         }
     }
 
-    /// When changed positions are to be written; `None` when none has changed. Those that moved by time and empty listings
-    /// alone are written once in an interval, or with the next write: a restart lists so much more, which the overlap
-    /// dwarfs, and a thousand idle tenants do not sync the disk sixty times a second.
+    /// When changed positions are to be written; `None` when none has changed. Positions that only time and empty
+    /// listings have moved are written once in an interval, or with the next write. A restart then lists that much
+    /// more, which is little beside the overlap, and a thousand idle tenants do not sync the disk sixty times a second.
     fn positions_due(&self) -> Option<Duration> {
         match self.streams.values().map(|s| s.unwritten).max()? {
             Unwritten::Nothing => None,
@@ -882,7 +884,7 @@ impl Decisions {
         self.start(Action::Declare(Gap { content_type, window, reason, detail, noticed }));
     }
 
-    // ---- looking after itself ----
+    // ---- upkeep ----
 
     fn on_time(&mut self, granted_per_minute: Option<f64>) {
         let now = self.terms.clock.monotonic();
@@ -903,8 +905,9 @@ impl Decisions {
         } else if self.gauges_stale && now >= self.gauges_at {
             self.set_gauges(now, granted_per_minute);
         }
-        // At the first look, too: a collector that is started every few minutes with `--once` must not keep keys for
-        // ever. A first date that contradicts this machine's by a day has to stand for an hour before it may evict.
+        // Also at the first tick: a collector that is started every few minutes with `--once` must not keep keys for
+        // ever. A first date that differs from this machine's by a day must hold for an hour before keys are removed by
+        // it.
         let agrees = self.terms.server.skew().is_some_and(|skew| skew.abs() < SKEW_TO_EXPIRE_MAX);
         let may_expire = agrees || now >= self.started_at + EXPIRE_EVERY;
         if now >= self.expire_at && may_expire && self.terms.server.trusted().is_some() {
@@ -955,7 +958,7 @@ impl Decisions {
         self.terms.reading.check(expiring, now, &self.terms.board);
     }
 
-    /// Says once that it began well.
+    /// Logs once that the source began well.
     fn say_welcome(&mut self, now: Duration) {
         let Some(server_now) = self.terms.server.trusted() else { return };
         let streams = self.streams.values().map(|stream| stream.known());

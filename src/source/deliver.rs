@@ -1,10 +1,10 @@
-//! Handing a batch to the host until the host has it for good.
+//! Delivers a batch to the host and retries until the host has accepted all of it.
 //!
-//! A refusal keeps the bytes and sends them again, with back-off, until the source stops: a host that ends refuses all,
-//! and what it did not take is fetched again. A rejection is judged by `delivery`: the
-//! batch is offered in smaller parts, until those records are found that the host rejects alone while it takes others.
-//! They are returned, to be set aside in the state store. A host that knows its own receivers (the embedded one) judges
-//! by itself and names such records in its answer.
+//! A refusal keeps the bytes and sends them again, with back-off, until the source stops. A host that shuts down
+//! refuses everything; records it did not accept are fetched again. A rejection is judged by `delivery`: the batch is
+//! offered in smaller parts, until `delivery` has found the records that the host rejects alone while it accepts
+//! others. The caller sets those aside in the state store. A host that knows its own receivers (the embedded one)
+//! judges by itself and names such records in its answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -25,11 +25,11 @@ use crate::model::ContentType;
 
 /// Between two tries of a host that refuses a batch.
 const RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
-/// Refusals in a row before health says so: a sink that restarts is no trouble.
+/// Refusals in a row before health reports them: a sink that restarts is not a fault.
 const REFUSALS_BEFORE_TROUBLE: u32 = 3;
 /// Batches offered at once while rejections are judged.
 const JUDGED_AT_ONCE: usize = 8;
-/// How often a trial is offered to a host that refuses it: it may be busy, or want the record alone.
+/// How often a trial is offered to a host that refuses it: the host may be busy, or accept the record only by itself.
 const TRIALS: u32 = 3;
 
 /// A record the host rejected, ready to be stored.
@@ -41,18 +41,18 @@ pub struct Aside {
     pub content_type: ContentType,
     /// The hash of its bytes.
     pub hash: u128,
-    /// What is stored of it.
+    /// The form in which it is stored.
     pub record: AsideRecord,
 }
 
 impl Aside {
-    /// As a change of the state has it.
+    /// In the form that a state change takes.
     pub fn stored(self) -> (ContentType, u128, AsideRecord) {
         (self.content_type, self.hash, self.record)
     }
 }
 
-/// The source stops and the host has not taken the records: they are fetched again.
+/// The source stopped before the host accepted the records; they are fetched again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stopped;
 
@@ -62,7 +62,7 @@ pub struct Courier {
     host: Arc<dyn Host>,
     clock: Arc<dyn Clock>,
     board: Board,
-    /// Made at the first rejection: most hosts never say one.
+    /// Made at the first rejection, since most hosts never reject.
     judge: Arc<OnceLock<Judge>>,
 }
 
@@ -73,13 +73,13 @@ struct Judge {
 }
 
 impl Courier {
-    /// To this host; `board` is told when it keeps refusing.
+    /// Delivers to this host, and reports to `board` when the host keeps refusing.
     pub fn new(host: Arc<dyn Host>, clock: Arc<dyn Clock>, board: Board) -> Self {
         Self { host, clock, board, judge: Arc::default() }
     }
 
-    /// Resolves when every record of `batch` is delivered or was rejected on its own; the latter are returned. What the
-    /// host refuses after `stop` is not offered again.
+    /// Resolves when every record of `batch` is delivered or was rejected on its own; the latter are returned. Records
+    /// that the host refuses after `stop` are not offered again.
     ///
     /// # Errors
     /// Stopped before the host took the records.
@@ -87,7 +87,7 @@ impl Courier {
         let mut failures = RETRY.failures();
         let mut refusals = 0;
         loop {
-            // While the host rejects everything, what is new waits with the rest.
+            // While the host rejects everything, new batches wait with the others.
             let is_held = self.judge.get().is_some_and(|judge| judge.in_trouble.load(Ordering::Relaxed));
             let delivery = if is_held { None } else { Some(self.host.deliver(batch.clone()).await.await) };
             let delivery = match delivery {
@@ -113,7 +113,7 @@ impl Courier {
         }
     }
 
-    /// Offers a batch as a trial and answers what became of it; a host that refuses it is asked again a few times.
+    /// Offers a batch as a trial and returns the outcome; a host that refuses it gets it again a few times.
     pub async fn try_once(&self, batch: Batch, stop: &CancellationToken) -> Delivery {
         let batch = batch.as_trial();
         let mut failures = RETRY.failures();
@@ -224,7 +224,7 @@ impl Sink for HostSink {
                 Delivery::Delivered => Written::Delivered,
                 Delivery::Refused(why) => Written::refused(why),
                 Delivery::Rejected(why) => Written::Rejected(why),
-                // It has the others: they come twice where it does not remember that.
+                // The host has the others; they arrive twice at a host that does not remember them.
                 Delivery::DeliveredExcept(unfit) => {
                     Written::RejectedSome(unfit.into_iter().next().map_or_else(String::new, |unfit| unfit.why))
                 }
@@ -234,7 +234,7 @@ impl Sink for HostSink {
     }
 }
 
-/// Puts a host's trouble on the source's board.
+/// Reports a host's faults to the source's board.
 struct BoardObserver {
     board: Board,
     in_trouble: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! Where back-fills of a running source are asked for, and what is heard of one: the questions, the numbers, the answer.
+//! The requests for back-fills of a running source, with their progress numbers and results.
 //!
 //! It knows nothing of how a range is read.
 
@@ -28,13 +28,13 @@ pub enum Ask {
         /// Deliver again what was delivered already.
         again: bool,
     },
-    /// Go on with the one that is not done.
+    /// Resume the unfinished one.
     Resume,
-    /// Give up the one that is not done.
+    /// Discard the unfinished one.
     Discard,
 }
 
-/// How far a back-fill has come; shared with those who fetch.
+/// The progress of a back-fill; shared with the fetches.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Blobs listed.

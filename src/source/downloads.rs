@@ -13,7 +13,7 @@ use super::fetch::Reading;
 const MIN: usize = 4;
 /// Bodies downloaded at once: at most.
 const MAX: usize = 32;
-/// What a download may hold beside its batch: what it works on, and what has arrived meanwhile.
+/// Bytes a download may hold beside its batch: those it works on, and those that arrived meanwhile.
 const DOWNLOAD_BYTES: u64 = 384 * 1024;
 
 /// Downloads under way. Cheap to clone.
@@ -38,12 +38,12 @@ struct Times {
     /// The shortest wait among the last downloads, and among as many before them.
     shortest: f64,
     shortest_before: f64,
-    /// How many the former knows.
+    /// How many downloads `shortest` covers so far.
     count: u32,
 }
 
 impl Times {
-    /// How many downloads the shortest wait is taken of.
+    /// How many downloads the shortest wait is taken over.
     const WINDOW: u32 = 16;
 
     fn note(&mut self, reading: Reading) {
@@ -57,13 +57,13 @@ impl Times {
         self.count = self.count.saturating_add(1);
     }
 
-    /// How many downloads may run: no more than keep the processors busy while others wait for bytes. The shortest wait
-    /// counts for that: where processors are short, most of the average is waiting for one of them. The request quota
+    /// How many downloads may run: no more than keep the processors busy while others wait for bytes. It uses the
+    /// shortest wait: with few processors, most of the average is time spent waiting for a processor. The request quota
     /// has a limiter of its own, and lets many go at once after a quiet minute.
     fn allowed(&self, processors: usize) -> usize {
         let shortest = self.shortest.min(self.shortest_before);
         let busy = processors as f64 * (1.0 + shortest / self.worked.max(1e-6)) + 2.0;
-        // The first downloads also open the connections: they do not tell how long others will wait.
+        // The first downloads also open the connections: their waits do not predict the waits of later ones.
         let known = MIN + self.count as usize / 4;
         (busy.ceil() as usize).min(known).clamp(MIN, MAX)
     }
@@ -76,7 +76,7 @@ impl Downloads {
         Self { shared: Arc::default(), processors }
     }
 
-    /// Begins one; it ends with what is returned.
+    /// Begins one, which ends when the returned value is ended or dropped.
     pub(super) fn begin(&self) -> Download {
         let before = self.shared.active.fetch_add(1, Ordering::Relaxed);
         debug_assert!(before < MAX, "CK-5: too many downloads");
@@ -93,21 +93,21 @@ impl Downloads {
         self.shared.ended.notified().await;
     }
 
-    /// How many may be under way, beside the batches of `budget` that are.
+    /// How many may run beside the batches of `budget` in flight.
     pub(super) fn allowed(&self, budget: &Budget) -> usize {
         let by_time = self.shared.times.lock().unwrap_or_else(PoisonError::into_inner).allowed(self.processors);
         by_time.min(room(budget))
     }
 }
 
-/// How many downloads fit beside the batches under way. When the host is slower than the network, more of them would
-/// only hold more; half the budget keeps a host busy until the next batches come, and what is in flight leaves the
-/// fewer downloads the nearer it comes to that.
+/// How many downloads fit beside the batches in flight. When the host is slower than the network, more downloads would
+/// only hold more memory. Half the budget keeps a host busy until the next batches come; the closer the bytes in flight
+/// come to that half, the fewer downloads may run.
 fn room(budget: &Budget) -> usize {
     let (used, total, free) = (budget.used(), budget.total(), budget.free());
     let taken_by_others = free < total - used && free < MIN as u64 * DOWNLOAD_BYTES;
     if used > total / 2 || taken_by_others {
-        // What is in flight ends by itself; one goes on in case all of it is somebody else's.
+        // Batches in flight end by themselves. One download continues in case all of them belong to another task.
         return 1;
     }
     let room = free.min(total / 2 - used) / DOWNLOAD_BYTES;

@@ -11,7 +11,7 @@ use crate::model::{Actionable, TenantId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum FaultKind {
-    /// To be known, nothing to fail over.
+    /// Worth reporting, but not a failure.
     Notice,
     /// The network, or Microsoft's side.
     Network,
@@ -48,7 +48,7 @@ pub enum SourceError {
         key: &'static str,
         /// The file.
         path: std::path::PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         why: String,
     },
     /// The rules, which were fit to use when the configuration was read.
@@ -59,7 +59,7 @@ pub enum SourceError {
         /// What is wrong with them.
         source: config::RulesError,
     },
-    /// A bug of ours.
+    /// A bug in this program.
     #[error("internal error: {0}")]
     Internal(String),
 }
@@ -101,7 +101,7 @@ pub fn fault_kind(error: &ApiError) -> FaultKind {
     match (error.kind(), error.action()) {
         (ErrorKind::Auth, _) if error.auth().is_some_and(|auth| auth.is_passing()) => FaultKind::Network,
         (ErrorKind::Auth, _) => FaultKind::Authentication,
-        // A 401 without a code is the front end's word on the token, whatever the permissions are.
+        // A 401 without a code comes from Microsoft's front end and concerns the token, whatever the permissions are.
         (ErrorKind::Answer, Action::SlowRetryTenant) if error.status() == Some(401) && error.code().is_none() => {
             FaultKind::Authentication
         }

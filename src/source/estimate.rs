@@ -1,9 +1,9 @@
-//! What a tenant will bring: events and bytes a day, by content type, severity and format, from the listing of the last 24
-//! hours and a sample of its blobs.
+//! Estimates a tenant's volume: events and bytes a day, by content type, severity and format, from the listing of the
+//! last 24 hours and a sample of its blobs.
 //!
-//! It reads only: no subscription is started, no state opened, nothing delivered. The number of requests is bounded, half of
-//! them for listings at most. A blob is one of a population of blobs, so what is said of all comes with its error: sizes of
-//! blobs differ by some orders of magnitude.
+//! It reads only: no subscription is started, no state opened, nothing delivered. The number of requests is bounded,
+//! half of them for listings at most. The blobs read are a sample, and sizes of blobs differ by orders of magnitude, so
+//! each total comes with its error.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ use crate::normalise::{BlobContext, Event, Normaliser, Rendered, Settings};
 use crate::plan::floor_to_second;
 use crate::severity::Severity;
 
-/// Requests to the feed for one source, where nobody says otherwise.
+/// Requests to the feed for one source, by default.
 pub const REQUESTS_DEFAULT: u32 = 60;
-/// With fewer there is no estimate: the subscriptions, and a page and a blob of each content type.
+/// The minimum for an estimate: the subscriptions, and a page and a blob of each content type.
 pub const REQUESTS_MIN: u32 = 11;
-/// What is listed.
+/// The time span that is listed.
 const DAY: SignedDuration = SignedDuration::from_hours(24);
-/// Of so many standard errors the error that is said: in 19 of 20 samples what is meant lies within.
+/// The reported error in standard errors: in 19 of 20 samples the true value lies within it.
 const STANDARD_ERRORS: f64 = 1.96;
 
 /// Every format, in the order in which it is shown.
@@ -50,7 +50,7 @@ impl Volume {
     }
 }
 
-/// What is estimated of one content type, for a day.
+/// The estimate for one content type and day.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TypeEstimate {
     /// Blobs.
@@ -59,18 +59,17 @@ pub struct TypeEstimate {
     pub downloaded: f64,
     /// What is delivered, by severity.
     pub delivered: BTreeMap<Severity, Volume>,
-    /// Events that `drop_routine` leaves out; those that data loss prevention flagged come all the same.
+    /// Events that `drop_routine` drops; events that data loss prevention flagged are still delivered.
     pub dropped: f64,
     /// How far the number of events may be off, in events.
     pub error: f64,
     /// Blobs that were listed.
     pub listed: u64,
-    /// Whether these are all blobs of the time that was listed; else they are those of a part of it, and all is
-    /// extrapolated from that.
+    /// Whether `listed` covers the whole time span; otherwise it covers a part, from which the totals are extrapolated.
     pub is_whole: bool,
     /// Blobs that were read.
     pub read: u64,
-    /// Events in them that are none, or are damaged.
+    /// Elements in them that are not events, or are damaged.
     pub bad: u64,
 }
 
@@ -83,14 +82,14 @@ impl TypeEstimate {
     }
 }
 
-/// What is estimated of a source.
+/// The estimate for a source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimate {
     /// The time that was listed.
     pub window: (Timestamp, Timestamp),
     /// Requests that were made to the feed.
     pub requests: u32,
-    /// By content type; or why nothing can be said of it, and the remedy.
+    /// By content type: the estimate, or why there is none, and the remedy.
     pub types: BTreeMap<ContentType, Result<TypeEstimate, (String, String)>>,
 }
 
@@ -114,7 +113,7 @@ impl Budget {
 /// Estimates with at most so many requests to the feed; signing in is not one.
 ///
 /// # Errors
-/// Nothing can be asked at all.
+/// No request to Microsoft succeeds.
 pub async fn estimate(source: &M365Audit, requests_max: u32) -> Result<Estimate, SourceError> {
     let server = ServerTime::new(source.clock().clone());
     let api = source.client(&server)?;
@@ -122,7 +121,7 @@ pub async fn estimate(source: &M365Audit, requests_max: u32) -> Result<Estimate,
     let mut budget = Budget { left: requests_max.max(REQUESTS_MIN), made: 0 };
     budget.take();
     let listed = api.list_subscriptions().await.map_err(|error| SourceError::Api { source: Box::new(error) })?;
-    // Whole seconds, as it is asked: a window of a second more is refused.
+    // Rounded to whole seconds, as in the request: Microsoft refuses a window that is a second too long.
     let end = floor_to_second(server.for_requests());
     let window = Window { start: end.checked_sub(DAY).unwrap_or(end), end };
     let mut types = BTreeMap::new();
@@ -149,7 +148,7 @@ pub async fn estimate(source: &M365Audit, requests_max: u32) -> Result<Estimate,
             }
             match sample.read(&api, blob, &meter, source).await {
                 Ok(()) => {}
-                // Of one that cannot be read now nothing is known: the others speak for it.
+                // A blob that cannot be read now is left out of the sample.
                 Err(error) => sample.failed = Some((error.to_string(), error.hint())),
             }
         }
@@ -162,7 +161,7 @@ pub async fn estimate(source: &M365Audit, requests_max: u32) -> Result<Estimate,
 struct Listing {
     blobs: Vec<BlobRef>,
     is_whole: bool,
-    /// How much of a day it is of, from 0 to 1.
+    /// The part of a day it covers, from 0 to 1.
     part: f64,
 }
 
@@ -189,7 +188,7 @@ impl Listing {
         };
         blobs.sort_by(|a: &BlobRef, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
         blobs.dedup_by(|a, b| a.id == b.id);
-        // Pages come about in the order of time: those that were read are of a part of the day.
+        // Pages come roughly in order of time, so the pages read cover a part of the day.
         let of = |first: &BlobRef, last: &BlobRef| last.created.duration_since(first.created).as_secs_f64();
         let span = blobs.first().zip(blobs.last()).map_or(0.0, |(first, last)| of(first, last));
         // From the first to the last there is one interval fewer than blobs.
@@ -199,7 +198,8 @@ impl Listing {
     }
 }
 
-/// How many blobs of each content type are read: as many of each, and what one does not need is for the others.
+/// How many blobs of each content type are read: equal shares, and a share that one type does not need goes to the
+/// others.
 fn shares(requests: u32, listed: &[usize]) -> Vec<usize> {
     let mut shares = vec![0; listed.len()];
     let mut left = requests as usize;
@@ -217,7 +217,7 @@ fn shares(requests: u32, listed: &[usize]) -> Vec<usize> {
     }
 }
 
-/// So many of them, spread evenly over the day: by night a tenant does other things.
+/// Picks `count` of the blobs, spread evenly over the day, since a tenant's activity differs at night.
 fn spread(blobs: &[BlobRef], count: usize) -> impl Iterator<Item = &BlobRef> {
     let count = count.min(blobs.len());
     // The middle of each of `count` equal parts.
@@ -232,7 +232,7 @@ struct Meter {
 impl Meter {
     fn new(source: &M365Audit) -> Result<Self, SourceError> {
         let settings = source.settings()?;
-        // One that says the severity first: the raw format has no place for it.
+        // A format that carries the severity comes first, since the raw format does not.
         let of = |format: &Format| Normaliser::new(Settings { format: *format, ..settings.clone() });
         Ok(Self { normalisers: FORMATS.iter().map(of).collect() })
     }
@@ -252,7 +252,7 @@ impl Meter {
     }
 }
 
-/// What was read of a content type.
+/// The sample read of a content type.
 #[derive(Default)]
 struct Sample {
     blobs: u64,
@@ -281,7 +281,7 @@ impl Sample {
         };
         let mut body = api.fetch_blob(blob).await?;
         let mut splitter = Splitter::new();
-        // Of a body that ends half-way nothing is counted.
+        // A body that ends half-way is not counted.
         let mut of_blob = Sample::default();
         while let Some(chunk) = body.chunk().await? {
             of_blob.downloaded += chunk.len() as f64;
@@ -322,7 +322,7 @@ impl Sample {
         }
     }
 
-    /// What a day brings, if the blobs that were not read are as those that were.
+    /// The volume of a day, assuming that unread blobs are like those read.
     fn estimate(self, listing: &Listing) -> Result<TypeEstimate, (String, String)> {
         let listed = listing.blobs.len() as u64;
         if let (0, Some(failed)) = (self.blobs, self.failed) {
@@ -360,7 +360,7 @@ fn error_of(sample: &[f64], blobs: f64) -> f64 {
     }
     let mean = sample.iter().sum::<f64>() / count;
     if count < 2.0 {
-        // One blob says nothing of how blobs differ.
+        // The spread cannot be estimated from one blob.
         return mean * blobs;
     }
     let variance = sample.iter().map(|events| (events - mean).powi(2)).sum::<f64>() / (count - 1.0);

@@ -1,9 +1,10 @@
 //! One blob, from its first byte to its mark: fetched as a stream, cut into events, rendered, delivered, settled.
 //!
 //! A blob is settled when every record of it is delivered (or set aside), dropped by rule, or a duplicate of one that
-//! is delivered, and all of that is durable. Batches are handed over while the body still arrives, and their keys are
-//! committed one batch at a time, so memory does not grow with the blob and a crash repeats only what was in flight.
-//! A fetch that fails half-way has lost nothing: what was delivered is known by its keys when the blob comes again.
+//! is delivered, and all of that is durable. Batches are delivered while the body still arrives, and their keys are
+//! committed one batch at a time, so memory does not grow with the blob and a crash repeats only the events in flight.
+//! A fetch that fails half-way loses nothing: when the blob is fetched again, the keys show which events were
+//! delivered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,20 +37,20 @@ use crate::normalise::{
     BadBody, BadBytes, BlobContext, Event, FoundIn, Members, NotAnEvent, Origin, Rendered, Withheld,
 };
 
-/// Room for a batch: what it is handed over at and most records that may be its last.
+/// Capacity of a batch: the size at which it is delivered, plus room for nearly any last record.
 const BATCH_ROOM: usize = BATCH_BYTES + BATCH_BYTES / 16;
 /// Records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 4096;
-/// Bytes of one blob that are shipped in such records; of what goes beyond, one more says how much it is.
+/// Damaged bytes of one blob that are delivered in such records; one more record reports how many bytes exceed this.
 pub const BAD_BYTES_MAX: usize = 1024 * 1024;
 /// Such records of one blob.
 pub const BAD_RECORDS_MAX: usize = 100;
-/// Different events without an identity in one blob whose repeats are counted: what is remembered of one is some 40 bytes.
+/// Different events without an identity in one blob whose repeats are counted: each takes some 40 bytes of memory.
 const ANONYMOUS_MAX: usize = 100_000;
-/// Elements `null` kept in mind until it is known whether anything else is in the array.
+/// `null` elements remembered until an element of another kind is found in the array.
 const NULLS_MAX: usize = 64;
 
-/// Told once the body was read (or could not be): the next download may start.
+/// Called once the body was read (or could not be): the next download may start.
 pub type OnBody = Box<dyn FnOnce(Reading) + Send>;
 
 /// Where the time of a download went.
@@ -83,10 +84,11 @@ impl FetchContext {
         let settled = match read {
             Ok(()) => run.settle().await,
             Err(Outcome::State(error)) => return Err(Outcome::State(error)),
-            // What came out of the part that was read is good and known by its keys.
+            // Events from the part that was read are valid and have keys.
             Err(outcome) => run.hand_over().await.and(Err(outcome)),
         };
-        // Whatever ended it: what the host takes of a delivery under way would come twice if its keys were not written.
+        // Whatever ended it, deliveries in flight are awaited: records that the host accepts would be delivered twice
+        // if their keys were not written.
         match (settled, run.join().await) {
             (Err(Outcome::State(error)), _) | (_, Err(Outcome::State(error))) => Err(Outcome::State(error)),
             (Err(outcome), _) | (_, Err(outcome)) => Err(outcome),
@@ -94,7 +96,7 @@ impl FetchContext {
         }
     }
 
-    /// What is read in place of a blob, where events of Microsoft Graph are delivered.
+    /// The body read in place of a blob, when events of Microsoft Graph are delivered.
     fn healed_body(&self) -> Option<bytes::Bytes> {
         self.backfill.as_ref().and_then(|backfill| backfill.healed.clone())
     }
@@ -103,7 +105,7 @@ impl FetchContext {
         self.ledger.commit(change).await.map_err(Outcome::State)
     }
 
-    /// Delivers a batch and makes its keys permanent, with what else came up beside it.
+    /// Delivers a batch and commits its keys, together with the changes collected beside it.
     async fn deliver_and_commit(self, closed: Closed) -> Result<(), Outcome> {
         let (change, done) = closed.deliver(&self).await?;
         self.commit(change).await?;
@@ -112,7 +114,7 @@ impl FetchContext {
     }
 }
 
-/// Records to be delivered, and what is to be remembered with them.
+/// Records to be delivered, and the state changes to commit with them.
 struct Closed {
     batch: Batch,
     open: OpenBatch,
@@ -122,7 +124,7 @@ struct Closed {
     permit: Option<Room>,
 }
 
-/// Records the host has: their claims and their share of the budget stand until the commit is durable.
+/// Records the host has accepted. They keep their claims and their share of the budget until the commit is durable.
 struct Delivered {
     open: OpenBatch,
     twins: Twins,
@@ -130,7 +132,7 @@ struct Delivered {
 }
 
 impl Delivered {
-    /// Says that the keys are durable.
+    /// Marks the keys as durable.
     fn committed(self) {
         self.open.committed();
         self.twins.committed();
@@ -138,7 +140,7 @@ impl Delivered {
 }
 
 impl Closed {
-    /// Hands the records to the host; what the commit must hold after that.
+    /// Delivers the records to the host; returns the changes to commit.
     async fn deliver(self, context: &FetchContext) -> Result<(Change, Delivered), Outcome> {
         let Closed { batch, open, twins, mut staged, told, permit } = self;
         let content_type = batch.content_type;
@@ -158,16 +160,16 @@ impl Closed {
     }
 }
 
-/// The key over an event's texts, and its canonical one where both sides of the gate are at work.
+/// The key over an event's text, and its canonical key if both sides of the gate are active.
 type Keys = (Key, Option<Key>);
 
-/// What is left to be done with a piece.
+/// The work that remains for a piece.
 enum Left {
-    /// It was taken.
+    /// None: the piece is done.
     Nothing,
-    /// It was taken, and with it the batch is full.
+    /// None, and the batch is now full.
     Full,
-    /// An event of these keys, which this rule would drop.
+    /// An event with these keys that this rule would drop.
     Routine(Keys, Arc<str>),
     /// Everything.
     All,
@@ -179,12 +181,12 @@ struct Run<'a> {
     job: &'a Job,
     salvage: Salvage,
     builder: BatchBuilder,
-    /// The room the batch being built has in the budget.
+    /// The budget reserved for the batch being built.
     reserved: Option<Room>,
     open: OpenBatch,
     /// The same events by their canonical keys.
     twins: Twins,
-    /// Held while work begins that does not name its events by those.
+    /// Held while work begins that does not use canonical keys.
     _unwatched: Option<Unwatched>,
     /// Routine reads to be put on hold, and their bytes.
     held: Vec<HeldRecord>,
@@ -200,15 +202,15 @@ struct Run<'a> {
     /// How often each id-less event occurred in this blob.
     anonymous: HashMap<u128, u64>,
     damage: Option<String>,
-    /// Whether anything but `null` was found in the array.
+    /// Whether an element other than `null` was found in the array.
     something: bool,
-    /// Where its elements `null` stand, until something else is found.
+    /// Offsets of its `null` elements, until another element is found.
     nulls: Vec<u64>,
-    /// Keys the newest claim took, and whether a canonical one.
+    /// How many keys the newest claim took, and whether one is canonical.
     claimed: (u32, bool),
     /// Keys of records in the batch being built that are not claimed yet, and the indexes of those records.
     unclaimed: (Vec<Keys>, Vec<usize>),
-    /// Neighbouring bytes that are no event, until there are enough for a record.
+    /// Adjacent bytes that are not an event, until there are enough for a record.
     scrap: Option<Scrap>,
     scraps: Scraps,
     /// The element that was taken last.
@@ -278,7 +280,7 @@ impl<'a> Run<'a> {
         };
         let mut splitter = Splitter::new();
         let mut members = Box::new(Members::default());
-        // Only a body that failed before is worth hashing.
+        // Only a body that failed before is hashed.
         let mut hasher = (self.job.failures > 0 || self.job.last_chance).then(blake3::Hasher::new);
         loop {
             let chunk = tokio::select! {
@@ -296,7 +298,7 @@ impl<'a> Run<'a> {
             }
             splitter.push(chunk);
             while let Some(piece) = splitter.next_read(|bytes| members.read(bytes)) {
-                // Nearly every event can be taken without waiting, and a future made for each would cost as much again.
+                // Nearly every event can be handled without waiting, and a future for each would double the cost.
                 match self.take_at_once(&piece, &members) {
                     Left::Nothing => {}
                     Left::Full => self.hand_over().await?,
@@ -372,8 +374,8 @@ impl<'a> Run<'a> {
         Err(Outcome::Failed { why, error: None, damaged: if may_salvage { hash } else { None } })
     }
 
-    /// A blob is listed because it has events: that it has none is believed only when it stays so. What is not an array
-    /// then still reaches the operator.
+    /// Microsoft lists a blob because it has events, so an empty body is believed only when it stays empty. A body that
+    /// is not an array is then still delivered to the operator.
     async fn judge_empty(&mut self, why: &str, ending: Ending) -> Result<(), Outcome> {
         if !self.job.believes_empty() {
             return Err(Outcome::Empty { why: why.to_owned() });
@@ -388,7 +390,7 @@ impl<'a> Run<'a> {
         self.ship_nulls().await
     }
 
-    /// The elements `null`: what Microsoft sent, and no events.
+    /// Delivers the `null` elements, which Microsoft sent although they are not events.
     async fn ship_nulls(&mut self) -> Result<(), Outcome> {
         for offset in std::mem::take(&mut self.nulls) {
             self.ship_bad(b"null", offset, "the element is not an object").await?;
@@ -396,8 +398,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// As much of one piece of the body as needs no waiting; what was done is not to be done again. `members` are those
-    /// of the element, if it was read.
+    /// Handles one piece of the body as far as possible without waiting; returns the work that remains. `members` are
+    /// those of the element, if it was read.
     fn take_at_once(&mut self, piece: &Piece, members: &Members) -> Left {
         let Piece::Element { bytes, read: true, .. } = piece else { return Left::All };
         let Ok(event) = Event::of(bytes, members) else { return Left::All };
@@ -427,7 +429,7 @@ impl<'a> Run<'a> {
         match event_of(bytes, members, *read) {
             Ok(event) if self.claims(keys).await? => self.routine(&event, rule).await?,
             Ok(_) => {}
-            // It was one a moment ago; if it were none now, the blob would not count as read.
+            // It parsed as an event a moment ago; if it did not parse now, the blob would not count as read.
             Err(error) => drop(self.damage.get_or_insert_with(|| error.to_string())),
         }
         if self.is_full() { self.hand_over().await } else { Ok(()) }
@@ -443,14 +445,14 @@ impl<'a> Run<'a> {
             _ => self.something = true,
         }
         match piece {
-            // It says nothing, and three bytes would become a record of hundreds.
+            // It carries no data, and three bytes would become a record of hundreds.
             Piece::Element { bytes, offset, .. } if is_empty_object(bytes) => {
                 self.ship_bad(bytes, *offset, "the element is an object without members").await?;
             }
             Piece::Element { bytes, offset, read } => match event_of(bytes, members, *read) {
                 Ok(event) => self.event(&event, bytes, *offset).await?,
                 Err(error) => {
-                    // A value that is valid and no object is what Microsoft sent, not damage.
+                    // A valid value that is not an object was sent by Microsoft, and is not damage.
                     if serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok() {
                         self.ship_bad(bytes, *offset, "the element is not an object").await?;
                     } else {
@@ -472,8 +474,8 @@ impl<'a> Run<'a> {
         self.builder.bytes() + self.held_bytes >= BATCH_BYTES || records >= BATCH_RECORDS_MAX || self.told.is_full()
     }
 
-    /// The key of bytes without an identity: what they are and how often they came before in this blob; beyond what is
-    /// remembered of that, where in the body they stand.
+    /// The key of bytes without an identity: their hash and how often they occurred before in this blob. Past the limit
+    /// of remembered counts, their offset in the body is used.
     fn anonymous_key(&mut self, bytes: &[u8], offset: u64) -> Key {
         let hash = short_hash(bytes);
         if self.anonymous.len() >= ANONYMOUS_MAX && !self.anonymous.contains_key(&hash) {
@@ -495,7 +497,7 @@ impl<'a> Run<'a> {
             None => (self.anonymous_key(bytes, offset), None),
         };
         let found = self.match_in(event);
-        // What a repeat leaves behind beside its record must not come about at all.
+        // A repeated event must have no side effects.
         let first = found.is_some() || self.delivers_again();
         if first && !self.claims(keys).await? {
             return Ok(());
@@ -516,19 +518,19 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Counts how late an event came into its blob; one that does not say when it happened came neither late nor early.
+    /// Records how late an event came into its blob; an event without a time is not counted.
     fn came_late(&mut self, key: Key) {
         if key.secs() > 0 {
             self.lateness.events.add(self.job.blob.created.as_second() - i64::from(key.secs()));
         }
     }
 
-    /// The keys of an event: the one over its texts, and where both sides of the gate are at work the canonical one.
+    /// The keys of an event: the one over its text, and the canonical one if both sides of the gate are active.
     fn keys_of(&self, event: &Event<'_>, key: Key) -> Keys {
         (key, if self.twins.are_named() { twin_of(event) } else { None })
     }
 
-    /// The body of the blob, or what stands for one.
+    /// The body of the blob, or its substitute.
     async fn open_body(&self) -> Result<Coming, Outcome> {
         match self.context.healed_body() {
             Some(body) => Ok(Coming::Whole(Some(body))),
@@ -536,18 +538,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether a back-fill asks for what was delivered already.
+    /// Whether a back-fill requests events that were already delivered.
     fn delivers_again(&self) -> bool {
         self.context.backfill.as_ref().is_some_and(|backfill| backfill.again.is_some())
     }
 
-    /// The match of data loss prevention that an event tells of, where reads wait for such.
+    /// The match of data loss prevention that an event reports, if reads wait for matches.
     fn match_in(&self, event: &Event<'_>) -> Option<Match> {
         let found = self.context.hold.is_dropping().then(|| match_of(event)).flatten();
         found.filter(|found| !found.links.is_empty())
     }
 
-    /// Puts the record of an event into the batch, or says which rule would drop it.
+    /// Puts the record of an event into the batch, or returns the rule that would drop it.
     fn render(&mut self, event: &Event<'_>) -> Option<Arc<str>> {
         let blob = context_of(&self.context.tenant, &self.job.blob);
         let normaliser = &self.context.normaliser;
@@ -577,7 +579,7 @@ impl<'a> Run<'a> {
         records.push(self.builder.len() - 1);
     }
 
-    /// Claims an event by itself, after those rendered before it; false when it is on its way or delivered already.
+    /// Claims a single event, after those rendered before it; false when it is in flight or already delivered.
     async fn claims(&mut self, keys: Keys) -> Result<bool, Outcome> {
         self.claim_rendered().await?;
         let standing = self.claim(keys).await?;
@@ -587,8 +589,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Claims what was rendered and takes out of the batch what is on its way or delivered already. All at once: to ask
-    /// for each event takes the locks from the other downloads as often.
+    /// Claims the rendered events, and removes from the batch those in flight or already delivered. All in one call: a
+    /// call for each event would contend with the other downloads for the locks.
     async fn claim_rendered(&mut self) -> Result<(), Outcome> {
         let (pairs, records) = std::mem::take(&mut self.unclaimed);
         let keys: Vec<Key> = pairs.iter().map(|(key, _)| *key).collect();
@@ -614,7 +616,7 @@ impl<'a> Run<'a> {
         claimed.map_err(|(_, error)| unclaimed(error))
     }
 
-    /// Counts an event that is not sent, and notes which batch carries it.
+    /// Counts an event that is not sent, and records which batch carries it.
     fn repeated(&mut self, standing: Standing) {
         self.tally.duplicates += 1;
         if let Standing::InFlight(dependency) = standing
@@ -637,7 +639,7 @@ impl<'a> Run<'a> {
         let flag = match flag {
             Ok(flag) => flag,
             Err(error) => {
-                // Whatever ends this fetch here, its key must not be committed with what was collected before it.
+                // If this fetch ends here, the key must not be committed with the events collected before it.
                 self.unclaim();
                 return Err(unclaimed(error));
             }
@@ -659,7 +661,8 @@ impl<'a> Run<'a> {
             }
             return Ok(());
         }
-        // Who waits for room on disk holds none in memory, which what makes room may need.
+        // A task that waits for disk space must not hold memory permits, because the task that frees disk space may
+        // need them.
         if self.held.is_empty() {
             self.reserved = None;
         }
@@ -719,7 +722,7 @@ impl<'a> Run<'a> {
             match self.open.claim(key, store).await {
                 Ok(first) => self.claimed.0 = if matches!(first, Standing::Claimed) { 2 } else { 1 },
                 Err(error) => {
-                    // The event is in no batch: its repeat may not become permanent with this one.
+                    // The event is in no batch, so its repeat key must not be committed with this one.
                     self.open.unclaim_last();
                     return Err(unclaimed(error));
                 }
@@ -728,8 +731,9 @@ impl<'a> Run<'a> {
         Ok(standing)
     }
 
-    /// Bytes that are no event: shipped when the blob is being salvaged, else the fetch will count as failed. Pieces that
-    /// touch are joined: one damage comes in several, hostile bytes in as many as there are bytes.
+    /// Collects bytes that are not an event. They are delivered when the blob is being salvaged; otherwise the fetch
+    /// counts as failed. Adjacent pieces are joined: one damaged stretch comes in several pieces, hostile input in one
+    /// piece a byte.
     async fn collect(&mut self, bytes: &[u8], offset: u64, why: &'static str) -> Result<(), Outcome> {
         if self.salvage == Salvage::Nothing || bytes.is_empty() {
             return Ok(());
@@ -776,7 +780,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Ships a record of what one blob had beyond what is shipped of such bytes.
+    /// Delivers a record of how many damaged bytes one blob had beyond the limit.
     async fn ship_rest(&mut self) -> Result<(), Outcome> {
         let Some(rest) = self.scraps.rest() else { return Ok(()) };
         let body = BadBody::Withheld {
@@ -805,26 +809,26 @@ impl<'a> Run<'a> {
         if self.builder.bytes() >= BATCH_BYTES { self.hand_over().await } else { Ok(()) }
     }
 
-    /// Gives what was collected so far to a delivery of its own.
+    /// Starts a delivery of the records collected so far.
     async fn hand_over(&mut self) -> Result<(), Outcome> {
         let Some(closed) = self.close_batch().await? else { return Ok(()) };
         self.deliveries.spawn(self.context.clone().deliver_and_commit(closed));
-        // Deliveries that are done make room; none is awaited here.
+        // Finished deliveries free memory; none is awaited here.
         while let Some(done) = self.deliveries.try_join_next() {
             done.unwrap_or(Err(Outcome::Stopped))?;
         }
         Ok(())
     }
 
-    /// Room in the budget before the first record of a batch: what is being built is in memory as much as what is under
-    /// way. Whoever waits here holds no room, so that those who do can end.
+    /// Reserves budget before the first record of a batch, since a batch being built uses memory like one in flight. A
+    /// waiter must not hold buffer permits; otherwise the tasks it waits for could not finish.
     async fn reserve(&mut self) {
         if self.reserved.is_none() {
             self.reserved = self.context.budget.take(BATCH_ROOM).await;
         }
     }
 
-    /// Takes what was collected so far; `None` when that is nothing.
+    /// Takes the records collected so far; `None` when there are none.
     async fn close_batch(&mut self) -> Result<Option<Closed>, Outcome> {
         self.claim_rendered().await?;
         let staged = self.context.hold.stage(&self.job.blob, &mut self.held, &mut self.matches).await;
@@ -841,7 +845,7 @@ impl<'a> Run<'a> {
         match &mut permit {
             Some(held) if bytes <= held.bytes() => held.shrink(bytes),
             _ => {
-                // Given back first: to wait for more while holding some could be to wait for each other.
+                // Released first: two tasks that wait for more while each holds some could deadlock.
                 drop(permit);
                 permit = self.context.budget.take(bytes).await;
             }
@@ -851,7 +855,7 @@ impl<'a> Run<'a> {
         Ok(Some(Closed { batch, open, twins, staged, told, permit }))
     }
 
-    /// How late its events and the blob itself came, now that all of it was read.
+    /// How late its events and the blob itself came, once all of it was read.
     fn read_late(&mut self) -> Lateness {
         let mut lateness = std::mem::take(&mut self.lateness);
         lateness.blobs.add(self.context.clock.now().as_second() - self.job.blob.created.as_second());
@@ -882,11 +886,11 @@ impl<'a> Run<'a> {
             Some(closed) => Some(closed.deliver(self.context).await?),
             None => None,
         };
-        // From here on others are waited for, and they may wait for room.
+        // From here on this task waits for others, and they may wait for memory.
         self.reserved = None;
         if let Err(outcome) = self.join().await {
             if let (Outcome::Stopped, Some((change, done))) = (&outcome, last) {
-                // The host has these, whatever became of the rest.
+                // The host has accepted these, whatever the outcome of the rest.
                 self.context.commit(change).await?;
                 done.committed();
             }
@@ -909,7 +913,8 @@ impl<'a> Run<'a> {
                 done.committed();
             }
         } else {
-            // Others may wait for this blob's keys as it waits for theirs: commit the keys before waiting.
+            // Other blobs may wait for this blob's keys while it waits for theirs, so the keys are committed before
+            // waiting.
             if let Some((change, done)) = last {
                 self.context.commit(change).await?;
                 done.committed();
@@ -976,7 +981,7 @@ fn failed(error: ApiError) -> Outcome {
     Outcome::Failed { why: error.to_string(), error: Some(error), damaged: None }
 }
 
-/// A short name for a stretch of bytes, to count repeats inside one blob.
+/// A short hash of a stretch of bytes, to count repeats inside one blob.
 fn short_hash(bytes: &[u8]) -> u128 {
     let mut first = [0; 16];
     first.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);

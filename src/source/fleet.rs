@@ -1,8 +1,8 @@
-//! What the sources of one process share: connections, room in memory, turns to begin and turns to read.
+//! Resources that the sources of one process share: connections, memory, turns to begin and turns to read.
 //!
 //! A thousand tenants that begin together ask for some ten thousand listings in their first seconds, and again together
 //! whenever the process starts. So each takes a turn: the first begins at once, every other one [`BEGIN_EVERY`] after
-//! the one before it. Turns are used up by time alone: a source that is started later, alone, waits for nobody.
+//! the one before it. A turn passes with time alone: a source that is started later, alone, does not wait.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::api::{Connections, MayAsk};
 /// a second between them.
 pub const BEGIN_EVERY: Duration = Duration::from_millis(50);
 
-/// What sources of one process share. Cheap to clone. Its connections belong to the runtime the sources run on.
+/// Resources that the sources of one process share. Cheap to clone. Its connections belong to the runtime the sources
+/// run on.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
     connections: Connections,
@@ -36,7 +37,7 @@ impl Fleet {
         Self { connections: Connections::at_most(connections), ..Self::default() }
     }
 
-    /// The same, with no question asked about a tenant while `may_ask` says no.
+    /// The same, without requests for a tenant while `may_ask` denies them.
     #[must_use]
     #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "for clusters, which are left out"))]
     pub(crate) fn while_allowed(mut self, may_ask: MayAsk) -> Self {

@@ -10,7 +10,7 @@ use crate::severity::Severity;
 /// Why an interval can never be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GapReason {
-    /// We did not run while Microsoft kept it.
+    /// This program did not run while Microsoft kept the content.
     Outage,
     /// The subscription was off.
     SubscriptionDisabled,
@@ -21,7 +21,7 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    /// The word in records and metrics.
+    /// The name in records and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Outage => "outage",
@@ -32,7 +32,7 @@ impl GapReason {
     }
 }
 
-/// The gap as the position remembers it.
+/// The gap in the form that the position stores.
 pub(super) fn remembered(window: Window, reason: GapReason) -> DeclaredGap {
     DeclaredGap { from: window.start, to: window.end, reason: reason.as_str().to_owned() }
 }
@@ -50,10 +50,10 @@ pub(super) struct Gap {
 }
 
 impl Gap {
-    /// Delivers the record of it, with the blob that expired where it was one, and resolves when the host has it.
+    /// Delivers the record of the gap, naming the blob if one expired, and resolves when the host has accepted it.
     ///
     /// # Errors
-    /// The host does not have it.
+    /// The host did not accept it.
     pub(super) async fn deliver(&self, context: &FetchContext, content_id: Option<&str>) -> Result<(), NotNoticed> {
         let notice = GapNotice {
             tenant: &context.tenant,

@@ -1,7 +1,7 @@
-//! What is wrong with a source right now, collected into one [`Health`] for the host.
+//! Collects the current faults of a source into one [`Health`] for the host.
 //!
-//! Each trouble has a place (a stream, sign-in, the state store) and is replaced or cleared by whoever found it; the
-//! host hears of a change once, not once per request.
+//! Each fault has a place (a stream, sign-in, the state store). The code that found it replaces or clears it. The host
+//! gets one report for each change, not one for each request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::host::{Health, Host};
 use crate::metrics;
 use crate::model::{ContentType, TenantId, Timestamp};
 
-/// Where a trouble belongs.
+/// The part of a source that a fault concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// Signing in, or the tenant as a whole.
@@ -28,7 +28,7 @@ pub enum Place {
     Delivery,
     /// Microsoft's clock.
     Clock,
-    /// It waits for its turn to read.
+    /// The source waits for its turn to read.
     Turn,
     /// One stream's listing or subscription.
     Stream(ContentType),
@@ -38,10 +38,10 @@ pub enum Place {
     Gaps,
 }
 
-/// How bad a trouble is.
+/// The severity of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Working, with something to mend.
+    /// Working, with a fault to fix.
     Degraded,
     /// Not working until an operator acts.
     Failed,
@@ -65,12 +65,12 @@ struct Inner {
     host: Arc<dyn Host>,
     clock: Arc<dyn Clock>,
     troubles: Mutex<(BTreeMap<Place, Trouble>, Option<Health>)>,
-    /// How much the state store has not answered for long.
+    /// How many requests the state store has left unanswered for long.
     slow: AtomicI64,
 }
 
 impl Board {
-    /// A board without troubles; nothing is reported until the first change.
+    /// A board without faults; nothing is reported until the first change.
     pub fn new(source: Arc<str>, tenant: TenantId, host: Arc<dyn Host>, clock: Arc<dyn Clock>) -> Self {
         let inner = Inner {
             source,
@@ -88,7 +88,7 @@ impl Board {
         &self.inner.source
     }
 
-    /// Notes a trouble; logs it when it is new or has changed. `hint` says what to do.
+    /// Records a fault; logs it when it is new or has changed. `hint` is the remedy.
     pub fn report(&self, place: Place, level: Level, why: impl Into<String>, hint: &str) {
         let why = why.into();
         let text = if hint.is_empty() { why } else { format!("{why} (hint: {hint})") };
@@ -110,7 +110,7 @@ impl Board {
         self.publish();
     }
 
-    /// Notes that what was wrong at `place` is over.
+    /// Clears the fault at `place`.
     pub fn clear(&self, place: Place) {
         let removed = self.inner.troubles.lock().0.remove(&place);
         if let Some(trouble) = removed {
@@ -119,12 +119,13 @@ impl Board {
         }
     }
 
-    /// Counts what the state store has not answered for long, up or down; how much there is now.
+    /// Adds `change` to the number of requests that the state store has left unanswered for long; returns the new
+    /// number.
     pub(super) fn note_slow(&self, change: i64) -> i64 {
         self.inner.slow.fetch_add(change, Ordering::Relaxed) + change
     }
 
-    /// Tells the metric for how long the state store has not answered.
+    /// Sets the metric of how long the state store has not answered.
     pub(super) fn set_store_waiting(&self, age: Duration) {
         let tenant = self.inner.tenant.to_string();
         ::metrics::gauge!(metrics::STATE_WAITING_SECONDS, "tenant" => tenant).set(age.as_secs_f64());
@@ -145,7 +146,7 @@ impl Board {
         }
     }
 
-    /// Tells the host and the metric, if they do not know yet.
+    /// Reports the health to the host and sets the metric, if it has changed.
     pub fn publish(&self) {
         let health = self.health();
         set_gauge(&self.inner.tenant, &health);
@@ -161,7 +162,8 @@ impl Board {
     }
 }
 
-/// Shows the host and the metric how a source fares that has no [`Board`]: before its loop begins, and after its end.
+/// Reports to the host, and sets in the metric, the health of a source that has no [`Board`]: before its loop begins,
+/// and after its end.
 pub fn show(host: &dyn Host, source: &str, tenant: &TenantId, health: Health) {
     set_gauge(tenant, &health);
     host.health(source, health);

@@ -1,17 +1,17 @@
 //! Routine reads that wait for data loss prevention, and the items it has flagged.
 //!
-//! A read of a file or a message that a rule would drop is worth having when data loss prevention matched the same item,
-//! and the match may come hours after the read. So a read is *held*: its body goes to disk in the commit that makes its
-//! key and its blob's mark permanent. When a match of its item is committed, the read is delivered and then removed. When
-//! everything that could hold a match is complete past the read's `contentCreated` and `hold_secs`, it is dropped. Wall
-//! time decides nothing while a content type that may bring matches lags behind.
+//! A rule may drop a read of a file or a message that is needed because data loss prevention matched the same item, and
+//! the match may come hours after the read. So a read is *held*: its body goes to disk in the commit that makes its key
+//! and its blob's mark permanent. When a match of its item is committed, the read is delivered and then removed. When
+//! everything that could hold a match is complete past the read's `contentCreated` and `hold_secs`, it is dropped.
+//! Wall-clock time alone never drops a read while a content type that may bring matches lags behind.
 //!
-//! What is in memory: of each page of held reads where it is, how old, and 32 bits of each link; of each flagged item its
-//! link and the page that says more. A read that was put on hold while its match was being committed is found because
+//! Memory holds, for each page of held reads, its place, its age and 32 bits of each link; for each flagged item, its
+//! link and the page with the details. A read that was put on hold while its match was being committed is found because
 //! each side looks for the other when it becomes visible, under one lock.
 //!
-//! This is the index: it judges, remembers, and says what is to be done next (`Hold::next_work`). It ships nothing and
-//! commits nothing; `release` does, and reports here what became durable.
+//! This is the index: it judges, remembers, and returns the next work (`Hold::next_work`). It delivers and commits
+//! nothing; `release` does, and reports to the index what became durable.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -30,24 +30,24 @@ use crate::normalise::CanonicalKey;
 use crate::normalise::dlp_link::{Flag, Link, Match};
 use crate::severity::Severity;
 
-/// What a page costs beside its value: a row in the store and an entry in memory. Counted against the bound, so that
+/// The cost of a page beside its value: a row in the store and an entry in memory. Counted against the bound, so that
 /// many small pages cannot outgrow it.
 pub(super) const PAGE_COST_BYTES: u64 = 2048;
 /// Pages read for one batch of released reads.
 const PAGES_PER_RELEASE: usize = 64;
 /// Pages dropped in one commit.
 const PAGES_PER_DROP: usize = 512;
-/// Once the bound is passed, reads are shipped until this share of it is left, in tenths.
+/// Once the bound is exceeded, reads are delivered until the rest is this share of it, in tenths.
 const SHED_TO_TENTHS: u64 = 9;
 /// Flags on one page at most.
 const FLAGS_PER_PAGE: usize = 4096;
 /// A page with fewer is small.
 const FLAGS_SMALL: usize = 1024;
-/// So many small pages are folded into one.
+/// This many small pages are folded into one.
 const FOLD_PAGES: usize = 64;
 /// Pages of flags kept in memory after they were read.
 const CACHED_PAGES_MAX: usize = 8;
-/// A flag that says nothing new is written again when it is older than this, so that it lives on.
+/// A flag without news is written again when it is older than this, so that it does not expire.
 const FLAG_RENEWED_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
 /// Settings of a tenant's hold.
@@ -67,7 +67,7 @@ pub struct HoldSettings {
     pub flag_age: SignedDuration,
 }
 
-/// What is known that may bring a match.
+/// The interval in which all matches are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Horizon {
     /// No content type is read that brings matches: nothing is held.
@@ -76,7 +76,7 @@ pub enum Horizon {
     Known {
         /// Nothing older was ever listed.
         from: Timestamp,
-        /// Newer ones may be to come.
+        /// Newer ones may still come.
         until: Timestamp,
     },
 }
@@ -84,8 +84,8 @@ pub enum Horizon {
 /// The content types whose events bring matches.
 pub const BRINGS_MATCHES: [ContentType; 2] = [ContentType::Dlp, ContentType::General];
 
-/// What reads on hold wait for: of the content types that are read and bring matches, the one that is complete least
-/// far, and until when it is. `complete_until` says that of those that are read.
+/// The content type that held reads wait for: of those that are read and bring matches, the least complete one, with
+/// its `complete_until`. The argument `complete_until` gives that of every type that is read.
 pub fn waited_for(
     complete_until: impl IntoIterator<Item = (ContentType, Option<Timestamp>)>,
 ) -> Option<(ContentType, Option<Timestamp>)> {
@@ -102,11 +102,12 @@ pub struct Waited {
     pub from: Timestamp,
     /// Its `complete_until`.
     pub until: Option<Timestamp>,
-    /// Cannot be listed for want of a permission: it is not waited for, `hold_secs` are.
+    /// A permission is missing, so it cannot be listed: reads do not wait for it, but for `hold_secs`.
     pub parked: bool,
 }
 
-/// A single pass does not wait for a content type that is refused and was not listed for this long: passes may be a day apart.
+/// A single pass does not wait for a content type that is refused and was not listed for this long, since passes may be
+/// a day apart.
 pub const UNLISTED_TO_PASS: SignedDuration = SignedDuration::from_hours(72);
 
 /// The horizon of the content types that bring matches.
@@ -119,10 +120,10 @@ pub fn horizon(waited: &[Waited], now: Option<Timestamp>) -> Horizon {
     }
 }
 
-/// What becomes of a read that a rule would drop.
+/// The decision on a read that a rule would drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
-    /// A match of it is known: it is shipped.
+    /// A match of it is known: it is delivered.
     Flagged,
     /// All matches that could concern it are known, and none does.
     Drop,
@@ -141,9 +142,9 @@ struct Inner {
     state: Mutex<State>,
     /// Pages of flags read lately.
     cache: Mutex<FlagCache>,
-    /// There is work for the tenant's loop to start.
+    /// Signals that there is work for the tenant's loop to start.
     woken: Notify,
-    /// There is room again.
+    /// Signals that there is room again.
     room: Notify,
 }
 
@@ -166,12 +167,12 @@ struct State {
     fresh: BTreeSet<u32>,
     /// Over the bound, and not far enough below it again.
     shedding: bool,
-    /// By link, the page that says more.
+    /// By link, the page with the details.
     flags: BTreeMap<Link, u64>,
     flag_pages: BTreeMap<u64, FlagMeta>,
     next_flag_page: u64,
     said_full: bool,
-    /// Whether reads shipped for want of room were spoken of, since there was room last.
+    /// Whether the log has mentioned reads delivered for lack of room, since there was room last.
     said_shed: bool,
     /// A loop gives it turns; a back-fill in a process of its own does not.
     tended: bool,
@@ -186,12 +187,12 @@ pub(super) struct Held {
 
 #[derive(Debug, Clone, Copy)]
 struct FlagMeta {
-    /// Links for which this is the page that says more.
+    /// Links for which this page has the details.
     live: usize,
     newest: Timestamp,
 }
 
-/// Something to be remembered, ready for a commit.
+/// Reads and flags ready for a commit.
 #[derive(Default)]
 #[must_use = "commit the steps, then call `committed`"]
 pub struct Staged {
@@ -208,16 +209,16 @@ impl Staged {
     }
 }
 
-/// What a turn does next.
+/// The next work of a turn.
 pub(super) enum Work {
     Nothing,
-    /// Pages that may hold flagged reads: those are shipped, the others stay.
+    /// Pages that may hold flagged reads: those are delivered, the others stay.
     Look(Vec<PageId>),
-    /// Pages whose reads are all shipped.
+    /// Pages whose reads are all to be delivered.
     Ship(Vec<PageId>),
-    /// Pages that may go.
+    /// Pages to be deleted.
     Drop(Vec<PageId>),
-    /// Pages of flags that may go.
+    /// Pages of flags to be deleted.
     Forget(Vec<u64>),
     /// Pages of flags to be made one.
     Fold(Vec<u64>),
@@ -227,7 +228,7 @@ impl Hold {
     /// Reads what an earlier run left: from `there`, which is `store` or what was read of it ahead.
     ///
     /// # Errors
-    /// When the store cannot be read, or holds something that is no page.
+    /// When the store cannot be read, or holds a value that is not a page.
     pub async fn load(
         there: &dyn StateStore,
         store: Arc<dyn StateStore>,
@@ -288,7 +289,7 @@ impl Hold {
         self.0.settings.dropping
     }
 
-    /// Takes note of how far matches are known. Whatever was committed before this call was made counts as known.
+    /// Sets how far matches are known. Every match committed before this call counts as known.
     pub fn set_horizon(&self, horizon: Horizon) {
         let mut state = self.lock();
         state.horizon = horizon;
@@ -313,10 +314,10 @@ impl Hold {
 
     // ---- reads ----
 
-    /// What becomes of a read made available at `created` that names these.
+    /// Decides on a read made available at `created` that names these links.
     pub fn judge(&self, links: &[Link], created: Timestamp) -> Judgement {
         let state = self.lock();
-        // A read that names nothing can never be joined to a match.
+        // A read without a link can never be joined to a match.
         if links.iter().any(|link| state.flags.contains_key(link)) {
             Judgement::Flagged
         } else if links.is_empty() || state.horizon == Horizon::Blind || state.is_past(created, self.0.settings.hold) {
@@ -326,7 +327,7 @@ impl Hold {
         }
     }
 
-    /// What is known of these, all matches taken together; `None` when none of them is flagged.
+    /// The flag of these links, all matches taken together; `None` when none of them is flagged.
     ///
     /// # Errors
     /// When a page had to be read from the store and could not be.
@@ -334,7 +335,7 @@ impl Hold {
         let mut known: Option<Flag> = None;
         for link in links {
             let Some(number) = self.lock().flags.get(link).copied() else { continue };
-            // A page that has just gone leaves an item that was flagged a moment ago.
+            // The page may have just been deleted although the item was still flagged a moment ago.
             let found = self.flag_page(number).await?.and_then(|page| page.get(link).map(|entry| entry.flag.clone()));
             let flag = found.unwrap_or(Flag { policies: vec![], incidents: vec![], severity: Severity::Medium });
             match &mut known {
@@ -367,7 +368,7 @@ impl Hold {
     /// Makes reads of a blob and matches in it ready to be committed, and takes them.
     ///
     /// # Errors
-    /// When what is known of an item had to be read from the store and could not be; nothing is taken then.
+    /// When the flag of an item had to be read from the store and could not be; then nothing is staged.
     pub async fn stage(
         &self,
         blob: &BlobRef,
@@ -400,7 +401,7 @@ impl Hold {
         Ok(staged)
     }
 
-    /// What was staged is durable.
+    /// Records that the staged changes are durable.
     pub fn committed(&self, staged: Staged) {
         let mut state = self.lock();
         let mut wake = false;
@@ -433,7 +434,7 @@ impl Hold {
         some
     }
 
-    /// What is to be done next. What was flagged lately is looked for among the held first.
+    /// Returns the next work. Recently flagged items are searched for among held reads first.
     pub(super) fn next_work(&self, now: Option<Timestamp>) -> Work {
         let bytes_max = self.0.settings.bytes_max;
         let mut state = self.lock();
@@ -450,7 +451,8 @@ impl Hold {
             return Work::Look(state.suspects.iter().take(PAGES_PER_RELEASE).copied().collect());
         }
         let Some(((created, _), _)) = state.pages.first_key_value() else { return self.next_of_flags(state, now) };
-        // Nothing is dropped any more, or nothing tells any more what may be: what waited is not lost for it.
+        // Dropping is off, or no content type shows any more what may be dropped: held reads must not be lost because
+        // of that.
         if !settings.dropping || state.horizon == Horizon::Blind {
             return Work::Ship(oldest(PAGES_PER_RELEASE));
         }
@@ -525,10 +527,10 @@ impl Hold {
         HeldPage::decode(&key, &bytes)
     }
 
-    /// Of each read on a page its rule and its canonical key; nothing where the page is gone.
+    /// The rule and the canonical key of each read on a page; empty if the page is gone.
     ///
     /// # Errors
-    /// When the store cannot be read, or what is there is no page.
+    /// When the store cannot be read, or the value is not a page.
     pub(super) async fn keyed_rules(&self, id: PageId) -> Result<Vec<(Arc<str>, Option<CanonicalKey>)>, StateError> {
         let key = self.0.keys.held_page(id.1);
         match self.0.store.load(&key).await? {
@@ -537,8 +539,8 @@ impl Hold {
         }
     }
 
-    /// Makes ready for a commit what stays of a page; `None` when all of it does: 32 bits of a link happened to be the
-    /// same.
+    /// Prepares for a commit the reads that stay on a page; `None` when all stay, because only 32 bits of a link
+    /// coincided.
     pub(super) fn keep(&self, id: PageId, page: &HeldPage) -> Option<(Op, Kept)> {
         if page.records.is_empty() {
             return Some((self.delete(id), Kept { id, rest: None }));
@@ -556,7 +558,8 @@ impl Hold {
         Some((put(key, value), Kept { id, rest: Some(rest) }))
     }
 
-    /// What stayed of these pages is durable. Whether to say that reads were shipped for want of room (`shed`).
+    /// Records that the rest of these pages is durable. Returns whether to log that reads were delivered for lack of
+    /// room (`shed`).
     pub(super) fn kept(&self, pages: Vec<Kept>, shed: bool) -> bool {
         let mut state = self.lock();
         for Kept { id, rest } in pages {
@@ -572,12 +575,12 @@ impl Hold {
         say
     }
 
-    /// Takes a page off the disk.
+    /// The operation that deletes a page from the disk.
     pub(super) fn delete(&self, id: PageId) -> Op {
         Op::Delete { key: self.0.keys.held_page(id.1), expected: Expected::Any }
     }
 
-    /// These pages are gone for good: how many reads of each content type each rule dropped.
+    /// Removes these pages; returns how many reads of each content type each rule dropped.
     pub(super) fn dropped(&self, pages: &[PageId]) -> BTreeMap<(ContentType, Arc<str>), u64> {
         let mut counts: BTreeMap<(ContentType, Arc<str>), u64> = BTreeMap::new();
         let mut state = self.lock();
@@ -592,14 +595,14 @@ impl Hold {
         counts
     }
 
-    /// The bound on what is held.
+    /// The settings of the hold.
     pub(super) fn settings(&self) -> &HoldSettings {
         &self.0.settings
     }
 
     // ---- flags ----
 
-    /// The flags that matches add to what is known.
+    /// The flags that matches add to the known ones.
     async fn new_flags(&self, matches: &[Match], at: Timestamp) -> Result<Vec<FlagEntry>, StateError> {
         let mut found: BTreeMap<Link, Flag> = BTreeMap::new();
         for Match { links, flag } in matches {
@@ -651,12 +654,12 @@ impl Hold {
         self.0.cache.lock()
     }
 
-    /// Takes pages of flags off the disk.
+    /// The operations that delete pages of flags from the disk.
     pub(super) fn delete_flags(&self, pages: &[u64]) -> impl Iterator<Item = Op> {
         pages.iter().map(|number| Op::Delete { key: self.0.keys.flag_page(*number), expected: Expected::Any })
     }
 
-    /// These pages of flags are gone. Whether to say that it was for want of room.
+    /// Removes these pages of flags; returns whether to log that they were removed for lack of room.
     pub(super) fn forgotten(&self, pages: &[u64]) -> bool {
         let mut state = self.lock();
         let say = state.flags.len() as u64 > self.0.settings.flags_max && !state.said_full;
@@ -665,7 +668,7 @@ impl Hold {
         say
     }
 
-    /// What of these pages of flags still counts, as new pages: their number and what they hold.
+    /// Merges the flags that are still valid into new pages: their numbers and contents.
     ///
     /// # Errors
     /// When a page had to be read from the store and could not be.
@@ -688,11 +691,11 @@ impl Hold {
         Ok((ops, folded))
     }
 
-    /// Those new pages are durable and take the place of `pages`.
+    /// Replaces `pages` by new pages, which are durable.
     pub(super) fn folded(&self, folded: Vec<(u64, FlagPage)>, pages: &[u64]) {
         let mut state = self.lock();
         for (number, page) in folded {
-            // One flagged again meanwhile stays with the page that says so.
+            // An item flagged again meanwhile stays with its newer page.
             let links = page.flags.iter().map(|entry| entry.link);
             let moved: Vec<Link> =
                 links.filter(|link| state.flags.get(link).is_some_and(|known| pages.contains(known))).collect();
@@ -704,7 +707,7 @@ impl Hold {
     }
 }
 
-/// A page of which something was shipped, and what is left of it.
+/// A page of which reads were delivered, with the rest of it.
 pub(super) struct Kept {
     id: PageId,
     rest: Option<Held>,
@@ -721,8 +724,7 @@ impl State {
         }
     }
 
-    /// Whether a read is older than all that is listed of matches, as one of a back-fill may be: it never will be known
-    /// whether it is flagged.
+    /// Whether a read is older than all listed matches, as in a back-fill: whether it is flagged can never be known.
     fn is_before(&self, created: Timestamp) -> bool {
         matches!(self.horizon, Horizon::Known { from, .. } if created < from)
     }
@@ -737,7 +739,7 @@ impl State {
         self.next_flag_page - 1
     }
 
-    /// Makes a page visible; what is flagged already is looked for in it.
+    /// Makes a page visible, and looks in it for items that are already flagged.
     fn add_page(&mut self, id: PageId, held: Held) {
         self.records += held.head.records();
         self.bytes += held.bytes;
@@ -781,7 +783,7 @@ impl State {
         self.flags.retain(|_, number| !pages.contains(number));
     }
 
-    /// Finds the pages that may hold a read of what was flagged lately.
+    /// Finds the pages that may hold a read of a recently flagged item.
     fn look_for_fresh(&mut self) {
         if self.fresh.is_empty() {
             return;

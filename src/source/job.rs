@@ -1,4 +1,4 @@
-//! A blob to be fetched: what earlier attempts taught of it, how an attempt can end, and when the next one is due.
+//! A blob to be fetched: the results of earlier attempts, how an attempt can end, and when the next one is due.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use crate::checkpoint::key::Key;
 use crate::host::StateError;
 use crate::model::BlobRef;
 
-/// Before a blob whose fetch was throttled is asked for again.
+/// The pause before a blob whose fetch was throttled is requested again.
 const THROTTLED: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(60));
-/// A damaged body is given up as events only when it came byte-identical this often.
+/// A damaged body is salvaged only after it arrived byte-identical this often.
 pub const IDENTICAL_BODIES: u32 = 3;
 
-/// How long after an answer without events the same blob is asked for again: soon, in case it was a slip, then over most
-/// of an hour, in case what holds the events lags behind what lists them. The answer after the last of these is believed:
-/// no public report knows of a blob that is empty for longer and has events after all, the position must not wait for
-/// ever, and a blob that stays empty would otherwise hold it back until it expires.
+/// How long after an answer without events the same blob is requested again: soon, in case of a passing error, then
+/// over most of an hour, in case the storage of events lags behind the listing. The answer after the last pause is
+/// believed. No public report describes a blob that stays empty for longer and then has events, and a blob that stays
+/// empty would otherwise hold back the position until it expires.
 const EMPTY_PAUSES: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(10),
@@ -25,7 +25,7 @@ const EMPTY_PAUSES: [Duration; 6] = [
     Duration::from_secs(15 * 60),
     Duration::from_secs(30 * 60),
 ];
-/// The same for a single pass and a back-fill, which somebody waits for.
+/// The same for a single pass and a back-fill, whose end somebody waits for.
 const EMPTY_PAUSES_SHORT: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 /// How long an answer without events is doubted.
@@ -46,7 +46,7 @@ impl Patience {
     }
 }
 
-/// A blob to be fetched, with what earlier attempts taught.
+/// A blob to be fetched, with the results of earlier attempts.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// The blob.
@@ -63,7 +63,7 @@ pub struct Job {
     pub throttled: u32,
     /// The damaged body seen last and how often in a row.
     pub damaged: Option<(blake3::Hash, u32)>,
-    /// Whether the blob is about to expire: whatever it holds is shipped now.
+    /// Whether the blob is about to expire: its body is then delivered even if it is damaged.
     pub last_chance: bool,
     /// Answers in a row that held no event.
     pub empties: u32,
@@ -94,12 +94,12 @@ impl Job {
         pause.unwrap_or_default()
     }
 
-    /// Whether one more answer without events is taken for what it says.
+    /// Whether one more answer without events is believed.
     pub(super) fn believes_empty(&self) -> bool {
         self.last_chance || self.empties as usize >= self.patience.pauses().len()
     }
 
-    /// Counts a fetch that failed and, when it was damaged, whether it is the damage known.
+    /// Counts a fetch that failed and, for a damaged body, whether it is the same as before.
     pub fn note_failure(&mut self, damaged: Option<blake3::Hash>) {
         self.failures += 1;
         self.damaged = match (damaged, self.damaged) {
@@ -109,7 +109,8 @@ impl Job {
         };
     }
 
-    /// Counts a fetch that was throttled; how long until the next. Its own pause, since others may be granted meanwhile.
+    /// Counts a fetch that was throttled; how long until the next. Each blob has its own pause, since Microsoft may
+    /// grant other fetches meanwhile.
     pub fn note_throttled(&mut self, error: &ApiError) -> Duration {
         self.throttled += 1;
         let pause = THROTTLED.after(self.throttled);
@@ -125,14 +126,14 @@ impl Job {
     }
 }
 
-/// What to do with bytes that are no event.
+/// What to do with bytes that are not an event.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Salvage {
     /// The fetch counts as failed.
     Nothing,
-    /// Ship them, if the body is again the one with this hash.
+    /// Deliver them, if the body has this hash again.
     Body(blake3::Hash),
-    /// Ship them.
+    /// Deliver them.
     Anything,
 }
 
@@ -141,18 +142,19 @@ pub(super) enum Salvage {
 pub enum Outcome {
     /// The blob is marked as settled.
     Settled,
-    /// To be tried again. `damaged` names a whole body that is no array of events.
+    /// To be tried again. `damaged` is the hash of a complete body that is not an array of events.
     Failed {
         /// What happened, for the log.
         why: String,
         /// The API's error, when it was one.
         error: Option<ApiError>,
-        /// The body, when it arrived whole and is damaged but may be shipped once it came often enough.
+        /// The hash of the body, if it arrived complete and is damaged; it may be delivered once it came often enough.
         damaged: Option<blake3::Hash>,
     },
-    /// It arrived whole and holds no event, though it was listed: to be asked for again before that is believed.
+    /// The body arrived complete and has no event although the blob was listed: it is requested again before that is
+    /// believed.
     Empty {
-        /// What it holds in their place.
+        /// What it holds instead.
         why: String,
     },
     /// A batch of another blob, which carried an event of this one, was given up: try again at once.

@@ -1,8 +1,8 @@
-//! One stream's listing: which windows, page after page, and what to do when Microsoft says no.
+//! Lists one stream: chooses the windows, reads page after page, and handles refusals.
 //!
-//! The lister asks and reports; it moves no position. A window counts as read only when its last page was. Fresh
-//! windows (what came since the last poll) go before backlog ones, so that a long back-fill does not delay today's
-//! events. A page that fails is asked for again by its own link; its window keeps its place.
+//! The lister requests pages and reports them; it moves no position. A window counts as read only when its last page
+//! was. Fresh windows (what came since the last poll) go before backlog ones, so that a long back-fill does not delay
+//! today's events. A page that fails is requested again by its own link; its window keeps its place.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -29,19 +29,19 @@ use crate::plan::{self, Bounds, Reach};
 
 /// Pages followed in one window before it is listed again in halves.
 const PAGES_MAX: u32 = 1000;
-/// Answers `null` to one page before it is taken for an empty one. Each window is listed again by the polls of the next
-/// hours, of the day and of the week, so what it may have hidden is found all the same.
+/// After this many `null` answers, a page counts as empty. Later polls (over the next hours, the day and the week) list
+/// each window again, so blobs it may have hidden are still found.
 pub const NULL_LISTINGS_MAX: u32 = 5;
 const DELAY_MAX: Duration = Duration::from_secs(60);
 const RETRY: Backoff = Backoff::between(Duration::from_secs(1), DELAY_MAX);
-/// Failures of one window in a row before health says so.
+/// Failures of one window in a row before health reports them.
 const FAILURES_BEFORE_TROUBLE: u32 = 3;
 /// A type that lacks its permission is tried again this often.
 const PARKED_DELAY: Duration = Duration::from_secs(15 * 60);
-/// The same with `--once`, which somebody waits for.
+/// The same with `--once`, whose end somebody waits for.
 const RETRY_ONCE: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(10));
 
-/// What a lister tells the tenant's loop.
+/// A report of a lister to the tenant's loop.
 #[derive(Debug)]
 pub enum Found {
     /// A page was read.
@@ -84,7 +84,7 @@ pub enum Found {
         /// The stream.
         content_type: ContentType,
     },
-    /// A permission is missing: the stream is asked for again now and then, and not waited for.
+    /// A permission is missing: the stream is listed again at long intervals, and nothing waits for it.
     Parked {
         /// The stream.
         content_type: ContentType,
@@ -93,12 +93,12 @@ pub enum Found {
     Ended {
         /// The stream.
         content_type: ContentType,
-        /// Why something was left, if it was.
+        /// The work that was left and why, if any.
         left: Option<Left>,
     },
 }
 
-/// What a lister is told by the loop.
+/// The loop's instructions to a lister.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Guidance {
     /// The stream's position.
@@ -147,7 +147,7 @@ struct Cursor {
     page: Option<PageLink>,
     pages: u32,
     visited: HashSet<String>,
-    /// Failures since a page was read that had never been read before.
+    /// Failures since the last page that was new.
     failures: u32,
     /// Answers `null` to the page it is at.
     nulls: u32,
@@ -189,7 +189,7 @@ struct Queues {
 }
 
 impl Queues {
-    /// Gives the room of windows back that are read: most of the time there are none.
+    /// Frees the memory of windows that were read: most of the time the queues are empty.
     fn shrink(&mut self) {
         for queue in [&mut self.fresh, &mut self.backlog] {
             if queue.is_empty() {
@@ -221,7 +221,7 @@ impl Lister {
                 return Ok(());
             }
         }
-        // Boxed, here and below, is what seldom runs, so that a stream that waits for its next poll is small.
+        // Code that seldom runs is boxed, here and below, so that a stream that waits for its next poll is small.
         if self.settings.once { Box::pin(self.run_once()).await } else { self.run_on().await }
     }
 
@@ -292,15 +292,15 @@ impl Lister {
             if now >= next_poll {
                 self.plan_poll(&mut queues, &mut fresh_from);
                 if queues.fresh.is_empty() && queues.backlog.is_empty() {
-                    // Microsoft's clock stands before all that is to be listed. If that was a wrong answer, only
-                    // another answer can say so.
+                    // Microsoft's clock is before the range to be listed. If that date was wrong, only another answer
+                    // can correct it.
                     tokio::select! {
                         _ = Box::pin(self.api.list_subscriptions()) => {}
                         () = self.stop.cancelled() => return Err(Ending),
                     }
                 }
                 // The second poll comes at any time up to an interval after the first, so that tenants and types that
-                // began together do not ask together; then a twentieth of jitter either way keeps them apart.
+                // began together do not poll together; then a twentieth of jitter either way keeps them apart.
                 let jitter = if first { fastrand::f64() } else { 0.95 + 0.1 * fastrand::f64() };
                 next_poll = now + self.settings.poll_interval.mul_f64(jitter);
                 first = false;
@@ -333,7 +333,7 @@ impl Lister {
         if queues.fresh.is_empty() {
             let behind = !queues.backlog.is_empty();
             let windows = match *fresh_from {
-                // Older windows are queued already: only what came since.
+                // Older windows are already queued, so only the time since then is added.
                 Some(from) if behind => plan::tile((from - overlap).max(guidance.bounds.origin), now),
                 _ => plan::windows(guidance.bounds, now, overlap, Reach::Overlap),
             };
@@ -397,7 +397,8 @@ impl Lister {
             );
         }
         cursor.nulls = 0;
-        // The first page alone is no progress: a window that breaks at its second would be asked for without a pause.
+        // The first page alone does not count as progress: a window that fails at its second page would be requested
+        // without a pause.
         if cursor.pages >= cursor.furthest {
             cursor.furthest = cursor.pages + 1;
             cursor.failures = 0;
@@ -411,7 +412,7 @@ impl Lister {
             self.tell(Found::Listed { content_type: self.content_type, at }).await?;
         }
         for item in &page.skipped {
-            // An item we cannot read may be a blob: its window is not read, and is asked for again.
+            // An unreadable item may be a blob, so its window does not count as read and is listed again.
             tracing::warn!(tenant = %self.tenant, content_type = %self.content_type, "listing-item-unreadable: {item:?}");
         }
         let complete = page.next.is_none() && page.skipped.is_empty();
@@ -425,7 +426,7 @@ impl Lister {
         self.next_page(cursor, page.next, queues, fresh)
     }
 
-    /// Puts the cursor of a window that is not read to its end back, at its next page where it has one.
+    /// Puts back the cursor of an unfinished window, at its next page if it has one.
     fn next_page(
         &mut self,
         mut cursor: Cursor,
@@ -463,8 +464,8 @@ impl Lister {
         }
     }
 
-    /// Leaves out blobs whose mark is on disk. One whose mark cannot be read now stays: its events are known by their
-    /// own keys.
+    /// Leaves out blobs whose mark is on disk. A blob whose mark cannot be read now stays: its events have keys of
+    /// their own.
     async fn unsettled(&self, mut blobs: Vec<BlobRef>) -> Vec<BlobRef> {
         let mut kept = Vec::with_capacity(blobs.len());
         let mut settled = 0;
@@ -533,7 +534,7 @@ impl Lister {
     ) -> Result<Option<Left>, Ending> {
         let once = self.settings.once;
         match error.action() {
-            // The same page again, after a pause of its own: what else is asked for may be granted meanwhile.
+            // Requests the same page again, after a pause of its own: Microsoft may grant other requests meanwhile.
             Action::Throttled { retry_after } => {
                 cursor.failures += 1;
                 if once && cursor.failures >= 10 * ONCE_ATTEMPTS_MAX {
@@ -615,7 +616,7 @@ impl Lister {
         Ok(None)
     }
 
-    /// A fault an operator has to mend: said once, tried again slowly.
+    /// A fault that an operator has to fix: reported once, retried slowly.
     async fn unlistable(
         &mut self,
         mut cursor: Cursor,
@@ -630,7 +631,7 @@ impl Lister {
         let pause = if matches!(error.action(), Action::ParkType) { PARKED_DELAY } else { self.settings.poll_interval };
         cursor.restart();
         cursor.not_before = self.clock.monotonic() + pause.max(DELAY_MAX);
-        // It is the stream that is parked: its other windows would be told the same.
+        // The whole stream is parked: its other windows would get the same refusal.
         for other in queues.fresh.iter_mut().chain(&mut queues.backlog) {
             other.not_before = other.not_before.max(cursor.not_before);
         }
@@ -645,7 +646,7 @@ impl Lister {
         }
     }
 
-    /// Reports an error an operator has to mend; with `once` it ends the stream.
+    /// Reports an error that an operator has to fix; with `once` it ends the stream.
     fn complain(&self, error: &ApiError) -> Option<Left> {
         let optional = self.content_type == ContentType::Dlp && matches!(error.action(), Action::ParkType);
         let kind = if optional { LeftKind::Optional } else { left_kind(error) };
@@ -686,7 +687,7 @@ impl Lister {
                         self.stream()
                     );
                     if self.settings.once {
-                        // A listing tells whether it is on by now.
+                        // The next listing shows whether it is on by now.
                         return Ok(true);
                     }
                     self.board.report(

@@ -1,11 +1,12 @@
 //! The source: what a host runs, and the `m365_audit` source itself, built from its configuration.
 //!
-//! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is ours. Inside, [`tenant`] holds the one loop, and
-//! `decisions` what it decides; [`listing`] asks what there is, [`fetch`] brings it, [`deliver`] hands it over, [`aside`]
-//! offers again what the host would not take, [`subscription`] keeps the feed on, [`health`] says how it fares, [`hold`]
-//! knows which routine reads wait because data loss prevention may flag them yet and [`release`] ships and drops them,
-//! [`backfill`] reads a range again when it is asked to at the [`desk`], [`heal`] fills gaps through Microsoft Graph, [`budget`] bounds what is in memory, [`fleet`] is
-//! what the sources of one process share, `turns` says which of them may read. None of them knows a host by name or Microsoft's wire format.
+//! [`Source`] is all an agent needs to manage a source; [`M365Audit`] is the one of this crate. Inside, [`tenant`]
+//! holds the one loop, and `decisions` its decisions; [`listing`] lists blobs, [`fetch`] fetches them, [`deliver`]
+//! delivers their records, [`aside`] offers rejected records again, [`subscription`] keeps the feed on, [`health`]
+//! reports faults, [`hold`] indexes routine reads that data loss prevention may still flag, [`release`] delivers or
+//! drops them, [`backfill`] reads a range again on request (through the [`desk`]), [`heal`] fills gaps through
+//! Microsoft Graph, [`budget`] bounds memory, [`fleet`] holds the resources that the sources of one process share, and
+//! `turns` decides which of them may read. None of them knows a host by name or Microsoft's wire format.
 
 pub mod aside;
 pub mod asking;
@@ -70,7 +71,7 @@ use fleet::Fleet;
 pub use report::Report;
 pub use server_time::ServerTime;
 
-/// How often a file that cannot be read is looked for.
+/// How often an unreadable file is tried again.
 const FILE_RETRY: Duration = Duration::from_secs(30);
 
 /// The name of the source's type in a configuration.
@@ -88,7 +89,7 @@ pub trait Source: Send + Sync {
     /// Problems of the configuration that need no network to be found; empty when it can work.
     fn validate(&self) -> Vec<Problem>;
 
-    /// Tries the connection and changes nothing. One entry per step; later steps that need a failed one are left out.
+    /// Tests the connection and changes nothing. One entry per step; later steps that need a failed one are left out.
     async fn check(&self) -> Vec<CheckStep>;
 
     /// Runs until `shutdown`, or until a single pass is done when the source was made for one.
@@ -103,7 +104,7 @@ pub trait Source: Send + Sync {
 pub struct CheckStep {
     /// What was tried.
     pub what: String,
-    /// What it showed, or the fault.
+    /// Its result, or the fault.
     pub result: Result<String, CheckFault>,
 }
 
@@ -114,7 +115,7 @@ pub struct CheckFault {
     pub slug: String,
     /// The cause in a few words.
     pub summary: String,
-    /// The cause with all that is known of it.
+    /// The cause in full detail.
     pub cause: String,
     /// The remedy.
     pub remedy: String,
@@ -166,32 +167,32 @@ impl M365Audit {
         Self { fleet: fleet.clone(), ..self }
     }
 
-    /// The same source, with a desk at which back-fills are asked for while it runs.
+    /// The same source, which takes requests for back-fills from `desk` while it runs.
     #[doc(hidden)]
     pub fn with_desk(self, desk: Desk) -> Self {
         Self { desk: Some(desk), ..self }
     }
 
-    /// The same source, which believes no answer of Microsoft Graph of more pages than this. For tests: the usual bound
-    /// takes minutes to reach.
+    /// The same source, which rejects an answer of Microsoft Graph with more pages than this. For tests: the usual
+    /// bound takes minutes to reach.
     #[doc(hidden)]
     pub fn with_heal_pages_max(self, pages: u32) -> Self {
         Self { heal_pages_max: Some(pages), ..self }
     }
 
-    /// The same source, with a desk at which ranges are asked to be filled through Microsoft Graph while it runs.
+    /// The same source, which takes requests to fill ranges through Microsoft Graph from `desk` while it runs.
     #[doc(hidden)]
     pub fn with_heal_desk(self, desk: heal::desk::Desk) -> Self {
         Self { heal_desk: Some(desk), ..self }
     }
 
-    /// The same source, which offers what it has set aside to the host again when it is asked here.
+    /// The same source, which offers the records it has set aside to the host again when `retries` asks for it.
     #[doc(hidden)]
     pub fn with_retries(self, retries: mpsc::Receiver<aside::Ask>) -> Self {
         Self { retries: Some(retries), ..self }
     }
 
-    /// The same source, which keeps a receipt of what became of each event.
+    /// The same source, which keeps a receipt of the outcome of each event.
     #[doc(hidden)]
     pub fn with_receipts(self, receipts: Keeping) -> Self {
         Self { receipts: Some(receipts), ..self }
@@ -233,14 +234,14 @@ impl M365Audit {
     /// The feed's client, with its answers' dates going to `server`.
     ///
     /// # Errors
-    /// When the client cannot be made: a CA file that cannot be read, a proxy that makes no sense.
+    /// When the client cannot be made: a CA file that cannot be read, an invalid proxy.
     #[doc(hidden)]
     pub fn client(&self, server: &ServerTime) -> Result<ApiClient, SourceError> {
         let settings = api_settings(&self.config)?;
         let observer = server.clone();
         let tenant = self.config.tenant_id.clone();
         let observe = move |date| {
-            // What is doubted of a date is logged without knowing whose it is.
+            // The observer logs a doubtful date without knowing the tenant, so the span adds it.
             tracing::warn_span!("observe", %tenant).in_scope(|| observer.observe(date));
         };
         ApiClient::with_date_observer(settings, self.clock.clone(), Arc::new(observe), self.fleet.connections())
@@ -331,7 +332,7 @@ impl Source for M365Audit {
         let result = self.run_to_the_end(host.clone(), shutdown).await;
         crate::metrics::source_ended(&tenant);
         if let Err(error) = &result {
-            // Whatever ended it: nobody reads the tenant any more, and no alert may take it for healthy.
+            // Whatever ended it, no process reads the tenant any more, so the metric must not show it as healthy.
             let why = format!("{}: {error} (hint: {})", error.slug(), error.hint());
             health::show(&*host, &name, &tenant, Health::Failed { why });
         }
@@ -361,7 +362,7 @@ impl M365Audit {
         tenant::run(self.into_parts(api, server, host)?, shutdown).await
     }
 
-    /// Gives back the room of the source itself, which the run would hold to its end.
+    /// Frees the memory of the source itself, which the run would otherwise hold to its end.
     fn into_parts(
         self: Box<Self>,
         api: ApiClient,

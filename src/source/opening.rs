@@ -1,4 +1,4 @@
-//! Opening what an earlier run left: the ledger and what is on hold.
+//! Opens the state that an earlier run left: the ledger and the held reads.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a tenant's work is made from, as the configuration and the host give it.
+//! The parts of a tenant's work, as the configuration and the host give them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::model::{ContentType, TenantId};
 use crate::normalise::Normaliser;
 
-/// What a tenant's loop is made from.
+/// The parts of a tenant's loop.
 pub struct TenantParts {
     /// The source's name.
     pub source: Arc<str>,
@@ -48,7 +48,7 @@ pub struct TenantParts {
     pub in_flight_bytes_max: u64,
     /// Bound on those of all sources of the process.
     pub pool: Pool,
-    /// Whose turn it is to read blobs, among those sources.
+    /// The turns to read blobs that those sources share.
     pub(super) turns: Turns,
     /// Bound on event keys.
     pub event_keys_max: u64,
@@ -62,10 +62,10 @@ pub struct TenantParts {
     pub once: bool,
     /// How gaps are filled through Microsoft Graph.
     pub heal: HealSettings,
-    /// Where ranges are asked to be filled while it runs.
+    /// Takes requests to fill ranges while it runs.
     pub heal_desk: Option<heal_desk::Desk>,
-    /// Where back-fills are asked for while it runs.
+    /// Takes requests for back-fills while it runs.
     pub desk: Option<Desk>,
-    /// Where what was set aside is asked to be offered again.
+    /// Takes requests to offer the records set aside again.
     pub retries: Option<mpsc::Receiver<aside::Ask>>,
 }

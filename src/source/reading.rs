@@ -1,5 +1,5 @@
-//! Whether a tenant may read blobs, as its loop knows it: what it has to do, how it stands in the line, what it has room
-//! for meanwhile, and who is told when it waits long.
+//! Whether a tenant may read blobs, from the view of its loop: its work, its place in the queue, its room for blobs
+//! meanwhile, and the report when it waits long.
 
 use std::time::Duration;
 
@@ -9,29 +9,29 @@ use super::turns::{self, Class, Need, Seat, Standing};
 use crate::metrics;
 use crate::model::counted;
 
-/// A tenant that waits for its turn this long is told.
+/// A tenant that waits this long for its turn is reported.
 const ALARM: Duration = Duration::from_secs(900);
 
 /// See the module's documentation.
 pub(super) struct Reading {
     seat: Seat,
     standing: Standing,
-    /// Blobs being fetched and settled, and how many that was of before.
+    /// Blobs being fetched, and how many fetches have ended.
     fetching: usize,
     ended: u64,
-    /// Something of it may be gone soon, when it was looked at last.
+    /// Whether content of it was about to expire at the last check.
     expiring: bool,
-    /// The gauge of how long it waits has a value that is not 0.
+    /// Whether the gauge of its waiting time has a value other than 0.
     shown: bool,
 }
 
 impl Reading {
-    /// Of a tenant that has nothing to do yet.
+    /// For a tenant without work yet.
     pub(super) fn new(seat: Seat) -> Self {
         Self { seat, standing: Standing::Idle, fetching: 0, ended: 0, expiring: false, shown: false }
     }
 
-    /// Says how many blobs are ready; whether that changed how it stands.
+    /// Submits how many blobs are ready; returns whether the tenant's state in the queue changed.
     pub(super) fn ask(&mut self, ready: usize, now: Duration) -> bool {
         let class = match () {
             () if self.expiring => Class::Expiring,
@@ -64,15 +64,15 @@ impl Reading {
         self.seat.woken().await;
     }
 
-    /// What there is room for beside so many blobs that are not settled. What is new has room of its own beside the
-    /// backlog, but for a tenant that waits.
+    /// The room left beside this many unsettled blobs. New content has room of its own beside the backlog, except for a
+    /// tenant that waits.
     pub(super) fn rooms(&self, unsettled: usize) -> Rooms {
         let most = self.seat.unsettled_max(self.standing);
         let fresh = if matches!(self.standing, Standing::Waiting(_)) { most } else { 2 * most };
         Rooms { backlog: unsettled < most, fresh: unsettled < fresh }
     }
 
-    /// Looks whether it waits too long, which it does sooner when it is `expiring`.
+    /// Reports when it waits too long; the limit is shorter when it is `expiring`.
     pub(super) fn check(&mut self, expiring: bool, now: Duration, board: &Board) {
         self.expiring = expiring;
         let why = match self.standing {
@@ -89,7 +89,7 @@ impl Reading {
         );
     }
 
-    /// Shows for how long it has waited, once it had to.
+    /// Sets the gauge of its waiting time, once it had to wait.
     pub(super) fn set_gauge(&mut self, tenant: &::metrics::SharedString, now: Duration) {
         let waited = match self.standing {
             Standing::Waiting(since) => now.saturating_sub(since).as_secs_f64(),

@@ -1,8 +1,8 @@
-//! The hold's worker: ships reads that turned out to be flagged, drops those that are past all matches, and tidies the
-//! pages of flags.
+//! The hold's worker: delivers reads that turned out to be flagged, drops those that no match can concern any more, and
+//! tidies the pages of flags.
 //!
-//! What is to be done, [`Hold`] says; what was done it is told when that is durable. The tenant's loop runs one turn at a
-//! time, whenever [`Hold::has_work`].
+//! [`Hold`] chooses the work; this worker reports to it what is done once that is durable. The tenant's loop runs one
+//! turn at a time, whenever [`Hold::has_work`].
 
 use super::context::{BAD_PIECE_BYTES, BATCH_BYTES, FetchContext};
 use super::deliver::{Aside, Stopped};
@@ -21,7 +21,7 @@ use crate::receipts::{Class, Receipt, Receipts};
 /// Releases, drops and tidies until there is nothing more to do.
 ///
 /// # Errors
-/// When state cannot be read or written; what was not done yet is found again by the next turn.
+/// When state cannot be read or written; the next turn finds the remaining work again.
 pub async fn turn(context: &FetchContext, now: Option<Timestamp>) -> Result<(), StateError> {
     let turn = Turn { context, hold: &context.hold };
     while !context.stop.is_cancelled() {
@@ -37,7 +37,7 @@ pub async fn turn(context: &FetchContext, now: Option<Timestamp>) -> Result<(), 
     Ok(())
 }
 
-/// Pages whose reads are said to be dropped in one commit.
+/// Pages whose reads are recorded as dropped in one commit.
 const PAGES_SAID_AT_ONCE: usize = 32;
 
 struct Turn<'a> {
@@ -46,7 +46,7 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Ships the flagged reads of these pages, or all of them, and then takes what was shipped off the pages.
+    /// Delivers the flagged reads of these pages, or all reads, and then removes the delivered ones from the pages.
     async fn release(&self, pages: Vec<PageId>, all: bool) -> Result<(), StateError> {
         for (content_type, pages) in self.hold.by_type(pages) {
             let mut release = self.new_release();
@@ -64,7 +64,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Renders what is to be shipped of one page.
+    /// Renders the reads of one page that are to be delivered.
     fn new_release(&self) -> Release {
         Release { told: Told::new(self.context.keeps_receipts), ..Release::default() }
     }
@@ -81,7 +81,8 @@ impl Turn<'_> {
         };
         for record in page.records {
             let Ok(event) = Event::parse(&record.raw) else {
-                // It was one when it was put on hold. It is not kept, or each look at its page would end here again.
+                // It parsed as an event when it was put on hold. It is not kept, since each look at its page would fail
+                // here again.
                 release.push_bad(&record.raw, &blob, self.context.clock.now(), normaliser);
                 continue;
             };
@@ -159,7 +160,7 @@ impl Turn<'_> {
     }
 
     async fn drop_pages(&self, pages: Vec<PageId>) -> Result<(), StateError> {
-        // What is said of the reads is in memory until it is committed.
+        // The receipts of the reads are in memory until they are committed.
         let at_once = if self.context.keeps_receipts { PAGES_SAID_AT_ONCE } else { pages.len().max(1) };
         for pages in pages.chunks(at_once) {
             let unheld = pages.iter().map(|id| self.hold.delete(*id)).collect();
@@ -215,17 +216,17 @@ impl Turn<'_> {
 #[derive(Default)]
 struct Release {
     builder: BatchBuilder,
-    /// What stays of each page.
+    /// The rest of each page.
     pages: Vec<(PageId, HeldPage)>,
     told: Told,
     flagged: u64,
     undetermined: u64,
-    /// Records of bytes that are no event.
+    /// Records of bytes that are not an event.
     bad: u64,
 }
 
 impl Release {
-    /// Takes bytes that are no event.
+    /// Adds bytes that are not an event.
     fn push_bad(&mut self, bytes: &[u8], blob: &BlobContext<'_>, now: Timestamp, normaliser: &Normaliser) {
         let mut scraps = Scraps::new(normaliser.censor(), usize::MAX, usize::MAX);
         let mut offset = 0;

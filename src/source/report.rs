@@ -1,4 +1,4 @@
-//! What a run left undone, and why: what a single pass reports at its end.
+//! The work that a run left undone, and why. A single pass reports it at its end.
 
 /// With `--once`, a page or a blob that failed this often is left.
 pub const ONCE_ATTEMPTS_MAX: u32 = 10;
@@ -23,9 +23,9 @@ pub enum LeftKind {
     Network,
     /// A permission or subscription is missing.
     Permission,
-    /// Routine reads are on hold for the next run: said, and not an error.
+    /// Routine reads are on hold for the next run: reported, but not an error.
     Held,
-    /// `DLP.All` without `ActivityFeed.ReadDlp`: said, and not an error.
+    /// `DLP.All` without `ActivityFeed.ReadDlp`: reported, but not an error.
     Optional,
     /// Sign-in failed.
     Authentication,
@@ -35,12 +35,12 @@ pub enum LeftKind {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Report {
-    /// What a single pass did not read, and why.
+    /// The content that a single pass did not read, and why.
     pub left: Vec<Left>,
 }
 
 impl Report {
-    /// The worst kind of what was left, notices aside.
+    /// The worst kind among `left`, without notices.
     pub fn worst(&self) -> Option<LeftKind> {
         self.left.iter().map(|l| l.kind).filter(|k| !matches!(k, LeftKind::Optional | LeftKind::Held)).max()
     }

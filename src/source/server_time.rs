@@ -1,4 +1,4 @@
-//! Microsoft's time as the loop of a tenant may use it: believed for requests at once, for positions once it is trusted.
+//! Microsoft's time for the loop of a tenant: used for requests at once, and for positions once it is trusted.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::checkpoint::server_clock::ServerClock;
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
-/// Microsoft's time, shared between the client that sees it and the loop that acts on it. Cheap to clone.
+/// Microsoft's time, shared between the client that observes it and the loop that uses it. Cheap to clone.
 #[derive(Clone)]
 pub struct ServerTime {
     clock: Arc<dyn Clock>,
@@ -23,12 +23,12 @@ impl ServerTime {
         Self { clock, inner: Arc::default() }
     }
 
-    /// Takes note of an answer's date.
+    /// Records an answer's date.
     pub fn observe(&self, seen: ServerDate) {
         self.lock().observe(seen.date, seen.at);
     }
 
-    /// Begins anew from what an earlier run knew.
+    /// Restarts from the clock that an earlier run stored.
     pub fn reset(&self, clock: ServerClock) {
         *self.lock() = clock;
     }
@@ -39,14 +39,14 @@ impl ServerTime {
         self.lock().latest_answer(at).unwrap_or_else(|| self.clock.now())
     }
 
-    /// Microsoft's time, if it may be acted on.
+    /// Microsoft's time, if it is trusted.
     pub fn trusted(&self) -> Option<Timestamp> {
         let at = self.clock.monotonic();
         let clock = self.lock();
         if clock.is_trusted() { clock.now(at) } else { None }
     }
 
-    /// Whether the latest answers contradict what is believed.
+    /// Whether the latest answers contradict the current estimate.
     pub fn is_doubted(&self) -> bool {
         let at = self.clock.monotonic();
         let clock = self.lock();

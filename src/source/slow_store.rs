@@ -1,5 +1,5 @@
-//! The host's state store, with an eye on how long it takes: a disk or server that hangs answers nothing, not even an
-//! error, and a source that waits for it would look healthy.
+//! Wraps the host's state store and measures how long it takes. A disk or server that hangs returns nothing, not even
+//! an error, and a source that waits for it would look healthy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::health::{Board, Level, Place};
 use crate::clock::Clock;
 use crate::host::{Loaded, Op, Revision, StateError, StateStore};
 
-/// What takes longer than this is trouble.
+/// A request that takes longer than this is reported as a fault.
 const SLOW_AFTER: Duration = Duration::from_secs(10);
 
-/// What to do about a store that does not answer.
+/// The remedy for a store that does not answer.
 pub const SLOW_HINT: &str = "look at the file system of the state (`fsfreeze`, NFS, a disk that fails); nothing is lost, \
                              what is not written stays owed";
 
-/// A store that tells when it does not answer.
+/// A store that reports when it does not answer.
 pub struct SlowStore {
     store: Arc<dyn StateStore>,
     clock: Arc<dyn Clock>,
@@ -27,14 +27,14 @@ pub struct SlowStore {
 }
 
 impl SlowStore {
-    /// `store`, whose silence is told on `board`.
+    /// Wraps `store`, and reports to `board` when it does not answer.
     pub fn watching(store: Arc<dyn StateStore>, clock: Arc<dyn Clock>, board: &Board) -> Arc<dyn StateStore> {
         Arc::new(Self { store, clock, board: board.clone() })
     }
 
     async fn watched<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
-        // Most stores answer at once where nothing is written, and then no clock is asked.
+        // Most stores answer a read at once; then the clock is not read.
         if let Some(done) = (&mut work).now_or_never() {
             return done;
         }
@@ -61,7 +61,7 @@ impl SlowStore {
     }
 }
 
-/// Something that takes long. The last to end says that it is over.
+/// A request that takes long. The last one to end clears the fault.
 struct Slow<'a> {
     board: &'a Board,
 }
@@ -113,7 +113,7 @@ mod tests {
     use parking_lot::Mutex;
     use tokio::sync::Semaphore;
 
-    /// Answers as often as it is let.
+    /// Answers as often as the test permits.
     struct Hanging(Semaphore);
 
     impl Hanging {

@@ -1,6 +1,6 @@
-//! One content type of a tenant, as its loop knows it: the position, and what holds it back.
+//! One content type of a tenant, from the view of its loop: the position, and the blobs that hold it back.
 //!
-//! It decides where the position may stand and what is a gap. It asks nobody and starts nothing.
+//! It decides how far the position may move and which intervals are gaps. It sends no request and starts no task.
 
 use std::time::Duration;
 
@@ -24,13 +24,13 @@ use crate::plan::{self, Bounds, Reach};
 /// Windows remembered as read before they are merged.
 const READ_WINDOWS_MAX: usize = 512;
 
-/// How much of the position is not handed to the ledger yet.
+/// Which changes of the position the ledger does not have yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Unwritten {
     /// Nothing.
     #[default]
     Nothing,
-    /// It moved by time and empty listings alone: a restart lists so much more.
+    /// Only time and empty listings moved it: after a restart, that span is listed again.
     Drift,
     /// It changed.
     Change,
@@ -51,7 +51,7 @@ pub(super) struct Stream {
     pub newest: Option<Timestamp>,
     /// With `once`: listed to the end, or given up for the reason given.
     pub ended: Option<Option<Left>>,
-    /// Since when it cannot be listed for want of a permission.
+    /// Since when a missing permission prevents listing.
     pub parked: Option<Duration>,
     /// Windows read to their last page, beyond the position.
     read: Vec<Window>,
@@ -59,10 +59,10 @@ pub(super) struct Stream {
     expiry_shown: bool,
 }
 
-/// What was never listed and no longer can be.
+/// An interval that was never listed and no longer can be.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unlistable {
-    /// Nothing was promised of it: the first pass took so long that its oldest minutes ran out.
+    /// Not a gap: the first pass took so long that its oldest minutes expired.
     BeforeTheFirst {
         /// Where the first pass was to begin.
         from: Timestamp,
@@ -74,7 +74,8 @@ pub(super) enum Unlistable {
 }
 
 impl Stream {
-    /// At `position`, or, if it never ran, at the first one: it begins at `began` and reads from `first` on.
+    /// Starts at `position`, or, if the stream never ran, at a new position that begins at `began` and reads from
+    /// `first` on.
     pub(super) fn new(
         stored: Option<Position>,
         (first, began): (Timestamp, Timestamp),
@@ -105,7 +106,7 @@ impl Stream {
         }
     }
 
-    /// Tells the lister where the position stands, and for what there is room.
+    /// Sends the lister the position and the room for more blobs.
     pub(super) fn guide(&self, rooms: Rooms) {
         let guidance = guidance_of(&self.position, rooms);
         self.guidance.send_if_modified(|known| {
@@ -122,7 +123,7 @@ impl Stream {
         self.settled.with_keys(|set| set.probe(key)) == Probe::Present
     }
 
-    /// Takes note of a blob; whether it came late, below the position.
+    /// Adds a blob; returns whether it came late, below the position.
     pub(super) fn add(&mut self, key: Key, blob: &BlobRef, persisted: bool) -> bool {
         let late = self.position.complete_until.is_some_and(|complete| blob.created < complete);
         let BlobRef { created, expires, .. } = *blob;
@@ -135,7 +136,7 @@ impl Stream {
         self.ended.is_some() && !self.declaring && self.unsettled.wanted() == 0
     }
 
-    /// Whether something of it, listed or not, may be gone `within` a time from `now`.
+    /// Whether content of it, listed or not, may expire `within` a time from `now`.
     pub(super) fn expires_within(&self, within: SignedDuration, now: Timestamp) -> bool {
         let wanted = self.unsettled.values().filter(|blob| !blob.given_up);
         let blobs = wanted.map(|blob| blob.expires).min().is_some_and(|expires| expires.duration_since(now) < within);
@@ -147,7 +148,7 @@ impl Stream {
 
     // ---- position ----
 
-    /// Every page of a window was read.
+    /// Records that every page of a window was read.
     pub(super) fn note_read(&mut self, window: Window) {
         self.read.retain(|known| !(known.start >= window.start && known.end <= window.end));
         self.read.push(window);
@@ -166,7 +167,7 @@ impl Stream {
         }
     }
 
-    /// Every window of a wider pass, planned at `at`, was read.
+    /// Records that every window of a wider pass, planned at `at`, was read.
     pub(super) fn note_pass(&mut self, reach: Reach, at: Timestamp) {
         self.position.day_listed = Some(at);
         if reach == Reach::Week {
@@ -175,7 +176,7 @@ impl Stream {
         self.unwritten = Unwritten::Change;
     }
 
-    /// Moves `complete_until` and `listed_until` as far as what was read and settled allows.
+    /// Moves `complete_until` and `listed_until` as far as the windows read and blobs settled allow.
     pub(super) fn advance(&mut self, now: Timestamp, once: bool) {
         let position = &mut self.position;
         let first = position.complete_until.is_none();
@@ -203,7 +204,7 @@ impl Stream {
         }
     }
 
-    /// The position, if it is to be written, which it counts as from now on.
+    /// The position, if it needs writing; it counts as written from now on.
     pub(super) fn take_unwritten(&mut self) -> Option<Position> {
         match std::mem::take(&mut self.unwritten) {
             Unwritten::Nothing => None,
@@ -211,16 +212,17 @@ impl Stream {
         }
     }
 
-    /// How far matches of data loss prevention are known by it. `now` is Microsoft's time, `at` the monotonic clock's.
+    /// How far this stream knows matches of data loss prevention. `now` is Microsoft's time, `at` the monotonic
+    /// clock's.
     pub(super) fn waited(&self, now: Option<Timestamp>, at: Duration, hold: Duration, once: bool) -> hold::Waited {
         let Position { origin, complete_until, last_listing, .. } = self.position;
         hold::Waited {
             from: origin,
             until: complete_until,
-            // A type that was read before may be refused for a moment: what waits for it is not dropped for that.
+            // A type that was read before may be refused for a moment; reads that wait for it are not dropped for that.
             parked: self.parked.is_some_and(|since| match complete_until {
                 None => true,
-                // A pass is over before a refusal could last; how long ago the type was listed must say it.
+                // A pass ends before a refusal could last long, so the time since the last listing decides.
                 Some(until) if once => {
                     let listed = last_listing.map_or(until, |listed| listed.max(until));
                     now.is_some_and(|now| now.duration_since(listed) > hold::UNLISTED_TO_PASS)
@@ -232,8 +234,8 @@ impl Stream {
 
     // ---- gaps ----
 
-    /// What was never listed and no longer can be, once it is known where what is listed begins: before that it would
-    /// grow by the minute and be declared in pieces.
+    /// The interval that was never listed and no longer can be, once the start of the listed content is known. Before
+    /// that, the interval would grow by the minute and be declared in pieces.
     pub(super) fn unlistable(&self, now: Timestamp) -> Option<Unlistable> {
         if self.declaring {
             return None;
@@ -257,7 +259,7 @@ impl Stream {
         (!open).then_some(Unlistable::Gap(window, GapReason::Outage))
     }
 
-    /// The host has the gap's record: the position may pass it.
+    /// Records that the host has accepted the gap's record: the position may pass the gap.
     pub(super) fn declared(&mut self, window: Window, reason: GapReason) {
         self.declaring = false;
         self.unwritten = Unwritten::Change;
@@ -265,7 +267,8 @@ impl Stream {
         position.note_gap(remembered(window, reason));
         match reason {
             GapReason::Outage => {
-                // Blobs of the gap that were listed before are tracked on their own and hold nothing any more.
+                // Blobs of the gap that were listed before are tracked on their own and no longer hold the position
+                // back.
                 self.unsettled.release_before(window.end);
                 position.complete_until = position.complete_until.max(Some(window.end));
                 position.listed_until = position.listed_until.max(Some(window.end));
@@ -279,7 +282,7 @@ impl Stream {
         }
     }
 
-    /// What is said of it after a start.
+    /// The facts about it that are logged after a start.
     pub(super) fn known(&self) -> Known {
         let (complete_until, pending) = (self.position.complete_until, self.unsettled.len());
         Known { complete_until, newest: self.newest, pending, parked: self.parked.is_some() }
@@ -304,9 +307,9 @@ impl Stream {
             set(metrics::CHECKPOINT_TIMESTAMP_SECONDS, complete.as_second() as f64);
         }
         if self.unsettled.len() == 0 {
-            // Whatever the clock says: an alert on a blob that is settled must end.
+            // Set even with an untrusted clock, since an alert on a settled blob must end.
             set(metrics::OLDEST_BLOB_AGE_SECONDS, 0.0);
-            // A series that never had a value need not be made to say that it has none.
+            // A series that never had a value is not created just to reset it.
             if std::mem::take(&mut self.expiry_shown) {
                 set(metrics::OLDEST_BLOB_EXPIRY_SECONDS, metrics::ABSENT);
             }
@@ -325,12 +328,12 @@ impl Stream {
     }
 }
 
-/// For what a lister has room.
+/// The room that a lister has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rooms {
     /// More backlog.
     pub backlog: bool,
-    /// What came since the last poll.
+    /// Content that came since the last poll.
     pub fresh: bool,
 }
 

@@ -1,8 +1,7 @@
-//! Subscriptions: what is on, and starting what is not, never more often than Microsoft allows.
+//! Subscriptions: which are on, and starting those that are off, never more often than Microsoft allows.
 //!
 //! The 15-minute rule is kept per content type and remembered across restarts: a start that Microsoft answered is
-//! noted with its time; one that never got an answer is not, because the next listing of subscriptions tells what
-//! became of it.
+//! stored with its time. A start without an answer is not, because the next listing of subscriptions shows its outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use crate::model::ContentType;
 /// Microsoft asks for this long between two start requests (reference, added 2025-08).
 pub const START_INTERVAL: SignedDuration = SignedDuration::from_mins(15);
 
-/// What became of a start.
+/// The outcome of a start.
 #[derive(Debug)]
 pub enum Restart {
     /// It is on now.
@@ -33,7 +32,7 @@ pub enum Restart {
         /// How long to wait.
         wait: Duration,
     },
-    /// Microsoft said no, or could not be asked.
+    /// Microsoft refused, or could not be reached.
     Failed(ApiError),
 }
 
@@ -48,7 +47,7 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Continues from what an earlier run remembered.
+    /// Continues from the state that an earlier run stored.
     pub fn new(
         api: ApiClient,
         server: ServerTime,
@@ -59,7 +58,7 @@ impl Subscriptions {
         Self { api, server, clock, ledger, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// The state to be stored, with Microsoft's time as it is believed now.
+    /// The state to be stored, with the current estimate of Microsoft's time.
     pub async fn tenant_state(&self) -> TenantState {
         let mut state = self.state.lock().await;
         if let Some(now) = self.server.trusted() {
@@ -74,7 +73,8 @@ impl Subscriptions {
         let now = self.server.for_requests();
         if let Some(last) = self.state.lock().await.starts.get(content_type.as_str()) {
             let since = now.duration_since(*last);
-            // Microsoft's `Date` has whole seconds: a start of this second may seem to lie ahead after a restart.
+            // Microsoft's `Date` has whole seconds: a start in this second may appear to be in the future after a
+            // restart.
             if since.abs() < START_INTERVAL {
                 return Restart::NotYet { wait: (START_INTERVAL - since.max(SignedDuration::ZERO)).unsigned_abs() };
             }
@@ -97,7 +97,8 @@ impl Subscriptions {
                 state.starts.insert(content_type.as_str().to_owned(), now);
                 state.clone()
             };
-            // If this is not stored, a restart may start once more within 15 minutes: no event depends on it.
+            // If this is not stored, a restarted process may send one more start within 15 minutes; no event depends on
+            // it.
             let _ = self.ledger.commit(Change { tenant: Some(state), ..Change::default() }).await;
         }
         match answer {

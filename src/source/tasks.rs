@@ -1,4 +1,4 @@
-//! Tasks that stay in the span of whoever started them, so that a host's own labels reach their logs and metrics.
+//! Tasks that stay in the span of their creator, so that a host's own labels reach their logs and metrics.
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -10,7 +10,7 @@ use tracing::Instrument as _;
 pub(super) struct Tasks<T>(JoinSet<T>);
 
 impl<T> Tasks<T> {
-    /// None yet.
+    /// An empty set.
     pub(super) fn new() -> Self {
         Self(JoinSet::new())
     }

@@ -1,8 +1,9 @@
-//! The loop of a tenant: what listers find is fetched, what is fetched is settled, what is settled moves the position.
+//! The loop of a tenant: listers find blobs, the loop has them fetched and settled, and settled blobs move the
+//! position.
 //!
-//! It waits for whatever happens first (`Loop::select`), has `Decisions` decide what follows from it, and begins that
-//! as tasks of their own. Listers, fetches and the ledger's writer report to it; it waits for none of them, so that a
-//! slow host, store or listing holds up only itself.
+//! It waits for the next event (`Loop::select`), passes it to `Decisions`, and begins the resulting actions as tasks of
+//! their own. Listers, fetches and the ledger's writer report to it; it waits for none of them, so that a slow host,
+//! store or listing holds up only itself.
 
 use std::time::Duration;
 
@@ -33,9 +34,9 @@ use crate::checkpoint::server_clock::ServerClock;
 use crate::host::StateError;
 use crate::model::{Actionable, BlobRef, ContentType};
 
-/// Between two requests for what subscriptions there are.
+/// The pause between two requests for the list of subscriptions.
 const ASK_AGAIN: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
-/// The same for a single pass, which somebody waits for.
+/// The same for a single pass, whose end somebody waits for.
 const ASK_AGAIN_ONCE: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(10));
 /// A stop waits this long for what is in flight.
 const STOP_GRACE: Duration = Duration::from_secs(8);
@@ -46,14 +47,14 @@ const STOP_GRACE: Duration = Duration::from_secs(8);
 /// When the state cannot be opened or written, or (with `once`) signing in or listing subscriptions fails.
 pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result<Report, SourceError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
-    // What runs once and what is handed on is boxed: a tenant's task lives for months, a process may have a thousand, and
-    // a future keeps room for what it is given in each place where it was.
+    // Futures that run once and values that are passed on are boxed. A tenant's task lives for months, a process may
+    // have a thousand, and a future keeps room for a value in each place that the value passed through.
     let opened = Box::pin(open_ledger(&parts, &board, &stop)).await?;
     let Some(opened) = opened else { return Ok(Report::default()) };
     board.publish();
     let (Opened { ledger, handle, tenant, positions, tracked, aside, to_send, events, healed, blobs, there }, hold) =
         *opened;
-    // Read by everybody who had to; it may be some mebibytes.
+    // All readers are done with it, and it may be some mebibytes.
     drop(there);
     parts.server.reset(ServerClock::not_before(tenant.server_time));
     let mut writer = tokio::spawn(tracing::Instrument::in_current_span(ledger.run()));
@@ -63,7 +64,7 @@ pub async fn run(mut parts: Box<TenantParts>, stop: CancellationToken) -> Result
         let set_aside =
             SetAside::new(of, context.courier.clone(), handle.clone(), context.store.clone(), context.stop.clone());
         let asked = parts.retries.take();
-        // Before anything of Microsoft's is known: what is set aside needs none of it.
+        // Begins before Microsoft has answered, since the records set aside do not depend on it.
         let retries = Box::pin(set_aside.serve(asked));
         let checkpoints = Box::pin(checkpoints::send(context.clone(), to_send));
         let to_offer = (aside > 0).then(|| Box::new(set_aside.clone()));
@@ -123,7 +124,7 @@ async fn subscriptions_on(
         let error = match listed {
             Ok(list) => {
                 board.clear(Place::Tenant);
-                // Microsoft's own sample has an entry without a status: a listing will tell.
+                // Microsoft's own sample has an entry without a status: a listing will show whether it is on.
                 let on = list.into_iter().filter(|s| s.is_enabled() != Some(false));
                 return Ok(Some(on.filter_map(|s| s.content_type).collect()));
             }
@@ -166,7 +167,7 @@ struct Loop {
     /// Boxed, since a channel has room for 32 from the start.
     found: mpsc::Receiver<Box<Found>>,
     finder: mpsc::Sender<Box<Found>>,
-    /// What an earlier run set aside, until it is offered.
+    /// The records that an earlier run set aside, until they are offered.
     to_offer: Option<Box<SetAside>>,
     stop: CancellationToken,
 }
@@ -240,7 +241,7 @@ impl Loop {
         ended.map(|()| self.decisions.report())
     }
 
-    /// What happens next.
+    /// Waits for the next event.
     async fn select(
         &mut self,
         writer: &mut JoinHandle<Result<(), StateError>>,
@@ -266,7 +267,7 @@ impl Loop {
         }
     }
 
-    /// Begins what was decided on.
+    /// Begins the actions decided on.
     fn start_actions(&mut self) {
         while let Some(action) = self.decisions.next_action() {
             self.start(action);
@@ -375,7 +376,7 @@ impl Loop {
     }
 }
 
-/// Offers what was set aside. A store that cannot be read now leaves it for the next start.
+/// Offers the records set aside. If the store cannot be read now, the next start offers them.
 async fn offer(set_aside: Option<Box<SetAside>>) -> Result<(), StateError> {
     let Some(set_aside) = set_aside else { return Ok(()) };
     match set_aside.offer_at_start().await {

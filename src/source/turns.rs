@@ -1,18 +1,18 @@
-//! Whose turn it is to read blobs, among the tenants of one process.
+//! Decides which tenants of a process may read blobs.
 //!
-//! A tenant that reads holds a share of memory of its own ([`SHARE_BYTES`](super::budget::SHARE_BYTES) of records, and what
-//! its first downloads receive into), whatever the others do. After an outage all of them would read at once. So whoever
-//! has blobs to fetch needs a turn, and there are only so many; what is in memory is bounded by that number. Who has none
-//! lists no more than a little and waits in line.
+//! A tenant that reads holds a share of memory of its own ([`SHARE_BYTES`](super::budget::SHARE_BYTES) of records, and
+//! what its first downloads receive into), whatever the others do. After an outage all of them would read at once. So a
+//! tenant with blobs to fetch needs a turn, and the number of turns is limited, which bounds the memory. A tenant
+//! without a turn lists only a little and waits in line.
 //!
-//! First come those that have something that expires soon, then those with a few blobs, as in every poll of every day,
-//! then the others, each as they came. A turn ends when there is nothing left to fetch. While others wait it also ends
-//! after [`TURN`]: nothing new is begun, and when what was begun is settled, the next in line has it. Where that does not
-//! happen within another minute, because a receiver takes little or nothing or Microsoft sends nothing, the turn is passed
-//! on all the same, but only one of all in [`PASS_ON_EVERY`]: those with another receiver go on, and what tenants hold
-//! without a turn grows slowly.
+//! Tenants whose content expires soon come first, then those with few blobs, as in every ordinary poll, then the
+//! others; within a class, in order of arrival. A turn ends when nothing is left to fetch. While others wait it also
+//! ends after [`TURN`]: the tenant begins no new fetch, and when its fetches are settled, the next in line gets the
+//! turn. If they are not settled within another minute, because a receiver accepts little or nothing or Microsoft sends
+//! nothing, the turn is passed on anyway, but only one turn in each [`PASS_ON_EVERY`]. Tenants with another receiver
+//! can then continue, and the memory that tenants hold without a turn grows slowly.
 //!
-//! Pure but for the lock: time is handed in, and who gets a turn is told by its [`Notify`].
+//! Pure except for the lock: callers pass the time in, and a tenant that gets a turn is woken by its [`Notify`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,22 +25,24 @@ use crate::metrics;
 
 /// A turn, while others wait: up to some two thousand blobs at the usual quota.
 pub const TURN: Duration = Duration::from_secs(60);
-/// A turn that does not come free is passed on after this long, and one of all no more often than this.
+/// A turn that is not released is passed on after this long, and at most one turn in this time.
 const PASS_ON_EVERY: Duration = Duration::from_secs(60);
-/// Blobs to fetch that are few.
+/// Up to this many blobs to fetch count as few.
 pub(super) const FEW: usize = 8;
-/// Blobs known and not settled, of one tenant that reads: beyond it listers read no more backlog. Some 700 bytes each.
+/// Blobs known and not settled, of one tenant that reads: above this, listers read no more backlog. Some 700 bytes
+/// each.
 pub(super) const UNSETTLED_MAX: usize = 10_000;
-/// The same of all that read together, and the least of each.
+/// The same for all reading tenants together.
 const UNSETTLED_TOGETHER: usize = 200_000;
 const UNSETTLED_MIN: usize = 1_000;
-/// The same of one that waits. A page is taken whole, so it may be a page of each content type more.
+/// The same for a tenant that waits. A page is taken whole, so the number may exceed this by a page of each content
+/// type.
 const UNSETTLED_WAITING: usize = 200;
 
-/// How much a turn matters. The first goes first.
+/// The priority of a turn; the first variant is the highest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
-    /// Something expires soon.
+    /// Content expires soon.
     Expiring,
     /// Few blobs.
     Few,
@@ -48,27 +50,27 @@ pub(super) enum Class {
     Many,
 }
 
-/// What a tenant has to do.
+/// The work of a tenant.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Need {
-    /// Blobs that could be fetched now.
+    /// Whether blobs could be fetched now.
     pub ready: bool,
-    /// Blobs under way.
+    /// Whether blobs are being fetched.
     pub fetching: bool,
-    /// How much it matters.
+    /// Its priority.
     pub class: Class,
     /// How many fetches have ended so far.
     pub ended: u64,
 }
 
-/// How a tenant stands.
+/// The state of a tenant in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     /// Has nothing to fetch.
     Idle,
     /// Has a turn.
     Reading,
-    /// Has a turn that is over: what was begun is to be settled, and nothing new begun.
+    /// Has a turn that is over: its fetches are to be settled, and it begins no new ones.
     Ending,
     /// Waits since then.
     Waiting(Duration),
@@ -91,7 +93,7 @@ struct Waiter {
     wake: Arc<Notify>,
 }
 
-/// The line. Cheap to clone; one for all tenants of a fleet.
+/// The queue. Cheap to clone; one for all tenants of a fleet.
 #[derive(Clone)]
 pub(super) struct Turns(Arc<Mutex<Line>>);
 
@@ -102,9 +104,9 @@ struct Line {
     waiting: BTreeMap<(Class, u64), Waiter>,
     places: HashMap<u64, (Class, u64)>,
     passed_on: Option<Duration>,
-    /// The latest time anybody named.
+    /// The latest time that a caller passed.
     now: Duration,
-    /// What the gauges show.
+    /// The values of the gauges.
     shown: Option<(usize, usize)>,
 }
 
@@ -122,7 +124,7 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// So many turns, at least one.
+    /// A queue with `max` turns, at least one.
     pub(super) fn new(max: u32) -> Self {
         Self(Arc::new(Mutex::new(Line {
             max: at_least_one(max),
@@ -136,7 +138,7 @@ impl Turns {
         })))
     }
 
-    /// From now on so many. Fewer than are taken come about as turns end.
+    /// Sets the number of turns. If more are taken, the number falls as turns end.
     pub(super) fn set_max(&self, max: u32) {
         self.lock().max = at_least_one(max);
     }
@@ -165,7 +167,7 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Says what there is to do at the monotonic time `now`; how the tenant stands then.
+    /// Submits the tenant's work at the monotonic time `now`; returns its state in the queue.
     pub(super) fn ask(&self, now: Duration, need: Need) -> Standing {
         let mut line = self.turns.lock();
         let standing = line.ask(self.id, &self.wake, now, need);
@@ -178,7 +180,7 @@ impl Seat {
         self.wake.notified().await;
     }
 
-    /// How many blobs a tenant that stands like this may know that are not settled.
+    /// How many unsettled blobs a tenant in this state may have.
     pub(super) fn unsettled_max(&self, standing: Standing) -> usize {
         match standing {
             Standing::Waiting(_) | Standing::Ending => UNSETTLED_WAITING,
@@ -230,7 +232,7 @@ impl Line {
         if self.turns.contains_key(&id) { Standing::Reading } else { Standing::Waiting(since) }
     }
 
-    /// How a tenant with a turn stands; `None` when it has none, or none any more.
+    /// The state of a tenant with a turn; `None` when it has none, or has lost it.
     fn look_at_turn(&mut self, id: u64, now: Duration, need: Need) -> Option<Standing> {
         let first = self.waiting.keys().next().map(|(class, _)| *class);
         // Fewer turns than are taken: some were taken back.
@@ -242,13 +244,13 @@ impl Line {
         }
         let stands_still = now >= turn.moved + TURN;
         let called = match first {
-            // What expires gives way to its like alone, as long as it gets on.
+            // A tenant whose content expires yields only to another such tenant, as long as it makes progress.
             Some(first) => turn.class != Class::Expiring || first == Class::Expiring || stands_still,
             None => too_many,
         };
         match turn.called_back {
             None if called && now >= turn.since + TURN => turn.called_back = Some(now),
-            // Nobody waits any more.
+            // The queue is empty again.
             Some(_) if !called => (turn.called_back, turn.since) = (None, now),
             _ => {}
         }
@@ -281,7 +283,7 @@ impl Line {
         Some((place.1, self.waiting.remove(&place)?))
     }
 
-    /// Gives turns that are free to those who wait.
+    /// Gives free turns to waiting tenants.
     fn give(&mut self, now: Duration) {
         while self.turns.len() < self.max {
             let Some(((class, _), waiter)) = self.waiting.pop_first() else { return };

@@ -1,4 +1,4 @@
-//! The canonical keys of the events of one fetch, while somebody heals the tenant: see `checkpoint::healed`.
+//! The canonical keys of the events of one fetch, while a healer works for the tenant: see `checkpoint::healed`.
 
 use crate::checkpoint::claims::{OpenBatch, Standing};
 use crate::checkpoint::healed::{FeedsWork, Flight, Healed, Unwatched};
@@ -6,7 +6,7 @@ use crate::checkpoint::key::{Key, creation_secs};
 use crate::host::{StateError, StateStore};
 use crate::normalise::{CanonicalKey, Event, canonical_key, event_secs};
 
-/// The canonical key of an event as the gate has it; `None` for one without an identity.
+/// The canonical key of an event in the form that the gate uses; `None` for one without an identity.
 pub(super) fn twin_of(event: &Event<'_>) -> Option<Key> {
     let canonical = canonical_key(event)?;
     Some(twin_from(canonical, event))
@@ -14,14 +14,14 @@ pub(super) fn twin_of(event: &Event<'_>) -> Option<Key> {
 
 /// The same where the canonical key is known.
 pub(super) fn twin_from(canonical: CanonicalKey, event: &Event<'_>) -> Key {
-    // All forms of an event say the same second, so that its key stands among those of its time.
+    // All forms of an event have the same second, so its key is stored among those of its time.
     let secs = event.identity().map_or(0, |identity| {
         event_secs(identity.creation_time).unwrap_or_else(|| creation_secs(identity.creation_time))
     });
     Key::of_canonical(canonical.as_bytes(), secs)
 }
 
-/// The canonical keys of a batch: nobody's, the feed's, or a healer's.
+/// The canonical keys of a batch: unused, the feed's, or a healer's.
 pub(super) enum Twins {
     Unnamed,
     Feed(Flight),
@@ -29,7 +29,7 @@ pub(super) enum Twins {
 }
 
 impl Twins {
-    /// Those of the first batch of a fetch, and what is to be kept as long as it lasts.
+    /// The keys of the first batch of a fetch, and a guard that the fetch keeps.
     pub(super) fn begin(healed: &Healed, heals: bool) -> (Self, Option<Unwatched>) {
         if heals {
             return (Self::Graph(healed.clone(), healed.index().open_batch()), None);
@@ -40,7 +40,7 @@ impl Twins {
         }
     }
 
-    /// Those of the batch that ends here.
+    /// Takes the keys of the batch that ends here.
     pub(super) fn take(&mut self, healed: &Healed) -> Self {
         let next = match self {
             Self::Unnamed => Self::Unnamed,
@@ -50,12 +50,12 @@ impl Twins {
         std::mem::replace(self, next)
     }
 
-    /// Whether events are named by canonical keys at all.
+    /// Whether events have canonical keys at all.
     pub(super) fn are_named(&self) -> bool {
         !matches!(self, Self::Unnamed)
     }
 
-    /// The keys to be kept for good.
+    /// The keys to be committed.
     pub(super) fn to_keep(&self) -> &[Key] {
         match self {
             Self::Graph(_, batch) => batch.keys(),
@@ -70,8 +70,8 @@ impl Twins {
         claimed.map(|()| standing).map_err(|(_, error)| error)
     }
 
-    /// Claims the canonical keys of the events whose other keys are claimed in `open`; frees those of the events that are
-    /// the other side's, and adds them to `taken`.
+    /// Claims the canonical keys of the events whose other keys are claimed in `open`; releases those of events that
+    /// the other side has claimed, and adds them to `taken`.
     pub(super) async fn claim_all(
         &mut self,
         open: &mut OpenBatch,
@@ -102,7 +102,7 @@ impl Twins {
                 }
             })
             .await;
-        // What nothing is known of is not claimed either: it must not become permanent.
+        // An event whose state is unknown is not claimed either, since its key must not be committed.
         let first_unknown = claimed.as_ref().err().and_then(|(nth, _)| left.get(*nth)).map(|(at, ..)| *at);
         freed.extend(
             left.iter().filter(|(at, ..)| first_unknown.is_some_and(|first| *at >= first)).map(|(_, key, _)| *key),
@@ -125,7 +125,7 @@ impl Twins {
         }
     }
 
-    /// Takes the newest back.
+    /// Releases the newest claim.
     pub(super) fn unclaim_last(&mut self) {
         match self {
             Self::Unnamed => {}
@@ -134,7 +134,7 @@ impl Twins {
         }
     }
 
-    /// Says that what they stand for is there for good.
+    /// Marks the events of these keys as durable.
     pub(super) fn committed(self) {
         match self {
             Self::Unnamed => {}

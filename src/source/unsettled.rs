@@ -1,7 +1,7 @@
 //! The blobs of one stream that were found and are not settled, which hold its position back.
 //!
-//! There may be ten thousand, and how far the position may move is asked whenever one is settled: the oldest of each
-//! kind and the counts are kept as blobs come and go.
+//! There may be ten thousand, and the loop asks how far the position may move whenever one is settled. So the oldest of
+//! each kind and the counts are maintained as blobs come and go.
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::{Entry, HashMap};
@@ -9,7 +9,7 @@ use std::collections::hash_map::{Entry, HashMap};
 use crate::checkpoint::key::Key;
 use crate::model::Timestamp;
 
-/// What the loop knows of a blob that is not settled.
+/// A blob that is not settled, from the view of the loop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Blob {
     pub created: Timestamp,
@@ -52,7 +52,7 @@ impl Unsettled {
         }
     }
 
-    /// Changes what is known of a blob; false when it is not in it.
+    /// Changes a blob's entry; false when it has none.
     pub(super) fn update(&mut self, key: Key, change: impl FnOnce(&mut Blob)) -> bool {
         let Some(known) = self.blobs.get_mut(&key) else { return false };
         let before = *known;

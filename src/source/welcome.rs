@@ -1,5 +1,5 @@
-//! What a source says once after a good start: that it is signed in, from when its newest event is, and how long until it
-//! has caught up. Without it a log would end with what might still go wrong.
+//! The line that a source logs once after a good start: that it is signed in, the time of its newest event, and how
+//! long until it has caught up. Without it, the last lines of the log would be warnings.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use jiff::SignedDuration;
 
 use crate::model::{Timestamp, counted};
 
-/// A content type that is complete up to this long ago has caught up: Microsoft lists what is five minutes old, and the
-/// next poll is due within minutes.
+/// A content type that is complete up to this long ago has caught up: Microsoft lists content that is five minutes old,
+/// and the next poll is due within minutes.
 const CAUGHT_UP: SignedDuration = SignedDuration::from_mins(15);
-/// What takes longer than this is estimated.
+/// The remaining time is estimated if it is longer than this.
 const ESTIMATE_AFTER: Duration = Duration::from_secs(30);
 
-/// One content type as the loop knows it.
+/// One content type, from the view of the loop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known {
     /// Everything before is settled.
@@ -22,11 +22,11 @@ pub(super) struct Known {
     pub newest: Option<Timestamp>,
     /// Blobs listed and not settled.
     pub pending: usize,
-    /// It cannot be listed for want of a permission.
+    /// A missing permission prevents listing.
     pub parked: bool,
 }
 
-/// Whether it was said, and what is counted for it.
+/// Whether the line was logged, and the counts for it.
 #[derive(Debug)]
 pub(super) struct Welcome {
     began: Duration,
@@ -51,7 +51,7 @@ impl Welcome {
         self.settled += 1;
     }
 
-    /// What is to be said now; once. `server_now` is Microsoft's time.
+    /// The text to log now; returned once. `server_now` is Microsoft's time.
     pub(super) fn words(
         &mut self,
         streams: impl Iterator<Item = Known> + Clone,

@@ -1,4 +1,4 @@
-//! What follows from what happens, event by event, without a runtime: no task runs, and time is moved by hand.
+//! Tests the decisions, event by event, without a runtime: no task runs, and the tests set the time.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::source::turns::Turns;
 
 const GENERAL: ContentType = ContentType::General;
 
-/// A host that is only heard of health.
+/// A host that only takes health reports.
 struct Silent(Arc<MemoryStore>);
 
 #[async_trait]
@@ -96,7 +96,7 @@ impl World {
         world
     }
 
-    /// An answer of Microsoft's, whose clock goes right.
+    /// An answer from Microsoft, whose clock is right.
     fn hear(&self) {
         self.server.observe(ServerDate { date: self.clock.now(), at: self.clock.monotonic() });
     }
@@ -112,7 +112,7 @@ impl World {
         self.take();
     }
 
-    /// Lets time pass to what is due next.
+    /// Advances time to the next due action.
     fn wait(&mut self) {
         let due = self.decisions.next_due().saturating_sub(self.clock.monotonic());
         self.clock.advance(due);
@@ -124,7 +124,7 @@ impl World {
         self.apply(Event::Found(Found::Page { content_type, blobs, read }));
     }
 
-    /// The fetch that was begun first, as it ends.
+    /// Ends the fetch that began first.
     fn end_fetch(&mut self, outcome: Outcome) -> Job {
         let at = self.begun.iter().position(|action| matches!(action, Action::Fetch(..))).expect("nothing is fetched");
         let Action::Fetch(job, download) = self.begun.remove(at) else { unreachable!() };
@@ -368,7 +368,7 @@ fn a_date_in_doubt_moves_no_position() {
 enum Step {
     /// Blobs so many minutes old are listed, and perhaps the last page of a window that ends so many minutes ago.
     Page(Vec<u8>, Option<u8>),
-    /// Of the actions under way, one ends: well, or (fetches) not.
+    /// One running action ends; a fetch may end in failure.
     End(usize, bool),
     Wait(u16),
 }
@@ -396,13 +396,13 @@ proptest! {
                 Step::Page(minutes, read) => {
                     let blobs: Vec<BlobRef> = minutes.iter().map(|m| blob(&format!("b{m}"), i64::from(*m))).collect();
                     for blob in &blobs {
-                        // One that comes late, below the position, holds nothing.
+                        // A late blob, below the position, holds nothing back.
                         let late = world.complete_until(GENERAL).is_some_and(|complete| blob.created < complete);
                         if !late && !settled.contains(&blob.created) {
                             open.insert(blob.id.to_string(), blob.created);
                         }
                     }
-                    // A blob of before is listed again until it is settled, then the lister leaves it out.
+                    // An earlier blob is listed again until it is settled; then the lister leaves it out.
                     let blobs = blobs.into_iter().filter(|blob| !settled.contains(&blob.created)).collect();
                     let window = read.map(|m| {
                         let start = if m < 100 { before(100) } else { before(24 * 60) };

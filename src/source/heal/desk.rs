@@ -1,5 +1,4 @@
-//! Where a range is asked to be filled through Microsoft Graph, and what is heard of it: the questions, the numbers, the
-//! answer.
+//! The requests to fill a range through Microsoft Graph, with their progress numbers and results.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,13 +13,13 @@ use crate::model::{Actionable, Timestamp};
 /// How a source heals.
 #[derive(Debug, Clone)]
 pub struct HealSettings {
-    /// Gaps are filled by themselves.
+    /// Whether gaps are filled without a request.
     pub gaps: bool,
     /// A search that has not ended after this is given up.
     pub query_wait: Duration,
-    /// An answer of more pages than this is not believed.
+    /// An answer of more pages than this is rejected.
     pub pages_max: u32,
-    /// The cloud's word, where it has no audit search.
+    /// The cloud's name in the configuration, if the cloud has no audit search.
     pub without_search: Option<String>,
 }
 
@@ -35,11 +34,11 @@ pub struct Ask {
     pub content_types: Vec<String>,
     /// Deliver again what was delivered already.
     pub again: bool,
-    /// Say what it would take, and submit nothing.
+    /// Report the cost, and submit nothing.
     pub dry_run: bool,
 }
 
-/// How far it has come; shared with whoever shows it.
+/// The progress; shared with the code that displays it.
 #[derive(Debug, Default)]
 pub struct Progress {
     pub(super) span_secs: AtomicU64,
@@ -56,7 +55,7 @@ pub struct Progress {
 pub struct Snapshot {
     /// Length of what is to be searched, in seconds.
     pub span_secs: u64,
-    /// Of that, searched and read.
+    /// How much of that was searched and read.
     pub done_secs: u64,
     /// Searches submitted.
     pub searches: u64,
@@ -97,7 +96,7 @@ pub struct Ended {
     pub left: Vec<String>,
     /// Of a dry run: searches it would take at least, and those that the tenant may still submit today.
     pub would_take: Option<(u64, u64)>,
-    /// What to know of it besides.
+    /// Further notes for the operator.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -116,7 +115,7 @@ pub enum HealError {
     /// The source does not read this content type.
     #[error("the source does not read `{0}`")]
     TypeNotRead(String),
-    /// What was delivered of a part of it is not known any more.
+    /// The state no longer shows which events of a part of it were delivered.
     #[error(
         "cannot fill `{content_type}` from `{from}` to `{to}`: the feed was read there, and {why}, so events would come twice"
     )]

@@ -1,8 +1,9 @@
-//! Whether an answer of the audit search can be believed. Pure.
+//! Decides whether an answer of the audit search is complete. Pure.
 //!
-//! `succeeded` is a claim. An answer that was cut says so at times; else it shows by its numbers, as for
-//! `reconcile::witness`. Where an answer is only doubted, its window is searched again in two halves, and the halves are
-//! held against what the whole had said of them: so a doubt costs two searches, and a cut answer as many as it takes.
+//! Graph may report `succeeded` for a truncated answer. Some truncated answers declare it; others show it by their
+//! numbers, as in `reconcile::witness`. If an answer is only doubtful, its window is searched again in two halves,
+//! whose counts are compared with those of the whole. A doubt thus costs two searches, and a truncated answer as many
+//! as it takes.
 
 use jiff::SignedDuration;
 
@@ -11,20 +12,20 @@ use crate::model::{Timestamp, Window};
 
 /// The limits of Microsoft's tools.
 const LIMITS: [u64; 3] = [5_000, 50_000, 1_000_000];
-/// A window that says that it was cut is halved down to this.
+/// A window whose answer declares a truncation is halved down to this.
 pub(super) const CUT_MIN: SignedDuration = SignedDuration::from_secs(60);
-/// One that is only doubted, to this.
+/// A window that is only doubtful is halved down to this.
 const DOUBT_MIN: SignedDuration = SignedDuration::from_hours(1);
 /// Records of one window at most: what is kept of each while it is read is some forty bytes.
 pub(super) const RECORDS_MAX: u64 = 200_000;
-/// Fewer records than this say nothing by how they lie.
+/// The distribution of fewer records than this proves nothing.
 const ROWS_TO_DOUBT: u64 = 8;
-/// The same number of records in two windows is chance up to this many.
+/// Up to this count, two windows may have equally many records by chance.
 const SAME_COUNT_MIN: u64 = 20;
 /// An edge without records is doubted when it is so many times as long as the mean distance of two.
 const EDGE_SPACINGS: i64 = 4;
 
-/// What one reading found.
+/// The result of one reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Found {
     /// Different records.
@@ -43,7 +44,7 @@ impl Found {
     }
 }
 
-/// Why an answer was cut, by its own word or beyond doubt.
+/// Why an answer was truncated, if it declares it or the numbers prove it.
 pub(super) fn is_cut(query: &GraphQuery, found: &Found) -> Option<String> {
     if query.is_cut || found.is_cut {
         return Some("Microsoft Graph says that records are missing (isRecordCountLimitExceeded)".into());
@@ -54,8 +55,8 @@ pub(super) fn is_cut(query: &GraphQuery, found: &Found) -> Option<String> {
     (found.count >= RECORDS_MAX).then(|| format!("it has {} records or more", found.count))
 }
 
-/// Why an answer that does not say so may have been cut. `others` are the numbers of records of the other windows, and
-/// `expected` what the whole had said of this half.
+/// Why an answer may have been truncated although it does not declare it. `others` are the record counts of the other
+/// windows, and `expected` the count that the whole window had for this half.
 pub(super) fn is_doubted(
     window: Window,
     query: &GraphQuery,

@@ -1,4 +1,4 @@
-//! What is known of events by their receipts, and from when on; how late content came.
+//! Reads from receipts which events were delivered, and since when receipts exist; also how late content came.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::reconcile::class;
 use crate::reconcile::evidence::{self, Known, Reach, Take};
 use crate::reconcile::stored::StateReceipts;
 
-/// Ids of events. They are hashes, and looked up for each receipt there is.
+/// Ids of events. They are hashes, and every receipt is looked up among them.
 pub(super) type Ids = std::collections::HashSet<u128, foldhash::fast::RandomState>;
 
 /// Which of some events have a receipt.
@@ -32,7 +32,8 @@ impl Take for Search<'_> {
     fn part_ended(&mut self) {}
 }
 
-/// Those of `wanted`, which happened from `since` on, that have a receipt, and from when on events without one were not delivered; `None`: nobody knows.
+/// Those of `wanted`, which happened from `since` on, that have a receipt, and since when an event without a receipt
+/// was not delivered; `None`: unknown.
 ///
 /// # Errors
 /// The state cannot be read.
@@ -51,7 +52,7 @@ pub(super) async fn by_receipts(
     Ok((search.found, reach.filter(|reach| *reach < Timestamp::MAX)))
 }
 
-/// The streams as they stand in the state, with how late their content comes.
+/// The streams in the state, with how late their content comes.
 ///
 /// # Errors
 /// The state cannot be read.

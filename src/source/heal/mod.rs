@@ -1,12 +1,12 @@
 //! Gaps beyond the feed's seven days, filled through the audit search of Microsoft Graph.
 //!
-//! A healer does one thing after the other: it submits searches, looks at those under way, reads those that have
-//! succeeded, and waits. Whatever it does is in the state before it counts on it, so that a kill costs a reading and no
-//! more. It shares with the feed the keys of delivered events, the gate of [`crate::checkpoint::healed`], the hold, the
-//! courier and the ledger; it has a client of its own, and no position is any of its business.
+//! A healer works sequentially: it submits searches, polls the running ones, reads those that have succeeded, and
+//! waits. It stores each step before it relies on it, so that a kill costs at most one reading. It shares with the feed
+//! the keys of delivered events, the gate of [`crate::checkpoint::healed`], the hold, the courier and the ledger. It
+//! has its own client, and does not touch positions.
 //!
-//! `plan` says what is to be searched, `read` reads one search, `record` makes events of its records, `judge`
-//! says whether it can be believed, `known` what was delivered before, `work` is one step after the other.
+//! `plan` computes the windows to search, `read` reads one search, `record` turns its records into events, `judge`
+//! decides whether its answer is complete, `known` finds the events delivered before, and `work` runs the steps.
 
 pub mod desk;
 mod judge;
@@ -43,16 +43,16 @@ use crate::metrics;
 use crate::model::{Actionable, ContentType, Timestamp, Window, counted};
 use work::{Slot, Step, Stop, Working};
 
-/// How often it looks for gaps, at first and later.
+/// The intervals at which it looks for gaps, at first and later.
 const LOOK_FOR_GAPS: Backoff = Backoff::between(Duration::from_secs(5), Duration::from_secs(60)).exactly();
-/// What could not be filled is tried again after this.
+/// A window that could not be filled is tried again after this.
 const AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(6);
 /// Pages of one reading at most.
 pub(super) const PAGES_MAX: u32 = 20_000;
 /// A stop waits this long for what is being delivered.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(8);
 
-/// What a healer is made from, for a tenant that may never need one.
+/// The parts from which a healer is made, for a tenant that may never need one.
 pub(super) struct Seed {
     context: FetchContext,
     board: Board,
@@ -89,7 +89,7 @@ impl Seed {
         Ok(healer)
     }
 
-    /// Answers questions, with a healer made for each.
+    /// Answers requests, with a healer made for each.
     async fn wait(self: Box<Self>, desk: Desk) {
         let mut asks = desk.into_asked();
         loop {
@@ -142,7 +142,7 @@ impl Healer {
         self.context.ledger.commit(change).await
     }
 
-    /// Answers questions and fills gaps until the source stops.
+    /// Answers requests and fills gaps until the source stops.
     async fn serve(mut self: Box<Self>, desk: Option<Desk>) {
         if self.settings.gaps {
             self.context.healed.turn_on();
@@ -186,7 +186,7 @@ impl Healer {
     }
 
     fn ends(&self, error: &StateError) {
-        // The feed's own commit says what is wrong with the state, and ends the source.
+        // The feed's own commit reports the fault of the state, and ends the source.
         tracing::error!(source = %self.context.source, tenant = %self.context.tenant, "healing ends: {error}");
     }
 
@@ -214,13 +214,13 @@ impl Healer {
         }))
     }
 
-    /// Says why gaps stay, as long as they do.
+    /// Reports why gaps stay open, as long as they do.
     fn trouble(&self, what: &str, slug: &str, hint: &str) {
         self.count(slug);
         self.board.report(Place::Gaps, Level::Degraded, format!("{slug}: {what}"), hint);
     }
 
-    /// Graph lets us search again.
+    /// Clears the report once Graph allows searches again.
     fn is_let_in(&mut self) {
         if std::mem::take(&mut self.working.is_denied) {
             self.board.clear(Place::Gaps);
@@ -228,7 +228,7 @@ impl Healer {
         }
     }
 
-    /// What could not be filled when that was tried last.
+    /// Reports the gaps that the last attempt could not fill.
     fn say_what_was_left(&self) {
         let (Some(first), Some(again)) = (self.stored.left.first(), self.stored.again_at) else { return };
         let what = match self.stored.left.len() {
@@ -260,7 +260,7 @@ impl Healer {
         }
         let streams = match known::streams(&*self.context.store, &self.keys(), &self.content_types).await {
             Ok(streams) => streams,
-            // It is looked for again soon.
+            // The next look comes soon.
             Err(StateError::Unavailable(_)) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
@@ -274,7 +274,7 @@ impl Healer {
         Ok(true)
     }
 
-    /// Says what is filled, and notes what was left.
+    /// Reports the filled gaps, and records the windows that were left.
     async fn finish_gaps(&mut self) -> Result<(), Stop> {
         let Some(job) = self.stored.gaps.clone() else { return Ok(()) };
         let now = self.server.for_requests();
@@ -306,7 +306,7 @@ impl Healer {
         Ok(())
     }
 
-    /// Says and remembers that a part of a gap stays open because of events of before it.
+    /// Reports and stores that a part of a gap stays open because of earlier events.
     fn declare_not_known(
         &mut self,
         content_type: ContentType,
@@ -333,7 +333,7 @@ impl Healer {
         self.stored.note_not_known(content_type, NotKnown { from, to, at: now, events });
     }
 
-    /// Answers a question; refuses others meanwhile.
+    /// Answers a request; refuses others meanwhile.
     async fn answer(&mut self, asked: Asked, asks: &mut mpsc::Receiver<Box<Asked>>) {
         let Asked { ask, begun, stop, answer } = asked;
         let mut work = Box::pin(self.fill(&ask, begun, &stop));
@@ -349,7 +349,7 @@ impl Healer {
         let _ = answer.send(result);
     }
 
-    /// Fills the range that was asked for.
+    /// Fills the requested range.
     async fn fill(
         &mut self,
         ask: &Ask,
@@ -391,12 +391,12 @@ impl Healer {
         ended
     }
 
-    /// The stored range, if it is the one asked for and not done.
+    /// The stored range, if it is the requested one and unfinished.
     fn unfinished(&self, ask: &Ask) -> Option<&crate::checkpoint::heal::StoredJob> {
         self.stored.asked.as_ref().filter(|known| {
             let same_types =
                 ask.content_types.is_empty() || ask.content_types.iter().all(|t| known.types.contains_key(t));
-            // Ages (`25d`) are of the time at which they are given: the same command means the same range later.
+            // Ages (`25d`) count from the first request: the same command, given later, means the same range.
             let later = self.server.for_requests().duration_since(known.started) + SignedDuration::from_mins(1);
             let is_same = |then: Timestamp, now: Timestamp| {
                 let apart = crate::plan::floor_to_second(now).duration_since(then);
@@ -452,7 +452,7 @@ impl Healer {
         Ok(ended)
     }
 
-    /// Says which gaps the range has filled; what was left, in words. That stays to be asked for again.
+    /// Reports which gaps the range has filled; returns in words what was left, which stays open for the next request.
     async fn finish_range(&mut self) -> Result<Vec<String>, Stop> {
         let Some(mut job) = self.stored.asked.clone() else { return Ok(Vec::new()) };
         let now = self.server.for_requests();
@@ -482,7 +482,7 @@ impl Healer {
             windows.into_iter().any(|gap| !self.stored.fillable_parts(stream.content_type, gap).is_empty())
         });
         if !is_open {
-            // Whatever was left of gaps is filled by now.
+            // Every window left of gaps is filled by now.
             self.stored.left.clear();
             self.stored.again_at = None;
             self.board.clear(Place::Gaps);
@@ -522,7 +522,7 @@ pub(super) enum AtWork {
 }
 
 impl AtWork {
-    /// Begins, if there is anything to do: gaps to fill or questions to answer. `stop` stops what comes after a pass.
+    /// Begins, if there are gaps to fill or requests to answer. `stop` stops the healing after a pass.
     ///
     /// # Errors
     /// The state cannot be read.
@@ -534,7 +534,7 @@ impl AtWork {
     ) -> Result<Self, StateError> {
         let desk = parts.heal_desk.take();
         if parts.once && parts.heal.gaps {
-            // What the pass brings is to be known by both keys.
+            // Events of the pass must be recorded under both keys.
             context.healed.turn_on();
             let mut seed = Box::new(Seed::of(parts, context, board));
             seed.context.stop = stop.child_token();
@@ -544,7 +544,7 @@ impl AtWork {
             return Ok(Self::Nothing);
         }
         let seed = Box::new(Seed::of(parts, context, board));
-        // A healer at work takes some kilobytes, which a tenant that has nothing to heal is not to hold.
+        // A running healer takes some kilobytes, which a tenant without gaps should not hold.
         let work: futures_util::future::BoxFuture<'static, ()> = match desk {
             Some(desk) if !parts.heal.gaps => Box::pin(seed.wait(desk)),
             desk => Box::pin(seed.healer().await?.serve(desk)),
@@ -553,8 +553,8 @@ impl AtWork {
         Ok(Self::Beside(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work))))
     }
 
-    /// When the loop has ended: waits for what is being delivered, for a while; or fills the gaps that a single pass has
-    /// `passed`, and says what stays.
+    /// Called when the loop has ended: waits a limited time for deliveries, or fills the gaps that a single pass has
+    /// `passed`, and returns those that stay.
     pub(super) async fn ended(self, passed: bool) -> Vec<Left> {
         match self {
             Self::Beside(task) => {
@@ -576,10 +576,10 @@ impl AtWork {
 /// One range without the loop, in a process of its own.
 ///
 /// # Errors
-/// As at a desk, and when the state cannot be opened or Microsoft cannot be asked.
+/// As for a running source, and when the state cannot be opened or Microsoft cannot be reached.
 pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, HealError> {
     let board = Board::new(parts.source.clone(), parts.tenant.clone(), parts.host.clone(), parts.clock.clone());
-    // Like a single pass: what is wrong is said, not waited for.
+    // As in a single pass, an error is reported at once instead of retried for ever.
     let parts = TenantParts { once: true, ..parts };
     let Some(opened) = open_ledger(&parts, &board, &asked.stop).await? else {
         return Err(HealError::SourceEnded);
@@ -594,7 +594,7 @@ pub async fn alone(parts: TenantParts, asked: Asked) -> Result<Ended, HealError>
         match seed.healer().await {
             Ok(mut healer) => {
                 drop((context, seed));
-                // Tells Microsoft's time, by which hours of receipts end.
+                // Yields Microsoft's time, by which hours of receipts end.
                 if parts.api.list_subscriptions().await.is_err() {
                     tracing::debug!("the feed does not tell the time");
                 }

@@ -1,5 +1,5 @@
-//! Gaps filled at the end of a single pass (`run --once`): for as long as one search may take, and what stays is said. The
-//! searches are in the state, so that the next pass goes on with them.
+//! Gaps filled at the end of a single pass (`run --once`): for as long as one search may take; gaps that stay open are
+//! reported. The searches are in the state, so that the next pass continues them.
 
 use super::super::report::{Left, LeftKind};
 use super::desk::HealError;
@@ -10,7 +10,7 @@ use crate::host::StateError;
 use crate::model::{Actionable, ContentType, Window, counted};
 
 impl Healer {
-    /// Fills what can be filled now; what stays open, and why.
+    /// Fills every gap that can be filled now; returns those that stay open, and why.
     pub(super) async fn fill_once(mut self: Box<Self>) -> Vec<Left> {
         if let Some(cloud) = &self.settings.without_search {
             let error = HealError::Cloud(cloud.clone());
@@ -24,7 +24,7 @@ impl Healer {
         };
         match filled {
             Ok(left) => left,
-            // Whoever stopped it knows.
+            // The requester stopped it and needs no report.
             Err(Stop::Asked) => Vec::new(),
             Err(Stop::State(error)) => {
                 let tenant = &self.context.tenant;
@@ -34,7 +34,7 @@ impl Healer {
         }
     }
 
-    /// Goes on until there is nothing to do now; what Graph refused with, if it did.
+    /// Works until nothing can be done now; returns the error with which Graph refused, if it did.
     async fn fill_gaps_once(&mut self) -> Result<Option<GraphError>, Stop> {
         let (clock, stop) = (self.context.clock.clone(), self.context.stop.clone());
         let until = clock.monotonic() + self.settings.query_wait;
@@ -63,7 +63,7 @@ impl Healer {
         Ok(None)
     }
 
-    /// Which gaps stay, and what that means for the run.
+    /// The gaps that stay open, and how they affect the outcome of the run.
     async fn still_open(&self, denied: Option<&GraphError>) -> Result<Vec<Left>, StateError> {
         let streams = known::streams(&*self.context.store, &self.keys(), &self.content_types).await?;
         let tenant = &self.context.tenant;

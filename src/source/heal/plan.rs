@@ -1,7 +1,8 @@
-//! What is to be searched for which gaps. Pure.
+//! Computes the windows to search for each gap. Pure.
 //!
-//! A gap is an interval of availability (`contentCreated`), the audit search asks by the time of events. So a gap is asked
-//! for from its beginning less how late content comes, to its end; what was delivered of that is known by its receipts.
+//! A gap is an interval of availability (`contentCreated`), but the audit search selects by the time of events. So the
+//! search for a gap begins earlier than the gap, by as much as content may be late, and ends with the gap. Receipts
+//! show which events of that range were delivered.
 
 use std::collections::BTreeMap;
 
@@ -15,18 +16,18 @@ use crate::plan::floor_to_second;
 
 /// How late content comes, at least: Microsoft's troubleshooting page speaks of up to three days.
 pub(super) const LATE_MIN: SignedDuration = SignedDuration::from_hours(72);
-/// And what is believed of it at most: a clock that was wrong must not have a month searched for an hour's gap.
+/// How late content comes, at most: because of a wrong clock, a month must not be searched for a gap of an hour.
 const LATE_MAX: SignedDuration = SignedDuration::from_hours(10 * 24);
-/// A gap is left alone until it ended so long ago: the search has events a day late at times.
+/// A gap is searched no sooner than this after its end: the search may get events a day late.
 const SETTLED: SignedDuration = SignedDuration::from_hours(24);
-/// A search is for no longer than this, unless the range is so long that they would be too many.
+/// A search covers at most this, unless the range would then need too many searches.
 const WINDOW_MAX: SignedDuration = SignedDuration::from_hours(24);
-/// Windows that a range is cut into at most: what can be submitted in a day, with room for halves.
+/// A range is cut into at most this many windows: as many as can be submitted in a day, with room for halves.
 const WINDOWS_MAX: i64 = 120;
 /// Gaps filled at once.
 const GAPS_AT_ONCE: usize = 32;
 
-/// One stream as planning sees it.
+/// The properties of a stream that planning needs.
 pub(super) struct Stream {
     pub content_type: ContentType,
     pub position: Option<Position>,
@@ -35,7 +36,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// How much before a gap the events may have happened that it lacks.
+    /// How long before a gap its missing events may have happened.
     fn lead(&self) -> SignedDuration {
         self.late.clamp(LATE_MIN, LATE_MAX)
     }
@@ -70,10 +71,11 @@ pub(super) fn for_gaps(streams: &[Stream], stored: &StoredHeal, now: Timestamp, 
     job(types, false, salt, now)
 }
 
-/// The range that was asked for.
+/// Plans the requested range.
 ///
 /// # Errors
-/// It makes no sense, or what was delivered of it is not known any more. `reach` is from when on receipts know.
+/// The range is invalid, or the state no longer shows which of its events were delivered. `reach` is the time since
+/// which receipts are complete.
 pub(super) fn for_range(
     streams: &[Stream],
     ask: &Ask,
@@ -105,13 +107,13 @@ pub(super) fn for_range(
     job(types, ask.again, salt, now).ok_or_else(range)
 }
 
-/// Whether it is known of each part of a window what was delivered of it: it lies before the source's origin, in a gap,
-/// or where receipts reach.
+/// Whether the state shows which events of a window were delivered: each part of it lies before the source's origin, in
+/// a gap, or where receipts reach.
 fn is_known(stream: &Stream, window: Window, reach: Option<Timestamp>, stored: &StoredHeal) -> Result<(), HealError> {
     let Some(position) = &stream.position else { return Ok(()) };
     let min = Timestamp::MIN;
     let gaps = position.gaps.iter().map(|gap| Window { start: gap.from, end: gap.to });
-    // What was healed of a gap is known by the keys of healed events, and by receipts.
+    // The healed part of a gap is known from the keys of healed events, and from receipts.
     let open = gaps.flat_map(|gap| stored.fillable_parts(stream.content_type, gap));
     let before = Window { start: min, end: position.origin };
     let receipts = reach.map(|reach| Window { start: reach, end: Timestamp::MAX });
@@ -181,15 +183,15 @@ pub(super) fn halves(window: Window) -> Option<(Window, Window)> {
     is_two.then_some((Window { start: window.start, end: middle }, Window { start: middle, end: window.end }))
 }
 
-/// What of a gap is filled, given the windows that were left.
+/// The part of a gap that is filled, given the windows that were left.
 pub(super) fn filled(wanted: &Wanted, left: impl Iterator<Item = Window>) -> Vec<Window> {
-    // An event that was left may be of any content as late as its lead: that part of the gap stays open.
+    // An event that was left may belong to content that is late by up to the lead, so that part of the gap stays open.
     let late = wanted.from.duration_since(wanted.lead);
     let open = left.map(|left| Window { start: left.start, end: left.end.saturating_add(late).unwrap_or(left.end) });
     without(vec![Window { start: wanted.from, end: wanted.to }], open)
 }
 
-/// What of a gap stays open because of events of before it that were left out, and how many these are: they may have become
+/// The part of a gap that stays open because earlier events were left out, and their number: they may have become
 /// available as late as content comes.
 pub(super) fn not_known(
     content_type: &str,
@@ -320,7 +322,7 @@ mod tests {
         assert_eq!(open(&[], std::slice::from_ref(&of_exchange)), [(expected, 3)]);
         assert_eq!(open(&[], &[out("Audit.General", 30, 40)]), []);
         assert_eq!(open(&[], &[out("Audit.Exchange", 10, 20)]), [], "too long before");
-        // What stays open for another reason is tried again.
+        // A part that stays open for another reason is tried again.
         assert_eq!(open(&[w(30, 60)], std::slice::from_ref(&of_exchange)), []);
     }
 }

@@ -1,7 +1,7 @@
 //! Reads the records of one search that has succeeded, until two readings agree, and delivers what they hold together.
 //!
-//! The first reading only takes note of what there is. What of it was delivered before is looked up in the receipts; the
-//! further readings deliver the rest, page by page. So of a window no more than the keys of its records is in memory.
+//! The first reading only collects the keys of the records. The receipts show which of them were delivered before; the
+//! later readings deliver the others, page by page. So only the keys of a window's records are in memory.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -26,15 +26,15 @@ use crate::normalise::GRAPH_CONTENT;
 
 /// Readings of one search at most.
 const READINGS_MAX: u32 = 10;
-/// So few records may be the same in two readings by chance.
+/// Up to this many records may be the same in two readings by chance.
 const FEW: u64 = 100;
-/// Events are delivered when there are so many bytes of them.
+/// Events are delivered when they reach this many bytes.
 const BODY_BYTES: usize = 512 * 1024;
-/// What stands for the blob of events of Graph, whichever search brought them: one without an identity is told from
-/// another by its bytes alone.
+/// The blob id of all events from Graph, whichever search returned them: events without an identity are distinguished
+/// by their bytes alone.
 const CONTENT: &str = "graph:records";
 
-/// What reading came to.
+/// The result of reading a search.
 #[derive(Debug, Default)]
 pub(super) struct Read {
     /// What the readings found together.
@@ -45,16 +45,16 @@ pub(super) struct Read {
     pub agreed: bool,
     /// Events delivered now, by content type.
     pub events: HashMap<ContentType, u64>,
-    /// Events from before the gap of which nobody knows whether they were delivered: they are left out.
+    /// Events from before the gap for which the state does not show whether they were delivered: they are left out.
     pub left_out: BTreeMap<ContentType, LeftOut>,
-    /// Why it was cut, where the window is too short for halves.
+    /// Why the answer was truncated, if the window is too short for halves.
     pub is_cut: Option<String>,
-    /// Why it is to be searched again in halves, and how many records lie in the first and the second half; `None` where
-    /// that says nothing.
+    /// Why it is to be searched again in halves, and how many records lie in the first and the second half; `None` if
+    /// these counts prove nothing.
     pub halve: Option<(String, Option<(u64, u64)>)>,
 }
 
-/// Why reading did not come to its end.
+/// Why reading stopped early.
 pub(super) enum Trouble {
     Stopped,
     State(StateError),
@@ -78,18 +78,18 @@ impl From<StateError> for Trouble {
     }
 }
 
-/// What is known of a record.
+/// The state of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     /// Found, and not looked up.
     New(Option<Key>),
     /// To be delivered.
     Due,
-    /// Delivered, known, or not wanted.
+    /// Delivered, already known, or outside the request.
     Done,
 }
 
-/// What reading needs of its surroundings.
+/// The context of a reading.
 pub(super) struct Reader<'a> {
     pub context: &'a FetchContext,
     pub graph: &'a GraphClient,
@@ -108,11 +108,11 @@ pub(super) struct Reading<'a> {
     of: Reader<'a>,
     window: Window,
     records: HashMap<u128, Seen>,
-    /// From when on it is known what was delivered.
+    /// Since when the state shows which events were delivered.
     reach: Option<Timestamp>,
     read: Read,
     first_half: u64,
-    /// A record does not say when it happened.
+    /// Whether some record has no time.
     has_timeless: bool,
     bodies: HashMap<ContentType, (Vec<u8>, Vec<u128>)>,
 }
@@ -131,8 +131,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Reads a search. `others` are the numbers of records of the job's other windows, `expected` what a whole had said of
-    /// this half.
+    /// Reads a search. `others` are the numbers of records of the job's other windows, `expected` the count that the
+    /// whole window had for this half.
     pub(super) async fn run(
         mut self,
         query: &GraphQuery,
@@ -148,7 +148,8 @@ impl<'a> Reading<'a> {
             }
             self.look_up().await?;
             let is_whole = fingerprint.0 == self.records.len() as u64;
-            // Few may be the same few by chance; fewer than Graph speaks of are believed when they stay the same for long.
+            // A small result may repeat by chance. Fewer records than Graph announces are accepted when the result
+            // stays the same for long.
             let same = fingerprints.iter().filter(|known| **known == fingerprint).count();
             let needed = match query.approximate {
                 Some(said) if fingerprint.0 < said => 5,
@@ -182,7 +183,7 @@ impl<'a> Reading<'a> {
         self.read.halve.is_some()
     }
 
-    /// One reading, all pages; how many different records it has, and what tells them from others.
+    /// Reads all pages once; returns how many different records they hold, and a fingerprint of them.
     async fn read_once(&mut self, id: &str) -> Result<(u64, u128), Trouble> {
         let middle = self.window.start + self.window.end.duration_since(self.window.start) / 2;
         let mut seen: HashSet<u128> = HashSet::new();
@@ -192,7 +193,7 @@ impl<'a> Reading<'a> {
         loop {
             pages += 1;
             if pages > self.of.pages_max {
-                // What is behind them was not read: two readings that stop here agree, and know nothing of it.
+                // Later pages were not read: two readings that both stop here agree without having seen them.
                 return Err(Trouble::Other(format!("it has more than {} pages", self.of.pages_max)));
             }
             let page = tokio::select! {
@@ -252,8 +253,8 @@ impl<'a> Reading<'a> {
         self.read.found.between.map_or(self.window.start, |(first, _)| first.min(self.window.start))
     }
 
-    /// Looks up which of the new records were delivered before. From the moment the receipts are read on, the feed tells
-    /// what it brings of them.
+    /// Looks up which of the new records were delivered before. From the start of that look-up, the feed reports which
+    /// of these records it delivers.
     async fn look_up(&mut self) -> Result<(), Trouble> {
         let new: Ids =
             self.records.iter().filter(|(_, seen)| matches!(seen, Seen::New(_))).map(|(id, _)| *id).collect();
@@ -279,7 +280,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Takes a record that is to be delivered.
+    /// Collects a record that is to be delivered.
     async fn collect(&mut self, record: Record) -> Result<(), Trouble> {
         let fate = record.fate(self.of.job, self.of.content_types, self.reach);
         let Fate::Deliver(content_type) = fate else {
@@ -311,7 +312,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Delivers what was collected of a content type, as a blob of the feed is.
+    /// Delivers the records collected for a content type, like a blob of the feed.
     async fn deliver(&mut self, content_type: ContentType) -> Result<(), Trouble> {
         let Some((mut body, ids)) = self.bodies.remove(&content_type) else { return Ok(()) };
         body.push(b']');
@@ -327,7 +328,7 @@ impl<'a> Reading<'a> {
             content_type,
             id: CONTENT.into(),
             uri: "".into(),
-            // When it became available to us: what waits for data loss prevention waits from here on.
+            // The time this program got it: reads held for data loss prevention wait from here on.
             created: self.of.now,
             expires: Timestamp::MAX,
         };

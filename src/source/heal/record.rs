@@ -12,32 +12,32 @@ use crate::model::{ContentType, Timestamp};
 use crate::normalise::{CanonicalKey, Event, canonical_key, event_secs};
 use crate::reconcile::content_type;
 
-/// What a record of Graph is.
+/// A record of Graph, as an event.
 pub(super) struct Record {
-    /// The event in the feed's form; the record itself where no event can be read in it.
+    /// The event in the feed's form; the record itself if it holds no readable event.
     pub event: Bytes,
-    /// Tells it from others: its canonical key, else a hash of it.
+    /// Distinguishes it from others: its canonical key, else a hash of it.
     pub id: u128,
     /// Its canonical key.
     pub canonical: Option<CanonicalKey>,
-    /// The same as the gate has it.
+    /// The same in the form that the gate uses.
     pub twin: Option<Key>,
     /// When it happened.
     pub time: Option<Timestamp>,
-    /// The content type that brings it, where that is sure, and the likely one.
+    /// The content type that carries it, if certain, and the likely one.
     content_type: (Option<ContentType>, ContentType),
     /// Whether an event was found in it.
     pub is_event: bool,
 }
 
-/// What is to be done with a record.
+/// The decision on a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It is of a stream that is filled.
+    /// It belongs to a stream that is being filled.
     Deliver(ContentType),
-    /// It is of a content type that is not filled, or of a time outside of what is.
+    /// Its content type or its time is outside the request.
     NotWanted,
-    /// It lies before a gap of this stream, and nobody knows whether it was delivered.
+    /// It lies before a gap of this stream, and the state does not show whether it was delivered.
     NotKnown(ContentType),
 }
 
@@ -47,7 +47,7 @@ impl Record {
         let mut inside = Vec::with_capacity(1);
         unwrap(bytes, false, &mut inside);
         let found = match inside.as_slice() {
-            // Nothing of what stands around it: the feed has the event as it is carried.
+            // Without the wrapper: the feed carries the event as it is inside.
             [Inside::Event(found)] => restore(&found.event, &Outer::default(), found.dialect).ok(),
             _ => None,
         };
@@ -83,15 +83,16 @@ impl Record {
         }
     }
 
-    /// What is to be done with it. `read` are the content types of the source; `reach` is from when on it is known what was
-    /// delivered.
+    /// Decides what to do with it. `read` are the content types of the source; `reach` is the time since which the
+    /// state shows which events were delivered.
     pub(super) fn fate(&self, job: &StoredJob, read: &[ContentType], reach: Option<Timestamp>) -> Fate {
         let of = |content_type: ContentType| job.types.get(content_type.as_str());
         let (sure, likely) = self.content_type;
         let content_type = match sure {
             Some(sure) => sure,
             None if of(likely).is_some() => likely,
-            // Whose it is is not sure: where all are filled, or it is known what was delivered, it is some stream's.
+            // Its stream is uncertain. If all streams are filled, or the state shows what was delivered, it belongs to
+            // one of them.
             None => {
                 let all = read.iter().all(|content_type| of(*content_type).is_some());
                 let known = self.time.zip(reach).is_some_and(|(time, reach)| reach <= time);
@@ -180,7 +181,7 @@ mod tests {
             ("2026-05-02T10:00:00", 1, "Exchange", &exchange, None, Fate::NotKnown(Exchange)),
             ("2026-05-02T10:00:00", 1, "Exchange", &exchange, at("2026-05-03T00:00:00Z"), Fate::NotKnown(Exchange)),
             ("2026-05-02T10:00:00", 1, "Exchange", &exchange, early, Fate::Deliver(Exchange)),
-            // Whose it is is not sure.
+            // Its stream is uncertain.
             ("2026-05-05T10:00:00", 9999, "Novelty", &every, None, Fate::Deliver(General)),
             ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, None, Fate::NotWanted),
             ("2026-05-05T10:00:00", 9999, "Novelty", &exchange, early, Fate::Deliver(Exchange)),

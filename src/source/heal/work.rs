@@ -1,4 +1,4 @@
-//! One step after the other: submit a search, look at one, read one.
+//! Runs the steps one after another: submit a search, poll one, read one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,27 +23,27 @@ use crate::severity::Severity;
 
 use super::super::context::{NotNoticed, deliver_notice};
 
-/// Searches that a tenant may submit in 24 hours: the least that Microsoft is said to allow.
+/// Searches that a tenant may submit in 24 hours: the lowest limit reported for Microsoft.
 pub(super) const SUBMISSIONS_MAX: usize = 200;
-/// What is counted against them: a day, and a minute in which clocks may differ.
+/// The span over which they count: a day, and a minute by which clocks may differ.
 const SUBMISSIONS_OVER: SignedDuration = SignedDuration::from_secs(24 * 3600 + 60);
-/// Searches under way at once; Microsoft is said to allow 50 of all programs together.
+/// Searches under way at once; Microsoft reportedly allows 50 for all programs together.
 const UNDER_WAY_MAX: usize = 8;
-/// Between two looks at a search.
+/// The pause between two polls of a search.
 const LOOK: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(30)).exactly();
-/// Before anything is asked for again after trouble.
+/// The pause before the next request after a fault.
 const TROUBLE: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(300));
-/// Before a window is searched again that came to nothing.
+/// The pause before a window whose search failed is searched again.
 const AGAIN: Backoff = Backoff::between(Duration::from_secs(5), Duration::from_secs(600));
-/// The same after a refusal that only an operator can mend.
+/// The same after a refusal that only an operator can fix.
 pub(super) const DENIED_PAUSE: Duration = Duration::from_secs(15 * 60);
 /// Searches for one window at most.
 const SEARCHES_MAX: u32 = 5;
-/// Troubles in a row after which a window that somebody waits for is left.
+/// Faults in a row after which a window that a requester waits for is left.
 const TROUBLES_MAX: u32 = 12;
-/// Troubles after which Graph counts as out of reach, where it has not answered once.
+/// Faults after which Graph counts as unreachable, if it has never answered.
 const UNHEARD_MAX: u32 = 5;
-/// Microsoft keeps events for 180 days in most licences: what is older and empty may be so because it is gone.
+/// Microsoft keeps events for 180 days in most licences: an older window may be empty because its events have expired.
 const KEPT: SignedDuration = SignedDuration::from_hours(180 * 24);
 /// Shorter windows may well have no event.
 const EMPTY_MIN: SignedDuration = SignedDuration::from_hours(6);
@@ -57,21 +57,21 @@ pub(super) enum Slot {
     Asked,
 }
 
-/// What a step came to.
+/// The result of a step.
 pub(super) enum Step {
     /// There may be more to do at once.
     Again,
-    /// There is nothing to do for so long.
+    /// There is nothing to do for this long.
     Pause(Duration),
     /// No more searches may be submitted until then.
     DayIsOver(Timestamp),
-    /// Graph does not let us search.
+    /// Graph denies searches.
     Denied(GraphError),
     /// All windows are done or left.
     Finished,
 }
 
-/// Why work ends before its end.
+/// Why the work stops early.
 pub(super) enum Stop {
     Asked,
     State(StateError),
@@ -83,20 +83,20 @@ impl From<StateError> for Stop {
     }
 }
 
-/// What is kept in memory alone.
+/// The part of the state that is kept only in memory.
 #[derive(Default)]
 pub(super) struct Working {
     pub progress: Arc<Progress>,
-    /// When to look at a search next, and how often that was done.
+    /// When to poll a search next, and how often it was polled.
     looks: HashMap<String, (Duration, u32)>,
     /// When a window may be searched again.
     not_before: HashMap<(Timestamp, Timestamp), Duration>,
-    /// Nothing is asked of Graph before.
+    /// No request is sent to Graph before this time.
     hold_until: Duration,
     troubles: u32,
-    /// Graph did not let us search when it was asked last.
+    /// Graph denied the last request to search.
     pub is_denied: bool,
-    /// Somebody waits for the gaps to be filled, as for a range that was asked for.
+    /// Whether a caller waits for the gaps to be filled, as for a requested range.
     pub is_waited_for: bool,
 }
 
@@ -186,7 +186,7 @@ impl Healer {
     async fn submit(&mut self, slot: Slot, at: usize, stop: &CancellationToken) -> Result<Step, Stop> {
         let now = self.server.for_requests();
         let Some(window) = self.job(slot).and_then(|job| job.windows.get(at)).cloned() else { return Ok(Step::Again) };
-        // Counted before it is sent: whatever becomes of the answer, Microsoft may have counted it.
+        // Counted before it is sent: even if the answer is lost, Microsoft may have counted it.
         self.stored.submitted = self.submitted(now);
         self.stored.submitted.push(now);
         self.save().await?;
@@ -214,7 +214,7 @@ impl Healer {
             }
             Err(error) => {
                 if error.fault() != GraphFault::Passing {
-                    // It was refused, so it is none.
+                    // It was refused, so it does not count.
                     self.stored.submitted.pop();
                     self.save().await?;
                 }
@@ -223,7 +223,7 @@ impl Healer {
         }
     }
 
-    /// What an error of Graph's means.
+    /// Handles an error of Graph.
     async fn troubled(&mut self, slot: Slot, at: usize, error: GraphError) -> Result<Step, Stop> {
         self.working.troubles += 1;
         let tenant = self.context.tenant.to_string();
@@ -238,7 +238,7 @@ impl Healer {
                 return Ok(Step::Denied(error));
             }
             GraphFault::Refused | GraphFault::Absent => return self.came_to_nothing(slot, at, error.to_string()).await,
-            // Somebody waits for an answer: where Graph has not given one since the command began, that is said.
+            // A requester waits: if Graph has not answered since the command began, that is reported.
             GraphFault::Passing if is_waited_for && self.working.is_unheard() => {
                 return Ok(Step::Denied(error));
             }
@@ -253,7 +253,7 @@ impl Healer {
         Ok(Step::Pause(pause))
     }
 
-    /// Looks at a search, and reads it when it has succeeded.
+    /// Polls a search, and reads it when it has succeeded.
     async fn look(&mut self, slot: Slot, at: usize, stop: &CancellationToken) -> Result<Step, Stop> {
         let Some(window) = self.job(slot).and_then(|job| job.windows.get(at)).cloned() else { return Ok(Step::Again) };
         let Some(id) = window.query.clone() else { return Ok(Step::Again) };
@@ -361,7 +361,7 @@ impl Healer {
         }
         let Some(job) = self.job_mut(slot) else { return Ok(Step::Again) };
         if read.found.count == 0 && !window.was_empty && span >= EMPTY_MIN {
-            // An empty answer is believed only when another search gives it, too.
+            // An empty answer is believed only when a second search confirms it.
             if let Some(stored) = job.windows.get_mut(at) {
                 stored.was_empty = true;
                 stored.query = None;
@@ -394,7 +394,8 @@ impl Healer {
             self.save().await?;
             return Ok(Step::Again);
         };
-        // Where all lie in one half, a search of that half may be cut at the same number: it proves nothing.
+        // If all records lie in one half, a search of that half may be truncated at the same number, so it proves
+        // nothing.
         let proves = |own: u64, other: u64| (other > 0 || own == 0).then_some(own);
         let of_second = expected.and_then(|(first, second)| proves(second, first));
         let of_first = expected.and_then(|(first, second)| proves(first, second));
@@ -410,7 +411,7 @@ impl Healer {
         Ok(Step::Again)
     }
 
-    /// A search came to nothing: another is made later, or the window is left.
+    /// Handles a search that failed: another is made later, or the window is left.
     async fn came_to_nothing(&mut self, slot: Slot, at: usize, why: String) -> Result<Step, Stop> {
         let now = self.context.clock.monotonic();
         let Some(window) = self.job_mut(slot).and_then(|job| job.windows.get_mut(at)) else { return Ok(Step::Again) };

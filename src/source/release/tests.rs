@@ -1,5 +1,5 @@
-//! Random blobs of reads and matches, settled in any order, while turns run, stand still in the middle of a delivery,
-//! and die there or in a commit. What may become of a read is known from the blobs alone.
+//! Random blobs of reads and matches, settled in any order, while turns run, stop in the middle of a delivery, and die
+//! there or in a commit. The allowed outcomes of a read follow from the blobs alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,14 +68,14 @@ struct Blob {
 enum Death {
     /// In the commit of this number from now; whether it was made.
     InCommit(usize, bool),
-    /// While the host has a batch and has not said so; whether it got as far as keeping it.
+    /// While the host has a batch and has not answered; whether it has stored the batch.
     InDelivery(bool),
 }
 
 #[derive(Debug, Clone)]
 enum Step {
     Fetch(Blob),
-    /// Of the blobs fetched and not staged, one; likewise below.
+    /// Stages one of the blobs that were fetched and not staged; likewise below.
     Stage(usize),
     Commit(usize, Option<bool>),
     Horizon(u8),
@@ -128,7 +128,7 @@ fn death() -> StateError {
     StateError::Corrupt { key: DEAD.into(), why: "the process has died".into() }
 }
 
-/// Notes what it is given; answers at once, or when it is told to.
+/// Records each batch; answers at once, or when the test lets it.
 struct Agent {
     store: Arc<MemoryStore>,
     given: Mutex<Vec<String>>,
@@ -159,7 +159,7 @@ impl Host for Agent {
     fn health(&self, _source: &str, _health: Health) {}
 }
 
-/// Never asked for anything.
+/// Never called.
 static API: LazyLock<ApiClient> = LazyLock::new(|| {
     let nowhere: url::Url = "http://127.0.0.1:9/".parse().unwrap();
     let settings = ApiSettings {
@@ -229,19 +229,19 @@ struct World {
     writer: JoinHandle<Result<(), StateError>>,
     turn: Option<JoinHandle<Result<(), StateError>>>,
     under: Vec<Under>,
-    /// Every read there is, by id: when it was made available and what it names.
+    /// Every read, by id: when it was made available and what it names.
     reads: Vec<(u8, Option<Named>)>,
     /// Matches that are durable, with the hour of each.
     matches: Vec<(u8, Named)>,
     /// Reads whose hold is durable.
     held: BTreeSet<usize>,
-    /// Reads that were dropped, by whatever.
+    /// Reads that were dropped, for any reason.
     dropped: BTreeSet<usize>,
-    /// Reads that the host was given, and whether as flagged.
+    /// Reads delivered to the host, and whether as flagged.
     given: BTreeMap<usize, bool>,
-    /// Those of them that it was given shortly before a death, and may be given again.
+    /// Those of them delivered shortly before a death, which may be delivered again.
     again: BTreeSet<usize>,
-    /// Those that it was given before the last turn, and the matches known then.
+    /// Those delivered before the last turn, and the matches known then.
     before: BTreeSet<usize>,
     known_before: usize,
     seen: usize,
@@ -304,7 +304,7 @@ impl World {
         })
     }
 
-    /// What can bring matches is complete to there: at most to the first that is not durable.
+    /// Moves how far matches are complete: at most to the first that is not durable.
     fn move_horizon(&mut self, until: u8) {
         let open = self.under.iter().filter(|under| !under.blob.matches.is_empty()).map(|under| under.blob.created);
         self.until = open.min().unwrap_or(u8::MAX).min(until).max(self.until);
@@ -320,7 +320,7 @@ impl World {
         self.judge(blob, first_id);
     }
 
-    /// As a fetch does it.
+    /// Judges the reads as a fetch does.
     fn judge(&mut self, blob: Blob, first_id: usize) {
         let (held, held_ids, dropped, flagged) = (vec![], vec![], vec![], vec![]);
         let mut under = Under { blob, first_id, held, held_ids, dropped, flagged, staged: None };
@@ -374,7 +374,7 @@ impl World {
         }
         let mut under = self.under.remove(at);
         for id in std::mem::take(&mut under.flagged) {
-            // What a fetch delivers itself.
+            // Reads that a fetch delivers itself.
             assert!(self.is_named_by(id, &self.matches), "r{id} is not flagged");
             self.note(id, true);
             if death.is_some() {
@@ -401,7 +401,7 @@ impl World {
         }
     }
 
-    /// Whether one of the matches is of what the read is of, whenever it came.
+    /// Whether one of the matches names the item of the read, whenever it came.
     fn is_named_by(&self, id: usize, matches: &[(u8, Named)]) -> bool {
         let (_, named) = self.reads[id];
         let joins = |by: u8, item: u32| named.is_some_and(|(read, read_by)| read == item && read_by & by != 0);
@@ -425,7 +425,7 @@ impl World {
         }
     }
 
-    /// Takes note of what the host was given since.
+    /// Records the deliveries to the host since the last call.
     fn look_at_host(&mut self) {
         let given: Vec<String> = self.agent.given.lock()[self.seen..].to_vec();
         self.seen += given.len();
@@ -658,7 +658,7 @@ proptest! {
             world.finish_turn().await;
             world.settle_all().await;
             if blind {
-                // Nothing brings matches any more: whatever still waits is shipped.
+                // No content type brings matches any more, so every held read is delivered.
                 world.settings.bytes_max = 0;
                 let (waiting, _) = world.stored().await;
                 world.hold().set_horizon(Horizon::Blind);

@@ -7,7 +7,7 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// Much to do, and under way when it may.
+/// A tenant with much work, fetching when it may.
 fn much(ended: u64) -> Need {
     Need { ready: true, fetching: true, class: Class::Many, ended }
 }
@@ -34,7 +34,7 @@ fn so_many_read_and_the_others_wait_in_the_order_they_came() {
     let waiting = Standing::Waiting(secs(5));
     assert_eq!(standings, [Standing::Reading, Standing::Reading, waiting, waiting]);
     assert_eq!((seats[2].place(), seats[3].place()), ((0, 2), (1, 2)));
-    // Asking again moves nobody.
+    // Asking again does not change the order.
     assert_eq!(seats[3].ask(secs(8), much(0)), waiting);
     assert!(seats[2].woken().now_or_never().is_none());
     assert_eq!(seats[1].ask(secs(9), DONE), Standing::Idle);
@@ -50,7 +50,7 @@ fn a_turn_lasts_as_long_as_nobody_waits_and_a_minute_when_somebody_does() {
     assert_eq!(seats[0].ask(secs(0), much(0)), Standing::Reading);
     assert_eq!(seats[0].ask(secs(3600), much(5)), Standing::Reading);
     assert_eq!(seats[1].ask(secs(3601), much(0)), Standing::Waiting(secs(3601)));
-    // It has had its minute: nothing new is begun, and what is under way is waited for.
+    // It has had its minute: it begins no new fetch, and its running ones are awaited.
     assert_eq!(seats[0].ask(secs(3602), much(6)), Standing::Ending);
     assert!(!has_turn(&seats[1]));
     let drained = Need { fetching: false, ..much(7) };
@@ -71,7 +71,7 @@ fn what_expires_goes_first_then_a_few_blobs_then_many() {
     for (seat, class) in seats.iter().zip(classes) {
         seat.ask(secs(1), of(class));
     }
-    // One that waits among the many has something that expires now: it goes before who came after it.
+    // Content of a waiting tenant is about to expire: it moves ahead.
     seats[1].ask(secs(2), of(Class::Expiring));
     let mut order = Vec::new();
     while let Some(at) = seats.iter().position(has_turn) {
@@ -95,7 +95,7 @@ fn what_expires_gives_way_to_its_like_alone_as_long_as_it_gets_on() {
     assert_eq!(seats[0].ask(secs(541), expiring(10)), Standing::Ending);
     seats[2].ask(secs(542), DONE);
     assert_eq!(seats[0].ask(secs(543), expiring(11)), Standing::Reading);
-    // A receiver that takes nothing does not keep the others from theirs.
+    // A receiver that accepts nothing does not block tenants with other receivers.
     assert_eq!(seats[0].ask(secs(603), expiring(11)), Standing::Ending);
 }
 
@@ -105,7 +105,7 @@ fn turns_that_do_not_come_free_are_passed_on_one_a_minute() {
     let seats = seats(&turns, 40);
     let mut had = vec![0];
     for second in 0..=600 {
-        // Whoever has a turn fetches and none of it ever ends.
+        // Each tenant with a turn fetches, and none of its fetches ever ends.
         for seat in &seats {
             let fetching = has_turn(seat);
             seat.ask(secs(second), Need { ready: true, fetching, class: Class::Many, ended: 0 });
@@ -172,7 +172,8 @@ fn many_that_read_know_less_each_and_who_waits_knows_little() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// Whatever each has to do: never more read than may, nobody waits for longer than the others' turns take, and all end.
+    /// For any work: never more tenants read than allowed, none waits longer than the turns of the others take, and all
+    /// finish.
     #[test]
     fn all_get_their_turn_in_time(
         max in 1..6_u32,
