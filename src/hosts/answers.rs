@@ -1,34 +1,34 @@
-//! What a receiver's answer means, one table for all sinks: HTTP statuses, gRPC codes, and the words of receivers that
-//! give the same code for opposite reasons.
+//! Maps a receiver's answer to its meaning, in one table for all sinks: HTTP statuses, gRPC codes, and the texts of
+//! receivers that give the same code for opposite reasons.
 //!
-//! What follows from a meaning is `delivery`'s: no meaning alone sets a record aside. Texts are looked at only where a
-//! code says nothing by itself; each is of a receiver that was seen, or read, to give it.
+//! `delivery` decides what follows from a meaning: no meaning alone sets a record aside. Texts are used only where the
+//! code alone is ambiguous; each text was observed from a receiver, or found in its source code.
 
 use crate::delivery::Written;
 
-/// What an answer says.
+/// The meaning of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// The receiver has the records.
+    /// The receiver accepted the records.
     Taken,
-    /// Not now.
+    /// The receiver asks to retry later.
     Later,
-    /// A failure of one side or the other.
+    /// A failure that either side may have caused.
     Unclear,
-    /// It takes nothing from us as we, or it, are configured.
+    /// The receiver accepts nothing with the present configuration of this program or of the receiver.
     Setting,
-    /// Not these records.
+    /// The receiver rejects these records.
     Rejected,
-    /// Not so much at once.
+    /// The request is too large.
     TooLarge,
 }
 
 impl Meaning {
-    /// As a sink says it.
+    /// The result that a sink returns for it.
     pub(crate) fn written(self, why: String, retry_after: Option<std::time::Duration>) -> Written {
         match self {
             Self::Taken => Written::Delivered,
-            // Whoever says when to come again does not say never.
+            // A receiver that names a time to retry does not reject for good.
             Self::Later => Written::Refused { why, retry_after },
             _ if retry_after.is_some() => Written::Refused { why, retry_after },
             Self::Unclear => Written::Unclear(why),
@@ -39,11 +39,12 @@ impl Meaning {
     }
 }
 
-/// What Vector says, with 500, 400 or DATA_LOSS, when its sinks rejected events for good.
+/// The text that Vector returns, with 500, 400 or DATA_LOSS, when its sinks rejected events for good.
 const VECTOR_REJECTED: &str = "Contents failed to deliver to sink";
-/// What the OpenTelemetry Collector says, with UNKNOWN, INTERNAL or 500, of what its exporter must not send again.
+/// The text that the OpenTelemetry Collector returns, with UNKNOWN, INTERNAL or 500, for data that its exporter must
+/// not send again.
 const COLLECTOR_PERMANENT: &str = "Permanent error: ";
-/// Words for a message over a receiver's bound, in lower case.
+/// Texts for a message above a receiver's limit, in lower case.
 const TOO_LARGE: [&str; 12] = [
     // gRPC in Go ("received message larger than max", "message after decompression larger than max"), C++ with Python,
     // Ruby and PHP, and JavaScript.
@@ -62,36 +63,37 @@ const TOO_LARGE: [&str; 12] = [
     "payload_too_large",
     "message too large",
     "message is too large",
-    // A proxy between gRPC and us, as tonic puts it.
+    // A proxy in front of a gRPC receiver, in the wording of tonic.
     "http status code 413",
 ];
 
-/// What an HTTP status and the words with it mean.
+/// The meaning of an HTTP status and its text.
 pub(crate) fn of_status(status: u16, words: &str) -> Meaning {
     match status {
         200..=299 => Meaning::Taken,
         413 => Meaning::TooLarge,
-        // 423 to 425: locked, waits for another, too early. 507: out of room. 52x, 53x and 598 are proxies whose
-        // backend is away.
+        // 423 to 425: locked, failed dependency, too early. 507: insufficient storage. 52x, 53x and 598: proxies whose
+        // backend is unavailable.
         408 | 423..=425 | 429 | 502..=504 | 507 | 509 | 520..=530 | 598 | 599 => Meaning::Later,
         500.. if says_rejected(words) => Meaning::Rejected,
         400 | 500.. if says_too_large(words) => Meaning::TooLarge,
-        // Versions and networks that want to be paid for.
+        // An unsupported HTTP version, and a network that requires sign-in.
         505 | 511 => Meaning::Setting,
         499.. => Meaning::Unclear,
-        // Informational answers and redirects, which are not followed: the records are not there. 415: our content type.
+        // Informational answers and redirects, which are not followed: the receiver did not accept the records. 415: it
+        // does not support the content type.
         ..=399 | 401..=405 | 407 | 410 | 411 | 414 | 415 | 417 | 421 | 426 | 431 | 451 => Meaning::Setting,
         _ => Meaning::Rejected,
     }
 }
 
-/// What a gRPC code and its message mean.
+/// The meaning of a gRPC code and its message.
 pub(crate) fn of_code(code: tonic::Code, words: &str) -> Meaning {
     use tonic::Code;
     match code {
         Code::Ok => Meaning::Taken,
-        // RESOURCE_EXHAUSTED is a limit on rate or room unless it says that it is one on size: the Collector makes it of
-        // a backend's 429.
+        // RESOURCE_EXHAUSTED is a limit on rate or capacity unless the message names a size: the Collector returns it
+        // for a backend's 429.
         Code::ResourceExhausted | Code::OutOfRange | Code::Unknown | Code::Internal | Code::InvalidArgument
             if says_too_large(words) =>
         {
@@ -102,7 +104,7 @@ pub(crate) fn of_code(code: tonic::Code, words: &str) -> Meaning {
             Meaning::Later
         }
         Code::NotFound | Code::PermissionDenied | Code::Unimplemented | Code::Unauthenticated => Meaning::Setting,
-        // INTERNAL is Vector's word for a sink that failed, and both are tonic's for a connection that broke.
+        // Vector returns INTERNAL for a sink that failed, and tonic returns either for a broken connection.
         Code::Unknown | Code::Internal | Code::DataLoss | Code::OutOfRange => Meaning::Unclear,
         Code::InvalidArgument | Code::AlreadyExists | Code::FailedPrecondition => Meaning::Rejected,
     }

@@ -1,8 +1,8 @@
-//! The certificate that a sink shows to its receiver, from files that are read again for every connection: a file that
-//! is replaced is used by the next one, without a restart.
+//! The certificate that a sink presents to its receiver. The files are read again for every connection, so the next
+//! connection uses a replaced file without a restart.
 //!
-//! While the files cannot be used (a new certificate whose key is not there yet), the pair that was read before is shown
-//! and the trouble is told: in the log when it comes, and beside every connection that fails.
+//! While the files cannot be used (a new certificate whose key is not there yet), the sink presents the pair that was
+//! read before, logs the fault when it appears, and adds it to the error of every connection that fails.
 
 use std::fs;
 use std::io::Read as _;
@@ -23,15 +23,15 @@ use crate::auth::forms::{KeyForm, Parts, parts};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
-/// Most bytes read of a file; a chain has a few kilobytes.
+/// The maximum number of bytes read from a file; a chain has a few kilobytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// A certificate that ends within this is told of when it is read.
+/// A certificate that expires within this is reported when it is read.
 const ENDS_SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Where a client certificate and its key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Files {
-    /// PEM: the certificate, those between it and its authority, perhaps the key.
+    /// PEM: the certificate, its intermediate certificates, optionally the key.
     pub certificate: PathBuf,
     /// PEM of the key, when it has a file of its own.
     pub key: Option<PathBuf>,
@@ -42,11 +42,11 @@ pub(crate) struct Files {
 pub(crate) struct Unusable {
     /// The file and what is wrong with it.
     pub why: String,
-    /// What to do.
+    /// The remedy.
     pub hint: String,
 }
 
-/// A client certificate that follows its files.
+/// A client certificate that is reloaded from its files.
 pub(crate) struct ClientCertificate {
     files: Files,
     clock: Arc<dyn Clock>,
@@ -60,14 +60,14 @@ struct Last {
     trouble: Option<String>,
 }
 
-/// A certificate and its key, and while it is valid.
+/// A certificate and its key, with its validity period.
 struct Pair {
     certified: Arc<CertifiedKey>,
     not_before: Timestamp,
     not_after: Timestamp,
 }
 
-/// The bytes of the files, not looked at yet.
+/// The bytes of the files, not parsed yet.
 struct Bytes {
     certificate: Zeroizing<Vec<u8>>,
     key: Option<Zeroizing<Vec<u8>>>,
@@ -84,14 +84,14 @@ impl ClientCertificate {
         Ok(Self { files, clock, last: Mutex::new(last) })
     }
 
-    /// What is wrong with the certificate that is shown, or with its files, in words with the remedy.
+    /// The fault of the presented certificate or of its files, in words with the remedy.
     pub(crate) fn remark(&self) -> Option<String> {
         let last = self.lock();
         let trouble = last.trouble.as_ref().map(|why| format!("{why}; the certificate read before is still shown"));
         trouble.or_else(|| self.out_of_time(&last.pair))
     }
 
-    /// That it is not valid at this machine's time, with the remedy.
+    /// A message that it is not valid at this machine's time, with the remedy.
     fn out_of_time(&self, pair: &Pair) -> Option<String> {
         let (file, now) = (self.files.certificate.display(), self.clock.now());
         if now > pair.not_after {
@@ -107,7 +107,7 @@ impl ClientCertificate {
         })
     }
 
-    /// Says in the log what an operator should know of the certificate before it is used.
+    /// Logs what an operator should know of the certificate before it is used.
     pub(crate) fn announce(&self) {
         self.announce_pair(&self.lock().pair);
     }
@@ -123,7 +123,7 @@ impl ClientCertificate {
         }
     }
 
-    /// Looks at the files once more.
+    /// Reads the files again.
     fn refresh(&self) {
         let mut last = self.lock();
         let read = self.files.read().and_then(|bytes| {
@@ -160,8 +160,8 @@ impl std::fmt::Debug for ClientCertificate {
 }
 
 impl ResolvesClientCert for ClientCertificate {
-    /// Called for each connection whose receiver asks for a certificate. Two small files are read where others wait;
-    /// secrets in files are read likewise, for every request.
+    /// Called for each connection whose receiver asks for a certificate. It reads two small files and blocks other
+    /// tasks meanwhile, as secrets in files do for every request.
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.refresh();
         Some(self.lock().pair.certified.clone())
@@ -172,7 +172,7 @@ impl ResolvesClientCert for ClientCertificate {
     }
 }
 
-/// Whether the files can be used at this time, for a look at the configuration alone.
+/// Whether the files can be used at this time, for a check of the configuration alone.
 ///
 /// # Errors
 /// They cannot, or the certificate is not valid at this time.
@@ -189,7 +189,7 @@ pub(crate) fn check(files: Files, clock: Arc<dyn Clock>) -> Result<(), Unusable>
 }
 
 impl Bytes {
-    /// To see that a file was replaced before anything is parsed.
+    /// Detects a replaced file before it is parsed.
     fn fingerprint(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         for part in [&self.certificate[..], self.key.as_ref().map_or(&b""[..], |key| &key[..])] {
@@ -276,7 +276,7 @@ impl Files {
     }
 }
 
-/// What the files must be.
+/// The required format of the files.
 const PEM: &str = "`client_certificate_file` is PEM: the certificate, then those between it and its authority; the key, not \
                    encrypted, stands beside them or in `client_key_file`";
 
@@ -287,7 +287,7 @@ fn certified(certificates: &[CertificateDer<'static>], key: &Arc<dyn SigningKey>
         let first = chain.remove(own);
         chain.insert(0, first);
         let certified = CertifiedKey::new(chain, key.clone());
-        // A key that does not tell its public half is believed.
+        // A key type that does not expose its public half is assumed to match.
         let fits =
             matches!(certified.keys_match(), Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)));
         fits.then(|| Arc::new(certified))
@@ -306,7 +306,7 @@ fn validity(certified: Arc<CertifiedKey>) -> Result<Pair, String> {
 fn read_file(path: &Path, key: &str) -> Result<Zeroizing<Vec<u8>>, Unusable> {
     let read = || -> std::io::Result<Zeroizing<Vec<u8>>> {
         let file = fs::File::open(path)?;
-        // Room enough that it never moves: what moves leaves a copy behind.
+        // Enough capacity that the buffer never moves: a move would leave a copy of the key in memory.
         let length = file.metadata()?.len().min(FILE_BYTES_MAX);
         let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 64));
         file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;

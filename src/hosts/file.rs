@@ -1,10 +1,10 @@
 //! The `file` sink: newline-delimited JSON appended to a file that an agent tails.
 //!
-//! A batch is delivered when its bytes and the name of the file are synced. Owns the file while it is open (two
-//! writers are refused by lock); knows that others may rename, remove or truncate it (logrotate). What is in the file
-//! always ends in a whole record, but for the moment between a crash and the next opening: a failed write is cut back
-//! before the next one, and a torn last line when the file is opened. Rotation is by renaming, between groups; what
-//! was renamed is never written again, and is deleted only when the operator has said how many to keep.
+//! A batch is delivered when its bytes and the name of the file are synced. Owns the file while it is open (two writers
+//! are refused by lock); expects that other programs may rename, remove or truncate it (logrotate). The file always
+//! ends in a whole record, except between a crash and the next opening: a failed write is truncated before the next
+//! one, and a torn last line when the file is opened. Rotation renames the file between groups. A renamed file is never
+//! written again, and is deleted only if the operator has configured how many to keep.
 
 mod known;
 mod rotation;
@@ -33,7 +33,7 @@ pub const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 /// How much is read at a time when looking for the last line break.
 const TAIL_CHUNK_BYTES: u64 = 64 << 10;
-/// How often a name may point to another file while it is being opened before that counts as trouble.
+/// How often a name may point to another file while it is being opened before that counts as a fault.
 const REOPEN_TRIES_MAX: usize = 8;
 
 /// Why the file cannot be written.
@@ -59,7 +59,7 @@ pub enum FileSinkError {
         /// The path.
         path: PathBuf,
     },
-    /// Something else is in it, which cutting a torn line would destroy.
+    /// It has other content, which truncating a torn line would destroy.
     #[error("cannot write `{}`: its {bytes} bytes are not lines of JSON", path.display())]
     Foreign {
         /// The file.
@@ -67,7 +67,7 @@ pub enum FileSinkError {
         /// Its length.
         bytes: u64,
     },
-    /// What the file lay on is not mounted any more: what is written now would lie beneath, where nobody looks, and be
+    /// The file system of the file is no longer mounted: records written now would be beneath the mount point, and
     /// hidden when it is mounted again.
     #[error(
         "cannot write `{}`: what was mounted at `{}` when it was last written is not mounted any more", path.display(), mount.display()
@@ -78,7 +78,7 @@ pub enum FileSinkError {
         /// Where it was mounted.
         mount: PathBuf,
     },
-    /// Somebody cut the file while a group was being written.
+    /// Another program truncated the file while a group was being written.
     #[error("`{}` became shorter while it was written to; the group is written again", path.display())]
     CutMeanwhile {
         /// The file.
@@ -119,9 +119,9 @@ impl Actionable for FileSinkError {
     }
 }
 
-/// What the sink does to its file; a seam for tests, which make it fail.
+/// The operations of the sink on its file; tests replace it to make them fail.
 trait Storage: Send + Sync {
-    /// Appends some of `bytes` and says how many.
+    /// Appends some of `bytes` and returns how many.
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize>;
     /// Cuts the file back to `length`.
     fn truncate(&mut self, length: u64) -> io::Result<()>;
@@ -165,21 +165,21 @@ struct Open {
     storage: Box<dyn Storage>,
     /// Its length after our last write.
     end: u64,
-    /// The length up to which the file is good, when what follows could not be cut off or synced.
+    /// The length up to which the file is valid, if the rest could not be truncated or synced.
     cut_back_to: Option<u64>,
 }
 
 impl FileSink {
     /// Opens `path` for appending; creates it with `mode` (see [`FILE_MODE`]) and the directories above it (0700) when
-    /// missing; cuts off a torn last line.
+    /// missing; truncates a torn last line.
     ///
-    /// A full disk is no error here but back-pressure later, as it is while running.
+    /// A full disk is not an error here: it causes back-pressure later, as it does while running.
     pub fn open(path: impl Into<PathBuf>, mode: u32) -> Result<Self, FileSinkError> {
         Self::open_with(path.into(), mode, None, |file| Box::new(file))
     }
 
-    /// As [`FileSink::open`], with a memory that outlives the process: a file that is shorter than it was left, or not
-    /// the one that was left, is told of, and nothing is written beneath a mount that went away.
+    /// As [`FileSink::open`], with a memory that outlives the process: it reports a file that is shorter than it was
+    /// left, or is another file, and writes nothing beneath a vanished mount.
     pub fn open_remembering(path: impl Into<PathBuf>, mode: u32, memory: Memory) -> Result<Self, FileSinkError> {
         Self::open_with(path.into(), mode, Some(memory), |file| Box::new(file))
     }
@@ -210,7 +210,7 @@ impl FileSink {
             Ok(()) => {}
             Err(FileSinkError::NotWritable { source, .. })
                 if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
-            // Waited for, as while running: a start must not depend on the order in which things are mounted.
+            // The sink waits for the mount, as while running: a start must not depend on the order of mounts.
             Err(error @ FileSinkError::MountGone { .. }) => sink.remembered.set_passing(Some(told(&error))),
             Err(error) => return Err(error),
         }
@@ -227,11 +227,11 @@ impl FileSink {
         self
     }
 
-    /// Renames the file when it is full or old. Trouble is reported and tried again with the next group: a file that
-    /// is too large is better than a record that is not written.
+    /// Renames the file when it is full or old. A failure is reported and retried with the next group: an oversized
+    /// file is better than an unwritten record.
     fn rotate(&mut self) {
         let (Some(rotation), Some(open)) = (&self.rotation, &self.open) else { return };
-        // A failed write is cut off first: the renamed file ends in a whole record.
+        // A failed write is truncated first, so that the renamed file ends in a whole record.
         if open.cut_back_to.is_some() || !open.storage.file().metadata().is_ok_and(|m| rotation.is_due(&m)) {
             return;
         }
@@ -275,8 +275,8 @@ impl FileSink {
         Err(self.not_writable(io::Error::other("its name keeps pointing to another file")))
     }
 
-    /// Closes a file that is not under its name any more: renamed, removed, replaced, or unmounted. All that was
-    /// confirmed is synced in it. What a failed write left there was not.
+    /// Closes a file that is not under its name any more: renamed, removed, replaced, or unmounted. All confirmed
+    /// records in it are synced. Bytes of a failed write were never confirmed.
     fn leave_moved(&mut self) {
         let Some(mut old) = self.open.take() else { return };
         let _ = old.restore();
@@ -286,7 +286,7 @@ impl FileSink {
                 self.remembered.is_gone();
                 tracing::warn!(%path, bytes = metadata.len(), "file was removed or replaced: what no reader had read of it is gone; opening it anew");
             }
-            // Renamed within its file system, or out of sight with it: which of both, the place tells.
+            // Renamed within its file system, or gone with it: the place shows which.
             _ => tracing::info!(%path, "file was moved, opening it anew"),
         }
         if let Ok(metadata) = old.storage.file().metadata()
@@ -301,7 +301,7 @@ impl FileSink {
         place_of(&self.path).is_ok_and(|now| now.since(known) != Moved::No)
     }
 
-    /// Where the file lies, before it is opened or made; an error if that is beneath a mount that went away.
+    /// The place of the file, before it is opened or created; an error if that is beneath a vanished mount.
     fn place(&self) -> Result<Option<Place>, FileSinkError> {
         let now = match place_of(&self.path) {
             Ok(now) => now,
@@ -315,8 +315,8 @@ impl FileSink {
                 "`{}` is mounted now over where records were written before: those lie beneath it, where only who unmounts it sees them",
                 now.mount().display()
             ),
-            // An empty file is the operator's word, since no other hand makes one; our own records are there when the
-            // file itself was moved.
+            // An empty file is the operator's consent, since nothing else creates one. If this sink's own records are
+            // there, the file itself was moved.
             Moved::Elsewhere => match File::open(&self.path) {
                 Ok(file)
                     if file
@@ -338,18 +338,18 @@ impl FileSink {
             self.remembered.report_cut(differs, file.metadata()?.len());
             self.remembered.accepted(file)?;
         }
-        // Looked at again: its directory may have been made meanwhile.
+        // Read again, since its directory may have been created meanwhile.
         let place = place_of(&self.path).ok().or(place);
         self.remembered.lies_at(place);
         self.remembered.store();
         Ok(())
     }
 
-    /// Whether the open file is as it was left; says so once if it is not.
+    /// Checks that the open file is as it was left, and reports once if it is not.
     fn check_length(&mut self) -> io::Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let length = open.storage.file().metadata()?.len();
-        // Shorter than what could not be cut off is as it should be.
+        // A file shorter than the part that could not be truncated is as expected.
         let left = open.cut_back_to.unwrap_or(open.end);
         if length < left {
             self.remembered.report_cut(Differs::Shorter { was: left }, length);
@@ -365,14 +365,13 @@ impl FileSink {
         FileSinkError::NotWritable { path: self.path.clone(), source }
     }
 
-    /// Writes the group and syncs once. The answer's first part is how many batches are on disk, its second why the
-    /// rest is not.
+    /// Writes the group and syncs once. Returns how many batches are on disk, and why the rest is not.
     fn write_group(&mut self, batches: &[Batch]) -> (usize, Option<FileSinkError>) {
         if let Err(e) = self.ensure_open() {
             return (0, Some(e));
         }
         self.rotate();
-        // Nothing was renamed in between, but for our own rotation.
+        // No file was renamed in between, except by this sink's own rotation.
         if self.open.is_none()
             && let Err(e) = self.ensure_open()
         {
@@ -391,19 +390,19 @@ impl FileSink {
             Ok(after) => after,
             Err(source) => return (0, Some(self.not_writable(source))),
         };
-        // Removed while we wrote: synced, and gone all the same.
+        // Removed during the write: synced, but deleted.
         if after.nlink() == 0 {
             return (0, failure.or_else(|| Some(self.not_writable(io::Error::other("it was removed")))));
         }
         if after.len() < open.end {
-            // Cut while we wrote: some of the group may be in what was cut off.
+            // Truncated during the write: part of the group may be lost.
             let was = std::mem::replace(&mut open.end, after.len());
             self.remembered.report_cut(Differs::Shorter { was }, after.len());
             let _ = self.remembered.accepted(open.storage.file());
             return (0, Some(FileSinkError::CutMeanwhile { path: self.path.clone() }));
         }
         if after.len() > open.end {
-            // Somebody else appends, too: where our last bytes are is not known.
+            // Another program appends, too, so the place of this sink's last bytes is unknown.
             open.end = after.len();
             let _ = self.remembered.accepted(open.storage.file());
             self.remembered.store();
@@ -414,13 +413,13 @@ impl FileSink {
         (written, failure)
     }
 
-    /// Looks at the file without changing anything.
+    /// Checks the file without changing it.
     fn glance(&mut self) -> Result<(), FileSinkError> {
         match &self.open {
             Some(open) if is_at(open.storage.file(), &self.path) => {
                 self.check_length().map_err(|source| self.not_writable(source))
             }
-            // The next write opens it anew, or makes it; whether it may is known now.
+            // The next write reopens or creates it; this shows already whether it may.
             _ => match fs::metadata(&self.path) {
                 Ok(there) if !there.is_file() => Err(FileSinkError::NotRegular { path: self.path.clone() }),
                 _ => self.place().map(drop),
@@ -436,7 +435,7 @@ fn told(error: &FileSinkError) -> String {
 impl BlockingSink for FileSink {
     fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
         let (written, failure) = self.write_group(batches);
-        // What a look found wrong is told by the refusal now, or is over.
+        // A fault found by a check is now in the refusal, or has ended.
         self.remembered.set_passing(None);
         let why = failure.map_or_else(|| "nothing was written".into(), |error| told(&error));
         (0..batches.len()).map(|i| if i < written { Written::Delivered } else { Written::refused(&why) }).collect()
@@ -460,8 +459,8 @@ impl Drop for Open {
 }
 
 impl Open {
-    /// Appends whole batches and syncs them; returns how many are durable, and what stopped it. [`Open::end`] is then
-    /// where the last of them should end.
+    /// Appends whole batches and syncs them; returns how many are durable, and the error that stopped it. [`Open::end`]
+    /// is then where the last of them should end.
     fn append_group(&mut self, batches: &[Batch]) -> (usize, Option<io::Error>) {
         if let Err(e) = self.restore() {
             return (0, Some(e));
@@ -473,7 +472,7 @@ impl Open {
         for batch in batches {
             let bytes = batch.ndjson();
             if let Err(e) = append_all(&mut *self.storage, &bytes) {
-                // The batches before it are whole and stay: on a nearly full disk that is progress.
+                // The batches before it are complete and stay, which is progress on a nearly full disk.
                 failure = Some(e);
                 self.cut_back_to = Some(good);
                 let _ = self.restore();
@@ -499,7 +498,7 @@ impl Open {
         }
     }
 
-    /// Cuts off what an earlier write left behind.
+    /// Truncates the remains of an earlier write.
     fn restore(&mut self) -> io::Result<()> {
         if let Some(good) = self.cut_back_to {
             if self.storage.file().metadata()?.len() > good {
@@ -535,7 +534,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 fn open_for_append(path: &Path, mode: u32) -> Result<File, FileSinkError> {
     let not_writable = |source| FileSinkError::NotWritable { path: path.to_owned(), source };
     let dir = &directory_of(path);
-    // Before opening: to open a pipe would wait for its reader.
+    // Checked before opening, since opening a pipe would wait for its reader.
     let created = match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => return Err(FileSinkError::NotRegular { path: path.to_owned() }),
         Ok(_) => false,
@@ -550,7 +549,7 @@ fn open_for_append(path: &Path, mode: u32) -> Result<File, FileSinkError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(FileSinkError::Locked { path: path.to_owned() }),
-        // A file system without locks cannot keep a second process away; that is no reason not to write.
+        // A file system without locks cannot keep a second process away; the sink writes anyway.
         Err(TryLockError::Error(e)) if has_no_locks(&e) => {}
         Err(TryLockError::Error(e)) => return Err(not_writable(e)),
     }
@@ -559,7 +558,7 @@ fn open_for_append(path: &Path, mode: u32) -> Result<File, FileSinkError> {
     Ok(file)
 }
 
-/// Creates `dir` and what is missing above it, for the owner alone whatever the umask; each name synced.
+/// Creates `dir` and its missing parents, for the owner alone whatever the umask; each name synced.
 fn create_dirs(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -582,7 +581,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Cuts off what follows the last line break: a record a crash has torn, which was never confirmed.
+/// Truncates the bytes after the last line break: a record torn by a crash, which was never confirmed.
 fn cut_torn_line(file: &File, path: &Path) -> Result<(), FileSinkError> {
     let not_writable = |source| FileSinkError::NotWritable { path: path.to_owned(), source };
     let length = file.metadata().map_err(not_writable)?.len();
@@ -593,8 +592,8 @@ fn cut_torn_line(file: &File, path: &Path) -> Result<(), FileSinkError> {
     if good == 0 {
         let mut first = [0];
         file.read_exact_at(&mut first, 0).map_err(not_writable)?;
-        // A lone torn record of ours begins as an object, or as the zeros some file systems leave after a power
-        // cut. Anything else was never written here.
+        // A single torn record of this sink begins like an object, or with the zeros that some file systems leave after
+        // a power cut. This sink never wrote anything else.
         if !matches!(first, [b'{' | 0]) {
             return Err(FileSinkError::Foreign { path: path.to_owned(), bytes: length });
         }
@@ -667,7 +666,7 @@ mod tests {
 
     impl Storage for Faulty {
         fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // As a disk does: what fits is written, the rest fails.
+            // As on a disk, the part that fits is written, and the rest fails.
             match ROOM.get().min(bytes.len()) {
                 0 => Err(ErrorKind::StorageFull.into()),
                 n => {

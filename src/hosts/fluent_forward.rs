@@ -2,9 +2,9 @@
 //! (<https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1>), as a client.
 //!
 //! Owns frames (PackedForward, CompressedPackedForward with EventTime in legacy entries, which every receiver reads),
-//! the handshake, and which frames are acknowledged. Several frames are under way on one connection; an
-//! acknowledgement names its frame by `chunk`. One server is used at a time; after any trouble the next one.
-//! Vector answers an empty map when its sinks failed or rejected, so that may be either.
+//! the handshake, and which frames are acknowledged. Several frames are in flight on one connection; an acknowledgement
+//! names its frame by `chunk`. One server is used at a time; after any fault, the next one. Vector answers with an
+//! empty map when its sinks failed or rejected, so the answer is ambiguous.
 
 use std::io;
 use std::sync::Arc;
@@ -40,10 +40,10 @@ use crate::net::excerpt;
 
 /// Bytes of a frame beside its entries and its tag: headers, the options, the chunk's id. Generous.
 const FRAME_OVERHEAD_BYTES: usize = 128;
-/// Bytes of records joined into one frame, where `frame_bytes_max` allows that many: as many frames are in memory as
-/// are under way. Only a larger batch has a larger frame.
+/// Bytes of records joined into one frame, if `frame_bytes_max` allows that many. All frames in flight are in memory.
+/// Only a larger batch makes a larger frame.
 const FRAME_FILL_BYTES: usize = 2 << 20;
-/// What is said of a receiver that ends a connection without a word.
+/// The error for a receiver that closes a connection without a reason.
 const CLOSED: &str = "the receiver closed the connection";
 /// Bytes of the salt of a handshake.
 const SALT_BYTES: usize = 16;
@@ -115,7 +115,7 @@ impl FluentForwardSink {
         Ok(Self { settings: Arc::new(settings), frames: Bodies::default(), connection: None, server: 0 })
     }
 
-    /// The connection in use, or a new one to the first server that takes it.
+    /// The connection in use, or a new one to the first server that accepts it.
     async fn connect(&mut self) -> Result<Connection, String> {
         if let Some(mut connection) = self.connection.take()
             && connection.is_idle_and_open()
@@ -144,7 +144,7 @@ impl FluentForwardSink {
         self.server = (self.server + 1) % self.settings.servers.len().max(1);
     }
 
-    /// The frame of these batches, made now unless it was before.
+    /// The frame of these batches, made now unless it exists.
     async fn frame(&self, batches: &[Batch]) -> Result<Bytes, Written> {
         if let Some(frame) = self.frames.take(batches) {
             return Ok(frame);
@@ -171,7 +171,8 @@ impl FluentForwardSink {
                 Err(why) => {
                     let server = self.settings.servers.get(self.server).cloned().unwrap_or_default();
                     self.next_server();
-                    // The protocol has no word for records that will never be taken: such a frame goes unacknowledged.
+                    // The protocol has no answer for records that will never be accepted: such a frame stays
+                    // unacknowledged.
                     Written::Unclear(format!("`{server}`: {why}"))
                 }
             },
@@ -226,7 +227,7 @@ fn frame(settings: &Settings, batches: &[Batch], encoder: &mut Encoder) -> Resul
             "the records make a frame of {bytes} bytes, `frame_bytes_max` is {max}"
         )));
     }
-    // From what it names, so that the same records have the same id when they are sent again.
+    // Derived from the content, so that the same records have the same id when they are sent again.
     let chunk = settings.require_ack.then(|| chunk_id(batches, &entries));
     let entries: Bytes = if settings.gzip { gzip(&entries).map_err(Written::Rejected)? } else { entries.into() };
     let mut out = Vec::with_capacity(entries.len() + settings.tag.len() + FRAME_OVERHEAD_BYTES);
@@ -268,7 +269,7 @@ fn push_entry(
 /// The entries of a batch as a frame carries them with the default settings, before compression.
 ///
 /// # Errors
-/// A record is no JSON object.
+/// A record is not a JSON object.
 pub fn encode(batch: &Batch) -> Result<Vec<u8>, String> {
     let mut entries = Vec::with_capacity(batch.ndjson().len());
     let mut encoder = Encoder::default();
@@ -276,10 +277,10 @@ pub fn encode(batch: &Batch) -> Result<Vec<u8>, String> {
     Ok(entries)
 }
 
-/// The id of a frame: 128 bits in Base64, as the specification has it.
+/// The id of a frame: 128 bits in Base64, as the specification defines it.
 fn chunk_id(batches: &[Batch], entries: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new();
-    // Two frames of equal content may be under way together.
+    // Two frames of equal content may be in flight together.
     hasher.update(&batches.first().map_or(0, |batch| batch.id).to_be_bytes());
     hasher.update(entries);
     let mut id = [0; 16];
@@ -287,7 +288,7 @@ fn chunk_id(batches: &[Batch], entries: &[u8]) -> String {
     STANDARD.encode(id)
 }
 
-/// The id inside a frame that was made before.
+/// The id inside an existing frame.
 fn chunk_of(frame: &[u8]) -> Option<Vec<u8>> {
     match read_value(frame) {
         Ok((Value::Array(parts), _)) => parts.get(2)?.get("chunk")?.as_bytes().map(<[u8]>::to_vec),
@@ -295,7 +296,7 @@ fn chunk_of(frame: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// This machine's name as the kernel has it.
+/// This machine's name from the kernel.
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let name = name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
@@ -309,7 +310,7 @@ fn host_name() -> String {
 
 struct Connection<S = Stream> {
     stream: S,
-    /// What came and is not read yet.
+    /// Received bytes that are not parsed yet.
     received: BytesMut,
 }
 
@@ -335,7 +336,7 @@ impl Connection<Stream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Whether nothing came since the last exchange, not even an end.
+    /// Whether nothing arrived since the last exchange, not even an end of stream.
     fn is_idle_and_open(&mut self) -> bool {
         self.received.is_empty() && self.stream.read_buf(&mut self.received).now_or_never().is_none()
     }
@@ -390,7 +391,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if text(3) == hostname {
             return Err(format!("the receiver has our own name, `{}`: set `self_hostname`", settings.self_hostname));
         }
-        // A hash of what the receiver cannot know without the key; nothing is gained by guessing it slowly.
+        // A hash of values that the receiver cannot know without the key, so a comparison in constant time is not
+        // needed.
         if text(4) != hex_digest(&[&salt, text(3), nonce, key]).as_bytes() {
             return Err("the receiver does not know the shared key".into());
         }
@@ -437,7 +439,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         Err(error) => return Err(settings.wire.told(&error)),
                     }
                     if let Some(value) = take_value(&mut self.received)? {
-                        // It may come when all is written and not yet known to be flushed.
+                        // It may arrive when all is written but the flush has not returned.
                         let chunk = chunk_of(frame).filter(|_| sent >= frame.len());
                         return acknowledged(&value, chunk.as_deref());
                     }
@@ -450,8 +452,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// Why a write failed. Where the receiver ended the connection, it may have said why before: an alert of TLS 1.3 about a
-/// client certificate comes after the handshake, when records are on their way already.
+/// Why a write failed. If the receiver closed the connection, it may have sent the reason before: a TLS 1.3 alert about
+/// a client certificate comes after the handshake, when records are already in flight.
 async fn told_of(
     reader: &mut (impl AsyncRead + Unpin),
     received: &mut BytesMut,
@@ -495,7 +497,7 @@ fn acknowledged(value: &Value, chunk: Option<&[u8]>) -> Result<(), String> {
     }
 }
 
-/// Takes a value from what was received, if one is complete.
+/// Takes a value from the received bytes, if one is complete.
 fn take_value(received: &mut BytesMut) -> Result<Option<Value>, String> {
     if received.is_empty() {
         return Ok(None);
@@ -526,7 +528,7 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::hosts::requests::tests::batch;
 
-    /// A receiver so fast that its acknowledgement is there before the client's flush returns.
+    /// A receiver so fast that its acknowledgement arrives before the client's flush returns.
     struct Fast {
         ack: Vec<u8>,
         frame_bytes: usize,

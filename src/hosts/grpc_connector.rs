@@ -1,5 +1,5 @@
-//! Connections for gRPC, with the TLS that all sinks have: the machine's authorities and `ca_file` as `api::tls` trusts
-//! them, the client certificate read again for each. tonic's own TLS takes a certificate once, as bytes.
+//! Connections for gRPC, with the TLS of all sinks: the machine's authorities and `ca_file` as `api::tls` trusts them,
+//! the client certificate read again for each. tonic's own TLS takes a certificate once, as bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -31,25 +31,25 @@ pub(crate) struct GrpcConnector {
     broken: Broken,
 }
 
-/// Why the newest connection broke. HTTP/2 tells a request only that it was cancelled; what the other side said (the
-/// alert about a client certificate comes after the handshake) is known to the connection alone.
+/// Why the newest connection broke. HTTP/2 reports to a request only that it was cancelled. Only the connection has the
+/// peer's reason (the alert about a client certificate comes after the handshake).
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Broken(Arc<Mutex<Option<Words>>>);
 
-/// What is known of the end of a connection.
+/// Why a connection ended.
 #[derive(Debug)]
 struct Words {
-    /// The system's or the library's own.
+    /// The text of the system or the library.
     plain: String,
-    /// With what is known of the certificate, and the remedy.
+    /// The same with the fault of the certificate, if any, and the remedy.
     told: String,
 }
 
-/// What hyper tells a request whose connection broke.
+/// hyper's error for a request whose connection broke.
 const CANCELLED: &str = "operation was canceled";
 
 impl Broken {
-    /// The words for a request that failed with `words` when its connection broke.
+    /// The reason for a request that failed with `words`: that of the connection if it broke.
     pub(crate) fn instead_of(&self, words: String) -> String {
         match &*self.lock() {
             Some(known) if words.contains(CANCELLED) || words.contains(&known.plain) => known.told.clone(),
@@ -63,7 +63,7 @@ impl Broken {
 }
 
 impl GrpcConnector {
-    /// Without `tls` connections are plain. `keep_alive`: how often the system looks whether the peer is still there.
+    /// Without `tls` connections are plain. `keep_alive`: how often the system probes the peer.
     pub(crate) fn new(
         tls: Option<(rustls::ClientConfig, ServerName<'static>)>,
         wire: Wire,
@@ -114,7 +114,7 @@ impl Service<Uri> for GrpcConnector {
     }
 }
 
-/// A connection that notes why it breaks.
+/// A connection that records why it breaks.
 pub(crate) struct Watched {
     stream: Stream,
     wire: Wire,

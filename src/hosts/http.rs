@@ -1,8 +1,8 @@
-//! The `http` sink: batches posted over HTTP/1.1 or HTTP/2 to anything that answers a status.
+//! The `http` sink: it posts batches over HTTP/1.1 or HTTP/2 to any receiver that answers with a status.
 //!
-//! What a status means is `answers`'; the answers of Vector's `http_server` are those of its source code (200 after its
-//! sinks confirmed, 500 when they failed, 400 when they rejected or the body cannot be read). That a receiver's 2xx
-//! means "for good" is the receiver's affair: `docs/hosts/` says how each is configured for it.
+//! `answers` defines the meaning of a status. The answers of Vector's `http_server` are those of its source code (200
+//! after its sinks confirmed, 500 when they failed, 400 when they rejected or the body cannot be read). Whether a
+//! receiver's 2xx means "for good" depends on the receiver: `docs/hosts/` has the configuration that each needs.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -26,8 +26,8 @@ use crate::host::Batch;
 use crate::hosts::embedded::sink::{Sink, Written};
 use crate::net::retry_after;
 
-/// Of the levels of zlib-rs on these records the one after which more work saves little: 8.3 us an event and 6.3 times
-/// smaller; the usual 6 takes 14.0 us for 7.0 times, 2 takes 6.0 for 5.7.
+/// The level of zlib-rs above which more work saves little on these records: 8.3 us an event and 6.3 times smaller; the
+/// usual 6 takes 14.0 us for 7.0 times, 2 takes 6.0 for 5.7.
 const GZIP_LEVEL: u32 = 3;
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
@@ -122,19 +122,19 @@ impl Post {
     }
 }
 
-/// A request without an answer. One that was not even sent was not taken; of others nobody knows.
+/// The result of a request without an answer. A request that was not sent was not accepted; for others that is unknown.
 pub(crate) fn no_answer(error: reqwest::Error, wire: &Wire) -> Written {
     let is_connect = error.is_connect();
     let why = format!("no answer: {}", wire.told(&error.without_url()));
     if is_connect { Written::refused(why) } else { Written::Unclear(why) }
 }
 
-/// A request without an answer for so long.
+/// The result of a request without an answer within `timeout`.
 pub(crate) fn no_answer_within(timeout: Duration) -> Written {
     Written::Unclear(format!("no answer within {} s", timeout.as_secs()))
 }
 
-/// A failure as the operator reads it, the status and the receiver's own words, bounded; and those words.
+/// The message of a failure for the operator: the status and the receiver's own text, bounded; and that text.
 pub(crate) fn said(status: StatusCode, text: &[u8], presented: &Presented) -> (String, String) {
     let text = String::from_utf8_lossy(text).into_owned();
     let words = presented.shown(&text);
@@ -160,7 +160,7 @@ pub(crate) fn gzip(plain: &[u8]) -> Result<Bytes, String> {
     gzip_after(0, plain).map(Bytes::from)
 }
 
-/// As [`gzip`], after `before` bytes that are left for the caller to fill.
+/// As [`gzip`], after `before` bytes that the caller fills.
 pub(crate) fn gzip_after(before: usize, plain: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::with_capacity(before + plain.len() / 4);
     out.resize(before, 0);

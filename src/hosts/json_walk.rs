@@ -1,15 +1,15 @@
-//! One pass over a JSON text that tells a visitor what it meets: for encoders into other formats.
+//! One pass over a JSON text that calls a visitor for each token: for encoders into other formats.
 //!
 //! Knows JSON and no other format. The nesting it descends into is bounded, so that no record can exhaust the stack
-//! here or the parser of a receiver: what lies deeper is handed over as the text it is.
+//! here or the parser of a receiver: deeper values are passed on as text.
 
 use std::borrow::Cow;
 
 use crate::normalise::json::unescape;
 
-/// How deep values are descended into, the record itself being 1. A deeper object or array becomes a string that
-/// holds its JSON. msgpack-c, with which Fluent Bit reads, stops at 32 levels with its own envelope counted, and
-/// prost, with which Vector reads OTLP, at 100 messages, of which each level of JSON takes three.
+/// The depth to which values are visited, the record itself being 1. A deeper object or array becomes a string that
+/// holds its JSON. msgpack-c, with which Fluent Bit reads, stops at 32 levels with its own envelope counted, and prost,
+/// with which Vector reads OTLP, at 100 messages, of which each level of JSON takes three.
 pub(crate) const DEPTH_MAX: usize = 24;
 
 /// A JSON number, in the narrowest type that holds it.
@@ -21,11 +21,11 @@ pub(crate) enum Number<'a> {
     UInt(u64),
     /// A number with a fraction or an exponent.
     Float(f64),
-    /// What fits none of them (more digits than 64 bits hold), as it was written.
+    /// A number that fits none of them (more digits than 64 bits hold), as written.
     Text(&'a str),
 }
 
-/// What [`walk`] calls, in the order of the text.
+/// The callbacks of [`walk`], called in the order of the text.
 pub(crate) trait Visit {
     /// `{`
     fn begin_object(&mut self);
@@ -47,7 +47,7 @@ pub(crate) trait Visit {
     fn null(&mut self);
 }
 
-/// The text is not one JSON object in UTF-8. What the visitor was told is of no use.
+/// The text is not one JSON object in UTF-8. The visitor's data is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the record is not one JSON object")]
 pub(crate) struct NotAnObject;
@@ -192,7 +192,7 @@ impl<'a> Walker<'a> {
                     self.at += found + 1;
                     return Ok(());
                 }
-                // The escaped character is no end, whatever it is.
+                // An escaped character never ends the string.
                 _ => self.at += found + 2,
             }
         }
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
     use std::fmt::Write as _;
 
-    /// Writes what it is told as a line of text.
+    /// Writes its calls as a line of text.
     #[derive(Default)]
     struct Tale(String);
 

@@ -1,9 +1,9 @@
-//! The key of a message: the id of the record's event, wherever the record's format has it.
+//! The key of a message: the id of the record's event, at the place that the record's format gives it.
 
 use super::json_walk::{Number, Visit, walk};
 
-/// The id of the event, in whatever format the record is: `event_id` (native), `event.id` (ECS), `metadata.uid` (OCSF),
-/// `Id` (raw). A record without one, as ours of a gap, has a digest of itself, so that it, too, can be known again.
+/// The id of the event, in the record's format: `event_id` (native), `event.id` (ECS), `metadata.uid` (OCSF), `Id`
+/// (raw). A record without one, such as that of a gap, gets a digest of itself, so that it can be recognised, too.
 pub(super) fn key_of(json: &[u8]) -> String {
     let mut finder = Finder::default();
     let _ = walk(json, &mut finder);
@@ -11,7 +11,8 @@ pub(super) fn key_of(json: &[u8]) -> String {
     found.unwrap_or_else(|| blake3::hash(json).to_hex().to_string())
 }
 
-/// Where an id may stand: the member of the record that it is in, if any, and its own name. The first counts most.
+/// The places of an id: the member of the record that contains it, if any, and its own name. Earlier places take
+/// precedence.
 const PLACES: [(Option<&str>, &str); 4] =
     [(None, "event_id"), (Some("event"), "id"), (Some("metadata"), "uid"), (None, "Id")];
 
@@ -48,7 +49,7 @@ impl Visit for Finder {
     }
 
     fn begin_array(&mut self) {
-        // What is in an array is no member of the record.
+        // Values inside an array are not members of the record.
         self.depth += 1;
         self.place = None;
     }

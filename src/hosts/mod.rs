@@ -1,5 +1,5 @@
-//! One agent, one file; and what several of them share. What is loaded into an agent's process is a package of its own:
-//! `plugins/`.
+//! One file for each agent, and the code that several of them share. A plugin that is loaded into an agent's process is
+//! a package of its own, under `plugins/`.
 
 #[cfg(feature = "embedded")]
 pub(crate) mod answers;

@@ -1,13 +1,13 @@
-//! MessagePack (<https://github.com/msgpack/msgpack/blob/master/spec.md>): records into it, and the few small answers
-//! of a Forward receiver out of it.
+//! MessagePack (<https://github.com/msgpack/msgpack/blob/master/spec.md>): encodes records, and decodes the few small
+//! answers of a Forward receiver.
 //!
-//! Types stay what they are: integers, floats, booleans, nested maps. A key given twice counts as its last value, as
-//! JSON parsers have it, because a receiver may refuse or mangle a map that repeats one. Knows no protocol.
+//! Types are preserved: integers, floats, booleans, nested maps. Of a repeated key the last value counts, as in JSON
+//! parsers, because a receiver may refuse or mangle a map that repeats a key. Knows no protocol.
 
 use super::json_walk::{NotAnObject, Number, Visit, walk};
 use crate::model::Timestamp;
 
-/// Turns JSON objects into maps. Keep one and use it again: its scratch space is kept.
+/// Turns JSON objects into maps. Reuse one encoder, since it keeps its scratch space.
 #[derive(Debug, Default)]
 pub(crate) struct Encoder {
     open: Vec<Open>,
@@ -16,13 +16,13 @@ pub(crate) struct Encoder {
     time_elsewhere: Option<Timestamp>,
 }
 
-/// The member of a record that says what the time of its entry says, too.
+/// The member of a record that repeats the time of its entry.
 const TIME_KEY: &str = "timestamp";
 
-/// An object or array whose end has not come.
+/// An object or array that is not complete yet.
 #[derive(Debug, Clone, Copy)]
 struct Open {
-    /// Where its header stands in the output; one byte is kept free for it.
+    /// The offset of its header in the output, where one byte is reserved.
     head: usize,
     /// Where its entries begin among all entries; arrays have none.
     entries: usize,
@@ -31,7 +31,7 @@ struct Open {
     is_map: bool,
 }
 
-/// A member of an object whose end has not come.
+/// A member of an object that is not complete yet.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     start: usize,
@@ -52,8 +52,8 @@ impl Encoder {
         self.record(json, start, out)
     }
 
-    /// As [`Encoder::object`], but leaves out the member `timestamp` when it says exactly `time`, which the caller has
-    /// written as an EventTime.
+    /// As [`Encoder::object`], but leaves out the member `timestamp` when it equals `time` exactly, which the caller
+    /// has written as an EventTime.
     ///
     /// # Errors
     /// The same.
@@ -83,7 +83,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// An element of an array counts when it comes, a member of an object with its key.
+    /// An element of an array is counted when it begins, a member of an object at its key.
     fn element(&mut self) {
         if let Some(open) = self.encoder.open.last_mut().filter(|open| !open.is_map) {
             open.count += 1;
@@ -115,7 +115,7 @@ impl Writer<'_> {
         self.encoder.entries.truncate(open.entries);
     }
 
-    /// Removes all but the last of the members of one name, and the record's own time if it stands elsewhere; says how
+    /// Removes all but the last of the members of one name, and the record's own time if the entry has it; returns how
     /// many are left.
     fn drop_members(&mut self, open: &Open) -> usize {
         let Encoder { entries, by_hash, open: outer, time_elsewhere } = &mut *self.encoder;
@@ -177,7 +177,7 @@ impl Visit for Writer<'_> {
     fn key(&mut self, key: &str) {
         let start = self.out.len();
         write_str(self.out, key);
-        // FNV-1a: only a hint, equal hashes are looked at.
+        // FNV-1a: only a hint; names with equal hashes are compared.
         let hash =
             key.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, b| (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
         self.encoder.entries.push(Entry { start, key_end: self.out.len(), hash });
@@ -237,7 +237,7 @@ fn write_length(out: &mut Vec<u8>, length: usize, short: u8, short_max: u8, long
         }
         _ => {
             out.push(long + 1);
-            // Whoever calls has bounded the whole by 32 bits.
+            // The callers have bounded the whole by 32 bits.
             out.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
         }
     }
@@ -313,8 +313,8 @@ fn write_negative(out: &mut Vec<u8>, n: i64) {
 }
 
 /// Appends a time as Forward's EventTime: extension 0, seconds and nanoseconds in 32 bits each
-/// (<https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1>). Times it cannot hold (before 1970,
-/// after 2106) become its nearest.
+/// (<https://github.com/fluent/fluentd/wiki/Forward-Protocol-Specification-v1>). Times out of its range (before 1970,
+/// after 2106) become the nearest in range.
 pub(crate) fn write_event_time(out: &mut Vec<u8>, time: Timestamp) {
     let nanos = time.as_nanosecond().clamp(0, EVENT_TIME_END - 1);
     let seconds = u32::try_from(nanos / 1_000_000_000).unwrap_or(u32::MAX);
@@ -327,15 +327,15 @@ pub(crate) fn write_event_time(out: &mut Vec<u8>, time: Timestamp) {
 /// The first nanosecond after 1970 that an EventTime cannot hold.
 const EVENT_TIME_END: i128 = (u32::MAX as i128 + 1) * 1_000_000_000;
 
-/// Whether an EventTime says exactly this time.
+/// Whether an EventTime represents exactly this time.
 fn is_event_time(time: Timestamp) -> bool {
     (0..EVENT_TIME_END).contains(&time.as_nanosecond())
 }
 
-/// A value as a receiver sends it.
+/// A value that a receiver sends.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
-    /// `nil`, numbers, extensions: nothing a Forward answer is made of.
+    /// `nil`, numbers, extensions: not used in Forward answers.
     Other,
     /// A boolean.
     Bool(bool),
@@ -370,16 +370,16 @@ impl Value {
 /// Why no value could be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unread {
-    /// It has not come to its end.
+    /// It is incomplete.
     Incomplete,
-    /// It is none, or one nested deeper than any answer is.
+    /// It is not a value, or is nested deeper than any answer.
     Malformed,
 }
 
 /// How deep an answer may be nested.
 const ANSWER_DEPTH_MAX: usize = 8;
 
-/// The value at the start of `bytes` and how many of them it takes. Whoever collects `bytes` bounds them.
+/// The value at the start of `bytes` and how many of them it takes. The caller bounds `bytes`.
 ///
 /// # Errors
 /// See [`Unread`].
@@ -446,7 +446,7 @@ impl<'a> Reader<'a> {
         Ok(Value::Bytes(self.take(length)?.to_vec()))
     }
 
-    // Not allocated by the announced length: it may be a lie.
+    // Not allocated by the announced length, which may be wrong.
     fn array(&mut self, length: usize, depth: usize) -> Result<Value, Unread> {
         let mut items = Vec::new();
         for _ in 0..length {
@@ -502,7 +502,7 @@ mod tests {
         out.split_off(6)
     }
 
-    /// Read by another's implementation.
+    /// Decoded by an independent implementation.
     fn decoded(mut bytes: &[u8]) -> Json {
         let value = rmpv::decode::read_value(&mut bytes).unwrap();
         assert!(bytes.is_empty(), "{} bytes follow the value", bytes.len());

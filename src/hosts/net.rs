@@ -1,4 +1,4 @@
-//! What the sinks that use the network have in common: TLS, credentials, and the texts of answers. Knows no protocol.
+//! Code shared by the sinks that use the network: TLS, credentials, and the texts of answers. Knows no protocol.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ use crate::net::{error_chain, excerpt, redact};
 
 /// How long to wait for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes read of an answer that is shown to the operator or parsed.
+/// The maximum number of bytes read from an answer that is shown to the operator or parsed.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// `User-Agent` of every request.
 const USER_AGENT: &str = concat!("m365-audit/", env!("CARGO_PKG_VERSION"));
 
-/// Why a sink that uses the network cannot be started. What goes wrong later is tried again and never such an error.
+/// Why a sink that uses the network cannot be started. Later faults are retried and never become such an error.
 #[derive(Debug, thiserror::Error)]
 pub enum NetSinkError {
     /// The file of authorities cannot be read.
@@ -82,7 +82,7 @@ impl Actionable for NetSinkError {
     }
 }
 
-/// TLS for connections to `to`, without a protocol of the application; and what tells why one was not made.
+/// TLS for connections to `to`, without an application protocol; and the value that explains failed connections.
 ///
 /// # Errors
 /// A file cannot be used.
@@ -96,13 +96,13 @@ pub(crate) fn tls_config(
     let certificate = Arc::new(ClientCertificate::open(files, clock.clone())?);
     certificate.announce();
     config.client_auth_cert_resolver = certificate.clone();
-    // A session that is resumed stands for the certificate that was shown when it began.
+    // A resumed session would keep the certificate presented when it began.
     config.resumption = rustls::client::Resumption::disabled();
     Ok((config, Wire::showing(certificate)))
 }
 
-/// Whether the files of a sink's TLS can be used now: what a look at the configuration alone can tell. The key that is to
-/// blame stands with the error.
+/// Whether the files of a sink's TLS can be used now: the part that a check of the configuration alone can find. The
+/// error names the key at fault.
 ///
 /// # Errors
 /// One cannot.
@@ -116,7 +116,7 @@ pub(crate) fn check(files: &TlsFiles, to: &Url, clock: &Arc<dyn Clock>) -> Resul
     }
 }
 
-/// What is trusted.
+/// The trusted authorities.
 fn server_side(files: &TlsFiles, to: &Url) -> Result<rustls::ClientConfig, NetSinkError> {
     let read =
         |path: &Path| std::fs::read(path).map_err(|source| NetSinkError::CaFile { path: path.to_owned(), source });
@@ -151,7 +151,7 @@ pub(crate) fn http_client(
     Ok((client, wire))
 }
 
-/// A URL as it may be shown: what follows the path may hold a token.
+/// A URL for display, without query and fragment, which may hold a token.
 pub(crate) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
@@ -159,7 +159,7 @@ pub(crate) fn shown(url: &Url) -> String {
     url.to_string()
 }
 
-/// The headers an operator configured and the ones that say who sends.
+/// The headers that an operator configured, and those that identify the sender.
 #[derive(Debug)]
 pub(crate) struct Identity {
     headers: BTreeMap<String, Secret>,
@@ -185,7 +185,7 @@ impl Kept {
         }
     }
 
-    /// The secret, read anew when it lies in a file.
+    /// The secret, read again if it is in a file.
     ///
     /// # Errors
     /// The file cannot be read, as a text for the operator.
@@ -207,7 +207,7 @@ pub(crate) struct Presented {
 }
 
 impl Presented {
-    /// A receiver's text as it may be shown: one bounded line without our secrets, should it repeat them.
+    /// A receiver's text for display: one bounded line, with this program's secrets removed if it repeats them.
     pub(crate) fn shown(&self, text: &str) -> String {
         let secrets: Vec<&SecretText> = self.secrets.iter().collect();
         excerpt(&redact(text, &secrets))
@@ -224,10 +224,10 @@ impl Identity {
         }
     }
 
-    /// The headers, with secrets as their files hold them now.
+    /// The headers, with the current secrets of their files.
     ///
     /// # Errors
-    /// A secret cannot be read or cannot stand in a header, as a text for the operator.
+    /// A secret cannot be read or is not valid in a header, as a text for the operator.
     pub(crate) fn present(&self) -> Result<Presented, String> {
         let mut presented = Presented { headers: HeaderMap::new(), secrets: Vec::new() };
         for (name, value) in &self.headers {
@@ -263,7 +263,7 @@ impl Presented {
 pub(crate) struct AnswerBody {
     /// At most [`ANSWER_BYTES_MAX`] of it.
     pub body: Vec<u8>,
-    /// It came to its end, or to that bound.
+    /// Whether it was read to its end, or to that bound.
     pub is_whole: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Why a receiver gave no answer, in words: what the library says with all its causes, and what to do about those that
-//! an operator can mend. The same for every sink that uses the network. Decides nothing.
+//! Explains why a receiver gave no answer: the library's error with all its causes, and the remedy for those that an
+//! operator can fix. The same for every sink that uses the network. Decides nothing.
 
 use std::error::Error;
 use std::io;
@@ -10,19 +10,19 @@ use rustls::{AlertDescription, CertificateError as Bad};
 use super::client_certificate::ClientCertificate;
 use crate::net::error_chain;
 
-/// A connection that the other side ended. With TLS 1.3 a receiver refuses a client certificate after the handshake, and
-/// whether its alert is read or only the end depends on which of the two the library looks at first.
+/// A connection that the other side ended. With TLS 1.3 a receiver refuses a client certificate after the handshake,
+/// and the library may read its alert, or see only the closed connection.
 const ENDED: [&str; 4] =
     ["connection was not ready", "connection closed before message completed", "Connection reset", "Broken pipe"];
 
-/// How a sink reaches its receiver, for telling why it did not.
+/// How a sink reaches its receiver, for the explanation of a failure.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wire {
     certificate: Option<Arc<ClientCertificate>>,
 }
 
 impl Wire {
-    /// A way on which this certificate is shown.
+    /// A connection that presents this certificate.
     pub(crate) fn showing(certificate: Arc<ClientCertificate>) -> Self {
         Self { certificate: Some(certificate) }
     }
@@ -32,7 +32,7 @@ impl Wire {
         self.told_through(error, str::to_owned)
     }
 
-    /// As [`Wire::told`], the receiver's own words in it made fit to be shown by `shown`.
+    /// As [`Wire::told`], with the receiver's own text in it cleaned by `shown`.
     pub(crate) fn told_through(&self, error: &(dyn Error + 'static), shown: impl FnOnce(&str) -> String) -> String {
         let chain = error_chain(error);
         let hint = tls_error(error).and_then(|error| self.hint(error)).or_else(|| self.hint_of_words(&chain));
@@ -43,7 +43,7 @@ impl Wire {
         }
     }
 
-    /// The words, and what is known to be wrong with the client certificate.
+    /// The words, followed by the fault of the client certificate, if any.
     pub(crate) fn remarked(&self, words: &str) -> String {
         match self.certificate.as_ref().and_then(|certificate| certificate.remark()) {
             Some(remark) => format!("{words}; {remark}"),
@@ -51,7 +51,8 @@ impl Wire {
         }
     }
 
-    /// What the libraries keep to themselves but for their words; a test holds the words to their present versions.
+    /// The remedy for errors that the libraries expose only as text; a test checks the texts against their present
+    /// versions.
     fn hint_of_words(&self, chain: &str) -> Option<&'static str> {
         let says = |words: &&str| chain.contains(*words);
         match &self.certificate {

@@ -1,13 +1,13 @@
 //! The `otlp` sink: records as OpenTelemetry logs over gRPC or HTTP with protobuf.
 //!
-//! Follows the OTLP specification (<https://opentelemetry.io/docs/specs/otlp/>) but for what an answer means, which is
-//! `answers`' for all sinks, and for a partial success: it names no records, so its request comes again in parts until
-//! the rejected ones stand alone, which repeats the others.
+//! Follows the OTLP specification (<https://opentelemetry.io/docs/specs/otlp/>) except for the meaning of an answer,
+//! which `answers` defines for all sinks, and for a partial success. That names no records, so its request is sent
+//! again in parts until the rejected ones are isolated, which repeats the others.
 //!
 //! `otlp_message` writes the requests; the types of answers are those of `opentelemetry-proto`. A gRPC request is
-//! encoded and compressed once, where work may take its time, so that what is sent again is the same and nothing else
-//! waits for it. tonic would compress in the task that sends; that is why its channel and its reading of answers are
-//! used, and its client is not.
+//! encoded and compressed once, on a thread for long work, so that a retry sends the same bytes and no other task
+//! waits. tonic would compress in the sending task, so this uses tonic's channel and its decoding of answers, but not
+//! its client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,16 +45,16 @@ use crate::net::{error_chain, retry_after};
 
 /// The one call of the logs service.
 const EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
-/// Where it is over HTTP, below an endpoint without a path.
+/// The path over HTTP, for an endpoint without a path.
 const HTTP_PATH: &str = "/v1/logs";
-/// How a message is compressed, and how its answer may be.
+/// The header of a message's compression.
 const GRPC_ENCODING: &str = "grpc-encoding";
 const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 /// Before each message of gRPC: whether it is compressed, and its length.
 const GRPC_HEAD_BYTES: usize = 5;
-/// How often the system looks whether an idle connection's peer is still there. Not by pings of HTTP/2: receivers count
-/// those (gRPC in Go allows one in five minutes and closes the connection at the third too many), and a request that
-/// waits longer would be cut.
+/// How often the system probes the peer of an idle connection. HTTP/2 pings are not used: receivers count them (gRPC in
+/// Go allows one in five minutes and closes the connection at the third excess ping), which would break a request that
+/// waits longer.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// The sink as configured. Nothing is connected yet. Must be called on a tokio runtime.
@@ -98,7 +98,7 @@ struct GrpcTransport {
     current: Mutex<Current>,
 }
 
-/// The channel that requests go over, and the how manieth it is.
+/// The channel for requests, and its sequence number.
 #[derive(Clone)]
 struct Current {
     number: u64,
@@ -119,7 +119,7 @@ impl GrpcTransport {
             }
             _ => (None, Wire::default()),
         };
-        // The connector makes TLS, so that to tonic the address is a plain one.
+        // The connector adds TLS, so tonic gets a plain address.
         let port = config.endpoint.port_or_known_default().unwrap_or(443);
         let address = format!("http://{}:{port}", config.endpoint.host_str().unwrap_or_default());
         let endpoint = Endpoint::from_shared(address)
@@ -137,8 +137,8 @@ impl GrpcTransport {
         self.lock().clone()
     }
 
-    /// Later requests go over a new connection than that of `failed`: its peer may be gone without a word, and a channel
-    /// finds out that its connection broke only by the next request, which it fails.
+    /// Later requests go over a new connection than that of `failed`: its peer may have disappeared silently, and a
+    /// channel notices a broken connection only at the next request, which then fails.
     fn renew(&self, failed: u64) {
         let mut current = self.lock();
         if current.number == failed {
@@ -224,13 +224,13 @@ impl Export {
         if status.is_success() {
             return taken_over_http(&response, &answer, presented);
         }
-        // A failure's body is a `google.rpc.Status`; a proxy in between may answer anything.
+        // A failure's body is a `google.rpc.Status`; a proxy in between may send any body.
         let words = RpcStatus::decode(answer.body.as_slice()).map_or(answer.body, |s| s.message.into_bytes());
         let (why, words) = said(status, &words, presented);
         of_status(status.as_u16(), &words).written(why, retry_after(response.headers(), self.clock.now()))
     }
 
-    /// `Err`: there was no answer, and what that means.
+    /// `Err`: the result of a request without an answer.
     async fn call(&self, mut channel: Channel, body: Bytes, presented: &Presented) -> Result<Written, Written> {
         if let Err(error) = std::future::poll_fn(|cx| GrpcService::<Body>::poll_ready(&mut channel, cx)).await {
             return Err(Written::refused(format!("no connection: {}", self.wire.told(&error))));
@@ -253,7 +253,7 @@ impl Export {
                 Err(_) => Written::Delivered,
             }),
             Err(status) => match std::error::Error::source(&status) {
-                // An error made here, of a connection that broke, says why only in its causes.
+                // A local error of a broken connection gives its reason only in its causes.
                 Some(cause) => Err(self.unanswered(&status, cause, presented)),
                 None => Ok(refused(&status, presented)),
             },
@@ -262,9 +262,9 @@ impl Export {
 }
 
 impl Export {
-    /// What a request without an answer means, and why there was none.
+    /// The result of a request without an answer, with the reason.
     fn unanswered(&self, status: &Status, cause: &(dyn std::error::Error + 'static), presented: &Presented) -> Written {
-        // The outermost is tonic's own word for all of them.
+        // The outermost is tonic's generic error.
         let cause = cause.source().filter(|_| cause.is::<tonic::transport::Error>()).unwrap_or(cause);
         let told = self.wire.told_through(cause, |chain| presented.shown(chain));
         let told = match &self.transport {
@@ -279,7 +279,7 @@ impl Export {
 /// The one message of a gRPC answer.
 async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>) -> Result<Bytes, Status> {
     let answer = answer.map_err(|error| Status::from_error(Box::new(error)))?;
-    // An answer without a message has its status among the headers.
+    // An answer without a message has its status in the headers.
     if let Some(status) = Status::from_header_map(answer.headers()).filter(|status| status.code() != Code::Ok) {
         return Err(status);
     }
@@ -293,8 +293,8 @@ async fn response(answer: Result<http::Response<Body>, tonic::transport::Error>)
     message.ok_or_else(|| Status::internal("the answer has no message"))
 }
 
-/// What a success over HTTP says. 2xx by itself is success, some receivers answer JSON or nothing; but a page for people
-/// comes from something in between, and an answer that was cut may have said that some records were rejected.
+/// The result of a success over HTTP. A 2xx alone is success, since some receivers answer with JSON or an empty body.
+/// But an HTML page comes from a proxy, and a truncated answer may have contained the rejection of some records.
 fn taken_over_http(response: &reqwest::Response, answer: &AnswerBody, presented: &Presented) -> Written {
     let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type.to_ascii_lowercase().starts_with("text/html") {
@@ -308,7 +308,7 @@ fn taken_over_http(response: &reqwest::Response, answer: &AnswerBody, presented:
         .map_or(Written::Delivered, |response| taken(&response, presented))
 }
 
-/// What success says: all of it, or that some records were not taken.
+/// The result of a success: all records accepted, or some rejected.
 fn taken(response: &ExportLogsServiceResponse, presented: &Presented) -> Written {
     let Some(partial) = &response.partial_success else { return Written::Delivered };
     let words = presented.shown(&partial.error_message);
@@ -324,13 +324,13 @@ fn taken(response: &ExportLogsServiceResponse, presented: &Presented) -> Written
     Written::Delivered
 }
 
-/// What a gRPC failure says of the records.
+/// The result of a gRPC failure.
 fn refused(status: &Status, presented: &Presented) -> Written {
     let why = format!("answer {:?}: {}", status.code(), presented.shown(status.message()));
     of_code(status.code(), status.message()).written(why, retry_delay(status))
 }
 
-/// `google.rpc.Status`, of which the details hold what gRPC has no place for.
+/// `google.rpc.Status`, whose details hold the data for which gRPC has no field.
 #[derive(Clone, PartialEq, Message)]
 struct RpcStatus {
     #[prost(int32, tag = "1")]
@@ -390,7 +390,8 @@ impl Decoder for Raw {
 
 // ------------------------------------------------------------------------------------------ the message
 
-/// The records of a batch as one `ExportLogsServiceRequest` in protobuf: what the sink sends of it, before compression.
+/// The records of a batch as one `ExportLogsServiceRequest` in protobuf: the form in which the sink sends it, before
+/// compression.
 ///
 /// # Errors
 /// A record is no JSON object.

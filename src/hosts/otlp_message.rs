@@ -1,11 +1,11 @@
 //! Records as one `ExportLogsServiceRequest`, written as protobuf in one pass over their JSON.
 //!
-//! Written here and not by way of the message types of `opentelemetry-proto`: a tree of those for each record took two
-//! thirds of the processor time of the whole route without compression (`benches/README.md`). What is written is what
-//! prost writes, with every length in its shortest form; tests read it back with those types.
+//! It does not use the message types of `opentelemetry-proto`: a tree of those for each record took two thirds of the
+//! processor time of the whole path without compression (`benches/README.md`). The output equals prost's, with every
+//! length in its shortest form; tests decode it with those types.
 //!
-//! A message begins with its length, which is known at its end. So two bytes are left for each, and where they do not
-//! do, what follows is moved.
+//! A message begins with its length, which is known at its end. So two bytes are reserved for each, and if they do not
+//! suffice, the following bytes are moved.
 
 use std::hash::BuildHasher;
 
@@ -20,7 +20,7 @@ use crate::severity::Severity;
 /// `service.name` and the name of the scope.
 const NAME: &str = "m365-audit";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Room for what comes before the records: resource and scope, with the length of everything.
+/// Capacity for the bytes before the records: resource and scope, with the total length.
 const HEAD_BYTES_MAX: usize = 160;
 
 /// Tags: the number of a field and how its value is written.
@@ -55,10 +55,10 @@ mod tag {
     pub(super) const ANY_KVLIST: u8 = bytes(6);
 }
 
-/// The message after `before` bytes that are left for the caller to fill.
+/// The message after `before` bytes that the caller fills.
 ///
 /// # Errors
-/// A record is no JSON object.
+/// A record is not a JSON object.
 pub(super) fn encode(batches: &[Batch], observed: Timestamp, before: usize) -> Result<Vec<u8>, String> {
     let observed = unix_nanos(observed);
     let json: usize = batches.iter().map(|batch| batch.ndjson().len()).sum();
@@ -78,7 +78,7 @@ pub(super) fn encode(batches: &[Batch], observed: Timestamp, before: usize) -> R
     Ok(out)
 }
 
-/// What comes before `bytes` of records.
+/// The head before `bytes` of records.
 fn head(bytes: usize) -> Vec<u8> {
     let mut resource = Vec::new();
     for (key, value) in [("service.name", NAME), ("service.version", VERSION)] {
@@ -99,7 +99,7 @@ fn head(bytes: usize) -> Vec<u8> {
     head
 }
 
-/// The logs data model's numbers: its words for our five.
+/// The severity numbers of the logs data model for the five severities.
 const fn severity_number(severity: Severity) -> SeverityNumber {
     match severity {
         Severity::Info => SeverityNumber::Info,
@@ -152,7 +152,7 @@ fn text_len(text: &str) -> usize {
     if text.is_empty() { 0 } else { 1 + varint_len(text.len()) + text.len() }
 }
 
-/// What an `AnyValue` holds when it is no list.
+/// The content of an `AnyValue` that is not a list.
 #[derive(Clone, Copy)]
 enum Scalar<'a> {
     Null,
@@ -204,7 +204,7 @@ fn put_member(out: &mut Vec<u8>, tag: u8, key: &str, value: Scalar<'_>) {
     value.put(out);
 }
 
-/// Splits a length and what it counts off bytes that were written here.
+/// Splits a length and the bytes it counts off output of this module.
 fn take_counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (mut length, mut at) = (0_usize, 0);
     loop {
@@ -221,7 +221,7 @@ fn take_counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 /// A key and its `AnyValue`.
 type Pair<'a> = (&'a [u8], &'a [u8]);
 
-/// The first `KeyValue` of a list that was written here, and the rest of the list.
+/// The first `KeyValue` of a list that this module wrote, and the rest of the list.
 fn take_member(list: &[u8]) -> Option<(Pair<'_>, &[u8])> {
     let (member, rest) = take_counted(list.strip_prefix(&[tag::LIST_VALUES])?)?;
     let (key, value) = match member.strip_prefix(&[tag::KEY]) {
@@ -232,7 +232,7 @@ fn take_member(list: &[u8]) -> Option<(Pair<'_>, &[u8])> {
     Some(((key, any), rest))
 }
 
-/// The members of a list that was written here.
+/// The members of a list that this module wrote.
 fn members(mut list: &[u8]) -> impl Iterator<Item = Pair<'_>> {
     std::iter::from_fn(move || {
         let (member, rest) = take_member(list)?;
@@ -241,11 +241,11 @@ fn members(mut list: &[u8]) -> impl Iterator<Item = Pair<'_>> {
     })
 }
 
-/// What attributes are made of, as `AnyValue`s.
+/// The values of attributes, as `AnyValue`s.
 #[derive(Default)]
 struct Known<'a> {
     event_type: Option<&'a [u8]>,
-    /// The id as each format has it: native, raw, ECS, OCSF.
+    /// The id in each format: native, raw, ECS, OCSF.
     ids: [Option<&'a [u8]>; 4],
     /// As [`ATTRIBUTES`] names them.
     others: [Option<&'a [u8]>; 7],
@@ -317,7 +317,7 @@ struct Writer {
 /// A map or an array that has begun.
 struct Open {
     place: Place,
-    /// Where what holds it begins.
+    /// Where its container begins.
     start: usize,
     /// Where its own content begins.
     content: usize,
@@ -326,7 +326,7 @@ struct Open {
     first_member: usize,
 }
 
-/// What an `AnyValue` is part of.
+/// The container of an `AnyValue`.
 #[derive(Clone, Copy)]
 enum Place {
     Body,
@@ -351,7 +351,7 @@ struct Member {
 
 /// Two bytes for a length that is not known yet.
 const LATER: [u8; 2] = [0; 2];
-/// Lengths that take just those.
+/// Lengths that take exactly two bytes.
 const TWO_BYTES: std::ops::Range<usize> = 0x80..0x4000;
 
 /// A length of [`TWO_BYTES`].
@@ -401,7 +401,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What stands beside the body that begins at `body`.
+    /// Writes the fields beside the body that begins at `body`.
     fn attributes(&mut self, batch: &Batch, body: usize) {
         let any = self.out.get(body + 1..).and_then(take_counted);
         let list = any.and_then(|(any, _)| take_counted(any.strip_prefix(&[tag::ANY_KVLIST])?));
@@ -487,8 +487,8 @@ impl Writer {
         self.out.splice(start..content, head);
     }
 
-    /// Takes out members whose name comes again: the specification forbids a key twice; the last counts, as JSON
-    /// parsers have it.
+    /// Removes members whose name is repeated later: the specification forbids repeated keys, and the last counts, as
+    /// in JSON parsers.
     fn keep_last(&mut self, first_member: usize) {
         let members = &self.members[first_member..];
         self.sorted.clear();
@@ -510,7 +510,7 @@ impl Writer {
             }
         }
         dead.sort_unstable_by_key(|range| range.start);
-        // What stays closes up, each byte moved once.
+        // Moves the remaining bytes together, each once.
         let mut to = dead.first().map_or(end, |range| range.start);
         for (at, range) in dead.iter().enumerate() {
             let kept = range.end..dead.get(at + 1).map_or(end, |next| next.start);
@@ -580,7 +580,7 @@ mod tests {
     use super::*;
     use crate::hosts::requests::tests::batch;
 
-    /// What prost reads, after a look at its length: prost writes every length in its shortest form.
+    /// Decodes with prost, after a check of the length: prost writes every length in its shortest form.
     fn decoded(lines: &[&str]) -> Vec<LogRecord> {
         let bytes = encode(&[batch(lines)], "2026-01-01T00:00:00Z".parse().unwrap(), 3).unwrap();
         assert_eq!(bytes[..3], [0; 3]);

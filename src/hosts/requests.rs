@@ -1,5 +1,5 @@
-//! What the sinks that send requests have in common: one request for each group, made once and sent again as the same
-//! bytes, several under way. Knows no protocol, and does not judge an answer: that is `delivery`'s.
+//! Code shared by the sinks that send requests: one request for each group, made once and retried with the same bytes,
+//! with several in flight. Knows no protocol, and leaves the judgement of an answer to `delivery`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::host::Batch;
 
 use super::embedded::sink::GroupBounds;
 
-/// Longest wait a receiver may ask for; it is asked again then.
+/// The longest wait that a receiver may request.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// Requests that were refused, by the first batch in each, for all the lanes of a sink.
@@ -27,7 +27,7 @@ impl Bodies {
     pub(crate) fn take(&self, batches: &[Batch]) -> Option<Bytes> {
         let first = batches.first()?.id;
         let (count, body) = self.0.lock().remove(&first)?;
-        // Batches that came together come again together, or each with an id of its own.
+        // Batches of one request are retried together, or each with an id of its own.
         (count == batches.len()).then_some(body)
     }
 
@@ -38,7 +38,7 @@ impl Bodies {
         }
     }
 
-    /// Keeps it if, after this answer, it comes again as it is.
+    /// Keeps it if, after this answer, the same request will be retried.
     pub(crate) fn keep_after(&self, written: &Written, batches: &[Batch], body: Bytes) {
         if matches!(written, Written::Refused { .. } | Written::Unclear(_) | Written::Misconfigured(_)) {
             self.keep(batches, body);
@@ -49,7 +49,7 @@ impl Bodies {
 /// A way to make requests and to send them, one independent of the other.
 #[async_trait]
 pub(crate) trait Exchange: Send + Sync + 'static {
-    /// What is to be sent. Runs where it may take its time.
+    /// The bytes to send. Runs on a thread for long work.
     ///
     /// # Errors
     /// The records can never be sent together, and why.
@@ -139,7 +139,7 @@ pub(crate) mod tests {
         builder.finish("s".into(), "00000000-0000-0000-0000-000000000000".parse().unwrap(), ContentType::General)
     }
 
-    /// Answers the first requests so; notes how often one was made, and what was sent.
+    /// Scripted answers to the first requests; records how often one was made, and the bytes sent.
     struct Script {
         answers: Mutex<Vec<Written>>,
         packed: Mutex<usize>,

@@ -1,7 +1,7 @@
-//! The `stdout` sink: newline-delimited JSON into whatever reads this process.
+//! The `stdout` sink: newline-delimited JSON for the reader of this process's output.
 //!
-//! A batch is delivered when its bytes are in the pipe and flushed: what the reader loses after that is lost, so this
-//! is for trying things out and for agents that cannot do better. A slow reader is back-pressure; a closed pipe ends
+//! A batch is delivered when its bytes are in the pipe and flushed: records that the reader loses after that are lost,
+//! so this sink is for tests and for agents without a better input. A slow reader is back-pressure; a closed pipe ends
 //! the host in an orderly way, with the batch refused.
 
 use std::fs::File;
@@ -15,13 +15,13 @@ use tokio::net::unix::pipe;
 use crate::host::Batch;
 use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};
 
-/// When to try a pipe again that somebody made non-blocking and that is full.
+/// The pause before a full pipe is tried again that another process made non-blocking.
 const FULL_PIPE_RETRY: Duration = Duration::from_millis(10);
 
 /// The sink over any writer. Its writes block: [`StdoutSink::into_sink`] gives it a thread.
 pub struct StdoutSink<W> {
     out: W,
-    /// The batch a write stopped in, and how much of it is out: it is resumed there, never begun again.
+    /// The batch in which a write stopped, and how much of it was written: it is resumed there, never restarted.
     partial: Option<Partial>,
 }
 
@@ -31,17 +31,17 @@ struct Partial {
 }
 
 impl StdoutSink<File> {
-    /// This process's standard output, by a descriptor of its own. Not through [`io::stdout`]: its buffer hides how
-    /// much of a failed write is out.
+    /// This process's standard output, by a descriptor of its own. Not through [`io::stdout`], whose buffer hides how
+    /// much of a failed write was written.
     pub fn open() -> io::Result<Self> {
         Ok(Self::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
     }
 }
 
-/// Resolves when standard output is a pipe that nobody reads any more, also while there is nothing to write: an agent
-/// that was killed and starts this program anew must not find the old one holding the state. Never for a file.
+/// Resolves when standard output is a pipe without a reader, even while there is nothing to write: when an agent was
+/// killed and starts this program again, the old process must not still hold the state. Never for a file.
 pub async fn reader_gone() {
-    // Unchecked, because checking makes the pipe non-blocking, and the sink's writes are to block.
+    // Unchecked, because the check makes the pipe non-blocking, and the sink's writes must block.
     let watched = io::stdout().as_fd().try_clone_to_owned().and_then(pipe::Sender::from_owned_fd_unchecked);
     match watched {
         Ok(watched) if watched.ready(Interest::ERROR).await.is_ok_and(|seen| seen.is_error()) => {}

@@ -10,7 +10,7 @@ use tokio_rustls::client::TlsStream;
 
 /// A connection, with TLS or without.
 pub(crate) enum Stream {
-    /// As it is.
+    /// Without TLS.
     Plain(TcpStream),
     /// Inside TLS.
     Tls(Box<TlsStream<TcpStream>>),

@@ -1,4 +1,4 @@
-//! How completely each tenant was read over the last days, as the state has it, for who looks at a page.
+//! How completely each tenant was read over the last days, from the state, for the status page.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -17,9 +17,9 @@ use crate::report::model::Segment;
 
 /// As far back as Microsoft keeps content.
 const PERIOD: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// The state is read again after this time: whoever reloads a page all the time does not keep it busy.
+/// The state is read again after this time, so that frequent reloads of a page do not keep it busy.
 const KEPT_FOR: Duration = Duration::from_secs(15);
-/// While some tenants have no position yet.
+/// The same while some tenants have no position yet.
 const KEPT_FOR_IN_PART: Duration = Duration::from_secs(1);
 
 /// The bars of all tenants over one period.
@@ -29,11 +29,11 @@ pub struct Bars {
     pub from: Timestamp,
     /// Where it ends.
     pub to: Timestamp,
-    /// By source: of each moment the worst of its content types. A source of which the state has nothing is missing.
+    /// By source: at each moment the worst of its content types. A source without state is missing.
     pub of: BTreeMap<String, Vec<Segment>>,
 }
 
-/// Reads them from the state, which may be opened later than it is first asked.
+/// Reads them from the state, which may be opened after the first request.
 pub struct Completeness {
     state: Arc<OnceLock<Arc<dyn StateStore>>>,
     clock: Arc<dyn Clock>,
@@ -41,7 +41,7 @@ pub struct Completeness {
 }
 
 impl Completeness {
-    /// Of this state.
+    /// Reads from this state.
     pub fn new(state: Arc<OnceLock<Arc<dyn StateStore>>>, clock: Arc<dyn Clock>) -> Self {
         Self { state, clock, known: Mutex::new(None) }
     }
@@ -54,7 +54,7 @@ impl Completeness {
             return bars.clone();
         }
         let bars = Arc::new(self.read(registry).await);
-        // After a start, positions come one after the other: what lacks some is soon out of date.
+        // After a start, positions appear one after the other, so bars without some of them are soon out of date.
         let is_whole = bars.of.len() == registry.entries().len();
         *known = Some((now + if is_whole { KEPT_FOR } else { KEPT_FOR_IN_PART }, bars.clone()));
         bars
@@ -71,7 +71,7 @@ impl Completeness {
             for content_type in entry.content_types {
                 positions.push(position(&**store, &keys.position(content_type)).await);
             }
-            // A content type without a position is not known: it must not pass for complete beside the others.
+            // The completeness of a content type without a position is unknown: it must not count as complete.
             if positions.iter().any(Option::is_some) {
                 let bars: Vec<_> = positions.iter().map(|position| of_position(position.as_ref(), from, to)).collect();
                 of.insert(name, worst_of(&bars, from, to));
@@ -81,7 +81,7 @@ impl Completeness {
     }
 }
 
-/// A position; `None` also when it cannot be read, of which the source itself reports why.
+/// A position; `None` also when it cannot be read; the source itself reports the reason.
 async fn position(store: &dyn StateStore, key: &str) -> Option<Position> {
     let (bytes, _) = store.load(key).await.ok().flatten()?;
     format::decode::<Position>(key, &bytes).ok()

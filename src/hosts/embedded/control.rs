@@ -1,14 +1,14 @@
 //! The control socket of a running process: `control.sock` under `data_dir`, or `control_socket`, for the operator's
 //! commands.
 //!
-//! Owns the socket and its protocol: one question a connection, one JSON object a line, the version in each; answers
-//! until the last one. Who may ask: the user the process runs as, and root; the file is 0600 and the peer's user is
-//! looked at besides, because the file's mode comes a moment after the file. A process that dies leaves the file; as
-//! the state's lock is held before the socket is made, a socket that nobody answers on is nobody's and is replaced. One
-//! that is removed while the process runs is made anew.
+//! Owns the socket and its protocol: one request a connection, one JSON object a line, with the version in each;
+//! several response lines may follow. The user that runs the process and root may send requests. The file is 0600, and
+//! the peer's user is checked in addition, because the mode is set a moment after the file is created. A process that
+//! dies leaves the file. As the state's lock is held before the socket is created, a socket without a listener belongs
+//! to no process and is replaced. A socket file that is removed while the process runs is created again.
 //!
-//! Refuses to know how a question is carried out: `status` is put together here from what the process measures, a
-//! back-fill goes to the source's desk, a move of positions to whoever owns the sources.
+//! Does not know how a request is carried out: it assembles `status` from the process's measurements, and passes a
+//! back-fill to the source and a move of positions to the owner of the sources.
 
 use std::fs;
 use std::io;
@@ -46,18 +46,18 @@ pub const VERSION: u32 = 1;
 const QUESTION_BYTES_MAX: u64 = 64 * 1024;
 /// Bytes of an answer a client reads.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// A question must be asked within this time, an answer taken.
+/// A client must send its request within this time, and read each answer within it.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether the socket still has its name.
+/// How often the process checks that the socket still has its name.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 16;
-/// A client is told how a back-fill goes this often.
+/// A client gets the progress of a back-fill this often.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 /// A path longer than this does not fit the system's address of a socket.
 const PATH_BYTES_MAX: usize = 100;
 
-/// What is asked.
+/// A request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// [`VERSION`].
@@ -70,7 +70,7 @@ pub struct Question {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// How everything fares.
+    /// The status of the process.
     Status {},
     /// Read a range again.
     Backfill {
@@ -91,7 +91,7 @@ pub enum What {
         /// The source.
         source: String,
     },
-    /// Read the configuration again, and take the data of a tenant that it does not name any more out of the state.
+    /// Read the configuration again, and remove from the state the data of a tenant that it no longer names.
     Purge {
         /// The tenant.
         tenant: String,
@@ -124,25 +124,25 @@ pub struct Answer {
 pub enum Say {
     /// The status, and nothing more.
     Status(Box<Status>),
-    /// How a back-fill goes; more follows.
+    /// The progress of a back-fill; more lines follow.
     Progress(Snapshot),
     /// How a back-fill ended.
     Ended(Ended),
-    /// How filling a range goes; more follows.
+    /// The progress of filling a range; more lines follow.
     Healing(heal::desk::Snapshot),
     /// How it ended.
     Healed(heal::desk::Ended),
-    /// What became of the records that were set aside.
+    /// The outcome for the records that were set aside.
     Retried(Retried),
     /// Positions were moved: what to print.
     Moved(Vec<String>),
-    /// A tenant's data was taken out: what to print.
+    /// A tenant's data was removed: what to print.
     Purged(Vec<String>),
-    /// It is not done.
+    /// The request was refused.
     Refused(Refusal),
 }
 
-/// Why a question is refused, as the operator is told it.
+/// Why a request is refused, in the words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The error's page.
@@ -181,7 +181,7 @@ pub enum ControlError {
         /// The system's reason.
         source: io::Error,
     },
-    /// The process went away, or answered nonsense.
+    /// The process ended, or its answer is invalid.
     #[error("the running process did not answer to the end: {why}")]
     Broken {
         /// What happened.
@@ -228,14 +228,14 @@ impl Actionable for ControlError {
     }
 }
 
-/// Whether the file system, and no permission, keeps a socket from being made.
+/// Whether the file system, and not a permission, prevents a socket.
 fn refuses_sockets(error: &io::Error) -> bool {
     // A bind answers `EPERM` where a file system has no special files, `EACCES` where a directory may not be written.
     let no_special_files = [libc::EPERM, libc::EINVAL, libc::ENXIO, libc::ENODEV];
     error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|e| no_special_files.contains(&e))
 }
 
-/// A move of positions, for whoever owns the sources.
+/// A move of positions, for the owner of the sources.
 pub struct MoveAsked {
     /// The source.
     pub source: String,
@@ -249,7 +249,7 @@ pub struct MoveAsked {
     pub answer: oneshot::Sender<Result<Vec<String>, Refusal>>,
 }
 
-/// A tenant whose data is to go, for whoever owns the sources and the state.
+/// A request to remove a tenant's data, for the owner of the sources and the state.
 pub struct PurgeAsked {
     /// The tenant.
     pub tenant: TenantId,
@@ -257,12 +257,12 @@ pub struct PurgeAsked {
     pub answer: oneshot::Sender<Result<Vec<String>, Refusal>>,
 }
 
-/// Maps an error of a back-fill to its exit code; the command line's business.
+/// Maps an error of a back-fill to its exit code, which the command line defines.
 pub type ExitOf = fn(&BackfillError) -> u8;
 /// The same for a range that is filled through Microsoft Graph.
 pub type HealExitOf = fn(&heal::desk::HealError) -> u8;
 
-/// What answers questions with.
+/// The parts with which requests are answered.
 #[derive(Clone)]
 pub struct Backend {
     /// The sources.
@@ -271,7 +271,7 @@ pub struct Backend {
     pub monitor: Arc<Monitor>,
     /// Where moves are carried out.
     pub moves: mpsc::Sender<MoveAsked>,
-    /// Where tenants' data is taken out.
+    /// Where tenants' data is removed.
     pub purges: mpsc::Sender<PurgeAsked>,
     /// Exit codes.
     pub exit_of: ExitOf,
@@ -281,7 +281,7 @@ pub struct Backend {
     pub clock: Arc<dyn Clock>,
 }
 
-/// The path for the system call: through the open directory where the plain one is too long for a socket's address.
+/// The path for the system call: through the open directory if the plain path is too long for a socket's address.
 fn reachable(path: &Path) -> io::Result<(PathBuf, Option<fs::File>)> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other("it does not end in the name of a file"));
@@ -325,7 +325,7 @@ impl ControlServer {
         if let Some(dir) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        // Under another name until its mode is right: nobody finds an open one under this name.
+        // Created under another name until its mode is set, so that the final name never has an open socket.
         let mut new = path.as_os_str().to_owned();
         new.push(".new");
         let new = PathBuf::from(new);
@@ -341,9 +341,9 @@ impl ControlServer {
         Ok(Self { listener, path: path.to_owned(), identity, owner })
     }
 
-    /// Whether the socket's name is gone, after a while. Whatever else lies there now is somebody's; without its directory
-    /// the state is gone, too, and whoever writes that anew makes the directory. On a thread of its own: a file system
-    /// that does not answer must not keep this process from answering.
+    /// Waits, then checks whether the socket's name is gone. Another file under that name is left alone. Without its
+    /// directory the state is gone, too; the code that writes the state again creates the directory. The check runs on
+    /// a thread of its own, since a file system that hangs must not block this process.
     fn look(&self, clock: &dyn Clock) -> BoxFuture<'static, bool> {
         let (pause, path) = (clock.sleep(LOOK_EVERY), self.path.clone());
         Box::pin(async move {
@@ -387,12 +387,12 @@ impl ControlServer {
                         tracing::warn!("a question through the control socket was refused: it came from another user");
                         continue;
                     }
-                    // Beyond the bound a client is turned away: it sees its connection closed.
+                    // Above the limit a client is refused: it sees its connection closed.
                     let Ok(permit) = room.clone().try_acquire_owned() else { continue };
                     let (backend, stop) = (backend.clone(), stop.child_token());
                     connections.spawn(async move {
                         let _permit = permit;
-                        // A client that went away is its own business.
+                        // A client that disconnected needs no report.
                         let _ = answer(stream, backend, stop).await;
                     });
                 }
@@ -414,7 +414,7 @@ fn is_gone(path: &Path) -> bool {
         && path.parent().is_some_and(Path::is_dir)
 }
 
-/// Removes a socket on which nobody answers.
+/// Removes a socket without a listener.
 fn take_away(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -432,7 +432,7 @@ fn take_away(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Answers the one question of a connection.
+/// Answers the one request of a connection.
 async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -> io::Result<()> {
     let (read, write) = stream.into_split();
     let mut reader = BufReader::new(read.take(QUESTION_BYTES_MAX));
@@ -456,7 +456,7 @@ async fn answer(stream: UnixStream, backend: Backend, stop: CancellationToken) -
     asker.say(say).await
 }
 
-/// What is asked, or why that cannot be answered.
+/// Parses the request, or returns why it cannot be answered.
 fn question(line: &str) -> Result<What, Refusal> {
     #[derive(Deserialize)]
     struct Version {
@@ -476,7 +476,7 @@ fn refusal(slug: &str, what: String, hint: &str, exit: u8) -> Refusal {
     Refusal { slug: slug.into(), what, hint: hint.into(), exit }
 }
 
-/// The source of this name, or that there is none.
+/// The source of this name, or the refusal that there is none.
 fn source_of(backend: &Backend, source: &str) -> Result<Entry, Refusal> {
     let mut entries = backend.registry.entries();
     entries.remove(source).ok_or_else(|| {
@@ -539,7 +539,7 @@ async fn move_positions(backend: &Backend, source: String, types: &[String], fro
     }
 }
 
-/// Has a tenant's data taken out.
+/// Has a tenant's data removed.
 async fn purge(backend: &Backend, tenant: &str) -> Say {
     let tenant: TenantId = match tenant.parse() {
         Ok(tenant) => tenant,
@@ -564,7 +564,7 @@ async fn purge(backend: &Backend, tenant: &str) -> Say {
     }
 }
 
-/// Whoever asked, at the other end of the connection.
+/// The client at the other end of the connection.
 struct Asker<'a> {
     write: tokio::net::unix::OwnedWriteHalf,
     backend: &'a Backend,
@@ -587,7 +587,7 @@ impl Asker<'_> {
             Ok(entry) => entry,
             Err(refusal) => return Say::Refused(refusal),
         };
-        // Where it is refused another one is running, and stays noted.
+        // If it is refused, another one is running and stays registered.
         let is_noted = AtomicBool::new(false);
         let work = Work {
             source,
@@ -629,7 +629,7 @@ impl Asker<'_> {
     }
 }
 
-/// What is left of a question's connection.
+/// The rest of a request's connection.
 type Reader = BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>;
 
 fn version_refusal() -> Refusal {
@@ -637,7 +637,7 @@ fn version_refusal() -> Refusal {
     refusal("control-version", what, "use the program the service runs, or restart the service with this one", 73)
 }
 
-/// The asking side: one question.
+/// The client side: one request.
 #[derive(Debug)]
 pub struct Client {
     lines: Lines<BufReader<tokio::io::Take<tokio::net::unix::OwnedReadHalf>>>,
@@ -666,7 +666,7 @@ impl Client {
         }
     }
 
-    /// Over a connection that somebody else made.
+    /// Uses an existing connection.
     pub fn over(stream: UnixStream) -> Self {
         let (read, write) = stream.into_split();
         Self { lines: BufReader::new(read.take(ANSWER_BYTES_MAX)).lines(), write }
@@ -681,7 +681,7 @@ impl Client {
         self.ask_line(&text.map_err(|error| ControlError::Broken { why: error.to_string() })?).await
     }
 
-    /// Asks what somebody wrote as [`Client::ask`] does.
+    /// Sends a request that is already one line of JSON.
     ///
     /// # Errors
     /// The process went away.
@@ -690,7 +690,7 @@ impl Client {
         self.write.write_all(text.as_bytes()).await.map_err(|error| ControlError::Broken { why: error.to_string() })
     }
 
-    /// Asks to stop: what was asked for is stopped in an orderly way, and its end is told.
+    /// Asks to stop: the work stops in an orderly way, and its end is reported.
     ///
     /// # Errors
     /// The process went away.
@@ -717,7 +717,7 @@ impl Client {
         Ok(answer.say)
     }
 
-    /// The next line of the answer, as it came; nothing of it is lost where this is dropped before.
+    /// The next line of the answer, unparsed; cancelling this future loses no bytes.
     ///
     /// # Errors
     /// The process went away.
@@ -741,7 +741,7 @@ mod tests {
             let server = ControlServer::bind(&path).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
             assert!(Client::connect(&path).await.unwrap().is_some(), "{}", path.display());
-            // Its process lives: nobody takes it away.
+            // Its process is alive, so it is not removed.
             let taken = ControlServer::bind(&path).unwrap_err();
             assert!(taken.hint().contains("of its own"), "{taken}: {}", taken.hint());
             drop(server);

@@ -1,14 +1,14 @@
-//! How many files this process may have open, and what of them connections to Microsoft may take.
+//! How many files this process may have open, and how many of them connections to Microsoft may take.
 //!
-//! Each connection is a file. A process that has none left can neither read its state nor answer a probe, so that part of
-//! what it may open is kept for the listener, the control socket, the state and the sinks. The limit is raised by the
-//! program itself, not here: a library does not change its host.
+//! Each connection is a file. A process without free descriptors can neither read its state nor answer a probe, so a
+//! part is reserved for the listener, the control socket, the state and the sinks. The limit is raised by the program
+//! itself, not here: a library does not change its host.
 
 use rustix::process::{Resource, getrlimit};
 
-/// Of an unlimited number, or where the system does not say.
+/// The limit used when the number is unlimited or the system does not report it.
 const UNLIMITED: u64 = 1 << 20;
-/// What is kept for everything but connections to Microsoft: a quarter, between these two.
+/// Descriptors reserved for everything but connections to Microsoft: a quarter, between these two.
 const RESERVE_MIN: u64 = 64;
 const RESERVE_MAX: u64 = 512;
 /// Connections to Microsoft, at most.
@@ -19,7 +19,7 @@ pub fn limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED).min(UNLIMITED)
 }
 
-/// How many connections to Microsoft a process with so many files may have, all tenants together.
+/// How many connections to Microsoft a process with this limit may have, for all tenants together.
 pub fn for_connections(limit: u64) -> usize {
     let reserve = (limit / 4).clamp(RESERVE_MIN, RESERVE_MAX).min(limit / 2);
     usize::try_from((limit - reserve).min(CONNECTIONS_MAX)).unwrap_or(usize::MAX)

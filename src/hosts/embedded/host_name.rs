@@ -1,8 +1,8 @@
-//! By which names pages that a browser shows may be reached.
+//! Decides under which host names the pages for browsers answer.
 //!
-//! A web page elsewhere can have its own name point at this machine (DNS rebinding), and a browser then takes what is
-//! served here for that page's own. Such a request names that page's host; one by an IP address, as `localhost` or by a
-//! name the operator gave does not.
+//! A foreign web page can let its own name resolve to this machine (DNS rebinding), and a browser then treats the
+//! content served here as that page's own. Such a request carries that page's host name. A request by IP address, as
+//! `localhost` or by a name that the operator configured does not.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use axum::http::{Request, header};
 /// Whether a request names an IP address, `localhost`, or one of these hosts.
 pub(super) fn answers_to<B>(hosts: &[String], request: &Request<B>) -> bool {
     let mut named = request.headers().get_all(header::HOST).iter();
-    // Exactly one: of two nobody knows which counts.
+    // Exactly one: with two, it is ambiguous which counts.
     let (Some(host), None) = (named.next(), named.next()) else { return false };
     let of_the_target = request.uri().authority().map(|authority| authority.as_str());
     host.to_str().is_ok_and(|host| is_ours(hosts, host)) && of_the_target.is_none_or(|host| is_ours(hosts, host))

@@ -1,14 +1,14 @@
-//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`, how everything
-//! fares as `/status` (JSON) and `/status.html`, and `/`, which lists them.
+//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`, the status as
+//! `/status` (JSON) and `/status.html`, and `/`, which lists them.
 //!
-//! Owns the HTTP side only; what is measured is in [`crate::metrics`], how things fare comes from the host's
-//! [`HealthReport`] and the [`Monitor`]. What a browser may show names tenants and troubles, so these pages answer only to
-//! names by which nobody else's web page can reach them. `/health` answers 503 only when a source has failed: a degraded one still delivers, and a probe
-//! that restarts it would help nobody. `/live` says that the process runs.
+//! Owns the HTTP side only: the metrics are in [`crate::metrics`], and the status comes from the host's
+//! [`HealthReport`] and the [`Monitor`]. The pages for browsers name tenants and faults, so they answer only to host
+//! names under which a foreign web page cannot reach them. `/health` answers 503 only when a source has failed: a
+//! degraded one still delivers, and a restart by a probe would not help. `/live` reports that the process runs.
 //!
-//! Whoever connects can hold little: connections are bounded, each has one request, which must come within seconds and
-//! be taken within half a minute. Where there are too many, the oldest that has not asked anything yet goes first, so
-//! that a probe, which asks at once, is answered whatever else is open.
+//! A client can hold few resources: connections are bounded, and each has one request, which must arrive within
+//! seconds; the client must read the answer within half a minute. When there are too many, the oldest connection
+//! without a request is closed first, so that a probe, which sends its request at once, is always answered.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -52,19 +52,19 @@ use crate::model::{Actionable, slug_of};
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long open requests may take to end at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(1);
-/// When to try again after the system gave no connection.
+/// The pause after the system failed to accept a connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// What whoever connects may hold.
+/// Limits for clients.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Connections at once.
     pub connections: usize,
-    /// Answers of many tenants on their way at once: one is megabytes.
+    /// Large answers in flight at once: with many tenants, one is megabytes.
     pub pages: usize,
     /// Time until the request has come.
     pub request: Duration,
-    /// Time from there until the answer was taken.
+    /// Time from there until the client has read the answer.
     pub answer: Duration,
 }
 
@@ -147,7 +147,7 @@ impl MetricsServer {
                         open.make_room(self.bounds.connections);
                         open.add(|asked| answer_one(stream, pages.clone(), self.bounds, clock.clone(), asked));
                     }
-                    // Out of descriptors, or the peer has gone already.
+                    // Out of descriptors, or the peer has already disconnected.
                     Err(_) => clock.sleep(ACCEPT_RETRY).await,
                 },
                 Some(_) = open.tasks.join_next() => {}
@@ -161,7 +161,7 @@ impl MetricsServer {
         drop(self.listener);
         tokio::select! {
             () = async { while open.tasks.join_next().await.is_some() {} } => {}
-            // Whoever keeps a request open does not keep the process.
+            // A client that keeps a request open does not delay the end of the process.
             () = clock.sleep(STOP_GRACE) => open.tasks.shutdown().await,
         }
     }
@@ -175,7 +175,7 @@ struct Open {
 }
 
 impl Open {
-    /// Ends the oldest that has asked nothing; if all have, the oldest, which has had the most time.
+    /// Closes the oldest connection without a request; if all have one, the oldest, which has had the most time.
     fn make_room(&mut self, most: usize) {
         self.connections.retain(|(_, task)| !task.is_finished());
         while self.connections.len() >= most.max(1) {
@@ -193,7 +193,7 @@ impl Open {
 
 /// What is served.
 pub struct Served {
-    /// What is recorded, and how everything fares.
+    /// The recorded metrics and the status.
     pub monitor: Arc<Monitor>,
     /// The sources.
     pub registry: Registry,
@@ -207,18 +207,18 @@ pub struct Served {
     pub docs_url: String,
 }
 
-/// The pages a browser may show, and what they answer to.
+/// The pages for browsers, and the host names they answer to.
 #[derive(Clone)]
 struct Pages {
     router: Router,
     hosts: Arc<[String]>,
-    /// Leave to hold a large answer.
+    /// Permits for large answers.
     large: Arc<Semaphore>,
 }
 
-/// Answers the one request of a connection, or gives it up in time.
+/// Answers the one request of a connection, or closes it at a time limit.
 async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<dyn Clock>, asked: Arc<AtomicBool>) {
-    // Held until the connection is over: until then the page is in memory.
+    // Held until the connection ends, since the page is in memory until then.
     let held = Mutex::new(None);
     let router = TowerToHyperService::new(pages.router);
     let service = service_fn(|request: Request<Incoming>| {
@@ -258,11 +258,12 @@ async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<
     }
 }
 
-/// Paths that answer to any name: scrapers and probes use all kinds, and no browser is to be kept from them.
+/// Paths that answer to any host name: scrapers and probes use all kinds, and these pages need no protection from
+/// browsers.
 const FOR_ANY_HOST: [&str; 3] = ["/metrics", "/health", "/live"];
 /// Paths whose answers are small.
 const SMALL: [&str; 3] = ["/", "/health", "/live"];
-/// What a foreign name is told.
+/// The answer to a foreign host name.
 const FOREIGN_HOST: &str = "this page answers only to an IP address, `localhost`, or a name in `[metrics] hosts`\n";
 
 fn router(served: Arc<Served>) -> Router {
@@ -283,7 +284,7 @@ async fn metrics_page(served: State<Arc<Served>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
 }
 
-/// Why sources are not well: known to this host alone, and gone when they are.
+/// Writes why sources are not healthy. Only this host knows these causes, and they disappear with the fault.
 fn write_causes(page: &mut String, served: &Served) {
     let report = served.monitor.report();
     let entries = served.registry.entries();
@@ -309,14 +310,14 @@ async fn status_json(served: State<Arc<Served>>) -> Response {
     }
 }
 
-/// What a page may be asked.
+/// The query parameters of a page.
 #[derive(Deserialize)]
 struct Asked {
     every: Option<u32>,
 }
 
 async fn status_page(served: State<Arc<Served>>, asked: Result<Query<Asked>, QueryRejection>) -> Response {
-    // What cannot be read asks for nothing.
+    // An unreadable query counts as empty.
     let every = asked.ok().and_then(|asked| asked.every).filter(|every| (5..=3600).contains(every));
     let bars = served.completeness.bars(&served.registry).await;
     let status = served.monitor.status(&served.registry);
@@ -327,7 +328,7 @@ fn browser_page(page: String) -> Response {
     guarded(Html(page).into_response())
 }
 
-/// With what keeps a browser from doing more with a page than showing it.
+/// Adds the headers that restrict a browser to showing the page.
 fn guarded(mut response: Response) -> Response {
     let headers = response.headers_mut();
     if let Ok(policy) = HeaderValue::from_str(&status_html::policy()) {
@@ -497,7 +498,7 @@ mod tests {
 
     const TENANT: &str = "11111111-2222-3333-4444-555555555555";
 
-    /// What is served of one source under a name that is markup, with what `record` records.
+    /// Serves one source whose name is markup, with the metrics that `record` records.
     fn pages(report: watch::Receiver<HealthReport>, clock: Arc<dyn Clock>, record: impl FnOnce()) -> Served {
         let (recorder, recorded) = Recorder::new();
         with_local_recorder(&recorder, record);
@@ -611,7 +612,7 @@ mod tests {
     use crate::clock::TestClock;
     use tokio::net::TcpStream;
 
-    /// A server on a test clock with so many bytes of metrics, and its address.
+    /// A server on a test clock with this many bytes of metrics, and its address.
     async fn served(bounds: Bounds, padding: usize) -> (SocketAddr, TestClock, tokio::task::JoinHandle<()>) {
         let server = MetricsServer::bind("127.0.0.1:0").await.unwrap().with_bounds(bounds);
         let address = server.local_addr().unwrap();
@@ -647,7 +648,7 @@ mod tests {
             }
         }
         assert!(fetch(address, "/health").await.starts_with("HTTP/1.1 200"));
-        // The first of them were let go.
+        // The first of them were closed.
         assert_eq!(silent[0].read(&mut [0; 16]).await.unwrap_or(0), 0);
         serving.abort();
     }
@@ -656,7 +657,7 @@ mod tests {
     async fn a_request_that_does_not_come_is_given_up_in_time() {
         let (address, clock, serving) = served(Bounds::default(), 0).await;
         let mut silent = half_open(address).await;
-        // Its connection sleeps towards its end beside the upkeep.
+        // Its connection waits for its time limit beside the upkeep.
         while clock.sleepers() < 2 {
             tokio::task::yield_now().await;
         }
@@ -668,7 +669,7 @@ mod tests {
     #[tokio::test]
     async fn readers_that_do_not_read_hold_a_few_pages_and_no_probe() {
         let bounds = Bounds { pages: 2, ..Bounds::default() };
-        // More than two sockets hold.
+        // More bytes than two sockets buffer.
         let (address, _clock, serving) = served(bounds, 32 << 20).await;
         let mut slow = Vec::new();
         for _ in 0..2 {

@@ -1,14 +1,14 @@
 //! The embedded default host: records to the sinks that name their source, state in one file, health for a probe.
 //!
-//! Owns which sink takes which source and when a batch counts as delivered: when every sink of its source has
-//! confirmed it. A batch that comes again goes only to the sinks that have not. Refuses to know how a sink writes
-//! (`delivery`, [`sink`] and the files beside this folder), how state is kept ([`store`]), and how any of it is configured.
+//! Owns which sink takes which source and when a batch counts as delivered: when every sink of its source has confirmed
+//! it. A batch that comes again goes only to the sinks that have not. Does not know how a sink writes (`delivery`,
+//! [`sink`] and the files beside this folder), how state is stored ([`store`]), nor how any of it is configured.
 //!
 //! # Reloading
 //! The host lives as long as the process; a reload changes its sinks one by one ([`EmbeddedHost::put_sink`],
 //! [`EmbeddedHost::remove_sink`], [`EmbeddedHost::set_inputs`]) and leaves the others, their queues and the sources
-//! that feed them alone. A sink that is being replaced keeps its place meanwhile and refuses, so that nothing is
-//! confirmed without it.
+//! that feed them alone. A sink that is being replaced keeps its place meanwhile and refuses batches, so that no batch
+//! is confirmed without it.
 
 pub mod completeness;
 pub mod control;
@@ -53,7 +53,7 @@ pub struct SinkSpec {
     pub name: String,
     /// Names of the sources it takes.
     pub inputs: Vec<String>,
-    /// What of their records it gets.
+    /// Which of their records it gets.
     pub selection: Selection,
     /// The sink.
     pub sink: Box<dyn Sink>,
@@ -74,14 +74,14 @@ struct Route {
     selection: Arc<Selection>,
 }
 
-/// How everything in the process fares.
+/// The health of everything in the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HealthReport {
     /// By source name.
     pub sources: BTreeMap<String, Standing>,
-    /// By sink name; a sink that cannot write is degraded, since it is tried for ever.
+    /// By sink name; a sink that cannot write is degraded, since it retries for ever.
     pub sinks: BTreeMap<String, Standing>,
-    /// What is wrong with the files of the state; `None` when nothing is.
+    /// The fault of the state's files; `None` when there is none.
     pub store: Option<Standing>,
 }
 
@@ -99,7 +99,7 @@ impl HealthReport {
 pub struct Standing {
     /// The health last reported.
     pub health: Health,
-    /// Since when it is so.
+    /// The time since which it holds.
     pub since: Timestamp,
 }
 
@@ -112,7 +112,7 @@ pub struct SinkClosed {
     pub why: String,
 }
 
-/// What the workers tell the host.
+/// The signals from the workers to the host.
 struct Signals {
     report: watch::Sender<HealthReport>,
     closed: watch::Sender<Option<SinkClosed>>,
@@ -175,7 +175,7 @@ impl EmbeddedHost {
         });
     }
 
-    /// Changes what of its sources' records a running sink gets.
+    /// Changes which of its sources' records a running sink gets.
     pub fn set_selection(&self, name: &str, selection: Selection) {
         self.change(|routes| {
             if let Some(route) = routes.iter_mut().find(|r| &*r.worker.name == name) {
@@ -184,7 +184,7 @@ impl EmbeddedHost {
         });
     }
 
-    /// Notes what is wrong with the files of the state, or (`None`) that nothing is.
+    /// Sets the fault of the state's files, or (`None`) clears it.
     pub fn store_trouble(&self, why: Option<String>) {
         let now = self.clock.now();
         self.signals.report.send_modify(|report| report.set_store(why, now));
@@ -197,24 +197,24 @@ impl EmbeddedHost {
         });
     }
 
-    /// How everything fares, now and on every change.
+    /// The health of everything, now and on every change.
     pub fn report(&self) -> watch::Receiver<HealthReport> {
         self.signals.report.subscribe()
     }
 
-    /// Resolves when a sink's destination is gone for good and the process should stop in an orderly way. What that
-    /// sink had not written was refused.
+    /// Resolves when a sink's destination is gone for good and the process should stop in an orderly way. The batches
+    /// that sink had not written were refused.
     pub async fn closed(&self) -> SinkClosed {
         let mut closed = self.signals.closed.subscribe();
         match closed.wait_for(Option::is_some).await.map(|closed| closed.clone()) {
             Ok(Some(closed)) => closed,
-            // The sender is ours: it outlives this borrow.
+            // This host owns the sender, so it outlives this borrow.
             _ => std::future::pending().await,
         }
     }
 
-    /// Takes no more batches, gives the sinks `grace` to write what they have, and refuses the rest. Returns when
-    /// every sink has ended.
+    /// Stops taking batches, gives the sinks `grace` to write those they have, and refuses the rest. Returns when every
+    /// sink has ended.
     pub async fn shutdown(&self, grace: Duration) {
         let routes = self.routes.read().clone();
         join_all(routes.iter().map(|route| route.worker.stop(grace, &*self.clock))).await;
@@ -357,7 +357,7 @@ impl Observer for Signals {
     }
 }
 
-/// What the sinks of one delivery have said so far. The last to settle drops it, and that answers the ticket.
+/// The answers of the sinks to one delivery so far. The last sink to settle drops it, which answers the ticket.
 struct Verdict {
     worst: Mutex<Delivery>,
     answer: Option<TicketAnswer>,
@@ -379,7 +379,7 @@ impl Verdict {
         })
     }
 
-    /// The sink has its share but for these of its records.
+    /// Records that the sink accepted its share except for these records.
     fn settle(&self, sink: &str, id: u32, receipts: &Receipts, share: &Share, refused: Vec<Unfit>) {
         let count = |name, records: u64| {
             if records > 0 {
@@ -393,7 +393,7 @@ impl Verdict {
         self.except(sink, unfit);
     }
 
-    /// The sink has all records but these.
+    /// Records that the sink accepted all records except these.
     fn except(&self, sink: &str, unfit: Vec<Unfit>) {
         if !unfit.is_empty() {
             let named = |unfit: Unfit| Unfit { why: format!("sink `{sink}`: {}", unfit.why), ..unfit };
@@ -401,7 +401,7 @@ impl Verdict {
         }
     }
 
-    /// A refusal outweighs everything: the source must keep the batch whole for whoever refused it.
+    /// A refusal outweighs all other answers: the source must keep the whole batch for the sink that refused it.
     fn note(&self, delivery: Delivery) {
         let rank = |delivery: &Delivery| match delivery {
             Delivery::Delivered => 0,

@@ -1,8 +1,8 @@
-//! What sinks remember over restarts, kept in the state beside the positions.
+//! Data that sinks keep across restarts, stored in the state beside the positions.
 //!
-//! A sink writes its page whenever it likes; the page is stored with the next commit of any source, in that commit. So
-//! it costs no write of its own, and a page is never behind what the positions say was delivered: the ticket that lets
-//! a key into a commit resolves after the sink wrote its page. Knows nothing of what a page says.
+//! A sink may write its page at any time; the page is stored as part of the next commit of any source. So it costs no
+//! write of its own. A page is never behind the positions: the ticket that lets a key into a commit resolves after the
+//! sink wrote its page. This module does not interpret pages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::{Expected, Loaded, Op, Revision, StateError, StateStore};
 
-/// What every key of a page begins with; the sink's name follows.
+/// The prefix of each page's key; the sink's name follows.
 pub const KEY_ROOT: &str = "m365_audit_sinks/v1/";
 
 /// The pages of all sinks. Cheap to clone.
@@ -23,11 +23,11 @@ pub struct Notebook(Arc<Mutex<BTreeMap<String, Entry>>>);
 #[derive(Debug, Default)]
 struct Entry {
     value: Option<Bytes>,
-    /// Counts what was written on it.
+    /// Counts the writes to it.
     version: u64,
     /// The newest version that a commit has stored.
     stored: u64,
-    /// The newest version that a commit under way stores.
+    /// The newest version in a running commit.
     taken: u64,
 }
 
@@ -39,7 +39,7 @@ pub struct Page {
 }
 
 impl Notebook {
-    /// What an earlier run left.
+    /// The pages that an earlier run left.
     ///
     /// # Errors
     /// The state cannot be read.
@@ -58,7 +58,7 @@ impl Notebook {
         Page { book: self.clone(), key: format!("{KEY_ROOT}{sink}") }
     }
 
-    /// `store`, each of whose commits stores what was written meanwhile.
+    /// Wraps `store`, so that each of its commits also stores the pages written meanwhile.
     pub fn kept_in(&self, store: Arc<dyn StateStore>) -> Arc<dyn StateStore> {
         Arc::new(Keeping { store, book: self.clone() })
     }
@@ -69,7 +69,7 @@ impl Notebook {
 }
 
 impl Page {
-    /// What was written last, in this run or in an earlier one.
+    /// The last value written, in this run or an earlier one.
     pub fn read(&self) -> Option<Bytes> {
         self.book.lock().get(&self.key)?.value.clone()
     }
@@ -83,7 +83,7 @@ impl Page {
     }
 }
 
-/// A store that keeps the notebook, too.
+/// A store that also keeps the notebook.
 struct Keeping {
     store: Arc<dyn StateStore>,
     book: Notebook,
@@ -115,7 +115,7 @@ impl StateStore for Keeping {
             {
                 entry.taken = entry.version;
                 taken.push((key.clone(), entry.version));
-                // Any: nobody else writes a page, and a commit must not fail over one.
+                // `Any`: no other code writes a page, and a commit must not fail because of one.
                 ops.push(Op::Put { key: key.clone(), value, expected: Expected::Any });
             }
         }
@@ -128,7 +128,7 @@ impl StateStore for Keeping {
     }
 }
 
-/// Pages in a commit under way. Dropped before that is durable, they are written again with the next one.
+/// Pages in a running commit. If it is dropped before the commit is durable, they are written again with the next one.
 struct Unstored<'a> {
     book: &'a Notebook,
     taken: Vec<(String, u64)>,
@@ -140,7 +140,7 @@ impl Unstored<'_> {
         for (key, version) in std::mem::take(&mut self.taken) {
             if let Some(entry) = pages.get_mut(&key) {
                 if version < entry.stored {
-                    // Commits overtook each other: the older page lies on top. The next commit mends it.
+                    // Commits overtook each other, so the older page was written last. The next commit repairs that.
                     entry.taken = 0;
                 }
                 entry.stored = entry.stored.max(version);

@@ -1,10 +1,10 @@
-//! Where a directory lies: which one it is, and what is mounted there.
+//! Identifies where a directory is: its inode, and the mount it is on.
 //!
-//! For whoever keeps files over restarts and must not mistake the empty directory beneath a mount that went away for
-//! the place it wrote to. A device number alone would not do: those of LVM, NFS and overlay file systems change with a
-//! reboot. So a place counts as the same when it is the same directory, or when what it lies on is mounted at the same
-//! path as before; a container that gets a new layer, a disk that got another name and a directory that was made anew
-//! are all the same place. See `proc_pid_mountinfo(5)` for the table that is read.
+//! For code that keeps files across restarts and must not mistake the empty directory beneath a vanished mount for the
+//! directory it wrote to. A device number alone is not enough: those of LVM, NFS and overlay file systems change with a
+//! reboot. So a place counts as the same when it is the same directory, or when its file system is mounted at the same
+//! path as before. A container with a new layer, a disk with another name and a directory that was created again all
+//! count as the same place. See `proc_pid_mountinfo(5)` for the table that is read.
 
 use std::fs;
 use std::io;
@@ -17,20 +17,20 @@ use serde::{Deserialize, Serialize};
 /// The table of mounts as this process sees it.
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// A directory, and what it lies on.
+/// A directory, and the mount it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Its device and inode; `None` when it is not there yet.
     pub directory: Option<(u64, u64)>,
-    /// Where the file system it lies on is mounted; `None` when the table of mounts cannot be read.
+    /// Where its file system is mounted; `None` when the table of mounts cannot be read.
     pub mount: Option<PathBuf>,
 }
 
 impl Place {
-    /// Where `dir` lies, or where it would lie if it was made.
+    /// The place of `dir`, or the place it would have if it was created.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// Its metadata cannot be read.
     pub fn of(dir: &Path) -> io::Result<Self> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         let dir = std::path::absolute(dir)?;
@@ -50,7 +50,7 @@ impl Place {
         Ok(Self { directory, mount })
     }
 
-    /// What became of the place since it was `known`.
+    /// How the place changed since `known`.
     pub fn since(&self, known: &Place) -> Moved {
         let (Some(now), Some(before)) = (&self.mount, &known.mount) else { return Moved::No };
         if now == before || self.directory.is_some() && self.directory == known.directory {
@@ -68,18 +68,18 @@ impl Place {
     }
 }
 
-/// What became of a place.
+/// The change of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moved {
     /// It is the same.
     No,
-    /// Something was mounted over it: what was written before lies beneath.
+    /// A file system was mounted over it: earlier files are hidden beneath.
     Beneath,
-    /// What it lay on is not mounted there any more.
+    /// Its file system is no longer mounted there.
     Elsewhere,
 }
 
-/// The type of the file system that `path` lies on, as the table of mounts names it.
+/// The type of the file system of `path`, as the table of mounts names it.
 pub fn file_system_of(path: &Path) -> Option<String> {
     let table = fs::read(MOUNTS).ok()?;
     let there = path.ancestors().find_map(|path| path.canonicalize().ok())?;
@@ -112,7 +112,7 @@ fn mounts(table: &[u8]) -> Vec<Mount> {
     table.split(|byte| *byte == b'\n').filter_map(line).collect()
 }
 
-/// Blanks, tabs, line breaks and backslashes stand as three octal digits behind a backslash.
+/// Blanks, tabs, line breaks and backslashes are encoded as a backslash and three octal digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -168,7 +168,7 @@ garbage
         let known = place(Some((8, 2)), "/mnt/logs");
         for (now, moved) in [
             (place(Some((8, 2)), "/mnt/logs"), Moved::No),
-            // A reboot, a disk that was replaced, a directory that was made anew.
+            // A reboot, a replaced disk, a directory that was created again.
             (place(Some((9, 7)), "/mnt/logs"), Moved::No),
             (place(None, "/mnt/logs"), Moved::No),
             // The same directory without the bind mount that a service manager puts over it.

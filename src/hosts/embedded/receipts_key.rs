@@ -1,6 +1,6 @@
 //! The key that receipts are signed with: one file in `data_dir`, made at the first start.
 //!
-//! Whoever has it can sign whatever they like, so it is for the user of the service alone.
+//! Any holder of the key can sign any receipt, so only the user of the service may read it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::model::Actionable;
 use crate::receipts::note::Signer;
 
-/// What its name ends in at first, so that there is never half a key under it.
+/// The suffix of its temporary name, so that the final name never has half a key.
 const NEW: &str = ".new";
 /// A key has some 120 bytes.
 const KEY_BYTES_MAX: u64 = 16 << 10;
@@ -42,7 +42,7 @@ pub enum KeyError {
         /// The system's reason.
         why: String,
     },
-    /// It is none.
+    /// The file is not a valid key.
     #[error("the key of receipts, `{}`, cannot be used: {why}; the file was left as it is", path.display())]
     Damaged {
         /// The file.
@@ -93,8 +93,8 @@ pub fn open(path: &Path) -> Result<Signer, KeyError> {
     Signer::from_pkcs8(der.secret_pkcs8_der()).map_err(|error| damaged(error.to_string()))
 }
 
-/// The key in this file, made when there is none. For the process that has the state's lock. A key that others may
-/// read is taken from them, with a warning.
+/// The key in this file, made when there is none. For the process that has the state's lock. If other users may read
+/// the key, their access is removed and a warning is logged.
 ///
 /// # Errors
 /// When it cannot be used or made.
@@ -138,7 +138,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    // A command that root types must not make a key that the service cannot read.
+    // A command that root runs must not create a key that the service cannot read.
     let owner = fs::metadata(dir)?;
     if rustix::process::geteuid().is_root()
         && file.metadata()?.uid() != owner.uid()

@@ -1,8 +1,8 @@
-//! The process's metrics recorder: Prometheus text for whoever asks, and the counters that rates are made of.
+//! The process's metrics recorder: Prometheus text for scrapes, and the counters from which rates are computed.
 //!
-//! A rate needs what a counter stood at a minute ago. Keeping that as text, or as a map of every series, would cost a
-//! process with a thousand tenants more memory and more time than all its polls, so the few counters rates are made of
-//! are counted here once more, where they can be read without rendering anything.
+//! A rate needs the value of a counter a minute ago. Keeping that as text, or as a map of every series, would cost a
+//! process with a thousand tenants more memory and time than all its polls. So the few counters that rates use are
+//! counted here a second time, where they can be read without rendering.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::checkpoint::lateness;
 use crate::config::MetricsDetail;
 use crate::metrics as names;
 
-/// What rates are shown of.
+/// The counters for which rates are shown.
 const RATED: [&str; 5] = [
     names::REQUESTS_TOTAL,
     names::THROTTLED_TOTAL,
@@ -26,19 +26,19 @@ const RATED: [&str; 5] = [
     names::SINK_RECORDS_TOTAL,
 ];
 
-/// What was recorded. Cheap to clone.
+/// The recorded metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorded {
-    /// Our counters and gauges.
+    /// The counters and gauges of this program.
     pub series: SeriesTable,
-    /// Histograms, and what is not ours.
+    /// Histograms, and the metrics of other libraries.
     pub prometheus: PrometheusHandle,
-    /// What rates are made of.
+    /// The counters that rates use.
     pub rated: Rated,
 }
 
 impl Recorded {
-    /// Everything as Prometheus reads it.
+    /// All metrics in Prometheus text.
     pub fn page(&self, detail: MetricsDetail) -> String {
         self.series.page(detail) + &self.prometheus.render()
     }
@@ -49,10 +49,10 @@ impl Recorded {
 #[error("this process has a metrics recorder already")]
 pub struct InstalledAlready;
 
-/// Bounds of what the database of a cluster takes, in seconds.
+/// Bucket bounds for the latency of a cluster's database, in seconds.
 const STORE_BOUNDS: [f64; 9] = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0];
 
-/// What histograms are shown with: their bounds are ours.
+/// The builder for histograms, with the bucket bounds of this program.
 fn prometheus_builder() -> PrometheusBuilder {
     let bounds = lateness::BOUNDS_SECS.map(|secs| secs as f64);
     let mut prometheus = PrometheusBuilder::new();
@@ -77,8 +77,7 @@ pub fn install() -> Result<Recorded, InstalledAlready> {
     Ok(recorded)
 }
 
-/// The counters that rates are made of, each summed over the labels that do not count: by tenant or sink, and by
-/// content type. Cheap to clone.
+/// The counters that rates use, summed by tenant or sink and by content type over all other labels. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Rated(Arc<Mutex<Table>>);
 
@@ -95,11 +94,11 @@ struct Slot {
     count: Arc<AtomicU64>,
 }
 
-/// What every counter stood at, by the number of its slot.
+/// The value of every counter, by the number of its slot.
 pub type Counts = Vec<u64>;
 
 impl Rated {
-    /// What the counters stand at.
+    /// The values of the counters.
     pub fn counts(&self) -> Counts {
         let table = self.lock();
         let mut counts = vec![0; table.slots];
@@ -111,7 +110,7 @@ impl Rated {
         counts
     }
 
-    /// Name, tenant or sink, and content type of every counter, with what it stood at in `counts`; 0 if it is younger.
+    /// Name, tenant or sink, and content type of every counter, with its value in `counts`; 0 if it is younger.
     pub fn named(&self, counts: &Counts) -> Vec<(String, String, String, u64)> {
         let table = self.lock();
         let named = |(owner, slot): (&str, &Slot)| {
@@ -126,7 +125,7 @@ impl Rated {
             .collect()
     }
 
-    /// The counter a series adds to, if rates are made of it.
+    /// The counter that a series adds to, if rates use it.
     fn of(&self, key: &Key) -> Option<Arc<AtomicU64>> {
         let name = RATED.into_iter().find(|name| *name == key.name())?;
         let owner = label(key, "tenant").or_else(|| label(key, "sink")).unwrap_or_default();
@@ -149,7 +148,7 @@ impl Rated {
     }
 }
 
-/// Records for whoever asks [`Recorded`].
+/// Records into a [`Recorded`].
 pub struct Recorder {
     series: SeriesTable,
     prometheus: PrometheusRecorder,
@@ -157,7 +156,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder that nothing was recorded with yet, and what it records.
+    /// A new recorder, and the metrics it records.
     pub fn new() -> (Self, Recorded) {
         let (series, prometheus, rated) =
             (SeriesTable::default(), prometheus_builder().build_recorder(), Rated::default());

@@ -1,4 +1,4 @@
-//! The sources of the process, for whoever asks about them or asks something of one.
+//! The sources of the process, for code that reads their status or sends them requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::source::heal;
 pub struct Entry {
     /// The tenant.
     pub tenant: TenantId,
-    /// What it reads.
+    /// The content types it reads.
     pub content_types: Vec<ContentType>,
     /// Its quota; 0 is no limit.
     pub max_requests_per_minute: u32,
-    /// Its desk for back-fills.
+    /// Takes requests for back-fills.
     pub counter: Counter,
-    /// Its desk for ranges that are filled through Microsoft Graph.
+    /// Takes requests for ranges that are filled through Microsoft Graph.
     pub heal: heal::desk::Counter,
     /// The back-fill that runs.
     pub backfill: Option<Arc<Progress>>,
-    /// Where it is asked to offer what it has set aside.
+    /// Takes requests to offer the records it has set aside.
     pub retries: mpsc::Sender<aside::Ask>,
 }
 
@@ -35,12 +35,12 @@ pub struct Entry {
 pub struct Registry(Arc<Mutex<BTreeMap<String, Entry>>>);
 
 impl Registry {
-    /// Takes note of a source that is started.
+    /// Adds a source that is started.
     pub fn put(&self, name: &str, entry: Entry) {
         self.lock().insert(name.to_owned(), entry);
     }
 
-    /// Forgets a source.
+    /// Removes a source.
     pub fn remove(&self, name: &str) {
         self.lock().remove(name);
     }

@@ -1,7 +1,8 @@
-//! What of a batch goes to a sink: by what each record is about, and by its size. A record that is left out counts as
+//! Selects the records of a batch that go to a sink, by subject and by size. A record that is left out counts as
 //! delivered there; one that is too large is set aside without being sent.
 //!
-//! Asked are the facts that were noted when the record was made, never its text, so that every format is selected alike.
+//! The selection uses the facts that were stored when the record was made, never its text, so that it is the same in
+//! every format.
 
 use crate::config::SelectionConfig;
 use crate::host::{Batch, EventKind, Kind, Record, Unfit};
@@ -9,7 +10,7 @@ use crate::normalise::category::Category;
 use crate::severity::Severity;
 use crate::severity::pattern::Pattern;
 
-/// What goes to a sink; by default everything.
+/// The selection of a sink; by default all records.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     min_severity: Option<Severity>,
@@ -20,7 +21,7 @@ pub struct Selection {
     record_bytes_max: Option<usize>,
 }
 
-/// What of a batch one sink is given.
+/// The records of a batch for one sink.
 #[derive(Debug, Default)]
 pub(super) struct Share {
     /// The places of its records in the batch; `None`: all of them.
@@ -42,7 +43,7 @@ impl Selection {
         }
     }
 
-    /// What of `batch` is for this sink.
+    /// The records of `batch` for this sink.
     pub(super) fn share(&self, batch: &Batch) -> Share {
         let mut share = Share::default();
         let mut places = Vec::new();
@@ -61,7 +62,7 @@ impl Selection {
         share
     }
 
-    /// Whether a record goes to this sink, whatever its size. What is not known of one keeps it from no sink.
+    /// Whether a record goes to this sink, whatever its size. A missing fact never excludes a record.
     fn takes(&self, record: &Record<'_>) -> bool {
         if self.min_severity.is_none() && self.categories.is_empty() && self.event_types.is_empty() {
             return true;
@@ -80,7 +81,7 @@ impl Selection {
 }
 
 impl Share {
-    /// Whether the sink is given nothing.
+    /// Whether the sink gets no record.
     pub(super) fn is_empty(&self) -> bool {
         self.places.as_ref().is_some_and(Vec::is_empty)
     }
@@ -93,7 +94,7 @@ impl Share {
         }
     }
 
-    /// The records of the whole batch that the sink will never have, when of its share it refused these.
+    /// The records of the whole batch that the sink will never have, given those it rejected of its share.
     pub(super) fn unfit(&self, refused: Vec<Unfit>) -> Vec<Unfit> {
         let placed = |unfit: Unfit| match &self.places {
             None => Some(unfit),

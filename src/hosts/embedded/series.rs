@@ -1,4 +1,4 @@
-//! Every counter and gauge of ours as it stands, and the page that shows them.
+//! Every counter and gauge of this program, and the page that shows them.
 //!
 //! The library's own page has every series with every label and copies all of them to sort them; for a thousand tenants
 //! that is megabytes and a tenth of a second at each scrape. Here a page by tenant adds up as it goes.
@@ -15,7 +15,7 @@ use metrics_util::registry::{AtomicStorage, Registry};
 use crate::config::MetricsDetail;
 use crate::metrics::{ALL, ByTenant, Metric};
 
-/// How the names of our metrics begin.
+/// The prefix of this program's metrics.
 const OURS: &str = "m365_audit_";
 
 /// Counters and gauges. Cheap to clone.
@@ -50,7 +50,7 @@ impl SeriesTable {
         });
     }
 
-    /// The series as Prometheus reads them.
+    /// The series in Prometheus text.
     pub fn page(&self, detail: MetricsDetail) -> String {
         let places: HashMap<&str, usize, RandomState> =
             ALL.iter().enumerate().map(|(at, metric)| (metric.name, at)).collect();
@@ -107,7 +107,7 @@ fn pair(label: &Label) -> (&str, &str) {
     (label.key(), label.value())
 }
 
-/// Takes a series of the metric at this place into a tenant's.
+/// Adds a series of the metric at this place to the tenant's value.
 fn add(sums: &mut [Option<f64>], at: usize, by_tenant: ByTenant, value: f64) {
     let Some(sum) = sums.get_mut(at) else { return };
     *sum = Some(match (by_tenant, *sum) {
@@ -209,7 +209,7 @@ mod tests {
         assert!(!page.contains("t2") && !page.contains("NaN"), "{page}");
     }
 
-    /// More series than so many tenants have after some days (there each has some 65), and long names.
+    /// More series than this many tenants have after some days (some 65 each), and long names.
     fn fleet(tenants: usize) -> SeriesTable {
         const TYPES: [&str; 5] =
             ["Audit.AzureActiveDirectory", "Audit.Exchange", "Audit.SharePoint", "Audit.General", "DLP.All"];
@@ -246,7 +246,7 @@ mod tests {
         assert!(series <= 1000 * metrics::SERIES_OF_TENANT_MAX, "{series} series");
     }
 
-    /// Of this thread: other work of the machine does not count.
+    /// CPU time of this thread, without other work of the machine.
     fn cpu_time() -> std::time::Duration {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         std::time::Duration::new(now.tv_sec as u64, now.tv_nsec as u32)

@@ -1,4 +1,4 @@
-//! Sinks that block the thread they write on. What a sink is, and the worker that feeds it, is `delivery`'s.
+//! Sinks that block the thread they write on. `delivery` defines what a sink is, and has the worker that feeds it.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -27,8 +27,8 @@ pub trait BlockingSink: Send + 'static {
 
 /// Runs a [`BlockingSink`] on a thread of its own.
 ///
-/// Not on the runtime's blocking pool: a write into a pipe nobody reads never returns, and a runtime waits for its
-/// pool when it is dropped. A thread of its own ends with its write or with the process.
+/// It does not use the runtime's blocking pool: a write into a pipe without a reader never returns, and a runtime waits
+/// for its pool when it is dropped. A thread of its own ends with its write or with the process.
 pub struct OwnThread<S> {
     state: State<S>,
     notices: Option<watch::Receiver<Option<String>>>,
@@ -39,7 +39,7 @@ enum State<S> {
     Running { jobs: SyncSender<Job>, ended: oneshot::Receiver<()>, thread: JoinHandle<()> },
 }
 
-/// Batches to be written; none: to have a look.
+/// Batches to be written; none: only check the destination.
 struct Job {
     batches: Vec<Batch>,
     answer: oneshot::Sender<Vec<Written>>,

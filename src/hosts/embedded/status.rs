@@ -1,5 +1,5 @@
-//! How a process fares, in one value: what `status` shows. Read from the metrics the process records, the health its
-//! sources report and the last lines of its log that said something was wrong; nothing is measured twice.
+//! The status of a process in one value, which `status` displays. It is read from the metrics that the process records,
+//! the health that its sources report and the last warnings and errors of its log; nothing is measured twice.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::model::{ContentType, Timestamp, counted};
 use crate::source::backfill::Snapshot;
 use crate::source::hold::waited_for;
 
-/// Counters are looked at this often.
+/// Counters are sampled this often.
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 /// Rates are over this many samples: a minute.
 const SAMPLES: usize = 13;
@@ -31,8 +31,8 @@ const LINES_MAX: usize = 50;
 /// Characters of a log line kept.
 const LINE_CHARS_MAX: usize = 2000;
 
-/// How a process and all its sources and sinks fare: what `m365-audit status --json` prints and `/status` answers. A member
-/// that is missing has no value; members are added, not renamed.
+/// The status of a process and all its sources and sinks, as `m365-audit status --json` prints it and `/status` returns
+/// it. A missing member has no value. New versions add members and do not rename them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The process.
@@ -43,10 +43,10 @@ pub struct Status {
     pub sources: Vec<Source>,
     /// The sinks.
     pub sinks: Vec<Sink>,
-    /// What is wrong with the files of the state, with the remedy.
+    /// The fault of the state's files, with the remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<String>,
-    /// What was wrong lately, newest last.
+    /// Recent warnings and errors, newest last.
     pub recent: Vec<Line>,
 }
 
@@ -85,14 +85,14 @@ pub struct Source {
     pub name: String,
     /// Its tenant.
     pub tenant: String,
-    /// `healthy`, `degraded`, `failed`, or `starting` before it said.
+    /// `healthy`, `degraded`, `failed`, or `starting` before its first report.
     pub state: String,
     /// Why, with the remedy.
     pub reason: Option<String>,
     /// Since when.
     #[schemars(with = "Option<String>")]
     pub since: Option<Timestamp>,
-    /// Its requests, and what Microsoft makes of them.
+    /// Its requests, and how many of them Microsoft grants.
     pub quota: Quota,
     /// Microsoft's clock minus this machine's.
     pub clock_skew_secs: Option<f64>,
@@ -103,7 +103,7 @@ pub struct Source {
     /// For how long it has waited for its turn to read blobs, if it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn_waiting_secs: Option<f64>,
-    /// Answers without content where there should be some, since the start; each was asked for again.
+    /// Answers without content although some was expected, since the start; each was requested again.
     #[serde(default)]
     pub empty_answers: u64,
     /// Its streams.
@@ -126,7 +126,7 @@ impl Source {
         }
     }
 
-    /// How far the content type that is complete least far lies behind, in seconds.
+    /// How far the least complete content type is behind, in seconds.
     pub fn delay_secs(&self, now: Timestamp) -> Option<f64> {
         let complete = self.streams.iter().filter_map(|stream| stream.complete_until).min()?;
         Some(now.duration_since(complete).as_secs_f64())
@@ -137,7 +137,7 @@ impl Source {
         self.streams.iter().filter_map(|stream| stream.lag_secs).min_by(f64::total_cmp)
     }
 
-    /// What somebody has to look at, each with the slug of its page first.
+    /// The faults that need attention, each beginning with the slug of its page.
     pub fn troubles(&self) -> Vec<String> {
         let mut troubles: Vec<String> = self.reason.iter().cloned().collect();
         let (gaps, lost) = self.streams.iter().fold((0, 0), |(gaps, lost), s| (gaps + s.gaps, lost + s.lost));
@@ -164,7 +164,7 @@ impl Quota {
 pub struct Held {
     /// How many.
     pub reads: u64,
-    /// Of the content types that bring matches, the one that is complete least far.
+    /// The least complete of the content types that bring matches.
     pub waits_for: Option<String>,
     /// Until when that one is complete.
     #[schemars(with = "Option<String>")]
@@ -178,8 +178,8 @@ pub struct Held {
 pub struct Quota {
     /// `max_requests_per_minute`; 0 is no limit.
     pub max_per_minute: u32,
-    /// How many Microsoft is taken to grant: 98 % of the former, until refusals show that it is less. `None` without a
-    /// limit, and before the first look.
+    /// The estimate of how many Microsoft grants: 98 % of the former, until refusals show that it is less. `None`
+    /// without a limit, and before the first look.
     pub granted_per_minute: Option<f64>,
     /// How many were sent in the last minute, refused ones included.
     pub used_per_minute: f64,
@@ -199,13 +199,13 @@ pub struct Stream {
     pub complete_until: Option<Timestamp>,
     /// Now minus the newest delivered blob's time.
     pub lag_secs: Option<f64>,
-    /// Seconds since a listing named something new.
+    /// Seconds since a listing named a new blob.
     pub quiet_secs: Option<f64>,
     /// Blobs not settled.
     pub pending: u64,
     /// Age of the oldest of them.
     pub oldest_age_secs: Option<f64>,
-    /// Seconds until the first of them is gone.
+    /// Seconds until the first of them expires.
     pub expiry_secs: Option<f64>,
     /// Events delivered since the start.
     pub events: u64,
@@ -218,7 +218,7 @@ pub struct Stream {
     /// Seconds of gaps filled through Microsoft Graph since the start.
     #[serde(default)]
     pub healed_gap_secs: u64,
-    /// Events that brought.
+    /// Events delivered by that.
     #[serde(default)]
     pub healed_events: u64,
     /// Blobs lost since the start.
@@ -260,7 +260,7 @@ pub struct Line {
     pub text: String,
 }
 
-/// The last lines of the log that said something was wrong. Cheap to clone.
+/// The last warnings and errors of the log. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Recent(Arc<Mutex<VecDeque<Line>>>);
 
@@ -271,7 +271,7 @@ impl Recent {
             line.text.truncate(end);
         }
         let mut lines = self.0.lock();
-        // Said again: the newest counts.
+        // Of equal lines, only the newest is kept.
         lines.retain(|known| known.text != line.text);
         if lines.len() >= LINES_MAX {
             lines.pop_front();
@@ -285,13 +285,13 @@ impl Recent {
     }
 }
 
-/// One look at the metrics: by tenant or sink, then by name and content type (where there is none, state), summed over
-/// the other labels.
+/// One sample of the metrics: by tenant or sink, then by name and content type (where there is none, state), summed
+/// over the other labels.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Sample(HashMap<String, HashMap<(String, String), f64>>);
 
 impl Sample {
-    /// Every series as it stands.
+    /// The current value of every series.
     fn of_series(series: &SeriesTable) -> Self {
         let mut sample = Sample::default();
         series.visit(|key, value| {
@@ -309,7 +309,7 @@ impl Sample {
         sample
     }
 
-    /// What the counters that rates are made of stood at.
+    /// The values of the counters that rates use.
     fn of_counts(rated: &Rated, counts: &Counts) -> Self {
         let mut sample = Sample::default();
         for (name, owner, part, count) in rated.named(counts) {
@@ -331,7 +331,7 @@ impl Sample {
 /// Blobs in state `lost`, by content type.
 const LOST: &str = "lost";
 
-/// Keeps what the counters stood at over the last minute, and reads all metrics when it is asked.
+/// Keeps the counters' values over the last minute, and reads all metrics on request.
 pub struct Monitor {
     recorded: Recorded,
     report: watch::Receiver<HealthReport>,
@@ -342,7 +342,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor that has seen nothing yet.
+    /// A monitor without samples.
     pub fn new(
         recorded: Recorded,
         report: watch::Receiver<HealthReport>,
@@ -360,12 +360,12 @@ impl Monitor {
         &self.recorded
     }
 
-    /// How everything fares, now.
+    /// The current health of everything.
     pub fn report(&self) -> HealthReport {
         self.report.borrow().clone()
     }
 
-    /// Looks once; called every [`SAMPLE_EVERY`].
+    /// Takes one sample; called every [`SAMPLE_EVERY`].
     pub fn sample(&self) {
         self.recorded.prometheus.run_upkeep();
         let counts = self.recorded.rated.counts();
@@ -380,7 +380,7 @@ impl Monitor {
         self.samples.lock()
     }
 
-    /// How everything fares now.
+    /// The current status.
     pub fn status(&self, registry: &Registry) -> Status {
         let now = Sample::of_series(&self.recorded.series);
         let (since, before) = self.lock().front().cloned().unwrap_or_default();
@@ -421,7 +421,7 @@ impl Monitor {
     }
 }
 
-/// What `reads` on hold wait for; `None` when there are none.
+/// What the held `reads` wait for; `None` when there are none.
 fn held(
     reads: u64,
     complete_until: impl Iterator<Item = (ContentType, Option<Timestamp>)>,
@@ -445,7 +445,7 @@ fn words(standing: &Standing) -> (&'static str, Option<String>) {
     }
 }
 
-/// Two looks at the metrics.
+/// Two samples of the metrics.
 struct View<'a> {
     now: &'a Sample,
     before: &'a Sample,
@@ -454,7 +454,7 @@ struct View<'a> {
 
 impl View<'_> {
     fn per_second(&self, now: f64, before: f64) -> f64 {
-        // A counter that went back belongs to another life of its source.
+        // A counter that decreased belongs to a restarted source.
         if self.seconds < 0.5 { 0.0 } else { (now - before).max(0.0) / self.seconds }
     }
 

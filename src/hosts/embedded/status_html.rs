@@ -1,6 +1,6 @@
-//! How everything fares as one HTML page: no script, nothing from elsewhere, for a screen of any width.
+//! The status as one HTML page without scripts or external resources, for a screen of any width.
 //!
-//! Names and reasons come from others (an operator's file, Microsoft's answers): each is escaped on its way in.
+//! Names and reasons come from outside (an operator's file, Microsoft's answers), so each is escaped.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,9 +18,9 @@ const STYLE: &str = include_str!("status.css");
 /// Lines of the log shown.
 const RECENT_SHOWN: usize = 12;
 
-/// What a page is made from.
+/// The inputs of a page.
 pub struct Shown<'a> {
-    /// How everything fares.
+    /// The status of the process.
     pub status: &'a Status,
     /// How completely tenants were read.
     pub bars: &'a Bars,
@@ -30,7 +30,7 @@ pub struct Shown<'a> {
     pub every: Option<u32>,
 }
 
-/// The policy of pages: only this style may be applied, nothing loaded, sent or framed.
+/// The content security policy of the pages: only this style may be applied; nothing may be loaded, sent or framed.
 pub fn policy() -> String {
     format!(
         "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -38,7 +38,7 @@ pub fn policy() -> String {
     )
 }
 
-/// What is served, as a page.
+/// A page that lists the paths served.
 pub fn index(version: &str) -> String {
     let mut page = Page::default();
     head(&mut page, &format!("m365-audit {version}"), None);
@@ -99,7 +99,7 @@ fn head(page: &mut Page, title: &str, every: Option<u32>) {
     page.ours("</style>\n</head>\n<body>\n");
 }
 
-/// In a page `frame-ancestors` means nothing; the header has it.
+/// `frame-ancestors` has no effect inside a page; the header has it.
 fn policy_of_a_page() -> String {
     policy().replace("; frame-ancestors 'none'", "")
 }
@@ -163,7 +163,7 @@ fn tenants(page: &mut Page, shown: &Shown<'_>, sources: &[&Source]) {
     page.ours("</section>\n");
 }
 
-/// A state's word, with a mark that tells it from others without colour, and the class of its row.
+/// The name of a state, with a mark that distinguishes it without colour, and the class of its row.
 fn state_of(state: &str) -> (&'static str, &'static str) {
     match state {
         "failed" => ("\u{2716} failed", "failed"),
@@ -209,7 +209,7 @@ fn tenant(page: &mut Page, shown: &Shown<'_>, scale: Scale, source: &Source) {
     page.ours("</td></tr>\n");
 }
 
-/// A reason whose slug leads to its page; what to do about it is folded away.
+/// A reason whose slug leads to its page; the remedy is collapsed.
 fn reason(page: &mut Page, text: &str, docs_url: &str) {
     let (text, hint) = match text.split_once(" (hint: ") {
         Some((text, hint)) => (text, Some(hint.trim_end_matches(')'))),
@@ -282,7 +282,7 @@ fn moment(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Seconds as an operator reads them.
+/// A number of seconds in words.
 fn span(secs: f64) -> String {
     let secs = secs.max(0.0).round() as u64;
     match secs {

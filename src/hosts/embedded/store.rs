@@ -1,12 +1,12 @@
 //! The embedded host's state store: one SQLite file under `data_dir`, one writer, readers beside it.
 //!
-//! Owns the file, its format, its lock and the two threads that touch it. Refuses to know what a key or a value
-//! means, but for the version in a key's prefix, which says whether an older build may go on.
+//! Owns the file, its format, its lock and the two threads that touch it. Does not know the meaning of keys and values,
+//! except for the version in a key's prefix, which decides whether an older build may continue.
 //!
-//! What is promised: a commit is all or nothing and synced when it returns (WAL, `synchronous=FULL`); a second
-//! process is turned away by name; a file of a newer format is left alone; a file that cannot be understood is
-//! reported and kept byte for byte. Every row carries a checksum over key, revision and value, because SQLite finds
-//! a damaged page only where its structure is hurt. SQLite's own rules: <https://www.sqlite.org/wal.html>.
+//! Guarantees: a commit is all or nothing and synced when it returns (WAL, `synchronous=FULL`); a second process is
+//! refused, and the error names the first; a file of a newer format is left alone; an unreadable file is reported and
+//! kept byte for byte. Every row carries a checksum over key, revision and value, because SQLite detects a damaged page
+//! only if its structure is broken. SQLite's own rules: <https://www.sqlite.org/wal.html>.
 
 mod error;
 mod presence;
@@ -44,12 +44,12 @@ use crate::host::{Expected, LOAD_BYTES, Loaded, Op, Revision, StateError, StateS
 pub const STATE_FILE: &str = "state.sqlite3";
 /// The lock file's name under `data_dir`; it holds the writer's process id.
 pub const LOCK_FILE: &str = "lock";
-/// Format of the tables (`PRAGMA user_version`). A file that says more is refused.
+/// Format of the tables (`PRAGMA user_version`). A file with a newer format is refused.
 pub const FILE_FORMAT: i64 = 1;
 /// Newest version in a key's prefix (`m365_audit/v1/…`) this build understands.
 pub const KEY_FORMAT: u32 = crate::checkpoint::format::FORMAT;
 
-/// What the file begins as: created under this name and renamed, so that an empty state file is always damage and
+/// The temporary name of a new file. It is renamed when complete, so that an empty state file is always damage and
 /// never a crash at the first start.
 const NEW_FILE: &str = "state.sqlite3.new";
 /// `PRAGMA application_id`: "M365" in ASCII, shown by `file(1)`.
@@ -66,17 +66,17 @@ const READS_QUEUED_MAX: usize = 64;
 const CACHE_KIB: i64 = 2048;
 /// Bytes written before the log is folded back into the file.
 const CHECKPOINT_EVERY_BYTES: usize = 4 << 20;
-/// What a row costs in the log beside its value: about two 4 KiB pages.
+/// The cost of a row in the log beside its value: about two 4 KiB pages.
 const ROW_LOG_BYTES: usize = 8 << 10;
 /// Files up to this size are verified row by row at open (a fraction of a second); larger ones only in structure at
 /// the root, their rows when they are read.
 const VERIFY_BYTES_MAX: u64 = 32 << 20;
-/// How long to wait for somebody else's lock on the file (a backup by the `sqlite3` shell, say).
+/// How long to wait for another program's lock on the file (for example a backup by the `sqlite3` shell).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// `SQLITE_IOERR_SHMSIZE`: the shared-memory file could not be grown, which is what a full disk looks like at open.
+/// `SQLITE_IOERR_SHMSIZE`: the shared-memory file could not be grown, as happens with a full disk at open.
 const IOERR_SHMSIZE: i32 = 4874;
-/// `SQLITE_IOERR_UNLOCK`, `_RDLOCK`, `_CHECKRESERVEDLOCK`, `_LOCK`, `_SHMLOCK`: the system answers a lock with an error
-/// other than that somebody has it.
+/// `SQLITE_IOERR_UNLOCK`, `_RDLOCK`, `_CHECKRESERVEDLOCK`, `_LOCK`, `_SHMLOCK`: the system fails a lock with an error
+/// other than a conflict.
 const IOERR_LOCKS: [i32; 5] = [2058, 2314, 3594, 3850, 5130];
 /// `SQLITE_IOERR_SHMOPEN`, `_SHMMAP`.
 const IOERR_SHARED_MEMORY: [i32; 2] = [4618, 5386];
@@ -90,8 +90,8 @@ pub struct SqliteStore {
     is_new: bool,
 }
 
-/// How long the store waits for each of its threads when it is dropped: one that hangs in a file system that does not
-/// answer must not keep the process.
+/// How long the store waits for each of its threads when it is dropped: a thread that hangs in a file system that does
+/// not answer must not keep the process alive.
 const END_WAIT: Duration = Duration::from_secs(3);
 
 /// A thread and the bounded queue it drains; it ends when the queue closes.
@@ -119,7 +119,7 @@ enum ReadRequest {
 impl SqliteStore {
     /// Opens the store for this process alone; creates `data_dir` (0700) and the state file (0600) when missing.
     ///
-    /// Blocking: opens, locks and verifies. Nothing of an existing file is changed before it was verified.
+    /// Blocking: opens, locks and verifies. An existing file is not changed before it was verified.
     pub fn open(data_dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let data_dir = absolute(data_dir.as_ref())?;
         create_data_dir(&data_dir)?;
@@ -130,7 +130,7 @@ impl SqliteStore {
         let is_new = match fs::symlink_metadata(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 create(&data_dir, &path).inspect_err(|_| {
-                    // A lock that is found without a state says that there was one.
+                    // A lock file without a state shows that there was a state.
                     if !was_used {
                         let _ = fs::remove_file(&lock_path);
                     }
@@ -157,24 +157,24 @@ impl SqliteStore {
         Ok(Self { writer: Some(writer), reader: Some(reader), shared, is_new })
     }
 
-    /// Whether there was no state and this made one.
+    /// Whether this call created the state.
     #[doc(hidden)]
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// What is wrong with the state's files, in words with the remedy.
+    /// The fault of the state's files, in words with the remedy.
     #[doc(hidden)]
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.shared.trouble.subscribe()
     }
 
-    /// Has the writer look whether the files are there, as it does with each commit. To be called every few seconds;
-    /// does not wait.
+    /// Has the writer check that the files are there, as it does with each commit. To be called every few seconds; does
+    /// not wait.
     #[doc(hidden)]
     pub fn look(&self) {
         if let Some(writer) = &self.writer {
-            // A queue that is full has commits in it.
+            // A full queue contains commits, which check the files, too.
             let _ = writer.queue.try_send(Task::Look);
         }
     }
@@ -196,11 +196,11 @@ impl SqliteStore {
         }
     }
 
-    /// Writes the file anew without what was deleted from it, which SQLite keeps in free pages otherwise. Commits wait
-    /// meanwhile. Needs room for a second copy.
+    /// Rewrites the file without deleted data, which SQLite otherwise keeps in free pages. Commits wait meanwhile.
+    /// Needs disk space for a second copy.
     ///
     /// # Errors
-    /// The file cannot be written anew, or was opened for reading; it is as it was.
+    /// The file cannot be rewritten, or was opened for reading; it is unchanged.
     pub async fn compact(&self) -> Result<(), StateError> {
         let Some(writer) = &self.writer else {
             return Err(StateError::Unavailable("opened for reading only".into()));
@@ -350,15 +350,15 @@ fn create_data_dir(data_dir: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// A `data_dir` that this process has for itself while the value lives, without a state in it: that of a member of a cluster
-/// holds the control socket alone.
+/// Exclusive use of a `data_dir` without a state, while the value lives: the directory of a cluster member holds only
+/// the control socket.
 pub struct DataDir(#[allow(dead_code, reason = "held, not read")] Lock);
 
 impl DataDir {
-    /// Makes the folder (0700) when it is missing, and locks it.
+    /// Creates the folder (0700) if it is missing, and locks it.
     ///
     /// # Errors
-    /// Another process has it, or it cannot be written.
+    /// Another process has the lock, or the folder cannot be written.
     pub fn take(data_dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let data_dir = absolute(data_dir.as_ref())?;
         create_data_dir(&data_dir)?;
@@ -376,7 +376,7 @@ fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        // A link somebody laid here would have us write to another file.
+        // A symbolic link here would redirect the write to another file.
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(|e| io_error(&path, &e))?;
@@ -391,7 +391,7 @@ fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
         Err(TryLockError::Error(e)) if has_no_locks(&e) => return Err(unsuited(&path, NO_LOCKS, &e)),
         Err(TryLockError::Error(e)) => return Err(io_error(&path, &e)),
     }
-    // The id only helps whoever is turned away: a full disk here is no reason to stop.
+    // The id only appears in the error of a second process, so a full disk here is not a reason to stop.
     let _ = file
         .set_len(0)
         .and_then(|()| file.seek(SeekFrom::Start(0)))
@@ -399,7 +399,7 @@ fn lock(data_dir: &Path) -> Result<Lock, StoreError> {
     Ok(Lock(file))
 }
 
-/// Whether a lock is refused because there are none.
+/// Whether a lock fails because the file system has no locks.
 pub(crate) fn has_no_locks(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported || matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::EINVAL))
 }
@@ -423,7 +423,7 @@ impl Drop for Lock {
     }
 }
 
-/// Makes the file under another name, complete and synced, before it takes its own.
+/// Creates the file under a temporary name, complete and synced, and then renames it.
 fn create(data_dir: &Path, path: &Path) -> Result<(), StoreError> {
     let wal = with_suffix(path, "-wal");
     if fs::metadata(&wal).is_ok_and(|m| m.len() > 0) {
@@ -451,7 +451,7 @@ fn create(data_dir: &Path, path: &Path) -> Result<(), StoreError> {
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
         connection.close().map_err(|(_, e)| e)
     };
-    // Nobody but us knows this file: a lock that is refused on it is refused on all.
+    // No other process knows this file, so a lock that fails on it would fail on any file.
     make().map_err(|e| fresh_error(&new, &e))?;
     File::open(&new).and_then(|f| f.sync_all()).map_err(|e| io_error(&new, &e))?;
     fs::rename(&new, path).and_then(|()| sync_dir(data_dir)).map_err(|e| match e.kind() {
@@ -460,7 +460,7 @@ fn create(data_dir: &Path, path: &Path) -> Result<(), StoreError> {
     })
 }
 
-/// Tries what the state needs of a file system on a file that is removed again.
+/// Tests the file system features that the state needs, on a file that is removed afterwards.
 pub(super) fn try_file_system(dir: &Path) -> Result<(), StoreError> {
     let trial = dir.join(format!(".m365-audit-check-{}.sqlite3", std::process::id()));
     let tried = (|| {
@@ -483,13 +483,14 @@ pub(super) fn try_file_system(dir: &Path) -> Result<(), StoreError> {
     tried
 }
 
-/// An error of a file that nobody else has open.
+/// An error of a file that no other process has open.
 fn fresh_error(path: &Path, error: &rusqlite::Error) -> StoreError {
     let is_locked = matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked));
     if is_locked { unsuited(path, NO_LOCKS, error) } else { sqlite_error(path, error) }
 }
 
-/// An error of a file that others may have open, too: whether one of them has locked it, or nobody can lock at all.
+/// An error of a file that other processes may have open: whether one of them has locked it, or the file system has no
+/// locks at all.
 fn opened_error(path: &Path, error: &rusqlite::Error) -> StoreError {
     if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) {
         return StoreError::NotWritable { path: path.to_owned(), why: "the file is read-only".into() };
@@ -507,7 +508,7 @@ fn unsuited(path: &Path, lacks: &'static str, why: &dyn std::fmt::Display) -> St
     StoreError::FileSystem { path: path.to_owned(), file_system: file_system_of(path), lacks, why: why.to_string() }
 }
 
-/// An empty file under another name, for what is to become the state's file.
+/// Creates an empty file under a temporary name, which will become the state's file.
 fn new_file(data_dir: &Path) -> Result<PathBuf, StoreError> {
     let new = data_dir.join(NEW_FILE);
     for leftover in ["", "-wal", "-shm", "-journal"] {
@@ -522,7 +523,7 @@ fn new_file(data_dir: &Path) -> Result<PathBuf, StoreError> {
     Ok(new)
 }
 
-/// Others may not read what the records of a tenant are kept in, whoever copied the file here.
+/// Removes access by other users, since the file holds a tenant's records and a copy may have other permissions.
 fn tighten(path: &Path) {
     if let Ok(metadata) = fs::metadata(path)
         && metadata.permissions().mode() & 0o077 != 0
@@ -532,10 +533,10 @@ fn tighten(path: &Path) {
     }
 }
 
-/// Says whether the file is one this build may write to, through a connection that cannot.
+/// Checks through a read-only connection whether this build may write to the file.
 fn inspect(path: &Path) -> Result<(), StoreError> {
     let corrupt = |why: String| StoreError::Corrupt { path: path.to_owned(), why };
-    // Not what a link leads to: SQLite would write there.
+    // The link itself, not its target: SQLite would write to the target.
     let metadata = fs::symlink_metadata(path).map_err(|e| io_error(path, &e))?;
     if !metadata.is_file() {
         return Err(corrupt("it is not a regular file".into()));
@@ -561,7 +562,7 @@ fn inspect(path: &Path) -> Result<(), StoreError> {
     if format < 1 {
         return Err(corrupt(format!("file format {format} was never written")));
     }
-    // Names the columns: a table that lost one fails here.
+    // The statement names the columns, so a table without one fails here.
     stored_revision(&connection)
         .and_then(|_| {
             connection.prepare("SELECT key, revision, sum, value FROM kv LIMIT 1")?.query([])?.next().map(|_| ())
@@ -624,7 +625,8 @@ fn verify(connection: &Connection) -> rusqlite::Result<Option<String>> {
 }
 
 fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
-    // SQLite then refuses a link anywhere in the path; the folder may be one (systemd makes it so), the file not.
+    // SQLite then refuses a link anywhere in the path. The folder may be a link (systemd creates it so); the file may
+    // not.
     let dir = path.parent().and_then(|dir| dir.canonicalize().ok());
     let real = dir.and_then(|dir| path.file_name().map(|name| dir.join(name)));
     let access = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -640,21 +642,21 @@ fn open_writer(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
-        // Without shared memory SQLite stays in the mode it was in and says no more.
+        // Without shared memory SQLite stays in its former mode and gives no reason.
         let error = rusqlite::ffi::Error::new(IOERR_SHARED_MEMORY[1]);
         return Err(rusqlite::Error::SqliteFailure(error, Some(format!("the journal stays in mode `{mode}`"))));
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // A safety net only: `Writer::fold` does it after the answers are out.
+    // A safety net only: `Writer::fold` does this after the answers are sent.
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 8192, |_| Ok(()))?;
     // After a burst (held bodies) the log shrinks again.
     connection.pragma_update_and_check(None, "journal_size_limit", CHECKPOINT_EVERY_BYTES as i64, |_| Ok(()))?;
     Ok(connection)
 }
 
-/// Whether the state can be written. SQLite falls back to reading when the file may not be written, and then begins even an
-/// immediate transaction as one that reads; so it is asked to change nothing. Not by `is_readonly`, whose argument is of
-/// another type in the oldest and the newest rusqlite that `Cargo.toml` allows.
+/// Whether the state can be written. SQLite falls back to reading when the file may not be written, and then begins
+/// even an immediate transaction as one that reads; so this runs a statement that changes nothing. It does not use
+/// `is_readonly`, whose argument is of another type in the oldest and the newest rusqlite that `Cargo.toml` allows.
 fn try_to_write(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("BEGIN IMMEDIATE; UPDATE meta SET value = value WHERE 0; ROLLBACK")
 }
@@ -695,7 +697,7 @@ fn sqlite_error(path: &Path, error: &rusqlite::Error) -> StoreError {
             Some(code) if IOERR_SHARED_MEMORY.contains(&code) => unsuited(&path, NO_SHARED_MEMORY, &why),
             _ => StoreError::NotWritable { path, why },
         },
-        // Not from SQLite: a column of another type, a row that should be there and is not.
+        // Not an SQLite error: a column of another type, or a missing row.
         None => StoreError::Corrupt { path, why },
     }
 }
@@ -715,7 +717,7 @@ fn spawn_reader(path: &Path, shared: Arc<Shared>) -> Result<Worker<ReadRequest>,
         while let Some(request) = queue.blocking_recv() {
             let now = shared.written_anew.load(Ordering::Acquire);
             if now != written_anew {
-                // A failure is the answer's: the old file is not read any more, what was committed since is not in it.
+                // A failure is returned as the answer: the old file is not read, since it lacks later commits.
                 match open_reader(&path) {
                     Ok(opened) => (connection, written_anew) = (opened, now),
                     Err(error) => {
@@ -741,7 +743,8 @@ fn spawn_reader(path: &Path, shared: Arc<Shared>) -> Result<Worker<ReadRequest>,
 
 fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    // The writer closes last and folds the log. A reader of a file that lost its name must not touch that of another.
+    // The writer closes last and folds the log. The reader of a file that lost its name must not touch the log of
+    // another file.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(connection)
 }
@@ -825,7 +828,7 @@ fn list(connection: &Connection, prefix: &str) -> Result<Vec<(String, Revision)>
 pub(crate) fn first_after(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
-        // The successor of U+D7FF is U+E000: the surrogates between are no characters.
+        // The successor of U+D7FF is U+E000: the surrogates between are not characters.
         if let Some(next) = (last..=char::MAX).nth(1) {
             end.push(next);
             return Some(end);
@@ -856,7 +859,7 @@ mod tests {
         let path = Path::new("/proc/x/state.sqlite3");
         let error =
             |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some("database is locked".into()));
-        // What a new file answers: nobody else can have it.
+        // Errors on a new file, which no other process can have open.
         for (code, lacks) in [
             (rusqlite::ffi::SQLITE_BUSY, NO_LOCKS),
             (rusqlite::ffi::SQLITE_LOCKED, NO_LOCKS),
@@ -953,7 +956,7 @@ mod tests {
             let key = wrong.key().to_owned();
             let result =
                 store.commit(vec![put("new", "x", Expected::Any), put("a", "y", Expected::At(at)), wrong]).await;
-            // The second step moves `a` on, so that what follows in the same commit sees it moved.
+            // The second step changes `a`, so that later steps of the same commit see the change.
             assert_eq!(result, Err(StateError::Conflict { key }));
             assert_eq!(value(&store, "a").await.as_deref(), Some("1"));
             assert_eq!(value(&store, "new").await, None);

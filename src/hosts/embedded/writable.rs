@@ -1,5 +1,5 @@
-//! Whether state could be kept in a directory, found out beside a process that runs on it: nothing of the state is
-//! opened for writing, and what is written is removed again.
+//! Checks whether state could be kept in a directory, even while a process runs on it: it opens no state file for
+//! writing, and removes what it writes.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ use super::store::{StoreError, try_file_system};
 /// Written and synced, so that a full disk shows.
 const TRIAL_BYTES: usize = 4096;
 
-/// Tries to write where `data_dir` is, or where it would be created. What it found, in words.
+/// Tries to write where `data_dir` is, or where it would be created. Returns the result in words.
 ///
 /// # Errors
 /// Why a `run` could not write there.

@@ -1,8 +1,8 @@
-//! What the `file` sink remembers of its file over restarts, and what it makes of what it finds.
+//! The data that the `file` sink keeps about its file across restarts, and how it judges the file it finds.
 //!
-//! Remembered with each group: which file it was, how long it was after the sync, a checksum of its last bytes, and
-//! where its directory lay. A file that was renamed (rotation) is no loss; one that is shorter, or holds something else
-//! where our last record ended, is. A device number is not compared over a restart: it may change with a reboot.
+//! Stored with each group: which file it was, how long it was after the sync, a checksum of its last bytes, and the
+//! place of its directory. A renamed file (rotation) is not a loss; a file that is shorter, or has other content where
+//! the last record ended, is one. A device number is not compared over a restart: it may change with a reboot.
 
 use std::fs::{self, DirEntry, File, Metadata};
 use std::io;
@@ -24,51 +24,51 @@ use crate::model::Timestamp;
 
 /// Bytes at the end of the file whose checksum is remembered.
 const TAIL_BYTES: usize = 256;
-/// How long health tells of a file that was cut: long enough for the next working day to begin.
+/// How long health reports a truncated file: long enough for the next working day to begin.
 const TOLD_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// Links followed, one behind the other; the system follows 40.
+/// Links followed in a chain; the system follows 40.
 const LINKS_MAX: usize = 40;
 /// Format of the page; one of a newer build is not read.
 const FORMAT: u32 = 1;
 
-/// What a `file` sink is given to remember with.
+/// The memory of a `file` sink.
 #[derive(Debug)]
 pub struct Memory {
     /// The sink's name in the configuration.
     pub sink: String,
     /// Its page.
     pub page: Page,
-    /// For when something was found.
+    /// For the time at which a loss was found.
     pub clock: Arc<dyn Clock>,
-    /// The state was made by this run: records that are in the file already were written by nobody it knows of.
+    /// Whether this run created the state, which then knows nothing about records already in the file.
     pub state_is_new: bool,
 }
 
-/// What is remembered.
+/// The stored data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Known {
     format: u32,
-    /// The configured path; a sink that was given another begins anew.
+    /// The configured path; a sink with another path starts again.
     path: PathBuf,
-    /// The file; `None` when it was renamed by us and no other was written yet.
+    /// The file; `None` when this sink renamed it and has not written another yet.
     file: Option<Identity>,
     /// Its length after the last sync.
     length: u64,
-    /// How many of its last bytes `sum` is of.
+    /// How many of its last bytes `sum` covers.
     tail: usize,
     /// BLAKE3, hexadecimal.
     sum: String,
     /// Where its directory lay; `None` before the first write.
     place: Option<Place>,
-    /// What was found last.
+    /// The last loss found.
     found: Option<Found>,
 }
 
-/// Which file it is. An inode is given to another file as soon as it is free; the time of birth then differs.
+/// Which file it is. The system reuses a free inode for another file, whose creation time then differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     inode: u64,
-    /// Nanoseconds; `None` where the file system knows none.
+    /// Nanoseconds; `None` if the file system has no creation time.
     born: Option<u64>,
 }
 
@@ -90,36 +90,36 @@ impl Identity {
     }
 }
 
-/// Something that was found and is told for a while.
+/// A loss that was found, and is reported for a limited time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Found {
     at: Timestamp,
     what: String,
 }
 
-/// How a file differs from what is remembered.
+/// How a file differs from the stored data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Differs {
-    /// It is as it was left, or it is another one and the one that was left is elsewhere.
+    /// It is as it was left, or it is another file and the old one is elsewhere.
     No,
-    /// It ends before our last record does.
+    /// It ends before the last record of this sink.
     Shorter {
         /// How long it was.
         was: u64,
     },
-    /// It is long enough and holds something else there.
+    /// It is long enough but has other content there.
     Content {
         /// How long it was.
         was: u64,
     },
 }
 
-/// The memory of one sink, and its voice.
+/// The memory of one sink, and its reports.
 pub(super) struct Remembered {
     path: PathBuf,
     memory: Option<Memory>,
     known: Option<Known>,
-    /// What the last look found wrong and may be over with the next.
+    /// The fault that the last check found, which may end with the next.
     passing: Option<String>,
     notices: watch::Sender<Option<String>>,
 }
@@ -139,12 +139,12 @@ impl Remembered {
         self.notices.subscribe()
     }
 
-    /// Where the file lay when it was last written.
+    /// The place of the file when it was last written.
     pub(super) fn place(&self) -> Option<&Place> {
         self.known.as_ref()?.place.as_ref()
     }
 
-    /// Takes note of a group that was synced: `last` are its last bytes, which end at `length`.
+    /// Stores a group that was synced: `last` are its last bytes, which end at `length`.
     pub(super) fn written(&mut self, file: &Metadata, length: u64, last: &[u8]) {
         let tail = last.len().saturating_sub(TAIL_BYTES);
         let last = last.get(tail..).unwrap_or_default();
@@ -155,7 +155,7 @@ impl Remembered {
         self.store();
     }
 
-    /// Takes note of a file as it was found, without having written to it.
+    /// Stores a file as it was found, before this sink writes to it.
     pub(super) fn accepted(&mut self, file: &File) -> io::Result<()> {
         let metadata = file.metadata()?;
         let length = metadata.len();
@@ -182,7 +182,7 @@ impl Remembered {
         known.sum = blake3::hash(last).to_hex().to_string();
     }
 
-    /// The file was renamed, by us or by a rotation: the next one begins empty.
+    /// Records that the file was renamed, by this sink or another program: the next one begins empty.
     pub(super) fn begins_anew(&mut self) {
         if let Some(known) = &mut self.known {
             (known.file, known.length, known.tail) = (None, 0, 0);
@@ -191,25 +191,25 @@ impl Remembered {
         self.store();
     }
 
-    /// The file was removed, or another was put in its place: what lies there now is not it, whatever its inode.
+    /// Records that the file was removed or replaced: the file there now is another one, whatever its inode.
     pub(super) fn is_gone(&mut self) {
         if let Some(known) = &mut self.known {
             known.file = Some(Identity::GONE);
         }
     }
 
-    /// The directory of the file lies here from now on.
+    /// Sets the place of the file's directory.
     pub(super) fn lies_at(&mut self, place: Option<Place>) {
         if let (Some(known), Some(place)) = (&mut self.known, place) {
             known.place = Some(place);
         }
     }
 
-    /// How `file` differs from what is remembered.
+    /// How `file` differs from the stored data.
     pub(super) fn compare(&self, file: &File) -> io::Result<Differs> {
         let Some(known) = &self.known else { return Ok(Differs::No) };
         let metadata = file.metadata()?;
-        // Nothing of ours is to be in another one when ours was renamed, or was taken away whole by whoever reads it.
+        // Another file need not contain this sink's records: the old one was renamed, or moved away by its reader.
         let Some(left) = known.file else { return Ok(Differs::No) };
         if left != Identity::of(&metadata) && (metadata.len() == 0 || left.is_in(&real_directory_of(&self.path))) {
             return Ok(Differs::No);
@@ -221,7 +221,7 @@ impl Remembered {
         Ok(if self.holds_ours(file)? { Differs::No } else { Differs::Content { was } })
     }
 
-    /// Whether our last bytes are where they were written.
+    /// Whether this sink's last bytes are where they were written.
     fn holds_ours(&self, file: &File) -> io::Result<bool> {
         let Some(known) = &self.known else { return Ok(true) };
         if file.metadata()?.len() < known.length || known.tail as u64 > known.length || known.tail > TAIL_BYTES {
@@ -232,12 +232,12 @@ impl Remembered {
         Ok(blake3::hash(&last).to_hex().as_str() == known.sum)
     }
 
-    /// Whether `file` is the one we wrote to, wherever it lies: our last record is in it.
+    /// Whether `file` is the one this sink wrote to, wherever it is: the last record is in it.
     pub(super) fn is_ours(&self, file: &File) -> bool {
         self.known.as_ref().is_some_and(|known| known.tail > 0) && self.holds_ours(file).unwrap_or(false)
     }
 
-    /// Says that records were lost from the file, in the log, in health for a day, and in the metric.
+    /// Reports that records were lost from the file: in the log, in health for a day, and in the metric.
     pub(super) fn report_cut(&mut self, differs: Differs, now: u64) {
         let path = self.path.display();
         let what = match differs {
@@ -257,7 +257,7 @@ impl Remembered {
         self.report(what);
     }
 
-    /// Says that the state knows nothing of the records in the file.
+    /// Reports that the state has no data about the records in the file.
     pub(super) fn report_unknown_records(&mut self, file: &File) {
         let is_new = self.memory.as_ref().is_some_and(|memory| memory.state_is_new);
         let length = file.metadata().map_or(0, |metadata| metadata.len());
@@ -285,7 +285,7 @@ impl Remembered {
         self.tell();
     }
 
-    /// What is wrong now, as long as the next look finds it, too.
+    /// Sets the current fault, which lasts as long as the next check finds it.
     pub(super) fn set_passing(&mut self, what: Option<String>) {
         if let Some(what) = what.as_ref().filter(|what| self.passing.as_ref() != Some(what)) {
             tracing::warn!("{what}");
@@ -319,18 +319,18 @@ impl Remembered {
     }
 }
 
-/// What to do about a file that lost records.
+/// The remedy for a file that lost records.
 pub const SHORTER_HINT: &str = "rotate by renaming (logrotate: `create`, not `copytruncate`) or with `rotate_bytes`; \
                                 after a restore from a backup fetch again what is missing: `m365-audit backfill -c FILE \
                                 --from TIME --again`, TIME being that of the backup";
 
-/// What to do about a new state beside records.
+/// The remedy for a new state beside existing records.
 pub const NEW_STATE_HINT: &str = "if that is not meant, stop, bring the state back (mount its file system, correct \
                                   `data_dir`, restore a backup) and start again; what the lost state still owed from \
                                   before `backfill_secs` comes by `m365-audit backfill -c FILE --from 7d`";
 
-/// The place of the directory that a file is in, past links in its own place: one that leads onto a mount is written
-/// through, and would make a file beneath when that went away.
+/// The place of the directory that a file is in, with links of the file resolved: the sink writes through a link onto a
+/// mount, and would create a file beneath it when the mount vanished.
 pub(super) fn place_of(path: &Path) -> io::Result<Place> {
     Place::of(&real_directory_of(path))
 }
@@ -377,7 +377,7 @@ mod tests {
         builder.finish("s".into(), "00000000-0000-0000-0000-000000000000".parse().unwrap(), ContentType::General)
     }
 
-    /// A sink's file and what outlives the sink.
+    /// A sink's file and the data that outlives the sink.
     struct Place {
         dir: tempfile::TempDir,
         book: Notebook,
@@ -439,7 +439,7 @@ mod tests {
         File::options().write(true).open(path).unwrap().set_len(length).unwrap();
     }
 
-    /// What is done to the file, and whether that loses records.
+    /// A change of the file, and whether it loses records.
     type Case = (&'static str, fn(&Place), Option<&'static str>);
 
     const CASES: &[Case] = &[
@@ -520,7 +520,7 @@ mod tests {
             let before = fs::metadata(place.path()).unwrap().len();
             write(&mut sink, "{\"after\":1}");
             assert_eq!(fs::metadata(place.path()).unwrap().len(), before + 12, "{what}: nothing is overwritten");
-            // Told once, and for a day, whatever is started meanwhile.
+            // Reported once, and for a day, whatever is started meanwhile.
             drop(sink);
             assert_eq!(slug(notice(&place.open())).as_deref(), *expected, "{what}, at the second start");
             place.clock.advance(std::time::Duration::from_secs(24 * 3600));
@@ -574,7 +574,7 @@ mod tests {
         let told = notice(&sink).unwrap();
         assert!(told.contains("sink-file-shorter") && told.contains("8 bytes then, 0 now"), "{told}");
         assert!(told.contains("copytruncate") && told.contains("backfill"), "{told}");
-        // A look makes nothing and goes on telling until the file is as it should be.
+        // A check creates nothing and keeps reporting until the file is as expected.
         fs::remove_file(place.path()).unwrap();
         sink.look();
         assert!(!place.path().exists());
@@ -630,7 +630,7 @@ mod tests {
         let place = Place::new();
         place.written();
         let length = fs::metadata(place.path()).unwrap().len();
-        // As if the file had lain on a mount that is not there now: what is there is the directory beneath.
+        // As if the file had been on a mount that is now gone: only the directory beneath is there.
         let mount = |place: &Place, file: Option<&str>| {
             let mut known = place.page();
             let directory = Some((1, 1));
@@ -652,7 +652,7 @@ mod tests {
             sink.look();
             assert!(notice(&sink).unwrap().starts_with("sink-file-mount-gone:"));
             assert_eq!(fs::read_to_string(place.path()).ok().as_deref(), file, "nothing was written");
-            // The operator's word is an empty file.
+            // The operator's consent is an empty file.
             fs::write(place.path(), "").unwrap();
             write(&mut sink, "{\"n\":1}");
             assert_eq!(notice(&sink), None);

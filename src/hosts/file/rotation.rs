@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::clock::Clock;
 use crate::model::Timestamp;
 
-/// When a file is full or old, and what becomes of those before it.
+/// When a file is rotated, and which renamed files are kept.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     /// Bytes after which the file is renamed.
@@ -24,7 +24,7 @@ pub struct Rotation {
 
 impl Rotation {
     pub(super) fn is_due(&self, file: &fs::Metadata) -> bool {
-        // The time of birth outlives a restart; where a file system has none, the last write is near enough.
+        // The creation time outlives a restart; if a file system has none, the time of the last write is close enough.
         let begun = || file.created().or_else(|_| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         let age = || {
             let begun = Timestamp::try_from(begun()).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -34,8 +34,8 @@ impl Rotation {
             && (self.bytes.is_some_and(|bytes| file.len() >= bytes) || self.age.is_some_and(|limit| age() >= limit))
     }
 
-    /// Renames `path` to a name that sorts after all it was given before, so that the oldest can be told even when
-    /// the clock was set back.
+    /// Renames `path` to a name that sorts after all earlier ones, so that the oldest is identifiable even if the clock
+    /// was set back.
     pub(super) fn rename(&self, path: &Path) -> io::Result<PathBuf> {
         let stamp = self.clock.now().strftime("%Y%m%dT%H%M%SZ").to_string();
         let (stamp, n) = match renamed_of(path).into_iter().max() {
@@ -45,7 +45,7 @@ impl Rotation {
         let mut to = path.as_os_str().to_owned();
         to.push(if n == 0 { format!(".{stamp}") } else { format!(".{stamp}-{n}") });
         let to = PathBuf::from(to);
-        // No other process of ours writes here (the lock), so nothing takes the name in between.
+        // The lock keeps other processes of this program away, so the name stays free in between.
         match fs::symlink_metadata(&to) {
             Err(e) if e.kind() == ErrorKind::NotFound => fs::rename(path, &to).map(|()| to),
             Err(e) => Err(e),
@@ -80,7 +80,7 @@ fn renamed_of(path: &Path) -> Vec<(String, u32, PathBuf)> {
             let file = entry.file_name();
             let suffix = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?;
             let (stamp, n) = suffix.split_once('-').unwrap_or((suffix, "0"));
-            // Only names of exactly the form we give: whatever else lies here is somebody's.
+            // Only names of exactly the form that `rename` gives: other files are left alone.
             let is_stamp = stamp.len() == 16
                 && stamp.bytes().enumerate().all(|(i, b)| match i {
                     8 => b == b'T',

@@ -1,8 +1,10 @@
-//! Holds a configuration of Fluent Bit against what the input `m365_audit` takes, and against what a crash must not cost.
+//! Checks a configuration of Fluent Bit against the properties that the input `m365_audit` takes, and for settings that
+//! lose records in a crash.
 //!
-//! Values are read by [`Settings`], as the plugin reads them. What ends Fluent Bit's start, or what the plugin never gets
-//! to see, is a problem; what works and can lose records is a warning. Opens no connection; of what the configuration
-//! names only `config_file` and the files of secrets are read, as at a start. No value of a variable is ever shown.
+//! Values are read by [`Settings`], as the plugin reads them. A setting that ends Fluent Bit's start, or that the
+//! plugin never gets, is a problem; one that works but can lose records is a warning. It opens no connection. Of the
+//! files that the configuration names it reads only `config_file` and those of secrets, as at a start. It never shows
+//! the value of a variable.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,14 +15,14 @@ use super::names::{self, Meant};
 use super::settings::{Complaint, Properties, Settings};
 use crate::config::SOURCE_TYPE;
 
-/// What was found.
+/// The result of the check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What must be changed.
+    /// Faults that must be fixed.
     pub problems: Vec<Finding>,
-    /// What should be looked at.
+    /// Settings that should be reviewed.
     pub warnings: Vec<Finding>,
-    /// Outputs that get what the input reads.
+    /// Outputs that get the input's records.
     pub outputs: usize,
 }
 
@@ -50,7 +52,7 @@ pub fn check(path: &Path, environment: Environment<'_>) -> io::Result<Report> {
         }
         check.plugins(&mut report);
     }
-    // In the order of the text; stable, so that what stands nowhere keeps its place behind.
+    // In the order of the text; a stable sort, so that findings without a place stay last.
     for findings in [&mut report.problems, &mut report.warnings] {
         findings.sort_by_key(|finding| (finding.place.is_none(), finding.place.clone()));
         findings.dedup();
@@ -78,7 +80,7 @@ impl Check<'_> {
         self.configuration.service.iter().find_map(|section| Some((self.value(section, name)?, section)))
     }
 
-    /// The inputs that are ours.
+    /// The inputs of this plugin.
     fn ours(&self, report: &mut Report) -> Vec<&Section> {
         let mut ours = Vec::new();
         let mut nearly = false;
@@ -108,7 +110,7 @@ impl Check<'_> {
         ours
     }
 
-    /// Names and values of an input of ours.
+    /// Checks names and values of such an input.
     fn properties(&self, input: &Section, report: &mut Report) {
         let mut values: HashMap<&str, (String, &Property)> = HashMap::new();
         let mut unset: Vec<&str> = Vec::new();
@@ -164,7 +166,7 @@ impl Check<'_> {
         }
     }
 
-    /// The text Fluent Bit hands on, if it does.
+    /// The text that Fluent Bit passes to the plugin, if it does.
     fn text_of<'p>(&self, property: &'p Property, is_ours: bool, report: &mut Report) -> Option<&'p str> {
         match &property.value {
             PropertyValue::Text(text) => Some(text),
@@ -191,7 +193,7 @@ impl Check<'_> {
         }
     }
 
-    /// Whether what the input has read survives a crash.
+    /// Checks whether the input's records survive a crash.
     fn storage(&self, input: &Section, report: &mut Report) {
         let inherited = self.service("storage.inherit").is_some_and(|(text, _)| switch(&text) == Some(true));
         let written = self.value(input, "storage.type");
@@ -247,13 +249,13 @@ impl Check<'_> {
         }
     }
 
-    /// Whether what the input has read is delivered.
+    /// Checks whether the input's records are delivered.
     fn outputs(&self, input: &Section, report: &mut Report) {
         let tag = self.value(input, "tag").unwrap_or_else(|| format!("{SOURCE_TYPE}.0"));
         for output in &self.configuration.outputs {
             let takes = match self.value(output, "match") {
                 Some(pattern) => matches(&pattern, &tag),
-                // A pattern of another language, or the only output there is.
+                // A pattern in another syntax, or the only output.
                 None => true,
             };
             if !takes {
@@ -379,7 +381,7 @@ mod tests {
         check(&path, &environment).unwrap()
     }
 
-    /// What is found, with the lines, as `problem` or `warning`.
+    /// The findings with their lines, as `problem` or `warning`.
     fn found(name: &str, text: &str) -> String {
         let report = report(name, text);
         let line = |kind: &str, finding: &Finding| {
@@ -393,7 +395,7 @@ mod tests {
         all.join("\n")
     }
 
-    /// A safe configuration; `more` stands in the input, `beside` at the end.
+    /// A safe configuration; `more` is added to the input, `beside` at the end.
     fn yaml(more: &str, beside: &str) -> String {
         format!(
             "service:\n  storage.path: /x\nplugins: [/lib/libm365_audit.so]\npipeline:\n  outputs:\n    - {{name: http, match: 'm365.*', retry_limit: no_limits}}\n\

@@ -1,9 +1,9 @@
-//! Fluent Bit's configuration files, YAML and classic: their sections, and where each property stands.
+//! Fluent Bit's configuration files, YAML and classic: their sections, and the place of each property.
 //!
 //! Reads what `flb_cf_yaml.c` and `flb_cf_fluentbit.c` of 5.1.1 read, as far as inputs, outputs, filters, the section
-//! `service`, plugins, variables and included files go: names of sections in any case, `camelCase` properties of YAML as
-//! `snake_case`, the first indentation of a classic file as the only one. What they refuse is a [`Finding`]. It opens no
-//! file but the configuration, what that includes, and the files of variables (`file://`).
+//! `service`, plugins, variables and included files go: names of sections in any case, `camelCase` properties of YAML
+//! as `snake_case`, the first indentation of a classic file as the only one. Input that they refuse becomes a
+//! [`Finding`]. It opens only the configuration, the files that this includes, and the files of variables (`file://`).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -16,7 +16,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
 /// Files of one configuration, included ones among them.
 const FILES_MAX: usize = 128;
-/// Nothing in a configuration is nested so deep.
+/// The limit on nesting; no real configuration reaches it.
 const DEPTH_MAX: usize = 64;
 
 /// A configuration, with all it includes.
@@ -34,12 +34,12 @@ pub struct Configuration {
     pub plugins: Vec<(String, Place)>,
     /// Where a classic file has `[PLUGINS]`, which Fluent Bit reads in a file of its own only.
     pub plugins_sections: Vec<Place>,
-    /// What Fluent Bit refuses.
+    /// Input that Fluent Bit refuses.
     pub problems: Vec<Finding>,
     variables: BTreeMap<String, String>,
 }
 
-/// Where something stands.
+/// A place in a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The file.
@@ -48,19 +48,19 @@ pub struct Place {
     pub line: usize,
 }
 
-/// Something to tell the operator.
+/// A finding for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Where; `None`: nowhere in particular.
+    /// Its place; `None`: it has none.
     pub place: Option<Place>,
-    /// What.
+    /// The finding.
     pub what: String,
     /// What to do about it.
     pub hint: Option<String>,
 }
 
 impl Finding {
-    /// One about a place.
+    /// A finding at a place.
     pub fn at(place: &Place, what: impl Into<String>) -> Self {
         Self { place: Some(place.clone()), what: what.into(), hint: None }
     }
@@ -74,7 +74,7 @@ impl Finding {
 }
 
 impl fmt::Display for Finding {
-    /// What and where, without the hint.
+    /// The finding and its place, without the hint.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Some(Place { file, line }) => write!(f, "{} ({}, line {line})", self.what, file.display()),
@@ -97,11 +97,11 @@ pub struct Section {
 pub struct Property {
     /// Its name as it is written.
     pub written: String,
-    /// Its name as Fluent Bit hands it on, lower case.
+    /// Its name as Fluent Bit passes it on, lower case.
     pub name: String,
     /// Its value, variables not replaced.
     pub value: PropertyValue,
-    /// Where it stands.
+    /// Its place.
     pub place: Place,
 }
 
@@ -127,7 +127,7 @@ impl Section {
         }
     }
 
-    /// Where a property stands; where it does not, where the section begins.
+    /// The place of a property, or of the section if it has no such property.
     pub fn place_of(&self, name: &str) -> &Place {
         self.properties.iter().find(|property| property.name == name).map_or(&self.place, |property| &property.place)
     }
@@ -140,7 +140,7 @@ pub struct Replaced {
     pub text: String,
     /// It had variables.
     pub had_variables: bool,
-    /// Names of those that are not set; Fluent Bit takes them for empty.
+    /// Names of those that are not set, which Fluent Bit treats as empty.
     pub unset: Vec<String>,
 }
 
@@ -163,7 +163,7 @@ impl Configuration {
         Ok(reader.configuration)
     }
 
-    /// Replaces `${NAME}` and `${NAME:-otherwise}` as Fluent Bit does: by what the configuration sets, else by the
+    /// Replaces `${NAME}` and `${NAME:-otherwise}` as Fluent Bit does: from the configuration, else from the
     /// environment.
     pub fn replace(&self, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Replaced {
         let mut replaced = Replaced { text: String::new(), had_variables: false, unset: Vec::new() };
@@ -457,7 +457,7 @@ impl Reader {
     }
 }
 
-/// A key, its line, and what stands there.
+/// A key, its line, and its value.
 type Entry = (String, usize, Node);
 
 struct Node {
@@ -472,7 +472,7 @@ enum Kind {
 }
 
 type Events<'a> = Parser<'a, StrInput<'a>>;
-/// A line, and why it is no YAML.
+/// A line, and why it is not YAML.
 type Fault = (usize, String);
 
 fn next<'a>(events: &mut Events<'a>, line: usize) -> Result<(Event<'a>, Span), Fault> {
@@ -483,7 +483,7 @@ fn next<'a>(events: &mut Events<'a>, line: usize) -> Result<(Event<'a>, Span), F
     }
 }
 
-/// What begins with `event`.
+/// The node that begins with `event`.
 fn node<'a>(events: &mut Events<'a>, event: Event<'a>, span: Span, depth: usize) -> Result<Node, Fault> {
     let line = span.start.line();
     if depth > DEPTH_MAX {
@@ -491,7 +491,7 @@ fn node<'a>(events: &mut Events<'a>, event: Event<'a>, span: Span, depth: usize)
     }
     let kind = match event {
         Event::Scalar(text, style, ..) => {
-            // The parser writes a value that is not there as `~`.
+            // The parser represents an absent value as `~`.
             let is_absent = style == ScalarStyle::Plain && span.start.index() == span.end.index();
             Kind::Text(if is_absent { String::new() } else { text.into_owned() })
         }
@@ -558,7 +558,7 @@ fn snake_case(written: &str) -> String {
     name
 }
 
-/// The first word of a line, as far as it can be a name: what follows may be a secret.
+/// The first word of a line, as far as it can be a name: the rest may be a secret.
 fn word_of(text: &str) -> &str {
     let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))).unwrap_or(text.len());
     &text[..text.floor_char_boundary(end.min(60))]

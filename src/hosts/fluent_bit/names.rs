@@ -1,9 +1,9 @@
-//! Names of properties: ours, those Fluent Bit keeps for itself, and those that look like one of them or mean the same
-//! elsewhere.
+//! Names of properties: those of this input, those that Fluent Bit handles itself, and names that look like one of them
+//! or mean the same in other programs.
 //!
-//! Fluent Bit passes over a property that a plugin does not ask for, and does not list what was written. So the plugin
-//! asks for what an operator may have written in error ([`look_alikes`]): names one letter away from a known one, the
-//! same words with another unit, order or joint, and what other inputs and programs call the same thing.
+//! Fluent Bit ignores a property that a plugin does not request, and does not list the properties written. So the
+//! plugin requests the names that an operator may have written in error ([`look_alikes`]): names one letter away from a
+//! known one, the same words with another unit, order or joint, and what other inputs and programs call the same thing.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ pub const DATA_DIR: &str = "data_dir";
 pub const CONFIG_FILE: &str = "config_file";
 /// Bytes one call of the host may carry.
 pub const BYTES_PER_TICK_MAX: &str = "bytes_per_tick_max";
-/// The address of our own metrics listener.
+/// The address of the plugin's own metrics listener.
 pub const METRICS_LISTEN: &str = "metrics_listen";
 /// How fine its series are.
 pub const METRICS_DETAIL: &str = "metrics_detail";
@@ -24,7 +24,7 @@ pub const METRICS_DETAIL: &str = "metrics_detail";
 pub const METRICS_HOSTS: &str = "metrics_hosts";
 /// Where its pages link those of errors.
 pub const METRICS_DOCS_URL: &str = "metrics_docs_url";
-/// What is not a key of a source.
+/// Properties that are not keys of a source.
 pub const BESIDE_SOURCES: [&str; 7] =
     [DATA_DIR, CONFIG_FILE, BYTES_PER_TICK_MAX, METRICS_LISTEN, METRICS_DETAIL, METRICS_HOSTS, METRICS_DOCS_URL];
 /// Rules as tables, which no property can hold.
@@ -56,7 +56,8 @@ pub const CORE: &[&str] = &[
     "processors",
 ];
 
-/// What Fluent Bit also keeps for itself, although it means nothing to this input, and what was probably meant.
+/// Properties that Fluent Bit also handles itself although they have no effect on this input, and what was probably
+/// meant.
 const KEPT: &[(&str, Meant)] = &[
     ("listen", Meant::Own(METRICS_LISTEN)),
     ("host", Meant::Own("api_url")),
@@ -84,7 +85,7 @@ const KEPT_PREFIXES: &[&str] = &["oauth2", "tls.", "net."];
 /// What an unknown property was probably meant to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meant {
-    /// This property of ours.
+    /// This property of the input.
     Own(&'static str),
     /// This property, which Fluent Bit acts on.
     Core(&'static str),
@@ -95,7 +96,7 @@ pub enum Meant {
 }
 
 impl Meant {
-    /// What to tell the operator who wrote `name`.
+    /// The advice for the operator who wrote `name`.
     pub fn advice(self, name: &str) -> String {
         match self {
             Self::Own(own) => format!("`{name}` is not a property of this input; use `{own}`"),
@@ -106,7 +107,7 @@ impl Meant {
     }
 }
 
-/// What other programs call it.
+/// Its names in other programs.
 const FOREIGN: &[(&str, &[&str])] = &[
     (
         DATA_DIR,
@@ -531,7 +532,7 @@ const ELSEWHERE: &[(Meant, &[&str])] = &[
     ),
 ];
 
-/// Words that stand for each other.
+/// Synonyms.
 const SYNONYMS: &[(&str, &[&str])] = &[
     ("dir", &["directory", "folder", "path"]),
     ("file", &["path", "filename"]),
@@ -552,8 +553,8 @@ const UNITS: &[&str] =
 const PREFIXES: &[&str] = &["m365_audit_", "m365_", "audit_", "o365_", "office365_", "microsoft365_"];
 const JOINTS: &[&str] = &["_", "-", ".", ""];
 
-/// Every property of ours, in the order they are described in; a key of a table inside a source's is written with a
-/// dot.
+/// Every property of this input, in the order of the documentation; a key of a table inside a source's is written with
+/// a dot.
 pub fn own() -> &'static [&'static str] {
     static OWN: OnceLock<Vec<&'static str>> = OnceLock::new();
     OWN.get_or_init(|| {
@@ -568,7 +569,7 @@ pub fn own() -> &'static [&'static str] {
     })
 }
 
-/// Whether Fluent Bit keeps this property for itself, so that a plugin never sees it; in any case of letters.
+/// Whether Fluent Bit handles this property itself, so that a plugin never gets it; case-insensitive.
 pub fn is_kept_by_the_host(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     CORE.contains(&name.as_str())
@@ -576,13 +577,13 @@ pub fn is_kept_by_the_host(name: &str) -> bool {
         || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether it is a property that does something here, ours or Fluent Bit's; in any case of letters.
+/// Whether the property has an effect here, this input's or Fluent Bit's; case-insensitive.
 pub fn is_known(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     own().contains(&name.as_str()) || CORE.contains(&name.as_str())
 }
 
-/// What `name`, which is not known, was probably meant to be.
+/// The property that the unknown `name` was probably meant to be.
 pub fn meant(name: &str) -> Option<Meant> {
     /// Below this two words have hardly a letter in common.
     const LIKENESS_MIN: f64 = 0.8;
@@ -612,8 +613,8 @@ pub fn meant(name: &str) -> Option<Meant> {
     nearest.filter(|(likeness, _)| *likeness >= LIKENESS_MIN).map(|(_, meant)| meant)
 }
 
-/// Visits what an operator may have written in place of a known property. Lower case; the same name may come more than
-/// once, and the first time says best what was meant.
+/// Visits the names that an operator may have written in place of a known property. Lower case; a name may come more
+/// than once, and its first meaning is the most likely.
 pub fn look_alikes(visit: &mut dyn FnMut(&str, Meant)) {
     let known: HashSet<&str> = own().iter().chain(CORE).copied().collect();
     for (form, meant) in ordered_forms() {
@@ -634,7 +635,7 @@ pub fn look_alikes(visit: &mut dyn FnMut(&str, Meant)) {
     }
 }
 
-/// Every text that is one slip away: a letter left out, added, replaced, or changed with its neighbour.
+/// Every text one typing error away: a letter left out, added, replaced, or changed with its neighbour.
 fn slips(word: &str, visit: &mut dyn FnMut(&str)) {
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz_-.";
     let letters = word.as_bytes();
@@ -660,13 +661,13 @@ fn slips(word: &str, visit: &mut dyn FnMut(&str)) {
     }
 }
 
-/// Other forms of known properties and what other programs call them, each once.
+/// Other forms of known properties and their names in other programs, each once.
 fn other_forms() -> &'static HashMap<String, Meant> {
     static FORMS: OnceLock<HashMap<String, Meant>> = OnceLock::new();
     FORMS.get_or_init(|| ordered_forms().iter().cloned().collect())
 }
 
-/// The same, what says best what was meant before what only looks like it.
+/// The same, with the likelier meanings first.
 fn ordered_forms() -> &'static [(String, Meant)] {
     static FORMS: OnceLock<Vec<(String, Meant)>> = OnceLock::new();
     FORMS.get_or_init(|| {
@@ -734,7 +735,7 @@ fn forms_of(key: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// What the plugin asks for, and what each name is then taken for.
+    /// The names that the plugin requests, and the meaning of each.
     fn asked() -> HashMap<String, Meant> {
         let mut asked = HashMap::new();
         look_alikes(&mut |name, meant| {
@@ -810,7 +811,7 @@ mod tests {
         assert_eq!(found("parser"), Some(Meant::Nothing));
     }
 
-    /// Further away than the plugin can ask for, a file can still be told of.
+    /// Names too different for the plugin to request are still found in a file.
     #[test]
     fn what_is_several_slips_away_is_found_in_a_file() {
         for (written, right) in [

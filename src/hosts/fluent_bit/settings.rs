@@ -1,11 +1,11 @@
-//! What the operator wrote into the input's section, as settings.
+//! Reads the properties of the input's section into settings.
 //!
-//! Fluent Bit gives the value of a property one asks for and no list of those there are. So every property of ours is
-//! asked for, and every name that was probably meant to be one ([`names::look_alikes`]): such a one ends the start.
-//! [`Settings::shown`] says where the state lies and what differs from the defaults.
+//! Fluent Bit returns the value of a property by name but does not list the properties. So this requests every property
+//! of the input, and every name that was probably meant to be one ([`names::look_alikes`]); such a name ends the start.
+//! [`Settings::shown`] lists the place of the state and the settings that differ from the defaults.
 //!
-//! Properties are the keys of `[sources.<name>]`, plus the few that [`names`] has. With `config_file` a file of our own
-//! holds the tenants, and no key of a source may stand beside it.
+//! Properties are the keys of `[sources.<name>]`, plus the few that [`names`] has. With `config_file` a TOML file holds
+//! the tenants, and the section may have no key of a source.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,13 +22,13 @@ use crate::config::{
     source_schema, typed_from_text,
 };
 
-/// The default of `bytes_per_tick_max`: more than a catch-up reaches. The plugin's `benches/fluent_bit.rs` measures the
+/// The default of `bytes_per_tick_max`: more than a catch-up uses. The plugin's `benches/fluent_bit.rs` measures the
 /// curve over it.
 pub const BYTES_PER_TICK_DEFAULT: usize = 256 << 20;
-/// Its bounds: a record's worth, and what no Fluent Bit comes near.
+/// Its bounds: the size of a record, and a value that no Fluent Bit reaches.
 const BYTES_PER_TICK_MIN: usize = 64 << 10;
 const BYTES_PER_TICK_LIMIT: usize = 1 << 30;
-/// So many sources are shown one by one.
+/// Up to this many sources are shown one by one.
 const SHOWN_SOURCES_MAX: usize = 10;
 /// Longer lines are broken between two settings.
 const SHOWN_LINE_CHARS: usize = 120;
@@ -42,9 +42,9 @@ pub struct Settings {
     pub sources: BTreeMap<String, SourceConfig>,
     /// Bytes one collect call may carry.
     pub bytes_per_tick_max: usize,
-    /// Our own metrics listener, if there is to be one.
+    /// The plugin's own metrics listener, if configured.
     pub metrics: Option<MetricsConfig>,
-    /// What looks like a mistake.
+    /// Settings that look like mistakes.
     pub warnings: Vec<Complaint>,
 }
 
@@ -55,7 +55,7 @@ pub struct Complaint {
     pub property: String,
     /// What is wrong with it.
     pub what: String,
-    /// What to do about it, where that does not follow.
+    /// The remedy, if it is not obvious.
     pub hint: Option<String>,
 }
 
@@ -73,19 +73,19 @@ impl fmt::Display for Complaint {
 /// Where the properties come from.
 #[derive(Clone, Copy)]
 pub struct Properties<'a> {
-    /// The value of a property, asked for in lower case, its variables replaced.
+    /// The value of a property, requested in lower case, with variables replaced.
     pub value: &'a dyn Fn(&str) -> Option<String>,
-    /// How it was written, where that is known and a variable was replaced: what the environment holds is not shown.
+    /// The text as written, if that is known and a variable was replaced: values from the environment are not shown.
     pub written: &'a dyn Fn(&str) -> Option<String>,
-    /// What `in_flight_bytes_max` is at least unless it is written, by `bytes_per_tick_max`.
+    /// The minimum of `in_flight_bytes_max` by `bytes_per_tick_max`, unless it is written.
     pub in_flight_bytes_min: &'a dyn Fn(usize) -> u64,
 }
 
 impl Settings {
-    /// Reads the input's properties, each asked for by its name.
+    /// Reads the input's properties, each by its name.
     ///
     /// # Errors
-    /// Everything that is wrong.
+    /// All faults.
     pub fn read(properties: Properties<'_>) -> Result<Self, Vec<Complaint>> {
         let property = properties.value;
         let mut problems = wrong_names(property);
@@ -121,7 +121,7 @@ impl Settings {
                         config.sources
                     }
                     Err(error) => {
-                        // A file of `tenants_dir` may be where it stands.
+                        // The problem may be in a file of `tenants_dir`.
                         let placed = |p: &Problem| format!("{}{}", one_line(p), p.place(Some(Path::new(&path))));
                         problems.extend(error.problems.iter().map(|p| of_the_file(placed(p))));
                         BTreeMap::new()
@@ -150,7 +150,8 @@ impl Settings {
         Ok(Self { data_dir, sources, bytes_per_tick_max, metrics, warnings })
     }
 
-    /// Where the state lies, which tenants are read, and what differs from the defaults, secrets masked: short lines.
+    /// Short lines: the place of the state, the tenants read, and the settings that differ from the defaults, with
+    /// secrets masked.
     pub fn shown(&self) -> Vec<String> {
         let absolute = std::path::absolute(&self.data_dir).unwrap_or_else(|_| self.data_dir.clone());
         let default = if self.data_dir == default_data_dir() { ", the default of `data_dir`" } else { "" };
@@ -186,7 +187,7 @@ impl Properties<'_> {
         Complaint { property, what: problem.to_string(), hint: problem.hint }
     }
 
-    /// Our listener: what the file has, and the properties over it. Without an address there is none.
+    /// The plugin's listener: the settings of the file, overridden by the properties. Without an address there is none.
     fn metrics(&self, of_the_file: Option<MetricsConfig>, problems: &mut Vec<Complaint>) -> Option<MetricsConfig> {
         let listen = (self.value)(METRICS_LISTEN).and_then(|text| {
             let address = text.trim().parse();
@@ -223,7 +224,7 @@ impl Properties<'_> {
     }
 }
 
-/// The properties there are whose names look like one of ours or mean the same elsewhere.
+/// The properties written whose names look like one of this input or mean the same elsewhere.
 fn wrong_names(property: &dyn Fn(&str) -> Option<String>) -> Vec<Complaint> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
@@ -236,7 +237,7 @@ fn wrong_names(property: &dyn Fn(&str) -> Option<String>) -> Vec<Complaint> {
 }
 
 fn source(written: &[(&str, String)]) -> Result<SourceConfig, Vec<Problem>> {
-    // The host has replaced its variables already; what looks like one now is a part of a value.
+    // The host has already replaced its variables; text that looks like one now is part of a value.
     let literal: Vec<(&str, String)> = written.iter().map(|(key, text)| (*key, text.replace('$', "$$"))).collect();
     let literal = literal.iter().map(|(key, text)| (*key, text.as_str()));
     SourceConfig::parse_properties(SOURCE_TYPE, literal, &|_| None)
@@ -398,7 +399,7 @@ mod tests {
         assert!(texts(&problems).join("").contains("use `severity.rules_file`"), "{problems:?}");
     }
 
-    /// What the environment holds may be a secret in the wrong place.
+    /// A value from the environment may be a secret in the wrong place.
     #[test]
     fn a_value_that_came_from_a_variable_is_shown_as_it_was_written() {
         let properties = with(&[("tenant_id", "s3cr3t"), ("bytes_per_tick_max", "s3cr3t"), ("cloud", "s3cr3t")]);
@@ -499,7 +500,7 @@ mod tests {
         let names: Vec<&str> = settings.sources.keys().map(String::as_str).collect();
         assert_eq!(names, ["customers.t0", "customers.t1", "customers.t2"]);
         assert!(settings.warnings.is_empty());
-        // What is wrong is told with its own file and line.
+        // A fault is reported with its own file and line.
         let wrong = "[[sources.customers.tenants]]\nname = \"t1\"\ntenant_id = \"contoso.com\"\n";
         std::fs::write(at("tenants.d/t1.toml"), wrong).unwrap();
         let problems = read(&[("config_file", file)]).unwrap_err();

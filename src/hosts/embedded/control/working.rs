@@ -1,5 +1,5 @@
-//! Work that a source of the process does for whoever asks at the control socket: a back-fill, a range that is filled
-//! through Microsoft Graph. Progress is told meanwhile.
+//! Work that a source of the process does for a client of the control socket: a back-fill, or a range filled through
+//! Microsoft Graph. The client gets progress reports meanwhile.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{Asker, PATIENCE, Refusal, Say, TELL_EVERY, refusal};
 use crate::model::Actionable;
 use crate::source::asking::{Asked, Counter, Question};
 
-/// What tells one kind of work from another.
+/// The differences between the kinds of work.
 pub(super) struct Work<'a, Q: Question> {
     /// The source that does it.
     pub source: &'a str,
@@ -20,17 +20,17 @@ pub(super) struct Work<'a, Q: Question> {
     pub counter: &'a Counter<Q>,
     /// What is asked for.
     pub ask: Q,
-    /// What it does, behind "does not begin".
+    /// The name of the work, used after "does not begin".
     pub what: &'static str,
     pub progress: fn(&Q::Progress) -> Say,
     pub ended: fn(Q::Ended) -> Say,
     pub exit_of: fn(&Q::Error) -> u8,
-    /// Told the numbers when it begins.
+    /// Receives the progress numbers when the work begins.
     pub begun: &'a (dyn Fn(Arc<Q::Progress>) + Sync),
 }
 
 impl Asker<'_> {
-    /// Has a source work, and reports how far it has come meanwhile.
+    /// Has a source do the work, and reports its progress meanwhile.
     pub(super) async fn have_done<Q: Question>(
         &mut self,
         reader: BufReader<tokio::io::Take<OwnedReadHalf>>,
@@ -47,7 +47,7 @@ impl Asker<'_> {
         if let Err(error) = work.counter.hand_in(Asked { ask: work.ask, begun, stop: stop.clone(), answer }) {
             return refused(&error);
         }
-        // Whoever asked may hang up or die: then it stops, and goes on when asked again.
+        // The client may disconnect or die: then the work stops, and resumes on the next request.
         let mut rest = reader.into_inner();
         let _stop_with_this = stop.clone().drop_guard();
         let mut gone = false;

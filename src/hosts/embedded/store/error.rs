@@ -1,4 +1,4 @@
-//! Why the state store cannot be opened, and what to do about it.
+//! Why the state store cannot be opened, and the remedy.
 
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// No permission, a read-only file system, a path that is no directory.
+    /// No permission, a read-only file system, or a path that is not a directory.
     #[error("cannot write state under `{}`: {why}", path.display())]
     NotWritable {
         /// The file or directory.
@@ -61,7 +61,7 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
-    /// No room.
+    /// The disk is full.
     #[error("cannot write state under `{}`: {why}", path.display())]
     Full {
         /// The file or directory.
@@ -69,7 +69,7 @@ pub enum StoreError {
         /// The system's reason.
         why: String,
     },
-    /// Opened for reading, and there is nothing.
+    /// Opened for reading, and there is no state.
     #[error("there is no state in `{}`", data_dir.display())]
     Missing {
         /// The directory.

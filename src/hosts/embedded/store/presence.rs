@@ -1,5 +1,5 @@
-//! Whether the state's files are still where they were opened. An open file outlives its name: without a look at the
-//! name a process would go on writing into a file that is gone with it.
+//! Checks that the state's files are still where they were opened. An open file outlives its name: without this check a
+//! process would continue to write into a deleted file.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,7 +12,7 @@ use crate::hosts::embedded::place::{Moved, Place};
 /// Device and inode.
 type Identity = (u64, u64);
 
-/// What was opened.
+/// The files as they were opened.
 #[derive(Debug)]
 pub(super) struct Presence {
     path: PathBuf,
@@ -22,22 +22,22 @@ pub(super) struct Presence {
     /// The log and the shared memory beside it.
     beside: [(PathBuf, Option<Identity>); 2],
     locked: Option<Identity>,
-    /// The longest the file was.
+    /// The greatest length of the file so far.
     length: u64,
 }
 
-/// What a look found.
+/// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// All is as it was left.
+    /// Nothing changed.
     AsLeft,
-    /// This file is gone, and nothing lies in its place.
+    /// This file is gone, and no file replaced it.
     Gone(PathBuf),
-    /// Another file lies where the state was.
+    /// Another file replaced the state.
     Other,
     /// The file is shorter than it was.
     Cut,
-    /// What `data_dir` lay on is not mounted any more.
+    /// The file system of `data_dir` is no longer mounted.
     MountGone(PathBuf),
     /// It cannot be looked at.
     Unseen(String),
@@ -62,7 +62,7 @@ impl Presence {
         }
     }
 
-    /// Looks: four names, nothing is read.
+    /// Checks four names; no file is read.
     pub(super) fn look(&mut self) -> Found {
         let metadata = match fs::symlink_metadata(&self.path) {
             Ok(metadata) => metadata,
@@ -83,7 +83,7 @@ impl Presence {
             match identity(path) {
                 Ok(now) if known.is_none() || now == *known => {}
                 Ok(None) => return self.absent(path),
-                // A log of another state must not be taken for ours.
+                // The log of another state must not be used with this one.
                 Ok(Some(_)) => return Found::Other,
                 Err(error) => return Found::Unseen(error.to_string()),
             }
@@ -102,7 +102,7 @@ impl Presence {
         self.place = Some(Place { directory: Some((1, 1)), mount: Some(dir.to_owned()) });
     }
 
-    /// Which absence it is.
+    /// The kind of absence.
     fn absent(&self, path: &Path) -> Found {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         match (Place::of(dir), &self.place) {

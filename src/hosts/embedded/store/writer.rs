@@ -1,8 +1,7 @@
-//! The thread that writes the state: commits in groups, and an eye on the file's name.
+//! The thread that writes the state: it commits in groups and checks the file's name.
 //!
-//! A state whose name is gone is written out anew from the open file, which outlives its name, as long as nothing else
-//! lies there. Where that cannot be done nothing is committed, so that no position passes what only a file without a
-//! name would remember.
+//! If the state file was deleted, the thread writes it again from the open file, as long as no other file has the name.
+//! If that fails it commits nothing, so that no position advances on the basis of a file without a name.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,38 +17,38 @@ use super::presence::{Found, Presence};
 use super::*;
 use crate::model::Actionable;
 
-/// How long health tells of a state that was gone and was written anew.
+/// How long health reports a state that was deleted and written again.
 const TOLD_FOR: Duration = Duration::from_secs(3600);
 
-/// What the writer is asked.
+/// A task of the writer.
 #[derive(Debug)]
 pub(super) enum Task {
     Commit(Commit),
-    /// To look whether the files are there.
+    /// Check that the files are there.
     Look,
-    /// To write the file anew without what was deleted.
+    /// Rewrite the file without deleted data.
     Compact(oneshot::Sender<Result<(), StateError>>),
 }
 
-/// What the writer shares with the store and the reader.
+/// State that the writer shares with the store and the reader.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// What is wrong with the files, in words with the remedy.
+    /// The fault of the files, in words with the remedy.
     pub(super) trouble: watch::Sender<Option<String>>,
-    /// Counts how often the file was written anew: a reader of an older one opens it again.
+    /// Counts how often the file was written again: a reader of an older one reopens it.
     pub(super) written_anew: AtomicU64,
 }
 
-/// What the writer thread owns. Fields drop in this order: the lock goes last, after the connection is closed.
+/// The state of the writer thread. Fields drop in this order: the lock goes last, after the connection is closed.
 pub(super) struct Writer {
-    /// `None` while a file that was written anew could not be opened yet.
+    /// `None` while a rewritten file could not be opened yet.
     pub(super) connection: Option<Connection>,
     /// Bytes in the log since it was last folded into the file, estimated.
     pub(super) unfolded_bytes: usize,
     pub(super) presence: Presence,
     pub(super) path: PathBuf,
     pub(super) shared: Arc<Shared>,
-    /// What was mended, and when.
+    /// The last repair, and when it was made.
     pub(super) mended: Option<(Instant, String)>,
     pub(super) lock: Lock,
 }
@@ -81,7 +80,7 @@ impl Writer {
             };
             let mut bytes = size(&first.ops);
             let mut group = vec![first];
-            // Whatever queued up during the last fsync shares the next one; nobody is kept waiting for company.
+            // Commits queued during the last fsync share the next one; a commit never waits for others to join.
             while group.len() < GROUP_COMMITS_MAX && bytes < GROUP_BYTES_MAX {
                 match queue.try_recv() {
                     Ok(Task::Commit(commit)) => {
@@ -111,7 +110,7 @@ impl Writer {
         }
     }
 
-    /// Looks whether the files are there, and mends what can be; why nothing may be committed otherwise.
+    /// Checks that the files are there and repairs what it can; otherwise returns why nothing may be committed.
     pub(super) fn look(&mut self) -> Result<(), String> {
         let outcome = self.mend();
         let now = match &outcome {
@@ -135,7 +134,7 @@ impl Writer {
         outcome
     }
 
-    /// Has health tell of something for a while.
+    /// Has health report a repair for a limited time.
     pub(super) fn tell(&mut self, what: String) {
         self.mended = Some((Instant::now(), what));
         let _ = self.look();
@@ -195,12 +194,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the whole state under its name from the file that lost it.
+    /// Writes the whole state under its name again, from the open file that lost it.
     fn write_anew(&mut self) -> Result<(), String> {
         let Some(connection) = &self.connection else { return self.open_again() };
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         create_data_dir(dir).map_err(|error| told(&error))?;
-        // A lock of ours that still has its name stays as it is.
+        // This process's lock stays if it still has its name.
         if !self.presence.has_lock() {
             self.lock = lock(dir).map_err(|error| told(&error))?;
         }
@@ -209,7 +208,7 @@ impl Writer {
         copied.map_err(|error| told(&sqlite_error(&new, &error)))?;
         let failed = |error: std::io::Error| told(&io_error(&self.path, &error));
         File::open(&new).and_then(|file| file.sync_all()).map_err(failed)?;
-        // Their frames belong to the file that is gone; a new one must not be read with them.
+        // Their frames belong to the deleted file; a new one must not be read with them.
         for beside in ["-wal", "-shm"] {
             match fs::remove_file(with_suffix(&self.path, beside)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -218,30 +217,30 @@ impl Writer {
         }
         fs::rename(&new, &self.path).and_then(|()| sync_dir(dir)).map_err(failed)?;
         if let Some(old) = self.connection.take() {
-            // It would remove the new file's log by its name.
+            // Closing it would otherwise remove the new file's log by its name.
             let _ = old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
         }
         self.open_again()
     }
 
-    /// Writes the state anew without what was deleted from it: SQLite leaves that in pages that it has free, until it
-    /// happens to use them again. Commits wait meanwhile.
+    /// Rewrites the state without deleted data, which SQLite leaves in free pages until it uses them again. Commits
+    /// wait meanwhile.
     fn compact(&mut self) -> Result<(), StateError> {
         let Some(connection) = &self.connection else { return Err(ended()) };
-        // With an empty log the file alone is the whole state, wherever this is cut off.
+        // With an empty log the file alone is the whole state, wherever this is interrupted.
         let busy: Result<i64, _> = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
         if busy.map_err(|error| state_error("", &error))? != 0 {
             let why = "another program reads the state's file: it cannot be written anew now";
             return Err(StateError::Unavailable(why.to_owned()));
         }
         self.write_anew().map_err(|why| {
-            // Half a copy would keep what is to go.
+            // A partial copy would keep the deleted data.
             let _ = fs::remove_file(self.path.with_file_name(NEW_FILE));
             StateError::Unavailable(why)
         })
     }
 
-    /// Opens a file that was written anew.
+    /// Opens a file that was written again.
     fn open_again(&mut self) -> Result<(), String> {
         let opened = open_writer(&self.path).and_then(|connection| {
             connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")?;
@@ -254,8 +253,8 @@ impl Writer {
         Ok(())
     }
 
-    /// One transaction for all; when that fails as a whole, one for each, so that a commit too large for what room
-    /// is left does not take its neighbours with it.
+    /// One transaction for all; when that fails as a whole, one for each, so that a commit too large for the remaining
+    /// disk space does not fail its neighbours.
     pub(super) fn commit_all(&mut self, group: &[Vec<Op>]) -> Vec<Result<Revision, StateError>> {
         match self.transaction(group) {
             Ok(results) => results,
@@ -271,7 +270,7 @@ impl Writer {
     }
 
     /// All commits of the group in one transaction, each in its savepoint, so that a conflict undoes only its own.
-    /// `Err` says that nothing of the group was kept.
+    /// `Err` means that no commit of the group was kept.
     fn transaction(&mut self, group: &[Vec<Op>]) -> Result<Vec<Result<Revision, StateError>>, StateError> {
         let Some(connection) = &self.connection else { return Err(ended()) };
         let mut results = Vec::with_capacity(group.len());
@@ -307,7 +306,7 @@ impl Writer {
         }
     }
 
-    /// Folds the log into the file, as far as readers allow. Failure costs only room: the log is as good a home.
+    /// Folds the log into the file, as far as readers allow. Failure costs only disk space: the log is equally durable.
     fn fold(&mut self) {
         self.unfolded_bytes = 0;
         let Some(connection) = &self.connection else { return };
@@ -358,8 +357,8 @@ fn apply(connection: &Connection, revision: i64, ops: &[Op]) -> Result<(), State
     Ok(())
 }
 
-/// Checksum of a row: the first eight bytes of BLAKE3 over its parts, the key's length first so that none can lend
-/// bytes to another.
+/// Checksum of a row: the first eight bytes of BLAKE3 over its parts, the key's length first, so that the parts cannot
+/// be confused.
 pub(crate) fn sum(key: &[u8], revision: i64, value: &[u8]) -> i64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(key.len() as u64).to_le_bytes());
@@ -384,19 +383,19 @@ fn told(error: &StoreError) -> String {
     format!("{}: {error}", error.slug())
 }
 
-/// What to do about a state that is not there.
+/// The remedy for a missing state.
 pub const LOST_HINT: &str = "if that is not meant, stop, restore the state from a backup and start again; what it still \
                              owed from before `backfill_secs` comes by `m365-audit backfill -c FILE --from 7d`";
 
-/// What to do about files that vanish.
+/// The remedy for deleted files.
 pub const REMOVED_HINT: &str = "find out what removes files under `data_dir` while this runs; stop it first when the \
                                 state is to be moved or restored";
 
-/// What to do about a file that was put there.
+/// The remedy for a file that replaced the state.
 pub const REPLACED_HINT: &str = "to go on with what this process holds, move that file away: the state is written anew \
                                  within seconds; to use that file, restart";
 
-/// What to do about a mount that went away.
+/// The remedy for a vanished mount.
 pub const MOUNT_HINT: &str = "mount it again: writing goes on by itself; positions stand until then, nothing is lost";
 
 #[cfg(test)]
@@ -413,10 +412,10 @@ mod tests {
         store.load(key).await.unwrap().map(|(v, _)| String::from_utf8(v.to_vec()).unwrap())
     }
 
-    /// Has the store look, and waits for what it says.
+    /// Has the store check its files, and waits for the result.
     async fn trouble(store: &SqliteStore) -> Option<String> {
         store.look();
-        // Answered by the same thread, after the look.
+        // Answered by the same thread, after the check.
         let _ = store.commit(vec![put("look", "")]).await;
         store.trouble().borrow_and_update().clone()
     }
@@ -480,7 +479,7 @@ mod tests {
     #[tokio::test]
     async fn a_state_that_is_gone_from_a_directory_that_was_used_is_told_and_a_first_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        // A first start that failed is none.
+        // A failed first start does not count as one.
         fs::create_dir(dir.path().join(NEW_FILE)).unwrap();
         SqliteStore::open(dir.path()).unwrap_err();
         fs::remove_dir(dir.path().join(NEW_FILE)).unwrap();
