@@ -1,9 +1,9 @@
-//! Which events are delivered for good, and which are on their way: the two levels behind "never twice".
+//! Which events are delivered for good, and which are in flight: the two levels behind "never twice".
 //!
 //! A key becomes permanent when the commit that holds it is durable. Until then it is *claimed* by the batch that
 //! carries its event: a second copy of the event is not sent, but its blob settles only when the claiming batch is
-//! committed. A batch that is given up (its task ended) frees its claims, and whoever waited for it fetches its blob
-//! again and takes the place.
+//! committed. A batch that is given up (its task ended) releases its claims; a fetch that waited for it fetches its
+//! blob again and claims the event itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,31 +17,32 @@ use crate::host::{StateError, StateStore};
 
 /// The delivered events of one tenant and the claims of its batches in flight. Cheap to clone.
 ///
-/// Whoever takes both locks takes `keys` first: a key leaves the claims only after it is in the set, so a look at both
+/// Code that takes both locks takes `keys` first. A key leaves the claims only after it is in the set, so reading both
 /// under the first lock cannot miss it.
 #[derive(Clone)]
 pub struct EventIndex {
     keys: Arc<Mutex<KeySet>>,
     claims: Arc<Mutex<Claims>>,
-    /// Told whenever a staged change took effect or was given up.
+    /// Notified whenever a staged change took effect or was given up.
     settled: Arc<Notify>,
 }
 
-/// The keys claimed, each with the number of its batch: by number, because a claim is made and freed for every event.
+/// The keys claimed, each with the number of its batch: by number, because a claim is made and released for every
+/// event.
 #[derive(Default)]
 struct Claims {
-    /// Keys are hashes of what an event says: no hostile event can aim at a place in this table. A key whose batch is
-    /// none of `batches` is claimed by nobody.
+    /// Keys are hashes of an event's content, so a hostile event cannot choose a place in this table. A claim held by a
+    /// batch not in `batches` counts as free.
     keys: HashMap<Key, u64, foldhash::fast::RandomState>,
     batches: HashMap<u64, watch::Receiver<bool>, foldhash::fast::RandomState>,
     next: u64,
-    /// How many of `keys` are claimed by nobody, at most.
+    /// The maximum number of `keys` that are free.
     freed: usize,
 }
 
 impl Claims {
-    /// Frees all `keys` of a batch. They stay in the table until half of it is such, and then go in one pass: to look up
-    /// each costs ten times as much.
+    /// Releases all `keys` of a batch. They stay in the table until half of its entries are free, and are then removed
+    /// in one pass: looking up each would cost ten times as much.
     fn free(&mut self, number: u64, keys: usize) {
         self.batches.remove(&number);
         self.freed += keys;
@@ -56,15 +57,15 @@ impl Claims {
     }
 }
 
-/// What is known of an event at the moment it was asked about.
+/// The state of an event at the moment of a claim.
 pub enum Standing {
     /// Never seen: now claimed by the batch that asked.
     Claimed,
     /// Delivered for good.
     Delivered,
-    /// On its way in the very batch that asked.
+    /// In flight in the batch that asked.
     InThisBatch,
-    /// On its way in another batch; settle only when that one is committed.
+    /// In flight in another batch; settle only when that one is committed.
     InFlight(Dependency),
 }
 
@@ -73,7 +74,7 @@ pub enum Standing {
 pub struct Dependency(watch::Receiver<bool>);
 
 impl Dependency {
-    /// On whoever sends here.
+    /// Depends on the batch that sends on `done`.
     pub(super) fn on(done: watch::Receiver<bool>) -> Self {
         Self(done)
     }
@@ -89,17 +90,17 @@ impl Dependency {
     }
 }
 
-/// What one look at memory tells of a key.
+/// The state of a key as far as memory shows.
 pub(super) enum Look {
-    /// Nobody had it: whoever asked has it now, or may.
+    /// It was free: the caller has claimed it, or may.
     Claimed,
     /// It is taken.
     Taken(Standing),
-    /// This page must be read to tell.
+    /// This page must be read to find out.
     OnPage(PageId),
 }
 
-/// The keys a batch under way has claimed. Dropping it before [`OpenBatch::committed`] frees them.
+/// The keys that a batch in flight has claimed. Dropping it before [`OpenBatch::committed`] frees them.
 pub struct OpenBatch {
     index: EventIndex,
     done: watch::Sender<bool>,
@@ -133,10 +134,10 @@ impl EventIndex {
         }
     }
 
-    /// Brings a page of keys into memory.
+    /// Loads a page of keys into memory.
     pub(super) async fn load(&self, page: PageId, store: &dyn StateStore) -> Result<(), StateError> {
         let name = self.with_keys(|keys| keys.page_key(page));
-        // Made before the store is asked, so that a change which takes effect meanwhile is not missed.
+        // Created before the store is read, so that a change which takes effect meanwhile is not missed.
         let mut settled = std::pin::pin!(self.settled.notified());
         settled.as_mut().enable();
         if let Some((bytes, _)) = store.load(&name).await? {
@@ -146,20 +147,20 @@ impl EventIndex {
             return Err(StateError::Corrupt { key: name, why: "the page is missing".into() });
         }
         // A commit has removed the page from the store and is about to remove it from memory: its keys are in another
-        // one, which the caller finds when it looks again.
+        // page, which the caller finds at its next lookup.
         if self.with_keys(|keys| keys.has_page(page)) {
             settled.await;
         }
         Ok(())
     }
 
-    /// A staged change of the key set is durable.
+    /// Records that a staged change of the key set is durable.
     pub fn change_committed(&self, token: Token) {
         self.with_keys(|keys| keys.committed(token));
         self.settled.notify_waiters();
     }
 
-    /// A staged change of the key set failed and changed nothing.
+    /// Records that a staged change of the key set failed and changed nothing.
     pub fn change_aborted(&self, token: Token) {
         self.with_keys(|keys| keys.aborted(token));
         self.settled.notify_waiters();
@@ -175,7 +176,7 @@ impl EventIndex {
         &self.keys
     }
 
-    /// How a key stands, as far as memory tells; nothing is claimed.
+    /// The state of a key, as far as memory shows; claims nothing.
     pub(super) fn look(&self, key: Key) -> Look {
         let set = self.lock_keys();
         let claims = self.lock_claims();
@@ -216,11 +217,12 @@ impl OpenBatch {
         }
     }
 
-    /// Claims each of `keys` as [`OpenBatch::claim`] does, in their order and with one look at what is shared by all
-    /// batches; `taken` is told the index and standing of each that is not claimed by this.
+    /// Claims each of `keys` as [`OpenBatch::claim`] does, in their order and with one access to the data that all
+    /// batches share; calls `taken` with the index and state of each key that this does not claim.
     ///
     /// # Errors
-    /// As [`OpenBatch::claim`], with the index of the first key that nothing is known of; nothing is claimed from there.
+    /// As [`OpenBatch::claim`], with the index of the first key whose state is unknown; nothing is claimed from there
+    /// on.
     pub async fn claim_all(
         &mut self,
         keys: &[Key],
@@ -235,7 +237,7 @@ impl OpenBatch {
         Ok(())
     }
 
-    /// Goes on from `next` as far as memory tells: to the end, or to a key that may be on the page returned.
+    /// Continues from `next` as far as memory shows: to the end, or to a key that may be on the page returned.
     fn glance_all(
         &mut self,
         keys: &[Key],
@@ -280,7 +282,7 @@ impl OpenBatch {
         Glance::Known(standing)
     }
 
-    /// Claims a key, as far as memory tells.
+    /// Claims a key, as far as memory shows.
     pub(super) fn claim_at_once(&mut self, key: Key) -> Look {
         let index = self.index.clone();
         let set = index.lock_keys();
@@ -292,7 +294,7 @@ impl OpenBatch {
         }
     }
 
-    /// Frees these claims, for events that turned out not to be shipped.
+    /// Releases these claims, for events that are not delivered after all.
     pub fn unclaim(&mut self, keys: &[Key]) {
         if keys.is_empty() {
             return;
@@ -304,7 +306,7 @@ impl OpenBatch {
         }
     }
 
-    /// Frees the newest claim, for an event that turned out not to be shipped.
+    /// Releases the newest claim, for an event that is not delivered after all.
     pub fn unclaim_last(&mut self) {
         if let Some(key) = self.keys.pop() {
             self.index.lock_claims().keys.remove(&key);
@@ -316,7 +318,7 @@ impl OpenBatch {
         &self.keys
     }
 
-    /// Says that the keys are durable: whoever waited for this batch may go on.
+    /// Marks the keys as durable: tasks that wait for this batch may continue.
     pub fn committed(mut self) {
         self.release();
         self.done.send_replace(true);
@@ -443,7 +445,7 @@ mod tests {
         index.change_committed(staged.token);
         assert!(matches!(index.contains(keys[0], &store).await, Ok(true)));
 
-        // Every page leaves; the store has it already, memory not yet.
+        // Removes every page: the store already has the change, memory not yet.
         let reloaded = EventIndex::new(KeySet::load(&store, "t/events", Kind::Events).await.unwrap());
         let staged = reloaded.with_keys(|set| set.clear()).unwrap();
         store.commit(staged.ops).await.unwrap();

@@ -1,8 +1,8 @@
-//! What is stored, byte for byte: keys and values of format version 1.
+//! The stored format, byte for byte: keys and values of format version 1.
 //!
 //! Every value is JSON with a `format` member, except the packed key sets (`key_set` owns theirs). Readers accept
 //! unknown members; a `format` newer than [`FORMAT`] is refused, because a writer that does not understand a value
-//! would destroy it. Golden copies stand in `tests/fixtures/state/`, one per version, for ever.
+//! would destroy it. `tests/fixtures/state/` keeps golden copies, one per version, for ever.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ use crate::normalise::category::Category;
 
 /// The format this build reads and writes.
 pub const FORMAT: u32 = 1;
-/// What every key of this source begins with.
+/// The prefix of every key of this source.
 pub const KEY_ROOT: &str = "m365_audit/v1";
 
-/// What is stored for a tenant, below its prefix.
+/// The kinds of entries stored for a tenant, below its prefix.
 pub const KINDS: &[&str] = &[
     "owner",
     "tenant",
@@ -52,33 +52,33 @@ impl Keys {
         Self { tenant: format!("{KEY_ROOT}/{tenant}") }
     }
 
-    /// Everything of the tenant.
+    /// Prefix of all of the tenant's entries.
     pub fn all(&self) -> String {
         format!("{}/", self.tenant)
     }
 
-    /// Between which keys lies what a start needs to know: all but the owner, which is read before, the sealed receipts
-    /// and what comes after them, [`Keys::tenant`].
+    /// The range of keys that a start reads: all but the owner, which is read before, the sealed receipts, and
+    /// [`Keys::tenant`], which comes after them.
     pub fn needed_at_start(&self) -> (String, String) {
         (self.all(), format!("{}/receipts/sealed/", self.tenant))
     }
 
-    /// Which process owns the tenant: rewritten by every commit, so that a second writer is found out.
+    /// Which process owns the tenant: rewritten by every commit, so that a second writer is detected.
     pub fn owner(&self) -> String {
         format!("{}/owner", self.tenant)
     }
 
-    /// What is remembered of the tenant as a whole: [`TenantState`].
+    /// The state of the tenant as a whole: [`TenantState`].
     pub fn tenant(&self) -> String {
         format!("{}/tenant", self.tenant)
     }
 
-    /// A source's back-fill that is not done: [`StoredBackfill`].
+    /// A source's unfinished back-fill: [`StoredBackfill`].
     pub fn backfill(&self, source: &str) -> String {
         format!("{}/backfill/{source}", self.tenant)
     }
 
-    /// What is known of gaps that are filled through Microsoft Graph: [`super::heal::StoredHeal`].
+    /// The state of gaps that are filled through Microsoft Graph: [`super::heal::StoredHeal`].
     pub fn heal(&self) -> String {
         format!("{}/heal", self.tenant)
     }
@@ -184,7 +184,7 @@ stored!(TenantState, Position, TrackedBlob, AsideRecord, StoredBackfill, Owner);
 
 /// The bytes of a stored value.
 pub fn encode<T: Stored>(value: &T) -> Bytes {
-    // Serializing these plain structs to memory has no way to fail.
+    // Serializing these plain structs to memory cannot fail.
     serde_json::to_vec(value).unwrap_or_default().into()
 }
 
@@ -208,28 +208,28 @@ pub fn decode<T: Stored>(key: &str, bytes: &[u8]) -> Result<T, StateError> {
     serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))
 }
 
-/// Who writes this tenant's state.
+/// The process that writes this tenant's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Format version.
     pub format: u32,
-    /// Drawn anew by every start.
+    /// Drawn at random by every start.
     pub writer: String,
-    /// Drawn anew for every commit and kept when that is tried again, so that a writer knows a commit as its own whose
+    /// Drawn at random for every commit and kept when it is retried, so that a writer recognises its own commit if the
     /// answer was lost; absent in states of earlier builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
 }
 
-/// What is remembered of a tenant as a whole.
+/// The state of a tenant as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantState {
     /// Format version.
     pub format: u32,
-    /// Microsoft's time as last believed.
+    /// The last estimate of Microsoft's time.
     #[serde(default)]
     pub server_time: Option<Timestamp>,
-    /// This machine's wall time when `server_time` was noted.
+    /// This machine's wall time when `server_time` was stored.
     #[serde(default)]
     pub wall_time: Option<Timestamp>,
     /// When a subscription was last asked to start, by content type, Microsoft's time: at most once in 15 minutes.
@@ -248,15 +248,15 @@ impl Default for TenantState {
 pub struct Position {
     /// Format version.
     pub format: u32,
-    /// Nothing made available before this is ever listed.
+    /// Content made available before this is never listed.
     pub origin: Timestamp,
     /// When the stream first ran; absent in states of earlier builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<Timestamp>,
-    /// Everything made available from `origin` to here is settled (exclusive). Never moves back but by `state set`.
+    /// Everything made available from `origin` to here is settled (exclusive). Only `state set` moves it back.
     #[serde(default)]
     pub complete_until: Option<Timestamp>,
-    /// Everything made available before this was listed, and what is not settled of it is tracked.
+    /// Everything made available before this was listed, and the unsettled blobs of it are tracked.
     #[serde(default)]
     pub listed_until: Option<Timestamp>,
     /// Microsoft's time of the last listing that succeeded.
@@ -271,7 +271,7 @@ pub struct Position {
     /// Since when a subscription that once worked is known to be off; a gap is declared when it is on again.
     #[serde(default)]
     pub disabled_since: Option<Timestamp>,
-    /// An interval an operator told us to pass over (`state set` forward): its gap record is still to be delivered.
+    /// An interval that an operator skipped (`state set` forward), whose gap record is not delivered yet.
     #[serde(default)]
     pub passed_over: Option<(Timestamp, Timestamp)>,
     /// Gaps that were declared, by their beginnings; absent in states of earlier builds.
@@ -294,8 +294,7 @@ pub struct DeclaredGap {
 pub const GAPS_MAX: usize = 64;
 
 impl Position {
-    /// Remembers a gap. Of more than [`GAPS_MAX`] the two neighbours that lie closest become one, so that no interval is
-    /// forgotten.
+    /// Adds a gap. Above [`GAPS_MAX`], the two closest neighbours are merged, so that no interval is forgotten.
     pub fn note_gap(&mut self, gap: DeclaredGap) {
         if self.gaps.contains(&gap) {
             return;
@@ -319,7 +318,7 @@ impl Position {
         }
     }
 
-    /// Forgets that an operator had `from` and later passed over: it is read after all.
+    /// Removes the operator's skip of `from` and later: that range is read after all.
     pub fn reread_from(&mut self, from: Timestamp, reason: &str) {
         for gap in self.gaps.iter_mut().filter(|gap| gap.reason == reason) {
             gap.to = gap.to.min(from);
@@ -395,27 +394,27 @@ pub struct AsideRecord {
     pub since: Timestamp,
     /// When the event happened.
     pub time: Timestamp,
-    /// Its severity's word.
+    /// The name of its severity.
     pub severity: String,
-    /// What it is about; absent in those of earlier builds.
+    /// Its subject; absent in those of earlier builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<AsideKind>,
-    /// The canonical key of the event it is about, where receipts are kept.
+    /// The canonical key of its event, if receipts are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<CanonicalKey>,
     /// The record, as it was offered to the host.
     pub record: String,
 }
 
-/// What a record that was set aside is about.
+/// The subject of a record that was set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AsideKind {
-    /// A record of ours.
+    /// A record that this program made.
     Notice,
     /// An audit event.
     Event {
-        /// Its category's word.
+        /// The name of its category.
         category: String,
         /// Its event type.
         event_type: String,
@@ -423,7 +422,7 @@ pub enum AsideKind {
 }
 
 impl AsideKind {
-    /// As it is stored.
+    /// The stored form.
     pub fn of(kind: &Kind) -> Self {
         match kind {
             Kind::Notice => Self::Notice,
@@ -433,7 +432,7 @@ impl AsideKind {
         }
     }
 
-    /// As it was; `None` for a category that this build does not know.
+    /// The original; `None` for a category that this build does not know.
     pub fn kind(&self) -> Option<Kind> {
         match self {
             Self::Notice => Some(Kind::Notice),
@@ -445,7 +444,7 @@ impl AsideKind {
     }
 }
 
-/// A back-fill that is not done, so that it goes on where it was.
+/// An unfinished back-fill, so that it resumes where it stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredBackfill {
     /// Format version.
@@ -454,13 +453,13 @@ pub struct StoredBackfill {
     pub from: Timestamp,
     /// Where its range ends (exclusive).
     pub to: Timestamp,
-    /// Whether what was delivered already is delivered again.
+    /// Whether events already delivered are delivered again.
     pub again: bool,
-    /// Drawn at its start: tells its repeats from those of another back-fill.
+    /// Drawn at its start; distinguishes its repeats from those of another back-fill.
     pub salt: String,
     /// When it was begun.
     pub started: Timestamp,
-    /// What is still to be read, by content type: intervals that are disjoint, in no order.
+    /// The intervals still to be read, by content type: disjoint, in no order.
     pub remaining: BTreeMap<String, Vec<(Timestamp, Timestamp)>>,
 }
 

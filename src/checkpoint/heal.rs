@@ -1,6 +1,7 @@
-//! What is stored of gaps that are filled through Microsoft Graph: what was submitted, what is under way, what is healed.
+//! The stored state of gaps that are filled through Microsoft Graph: searches submitted and running, and healed
+//! intervals.
 //!
-//! It stands beside the positions, which never move because of it.
+//! It is stored beside the positions, which never move because of it.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +12,15 @@ use super::format::{self, DeclaredGap, FORMAT, Keys, Position, Stored};
 use crate::host::{StateError, StateStore};
 use crate::model::{ContentType, Timestamp, Window};
 
-/// Healed intervals that are remembered of one stream; beyond it neighbours become one.
+/// Healed intervals stored for one stream; above this, neighbours are merged.
 const HEALED_MAX: usize = 128;
 
-/// How a tenant's healing stands.
+/// The state of a tenant's healing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredHeal {
     /// Format version.
     pub format: u32,
-    /// Graph answers by `/beta`.
+    /// Whether Graph answers only under `/beta`.
     #[serde(default)]
     pub beta: bool,
     /// When searches were submitted, of the last 24 hours, Microsoft's time.
@@ -28,19 +29,19 @@ pub struct StoredHeal {
     /// The gaps that are being filled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gaps: Option<StoredJob>,
-    /// The range that was asked for.
+    /// The requested range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<StoredJob>,
-    /// What was healed of each stream, by event times.
+    /// The healed intervals of each stream, by event times.
     #[serde(default)]
     pub healed: BTreeMap<String, Vec<HealedInterval>>,
-    /// What of gaps stays open because nobody knows whether events of before it were delivered.
+    /// The parts of gaps that stay open because the state does not show whether earlier events were delivered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_known: BTreeMap<String, Vec<NotKnown>>,
-    /// Until when gaps that could not be filled are left alone.
+    /// When gaps that could not be filled are tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again_at: Option<Timestamp>,
-    /// Why, of what could not be filled last.
+    /// Why the last attempt left some unfilled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<String>,
 }
@@ -76,12 +77,13 @@ pub struct HealedInterval {
     pub to: Timestamp,
     /// When it was healed.
     pub at: Timestamp,
-    /// How many events that brought.
+    /// How many events it delivered.
     pub events: u64,
 }
 
 /// A part of a gap that cannot be filled without repeats: Graph has events that happened before the gap and may have
-/// become available in this part of it, and neither a receipt nor a key says whether the feed had brought them before.
+/// become available in this part of it, and neither a receipt nor a key shows whether the feed had delivered them
+/// before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotKnown {
     /// Where it begins.
@@ -90,7 +92,7 @@ pub struct NotKnown {
     pub to: Timestamp,
     /// When that was found.
     pub at: Timestamp,
-    /// How many such events there are; they are left out.
+    /// The number of such events; they are left out.
     pub events: u64,
 }
 
@@ -110,25 +112,25 @@ pub struct LeftOut {
 /// A range that is being filled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredJob {
-    /// What was asked for: event times.
+    /// Its beginning, in event times.
     pub from: Timestamp,
     /// Its end (exclusive).
     pub to: Timestamp,
-    /// Of each content type what is to be filled.
+    /// The intervals to be filled, by content type.
     pub types: BTreeMap<String, Vec<Wanted>>,
     /// Whether what was delivered already is delivered again.
     #[serde(default)]
     pub again: bool,
-    /// Drawn at its start: tells its repeats from those of another.
+    /// Drawn at its start; distinguishes its repeats from those of another.
     pub salt: String,
     /// When it was begun.
     pub started: Timestamp,
-    /// What is still to be searched.
+    /// The windows still to be searched.
     pub windows: Vec<StoredWindow>,
-    /// What was searched and read.
+    /// The windows searched and read.
     #[serde(default)]
     pub done: Vec<DoneWindow>,
-    /// What was left: where, and why.
+    /// The windows that were left, and why.
     #[serde(default)]
     pub left: Vec<LeftWindow>,
     /// Events of before a gap that were left out.
@@ -139,34 +141,34 @@ pub struct StoredJob {
 /// An interval of one stream that is to be filled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Events from here on are asked for: a gap's beginning less how late content comes.
+    /// The search begins here: a gap's beginning less how late content comes.
     pub lead: Timestamp,
     /// Where the gap begins.
     pub from: Timestamp,
     /// Where it ends (exclusive).
     pub to: Timestamp,
-    /// Why it was declared; empty for a range that was asked for.
+    /// Why it was declared; empty for a requested range.
     #[serde(default)]
     pub reason: String,
 }
 
-/// A search to be made, or under way.
+/// A search to be made, or running.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredWindow {
     /// Where it begins.
     pub from: Timestamp,
     /// Where it ends (exclusive).
     pub to: Timestamp,
-    /// The search under way.
+    /// The running search.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<String>,
     /// When that was submitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub submitted: Option<Timestamp>,
-    /// Searches that came to nothing.
+    /// Searches that failed.
     #[serde(default)]
     pub failures: u32,
-    /// It was empty once, and is asked for again to be sure.
+    /// Whether it was empty once, and is searched again to be sure.
     #[serde(default)]
     pub was_empty: bool,
     /// How many records a search for a longer one had in this part of it.
@@ -181,7 +183,7 @@ pub struct StoredWindow {
 }
 
 impl StoredWindow {
-    /// One that was not asked for yet.
+    /// A window that was not searched yet.
     pub fn new(window: Window) -> Self {
         Self {
             from: window.start,
@@ -231,7 +233,7 @@ pub struct LeftWindow {
 }
 
 impl StoredHeal {
-    /// Of a tenant; nothing was healed where there is none.
+    /// Loads that of a tenant; an absent entry means that nothing was healed.
     ///
     /// # Errors
     /// The state cannot be read.
@@ -241,7 +243,7 @@ impl StoredHeal {
         Ok(stored.map(|(bytes, _)| format::decode(&key, &bytes)).transpose()?.unwrap_or_default())
     }
 
-    /// The position of a stream with those gaps alone that are not filled.
+    /// The position of a stream, with only its unfilled gaps.
     pub fn open(&self, content_type: ContentType, mut position: Position) -> Position {
         if !self.healed_of(content_type).is_empty() {
             let parts = |gap: &DeclaredGap| {
@@ -254,40 +256,40 @@ impl StoredHeal {
         position
     }
 
-    /// What is healed of a stream.
+    /// The healed intervals of a stream.
     pub fn healed_of(&self, content_type: ContentType) -> &[HealedInterval] {
         self.healed.get(content_type.as_str()).map_or(&[], Vec::as_slice)
     }
 
-    /// What of a window is not healed.
+    /// The unhealed parts of a window.
     pub fn open_parts(&self, content_type: ContentType, window: Window) -> Vec<Window> {
         let healed = self.healed_of(content_type).iter().map(|healed| Window { start: healed.from, end: healed.to });
         without(vec![window], healed)
     }
 
-    /// What of gaps of a stream stays open because of events of before.
+    /// The parts of a stream's gaps that stay open because of earlier events.
     pub fn not_known_of(&self, content_type: ContentType) -> &[NotKnown] {
         self.not_known.get(content_type.as_str()).map_or(&[], Vec::as_slice)
     }
 
-    /// What of a window is not healed, and can be without repeats.
+    /// The unhealed parts of a window that can be filled without repeats.
     pub fn fillable_parts(&self, content_type: ContentType, window: Window) -> Vec<Window> {
         let not_known = self.not_known_of(content_type).iter();
         without(self.open_parts(content_type, window), not_known.map(|part| Window { start: part.from, end: part.to }))
     }
 
-    /// Notes that a part of a gap stays open because of events of before it.
+    /// Records that a part of a gap stays open because of earlier events.
     pub fn note_not_known(&mut self, content_type: ContentType, new: NotKnown) {
         let all = self.not_known.entry(content_type.as_str().to_owned()).or_default();
         all.retain(|known| known.to <= new.from || new.to <= known.from);
         all.push(new);
-        // What is forgotten is searched once more, and found again.
+        // A forgotten interval is searched once more, and found again.
         if all.len() > HEALED_MAX {
             all.remove(0);
         }
     }
 
-    /// Notes that an interval is healed.
+    /// Records that an interval is healed.
     pub fn note_healed(&mut self, content_type: ContentType, new: HealedInterval) {
         if let Some(not_known) = self.not_known.get_mut(content_type.as_str()) {
             not_known.retain(|part| part.from < new.from || new.to < part.to);
@@ -299,7 +301,7 @@ impl StoredHeal {
         let at = all.partition_point(|known| known.from <= new.from);
         all.insert(at, new);
         while all.len() > HEALED_MAX {
-            // Only those that touch may become one: what lies between two was not healed.
+            // Only adjacent intervals may be merged: the time between two others was not healed.
             let touching = all.windows(2).position(|pair| matches!(pair, [one, other] if other.from <= one.to));
             let at = touching.unwrap_or(0);
             let other = all.remove(at + usize::from(touching.is_some()));
@@ -316,10 +318,10 @@ impl StoredHeal {
 const LEAD_MAX: SignedDuration = SignedDuration::from_hours(10 * 24);
 /// A position so far behind will have a gap: the feed lists content for seven days.
 const LISTED: SignedDuration = SignedDuration::from_hours(7 * 24 - 1);
-/// Nobody keeps events for longer, so that no gap before can be filled.
+/// Microsoft keeps no events for longer, so older gaps cannot be filled.
 const KEPT_MAX: SignedDuration = SignedDuration::from_hours(400 * 24);
 
-/// The gaps of a tenant that may yet be filled, for whoever decides which receipts go.
+/// The gaps of a tenant that may still be filled, for the decision which receipts are deleted.
 #[derive(Debug)]
 pub(super) struct OpenGaps {
     positions: BTreeMap<ContentType, Position>,
@@ -331,7 +333,7 @@ impl OpenGaps {
         Self { positions, heal }
     }
 
-    /// Takes note of what was committed.
+    /// Updates the gaps after a commit.
     pub(super) fn note(&mut self, positions: &BTreeMap<ContentType, Position>, heal: Option<&StoredHeal>) {
         self.positions.extend(positions.iter().map(|(content_type, position)| (*content_type, position.clone())));
         if let Some(heal) = heal {
@@ -340,7 +342,7 @@ impl OpenGaps {
         }
     }
 
-    /// From when on receipts are needed, at `now`; `None`: no gap needs any.
+    /// Since when receipts are needed, at `now`; `None`: no gap needs any.
     pub(super) fn needed_from(&self, now: Timestamp) -> Option<Timestamp> {
         let ago = |span| now.saturating_sub(span).unwrap_or(Timestamp::MIN);
         let behind = self.positions.values().filter_map(|position| position.complete_until);

@@ -1,10 +1,11 @@
-//! Events healed through Microsoft Graph, and events of the feed on their way at the same time: none of them twice.
+//! Prevents that an event is delivered both by healing through Microsoft Graph and by the feed at the same time.
 //!
-//! The texts of one event differ between the two, so the keys of [`super::claims`] are not enough. While anybody heals a
-//! tenant, or has healed it lately, each batch of either side also names its events by canonical keys. Both sides do so
-//! under one lock, the *gate*: whoever comes second leaves the event to the first and waits for its commit. What the feed
-//! has brought before that is in the receipts; what it brings while a search is held against them is told to the healer
-//! (see [`Healed::watch_for`]). Keys of healed events stay in a set of their own until the feed can no longer bring them.
+//! The texts of one event differ between the two, so the keys of [`super::claims`] are not enough. While a healer works
+//! for a tenant, or has worked recently, each batch of either side also registers the canonical keys of its events.
+//! Both sides do so under one lock, the *gate*: the second leaves the event to the first and waits for its commit. The
+//! receipts show the events that the feed delivered before; the healer is notified of those that it delivers while a
+//! search is compared with the receipts (see [`Healed::watch_for`]). Keys of healed events stay in a set of their own
+//! until the feed can no longer bring them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -35,23 +36,23 @@ struct Inner {
     index: EventIndex,
     gate: Mutex<Gate>,
     on: AtomicBool,
-    /// Work of the feed that began before the gate was on.
+    /// Counts fetches of the feed that began before the gate was on.
     unwatched: watch::Sender<usize>,
 }
 
 #[derive(Default)]
 struct Gate {
-    /// What batches of the feed carry. The feed may bring one event in two texts, which are two events to it.
+    /// The keys in the feed's batches. The feed may carry one event in two texts, which it treats as two events.
     flying: KeyMap<SmallVec<[u64; 1]>>,
     batches: HashMap<u64, watch::Receiver<bool>>,
     next: u64,
-    /// What the healer wants to be told of, and what of it the feed has brought for good since.
+    /// The keys that the healer watches, and those of them that the feed has delivered since.
     wanted: Keys,
     landed: Keys,
 }
 
 impl Healed {
-    /// Over the keys on disk. The gate is on where there are some.
+    /// Made over the keys on disk. The gate is on if there are any.
     pub fn new(index: EventIndex) -> Self {
         let on = index.with_keys(|keys| !keys.is_empty());
         Self(Arc::new(Inner {
@@ -71,19 +72,19 @@ impl Healed {
         self.0.gate.lock()
     }
 
-    /// From now on the feed names its events, too.
+    /// Turns the gate on: from now on the feed registers its events, too.
     pub fn turn_on(&self) {
         self.0.on.store(true, Ordering::SeqCst);
     }
 
-    /// The same, and resolves when no work of the feed is under way that does not.
+    /// The same, and resolves when all fetches of the feed that do not have ended.
     pub async fn turned_on(&self) {
         self.turn_on();
-        // The sender is at hand.
+        // The sender is alive, so this cannot fail.
         let _ = self.0.unwatched.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// Begins work of the feed.
+    /// Begins a fetch of the feed.
     pub fn begin(&self) -> FeedsWork {
         self.0.unwatched.send_modify(|count| *count += 1);
         let unwatched = Unwatched(self.clone());
@@ -95,14 +96,14 @@ impl Healed {
         Flight { healed: self.clone(), number: None, done: watch::Sender::new(false), keys: Vec::new() }
     }
 
-    /// From now on takes note of which of these the feed brings, until the next call.
+    /// Records which of these keys the feed delivers, until the next call.
     pub fn watch_for(&self, keys: impl IntoIterator<Item = Key>) {
         let mut gate = self.gate();
         gate.landed = Keys::default();
         gate.wanted = keys.into_iter().collect();
     }
 
-    /// Claims `keys` for a batch of healed events; `taken` is told the index and standing of each that is not claimed.
+    /// Claims `keys` for a batch of healed events; calls `taken` with the index and state of each that is not claimed.
     ///
     /// # Errors
     /// As [`OpenBatch::claim_all`].
@@ -142,7 +143,7 @@ impl Healed {
 }
 
 impl Gate {
-    /// How an event stands with the feed.
+    /// The state of an event in the feed.
     fn standing(&self, key: Key) -> Option<Standing> {
         if self.landed.contains(&key) {
             return Some(Standing::Delivered);
@@ -152,15 +153,15 @@ impl Gate {
     }
 }
 
-/// How work of the feed began.
+/// How a fetch of the feed began.
 pub enum FeedsWork {
-    /// It names its events at the gate.
+    /// It registers its events at the gate.
     Watched,
     /// It does not; while it lasts, a healer waits.
     Unwatched(Unwatched),
 }
 
-/// Work of the feed that does not name its events.
+/// A fetch of the feed that does not register its events.
 pub struct Unwatched(Healed);
 
 impl Drop for Unwatched {
@@ -169,7 +170,7 @@ impl Drop for Unwatched {
     }
 }
 
-/// What a batch of the feed carries. Dropping it before [`Flight::committed`] says that it carries it no longer.
+/// The keys in a batch of the feed. Dropping it before [`Flight::committed`] releases them.
 pub struct Flight {
     healed: Healed,
     number: Option<u64>,
@@ -178,8 +179,8 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Says that this batch carries `keys`; `taken` is told the index and standing of each that a healer has brought or is
-    /// about to bring.
+    /// Registers `keys` for this batch; calls `taken` with the index and state of each that a healer has delivered or
+    /// is delivering.
     ///
     /// # Errors
     /// As [`OpenBatch::claim_all`].
@@ -224,14 +225,14 @@ impl Flight {
         self.keys.push(key);
     }
 
-    /// Takes the newest back: its event turned out not to be shipped.
+    /// Releases the newest key: its event is not delivered after all.
     pub fn unclaim_last(&mut self) {
         if let (Some(key), Some(number)) = (self.keys.pop(), self.number) {
             self.healed.gate().free(key, number);
         }
     }
 
-    /// Says that what it carries is there for good.
+    /// Marks its events as durable.
     pub fn committed(mut self) {
         self.land(true);
         self.done.send_replace(true);

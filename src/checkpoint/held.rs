@@ -1,10 +1,10 @@
-//! What is stored of data loss prevention: reads on hold, and the items that were flagged.
+//! The stored state of data loss prevention: held reads, and flagged items.
 //!
 //! Both are pages. `dlp/held/<number>` has the routine reads of one stretch of one blob, whose events' keys and blob's
 //! mark the same commit makes permanent: from then on this page is the only copy. `dlp/flags/<number>` has the links of
-//! some matches. A page is a JSON header with a `format`, a line break, and what the header counts: the first 32 bits of
-//! the held reads' links (little-endian, so that a start need not read the events), then the events' bytes as one Zstandard
-//! frame; of flags a frame alone.
+//! some matches. A page is a JSON header with a `format`, a line break, and the data that the header counts: the first
+//! 32 bits of the held reads' links (little-endian, so that a start need not read the events), then the events' bytes
+//! as one Zstandard frame; of flags a frame alone.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ use crate::normalise::dlp_link::{Flag, Link};
 use crate::normalise::{CanonicalKey, Event, canonical_key};
 use crate::severity::Severity;
 
-/// Zstandard's fastest ordinary level: what is held is read again once or never.
+/// Zstandard's fastest ordinary level: a held page is read again at most once.
 const LEVEL: i32 = 1;
-/// No page of ours is larger than this before compression; a frame that says so is damage.
+/// No page is larger than this before compression; a frame that declares more is damaged.
 const PAGE_BYTES_MAX: usize = 1 << 30;
 
 /// Reads on hold, of one blob.
@@ -45,13 +45,13 @@ pub struct HeldRecord {
     pub rule: Arc<str>,
     /// The event as received.
     pub raw: Bytes,
-    /// [`Link::prefix`] of what it names.
+    /// [`Link::prefix`] of the items it names.
     pub links: Vec<u32>,
-    /// Its canonical key, where receipts are kept and it has one.
+    /// Its canonical key, if receipts are kept and it has one.
     pub key: Option<CanonicalKey>,
 }
 
-/// A [`HeldPage`] without its events: what is kept in memory of one.
+/// A [`HeldPage`] without its events: the part that is kept in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldHead {
     /// The content type.
@@ -78,10 +78,10 @@ struct HeldHeader {
     content_id: Arc<str>,
     created: Timestamp,
     rules: Vec<Arc<str>>,
-    /// Of each read: bytes, index into `rules`, how many links.
+    /// For each read: bytes, index into `rules`, number of links.
     records: Vec<(u32, u16, u32)>,
-    /// The canonical keys of the reads, 16 bytes each, zeros for none; absent where no receipts were kept. In text, so
-    /// that an earlier build passes over them.
+    /// The canonical keys of the reads, 16 bytes each, zeros for none; absent where no receipts were kept. As text, so
+    /// that an earlier build ignores them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keys: Option<String>,
 }
@@ -110,8 +110,8 @@ impl HeldHeader {
 pub type KeyedRule = (Arc<str>, Option<CanonicalKey>);
 
 impl HeldPage {
-    /// Of each read on a stored page its rule and its key: what a receipt of it says. Only of a page without keys the
-    /// events are looked at.
+    /// The rule and key of each read on a stored page, as its receipt needs them. The events are read only if the page
+    /// has no keys.
     ///
     /// # Errors
     /// [`StateError::Corrupt`] when the bytes are no page, or one of a newer format.
@@ -129,7 +129,7 @@ impl HeldPage {
         header.records.iter().zip(keys).map(|(record, key)| Ok((rule(record)?, key))).collect()
     }
 
-    /// What is kept in memory of it.
+    /// The part of it that is kept in memory.
     pub fn head(&self) -> HeldHead {
         let mut rules: Vec<(Arc<str>, u32)> = Vec::new();
         for record in &self.records {
@@ -207,7 +207,7 @@ impl HeldPage {
 }
 
 impl HeldHead {
-    /// The head of a stored page; its events are not looked at.
+    /// The head of a stored page; its events are not read.
     ///
     /// # Errors
     /// [`StateError::Corrupt`] when the bytes are no page, or one of a newer format.
@@ -260,7 +260,7 @@ fn take_apart<'a>(key: &str, bytes: &'a [u8]) -> Result<(HeldHeader, Vec<u32>, &
 }
 
 fn compress(bytes: &[u8]) -> Vec<u8> {
-    // Into memory, at a level that exists: it has no way to fail.
+    // Compressing into memory at a valid level cannot fail.
     zstd::bulk::compress(bytes, LEVEL).unwrap_or_default()
 }
 
@@ -275,7 +275,7 @@ fn decompress(key: &str, bytes: &[u8], length: usize) -> Result<Vec<u8>, StateEr
 /// Flagged items.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlagPage {
-    /// What each stands for, and when it was flagged.
+    /// The items, and when each was flagged.
     pub flags: Vec<FlagEntry>,
 }
 
@@ -286,7 +286,7 @@ pub struct FlagEntry {
     pub link: Link,
     /// `contentCreated` of the match seen last.
     pub at: Timestamp,
-    /// What data loss prevention said.
+    /// The result of data loss prevention.
     pub flag: Flag,
 }
 

@@ -4,21 +4,20 @@ use std::fmt;
 
 use crate::model::{EventIdentity, Timestamp};
 
-/// What a key is made from is hashed in one call up to this; an event's identity is mostly below 64 bytes, one block of
-/// the hash.
+/// Input up to this size is hashed in one call; an event's identity is mostly below 64 bytes, one block of the hash.
 const PIECE_BYTES: usize = 256;
-/// Stands before the 16 bytes of a GUID in place of its text, where a length would stand.
+/// Precedes the 16 bytes of a GUID in place of its text, where a length would be.
 const GUID: u8 = 0xFF;
-/// Stands for a time that the key's first part says as a whole.
+/// Represents a time that the first part of the key contains completely.
 const TIME: u8 = 0xFE;
-/// Stands before a length of 8 bytes; shorter ones are a byte.
+/// Precedes a length of 8 bytes; shorter ones are one byte.
 const LONG: u8 = 0x80;
 
 /// Identifies a blob or an event: 32 bits of time (Unix seconds), then 96 bits of a BLAKE3 hash.
 ///
-/// The time puts keys that are asked for together next to each other, and of most events it is all that the key holds of
-/// their `CreationTime` (see [`Key::of_event`]). The hash is cryptographic because parts of
-/// an event are chosen by the user it reports on, who must not be able to make it look like one already delivered.
+/// The time places keys that are looked up together next to each other, and for most events it is the only part of
+/// `CreationTime` in the key (see [`Key::of_event`]). The hash is cryptographic because parts of an event are chosen by
+/// the user it reports on, who must not be able to make it look like one already delivered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub(super) u128);
 
@@ -61,7 +60,7 @@ impl Key {
         hashing.key(0)
     }
 
-    /// The key of an event that is delivered once more, to be told from its first delivery and from other repeats by
+    /// The key of an event that is delivered once more, distinguished from its first delivery and from other repeats by
     /// `salt`.
     pub fn of_repeat(self, salt: &str) -> Key {
         Hashing::new().wide(b"repeat").wide(salt.as_bytes()).wide(&self.0.to_be_bytes()).key(self.secs())
@@ -82,17 +81,17 @@ impl Key {
         (self.0 >> 96) as u32
     }
 
-    /// What the page filters are built on.
+    /// The hash on which page filters are built.
     pub(super) fn hash64(self) -> u64 {
         self.0 as u64
     }
 }
 
-/// What a key is made from, in one piece where it fits: that is most of the cost of a short text.
+/// The input of a key, hashed in one piece if it fits: separate calls are most of the cost for a short text.
 struct Hashing {
     piece: [u8; PIECE_BYTES],
     used: usize,
-    /// What did not fit, with all before it.
+    /// The hasher of input that did not fit in one piece.
     hasher: Option<Box<blake3::Hasher>>,
 }
 
@@ -101,14 +100,14 @@ impl Hashing {
         Self { piece: [0; PIECE_BYTES], used: 0, hasher: None }
     }
 
-    /// A field behind its length as eight bytes, as all keys but those of events have it.
+    /// Adds a field after its length in eight bytes, as in all keys but those of events.
     fn wide(&mut self, field: &[u8]) -> &mut Self {
         self.push(&(field.len() as u64).to_be_bytes());
         self.push(field);
         self
     }
 
-    /// A field behind its length, which keeps `ab`+`c` and `a`+`bc` apart.
+    /// Adds a field after its length, which distinguishes `ab`+`c` from `a`+`bc`.
     #[inline]
     fn field(&mut self, field: &[u8]) {
         match u8::try_from(field.len()).ok().filter(|length| *length < LONG) {
@@ -173,9 +172,9 @@ fn guid(id: &[u8]) -> Option<[u8; 16]> {
     (seen & NO_DIGIT == 0 && [8, 13, 18, 23].iter().all(|at| id[*at] == b'-')).then_some(bytes)
 }
 
-/// Whether a text that was read as `secs` is the only one that is: `2026-05-01T10:11:12`, to the byte.
+/// Whether only this text is read as `secs`: `2026-05-01T10:11:12`, to the byte.
 fn says_all(secs: u32, text: &[u8]) -> bool {
-    // A leap second and a time out of range are read as one near them.
+    // A leap second and a time out of range are read as a nearby time.
     text.len() == 19 && text[10] == b'T' && text[17] < b'6' && (1..u32::MAX).contains(&secs)
 }
 
@@ -211,7 +210,7 @@ pub fn creation_secs(text: &str) -> u32 {
     parse().unwrap_or(0)
 }
 
-/// Seconds of a time since 1970, as a key has them.
+/// Seconds of a time since 1970, in the form of a key.
 pub(super) fn secs_of(time: Timestamp) -> u32 {
     u32::try_from(time.as_second().max(0)).unwrap_or(u32::MAX)
 }
@@ -273,7 +272,7 @@ mod tests {
         }
     }
 
-    /// Texts that are shortened, some that are nearly like them, and what they are shortened to.
+    /// Texts that are shortened, similar texts, and the shortened forms.
     const PARTS: &[&str] = &[
         "",
         "a",
@@ -306,7 +305,7 @@ mod tests {
             let (long, longer) = ("x".repeat(length), "x".repeat(length + 1));
             let key = |id: &str, operation: &str| Key::of_event(&identity(id, operation));
             assert_ne!(key(&long, &longer), key(&longer, &long), "{length}");
-            // What is hashed in parts is what would be hashed in one piece.
+            // Hashing in parts gives the same result as in one piece.
             let mut whole = Vec::new();
             let field = |whole: &mut Vec<u8>, text: &[u8]| {
                 if text.len() < 128 {

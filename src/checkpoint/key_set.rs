@@ -1,26 +1,26 @@
 //! A set of 128-bit keys kept in the host's state store: settled blob ids and delivered events.
 //!
-//! Owns: their stored format, and which are forgotten when. Refuses to know: what a key stands for
-//! to the ledger, and any clock (callers hand in the time; they do not call [`KeySet::expire`] while it is in doubt).
+//! Owns their stored format, and the rules for removing them. Does not know the meaning of a key to the ledger, nor any
+//! clock: callers pass the time, and do not call [`KeySet::expire`] while it is untrusted.
 //!
 //! # How it is kept
 //!
-//! A commit adds its keys as one small *delta*, `<prefix>/d/<number>`. When deltas are many they are *folded* into
-//! sorted *pages*, `<prefix>/p/<number>`. In memory are the keys of the deltas, exactly, and for each page a fence
-//! (least and greatest key) and a filter: about 1.5 bytes a key. A key in no delta, outside all fences or refused by the
-//! filters is absent; the filters let 0.4 % through, and then the page itself is read.
+//! A commit adds its keys as one small *delta*, `<prefix>/d/<number>`. When there are many deltas they are *folded*
+//! into sorted *pages*, `<prefix>/p/<number>`. Memory holds the exact keys of the deltas, and for each page a fence
+//! (least and greatest key) and a filter: about 1.5 bytes a key. A key in no delta, outside all fences or excluded by
+//! the filters is absent. The filters pass 0.4 % of absent keys; then the page itself is read.
 //!
-//! Keys begin with a time, so that pages are ranges of time and a key of now does not meet last week's pages. Folds
-//! overlap, though: [`maintain`] merges pages, few at a time, so that no more than a handful cover any one moment and
-//! pages stay full. A merge never joins pages whose keys leave the set for different reasons of age: for events those
-//! written on different days.
+//! Keys begin with a time, so pages are ranges of time, and a lookup of a current key does not touch last week's pages.
+//! Folds overlap, though: [`maintain`] merges pages, few at a time, so that no more than a handful cover any one moment
+//! and pages stay full. A merge never joins pages whose keys expire at different times: for events, pages written on
+//! different days.
 //!
-//! # What a commit may count on
+//! # What a commit may rely on
 //!
-//! Every change is *staged*: [`Staged::ops`] go into the owner's commit, and only [`KeySet::committed`] makes the change
-//! visible; [`KeySet::aborted`] forgets it. Numbers are never used twice. Deletes follow puts, so a store that stopped
-//! halfway holds some keys twice, which is harmless. After a failed commit on such a store (one that is not all or
-//! nothing) load the set again, since pages this set still counts on may be gone.
+//! Every change is *staged*: [`Staged::ops`] go into the owner's commit, and only [`KeySet::committed`] makes the
+//! change visible; [`KeySet::aborted`] discards it. Numbers are never used twice. Deletes follow puts, so a store that
+//! stopped halfway has some keys twice, which is harmless. After a failed commit on a store that is not atomic, load
+//! the set again, since pages that this set still relies on may be gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -43,7 +43,7 @@ const CACHED_PAGES_MAX: usize = 16;
 /// How often [`contains_all`] starts over because pages were merged while it read.
 const LOOKUP_ROUNDS_MAX: usize = 8;
 
-/// What bounds the parts of a set; smaller in tests.
+/// Limits on the parts of a set; smaller in tests.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     /// Keys in one page: 64 KiB, a value any store takes.
@@ -75,7 +75,7 @@ fn day_of(time: Timestamp) -> u32 {
     secs_of(time) / DAY_SECS as u32
 }
 
-/// What the keys are, which decides how they age.
+/// The kind of keys, which decides how they age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Delivered events: they age from their delivery, since an event may be delivered long after it happened.
@@ -84,12 +84,12 @@ pub enum Kind {
     Blobs,
 }
 
-/// How long and how many keys are kept. Keys leave by the page, so some stay longer.
+/// How long and how many keys are kept. Keys are removed by the page, so some stay longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// Least age at which keys leave.
+    /// The minimum age at which keys are removed.
     pub age: Duration,
-    /// Keys kept at most, give or take a page; beyond it those written first leave.
+    /// The maximum number of keys, give or take a page; above it the oldest written are removed.
     pub keys_max: u64,
 }
 
@@ -107,7 +107,7 @@ pub enum Probe {
     Absent,
     /// It is.
     Present,
-    /// This page must be read to tell: [`KeySet::page_key`], [`KeySet::page_loaded`], then probe again.
+    /// This page must be read to find out: [`KeySet::page_key`], [`KeySet::page_loaded`], then probe again.
     Maybe(PageId),
 }
 
@@ -115,7 +115,7 @@ pub enum Probe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageId(u64);
 
-/// Stands for a staged change until its commit is known to have succeeded or failed.
+/// Identifies a staged change until its commit has succeeded or failed.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a staged change takes effect, or frees what it holds, only through `committed` or `aborted`"]
 pub struct Token(u64);
@@ -135,7 +135,7 @@ pub struct KeySet {
     prefix: String,
     kind: Kind,
     bounds: Bounds,
-    /// The keys in deltas, and in which.
+    /// The keys in deltas, with the number of their delta.
     recent: HashMap<[u64; 2], u64, foldhash::fast::RandomState>,
     deltas: BTreeSet<u64>,
     pages: Pages,
@@ -145,13 +145,13 @@ pub struct KeySet {
     next_token: u64,
     /// Deltas and pages that a pending change removes; no other may.
     leaving: BTreeSet<u64>,
-    /// How many changes took effect.
+    /// The number of changes that took effect.
     generation: u64,
     /// Whether pages changed since [`maintain`] found nothing to do.
     untidy: bool,
 }
 
-/// What a token stands for.
+/// The change that a token identifies.
 #[derive(Default)]
 struct Change {
     delta: Option<(u64, Vec<Key>)>,
@@ -159,7 +159,7 @@ struct Change {
     drops: Vec<u64>,
 }
 
-/// What is in memory of a page.
+/// The part of a page that is in memory.
 struct Page {
     min: u128,
     max: u128,
@@ -210,7 +210,7 @@ impl Pages {
         if !removed.is_empty() {
             self.list.retain(|p| !removed.contains(&p.number));
         }
-        // Growth by doubling would hold a page's worth of memory for every page.
+        // Growth by doubling would waste memory for as many pages again.
         self.list.reserve_exact(added.len());
         self.list.extend(added);
         self.list.sort_unstable_by_key(|p| (p.min, p.number));
@@ -285,12 +285,12 @@ impl KeySet {
         self.pages.keys + self.recent.len() as u64
     }
 
-    /// Whether it holds none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The end of the day on which the keys were written that leave next; `None` while all are in deltas.
+    /// The end of the day on which the keys to be removed next were written; `None` while all are in deltas.
     pub fn oldest_day_end(&self) -> Option<Timestamp> {
         let day = self.pages.list.iter().map(|page| page.day).min()?;
         Timestamp::from_second(i64::try_from((u64::from(day) + 1) * DAY_SECS).ok()?).ok()
@@ -321,7 +321,7 @@ impl KeySet {
         self.cache.iter().map(|(_, value)| value.len()).sum()
     }
 
-    /// Whether `key` is in the set, as far as memory tells. Staged keys are not, until committed.
+    /// Whether `key` is in the set, as far as memory shows. Staged keys are not, until committed.
     pub fn probe(&self, key: Key) -> Probe {
         if self.recent.contains_key(&slot(key)) {
             return Probe::Present;
@@ -411,7 +411,7 @@ impl KeySet {
         }
     }
 
-    /// Forgets a staged change: its commit failed and changed nothing.
+    /// Discards a staged change: its commit failed and changed nothing.
     pub fn aborted(&mut self, token: Token) {
         if let Some(change) = self.pending.remove(&token.0) {
             for number in change.drops {
@@ -486,7 +486,7 @@ impl KeySet {
     fn pend(&mut self, change: Change, mut ops: Vec<Op>) -> Staged {
         for number in &change.drops {
             let entry = if self.deltas.contains(number) { Entry::Delta } else { Entry::Page };
-            // The owner's commit checks that nobody else writes; the entry itself may be gone.
+            // The owner's commit checks that there is no other writer; the entry itself may be gone.
             ops.push(Op::Delete { key: self.name(entry, *number), expected: Expected::Any });
             self.leaving.insert(*number);
         }
@@ -517,7 +517,7 @@ impl KeySet {
         self.cache.iter().find(|(cached, _)| *cached == number).map(|(_, value)| value)
     }
 
-    /// Which pages to merge next, and the day to note for the result.
+    /// Which pages to merge next, and the day to store for the result.
     fn merge_plan(&self) -> Option<(Vec<PageId>, u32)> {
         let latest = self.pages.list.iter().map(|p| p.day).max()?;
         let mut groups: BTreeMap<u32, Vec<&Page>> = BTreeMap::new();
@@ -544,8 +544,9 @@ impl KeySet {
             .then(|| small.into_iter().take(self.bounds.merge_pages.max(2)).collect())
     }
 
-    /// The widest pages over the moment that most cover, when those are more than `depth`. All of them hold that
-    /// moment, so what replaces them covers every moment at most as deeply as they did, and this one once: merging ends.
+    /// The widest pages over the moment that most cover, when those are more than `depth`. All of them cover that
+    /// moment, so the merged pages cover every moment at most as deeply as before, and this one once. So merging
+    /// terminates.
     fn deep<'p>(&self, pages: &[&'p Page], depth: usize) -> Option<Vec<&'p Page>> {
         let mut edges: Vec<(u128, bool)> = pages.iter().flat_map(|p| [(p.min, false), (p.max, true)]).collect();
         edges.sort_unstable();
@@ -582,8 +583,8 @@ impl fmt::Debug for KeySet {
     }
 }
 
-/// For each of `keys`, whether it is in the set, reading pages where memory cannot tell. The lock is not held while
-/// reading.
+/// For each of `keys`, whether it is in the set, reading pages where memory does not suffice. The lock is not held
+/// while reading.
 ///
 /// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone.
 pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[Key]) -> Result<Vec<bool>, StateError> {
@@ -607,7 +608,7 @@ pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[K
         }
         for (page, asking) in wanted {
             let Some(value) = page_value(set, store, page).await? else {
-                // Merged meanwhile: its keys are in a page not looked at.
+                // Merged meanwhile: its keys are in a page not yet read.
                 open.extend(asking);
                 continue;
             };
@@ -627,8 +628,8 @@ pub async fn contains_all(set: &Mutex<KeySet>, store: &dyn StateStore, keys: &[K
     Err(StateError::Unavailable(format!("pages under `{}` change faster than they can be read", set.lock().prefix)))
 }
 
-/// Stages one merge of a few pages where it makes lookups or memory cheaper; `None` when there is nothing to do. The
-/// owner calls it between commits, again and again until `None` when it has the time.
+/// Stages one merge of a few pages if it makes lookups or memory cheaper; `None` when there is nothing to do. The owner
+/// calls it between commits, again and again until `None` when it has the time.
 ///
 /// Errors: the store's; [`StateError::Corrupt`] for a page that is damaged or gone.
 pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Option<Staged>, StateError> {
@@ -640,7 +641,7 @@ pub async fn maintain(set: &Mutex<KeySet>, store: &dyn StateStore) -> Result<Opt
         match set.merge_plan() {
             Some((pages, day)) => (pages, day, set.bounds.page_keys),
             None => {
-                // Pages of a pending change were not looked at.
+                // Pages of a pending change were not considered.
                 set.untidy = !set.pending.is_empty();
                 return Ok(None);
             }
@@ -879,7 +880,7 @@ mod tests {
     }
 
     async fn commit(set: &Mutex<KeySet>, store: &MemoryStore, staged: Staged) {
-        // Every delete is of something there: a set that lost count would leave entries behind.
+        // Every delete removes an existing entry: a set with a wrong count would leave entries behind.
         let entries = store.entries();
         let is_there = |op: &Op| !matches!(op, Op::Delete { key, .. } if !entries.contains_key(key));
         assert!(staged.ops.iter().all(is_there), "deleted twice");
@@ -1047,7 +1048,7 @@ mod tests {
             let retention = if kind == Kind::Events { Retention::EVENTS } else { Retention::BLOBS };
             assert!(set.lock().expire(day(last_kept), retention).is_none());
             let staged = set.lock().expire(day(gone), retention).unwrap();
-            // Under way already.
+            // Already staged.
             assert!(set.lock().expire(day(gone), retention).is_none());
             commit(&set, &store, staged).await;
             assert!(set.lock().is_empty() && store.entries().is_empty());
@@ -1185,7 +1186,7 @@ mod tests {
                             expired |= resolve(staged, commits);
                             if commits {
                                 let age = retention.age.as_secs() as i64;
-                                // Which of the old ones left is the set's business, but none may come back.
+                                // The set chooses which old keys it removes, but none may come back.
                                 let present = run(contains_all(&set, &store, &model.keys().copied().collect::<Vec<_>>())).unwrap();
                                 let mut present = present.into_iter();
                                 model.retain(|key, written| {

@@ -1,8 +1,9 @@
-//! How late content came, per stream and day: what `report` shows, and what the search for events of a gap has to allow for.
+//! How late content came, per stream and day: `report` shows it, and the search for events of a gap allows for it.
 //!
-//! Two delays are counted. How long Microsoft took from an event (`CreationTime`) to the blob it is in (`contentCreated`),
-//! and how long it took from there until this source had read the blob, which is ours and includes the time a process did
-//! not run. Counts are written every few minutes, not with each blob: a crash may lose those of the last minutes.
+//! Two delays are counted. How long Microsoft took from an event (`CreationTime`) to the blob it is in
+//! (`contentCreated`), and how long it took from there until this source had read the blob, which includes the time
+//! when no process ran. Counts are written every few minutes, not with each blob: a crash may lose those of the last
+//! minutes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::format::{self, FORMAT, Keys, Stored};
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::{ContentType, Timestamp};
 
-/// Upper bounds of the counts, in seconds; one more count has what is beyond.
+/// Upper bounds of the counts, in seconds; one more count covers longer delays.
 pub const BOUNDS_SECS: [u64; 12] =
     [60, 300, 900, 1_800, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800, 259_200, 604_800];
 /// How often counts are written.
@@ -34,7 +35,7 @@ pub struct Delays {
 }
 
 impl Delays {
-    /// Counts one; what would be negative counts as none.
+    /// Counts one delay; a negative one counts as 0.
     pub fn add(&mut self, secs: i64) {
         let secs = u64::try_from(secs).unwrap_or(0);
         let place = BOUNDS_SECS.partition_point(|bound| *bound < secs);
@@ -44,7 +45,7 @@ impl Delays {
         self.longest_secs = self.longest_secs.max(secs);
     }
 
-    /// Each bound with how many were within it and not within the one before; what is beyond all stands at the longest.
+    /// Each bound with how many were within it and not within the one before; longer ones are listed at the longest.
     pub fn bounded(&self) -> impl Iterator<Item = (u64, u64)> {
         let bounds = BOUNDS_SECS.into_iter().chain([self.longest_secs]);
         bounds.zip(self.counts).filter(|(_, count)| *count > 0)
@@ -113,9 +114,10 @@ pub fn day_of(time: Timestamp) -> String {
     TimeZone::UTC.to_datetime(time).date().to_string()
 }
 
-/// How late the content of a stream may become available after its events, where nothing later was seen.
+/// How late the content of a stream may become available after its events, unless it was observed later.
 ///
-/// Microsoft names no bound: "typically 60 to 90 minutes" for most workloads, up to 24 hours for others, and days have been seen.
+/// Microsoft names no bound: "typically 60 to 90 minutes" for most workloads, up to 24 hours for others, and delays of
+/// days have been observed.
 pub const AT_LEAST: SignedDuration = SignedDuration::from_hours(72);
 
 /// How late the content of a stream may become available after its events: the longest delay of the days that are kept,
@@ -137,7 +139,7 @@ pub async fn bound(
     Ok(longest)
 }
 
-/// What is counted and not written yet, and what was written today.
+/// The counts that are not written yet, and those written today.
 #[derive(Debug, Default)]
 pub(super) struct LatenessBook {
     days: BTreeMap<(ContentType, String), Lateness>,
@@ -147,7 +149,7 @@ pub(super) struct LatenessBook {
 }
 
 impl LatenessBook {
-    /// Adds what a blob showed. The first of a day adds to what an earlier process wrote.
+    /// Adds the delays of a blob. The first of a day adds to the counts of an earlier process.
     pub(super) async fn add(
         &mut self,
         store: &dyn StateStore,
@@ -164,7 +166,7 @@ impl LatenessBook {
                 Err(error) => Err(error),
             };
             let known = known.unwrap_or_else(|error| {
-                // Counts for people: no event waits for them.
+                // The counts are only for reports: no event waits for them.
                 tracing::warn!("state-corrupt: how late content came today is counted anew: {error}");
                 Lateness::default()
             });
@@ -176,7 +178,8 @@ impl LatenessBook {
         }
     }
 
-    /// The steps that write it, if it is time; `at` is monotonic. `urgent` asks for them however short ago the last were.
+    /// The operations that write it, if it is time; `at` is monotonic. With `urgent` they are returned regardless of
+    /// the time since the last write.
     pub(super) async fn steps(
         &mut self,
         store: &dyn StateStore,
@@ -202,7 +205,7 @@ impl LatenessBook {
             let oldest = now.saturating_sub(SignedDuration::from_hours(24 * DAYS_KEPT));
             let oldest = oldest.map_or_else(|_| String::new(), day_of);
             for content_type in ContentType::ALL {
-                // What cannot be listed now leaves another day.
+                // Days that cannot be listed now are deleted on a later day.
                 let listed = store.list(&keys.lateness(content_type)).await.unwrap_or_default();
                 let listed = listed.into_iter().map(|(key, _)| key);
                 let old = listed.filter(|key| key.rsplit('/').next().is_some_and(|day| *day < *oldest));

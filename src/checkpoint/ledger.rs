@@ -1,10 +1,10 @@
 //! The one writer of a tenant's state: takes changes, commits them in groups, answers when they are durable.
 //!
-//! Every commit rewrites the tenant's `owner` entry against its last revision, so a second writer of the same tenant
-//! is found at the first commit of either. A store that cannot commit now is asked again for ever; nothing is
-//! answered, and so nothing moves, until it can. The order of the steps inside a commit (held bodies, records set aside,
-//! receipts,
-//! event keys, blob marks, tracked blobs, positions, held bodies that may go) is safe at every cut for stores that apply them one by one.
+//! Every commit rewrites the tenant's `owner` entry against its last revision, so a second writer of the same tenant is
+//! detected at the first commit of either. If the store cannot commit now, the ledger retries for ever; it answers no
+//! change until then, so no position moves. The order of the steps inside a commit (held bodies, records set aside,
+//! receipts, event keys, blob marks, tracked blobs, positions, held bodies to delete) is safe at every interruption for
+//! stores that apply them one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,21 +35,21 @@ const CHANGES_QUEUED_MAX: usize = 1024;
 /// Changes that go into one commit.
 const CHANGES_PER_COMMIT_MAX: usize = 512;
 
-/// Between two tries of a commit that the store does not take.
+/// Between two attempts at a commit that the store does not accept.
 const RETRY: Backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(10));
 
-/// How often the writer lets other tasks go first before it commits.
+/// How often the writer yields to other tasks before it commits.
 const YIELDS_BEFORE_COMMIT: usize = 16;
 
-/// Told when the store refuses a commit and, with `None`, when it takes one again.
+/// Called when the store refuses a commit and, with `None`, when it accepts one again.
 pub type OnTrouble = Box<dyn Fn(Option<&StateError>) + Send + Sync>;
 
-/// Something that became true and must be remembered.
+/// A change of the state that must be stored.
 #[derive(Debug, Default)]
 pub struct Change {
     /// Steps that go before all others: bodies of reads put on hold, flags of data loss prevention.
     pub held: Vec<Op>,
-    /// Steps that go after all others: what of these is needed no longer.
+    /// Steps that go after all others: deletions of such entries that are no longer needed.
     pub unheld: Vec<Op>,
     /// Records the host rejected for good.
     pub aside: Vec<(ContentType, u128, AsideRecord)>,
@@ -57,13 +57,13 @@ pub struct Change {
     pub taken_back: Vec<(ContentType, u128)>,
     /// Keys of events that were delivered (or set aside in this change).
     pub delivered: Vec<Key>,
-    /// Keys of events that were healed, by which the feed's texts of them are known.
+    /// Keys of events that were healed, by which the feed's copies of them are recognised.
     pub healed: Vec<Key>,
-    /// How the gaps that are filled through Microsoft Graph stand.
+    /// The state of the gaps that are filled through Microsoft Graph.
     pub heal: Option<Box<StoredHeal>>,
-    /// What became of events: committed with what it tells of.
+    /// The outcomes of events, committed together with the changes they record.
     pub receipts: Receipts,
-    /// The signed checkpoint of this part, and those before it, are with the sinks that get them.
+    /// The signed checkpoints up to this part are delivered to their sinks.
     pub sent: Option<u64>,
     /// How late the content of a blob that is settled came.
     pub lateness: Option<(ContentType, Lateness)>,
@@ -71,26 +71,26 @@ pub struct Change {
     pub settled: Vec<(ContentType, Key)>,
     /// Blobs to track on their own from now on.
     pub tracked: Vec<BlobRef>,
-    /// Tracked blobs that need it no longer.
+    /// Blobs that need no tracking any more.
     pub untracked: Vec<(ContentType, Key)>,
     /// New positions.
     pub positions: BTreeMap<ContentType, Position>,
     /// New state of the tenant as a whole.
     pub tenant: Option<TenantState>,
-    /// A source's back-fill as it stands now; `None` when it is done.
+    /// The present state of a source's back-fill; `None` when it is done.
     pub backfill: Option<(Arc<str>, Option<StoredBackfill>)>,
-    /// Forget keys that are past their time, by Microsoft's clock.
+    /// Remove keys that are expired by Microsoft's clock at this time.
     pub expire_at: Option<Timestamp>,
-    /// Done once all of it is durable, before whoever handed it in is told, and also when they are gone.
+    /// Runs once the whole change is durable, before the submitter is notified, and also if the submitter is gone.
     pub on_durable: OnDurable,
 }
 
-/// Something to be done once a change is durable.
+/// Work to run once a change is durable.
 #[derive(Default)]
 pub struct OnDurable(Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl OnDurable {
-    /// Has `work` done.
+    /// Runs `work`.
     pub fn new(work: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(work)))
     }
@@ -102,7 +102,7 @@ impl std::fmt::Debug for OnDurable {
     }
 }
 
-/// What an earlier run left.
+/// The state that an earlier run left.
 pub struct Opened {
     /// The writer, to be run on a task of its own.
     pub ledger: Ledger,
@@ -116,7 +116,7 @@ pub struct Opened {
     pub tracked: Vec<BlobRef>,
     /// How many records are set aside.
     pub aside: usize,
-    /// Signed checkpoints that are to go to sinks, where they are sent.
+    /// Signed checkpoints for the sinks, if they are sent.
     pub to_send: Option<ToSend>,
     /// Delivered events.
     pub events: EventIndex,
@@ -124,11 +124,11 @@ pub struct Opened {
     pub healed: Healed,
     /// Settled blobs, per stream.
     pub blobs: BTreeMap<ContentType, EventIndex>,
-    /// What was stored when the tenant was opened, for whoever else reads what an earlier run left.
+    /// The entries stored when the tenant was opened, for other code that reads the state of an earlier run.
     pub there: Snapshot,
 }
 
-/// Where changes are handed in. Cheap to clone.
+/// Where changes are submitted. Cheap to clone.
 #[derive(Clone)]
 pub struct LedgerHandle {
     /// Boxed, since a channel has room for 32 from the start.
@@ -144,8 +144,9 @@ impl LedgerHandle {
     /// Resolves when `change` is durable.
     ///
     /// # Errors
-    /// [`StateError::Conflict`] when another writer owns the tenant, [`StateError::Corrupt`] when stored bytes make no
-    /// sense, [`StateError::Unavailable`] only when the writer has ended. After any of them nothing more is committed.
+    /// [`StateError::Conflict`] when another writer owns the tenant, [`StateError::Corrupt`] when stored bytes are
+    /// invalid, [`StateError::Unavailable`] only when the writer has ended. After any of them nothing more is
+    /// committed.
     pub async fn commit(&self, change: Change) -> Result<(), StateError> {
         let (answer, answered) = oneshot::channel();
         let ended = || StateError::Unavailable("the ledger has ended".into());
@@ -173,7 +174,7 @@ pub struct Ledger {
     journal: Option<Box<Journal>>,
     server_time: ServerTimeSource,
     lateness: LatenessBook,
-    /// What gaps need of the receipts, where they are to be filled.
+    /// The receipts that gaps need, if gaps are to be filled.
     gaps: Option<Box<OpenGaps>>,
     tenant: TenantId,
     changes: mpsc::Receiver<Box<Pending>>,
@@ -187,22 +188,23 @@ pub struct LedgerSettings {
     pub tenant: TenantId,
     /// The streams that are run.
     pub content_types: Vec<ContentType>,
-    /// At most so many event keys are kept; beyond it the oldest are forgotten and duplicates pass.
+    /// The maximum number of event keys; above it the oldest are removed, and duplicates of their events are delivered.
     pub event_keys_max: u64,
     /// How receipts are kept; `None` keeps none.
     pub receipts: Option<Keeping>,
-    /// Gaps are to be filled: the receipts that tell what was delivered before them are kept until they are.
+    /// Gaps are to be filled: the receipts that show which events were delivered before them are kept until they are
+    /// filled.
     pub fills_gaps: bool,
     /// Microsoft's time, by which hours of receipts end.
     pub server_time: ServerTimeSource,
 }
 
-/// Says what time it is for Microsoft, when that can be acted on; by default nobody knows.
+/// Returns Microsoft's time if it is trusted; by default it is unknown.
 #[derive(Clone, Default)]
 pub struct ServerTimeSource(Option<Arc<dyn Fn() -> Option<Timestamp> + Send + Sync>>);
 
 impl ServerTimeSource {
-    /// What `ask` says.
+    /// Returns the value of `ask`.
     pub fn new(ask: impl Fn() -> Option<Timestamp> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(ask)))
     }
@@ -222,7 +224,7 @@ impl Ledger {
     /// Reads what an earlier run left and takes the tenant over.
     ///
     /// # Errors
-    /// When the store cannot be read or written, or holds something this build must not overwrite.
+    /// When the store cannot be read or written, or holds a value that this build must not overwrite.
     pub async fn open(
         store: Arc<dyn StateStore>,
         clock: Arc<dyn Clock>,
@@ -233,7 +235,7 @@ impl Ledger {
         let (stored_owner, owner_revision) = load(&*store, &keys.owner()).await?;
         // Refuses the whole tenant when a newer build wrote it.
         let found = stored_owner.map(|bytes| format::decode::<Owner>(&keys.owner(), &bytes)).transpose()?;
-        // After the owner: whoever commits in between has another revision there.
+        // Read after the owner: a commit in between would change the owner's revision.
         let found_there = Snapshot::read(store.clone(), &keys).await?;
         let there: &dyn StateStore = &found_there;
         let (stored_tenant, tenant_revision) = load(there, &keys.tenant()).await?;
@@ -297,12 +299,13 @@ impl Ledger {
     /// Commits until every [`LedgerHandle`] is gone.
     ///
     /// # Errors
-    /// The error that ended the writer: another writer owns the tenant, or stored bytes make no sense.
+    /// The error that ended the writer: another writer owns the tenant, or stored bytes are invalid.
     pub async fn run(mut self) -> Result<(), StateError> {
         let mut group = Vec::new();
         while self.changes.recv_many(&mut group, CHANGES_PER_COMMIT_MAX).await > 0 {
-            // A commit costs much the same whatever is in it, so whoever is about to hand in a change is let go first.
-            // Where nobody is, that takes some microseconds: nothing waits for company that does not come.
+            // A commit costs about the same for any number of changes, so tasks that are about to submit a change run
+            // first. If there are none, this takes some microseconds; a commit never waits for changes that may not
+            // come.
             for _ in 0..YIELDS_BEFORE_COMMIT {
                 tokio::task::yield_now().await;
                 while group.len() < CHANGES_PER_COMMIT_MAX
@@ -378,7 +381,7 @@ impl Ledger {
         self.maintain(steps.expire_at).await
     }
 
-    /// Counts how late content came, and writes the counts now and then: at the latest when the tenant's own state is
+    /// Counts how late content came, and writes the counts at intervals: at the latest when the tenant's own state is
     /// written, as it is when a source ends.
     async fn lateness_steps(&mut self, group: &[Box<Pending>], now: Timestamp) -> Vec<Op> {
         let mut urgent = false;
@@ -391,7 +394,7 @@ impl Ledger {
         self.lateness.steps(&*self.store, &self.keys, (now, self.clock.monotonic()), urgent).await
     }
 
-    /// Notes what was set aside and taken back by changes that are durable now, in their order.
+    /// Records which records the durable changes set aside or took back, in their order.
     fn note_aside(&mut self, group: &[Box<Pending>]) {
         let mut is_changed = false;
         for Pending { change, .. } in group.iter().map(|pending| &**pending) {
@@ -410,8 +413,8 @@ impl Ledger {
         ::metrics::gauge!(metrics::SET_ASIDE_RECORDS, "tenant" => self.tenant.to_string()).set(self.aside.len() as f64);
     }
 
-    /// Seals the receipts of hours that are over, and of one that has too many for a single part. A store that cannot be
-    /// read now is asked again, as for every commit; receipts that are damaged keep no event from being collected.
+    /// Seals the receipts of hours that are over, and of one that has too many for a single part. If the store cannot
+    /// be read now, this retries, as for every commit. Damaged receipts never stop the collection of events.
     async fn seal_receipts(&mut self) -> Result<(), StateError> {
         let mut failures = RETRY.failures();
         let mut troubled = false;
@@ -442,7 +445,7 @@ impl Ledger {
                 Err(error) => {
                     without_receipts(&self.tenant, &error);
                     self.journal = None;
-                    // The receipts name the writer that keeps them: from here on that is not this one.
+                    // The receipts name their writer; from here on that must not be this one.
                     self.owner.writer = drawn();
                 }
             }
@@ -453,7 +456,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Folds, merges and forgets keys, between commits.
+    /// Folds, merges and removes keys, between commits.
     async fn maintain(&mut self, expire_at: Option<Timestamp>) -> Result<(), StateError> {
         let events = (self.events.clone(), Retention { keys_max: self.event_keys_max, ..Retention::EVENTS });
         let healed = (self.healed.index().clone(), HEALED);
@@ -528,8 +531,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// The revision of a commit that the store took although its answer was lost: the owner is as that commit wrote it,
-    /// with a name that no other commit has. Whoever committed since is the owner, and then this is `None`.
+    /// The revision of a commit that the store accepted although its answer was lost: the owner entry is the one that
+    /// this commit wrote, with a name that no other commit has. `None` if another writer has committed since, which is
+    /// then the owner.
     async fn taken_before(&self, ops: &[Op]) -> Result<Option<Revision>, StateError> {
         let written = ops.iter().find_map(|op| match op {
             Op::Put { key, value, .. } if *key == self.keys.owner() => Some(value),
@@ -545,7 +549,7 @@ impl Ledger {
     }
 }
 
-/// What gaps need of the receipts, where they are kept and gaps are to be filled.
+/// The receipts that gaps need, if receipts are kept and gaps are to be filled.
 async fn open_gaps(
     store: &dyn StateStore,
     settings: &LedgerSettings,
@@ -559,7 +563,7 @@ async fn open_gaps(
     Ok(Some(Box::new(OpenGaps::new(positions.clone(), heal))))
 }
 
-/// The receipts, where they are kept and sound. `writers` are the one that the state names and the one that takes over.
+/// The receipts, if they are kept and valid. `writers` are the writer that the state names and the one that takes over.
 async fn open_journal(
     store: &dyn StateStore,
     settings: &LedgerSettings,
@@ -578,7 +582,7 @@ async fn open_journal(
     }
 }
 
-/// Says that a source goes on without receipts; the next start with sound ones marks the hours in between.
+/// Reports that a source continues without receipts; the next start with valid ones marks the hours in between.
 fn without_receipts(tenant: &TenantId, error: &StateError) {
     tracing::error!(
         %tenant,
@@ -586,7 +590,7 @@ fn without_receipts(tenant: &TenantId, error: &StateError) {
     );
 }
 
-/// A name that nobody draws again.
+/// A random name that is never drawn again.
 fn drawn() -> String {
     format!("{:016x}", fastrand::u64(..))
 }
@@ -599,7 +603,7 @@ fn delete(key: String) -> Op {
     Op::Delete { key, expected: Expected::Any }
 }
 
-/// What is stored under `key`, and what a commit that replaces it must expect.
+/// The value stored under `key`, and the revision that a commit which replaces it must expect.
 async fn load(store: &dyn StateStore, key: &str) -> Result<(Option<Bytes>, Expected), StateError> {
     Ok(match store.load(key).await? {
         Some((bytes, revision)) => (Some(bytes), Expected::At(revision)),
@@ -607,7 +611,7 @@ async fn load(store: &dyn StateStore, key: &str) -> Result<(Option<Bytes>, Expec
     })
 }
 
-/// What an earlier run left of the streams.
+/// The streams' state that an earlier run left.
 #[derive(Default)]
 struct Streams {
     positions: BTreeMap<ContentType, Position>,
@@ -638,7 +642,7 @@ impl Streams {
         }
         let mut aside = Entries::below(store, &keys.aside(content_type));
         while let Some((key, bytes)) = aside.next().await? {
-            // Read to be refused if it cannot be understood, and not kept: there may be many.
+            // Decoded so that an unreadable record is refused, and not kept: there may be many.
             format::decode::<AsideRecord>(&key, &bytes)?;
             self.aside.extend(format::hash_of(&key).map(|hash| (content_type, hash)));
         }
@@ -648,8 +652,8 @@ impl Streams {
     }
 }
 
-/// What a group of changes comes to, in the order in which its steps are committed: what is held, what is set aside,
-/// marks of events and blobs, the tail, what is held no longer.
+/// The steps of a group of changes, in the order of the commit: held reads, records set aside, marks of events and
+/// blobs, the tail, and deletions of held reads.
 #[derive(Default)]
 struct Steps<'a> {
     held: Vec<Op>,

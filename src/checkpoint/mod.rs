@@ -1,8 +1,10 @@
-//! The ledger: what is delivered, what is settled, how far each stream has come, and the one writer of it all.
+//! The ledger: which events are delivered, which blobs are settled, how far each stream has come, and the one writer of
+//! this state.
 //!
-//! Reading order: [`mod@format`] (what is stored), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on disk),
-//! [`claims`] (events delivered and on their way), [`healed`] (events of Microsoft Graph among them), [`mod@heal`] (gaps being filled), [`held`] (routine reads on hold), [`journal`] (receipts), [`lateness`] (how late content comes), [`ledger`] (the writer), [`moving`]
-//! (positions moved by hand), [`purge`] (everything of a tenant taken out).
+//! Reading order: [`mod@format`] (the stored format), [`server_clock`] (Microsoft's time), [`key_set`] (sets of keys on
+//! disk), [`claims`] (events delivered and in flight), [`healed`] (events of Microsoft Graph among them), [`mod@heal`]
+//! (gaps being filled), [`held`] (routine reads on hold), [`journal`] (receipts), [`lateness`] (how late content
+//! comes), [`ledger`] (the writer), [`moving`] (positions moved by hand), [`purge`] (all data of a tenant removed).
 //!
 //! Invariants, used by name in documents, assertions and tests:
 //! - **CK-1** `complete_until` never passes a window with an unread page or an unanswered blob.

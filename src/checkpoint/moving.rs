@@ -1,9 +1,9 @@
-//! Positions moved by an operator, while nobody else writes the tenant's state.
+//! Moves positions for an operator, while no other process writes the tenant's state.
 //!
-//! Back: what became available from there on is read and delivered again, so the marks of those blobs are forgotten,
-//! and the keys of delivered events with them. An event may be days older than the blob that brings it, so all event
-//! keys of the tenant go: other streams are kept from repeating themselves by their blobs' marks. Forward: what lies
-//! between is passed over, and that is noted in the position until its gap record is delivered.
+//! Back: content that became available from there on is read and delivered again, so the marks of those blobs are
+//! removed, and with them the keys of delivered events. An event may be days older than the blob that brings it, so all
+//! event keys of the tenant are removed: their blobs' marks keep other streams from repeating events. Forward: the
+//! interval in between is skipped, and the position records it until its gap record is delivered.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::host::{Expected, Op, Revision, StateError, StateStore};
 use crate::model::{Actionable, ContentType, TenantId, Timestamp};
 use crate::plan;
 
-/// A time at most this long before what is listable is taken for that.
+/// A time at most this long before the listable span counts as its beginning.
 const EARLY_MAX: SignedDuration = SignedDuration::from_mins(10);
 /// The clocks of two machines differ by less.
 const SKEW_MAX: SignedDuration = SignedDuration::from_hours(24);
@@ -44,7 +44,7 @@ pub struct Move {
 pub struct Moved {
     /// The stream.
     pub content_type: ContentType,
-    /// Where it stood; `None` when it never ran.
+    /// The position before; `None` when it never ran.
     pub before: Option<Timestamp>,
     /// Where it stands.
     pub after: Timestamp,
@@ -73,7 +73,7 @@ pub enum MoveError {
         content_type: ContentType,
         /// Where it stands.
         before: Timestamp,
-        /// Where it would stand.
+        /// The new position.
         to: Timestamp,
     },
     /// Microsoft lists nothing that old.
@@ -81,7 +81,7 @@ pub enum MoveError {
     TooOld {
         /// Asked for.
         to: Timestamp,
-        /// What is still there.
+        /// The oldest content still listed.
         oldest: Timestamp,
     },
     /// That time has not come.
@@ -119,7 +119,7 @@ impl Actionable for MoveError {
     }
 }
 
-/// Moves positions in one commit. The caller sees to it that no source runs on the tenant; `now` is this machine's.
+/// Moves positions in one commit. The caller ensures that no source runs on the tenant; `now` is this machine's.
 ///
 /// # Errors
 /// When it may not be done, or the store fails; nothing is changed then.
@@ -171,7 +171,7 @@ pub async fn apply(store: &Arc<dyn StateStore>, wanted: &Move, now: Timestamp) -
     Ok(moved)
 }
 
-/// Blobs between `before` and `to` that are tracked on their own are owed no more.
+/// Blobs between `before` and `to` that are tracked on their own need no delivery any more.
 async fn passed_over(
     store: &dyn StateStore,
     prefix: &str,
@@ -188,8 +188,8 @@ async fn passed_over(
     Ok(ops)
 }
 
-/// Moves a position forward from `before`. Nothing older than `to` is listed any more: were the origin left where it
-/// is, the next listing of the whole week would bring what was to be passed over.
+/// Moves a position forward from `before`. Content older than `to` is no longer listed: if the origin stayed, the next
+/// listing of the whole week would return the content that was to be skipped.
 fn forward(position: &mut Position, before: Timestamp, to: Timestamp) {
     let begins = position.passed_over.map_or(before, |(begins, _)| begins.min(before));
     position.passed_over = Some((begins, to));
@@ -213,7 +213,7 @@ fn stand(position: &mut Position, to: Timestamp) {
     position.week_listed = None;
 }
 
-/// This machine's time, corrected by how far Microsoft's was from it when last seen.
+/// This machine's time, corrected by the last known difference from Microsoft's.
 fn by_microsoft(now: Timestamp, tenant: Option<TenantState>) -> Timestamp {
     let seen = tenant.and_then(|tenant| tenant.server_time.zip(tenant.wall_time));
     let skew = seen.map(|(server, wall)| server.duration_since(wall)).filter(|skew| skew.abs() < SKEW_MAX);

@@ -1,13 +1,13 @@
-//! Everything of a tenant out of the state: positions, keys of events, reads on hold, records set aside, receipts.
+//! Removes all data of a tenant from the state: positions, keys of events, reads on hold, records set aside, receipts.
 
 use super::format::Keys;
 use crate::host::{Expected, Op, StateError, StateStore};
 use crate::model::TenantId;
 
-/// Entries that go in one commit.
+/// Entries deleted in one commit.
 const AT_ONCE: usize = 256;
 
-/// What was taken out, in entries of the state.
+/// The number of entries removed from the state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Purged {
     /// All of them.
@@ -20,8 +20,8 @@ pub struct Purged {
     pub receipts: u64,
 }
 
-/// Deletes every entry of a tenant. Whoever calls sees to it that no source writes its state; one that is cut off is done by
-/// another call.
+/// Deletes every entry of a tenant. The caller ensures that no source writes its state; after an interruption, another
+/// call finishes the work.
 ///
 /// # Errors
 /// The store fails; what was deleted before stays deleted.

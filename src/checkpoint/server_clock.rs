@@ -1,10 +1,10 @@
-//! Microsoft's clock, as far as it can be trusted.
+//! An estimate of Microsoft's clock, and whether it can be trusted.
 //!
 //! Windows, expiries and gaps are judged by the `Date` of the API's answers, never by this machine's wall clock. A
-//! wrong answer (a proxy's cached page, a back end with a broken clock) must not make us believe that a week has
-//! passed: an answer that differs by more than [`JUMP`] from the last one plus the monotonic time since is set aside
-//! until [`AGREEING_ANSWERS`] of them over [`AGREEING_SPAN`] agree. Until then [`ServerClock::is_trusted`] is false, and
-//! whoever asks must move nothing, evict nothing and declare nothing.
+//! wrong answer (a proxy's cached page, a back end with a broken clock) must not make the program believe that a week
+//! has passed: an answer that differs by more than [`JUMP`] from the last one plus the monotonic time since is set
+//! aside until [`AGREEING_ANSWERS`] of them over [`AGREEING_SPAN`] agree. Until then [`ServerClock::is_trusted`] is
+//! false, and callers must move no position, remove no key and declare no gap.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use jiff::SignedDuration;
 
 use crate::model::Timestamp;
 
-/// Further off than this is a jump, not drift.
+/// A larger difference is a jump, not drift.
 pub const JUMP: SignedDuration = SignedDuration::from_mins(10);
-/// So many answers must agree on a jump before it is believed.
+/// This many answers must agree on a jump before it is believed.
 pub const AGREEING_ANSWERS: u32 = 3;
 /// The agreeing answers must span at least this long.
 pub const AGREEING_SPAN: Duration = Duration::from_secs(5 * 60);
@@ -47,18 +47,18 @@ impl Reading {
 }
 
 impl ServerClock {
-    /// A clock that has seen nothing and believes the first answer it gets.
+    /// A clock without answers, which believes the first one it gets.
     pub fn new() -> Self {
         Self { not_before: None, believed: None, doubted: None }
     }
 
-    /// A clock that knows what an earlier run believed last. How long this process did not run nobody can tell (the
+    /// A clock that starts from the last estimate of an earlier run. The time between the runs is unknown (the
     /// monotonic count does not survive a restart), so a later time is believed; an earlier one is a jump backward.
     pub fn not_before(earlier: Option<Timestamp>) -> Self {
         Self { not_before: earlier, ..Self::new() }
     }
 
-    /// Takes note of an answer's `Date`, received at `at` (monotonic).
+    /// Records an answer's `Date`, received at `at` (monotonic).
     pub fn observe(&mut self, date: Timestamp, at: Duration) {
         let reading = Reading { date, at };
         let believed = match (self.believed, self.not_before) {
@@ -70,7 +70,7 @@ impl ServerClock {
             }
         };
         if is_near(believed.at(at), date) {
-            // Answers overtake each other: a second of difference backward is no news.
+            // Answers overtake each other: a difference of a second backward is ignored.
             self.believed = Some(reading);
             self.doubted = None;
             return;
@@ -99,17 +99,17 @@ impl ServerClock {
         }
     }
 
-    /// Microsoft's time at `monotonic`, as believed; `None` before the first answer.
+    /// The estimate of Microsoft's time at `monotonic`; `None` before the first answer.
     pub fn now(&self, monotonic: Duration) -> Option<Timestamp> {
         self.believed.map(|b| b.at(monotonic))
     }
 
-    /// What the latest answer said, believed or not: the time by which the server judges the next request.
+    /// The time of the latest answer, believed or not: the time by which the server judges the next request.
     pub fn latest_answer(&self, monotonic: Duration) -> Option<Timestamp> {
         self.doubted.map(|d| d.last.at(monotonic)).or_else(|| self.now(monotonic))
     }
 
-    /// Whether the latest answer agreed with what is believed. While false nothing may move on the word of this clock.
+    /// Whether the latest answer agreed with the estimate. While false, no position may move by this clock.
     pub fn is_trusted(&self) -> bool {
         self.believed.is_some() && self.doubted.is_none()
     }

@@ -1,10 +1,10 @@
-//! What is stored of a tenant, read ahead in few statements: opening a tenant asks for some hundred keys, and where each
-//! is a round trip over a network a takeover would take seconds.
+//! A tenant's stored state, read ahead in few statements. Opening a tenant reads some hundred keys; if each were a
+//! round trip over a network, a takeover would take seconds.
 //!
-//! Owns which part of the tenant's keys was read and what was found there. What lies outside, and what did not fit into
-//! [`StateStore::read_ahead_bytes`], is asked of the store when it is needed. A snapshot is as old as it is: whoever
-//! opens a tenant commits against the revision of its owner that was read *before* the snapshot, so that a writer in
-//! between is found out.
+//! Owns the range of the tenant's keys that was read, and the entries found there. Keys outside it, and those that did
+//! not fit into [`StateStore::read_ahead_bytes`], are read from the store when needed. A snapshot may be stale: the
+//! opener of a tenant commits against the revision of the owner that was read *before* the snapshot, so that a writer
+//! in between is detected.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -20,7 +20,7 @@ use crate::host::{Loaded, Op, Revision, StateError, StateStore};
 pub struct Snapshot {
     store: Arc<dyn StateStore>,
     entries: BTreeMap<String, (Bytes, Revision)>,
-    /// Everything after the first and before the second was read; nothing where they are the same.
+    /// Every key between the two was read, both excluded; none if they are equal.
     after: String,
     before: String,
     /// Read beside it.
@@ -28,8 +28,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads ahead what is stored of a tenant but for its sealed receipts, which nobody needs at a start; nothing from a
-    /// store that has no use for it.
+    /// Reads ahead a tenant's entries except its sealed receipts, which a start does not need; reads nothing from a
+    /// store that does not benefit.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -91,7 +91,7 @@ impl StateStore for Snapshot {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError> {
-        // What begins with it lies before what follows it with its last letter raised by one.
+        // Keys with this prefix sort before the prefix with its last letter raised by one.
         match prefix.strip_suffix('/').map(|start| format!("{start}0")) {
             Some(before) if self.has(prefix, &before) => {
                 Ok(self.between(prefix, &before).map(|(key, (_, at))| (key.clone(), *at)).collect())
