@@ -1,10 +1,10 @@
-//! How long to wait before something that failed is tried again: the one way in which pauses grow, for calls of the API,
-//! sign-ins, sinks and the state alike.
+//! The pauses before a failed operation is retried: the one rule by which they grow, for calls of the API, sign-ins,
+//! sinks and the state.
 
 use std::time::Duration;
 
-/// Pauses that double from failure to failure, each drawn at random from its upper half, so that those who failed
-/// together do not come back together.
+/// Pauses that double from failure to failure, each drawn at random from its upper half, so that operations that failed
+/// together are not retried together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     min: Duration,
@@ -18,13 +18,13 @@ impl Backoff {
         Self { min, max, is_random: true }
     }
 
-    /// The whole of each pause, for one who fails alone.
+    /// The same without randomness, for an operation that has no others beside it.
     #[must_use]
     pub const fn exactly(self) -> Self {
         Self { is_random: false, ..self }
     }
 
-    /// The pause after the `failures`-th failure in a row; none at all counts as one.
+    /// The pause after the `failures`-th failure in a row; 0 counts as 1.
     pub fn after(self, failures: u32) -> Duration {
         let doubled = self.min.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.max);
         if self.is_random { doubled.mul_f64(0.5 + 0.5 * fastrand::f64()) } else { doubled }
@@ -36,7 +36,7 @@ impl Backoff {
     }
 }
 
-/// Failures in a row of one thing.
+/// Failures in a row of one operation.
 #[derive(Debug, Clone)]
 pub struct Failures {
     backoff: Backoff,
@@ -44,7 +44,7 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Counts one more: how long to wait before the next try.
+    /// Counts one more; returns the pause before the next attempt.
     pub fn pause(&mut self) -> Duration {
         self.count = self.count.saturating_add(1);
         self.backoff.after(self.count)

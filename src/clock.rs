@@ -1,7 +1,7 @@
 //! The one place that reads the time: wall time, a monotonic count, and sleeping.
 //!
-//! Everything else is handed a [`Clock`], so that a test can move time. Microsoft's clock (the `Date` header) is
-//! not here: it is derived from this one by `checkpoint::server_clock`.
+//! All other code gets a [`Clock`], so that a test can move time. Microsoft's clock (the `Date` header) is not here: it
+//! is derived from this one by `checkpoint::server_clock`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +20,7 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
     fn now(&self) -> Timestamp;
     /// Time since some fixed start; never goes backward.
     fn monotonic(&self) -> Duration;
-    /// As [`Clock::monotonic`], and it goes on while the machine sleeps, where the system can tell.
+    /// As [`Clock::monotonic`], but it continues while the machine is suspended, if the system supports that.
     fn since_boot(&self) -> Duration {
         self.monotonic()
     }
@@ -62,10 +62,10 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when it is told to.
+/// A clock that moves only when a test moves it.
 ///
-/// [`TestClock::advance`] moves it by hand; [`TestClock::advance_to_next_sleeper`] jumps to the earliest deadline
-/// somebody sleeps towards, which is how a scenario runs through hours of back-off in no time.
+/// [`TestClock::advance`] moves it by hand; [`TestClock::advance_to_next_sleeper`] jumps to the earliest deadline of a
+/// sleeper, so that a scenario runs through hours of back-off at once.
 #[derive(Clone)]
 pub struct TestClock {
     inner: Arc<Mutex<TestTime>>,
@@ -79,7 +79,7 @@ struct TestTime {
 }
 
 impl TestClock {
-    /// A clock that stands at `now`.
+    /// A clock that is stopped at `now`.
     pub fn at(now: Timestamp) -> Self {
         Self {
             inner: Arc::new(Mutex::new(TestTime {
@@ -91,14 +91,14 @@ impl TestClock {
         }
     }
 
-    /// Moves time forward and wakes whoever slept until then.
+    /// Moves time forward and wakes the sleepers whose deadline has come.
     pub fn advance(&self, by: Duration) {
         let mut time = self.lock();
         time.elapsed += by;
         time.wake();
     }
 
-    /// Jumps to the earliest deadline anyone sleeps towards; `None` when nobody sleeps.
+    /// Jumps to the earliest deadline of a sleeper; `None` when there is none.
     pub fn advance_to_next_sleeper(&self) -> Option<Duration> {
         let mut time = self.lock();
         // A sleeper that was dropped (its future was cancelled) must not pull time forward.

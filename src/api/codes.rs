@@ -1,5 +1,5 @@
-//! What an answer of the feed means and what the caller must do: one table from (AF code, status, shape of the
-//! body, call) to an action, a slug, a cause and a remedy.
+//! Maps an answer of the feed to what the caller must do: one table from (AF code, status, shape of the body, call) to
+//! an action, a slug, a cause and a remedy.
 //!
 //! Codes are Microsoft's, from the error table of the "Office 365 Management Activity API reference" and, where that
 //! is silent (AF20024, AF50005, AF50006), from answers seen on the wire. Branching is on the code first, on the status
@@ -57,16 +57,16 @@ impl Endpoint {
 /// What the caller must do about an [`ApiError`](super::ApiError).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Passing trouble: the same call again, with back-off; not before `not_before` from now when given. A blob is
+    /// A temporary fault: the same call again, with back-off; not before `not_before` from now when given. A blob is
     /// retried so until it expires.
     Retry {
         /// The least wait.
         not_before: Option<Duration>,
     },
     /// Too many requests: the same call again, after a pause of its own that grows while this call is refused, and not
-    /// before `retry_after`. The client itself holds back the tenant's other calls where that is called for.
+    /// before `retry_after`. The client itself delays the tenant's other calls if needed.
     Throttled {
-        /// What Microsoft asked for, if it did, or how long calls for this content type wait.
+        /// The wait that Microsoft named, if any, or how long calls for this content type wait.
         retry_after: Option<Duration>,
     },
     /// There is no enabled subscription to this type (AF20022, AF20023, not onboarded): start it, at most once in 15
@@ -75,21 +75,21 @@ pub enum Action {
     /// AF20024: nothing to do, it is enabled. [`ApiClient::start_subscription`](super::ApiClient::start_subscription)
     /// reports it as success.
     AlreadyEnabled,
-    /// The page link is of no use: list the window again from its first page.
+    /// The page link is unusable: list the window again from its first page.
     RestartWindow,
     /// The window breaks a rule by Microsoft's clock (AF20055, AF20030): compute it again from
-    /// [`ApiClient::last_server_date`](super::ApiClient::last_server_date), report what was cut off. It never means
-    /// that there is no content.
+    /// [`ApiClient::last_server_date`](super::ApiClient::last_server_date), report the part that was cut off. It never
+    /// means that there is no content.
     RecomputeWindow,
     /// This content type cannot be read until an operator acts; the others can. Report once, retry slowly.
     ParkType,
-    /// Nothing of this tenant can be read until an operator (or Microsoft) acts. Report once, retry slowly.
+    /// No content of this tenant can be read until an operator (or Microsoft) acts. Report once, retry slowly.
     SlowRetryTenant,
-    /// This blob cannot be had now. Not lost before it expires: retry, slowly.
+    /// This blob cannot be fetched now. It is not lost before it expires: retry slowly.
     RetryBlobSlowly,
 }
 
-/// What became of an answer that was not a success.
+/// The judgement of an answer that was not a success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub action: Action,
@@ -98,7 +98,7 @@ pub(super) struct Verdict {
     pub hint: &'static str,
 }
 
-/// How far the trouble reaches, before the call it happened on is taken into account.
+/// How much a fault affects, before the failed call is taken into account.
 #[derive(Debug, Clone, Copy)]
 enum Reach {
     /// The same call will work later.
@@ -114,7 +114,7 @@ enum Reach {
     Blob,
     /// The whole tenant.
     Tenant,
-    /// This one call: it is wrong in itself and nothing else is known.
+    /// This one call: the call itself is wrong.
     Call,
 }
 
@@ -377,7 +377,7 @@ pub(super) fn judge(
     Verdict { action, slug: row.slug, says: row.says, hint: row.hint }
 }
 
-/// A bare 403 on one blob says nothing yet about the tenant: the next listing will tell.
+/// A bare 403 on one blob does not yet concern the tenant: the next listing shows whether it does.
 fn is_blob_alone(row: &Row, endpoint: Endpoint) -> bool {
     endpoint == Endpoint::FetchBlob && row.slug == FORBIDDEN.slug
 }
@@ -392,7 +392,7 @@ fn find_row(endpoint: Endpoint, status: u16, body: &ErrorBody) -> &'static Row {
                 _ => &UNKNOWN_CLIENT_FAULT,
             });
         }
-        // Words, because these answers carry no code: Microsoft wraps the exception of its own back end.
+        // By text, because these answers have no code: Microsoft wraps the exception of its own back end.
         ErrorBody::ServerException { text } if text.contains("does not have a service principal for resource") => {
             return &NO_SERVICE_PRINCIPAL;
         }

@@ -1,5 +1,5 @@
-//! Connections that tenants of one process share: one [`Way`] for each host and manner of reaching it, and a bound on all
-//! of them, since each is an open file.
+//! Connections that the tenants of one process share: one [`Way`] for each host and way of connecting to it, and a
+//! bound on all of them, since each is an open file.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,11 +14,11 @@ use super::http::{HttpSettings, IDLE_MAX, Way};
 use crate::clock::Clock;
 use crate::model::TenantId;
 
-/// Connections at once where nobody says how many: half of what a process may usually open.
+/// The default limit on connections: half of the files that a process may usually open.
 const CONNECTIONS_MAX: usize = 512;
 /// Clients that keep connections open: calls and blobs of the API, and sign-in.
 const IDLE_CLIENTS: usize = 3;
-/// Downloads of one tenant at once, where there is room for all: what it may use.
+/// Downloads of one tenant at once, if the limit for all permits it.
 const OWN_MAX: usize = 32;
 
 /// Ways to hosts, for every client made with it. Cheap to clone. Its connections are driven by the runtime on which the
@@ -29,27 +29,27 @@ pub struct Connections {
     bound: Bound,
 }
 
-/// Leave to have connections. Small calls have a quarter of their own, so that no download keeps them waiting.
+/// Permits for connections. Small calls have a quarter of their own, so that downloads never delay them.
 #[derive(Clone)]
 pub(super) struct Bound {
     pub calls: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
-    /// Of one tenant.
+    /// Downloads of one tenant.
     own: usize,
-    /// Connections that one way keeps open for the next call, and again as many for blobs.
+    /// Connections that one client keeps open for the next call, and as many again for blobs.
     idle: usize,
     may_ask: Option<MayAsk>,
 }
 
-/// Says whether Microsoft may be asked anything about a tenant now.
+/// Returns whether requests for a tenant may be sent to Microsoft now.
 pub(crate) type MayAsk = Arc<dyn Fn(&TenantId) -> bool + Send + Sync>;
 
-/// Between two looks whether it may be.
+/// The pause between two checks of that.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Bound {
     fn new(connections: usize) -> Self {
-        // What is kept open for the next call counts as well.
+        // Idle connections kept for the next call count as well.
         let idle = (connections / 16).clamp(1, IDLE_MAX);
         let in_use = connections.saturating_sub(IDLE_CLIENTS * idle).max(8);
         let calls = in_use / 4;
@@ -63,7 +63,7 @@ impl Bound {
         }
     }
 
-    /// Waits until Microsoft may be asked about the tenant.
+    /// Waits until requests for the tenant may be sent to Microsoft.
     pub async fn leave(&self, tenant: &TenantId, clock: &Arc<dyn Clock>) {
         if let Some(may_ask) = &self.may_ask {
             while !may_ask(tenant) {
@@ -72,18 +72,19 @@ impl Bound {
         }
     }
 
-    /// A tenant's own part: slow answers of some tenants must not take all there is.
+    /// A tenant's own share: slow answers of some tenants must not take all permits.
     pub fn own_downloads(&self) -> Arc<Semaphore> {
         Arc::new(Semaphore::new(self.own))
     }
 
-    /// Waits for room for a small call. Never closed; were it, the call would go without.
+    /// Waits for a permit for a small call. The semaphore is never closed; if it were, the call would be sent without a
+    /// permit.
     pub async fn call(&self) -> Option<Room> {
         let all = self.calls.clone().acquire_owned().await.ok()?;
         Some(Room { _all: all, _own: None })
     }
 
-    /// Waits for room for a download.
+    /// Waits for a permit for a download.
     pub async fn download(&self, own: &Arc<Semaphore>) -> Option<Room> {
         let own = own.clone().acquire_owned().await.ok()?;
         let all = self.downloads.clone().acquire_owned().await.ok()?;
@@ -91,7 +92,7 @@ impl Bound {
     }
 }
 
-/// Room for one connection, until it is dropped.
+/// A permit for one connection, released when dropped.
 #[derive(Debug)]
 pub(super) struct Room {
     _all: OwnedSemaphorePermit,
@@ -105,17 +106,17 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// None yet, and as many as half of what a process may usually have open.
+    /// No connections yet; the limit is half of the files that a process may usually open.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// None yet, and at most so many at once, those included that are kept open for the next call.
+    /// No connections yet; at most this many at once, including idle ones.
     pub fn at_most(connections: usize) -> Self {
         Self { ways: Arc::default(), bound: Bound::new(connections) }
     }
 
-    /// The same, with no question asked about a tenant while `may_ask` says no: the call waits.
+    /// The same, but calls for a tenant wait while `may_ask` returns false.
     #[must_use]
     pub(crate) fn while_allowed(mut self, may_ask: MayAsk) -> Self {
         self.bound.may_ask = Some(may_ask);
@@ -126,7 +127,7 @@ impl Connections {
         &self.bound
     }
 
-    /// The way to the origin of `target`: the one that other clients use, if theirs has the same settings.
+    /// The clients for the origin of `target`; shared with other tenants that have the same settings.
     pub(super) fn way(&self, settings: &HttpSettings<'_>, target: &Url) -> Result<Arc<Way>, String> {
         let key = key(settings, target);
         let mut ways = self.ways.lock();
@@ -134,7 +135,7 @@ impl Connections {
             return Ok(way);
         }
         let way = Arc::new(Way::new(settings, target, self.bound.idle)?);
-        // Ways nobody uses any more: a CA file was replaced, a tenant left.
+        // Drops unused entries: a CA file was replaced, or a tenant was removed.
         ways.retain(|_, way| way.strong_count() > 0);
         ways.insert(key, Arc::downgrade(&way));
         Ok(way)
@@ -147,11 +148,11 @@ impl fmt::Debug for Connections {
     }
 }
 
-/// What makes two ways the same. A hash, since a proxy's address may hold a password and a PEM a key.
+/// The identity of an entry. A hash, since a proxy's address may contain a password and a PEM a key.
 fn key(settings: &HttpSettings<'_>, target: &Url) -> blake3::Hash {
     let HttpSettings { connect_timeout, ca_pem, proxy_url, no_proxy, proxy_client_pem } = settings;
     let mut hasher = blake3::Hasher::new();
-    // Its length keeps apart what stands in one part and what stands in the next.
+    // The length of each part separates it from the next.
     let mut part = |bytes: Option<&[u8]>| {
         hasher.update(&bytes.map_or(u64::MAX, |bytes| bytes.len() as u64).to_be_bytes());
         hasher.update(bytes.unwrap_or_default());

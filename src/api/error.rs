@@ -7,7 +7,7 @@ use crate::model::{Actionable, ContentType, TenantId};
 
 use super::codes::{Action, Endpoint};
 
-/// What sort of trouble an [`ApiError`] is.
+/// The kind of an [`ApiError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The client cannot be made from its settings (CA file, proxy).
@@ -22,7 +22,7 @@ pub enum ErrorKind {
     BodyCut,
     /// The body is not the gzip it claims to be, or of an encoding that was not asked for.
     BodyDamaged,
-    /// The body came whole and is not what this API sends.
+    /// The body is complete but not of a form that this API sends.
     BodyUnreadable,
     /// A redirect; never followed.
     Redirect,
@@ -56,7 +56,7 @@ impl ApiError {
         Self(Box::new(details))
     }
 
-    /// What sort of trouble.
+    /// The kind of error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -105,7 +105,7 @@ impl ApiError {
         self.0.auth.as_ref()
     }
 
-    /// The cause in a few words: no tenant, and nothing of the answer but its code.
+    /// The cause in a few words, without the tenant, and with only the code of the answer.
     pub fn summary(&self) -> String {
         let details = &*self.0;
         if let Some(auth) = &details.auth {

@@ -1,9 +1,10 @@
-//! Microsoft Graph's audit search: submit a query, look at it, read the pages of its records.
+//! Microsoft Graph's audit search: submit a query, poll it, read the pages of its records.
 //!
 //! [`GraphClient`] signs in for Graph, sends each call to the configured host only and judges the answer. It repeats
-//! nothing but a call whose token was refused and one whose version is not there; what to ask for, when and how often is
-//! the caller's. It follows Microsoft's pages "auditLogQuery" and "List records". The version 1.0 of these calls was
-//! withdrawn to `/beta` in April 2025, answered 404 in July 2026 and is documented again since: whichever answers is used.
+//! only a call whose token was refused or whose version does not exist; the caller decides which calls to make, when
+//! and how often. It follows Microsoft's pages "auditLogQuery" and "List records". The version 1.0 of these calls was
+//! withdrawn to `/beta` in April 2025, answered 404 in July 2026 and is documented again since: the client uses the
+//! version that answers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -56,23 +57,23 @@ impl GraphVersion {
     }
 }
 
-/// How a query stands.
+/// The status of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryStatus {
-    /// `notStarted`, `running`, or a word that is not known.
+    /// `notStarted`, `running`, or an unknown status.
     Running,
-    /// `succeeded`: a claim, to be held against what comes.
+    /// `succeeded`: to be verified against the records.
     Succeeded,
     /// `failed`, `cancelled`.
     Failed,
 }
 
-/// A query as an answer shows it.
+/// A query, as read from an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GraphQuery {
     /// Its id.
     pub id: String,
-    /// How it stands.
+    /// Its status.
     pub status: QueryStatus,
     /// `isRecordCountLimitExceeded`
     pub is_cut: bool,
@@ -85,7 +86,7 @@ pub struct GraphQuery {
 /// A page of records.
 #[derive(Debug, Clone, Default)]
 pub struct GraphPage {
-    /// Each record, as it stands in `value`.
+    /// Each record, as in `value`.
     pub records: Vec<Bytes>,
     /// Where the next page is; `None` ends the reading.
     pub next: Option<GraphLink>,
@@ -97,18 +98,18 @@ pub struct GraphPage {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GraphLink(Url);
 
-/// What sort of trouble a call had.
+/// The kind of fault of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GraphFault {
-    /// It is likely to pass: no answer, an error of the server, an answer that is not what was asked for.
+    /// Probably temporary: no answer, an error of the server, or an unexpected answer.
     Passing,
     /// Too many requests.
     Throttled,
     /// There is no token, or the token lacks the permission.
     Denied,
-    /// What was asked for is not there.
+    /// The requested object does not exist.
     Absent,
-    /// Graph does not take the request.
+    /// Graph rejects the request.
     Refused,
 }
 
@@ -127,7 +128,7 @@ pub struct GraphError {
 }
 
 impl GraphError {
-    /// What sort of trouble.
+    /// The kind of fault.
     pub fn fault(&self) -> GraphFault {
         self.fault
     }
@@ -137,7 +138,7 @@ impl GraphError {
         self.not_before
     }
 
-    /// Whether there is no token, and an operator must mend that.
+    /// Whether there is no token, which an operator must fix.
     pub fn is_sign_in(&self) -> bool {
         self.fault == GraphFault::Denied && self.slug.starts_with("auth-")
     }
@@ -158,7 +159,7 @@ impl Actionable for GraphError {
     }
 }
 
-/// Slug, cause and remedy of what only these calls can give.
+/// Slug, cause and remedy of the errors that only these calls return.
 pub(super) const KNOWN: [(&str, &str, &str); 5] = [
     ("graph-permission-missing", "Microsoft Graph does not let the application search the audit log", PERMISSION_HINT),
     ("graph-unreachable", "no answer from Microsoft Graph", UNREACHABLE_HINT),
@@ -170,7 +171,7 @@ pub(super) const KNOWN: [(&str, &str, &str); 5] = [
 /// The permission that every call needs.
 pub const ROLE: &str = "AuditLogsQuery.Read.All";
 
-/// What to do where it is missing.
+/// The remedy if it is missing.
 pub const PERMISSION_HINT: &str = "Entra admin centre > App registrations > the app > API permissions: add the application permission \
                                AuditLogsQuery.Read.All of Microsoft Graph, grant admin consent, and wait some minutes; or take \
                                `graph = true` out of `heal`";
@@ -240,7 +241,7 @@ struct Answer {
 }
 
 impl GraphClient {
-    /// The client of the tenant whose feed this is: it signs in the same way, for Graph, and calls `graph_url` alone.
+    /// The Graph client for the tenant of this feed: it signs in the same way, for Graph, and calls only `graph_url`.
     pub(super) fn of(feed: &super::Inner) -> GraphClient {
         let settings = TokenSettings { audience: GRAPH_URL.to_owned(), ..feed.tokens.settings().clone() };
         let tokens = TokenSource::new(
@@ -275,7 +276,7 @@ impl GraphClient {
         self.0.beta.store(version == GraphVersion::Beta, Ordering::Relaxed);
     }
 
-    /// What the token says of itself, for display only.
+    /// The claims of the token, for display only.
     ///
     /// # Errors
     /// There is no token.
@@ -284,7 +285,7 @@ impl GraphClient {
         Ok(token.facts())
     }
 
-    /// Submits a search for what happened in `window`.
+    /// Submits a search for the events of `window`.
     ///
     /// # Errors
     /// See [`GraphFault`].
@@ -298,10 +299,10 @@ impl GraphClient {
         self.0.query(SUBMIT, &answer)
     }
 
-    /// Looks at a query.
+    /// Polls a query.
     ///
     /// # Errors
-    /// See [`GraphFault`]; [`GraphFault::Absent`]: Graph has forgotten it.
+    /// See [`GraphFault`]; [`GraphFault::Absent`]: Graph no longer has it.
     pub async fn look(&self, id: &str) -> Result<GraphQuery, GraphError> {
         let answer = self.call(LOOK, Method::GET, &format!("/{}", escaped(id)), None).await?;
         self.0.query(LOOK, &answer)
@@ -331,7 +332,7 @@ impl GraphClient {
         })
     }
 
-    /// A call by the version that answered last, or by the other where that one is not there.
+    /// A call in the version that answered last, or in the other if that one does not exist.
     async fn call(
         &self,
         doing: &'static str,
@@ -345,7 +346,7 @@ impl GraphClient {
             return self.0.judged(doing, answer);
         }
         let other = self.0.send(doing, &method, self.0.url(version.other(), path), body).await?;
-        // What neither has is not there; only an answer shows that the other version is the one.
+        // If both return 404, the object does not exist; only another answer shows that the other version is in use.
         if other.status == 404 {
             return self.0.judged(doing, answer);
         }
@@ -492,7 +493,7 @@ impl Inner {
         };
         let body = match body {
             Ok((body, true)) => body,
-            // Of an error's body the beginning says enough.
+            // The beginning of an error's body is enough.
             Ok((body, false)) if status >= 400 => body,
             _ if status >= 400 => Vec::new(),
             Ok((_, false)) => {

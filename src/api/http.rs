@@ -1,7 +1,7 @@
 //! The HTTP clients and the bodies they give: TLS, proxy, timeouts, gzip. No redirect is ever followed.
 //!
-//! Nothing process-wide is touched: the TLS provider is handed over explicitly. Bodies are decoded here and not by
-//! the HTTP library, so that a cut transfer and damaged gzip can be told apart and chunks are of a useful size.
+//! Process-wide settings are untouched: the TLS provider is passed explicitly. Bodies are decoded here and not by the
+//! HTTP library, so that a truncated transfer and damaged gzip are distinguishable and chunks have a useful size.
 
 use std::io;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use crate::net::error_chain;
 
 /// `User-Agent` of every request.
 const USER_AGENT: &str = concat!("m365-audit/", env!("CARGO_PKG_VERSION"));
-/// Decoded bytes handed on at a time.
+/// Decoded bytes passed on at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Connections kept open for the next call, and as many for the next blob, where the process may have many: a thousand
 /// tenants make some 20 calls a second.
 pub(super) const IDLE_MAX: usize = 32;
-/// How long; shorter than the front ends of such services keep theirs (two minutes and more), so that it is seldom they
-/// who close.
+/// How long; shorter than the front ends of such services keep theirs (two minutes and more), so that the server seldom
+/// closes first.
 const CALLS_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Those for blobs are closed soon after the last one: they are used without a pause or not at all.
 const TRANSFERS_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a way to a host is made from.
+/// The settings of the clients for a host.
 pub(super) struct HttpSettings<'a> {
     pub connect_timeout: Duration,
     pub ca_pem: Option<&'a [u8]>,
@@ -46,9 +46,9 @@ pub(super) struct HttpSettings<'a> {
 /// How a host is reached: TLS, proxy, and the connections for small calls and for blobs.
 ///
 /// One for all tenants that reach the host alike ([`super::Connections`]): a connection holds some 30 KiB and a
-/// handshake costs a millisecond, and a thousand idle tenants have no more than a handful of calls under way. All speak
-/// HTTP/1.1, so that each call has a connection to itself: none waits for another tenant's, and whoever reads a blob
-/// slowly, because its host is slow, fills no connection of others.
+/// handshake costs a millisecond, and a thousand idle tenants have no more than a handful of calls in flight. All use
+/// HTTP/1.1, so that each call has its own connection: no call waits for another tenant's, and a slow reader of a blob
+/// does not block a connection of others.
 pub(super) struct Way {
     calls: reqwest::Client,
     transfers: reqwest::Client,
@@ -62,18 +62,18 @@ pub(super) struct Way {
 enum Proxying {
     /// None.
     Direct,
-    /// What the environment says, by the library's reading.
+    /// As the environment defines, read by the library.
     Environment,
     /// This one.
     Through(Box<reqwest::Proxy>, Url),
 }
 
 impl Way {
-    /// The way to `target`. Loopback and link-local hosts are reached without a proxy.
+    /// The clients for `target`. Loopback and link-local hosts are reached without a proxy.
     ///
-    /// Its clients have no timeout but the one for connecting: the library's own read timeout runs on while the caller,
-    /// held back by its host, does not ask for the next bytes. See [`Body`]. Each keeps at most `idle_max` connections
-    /// open for the next call.
+    /// Its clients have no timeout except for connecting: the library's own read timeout would continue while the
+    /// caller, delayed by its host, does not read the next bytes. See [`Body`]. Each keeps at most `idle_max`
+    /// connections open for the next call.
     pub fn new(settings: &HttpSettings<'_>, target: &Url, idle_max: usize) -> Result<Self, String> {
         let tls = tls_with(settings.ca_pem, target, settings.proxy_url, settings.proxy_client_pem)?;
         let proxying = Proxying::of(settings, target)?;
@@ -96,7 +96,7 @@ impl Way {
         &self.calls
     }
 
-    /// What tells why a host was not reached.
+    /// The diagnosis for a host that was not reached.
     pub fn route(&self, places: Places) -> Route {
         let url = match &self.proxying {
             Proxying::Direct => None,
@@ -107,7 +107,7 @@ impl Way {
         Route::new(self.target.clone(), proxy, places)
     }
 
-    /// For blobs; apart from the former, so that a slow blob never stands before a small call.
+    /// For blobs; separate from the former, so that a slow blob never delays a small call.
     pub fn transfers(&self) -> &reqwest::Client {
         &self.transfers
     }
@@ -134,7 +134,7 @@ impl Proxying {
             Some(hosts) => reqwest::NoProxy::from_string(hosts),
             None => reqwest::NoProxy::from_env(),
         };
-        // The library's `*` stands for names only, not for addresses.
+        // In the library, `*` matches only names, not addresses.
         let excepts_all = settings.no_proxy.is_some_and(|hosts| hosts.split(',').any(|host| host.trim() == "*"));
         if is_loopback(target) || is_link_local(target) || excepts_all {
             return Ok(Self::Direct);
@@ -162,12 +162,12 @@ fn proxy_of_environment(target: &Url) -> Option<Url> {
         _ => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
     };
     let named = names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))?;
-    // Without a scheme it is `http`, as every program takes it.
+    // Without a scheme it is `http`, as in other programs.
     let text = if named.contains("://") { named } else { format!("http://{named}") };
     Url::parse(text.trim()).ok()
 }
 
-/// A body on its way, decoded. The read timeout runs only while somebody waits for bytes.
+/// A body being received, decoded. The read timeout runs only while the caller waits for bytes.
 pub(super) enum Body {
     Plain(Raw),
     Gzip(Box<GzipBody>),
@@ -188,7 +188,7 @@ impl Raw {
     }
 }
 
-/// Trouble of the connection, to be told from trouble of the decoder.
+/// A fault of the connection, as opposed to one of the decoder.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Transfer(String);
@@ -231,7 +231,7 @@ impl Body {
         }
     }
 
-    /// The next bytes; `None` at the end, which is reported only when all of the body came and was sound.
+    /// The next bytes; `None` at the end, which is reported only when the body was complete and valid.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, BodyFault> {
         match self {
             Self::Plain(raw) => raw.chunk().await.map_err(|error| BodyFault::Cut(error.0)),

@@ -1,12 +1,12 @@
-//! Where a link that Microsoft gives may be followed to: the configured API origin and nowhere else, because every
-//! call carries the bearer token.
+//! Restricts the links that Microsoft returns to the configured API origin, because every call carries the bearer
+//! token.
 
 use url::Url;
 
 use crate::config::Cloud;
 use crate::model::TenantId;
 
-/// The link to a next page, exactly as the header gave it. Nothing of it is checked until it is followed.
+/// The link to a next page, exactly as the header gave it. It is not checked until it is followed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PageLink(pub(super) String);
 
@@ -32,9 +32,9 @@ pub(super) struct Links {
 /// Where a link leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Resolved {
-    /// To our origin, perhaps after the cloud's own host was replaced by it.
+    /// To the configured origin, which may have replaced the cloud's own host.
     Own(Url),
-    /// Elsewhere. `instead` is the same path and query under our origin, if it is of the feed's form.
+    /// Elsewhere. `instead` is the same path and query under the configured origin, if it has the feed's form.
     Foreign { instead: Option<Url> },
 }
 
@@ -45,7 +45,7 @@ impl Links {
         api_url.set_fragment(None);
         let base_path = api_url.path().trim_end_matches('/').to_owned();
         let publisher: String = url::form_urlencoded::byte_serialize(publisher_identifier.as_bytes()).collect();
-        // A constant of ours that a test parses.
+        // A constant of this crate that a test parses.
         let cloud_url = Url::parse(cloud.api_url()).ok().filter(|url| url.origin() != api_url.origin());
         Self {
             cloud_host: cloud_url.and_then(|url| url.host_str().map(str::to_owned)),
@@ -72,7 +72,7 @@ impl Links {
 
     /// Where `link` leads, with the publisher added.
     pub fn resolve(&self, link: &str) -> Resolved {
-        // A link without a host is joined to our origin; `//host/…` is not one of those and is seen below.
+        // A link without a host is joined to the configured origin; `//host/…` has a host and is checked below.
         let Ok(url) = self.api_url.join(link.trim()) else {
             return Resolved::Foreign { instead: None };
         };
@@ -90,7 +90,7 @@ impl Links {
         }
     }
 
-    /// The same path and query under our origin, if the path is one of this tenant's feed.
+    /// The same path and query under the configured origin, if the path belongs to this tenant's feed.
     fn under_our_origin(&self, url: &Url) -> Option<Url> {
         let path = url.path();
         let own_path = path.strip_prefix(self.base_path.as_str()).filter(|rest| self.is_feed_path(rest));
@@ -122,7 +122,7 @@ impl Links {
         if url.query_pairs().any(|(name, _)| name.eq_ignore_ascii_case("PublisherIdentifier")) {
             return url;
         }
-        // The text is extended, not parsed and written again: `$` and the rest stay as Microsoft sent them.
+        // The text is extended, not parsed and rewritten: `$` and the rest stay as Microsoft sent them.
         let query = match url.query() {
             None | Some("") => self.publisher.clone(),
             Some(query) => format!("{}&{}", query.trim_end_matches('&'), self.publisher),

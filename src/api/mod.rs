@@ -1,9 +1,9 @@
 //! The feed's calls: list, start and stop subscriptions, list content page by page, fetch a blob as a stream.
 //!
 //! [`ApiClient`] sends each request at the tenant's pace, with a token, to the configured origin only; judges the
-//! answer; and says in [`ApiError::action`] what the caller must do. Apart from one repetition after a 401 it repeats
-//! nothing: what to ask for, when and how often is the caller's. It follows Microsoft's "Office 365 Management Activity
-//! API reference".
+//! answer; and returns in [`ApiError::action`] what the caller must do. It repeats a call only once, after a 401: the
+//! caller decides which calls to make, when and how often. It follows Microsoft's "Office 365 Management Activity API
+//! reference".
 
 mod codes;
 mod connections;
@@ -61,13 +61,13 @@ use wire::ErrorBody;
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes read of a listing. A page of this size would name some hundred thousand blobs.
 const LISTING_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// A listing of a thousand bad links is one line of log.
+/// A listing with a thousand bad links causes one log line.
 const LINK_WARNING_EVERY: Duration = Duration::from_secs(60);
-/// The two documented spellings of the header that names the next page. Header names have no case.
+/// The two documented spellings of the header that names the next page. Header names are case-insensitive.
 const NEXT_PAGE_HEADERS: [&str; 2] = ["NextPageUri", "NextPageUrl"];
 
-/// Slug, cause and remedy of every error the token source and the calls can give, each slug once: what the pages under
-/// `docs/errors` are held to.
+/// Slug, cause and remedy of every error the token source and the calls can give, each slug once; the pages under
+/// `docs/errors` are checked against it.
 pub fn known_errors() -> Vec<(&'static str, &'static str, String)> {
     let mut all: Vec<_> = templates();
     all.sort_by_key(|(slug, _, _)| *slug);
@@ -91,7 +91,8 @@ fn templates() -> Vec<(&'static str, &'static str, &'static str)> {
     auth::known().chain(codes::known()).chain(HERE).chain(graph::KNOWN).collect()
 }
 
-/// Microsoft's own codes behind a slug of [`known_errors`], `AF…` and `AADSTS…`; empty where it goes by status or form.
+/// Microsoft's own codes behind a slug of [`known_errors`], `AF…` and `AADSTS…`; empty where the status or form
+/// decides.
 pub fn vendor_codes(slug: &str) -> Vec<String> {
     let feed = codes::codes_of(slug).map(str::to_owned);
     feed.chain(auth::codes_of(slug).map(|code| format!("AADSTS{code}"))).collect()
@@ -107,7 +108,7 @@ const BODY_HINT: &str =
 const OFF_ORIGIN_HINT: &str =
     "check `cloud` and `api_url`; if they are right, something between here and Microsoft alters answers";
 
-/// What an [`ApiClient`] needs to know.
+/// The settings of an [`ApiClient`].
 #[derive(Clone)]
 pub struct ApiSettings {
     /// The tenant.
@@ -121,7 +122,7 @@ pub struct ApiSettings {
     pub cloud: Cloud,
     /// Root of the authority.
     pub authority_url: Url,
-    /// What the token is asked for; the cloud's API root.
+    /// The audience of the token; the cloud's API root.
     pub audience: String,
     /// Which token endpoint.
     pub token_endpoint: TokenEndpoint,
@@ -131,7 +132,7 @@ pub struct ApiSettings {
     pub credential: Credential,
     /// `aud` of an assertion, when it is not the address of the token end point.
     pub assertion_audience: Option<String>,
-    /// When the client secret ends, by the operator's word.
+    /// When the client secret expires, as the operator configured it.
     pub secret_expires: Option<Timestamp>,
     /// Sent with every call, so that the quota is the tenant's own. A GUID.
     pub publisher_identifier: String,
@@ -145,7 +146,7 @@ pub struct ApiSettings {
     pub ca_pem: Option<Vec<u8>>,
     /// Used instead of the proxy the environment names. May hold credentials.
     pub proxy_url: Option<Url>,
-    /// Hosts reached without the proxy, in the form of `NO_PROXY`; `None` leaves it to that variable.
+    /// Hosts reached without the proxy, in the form of `NO_PROXY`; `None`: that variable decides.
     pub no_proxy: Option<String>,
     /// A client certificate with its key, PEM, for a proxy that asks for one.
     pub proxy_client_pem: Option<Vec<u8>>,
@@ -168,19 +169,19 @@ impl fmt::Debug for ApiSettings {
     }
 }
 
-/// Microsoft's clock, as one answer of the API showed it.
+/// Microsoft's clock in one answer of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerDate {
     /// The `Date` header. Whole seconds.
     pub date: Timestamp,
-    /// Our [`Clock::monotonic`] when the answer came.
+    /// This machine's [`Clock::monotonic`] when the answer came.
     pub at: Duration,
 }
 
-/// Told of the `Date` of every answer of the API, in the task that made the call; must return quickly.
+/// Called with the `Date` of every answer of the API, in the task that made the call; must return quickly.
 pub type DateObserver = Arc<dyn Fn(ServerDate) + Send + Sync>;
 
-/// What starting a subscription came to.
+/// The result of starting a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Started {
     /// It was started now.
@@ -192,13 +193,13 @@ pub enum Started {
 /// One page of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContentPage {
-    /// The blobs, in the order listed, which is no order.
+    /// The blobs, as listed, which is in no particular order.
     pub blobs: Vec<BlobRef>,
     /// The next page. `None` ends the listing; a page without blobs does not.
     pub next: Option<PageLink>,
-    /// Items that name no blob we could fetch.
+    /// Items that do not name a fetchable blob.
     pub skipped: Vec<SkippedItem>,
-    /// The body was `null` in place of an array: no blob was named, and whether there is none is not certain.
+    /// The body was `null` in place of an array: it names no blob, but that does not prove that there is none.
     pub null: bool,
 }
 
@@ -223,13 +224,13 @@ struct Inner {
     way: Arc<Way>,
     graph_url: Url,
     graph_way: Arc<Way>,
-    /// Tells why the API was not reached.
+    /// Explains why the API was not reached.
     route: Route,
     /// Where remedies lead.
     places: Places,
-    /// Leave to have connections, of all tenants.
+    /// Permits for connections, shared by all tenants.
     bound: Bound,
-    /// Of this tenant's downloads.
+    /// Permits for this tenant's downloads.
     own_downloads: Arc<Semaphore>,
     authority_way: Arc<Way>,
     connect_timeout: Duration,
@@ -253,7 +254,7 @@ impl fmt::Debug for ApiClient {
 struct Call {
     endpoint: Endpoint,
     content_type: Option<ContentType>,
-    /// Tells a blob from others; 0 for calls that ask for none.
+    /// Identifies the blob; 0 for calls without a blob.
     blob: u64,
 }
 
@@ -269,7 +270,7 @@ impl Call {
     }
 }
 
-/// A number for a blob's id. Two blobs with one number would be taken for one where refusals are told apart.
+/// A number for a blob's id. Two blobs with the same number would count as one when refusals are told apart by blob.
 fn number_of(blob_id: &str) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     std::hash::Hash::hash(blob_id, &mut hasher);
@@ -282,7 +283,7 @@ struct Answer<'a> {
     body: Body,
     token: Token,
     leave: Leave<'a>,
-    /// Of its connection, as long as the body is read.
+    /// The permit for its connection, held while the body is read.
     room: Option<Room>,
 }
 
@@ -301,7 +302,7 @@ fn token_settings(settings: ApiSettings, places: Places) -> TokenSettings {
     }
 }
 
-/// No client can be made of these settings.
+/// The error for settings with which no client can be made.
 fn unusable(tenant: TenantId, endpoint: Endpoint, why: String, places: &Places) -> ApiError {
     ApiError::new(Details {
         tenant,
@@ -327,7 +328,7 @@ impl ApiClient {
         Self::build(settings, clock, None, &Connections::new())
     }
 
-    /// A client that tells `observer` of the `Date` of every answer of the API, and shares `connections`.
+    /// A client that calls `observer` with the `Date` of every answer of the API, and shares `connections`.
     ///
     /// # Errors
     /// As [`ApiClient::new`].
@@ -364,7 +365,7 @@ impl ApiClient {
             let way = connections.way(&http_settings, target);
             way.map_err(|why| unusable(settings.tenant.clone(), endpoint, why, &places))
         };
-        // A way each, because the hosts may differ in whether a proxy is used.
+        // Separate clients, because the proxy may apply to only one of the hosts.
         let api_way = way(Endpoint::ListSubscriptions, &settings.api_url)?;
         let graph_way = way(Endpoint::ListSubscriptions, &settings.graph_url)?;
         let authority_way = match &settings.credential {
@@ -408,7 +409,7 @@ impl ApiClient {
     }
 
     /// The same feed, with its listings and blobs limited to `max_requests_per_minute` of its own (0: no limit), and to
-    /// half of what Microsoft is taken to grant, beside the limit they share with all calls.
+    /// half of the estimated grant of Microsoft, in addition to the limit they share with all calls.
     pub fn with_share(&self, max_requests_per_minute: u32) -> ApiClient {
         let share = Share { max_requests_per_minute, pace: OnceLock::new(), sent: AtomicU64::new(0) };
         ApiClient { inner: self.inner.clone(), share: Some(Arc::new(share)) }
@@ -419,18 +420,18 @@ impl ApiClient {
         GraphClient::of(&self.inner)
     }
 
-    /// Listings and blobs asked for within a share; 0 without one.
+    /// Listings and blobs requested within a share; 0 without one.
     pub fn sent_within_share(&self) -> u64 {
         self.share.as_ref().map_or(0, |share| share.sent.load(Ordering::Relaxed))
     }
 
-    /// Requests a minute that Microsoft is taken to grant: what refusals showed, at most 98 % of the configured number;
-    /// `None` without a limit.
+    /// The estimate of requests a minute that Microsoft grants: learned from refusals, at most 98 % of the configured
+    /// number; `None` without a limit.
     pub fn granted_per_minute(&self) -> Option<f64> {
         self.inner.pace.granted_per_minute()
     }
 
-    /// A turn within the share. It is never refused, so that its limiter holds nothing back but by number.
+    /// Waits for a turn within the share. Its limiter gets no refusals, so it only counts.
     async fn turn(&self) {
         if let Some(share) = &self.share {
             let new = || Box::new(Pace::new(share.max_requests_per_minute, self.inner.clock.clone()));
@@ -452,7 +453,7 @@ impl ApiClient {
         wire::parse_subscriptions(&body).map_err(|error| self.inner.unreadable(call, error, &body, &answer))
     }
 
-    /// Starts the subscription to a content type. Microsoft asks for 15 minutes between two starts of one.
+    /// Starts the subscription to a content type. Microsoft requires 15 minutes between two starts of one.
     pub async fn start_subscription(&self, content_type: ContentType) -> Result<Started, ApiError> {
         let call = Call::new(Endpoint::StartSubscription, Some(content_type));
         let url = self.inner.links.feed("/subscriptions/start", &format!("contentType={content_type}"));
@@ -472,10 +473,10 @@ impl ApiClient {
     }
 
     /// One page of the blobs whose `contentCreated` lies in `window`. `page` is `None` for the first page, else the
-    /// link a former page gave.
+    /// link from the previous page.
     ///
     /// A link to another origin is an error of [`ErrorKind::OffOrigin`] with [`Action::RestartWindow`]; the page that
-    /// gave it was listed all the same.
+    /// contained it was still listed.
     pub async fn list_content(
         &self,
         content_type: ContentType,
@@ -511,8 +512,8 @@ impl ApiClient {
 
     /// A blob's body, after status and headers were judged.
     ///
-    /// A `contentUri` of another origin is counted and reported, and the blob is asked for under the configured
-    /// origin instead ([`BlobBody::link_was_refused`]); if its path is not one of the feed, the error is of
+    /// A `contentUri` of another origin is counted and reported, and the blob is requested under the configured origin
+    /// instead ([`BlobBody::link_was_refused`]); if its path is not one of the feed, the error is of
     /// [`ErrorKind::OffOrigin`].
     pub async fn fetch_blob(&self, blob: &BlobRef) -> Result<BlobBody, ApiError> {
         let call = Call { blob: number_of(&blob.id), ..Call::new(Endpoint::FetchBlob, Some(blob.content_type)) };
@@ -538,7 +539,7 @@ impl ApiClient {
         self.inner.tokens.skew()
     }
 
-    /// What the token says of itself, for display only.
+    /// The claims of the token, for display only.
     pub async fn token_roles(&self) -> Result<TokenFacts, ApiError> {
         let call = Call::new(Endpoint::Token, None);
         let token = self.inner.tokens.token().await.map_err(|error| self.inner.auth_error(call, error))?;
@@ -546,7 +547,7 @@ impl ApiClient {
     }
 }
 
-/// A blob's bytes as they come, decompressed. Dropping it breaks the transfer off.
+/// A blob's bytes as they arrive, decompressed. Dropping it aborts the transfer.
 pub struct BlobBody {
     inner: Arc<Inner>,
     call: Call,
@@ -556,13 +557,13 @@ pub struct BlobBody {
 }
 
 impl BlobBody {
-    /// The next bytes; `None` at the end. The end is reported only when the transfer was complete, as long as
-    /// announced, and sound gzip if it was gzip: until then the bytes may turn out to be part of a broken body.
+    /// The next bytes; `None` at the end. The end is reported only when the transfer was complete, had the announced
+    /// length, and was valid gzip if compressed: until then the bytes may belong to a broken body.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
         self.body.chunk().await.map_err(|fault| self.inner.body_error(self.call, fault))
     }
 
-    /// Whether the listing named another origin, so that the blob was asked for under ours instead.
+    /// Whether the listing named another origin, so that the blob was requested under the configured one instead.
     pub fn link_was_refused(&self) -> bool {
         self.link_refused
     }
@@ -577,7 +578,8 @@ impl fmt::Debug for BlobBody {
 impl Inner {
     /// Sends one call, once more with a new token if the first was refused, and judges the answer.
     ///
-    /// Boxed, so that what waits for the next call (five streams of each tenant) does not hold the room of one.
+    /// Boxed, so that the tasks that wait for their next call (five streams of each tenant) do not hold the memory of
+    /// one.
     fn send(&self, call: Call, method: Method, url: Url) -> BoxFuture<'_, Result<Answer<'_>, ApiError>> {
         Box::pin(self.send_unboxed(call, method, url))
     }
@@ -607,7 +609,7 @@ impl Inner {
         }
     }
 
-    /// Waits for room for a connection.
+    /// Waits for a permit for a connection.
     async fn room(&self, call: Call) -> Option<Room> {
         match call.endpoint {
             Endpoint::FetchBlob => self.bound.download(&self.own_downloads).await,
@@ -682,7 +684,7 @@ impl Inner {
         }
         let now = server_date.unwrap_or_else(|| self.clock.now());
         let retry_after = net::retry_after(response.headers(), now);
-        // What cannot be read of an error's body is no error of its own: the status says enough.
+        // A failure to read an error's body is not an error of its own: the status suffices.
         let body = match Body::of(response, self.read_timeout) {
             Ok(mut body) => match tokio::time::timeout(self.read_timeout, body.read(ERROR_BYTES_MAX)).await {
                 Ok(Ok((bytes, _))) => bytes,
@@ -713,12 +715,12 @@ impl Inner {
             let pause = leave.refused(retry_after);
             tracing::debug!(tenant = %self.tenant, endpoint = call.endpoint.label(), ?pause, "throttled");
         } else if status < 500 {
-            // It was not one too many, whatever else is wrong with it.
+            // It was not refused by the quota, whatever its fault.
             leave.granted();
         }
         let text = redact(&String::from_utf8_lossy(body), &[token.secret()]);
         let (slug, says, hint) = match status {
-            // In Microsoft's place: only a proxy answers so.
+            // Only a proxy gives this answer, in place of Microsoft.
             407 => {
                 let fault = self.route.proxy_wants_credentials();
                 (fault.slug, fault.says, fault.hint)
@@ -741,7 +743,7 @@ impl Inner {
         })
     }
 
-    /// The error of a 200 whose body is not what was asked for. A code in it counts as if the status had said so.
+    /// The error of a 200 with an unexpected body. A code in it is treated as if the status had been an error.
     fn unreadable(&self, call: Call, error: ErrorBody, body: &[u8], answer: &Answer<'_>) -> ApiError {
         if let ErrorBody::Af { .. } | ErrorBody::ServerException { .. } = error {
             return self.counted(self.judged(call, 200, error, body, None, &answer.token, &answer.leave));
@@ -797,7 +799,7 @@ impl Inner {
         self.error(call, kind, Fault { action: Action::Retry { not_before: None }, slug, says, hint: BODY_HINT.into() })
     }
 
-    /// Counts and reports a link that leads elsewhere. The link's host is shown, its query is not.
+    /// Counts and reports a link to another origin. It shows the link's host, but not its query.
     fn off_origin(&self, call: Call, link: &str, action: Action) -> ApiError {
         let place = Url::parse(link)
             .ok()
@@ -935,7 +937,7 @@ fn next_page(headers: &HeaderMap) -> Option<PageLink> {
 mod tests {
     use super::*;
 
-    /// Hosts of Microsoft's that belong to some clouds only, with those clouds.
+    /// Microsoft's hosts that belong to only some clouds, with those clouds.
     #[rustfmt::skip]
     const HOSTS: &[(&str, &[Cloud])] = &[
         ("manage.office.com", &[Cloud::Enterprise]),

@@ -1,28 +1,29 @@
-//! How fast a tenant is asked: a limiter over every call, which finds out what Microsoft grants.
+//! The request rate of a tenant: a limiter over every call, which learns what Microsoft grants.
 //!
 //! The quota is per tenant and publisher, 2,000 requests a minute as a start (Microsoft's "Office 365 Management
-//! Activity API reference", API throttling), and what is really granted may be more or less than what is configured.
-//! Microsoft says neither how it counts (a fixed minute, the last 60 seconds, a bucket that refills) nor whether a
-//! refusal means that the quota is used up. So [`machine`] goes by what is granted:
+//! Activity API reference", API throttling), and Microsoft may grant more or less than the configured number. Microsoft
+//! documents neither how it counts (a fixed minute, the last 60 seconds, a bucket that refills) nor whether a refusal
+//! means that the quota is used up. So [`machine`] decides by the grants it observes:
 //!
-//! - Any 60 seconds hold at most 98 % of `max_requests_per_minute`. After a quiet minute all of that may go at once; once
-//!   it is used up calls go evenly.
-//! - A wait that Microsoft names (`Retry-After`, or in the message) holds every call of the tenant.
-//! - After any other refusal the next call goes alone. If it, or one sent since, is granted, the refusal was a stray and
-//!   nothing changes. If it is refused too, calls pause: 1 s, doubling to 60 s, with jitter, one call to end each pause.
-//! - Three refusals without a grant between them are a quota that is used up: the pace is then 97 % of what the minute
-//!   before had granted. Where less than a minute was seen it is a guess, which is corrected by what is granted next and
-//!   doubles every 10 s while nothing is refused.
-//! - Refusals strewn among grants, over 8 % of a minute, are tried with a slower pace: if as much is granted as before,
-//!   that was too fast; if less, they are strays, and the pace is what it was. A lowered pace is tried with a faster one
-//!   after 4 to 8 minutes: if more is granted, the next one comes after a minute and is bolder.
+//! - Any 60 seconds hold at most 98 % of `max_requests_per_minute`. After a quiet minute all of these may be sent at
+//!   once; once they are used up, calls are spaced evenly.
+//! - A wait that Microsoft names (`Retry-After`, or in the message) delays every call of the tenant.
+//! - After any other refusal, one call is sent alone. If it, or one sent since, is granted, the refusal was a stray and
+//!   the rate stays. If it is also refused, calls pause: 1 s, doubling to 60 s, with jitter; one call ends each pause.
+//! - Three refusals without a grant between them mean that the quota is used up: the rate becomes 97 % of the grants of
+//!   the minute before. If less than a minute was observed, the rate is a guess, which the next grants correct and
+//!   which doubles every 10 s without a refusal.
+//! - Refusals scattered among grants, over 8 % of a minute, lead to a trial with a lower rate: if as many calls are
+//!   granted as before, the old rate was too high; if fewer, the refusals are strays, and the old rate returns. A
+//!   lowered rate leads to a trial with a higher one after 4 to 8 minutes: if more is granted, the next trial comes
+//!   after a minute and takes a larger step.
 //! - A content type that is refused while others are granted waits by itself, and so does a blob.
 //!
-//! So, once a minute has passed since a refusal, the pace is not below what that minute granted. Measured by
+//! So, once a minute has passed since a refusal, the rate is not below the grants of that minute. Measured by
 //! `machine`'s tests (`model.rs`) against simulated services: see `benches/README.md`, "Pace".
 //!
-//! The limiter is our own, as one that does this could not be found: `governor` and `leaky-bucket` have one fixed rate
-//! and do not keep a bound on every 60 seconds.
+//! The limiter is part of this crate, since no existing one does this: `governor` and `leaky-bucket` have one fixed
+//! rate and do not keep a bound on every 60 seconds.
 
 mod machine;
 #[cfg(test)]
@@ -44,7 +45,7 @@ use machine::{Machine, Wait};
 #[derive(Debug)]
 pub(super) struct Pace {
     clock: Arc<dyn Clock>,
-    /// Callers wait one behind the other, so that none is overtaken for ever.
+    /// Callers queue, so that none waits for ever.
     turnstile: Semaphore,
     machine: Mutex<Machine>,
     /// An answer may end the wait of the first of them.
@@ -55,7 +56,8 @@ pub(super) struct Pace {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Held(pub Duration);
 
-/// Leave to send one request, dropped when that is over. Dropped unanswered, it is one that never came back.
+/// A permit to send one request, dropped when the request is over. Dropped without an answer, it counts as a request
+/// without one.
 #[derive(Debug)]
 pub(super) struct Leave<'a> {
     pace: &'a Pace,
@@ -63,15 +65,15 @@ pub(super) struct Leave<'a> {
 }
 
 impl Pace {
-    /// `max_requests_per_minute` 0 is no limit.
+    /// With `max_requests_per_minute` 0 there is no limit.
     pub fn new(max_requests_per_minute: u32, clock: Arc<dyn Clock>) -> Self {
         let machine = Mutex::new(Machine::new(max_requests_per_minute));
         Self { turnstile: Semaphore::new(1), machine, answered: Notify::new(), clock }
     }
 
-    /// Waits until a request may go.
+    /// Waits until a request may be sent.
     pub async fn ready(&self, about: About) -> Result<Leave<'_>, Held> {
-        // Never closed; were it, order is lost and nothing else.
+        // Never closed; if it were, only the order would be lost.
         let _turn = self.turnstile.acquire().await;
         loop {
             let wait = match self.lock().admit(self.clock.monotonic(), about) {
@@ -91,12 +93,12 @@ impl Pace {
         }
     }
 
-    /// Requests a minute that are taken to be granted; `None` without a limit.
+    /// The estimate of requests a minute that are granted; `None` without a limit.
     pub fn granted_per_minute(&self) -> Option<f64> {
         Some(self.lock().limit()).filter(|limit| *limit > 0.0)
     }
 
-    /// Keeps to half of what `other` takes to be granted.
+    /// Limits itself to half of the grant that `other` estimates.
     pub fn follow_half_of(&self, other: &Pace) {
         if let Some(granted) = other.granted_per_minute() {
             self.lock().follow(granted / 2.0);
@@ -109,13 +111,13 @@ impl Pace {
 }
 
 impl Leave<'_> {
-    /// The request was answered, and not as one too many.
+    /// The request was answered, and not refused by the quota.
     pub fn granted(&self) {
         self.pace.lock().granted(self.pace.clock.monotonic(), self.slot);
         self.pace.answered.notify_one();
     }
 
-    /// The request was one too many. Returns how long such requests wait from now.
+    /// The request was refused by the quota. Returns how long such requests wait from now.
     pub fn refused(&self, named: Option<Duration>) -> Duration {
         let named = named.filter(|wait| !wait.is_zero()).map(|wait| wait.min(RETRY_AFTER_MAX));
         let wait = self.pace.lock().refused(self.pace.clock.monotonic(), self.slot, named, fastrand::f64());
@@ -198,7 +200,7 @@ mod tests {
             let wait = pause();
             assert!(wait >= least && wait <= 2.0 * least, "{wait} after {least}");
         }
-        // One of these may be short: a minute after the first refusal is looked at in any case.
+        // One of these may be short: the machine checks a minute after the first refusal in any case.
         for _ in 0..3 {
             assert!(pause() <= 60.0);
         }

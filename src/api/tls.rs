@@ -1,8 +1,8 @@
-//! What is trusted: the machine's authorities, and those of `ca_file`.
+//! The trusted certificates: the machine's authorities, and those of `ca_file`.
 //!
-//! A certificate of `ca_file` that a server presents as its own (it signed itself, as those made in a hurry do) is
-//! trusted for the names in it while it is valid, as other programs do with such a file. The library refuses it where it
-//! is marked as an authority's, so that one case is decided here.
+//! A certificate of `ca_file` that a server presents as its own (a self-signed one) is trusted for the names in it
+//! while it is valid, as other programs do with such a file. The library refuses it if it is marked as an authority's,
+//! so this module decides that one case.
 
 use std::sync::{Arc, Weak};
 
@@ -28,8 +28,8 @@ pub(crate) fn tls(ca_pem: Option<&[u8]>, target: &Url) -> Result<rustls::ClientC
     tls_with(ca_pem, target, None, None)
 }
 
-/// One set of rules for the proxy's TLS and the target's. `client_pem` is shown to whoever asks for a certificate: the
-/// proxy it is meant for. Microsoft's hosts do not ask.
+/// One set of rules for the proxy's TLS and the target's. `client_pem` is presented to any server that requests a
+/// certificate: the proxy it is meant for. Microsoft's hosts do not request one.
 pub(super) fn tls_with(
     ca_pem: Option<&[u8]>,
     target: &Url,
@@ -75,7 +75,7 @@ pub(super) fn tls_with(
     Ok(config)
 }
 
-/// What [`tls`] trusts, as PEM: for a library with a TLS of its own.
+/// The certificates that [`tls`] trusts, as PEM: for a library with its own TLS.
 #[cfg(feature = "kafka")]
 pub(crate) fn trusted_pem(ca_pem: Option<&[u8]>) -> Result<String, String> {
     use std::fmt::Write as _;
@@ -84,7 +84,7 @@ pub(crate) fn trusted_pem(ca_pem: Option<&[u8]>) -> Result<String, String> {
         Some(bytes) => authorities(bytes).map_err(|why| format!("`ca_file` {why}"))?,
         None => Vec::new(),
     };
-    // As below: what cannot be read in the system's store is left out.
+    // As below: unreadable certificates of the system's store are left out.
     let mut store = rustls::RootCertStore::empty();
     let mut natives = rustls_native_certs::load_native_certs().certs;
     natives.retain(|certificate| store.add(certificate.clone()).is_ok());
@@ -100,8 +100,8 @@ pub(crate) fn trusted_pem(ca_pem: Option<&[u8]>) -> Result<String, String> {
     if pem.is_empty() { Err("this machine has no trusted root certificates".into()) } else { Ok(pem) }
 }
 
-/// The certificates this machine trusts, read anew when no client holds them: a process with a thousand tenants must not
-/// read and hold them a thousand times.
+/// The certificates this machine trusts, read again when no client holds them: a process with a thousand tenants must
+/// not read and hold them a thousand times.
 fn native_roots() -> Arc<rustls::RootCertStore> {
     static IN_USE: Mutex<Weak<rustls::RootCertStore>> = Mutex::new(Weak::new());
     let mut in_use = IN_USE.lock();
@@ -109,7 +109,7 @@ fn native_roots() -> Arc<rustls::RootCertStore> {
         return roots;
     }
     let mut roots = rustls::RootCertStore::empty();
-    // Single certificates that cannot be read are common in system stores and no reason to stop.
+    // Single unreadable certificates are common in system stores, and are not a reason to stop.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let roots = Arc::new(roots);
     *in_use = Arc::downgrade(&roots);
@@ -145,7 +145,7 @@ impl ServerCertVerifier for Pinning {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let judged = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        // Only what the library cannot place is looked up: a name or a time that is wrong stays wrong.
+        // Only a certificate with an unknown issuer is looked up: a wrong name or time stays an error.
         let unplaced = matches!(
             judged,
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_) | CertificateError::UnknownIssuer))

@@ -1,5 +1,5 @@
 //! The feed's answers as Microsoft sends them, read tolerantly: listings, subscriptions, error bodies in all their
-//! shapes, dates. Pure; follows the "Office 365 Management Activity API reference" and what was seen beside it.
+//! shapes, dates. Pure; follows the "Office 365 Management Activity API reference" and observed answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,10 @@ use serde_json::value::RawValue;
 
 use crate::model::{BlobRef, ContentType, Timestamp, Window, shortened};
 
-/// Assumed when a listing does not say when a blob expires: the documented time.
+/// Assumed when a listing does not state when a blob expires: the documented time.
 const LISTED_LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// The longest id of a blob. Microsoft's have some 150 bytes; what one costs in state, records and logs is paid for each
-/// blob.
+/// The longest id of a blob. Microsoft's have some 150 bytes; every blob pays for its id in state, records and logs.
 const ID_BYTES_MAX: usize = 4 * 1024;
 /// The longest address of a blob.
 const URI_BYTES_MAX: usize = 8 * 1024;
@@ -26,7 +25,7 @@ const URI_BYTES_MAX: usize = 8 * 1024;
 pub struct Subscription {
     /// The content type's name as sent.
     pub name: String,
-    /// The content type, when it is one of ours, spelled as Microsoft spells it.
+    /// The content type, if it is a known one, in Microsoft's spelling.
     pub content_type: Option<ContentType>,
     /// `enabled` or `disabled`; Microsoft's own sample has an entry without it.
     pub status: Option<String>,
@@ -35,7 +34,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Whether it is enabled; `None` when the answer does not say.
+    /// Whether it is enabled; `None` when the answer does not state it.
     pub fn is_enabled(&self) -> Option<bool> {
         self.status.as_deref().map(|status| status.eq_ignore_ascii_case("enabled"))
     }
@@ -44,13 +43,13 @@ impl Subscription {
 /// A webhook that some client has set on a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Webhook {
-    /// Where it leads.
+    /// Its address.
     pub address: Option<String>,
     /// `enabled`, `disabled` or `expired`.
     pub status: Option<String>,
 }
 
-/// An item of a listing that names no blob we could fetch. Never to be passed over in silence.
+/// An item of a listing that does not name a fetchable blob. It must be reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedItem {
     /// The item as received, its beginning if it is long.
@@ -59,7 +58,7 @@ pub struct SkippedItem {
     pub why: &'static str,
 }
 
-/// What the body of a failed call is.
+/// The form of the body of a failed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ErrorBody {
     /// `{"error":{"code":"AF…","message":"…"}}`, or something close enough to find the code in.
@@ -68,7 +67,7 @@ pub(super) enum ErrorBody {
     FrontEnd { message: String },
     /// An exception of the server, which it splits at the first colon into `code` and `message`; joined again here.
     ServerException { text: String },
-    /// Something else: a proxy's page, a cut body.
+    /// Another form: a proxy's page, a truncated body.
     NotJson,
     /// Nothing.
     Empty,
@@ -190,9 +189,9 @@ pub(super) struct Listing {
     pub skipped: Vec<SkippedItem>,
 }
 
-/// Reads the body of a listing that was answered with 200. `null` is a page of its own kind; a body that is not an array is given
-/// back as an error body to judge. An empty body is not an empty page: that is `[]`, and no bytes at all are what a
-/// proxy or a broken connection leaves of a page that may have named blobs.
+/// Reads the body of a listing that was answered with 200. `null` is a page of its own kind; a body that is not an
+/// array is given back as an error body to judge. An empty body is not an empty page: that is `[]`. No bytes at all may
+/// be the rest of a page with blobs after a proxy or a broken connection.
 pub(super) fn parse_listing(
     body: &[u8],
     content_type: ContentType,
@@ -248,7 +247,8 @@ fn parse_item(
     if uri.len() > URI_BYTES_MAX {
         return Err("its address is over 8 KiB");
     }
-    // The API lists by this time, so a blob that does not say lies in the window; its start keeps it longest in view.
+    // The API lists by this time, so a blob without it is in the window. The window's start keeps it longest on the
+    // list.
     let created = text("contentCreated").and_then(parse_time).unwrap_or(window.start);
     let expires = text("contentExpiration")
         .and_then(parse_time)
@@ -273,7 +273,7 @@ pub(super) fn parse_time(text: &str) -> Option<Timestamp> {
     })
 }
 
-/// A window's bounds as the API wants them: whole seconds, UTC, no zone. The start is cut down and the end is
+/// A window's bounds as the API requires them: whole seconds, UTC, no zone. The start is cut down and the end is
 /// rounded up, so that nothing inside is left out.
 pub(super) fn window_bounds(window: Window) -> (String, String) {
     let format = |second: i64| {
@@ -284,7 +284,7 @@ pub(super) fn window_bounds(window: Window) -> (String, String) {
     (format(i64::try_from(start).unwrap_or(i64::MIN)), format(i64::try_from(end).unwrap_or(i64::MAX)))
 }
 
-/// Reads the body of a subscription list. Entries that name nothing (Microsoft's samples end with `{}`) are left out.
+/// Reads the body of a subscription list. Entries without a name (Microsoft's samples end with `{}`) are left out.
 pub(super) fn parse_subscriptions(body: &[u8]) -> Result<Vec<Subscription>, ErrorBody> {
     let body = without_bom(body).trim_ascii();
     if body.is_empty() || body == b"null" {

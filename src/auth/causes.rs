@@ -1,22 +1,22 @@
-//! What a refused sign-in is called, what it means and what to do about it: one table of AADSTS codes, and the causes
-//! that have none.
+//! The slug, cause and remedy of a refused sign-in: one table of AADSTS codes, and the causes without a code.
 //!
-//! The codes are those of Microsoft's "Microsoft Entra authentication and authorization error codes" that an application
-//! can meet with a secret, a certificate, a federated token or a managed identity, and those of that kind seen in public
-//! reports. The page is not complete and says so: a code that is not here is shown with the authority's own words and
-//! the address where Microsoft explains it. Remedies have the marks of [`crate::config::Places`].
+//! The codes are those of Microsoft's "Microsoft Entra authentication and authorization error codes" that an
+//! application can meet with a secret, a certificate, a federated token or a managed identity, and similar ones from
+//! public reports. Microsoft's page states that it is not complete: a code that is not here is shown with the
+//! authority's own text and the address where Microsoft explains it. Remedies have the marks of
+//! [`crate::config::Places`].
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What a cause is called and what to do about it.
+/// A cause, with its slug and remedy.
 pub(super) struct Cause {
     pub codes: &'static [u32],
     pub slug: &'static str,
     pub says: &'static str,
     /// With marks.
     pub hint: &'static str,
-    /// Whether it is likely to pass without an operator.
+    /// Whether it is likely to end without an operator.
     pub passing: bool,
 }
 
@@ -49,7 +49,7 @@ pub(super) const SECRET_ID: Cause = cause(
      shown only once, not Secret ID",
 );
 
-/// AADSTS codes with a cause of their own; others are refusals, or passing by their status.
+/// AADSTS codes with a cause of their own; for others the status decides between a refusal and a temporary fault.
 pub(super) const CAUSES: &[Cause] = &[
     cause(
         &[7000215, 70002],
@@ -322,7 +322,7 @@ pub(super) const IDENTITY_REFUSED: Cause = cause(
      `client_id` is that of a user-assigned one, or absent",
 );
 
-/// The causes that no code leads to.
+/// The causes without a code.
 pub(super) const OTHERS: [&Cause; 12] = [
     &SECRET_ID,
     &REFUSED,
@@ -338,7 +338,7 @@ pub(super) const OTHERS: [&Cause; 12] = [
     &IDENTITY_REFUSED,
 ];
 
-/// The members of a refusal we read.
+/// The members that are read of a refusal.
 #[derive(Deserialize)]
 struct Refusal {
     error: String,
@@ -348,7 +348,7 @@ struct Refusal {
     error_codes: Vec<Value>,
 }
 
-/// What an answer that holds no token means: its cause, the AADSTS number, the words to show.
+/// Judges an answer without a token: its cause, the AADSTS number, the text to show.
 pub(super) fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, Option<String>) {
     let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else {
         let cause = match status {
@@ -357,7 +357,7 @@ pub(super) fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, O
             400..=499 => &INTERCEPTED,
             _ => &UNREADABLE,
         };
-        // Of a 200 nothing is shown: it may hold a token in a form we did not understand.
+        // A 200 is never shown: it may contain a token in an unknown form.
         let words = (status >= 300 && !body.is_empty()).then(|| String::from_utf8_lossy(body).into_owned());
         return (cause, None, words);
     };
@@ -365,7 +365,7 @@ pub(super) fn judge(status: u16, body: &[u8]) -> (&'static Cause, Option<u32>, O
     let code = refusal.error_codes.iter().find_map(code_number).or_else(|| code_in(&description));
     let cause = match code.and_then(|code| CAUSES.iter().find(|cause| cause.codes.contains(&code))) {
         Some(cause) => cause,
-        // Words, because the code beside this text differs between the authority's versions.
+        // By text, because the code beside it differs between the authority's versions.
         None if description.contains("does not have a service principal for resource") => &NO_SERVICE_PRINCIPAL,
         None if status == 429 || status >= 500 => &UNAVAILABLE,
         None if matches!(refusal.error.as_str(), "temporarily_unavailable" | "server_error") => &UNAVAILABLE,

@@ -2,11 +2,12 @@
 //!
 //! Follows Microsoft's "Microsoft identity platform application authentication certificate credentials". The files are
 //! read again for every exchange, so that they can be rotated; they are fingerprinted before they are parsed, because
-//! opening an encrypted key is slow on purpose.
+//! decrypting a key is slow by design.
 //!
-//! Why own code: `azure_identity` signs with RS256 and SHA-1 thumbprints only and needs OpenSSL for it; `jsonwebtoken`
-//! 12 wants aws-lc or the `rsa` crate (RUSTSEC-2023-0071). An assertion is two JSON objects and one signature of `ring`,
-//! which TLS brings along. What is hard, PFX and encrypted PEM, is `p12-keystore` and `pkcs8`.
+//! Reasons for own code: `azure_identity` signs with RS256 and SHA-1 thumbprints only and needs OpenSSL for it;
+//! `jsonwebtoken` 12 wants aws-lc or the `rsa` crate (RUSTSEC-2023-0071). An assertion is two JSON objects and one
+//! signature of `ring`, which TLS already needs. `p12-keystore` and `pkcs8` do the difficult part, PFX and encrypted
+//! PEM.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -32,19 +33,20 @@ use crate::net::excerpt;
 
 /// Most bytes read of a file; a PFX with a chain has a few kilobytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// An assertion is good from this long before it is made, for clocks that differ a little and headers of whole seconds.
+/// An assertion is valid from this long before it is made, for clocks that differ a little and headers of whole
+/// seconds.
 const BACKDATED_SECS: i64 = 60;
-/// And to this long after its beginning: Microsoft asks for 5 to 10 minutes.
+/// And up to this long after its beginning: Microsoft requires 5 to 10 minutes.
 const LIFE_SECS: i64 = 600;
 
 /// Where a client certificate and its key are.
 #[derive(Debug, Clone)]
 pub struct CertificateFiles {
-    /// PEM (certificate, perhaps with its key) or PFX (PKCS#12).
+    /// PEM (certificate, optionally with its key) or PFX (PKCS#12).
     pub certificate_file: PathBuf,
     /// The PEM of the key, when it has a file of its own.
     pub key_file: Option<PathBuf>,
-    /// What opens the key.
+    /// The passphrase of the key.
     pub key_passphrase: Option<SecretText>,
     /// A file that holds it.
     pub key_passphrase_file: Option<PathBuf>,
@@ -52,7 +54,7 @@ pub struct CertificateFiles {
     pub algorithm: AssertionAlgorithm,
 }
 
-/// What a certificate says of itself.
+/// Facts of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFacts {
     /// Its subject, in words.
@@ -65,7 +67,7 @@ pub struct CertificateFacts {
     pub thumbprint: String,
 }
 
-/// The files' bytes, not looked at yet.
+/// The files' bytes, not parsed yet.
 pub(super) struct RawFiles {
     certificate: Zeroizing<Vec<u8>>,
     key: Option<Zeroizing<Vec<u8>>>,
@@ -73,7 +75,7 @@ pub(super) struct RawFiles {
 }
 
 impl RawFiles {
-    /// To see that one of the files has been replaced.
+    /// Detects that one of the files was replaced.
     pub fn fingerprint(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         let passphrase = self.passphrase.as_ref().map_or(&b""[..], |text| text.expose().as_bytes());
@@ -92,7 +94,7 @@ pub(super) struct ClientCertificate {
     pub facts: CertificateFacts,
 }
 
-/// What an assertion says.
+/// The claims of an assertion.
 pub(super) struct Claims<'a> {
     pub client_id: &'a str,
     pub audience: &'a str,
@@ -253,7 +255,7 @@ impl ClientCertificate {
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let read = || -> io::Result<Zeroizing<Vec<u8>>> {
         let file = fs::File::open(path)?;
-        // Room enough that it never moves: what moves leaves a copy behind.
+        // Enough capacity that the buffer never moves: a move would leave a copy of the key in memory.
         let length = file.metadata()?.len().min(FILE_BYTES_MAX);
         let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or(0) + 64));
         file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;

@@ -1,9 +1,10 @@
-//! The forms that certificates and keys are handed out in: PEM, DER and PFX, as they are, in base64, in the JSON of Key
-//! Vault, in the encodings of Windows editors. What cannot be used is named, with the command that makes it usable.
+//! The forms in which certificates and keys are distributed: PEM, DER and PFX, plain, in base64, in the JSON of Key
+//! Vault, or in the encodings of Windows editors. For an unusable form, the error names it and the command that
+//! converts it.
 //!
-//! Nothing here opens a key: it sorts bytes. PEM is cut by hand because the libraries take only PEM as it was written, and
-//! what operators have went through variables, secret stores and chat windows: sections on one line, `\n` as two signs,
-//! blanks at ends. What is inside a section is read by the libraries.
+//! This module opens no key: it sorts bytes. It splits PEM itself because the libraries accept only well-formed PEM,
+//! and the files of operators went through variables, secret stores and chat windows: sections on one line, `\n` as two
+//! characters, blanks at ends. The libraries read the content of a section.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -23,7 +24,7 @@ use crate::net::excerpt;
 /// How often one form may be wrapped in another: JSON around base64 around base64 around PEM, and one to spare.
 const DEPTH_MAX: u32 = 5;
 
-/// base64 as every tool writes it, with its signs at the end or without.
+/// base64 as tools write it, with or without padding.
 const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
     .with_decode_padding_mode(DecodePaddingMode::Indifferent)
     .with_decode_allow_trailing_bits(true);
@@ -36,22 +37,22 @@ pub(crate) enum KeyForm {
     EncryptedPkcs8,
 }
 
-/// What files hold, sorted.
+/// The sorted content of files.
 #[derive(Default)]
 pub(crate) struct Parts {
     pub certificates: Vec<Vec<u8>>,
     pub keys: Vec<(KeyForm, Zeroizing<Vec<u8>>)>,
-    /// Keys in the form of SEC 1, which are told of in `others`, too: signing in has no use for them, TLS has.
+    /// Keys in the form of SEC 1, which `others` also lists: TLS can use them, sign-in cannot.
     pub ec_keys: Vec<Zeroizing<Vec<u8>>>,
     pub archives: Vec<Zeroizing<Vec<u8>>>,
-    /// What was found beside and is of no use, in words that follow "it holds".
+    /// Unusable content that was also found, in words that follow "it holds".
     pub others: Vec<String>,
 }
 
 /// Everything in `bytes`, added to `parts` if given.
 ///
 /// # Errors
-/// What it is, if it is none of these, in words that follow the file's name.
+/// A description of any other content, in words that follow the file's name.
 pub(crate) fn parts(bytes: &[u8], parts: Option<Parts>) -> Result<Parts, String> {
     let mut parts = parts.unwrap_or_default();
     sort(bytes, &mut parts, 0)?;
@@ -61,7 +62,7 @@ pub(crate) fn parts(bytes: &[u8], parts: Option<Parts>) -> Result<Parts, String>
 /// The certificates of a file of authorities.
 ///
 /// # Errors
-/// Why there is none, in words that follow the file's name.
+/// Why it has none, in words that follow the file's name.
 pub(crate) fn authorities(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let parts = parts(bytes, None)?;
     if !parts.certificates.is_empty() {
@@ -104,14 +105,14 @@ fn sort(bytes: &[u8], parts: &mut Parts, depth: u32) -> Result<(), String> {
     }
 }
 
-/// DER of more than a few bytes has some that no text has.
+/// DER of more than a few bytes contains bytes that do not occur in text.
 fn looks_like_text(bytes: &[u8]) -> bool {
     !bytes.iter().any(|byte| *byte < 0x20 && !matches!(byte, b'\n' | b'\r' | b'\t'))
 }
 
 fn sort_text(text: &str, parts: &mut Parts, depth: u32) -> Result<(), String> {
     let text = text.trim();
-    // A PEM that went through JSON or a variable has its line breaks as two signs.
+    // A PEM that went through JSON or a variable has its line breaks as two characters.
     let unescaped = (text.contains("-----BEGIN ") && text.contains("\\n"))
         .then(|| Zeroizing::new(text.replace("\\r", "").replace("\\n", "\n").replace("\\/", "/")));
     let text = unescaped.as_ref().map_or(text, |text| text.as_str());
@@ -175,7 +176,7 @@ fn sort_json(text: &str, parts: &mut Parts, depth: u32) -> Result<(), String> {
     Err("is JSON without a member `value`, so it is not what Key Vault gives for a secret".into())
 }
 
-/// Every section of a PEM, whatever stands between them.
+/// Every section of a PEM, with any text between them.
 fn sort_pem(text: &str, parts: &mut Parts) -> Result<(), String> {
     const BEGIN: &str = "-----BEGIN ";
     let mut rest = text;
@@ -202,7 +203,7 @@ fn sort_section(label: &str, body: &str, parts: &mut Parts) -> Result<(), String
         "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => {
             let (rest, _) = X509Certificate::from_der(&der)
                 .map_err(|_| "holds a certificate that cannot be read: it is cut or damaged".to_owned())?;
-            // A trusted certificate of OpenSSL's has its uses behind it.
+            // A trusted certificate of OpenSSL is followed by its permitted uses.
             parts.certificates.push(der.get(..der.len() - rest.len()).unwrap_or_default().to_vec());
         }
         "PRIVATE KEY" => parts.keys.push((KeyForm::Pkcs8, der)),
@@ -240,7 +241,7 @@ fn sort_der(der: &[u8], parts: &mut Parts) -> Result<(), String> {
         return Ok(());
     }
     let copy = || Zeroizing::new(der.to_vec());
-    // What the outer sequence begins with tells the rest: its first number is a version.
+    // The beginning of the outer sequence identifies the rest: its first number is a version.
     match first_of(der) {
         Some((0x02, [3], _)) => parts.archives.push(copy()),
         Some((0x02, [1], Some(0x04))) => {
@@ -253,7 +254,7 @@ fn sort_der(der: &[u8], parts: &mut Parts) -> Result<(), String> {
         _ if EncryptedPrivateKeyInfoRef::from_der(der).is_ok() => parts.keys.push((KeyForm::EncryptedPkcs8, copy())),
         _ if X509CertificationRequest::from_der(der).is_ok() => parts.others.push(REQUEST.into()),
         _ if SubjectPublicKeyInfo::from_der(der).is_ok() => parts.others.push(PUBLIC.into()),
-        // An archive of another spelling is for its own library to refuse.
+        // An archive with an unusual encoding is left to its own library to refuse.
         _ if der.get(1) == Some(&0x80) => parts.archives.push(copy()),
         _ => return Err("is neither PEM nor a PFX nor DER, or is cut or damaged".into()),
     }
@@ -270,7 +271,7 @@ fn first_of(der: &[u8]) -> Option<(u8, &[u8], Option<u8>)> {
     Some((tag, value, der.get(start + length).copied()))
 }
 
-/// The length that a header tells, and the bytes it takes to do so; an indefinite one is 0.
+/// The length in a header, and the bytes of the header; an indefinite length is 0.
 fn header(bytes: &[u8]) -> Option<(usize, usize)> {
     let first = *bytes.first()?;
     if first & 0x80 == 0 {
@@ -281,7 +282,7 @@ fn header(bytes: &[u8]) -> Option<(usize, usize)> {
     Some((digits.iter().fold(0, |length, digit| (length << 8) | usize::from(*digit)), 1 + count))
 }
 
-/// A passphrase as it stands in a file: its line break is none of it.
+/// A passphrase from a file, without its line break.
 pub(super) fn passphrase(bytes: &[u8]) -> Result<SecretText, String> {
     let text = text::decode(bytes).map_err(|error| error.to_string())?;
     Ok(SecretText::from(text.trim_end_matches(['\r', '\n'])))

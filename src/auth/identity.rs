@@ -1,4 +1,4 @@
-//! Managed identity: the three local end points that give tokens to workloads in Azure, and on machines joined to it.
+//! Managed identity: the three local end points that issue tokens to workloads in Azure, and on machines joined to it.
 //!
 //! Follows Microsoft's "How to use managed identities on an Azure VM" (IMDS), "Use managed identities for App Service"
 //! and "Authenticate against Azure resources with Azure Arc-enabled servers". All three are tested against the
@@ -14,13 +14,13 @@ use zeroize::Zeroizing;
 use super::SecretText;
 use crate::config::{IdentityHost, secret_header};
 
-/// Azure Arc keeps the files of its challenge here, and a challenge that names another place is refused: whoever
-/// answers on this port could otherwise have any file of this machine sent to it.
+/// Azure Arc keeps the files of its challenge here, and a challenge that names another place is refused: otherwise a
+/// program that listens on this port could make this process send it any file.
 pub const ARC_KEY_DIR: &str = "/var/opt/azcmagent/tokens";
-/// Azure Arc's files are larger than this never.
+/// Azure Arc's files are never larger than this.
 const ARC_KEY_BYTES_MAX: u64 = 4096;
 
-/// Where a managed identity's tokens come from.
+/// The end point of a managed identity's tokens.
 #[derive(Debug, Clone)]
 pub struct ManagedIdentity {
     /// Which form of end point.
@@ -31,7 +31,7 @@ pub struct ManagedIdentity {
     pub header: Option<SecretText>,
     /// A user-assigned identity's client id; without it the system-assigned one.
     pub client_id: Option<String>,
-    /// [`ARC_KEY_DIR`], but for tests.
+    /// [`ARC_KEY_DIR`], except in tests.
     pub arc_key_dir: PathBuf,
 }
 

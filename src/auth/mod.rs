@@ -1,14 +1,13 @@
-//! Tokens for the feed: asks the authority for one, keeps it, renews it before it is needed, and remembers a refusal
-//! so that wrong credentials never hammer.
+//! Tokens for the feed: requests one from the authority, keeps it, renews it before it expires, and remembers a refusal
+//! so that wrong credentials cause few requests.
 //!
-//! Follows Microsoft's "OAuth 2.0 client credentials flow" (v2) and "Get started with Office 365 Management APIs"
-//! (v1), and "Microsoft Entra authentication and authorization error codes" for AADSTS codes. It knows nothing of the
-//! feed's calls; who calls says when a token was refused.
+//! Follows Microsoft's "OAuth 2.0 client credentials flow" (v2) and "Get started with Office 365 Management APIs" (v1),
+//! and "Microsoft Entra authentication and authorization error codes" for AADSTS codes. It does not make the feed's
+//! calls; callers report when a token was refused.
 //!
-//! `causes` is the table of AADSTS codes, [`certificate`] signs the assertion of a client certificate, `forms` reads the
-//! files it is handed out in, [`identity`] asks a managed identity's end point, `network` tells why there was no answer
-//! at all. There is no chain of credentials to fall through: the
-//! configuration names one, and that one works or fails.
+//! `causes` is the table of AADSTS codes, [`certificate`] signs the assertion of a client certificate, `forms` reads
+//! its files, [`identity`] requests tokens from a managed identity's end point, and `network` explains why there was no
+//! answer. There is no chain of credentials: the configuration names one, and that one works or fails.
 
 mod causes;
 pub mod certificate;
@@ -51,15 +50,15 @@ use crate::net::{error_chain, excerpt, redact, retry_after};
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// A token is renewed this long before it expires, if that is earlier than [`RENEW_AT_PERCENT`] of its life.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(300);
-/// Or when this much of its life is over.
+/// Or when this much of its lifetime has passed.
 const RENEW_AT_PERCENT: u32 = 80;
-/// Taken when the answer does not say how long the token lives: the documented minimum is 60 minutes.
+/// Used when the answer does not state the lifetime of the token: the documented minimum is 60 minutes.
 const LIFE_DEFAULT: Duration = Duration::from_secs(3600);
-/// Longest life believed; tokens of 24 hours exist under continuous access evaluation.
+/// The longest lifetime accepted; tokens of 24 hours exist under continuous access evaluation.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Waits after a refusal that only an operator can mend.
+/// Pauses after a refusal that only an operator can fix.
 const SLOW_RETRY: Backoff = Backoff::between(Duration::from_secs(60), Duration::from_secs(15 * 60)).exactly();
-/// Waits after passing trouble.
+/// Pauses after a temporary fault.
 const PASSING_RETRY: Backoff = Backoff::between(Duration::from_secs(1), Duration::from_secs(60));
 /// How the app proves who it is.
 #[derive(Debug, Clone)]
@@ -68,18 +67,18 @@ pub enum Credential {
     /// The client secret's value.
     Secret(SecretText),
     /// A file that holds it. Read again for every exchange, so that it can be rotated; line breaks at its end are
-    /// cut off.
+    /// removed.
     SecretFile(PathBuf),
     /// A certificate, whose key signs an assertion for every exchange. The files are read again for each.
     Certificate(Box<CertificateFiles>),
     /// A file that holds a token of an outside issuer (workload identity federation). Its owner replaces it, so it is
     /// read again for every exchange.
     FederatedToken(PathBuf),
-    /// The identity that Azure gave the machine: no authority is asked but a local end point.
+    /// The identity that Azure gave the machine: tokens come from a local end point instead of an authority.
     ManagedIdentity(Box<ManagedIdentity>),
 }
 
-/// Which of the two token endpoints is asked.
+/// Which of the two token endpoints is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TokenEndpoint {
     /// `/oauth2/token`, which names the API with `resource`.
@@ -89,7 +88,7 @@ pub enum TokenEndpoint {
     V2,
 }
 
-/// What a [`TokenSource`] needs to know.
+/// The settings of a [`TokenSource`].
 #[derive(Debug, Clone)]
 pub struct TokenSettings {
     /// The tenant to ask in.
@@ -104,9 +103,9 @@ pub struct TokenSettings {
     pub client_id: String,
     /// The app's proof.
     pub credential: Credential,
-    /// `aud` of an assertion, when it is not the address of the token end point that is asked.
+    /// `aud` of an assertion, when it is not the address of the token end point in use.
     pub assertion_audience: Option<String>,
-    /// When the client secret ends, as the operator wrote it down: Entra tells nobody.
+    /// When the client secret expires, as the operator configured it: Entra has no call that returns it.
     pub secret_expires: Option<Timestamp>,
     /// Longest wait for a whole answer.
     pub timeout: Duration,
@@ -130,12 +129,12 @@ impl Token {
         self.header.clone()
     }
 
-    /// The bare token, to keep it out of what is shown.
+    /// The bare token, so that it can be removed from displayed text.
     pub(crate) fn secret(&self) -> &SecretText {
         &self.text
     }
 
-    /// What the token says of itself, for display. The token is opaque to a client: nothing may depend on this.
+    /// The claims of the token, for display. The token is opaque to a client: no decision may depend on them.
     pub fn facts(&self) -> TokenFacts {
         let Some(claims) = claims_of(self.text.expose()) else {
             return TokenFacts { readable: false, roles: Vec::new(), tenant: None, audience: None, expires: None };
@@ -161,7 +160,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What a token says of itself.
+/// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenFacts {
     /// Whether the token could be decoded at all; the rest is empty when not.
@@ -176,9 +175,9 @@ pub struct TokenFacts {
     pub expires: Option<Timestamp>,
 }
 
-/// Slug of the warning that a certificate or secret ends soon.
+/// Slug of the warning that a certificate or secret expires soon.
 pub const EXPIRES_SLUG: &str = "auth-credential-expires";
-/// And what to do about it.
+/// The remedy.
 pub const EXPIRES_HINT: &str = "Entra admin centre > App registrations > your app > Certificates & secrets: add a new one \
                                 beside the old, then replace the file or the value; files are read again by themselves";
 
@@ -196,7 +195,7 @@ pub struct AuthError {
     hint: String,
     code: Option<u32>,
     status: Option<u16>,
-    /// Further words: ours, or another's in backticks.
+    /// Further text: this program's, or another's in backticks.
     detail: Option<String>,
     passing: bool,
     not_before: Option<Duration>,
@@ -213,18 +212,18 @@ impl AuthError {
         self.status
     }
 
-    /// Whether it is likely to pass without an operator.
+    /// Whether it is likely to end without an operator.
     pub fn is_passing(&self) -> bool {
         self.passing
     }
 
-    /// How long from now every request for a token is answered with this error and not sent. `None` when the next
-    /// request is tried at once (the secret's file could not be read).
+    /// How long from now every request for a token gets this error without being sent. `None` when the next request is
+    /// sent at once (the secret's file could not be read).
     pub fn not_before(&self) -> Option<Duration> {
         self.not_before
     }
 
-    /// The cause in a few words: no tenant, and of the answer its code alone, unless that is one we know nothing about.
+    /// The cause in a few words: without the tenant, and with only the code of the answer, unless that code is unknown.
     pub fn summary(&self) -> String {
         match (self.code, self.status, &self.detail) {
             (Some(code), _, Some(detail)) if self.slug == REFUSED.slug => {
@@ -262,9 +261,9 @@ impl Actionable for AuthError {
     }
 }
 
-/// How long ahead the end of a certificate or secret is told.
+/// How long before its end a certificate or secret is reported.
 pub const EXPIRY_WARNING: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// How often it is told again.
+/// How often that report is repeated.
 const EXPIRY_WARNING_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// Keeps one token and renews it. All calls of a tenant share one source.
@@ -277,7 +276,7 @@ pub struct TokenSource {
     /// Bounds the connections of all tenants together.
     connections: Arc<Semaphore>,
     clock: Arc<dyn Clock>,
-    /// One exchange at a time; who comes second finds the token of the first.
+    /// One exchange at a time; a second caller finds the token of the first.
     turn: Semaphore,
     state: Mutex<State>,
 }
@@ -291,11 +290,11 @@ struct State {
     failure: Option<Failure>,
     slow: Failures,
     passing: Failures,
-    /// When the credential's coming end was last told.
+    /// When the credential's coming end was last reported.
     expiry_warned: Option<Duration>,
 }
 
-/// What is presented to the authority, before it is put into a request.
+/// The proof for the authority, before it is put into a request.
 enum Proof {
     Secret(SecretText),
     Certificate(Arc<RawFiles>),
@@ -304,7 +303,7 @@ enum Proof {
 }
 
 impl Proof {
-    /// To see that it has been replaced.
+    /// Detects that it was replaced.
     fn fingerprint(&self) -> blake3::Hash {
         match self {
             Self::Secret(text) | Self::Federated(text) => blake3::hash(text.expose().as_bytes()),
@@ -314,26 +313,26 @@ impl Proof {
     }
 }
 
-/// A request for a token, and what must not be shown of it.
+/// A request for a token, and the parts of it that must not be shown.
 struct Prepared {
     request: reqwest::RequestBuilder,
     secret: Option<SecretText>,
-    /// What an operator compares with the app registration when the proof is refused.
+    /// The identifiers that an operator compares with the app registration when the proof is refused.
     presented: Option<String>,
 }
 
-/// A refusal that is not asked for again before its time.
+/// A refusal, until whose end no request is sent.
 #[derive(Debug, Clone)]
 struct Failure {
     error: AuthError,
     retry_at: Duration,
-    /// Of the secret that was refused, to see that it has been replaced.
+    /// The fingerprint of the refused secret, which shows whether it was replaced.
     secret: blake3::Hash,
 }
 
 impl TokenSource {
-    /// `http` must follow no redirect and decode no body; `route` is the way it takes, and
-    /// each request has a permit of `connections`.
+    /// `http` must follow no redirect and decode no body; `route` is the path to the authority, and each request takes
+    /// a permit of `connections`.
     pub(crate) fn new(
         settings: TokenSettings,
         http: reqwest::Client,
@@ -373,18 +372,18 @@ impl TokenSource {
         }
     }
 
-    /// What it was made from.
+    /// Its settings.
     pub(crate) fn settings(&self) -> &TokenSettings {
         &self.settings
     }
 
-    /// A token that has not expired, asked for when there is none. When the time to renew has come and the authority
-    /// cannot be reached, the old one serves until it expires.
+    /// A token that has not expired, requested if there is none. If the authority cannot be reached at renewal time,
+    /// the old token is used until it expires.
     pub async fn token(&self) -> Result<Token, AuthError> {
         self.obtain(None).await
     }
 
-    /// A token other than `refused`, which the API has answered with 401. A burst of such answers costs one exchange.
+    /// A token other than `refused`, which the API has answered with 401. A burst of such answers causes one exchange.
     pub async fn renew(&self, refused: &Token) -> Result<Token, AuthError> {
         self.obtain(Some(refused.generation)).await
     }
@@ -408,7 +407,7 @@ impl TokenSource {
             Some((token, false)) => return Ok(token.clone()),
             Some((token, true)) => match self.turn.try_acquire() {
                 Ok(turn) => Ok(turn),
-                // Somebody renews it already; it is good until then.
+                // Another task is renewing it; it is valid until then.
                 Err(_) => return Ok(token.clone()),
             },
             None => self.turn.acquire().await,
@@ -444,7 +443,7 @@ impl TokenSource {
         }
     }
 
-    /// The token in hand if it is usable, and whether it is time to renew it.
+    /// The present token if it is usable, and whether it is time to renew it.
     fn held(&self, refused: Option<u64>) -> Option<(Token, bool)> {
         let now = self.clock.monotonic();
         let mut state = self.lock();
@@ -472,7 +471,7 @@ impl TokenSource {
         token
     }
 
-    /// The failure that still stands, if the secret is the one it was about.
+    /// The failure that still applies, if it concerned this secret.
     fn remembered(&self, secret: blake3::Hash) -> Option<AuthError> {
         let now = self.clock.monotonic();
         let state = self.lock();
@@ -486,7 +485,7 @@ impl TokenSource {
             .increment(1);
         let now = self.clock.monotonic();
         let mut state = self.lock();
-        // A new secret that is wrong as well starts the waits anew: somebody is at work on it.
+        // A new secret that is also wrong restarts the pauses, since an operator is working on it.
         if state.failure.as_ref().is_some_and(|failure| failure.secret != secret) {
             state.slow = SLOW_RETRY.failures();
         }
@@ -512,12 +511,12 @@ impl TokenSource {
         }
     }
 
-    /// What is wrong on this machine, before anybody was asked.
+    /// The error of a fault on this machine, before any request.
     fn unusable(&self, cause: &Cause, why: &str) -> AuthError {
         self.error(cause, None, None, Some(why.to_owned()))
     }
 
-    /// The one line that a file holds, whatever wrote it.
+    /// The one line of a file, in any encoding.
     async fn read_text(&self, path: &Path, cause: &'static Cause) -> Result<SecretText, AuthError> {
         let file = path.to_owned();
         let read = tokio::task::spawn_blocking(move || read_secret_file(&file)).await;
@@ -536,13 +535,13 @@ impl TokenSource {
         self.lock().skew.and_then(|skew| now.checked_add(skew).ok()).unwrap_or(now)
     }
 
-    /// Asks for a token. An error carries the wait the authority asked for.
+    /// Requests a token. An error carries the wait that the authority named.
     async fn exchange(
         &self,
         proof: &Proof,
     ) -> Result<(SecretText, HeaderValue, Duration), (AuthError, Option<Duration>)> {
         match self.exchange_once(proof).await {
-            // Outside its time range: the refusal has told the authority's time, and the next assertion follows it.
+            // Outside its validity period: the refusal carried the authority's time, which the next assertion uses.
             Err((error, None)) if error.code == Some(700024) && matches!(proof, Proof::Certificate(_)) => {
                 self.exchange_once(proof).await
             }
@@ -650,7 +649,7 @@ impl TokenSource {
         Ok(Prepared { request, secret: Some(secret), presented })
     }
 
-    /// A signed assertion, and what to show of its certificate.
+    /// A signed assertion, and the description of its certificate.
     async fn assertion(&self, raw: Arc<RawFiles>) -> Result<(SecretText, String), AuthError> {
         let Credential::Certificate(files) = &self.settings.credential else {
             return Err(self.unusable(&CERTIFICATE, "not configured"));
@@ -658,7 +657,7 @@ impl TokenSource {
         let (files, now) = (files.clone(), self.authority_now());
         let client_id = self.settings.client_id.clone();
         let audience = self.settings.assertion_audience.clone().unwrap_or_else(|| self.token_url.to_string());
-        // Opening an encrypted key is slow on purpose, and a signature takes a millisecond or two.
+        // Decrypting a key is slow by design, and a signature takes a millisecond or two.
         let signed = tokio::task::spawn_blocking(move || {
             let certificate = files.parse(&raw)?;
             let claims = Claims { client_id: &client_id, audience: &audience, now };
@@ -672,7 +671,7 @@ impl TokenSource {
         Ok((assertion, format!("{}, thumbprint {}, valid until {}", facts.subject, facts.thumbprint, facts.not_after)))
     }
 
-    /// Takes note of when the credential ends, and says so in time, once a day.
+    /// Records when the credential expires, and logs it in time, once a day.
     fn note_expiry(&self, what: &str, end: Timestamp) {
         #[expect(clippy::cast_precision_loss, reason = "seconds of a date")]
         let seconds = end.as_second() as f64;
@@ -716,7 +715,7 @@ impl TokenSource {
         let Some(request) = request else {
             return Err(self.unusable(self.unreachable(), "the request cannot be sent"));
         };
-        // Room for its connection; never closed, and without it the request goes all the same.
+        // A permit for its connection; never closed, and without it the request is still sent.
         let _room = self.connections.acquire().await;
         match request.send().await {
             Ok(response) => {
@@ -772,13 +771,13 @@ impl TokenSource {
     }
 }
 
-/// The members of a token answer we read; v1 sends numbers as strings.
+/// The members that are read of a token answer; v1 sends numbers as strings.
 #[derive(Deserialize)]
 struct TokenAnswer {
     access_token: SecretText,
     #[serde(default)]
     expires_in: Option<Value>,
-    /// App Service gives this alone.
+    /// App Service sends only this one.
     #[serde(default)]
     expires_on: Option<Value>,
 }
@@ -794,7 +793,7 @@ pub(crate) fn codes_of(slug: &str) -> impl Iterator<Item = u32> {
     CAUSES.iter().filter(move |cause| cause.slug == slug).flat_map(|cause| cause.codes.iter().copied())
 }
 
-/// What an outside token says of itself, for whoever compares it with the federated credential.
+/// The claims of an external token, for comparison with the federated credential.
 fn presented_by(token: &SecretText) -> String {
     let Some(claims) = claims_of(token.expose()) else { return "a token that is no JWT".to_owned() };
     let claim = |name: &str| match claims.get(name) {
@@ -822,26 +821,26 @@ fn life(expires_in: Option<&Value>, expires_on: Option<&Value>, now: Timestamp) 
     let left = |end: f64| end - now.as_second() as f64;
     match number(expires_in).or_else(|| number(expires_on).map(left)) {
         Some(seconds) if seconds >= 1.0 => Duration::try_from_secs_f64(seconds).unwrap_or(LIFE_MAX).min(LIFE_MAX),
-        // A token that lives no second would be asked for on every call; a 401 will tell if it is dead.
+        // A token with no lifetime would be requested on every call; a 401 will show if it has expired.
         Some(_) => Duration::from_secs(1),
         None => LIFE_DEFAULT,
     }
 }
 
-/// The earlier of 5 minutes before expiry and 80 % of life; never before half of a life shorter than that.
+/// The earlier of 5 minutes before expiry and 80 % of life; never before half of a shorter lifetime.
 fn renew_after(life: Duration) -> Duration {
     let by_share = life * RENEW_AT_PERCENT / 100;
     life.saturating_sub(RENEW_BEFORE_EXPIRY).max(life / 2).min(by_share)
 }
 
-/// A form as the body of a request. The room is taken at once: a text that grows leaves copies behind.
+/// A form as the body of a request. The capacity is reserved at once: a text that grows leaves copies in memory.
 fn form_text(form: &[(&str, &str)]) -> String {
-    // A byte is at most three in a form; a pair has two signs beside.
+    // A byte takes at most three in a form; a pair adds two characters.
     let room = form.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
     url::form_urlencoded::Serializer::new(String::with_capacity(room)).extend_pairs(form).finish()
 }
 
-/// At most [`ANSWER_BYTES_MAX`] of a body; what is beyond is left unread.
+/// At most [`ANSWER_BYTES_MAX`] of a body; the rest is left unread.
 async fn read_bounded(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, reqwest::Error> {
     let mut body = Zeroizing::new(Vec::with_capacity(ANSWER_BYTES_MAX));
     while let Some(chunk) = response.chunk().await? {
@@ -854,7 +853,7 @@ async fn read_bounded(mut response: reqwest::Response) -> Result<Zeroizing<Vec<u
     Ok(body)
 }
 
-/// The words of another, marked as such.
+/// A text of another program, marked as such.
 fn quoted(text: &str) -> String {
     format!("`{}`", excerpt(text))
 }

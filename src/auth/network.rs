@@ -1,8 +1,8 @@
-//! Why a request got no answer, where the HTTP library tells: one slug and one remedy for each cause an operator can
-//! mend. Used for the authority and for the API.
+//! Why a request got no answer, if the HTTP library reports it: one slug and one remedy for each cause that an operator
+//! can fix. Used for the authority and for the API.
 //!
-//! The library says of a proxy's refusal only that there was one. So the proxy is asked once more, by hand, and its
-//! answer tells whether it forbids the connection, wants other credentials, or is in trouble itself.
+//! The library reports only that a proxy refused. So this module sends the proxy one more request itself; the answer
+//! shows whether the proxy forbids the connection, requires other credentials, or is faulty itself.
 
 use std::error::Error;
 use std::fmt;
@@ -124,17 +124,17 @@ pub(crate) const CAUSES: [&NetworkCause; 13] = [
     &TLS_NOT_SPOKEN,
 ];
 
-/// A cause as it is told of one host.
+/// A cause, with the texts for one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NetworkFault {
     pub slug: &'static str,
     pub says: String,
     pub hint: String,
-    /// In place of the library's own words: what the proxy answered.
+    /// The proxy's answer, in place of the library's own text.
     pub detail: Option<String>,
 }
 
-/// The proxy on the way to a host, with what is needed to ask it.
+/// The proxy in front of a host, with the settings to send it a request.
 pub(crate) struct Proxy {
     url: Url,
     tls: Arc<rustls::ClientConfig>,
@@ -156,7 +156,7 @@ impl Proxy {
         self.url.port_or_known_default().unwrap_or(80)
     }
 
-    /// User and password as they are sent.
+    /// User and password in the form that is sent.
     fn credentials(&self) -> Option<SecretText> {
         let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
         if self.url.username().is_empty() && self.url.password().is_none() {
@@ -166,13 +166,13 @@ impl Proxy {
         Some(SecretText::from(STANDARD.encode(pair)))
     }
 
-    /// What of its answer may not be shown.
+    /// The texts that must not be shown if its answer repeats them.
     fn secrets(&self) -> Vec<SecretText> {
         let password = percent_encoding::percent_decode_str(self.url.password().unwrap_or_default());
         self.credentials().into_iter().chain([SecretText::from(password.decode_utf8_lossy().into_owned())]).collect()
     }
 
-    /// Asks for a connection to `target` and looks at the answer alone.
+    /// Requests a connection to `target` and reads only the answer.
     async fn ask(&self, target: &Url) -> Answer {
         match tokio::time::timeout(self.timeout, self.ask_unbounded(target)).await {
             Ok(answer) => answer.unwrap_or(Answer::Closed),
@@ -207,7 +207,7 @@ impl Proxy {
         let mut answer = Answer::Closed;
         let mut buffer = [0; 4096];
         loop {
-            // A connection that breaks off after the head has still told its status.
+            // A connection that breaks off after the head has still sent its status.
             let read = stream.read(&mut buffer).await.unwrap_or(0);
             bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
             match Answer::of(&bytes) {
@@ -234,21 +234,21 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// What a proxy answered to CONNECT.
+/// A proxy's answer to CONNECT.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    /// The status and what stands with it, in words.
+    /// The status and its text, in words.
     Status(u16, String),
     /// It is not HTTP; its beginning.
     NotHttp(String),
     /// The connection ended, or was never made.
     Closed,
-    /// Nothing came.
+    /// No answer arrived.
     Silent,
 }
 
 impl Answer {
-    /// The answer as far as it has come, and whether more of it is worth waiting for. `None` while that is not known.
+    /// The answer received so far, and whether the rest is worth waiting for. `None` while that is unknown.
     fn of(bytes: &[u8]) -> Option<(Self, bool)> {
         let text = String::from_utf8_lossy(bytes);
         let begins = bytes.len().min(5);
@@ -297,7 +297,7 @@ fn words_of(page: &str) -> String {
             Some(name) => tag.to_ascii_lowercase().find(&format!("</{name}")),
             None => tag.find('>').map(|at| at + 1),
         };
-        // A tag that does not end is the rest.
+        // An unclosed tag extends to the end.
         rest = end.and_then(|at| tag.get(at..)).unwrap_or_default();
         if hidden.is_some() {
             rest = rest.find('>').and_then(|at| rest.get(at + 1..)).unwrap_or_default();
@@ -307,7 +307,7 @@ fn words_of(page: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// How a host is reached, for telling why it was not.
+/// How a host is reached, for the explanation of a failure.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     target: Url,
@@ -316,12 +316,12 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// The way to `target`, through `proxy` if there is one.
+    /// The path to `target`, through `proxy` if there is one.
     pub fn new(target: Url, proxy: Option<Arc<Proxy>>, places: Places) -> Self {
         Self { target, proxy, places }
     }
 
-    /// The cause of a request that got no answer, if it is one an operator can mend.
+    /// The cause of a request that got no answer, if it is one that an operator can fix.
     pub async fn fault(&self, error: &reqwest::Error) -> Option<NetworkFault> {
         match cause_of(error)? {
             Found::Cause(cause) => Some(self.tell(cause, None)),
@@ -338,7 +338,7 @@ impl Route {
         self.tell(if has { &PROXY_CREDENTIALS_REFUSED } else { &PROXY_CREDENTIALS }, None)
     }
 
-    /// What the proxy has against the connection; `otherwise` if it has nothing to say now.
+    /// Why the proxy refuses the connection; `otherwise` if it gives no reason now.
     async fn ask(&self, proxy: &Proxy, otherwise: &'static NetworkCause) -> NetworkFault {
         let answer = proxy.ask(&self.target).await;
         let cause = match &answer {
@@ -346,7 +346,7 @@ impl Route {
             Answer::Status(407, _) => &PROXY_CREDENTIALS,
             Answer::Status(501 | 505 | 511, _) => &PROXY_REFUSED,
             Answer::Status(408 | 425 | 429 | 500 | 502.., _) => &PROXY_UNAVAILABLE,
-            // It allows now what it did not a moment ago.
+            // It now allows the connection that it refused a moment ago.
             Answer::Status(200..=299, _) => &PROXY_UNAVAILABLE,
             Answer::Status(..) => &PROXY_REFUSED,
             Answer::NotHttp(_) => &PROXY_NOT_HTTP,
@@ -375,7 +375,7 @@ impl Route {
 
 enum Found {
     Cause(&'static NetworkCause),
-    /// The tunnel through the proxy was not made; the proxy may say more.
+    /// The tunnel through the proxy was not made; the proxy may give a reason.
     Tunnel(&'static NetworkCause),
 }
 
@@ -393,7 +393,7 @@ fn cause_of(error: &reqwest::Error) -> Option<Found> {
         }
         next = inner.source();
     }
-    // The library keeps these to itself but for their words; a test holds the words to its present version.
+    // The library exposes these only as text; a test checks the text against its present version.
     let text = error_chain(error);
     let says = |words: &str| text.contains(words);
     match () {

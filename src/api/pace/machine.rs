@@ -1,86 +1,87 @@
-//! When a call may be sent: a state machine without clock, sockets or chance of its own. What it does, and why so, is at
-//! the head of [`super`]; how it fares against services that count in several ways is in `model.rs`.
+//! When a call may be sent: a state machine without its own clock, sockets or randomness. The documentation of
+//! [`super`] has its rules and their reasons; `model.rs` tests it against services that count in several ways.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The share of the allowance that is used at most, in percent; the rest covers calls bunched on their way.
+/// The share of the allowance that is used at most, in percent; the rest covers calls that bunch up in the network.
 const SHARE_PERCENT: u64 = 98;
-/// The share used of a quota that was measured, for the same reason.
+/// The share of a measured quota that is used, for the same reason.
 const MEASURED_SHARE: f64 = 0.97;
 /// Microsoft counts by the minute.
 pub const MINUTE: Duration = Duration::from_secs(60);
-/// What the calls of a minute are counted in. A call is forgotten at most this much late, which costs half a percent.
+/// The width of the buckets in which calls are counted. A call leaves the minute at most this much late, which costs
+/// half a percent.
 const BUCKET_MS: u64 = 250;
 const BUCKETS: u64 = 60_000 / BUCKET_MS;
 /// First pause after a refusal.
 pub const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Longest pause that we choose ourselves.
+/// The longest pause that the machine chooses itself.
 pub const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// The slowest pace that we choose ourselves: a call in five seconds.
+/// The lowest rate that the machine chooses itself: a call in five seconds.
 const LIMIT_MIN: f64 = 12.0;
-/// So long after a call last had to wait for the ceiling, calls may go at once again.
+/// This long after a call last waited for the ceiling, calls may be sent at once again.
 const CROWDED: Duration = Duration::from_secs(10);
-/// The part of a minute's calls that may be made up for there, after a pause.
+/// The part of a minute's calls that may be caught up there, after a pause.
 const CREDIT: f64 = 0.25;
-/// Calls that may go at once at a lowered pace: what a late timer made up for.
+/// Calls that may be sent at once at a lowered rate, to catch up after a late timer.
 const BURST_MAX: f64 = 10.0;
-/// So many refusals without a grant between them are a quota that is used up; where strays are common, so many as come
-/// together by chance in one of a million cases.
+/// This many refusals without a grant between them mean that the quota is used up. Where strays are common, it is the
+/// number that occurs by chance in one of a million cases.
 const RUN_OF_QUOTA: f64 = 3.0;
 const RUN_BY_CHANCE: f64 = 1e-6;
-/// So many grants in the last minute, and a refusal may be a stray.
+/// With this many grants in the last minute, a refusal may be a stray.
 const GRANTS_OF_STRAY: f64 = 8.0;
-/// At a lowered pace as slow as this, in calls a minute, a pause costs nothing.
+/// At a lowered rate of at most this many calls a minute, a pause costs nothing.
 const SLOW: f64 = 300.0;
-/// So many grants in a row make the next pause half as long.
+/// This many grants in a row halve the next pause.
 const GRANTS_TO_CALM: u32 = 2;
-/// A share of refusals in a minute that is looked into: at the full pace what strays may be, with two standard deviations
-/// of 5 % added, and at a lowered one less.
+/// The share of refusals in a minute that starts a trial: at the full rate the expected share of strays, with two
+/// standard deviations of 5 % added, and less at a lowered rate.
 const REFUSED_SHARE: f64 = 0.08;
 const REFUSED_SHARE_LOWERED: f64 = 0.06;
-/// Fewer refusals in a minute say nothing.
+/// Fewer refusals in a minute prove nothing.
 const REFUSED_MIN: f64 = 3.0;
 /// A guessed pace is doubled this often.
 const DOUBLE_EVERY: Duration = Duration::from_secs(10);
-/// By how much a faster pace is tried first; twice as much more after each success.
+/// The factor of the first trial with a higher rate; its excess doubles after each success.
 const FASTER: f64 = 1.05;
 const FASTER_MAX: f64 = 2.0;
-/// Minutes until a faster pace is tried; twice as many after each failure.
+/// Minutes until a trial with a higher rate; doubled after each failure.
 const TRIAL_EVERY: u32 = 4;
 const TRIAL_EVERY_MAX: u32 = 8;
-/// So long without a refusal, and the pace grows though nobody uses it; so long are strays remembered.
+/// After this long without a refusal the rate grows even if it is not used; strays are remembered for as long.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
-/// A lane of which so many calls in a row were refused, while so many of others were granted, waits by itself.
+/// A lane with this many refusals in a row, while as many calls of others were granted, waits by itself.
 const LANE_RUN: u32 = 5;
 const LANE_OTHERS: u32 = 10;
-/// A lane for each content type, and one for calls of none.
+/// One lane for each content type, and one for calls without one.
 pub const LANES: usize = 6;
 /// Blobs that were refused and are remembered.
 const CALLS_MAX: usize = 64;
 
-/// What a call is about: its lane, and the blob it asks for (0: none).
+/// The subject of a call: its lane, and its blob (0: none).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct About {
     pub lane: usize,
     pub blob: u64,
 }
 
-/// Leave to send one call.
+/// A permit to send one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     seq: u64,
     about: About,
 }
 
-/// Why a call may not go now.
+/// Why a call may not be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// For so long; an answer may end it early.
+    /// For this long; an answer may end it early.
     For(Duration),
     /// For the answer to the call that tries whether calls are granted again.
     Answer,
-    /// For so long, since calls of its lane are refused; others may go.
+    /// For this long, since calls of its lane are refused; other lanes may continue.
     Lane(Duration),
 }
 
@@ -102,7 +103,7 @@ impl Bucket {
     }
 }
 
-/// What the last minute held. Only buckets with something in them are kept: an idle tenant has a handful.
+/// The counts of the last minute. Only non-empty buckets are kept: an idle tenant has a handful.
 #[derive(Debug, Default)]
 struct Window {
     buckets: VecDeque<Bucket>,
@@ -141,7 +142,7 @@ impl Window {
         self.all.sent
     }
 
-    /// About how many of something the last minute held: the oldest bucket counts by its part in it.
+    /// Approximately how many of a kind the last minute had: the oldest bucket counts in proportion.
     fn about(&mut self, now: Duration, of: impl Fn(&Bucket) -> u32) -> f64 {
         self.forget(now);
         let oldest = self.buckets.front().filter(|bucket| bucket.index + BUCKETS == Bucket::index_at(now));
@@ -157,7 +158,7 @@ impl Window {
         self.buckets.iter().find(|bucket| of(bucket) > 0).map(Bucket::start)
     }
 
-    /// Until the oldest of them is forgotten.
+    /// The time until the oldest of them leaves the minute.
     fn frees_in(&self, now: Duration, of: impl Fn(&Bucket) -> u32) -> Duration {
         let bucket = Duration::from_millis(BUCKET_MS);
         let frees_at = self.first(of).map_or(now + bucket, |first| first + bucket + MINUTE);
@@ -175,7 +176,7 @@ struct Pause {
     run: u32,
     /// The call that tries whether calls are granted again.
     probe: Option<u64>,
-    /// What the minute before had granted, and when the first call of it was sent.
+    /// The grants of the minute before, and when its first call was sent.
     granted: f64,
     first_sent: Duration,
     /// The share of its answers that were refusals.
@@ -185,17 +186,17 @@ struct Pause {
 /// Calls of one content type.
 #[derive(Debug, Clone, Copy, Default)]
 struct Lane {
-    /// Refusals since its last grant, and what was granted to others meanwhile.
+    /// Refusals since its last grant, and the grants of others meanwhile.
     run: u32,
     others: u32,
-    /// Waits by itself: until when, how often so far, and the call that tries again.
+    /// Whether it waits by itself: until when, how often so far, and the call that tries again.
     held: bool,
     until: Duration,
     step: u32,
     probe: Option<u64>,
 }
 
-/// Whether grants follow calls is found out by changing the pace for a minute.
+/// A change of the rate for a minute, which shows whether the grants follow the calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Trial {
     None,
@@ -218,18 +219,17 @@ enum Trial {
 pub struct Machine {
     /// Calls in any 60 s; 0 is no limit.
     ceiling: u32,
-    /// Calls a minute that are taken to be granted; at most the ceiling.
+    /// The estimate of calls a minute that are granted; at most the ceiling.
     limit: f64,
     window: Window,
     seq: u64,
-    /// Calls under way.
+    /// Calls in flight.
     open: u32,
     granted_ever: u64,
     refused_ever: u64,
-    /// When the next call is due where calls go evenly.
+    /// When the next call is due while calls are spaced evenly.
     due: Duration,
-    /// More is asked for than the ceiling lets through: until when calls go evenly, so that none has to wait for most of
-    /// a minute again.
+    /// While demand exceeds the ceiling: until when calls are spaced evenly, so that none waits for most of a minute.
     crowded_until: Option<Duration>,
     named_until: Duration,
     pause: Option<Pause>,
@@ -237,17 +237,17 @@ pub struct Machine {
     step: u32,
     calm: u32,
     refused_at: Option<Duration>,
-    /// The limit is a guess until a whole minute was seen: since when, and what had been granted by then.
+    /// The limit is a guess until a whole minute was observed: since when, and the grants up to then.
     guess: Option<(Duration, u64)>,
     trial: Trial,
     look_at: Duration,
     trial_every: u32,
     minutes_to_trial: u32,
     faster: f64,
-    /// A share of refusals that a slower pace did not lower, and how long that counts.
+    /// A share of refusals that a lower rate did not reduce, and how long that is valid.
     strays: (f64, Duration),
     lanes: [Lane; LANES],
-    /// Blobs that were refused, with what had been granted by then.
+    /// Blobs that were refused, with the number of grants by then.
     blobs: VecDeque<(u64, u64)>,
 }
 
@@ -285,12 +285,12 @@ impl Machine {
         }
     }
 
-    /// Calls a minute that are taken to be granted; 0 is no limit.
+    /// The estimate of calls a minute that are granted; 0 means no limit.
     pub fn limit(&self) -> f64 {
         self.limit
     }
 
-    /// Takes a limit that another machine found, up to its own ceiling.
+    /// Adopts a limit that another machine learned, up to its own ceiling.
     pub fn follow(&mut self, limit: f64) {
         if self.ceiling > 0 {
             self.limit = limit.max(LIMIT_MIN / 2.0).min(f64::from(self.ceiling));
@@ -301,7 +301,7 @@ impl Machine {
         self.limit < f64::from(self.ceiling)
     }
 
-    /// Lets one call through, or says what it waits for.
+    /// Admits one call, or returns what it waits for.
     pub fn admit(&mut self, now: Duration, about: About) -> Result<Slot, Wait> {
         let lane = &self.lanes[about.lane];
         if lane.held && (now < lane.until || lane.probe.is_some()) {
@@ -321,7 +321,7 @@ impl Machine {
             if sent >= self.ceiling {
                 let wait = self.window.frees_in(now, |bucket| bucket.sent);
                 self.crowded_until = Some(now + wait + CROWDED);
-                // What could not go in time is not made up for: that would be the next crowd.
+                // Calls that could not be sent in time are not caught up: that would cause the next burst.
                 let (period, burst) = self.crowded();
                 self.due = now + wait + period.mul_f64(burst - 1.0);
                 return Err(Wait::For(wait));
@@ -344,7 +344,7 @@ impl Machine {
         Ok(Slot { seq: self.seq, about })
     }
 
-    /// Keeps calls apart where they are to go evenly.
+    /// Spaces calls while they are to be sent evenly.
     fn space(&mut self, now: Duration) -> Result<(), Wait> {
         let (period, burst) = match (self.is_lowered(), self.crowded_until.is_some()) {
             (true, _) => (period_of(self.limit), (self.limit / 40.0).clamp(1.0, BURST_MAX)),
@@ -354,7 +354,7 @@ impl Machine {
                 return Ok(());
             }
         };
-        // Whoever counts the last 60 seconds grants nothing now if nothing was asked for a minute ago, in a pause.
+        // A service that counts the last 60 seconds grants nothing now if no call was sent a minute ago, in a pause.
         let measured = self.limit / MEASURED_SHARE;
         if self.is_lowered() && self.guess.is_none() && self.window.granted(now) + f64::from(self.open) >= measured {
             return Err(Wait::For(self.window.frees_in(now, |bucket| bucket.granted).min(PAUSE_MIN)));
@@ -369,8 +369,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Between two calls at the ceiling, and how many may go at once: the window keeps the ceiling, and what a pause held
-    /// back is made up for.
+    /// Between two calls at the ceiling, and how many may go at once: the window enforces the ceiling, and calls
+    /// delayed by a pause are caught up.
     fn crowded(&self) -> (Duration, f64) {
         (period_of(self.limit * 1.05), (self.limit * CREDIT).max(1.0))
     }
@@ -390,7 +390,7 @@ impl Machine {
         self.calm += 1;
         match self.pause {
             Some(pause) if slot.seq > pause.refused => self.go_on(now, pause, slot),
-            // It was sent before the one that was refused, and says nothing of what came after.
+            // It was sent before the refused call, so it proves nothing about later ones.
             Some(_) => {}
             None => {
                 if self.calm.is_multiple_of(GRANTS_TO_CALM) {
@@ -419,8 +419,8 @@ impl Machine {
         }
     }
 
-    /// The call was refused. `named` is the wait that Microsoft named, `jitter` from 0 to 1. Says how long such a call
-    /// waits now.
+    /// The call was refused. `named` is the wait that Microsoft named, `jitter` from 0 to 1. Returns how long such a
+    /// call waits now.
     pub fn refused(&mut self, now: Duration, slot: Slot, named: Option<Duration>, jitter: f64) -> Duration {
         if let Some(wait) = self.refused_alone(now, slot, named, jitter) {
             return wait;
@@ -455,7 +455,7 @@ impl Machine {
         }
         let wait = if lane_alone { Some(lane.until.saturating_sub(now)) } else { self.blob_alone(slot, named, jitter) };
         if wait.is_some() {
-            // It tells nothing of the others: another call tries.
+            // It proves nothing about the others: another call tries.
             self.forget_probe(slot);
         }
         wait
@@ -483,7 +483,7 @@ impl Machine {
     fn pause(&mut self, now: Duration, slot: Slot, jitter: f64) -> Duration {
         let granted = self.window.granted(now);
         let (refused, _) = self.refused_share(now);
-        // One among many that were granted may be a stray: the next call tells.
+        // One refusal among many grants may be a stray: the next call shows it.
         let may_be_stray = self.step == 0
             && granted >= GRANTS_OF_STRAY
             && refused <= granted / 3.0
@@ -508,7 +508,7 @@ impl Machine {
         pause.refused = pause.refused.max(slot.seq);
         if pause.probe == Some(slot.seq) {
             let mut wait = delay(self.step, jitter);
-            // Whoever counts by the minute begins anew a minute after the first refusal at the latest.
+            // A service that counts by the minute starts again at the latest a minute after the first refusal.
             let minute_ends = (pause.began + MINUTE).saturating_sub(now);
             if !minute_ends.is_zero() {
                 wait = wait.min(minute_ends.max(PAUSE_MIN));
@@ -521,13 +521,13 @@ impl Machine {
         pause.until
     }
 
-    /// The call is over, whether it was answered or not. To be said once of each.
+    /// The call is over, answered or not. Must be called once for each.
     pub fn ended(&mut self, slot: Slot) {
         self.open = self.open.saturating_sub(1);
         self.forget_probe(slot);
     }
 
-    /// If it was to tell whether calls are granted again, another must.
+    /// If it was the probe for new grants, another call must take its place.
     fn forget_probe(&mut self, slot: Slot) {
         for probe in self.pause.iter_mut().map(|pause| &mut pause.probe).chain([&mut self.lanes[slot.about.lane].probe])
         {
@@ -537,7 +537,7 @@ impl Machine {
         }
     }
 
-    /// Calls are granted again after a quota was used up: what was granted before is what there is.
+    /// Calls are granted again after the quota was used up: the grants before it are the quota.
     fn learn(&mut self, now: Duration, pause: Pause) {
         let second = Duration::from_secs(1);
         let covered = pause.began.saturating_sub(pause.first_sent) + 5 * second >= MINUTE;
@@ -563,7 +563,7 @@ impl Machine {
         self.look_at = now + if self.guess.is_none() { MINUTE } else { DOUBLE_EVERY };
     }
 
-    /// A faster pace of which a tenth is refused need not be tried to the end of its minute.
+    /// A trial with a higher rate ends before its minute when a tenth is refused.
     fn end_trial_early(&mut self, now: Duration) {
         let Trial::Faster { limit, before: (granted, refused), .. } = self.trial else { return };
         let refused = (self.refused_ever - refused) as f64;
@@ -593,7 +593,7 @@ impl Machine {
         self.limit = limit.max(granted).max(LIMIT_MIN).min(f64::from(self.ceiling));
     }
 
-    /// Once a minute: whether the pace fits what was granted. A guess is looked at more often.
+    /// Compares the rate with the grants, once a minute. A guess is checked more often.
     fn look(&mut self, now: Duration) {
         if now < self.look_at || self.pause.is_some() || self.granted_ever == 0 {
             return;
@@ -623,7 +623,7 @@ impl Machine {
             Trial::Slower { limit, granted: before, share } if is_used => {
                 let (_, share_now) = self.refused_share(now);
                 if granted < before * (1.0 - share / 2.0) && share_now > share / 2.0 {
-                    // Fewer calls, and as many of them refused: that was no quota.
+                    // Fewer calls, with as many of them refused: the cause was not the quota.
                     self.lower(now, limit);
                     self.strays = (share, now + FORGET_AFTER);
                 }
@@ -661,12 +661,12 @@ impl Machine {
     }
 }
 
-/// Between two calls at a pace of so many a minute.
+/// The interval between two calls at a rate of `per_minute`.
 fn period_of(per_minute: f64) -> Duration {
     Duration::from_secs_f64(60.0 / per_minute)
 }
 
-/// Doubling, with up to as much again by chance.
+/// Doubles, and adds up to the same amount at random.
 fn delay(step: u32, jitter: f64) -> Duration {
     let least = PAUSE_MIN * 2_u32.pow(step.min(6));
     least.min(PAUSE_MAX.mul_f64(0.75)).mul_f64(1.0 + jitter).min(PAUSE_MAX)

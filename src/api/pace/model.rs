@@ -1,5 +1,6 @@
-//! The machine against simulated services, by a clock that jumps from event to event: services that count in a fixed
-//! minute, in the last 60 seconds or by a bucket, that refuse at random, or for one content type, or all for a while.
+//! Tests the machine against simulated services, with a clock that jumps from event to event: services that count in a
+//! fixed minute, in the last 60 seconds or by a bucket, that refuse at random, or for one content type, or all for a
+//! while.
 //!
 //! `cargo test --release --lib pace::model -- --ignored --nocapture` prints the table of `benches/README.md`.
 
@@ -18,15 +19,15 @@ const MINUTE_US: u64 = 60_000_000;
 enum Counts {
     /// It does not.
     Nothing,
-    /// So many granted in any 60 seconds.
+    /// This many granted in any 60 seconds.
     Sliding(u32),
     /// The same, where a call that was refused counts as well.
     SlidingAll(u32),
-    /// So many in each minute of its clock.
+    /// This many in each minute of its clock.
     Fixed(u32),
-    /// So many a minute, with so many saved up at most.
+    /// This many a minute, with a limit on the number saved up.
     Bucket(u32, u32),
-    /// The first until so many seconds, then the second, in any 60 seconds.
+    /// The first number up to this second, then the second number, in any 60 seconds.
     Changing(u32, u64, u32),
     /// Everything is refused between two seconds.
     Outage(u64, u64),
@@ -66,7 +67,7 @@ struct Outcome {
     minutes: Vec<(u32, u32)>,
     /// Most calls sent in any 60 seconds.
     most: usize,
-    /// How far the pace fell below what the minute since the last refusal had granted: the worst ratio.
+    /// How far the rate fell below the grants of the minute since the last refusal: the worst ratio.
     below_granted: f64,
     of_lane: HashMap<usize, u32>,
     limit: f64,
@@ -85,7 +86,7 @@ impl Outcome {
     }
 }
 
-/// What a service remembers.
+/// The state of a service.
 struct Service {
     counts: Counts,
     offset: u64,
@@ -139,7 +140,7 @@ impl Service {
     }
 }
 
-/// What happens to a call next.
+/// The next event of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
     Arrives,
@@ -155,19 +156,19 @@ struct Callers {
     /// In microseconds.
     now: u64,
     events: BinaryHeap<Reverse<(u64, Next, u64)>>,
-    /// Each call under way: its slot, its lane and whether it was granted.
+    /// Each call in flight: its slot, its lane and whether it was granted.
     calls: HashMap<u64, (Slot, usize, bool)>,
     answers: usize,
     next_lane: usize,
     ids: u64,
-    /// Of the last minute.
+    /// Times of the last minute.
     sent: VecDeque<u64>,
     granted: VecDeque<u64>,
     refused_at: Option<u64>,
     outcome: Outcome,
 }
 
-/// Adds what happens now and forgets what happened over a minute ago.
+/// Adds the present time and removes those over a minute old.
 fn note(times: &mut VecDeque<u64>, now: u64) {
     times.push_back(now);
     forget(times, now);
@@ -200,14 +201,14 @@ impl Callers {
         }
     }
 
-    /// How long a call or its answer is on its way.
+    /// The time that a call or its answer takes in the network.
     fn on_its_way(&mut self) -> u64 {
         (self.setting.latency * 0.5 * (0.5 + self.random.f64()) * 1e6) as u64
     }
 
-    /// Makes what calls are allowed now, and says when to ask again if no answer comes before.
+    /// Makes the calls allowed now, and returns when to try again if no answer comes before.
     fn call(&mut self) -> u64 {
-        // The callers become more as the first calls are answered, as downloads do.
+        // The number of callers grows as the first calls are answered, as with downloads.
         let callers = (4 + self.answers / 4).min(self.setting.callers);
         let mut held = 0;
         while self.calls.len() < callers {
@@ -259,7 +260,7 @@ impl Callers {
         self.machine.ended(slot);
         forget(&mut self.granted, self.now);
         if self.refused_at.is_some_and(|then| self.now - then >= MINUTE_US) {
-            // One call more or less is where the minute begins.
+            // A difference of one call depends on where the minute begins.
             let ratio = (self.granted.len() as f64 - 2.0) / self.machine.limit();
             self.outcome.below_granted = self.outcome.below_granted.max(ratio);
         }
@@ -291,7 +292,7 @@ fn run(setting: Setting) -> Outcome {
     callers.outcome
 }
 
-/// What can be had at most: by the quota, the ceiling and the network.
+/// The maximum possible: by the quota, the ceiling and the network.
 fn possible(setting: Setting, quota: u32) -> f64 {
     let network = setting.callers as f64 / setting.latency * 60.0;
     f64::from(quota).min(f64::from(setting.max) * 0.98).min(network)
@@ -324,7 +325,7 @@ fn strays_that_name_a_second_leave_the_quota_in_use() {
 
 #[test]
 fn a_quota_a_fiftieth_of_the_configured_one_is_found_with_few_refusals() {
-    // Measured over 24 seeds: at most 3.4 %, 4.9 %, 2.0 % and (whose savings are taken for quota) 9.5 %.
+    // Measured over 24 seeds: at most 3.4 %, 4.9 %, 2.0 % and (whose savings count as quota) 9.5 %.
     for (counts, most) in [
         (Counts::Sliding(40), 0.05),
         (Counts::Fixed(40), 0.06),
@@ -336,7 +337,7 @@ fn a_quota_a_fiftieth_of_the_configured_one_is_found_with_few_refusals() {
                 let setting = Setting { counts, latency, seed, minutes: 60, ..PLAIN };
                 let outcome = run(setting);
                 let begun: u32 = outcome.minutes[..10].iter().map(|minute| minute.1).sum();
-                // A bucket gives the rest of its savings meanwhile, which are taken for quota.
+                // A bucket gives the rest of its savings meanwhile, which count as quota.
                 let allowed = if matches!(counts, Counts::Bucket(..)) { 160 } else { 100 };
                 assert!(begun <= allowed, "{begun} refused in the first ten minutes: {setting:?}");
                 let refused = outcome.refused_share(10..60);
@@ -430,7 +431,7 @@ fn after_a_quiet_minute_the_whole_share_goes_at_once() {
     }
 }
 
-/// Under steady demand the pace evens out: no call waits for most of a minute again and again.
+/// Under steady demand the rate evens out: calls do not repeatedly wait for most of a minute.
 #[test]
 fn under_steady_demand_calls_go_evenly() {
     let mut machine = Machine::new(600);
@@ -474,7 +475,7 @@ fn a_blob_that_is_refused_again_and_again_holds_itself_alone() {
 }
 
 proptest! {
-    /// Whatever is answered, and however late.
+    /// For any answers with any delay.
     #[test]
     fn no_60_seconds_hold_more_than_98_percent(
         max in 1_u32..400,
