@@ -1,8 +1,8 @@
-//! What many tenants say alike is said once, with a count: a thousand lines that differ in a name hide the one that
-//! matters.
+//! Merges log lines that many tenants have in common into one with a count: a thousand lines that differ only in a name
+//! hide the important one.
 //!
-//! The first of such lines is written at once. Those that follow within a window are counted, and one line says how many
-//! there were and names some; while they go on, the window doubles.
+//! The first of such lines is written at once. Those that follow within a window are counted, and one line reports
+//! their number and names some tenants; while they continue, the window doubles.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::{Debug, Write as _};
@@ -26,33 +26,33 @@ const WINDOW: Duration = Duration::from_secs(15);
 const WINDOW_MAX: Duration = Duration::from_secs(600);
 /// Tenants named in a line that counts.
 const NAMED_MAX: usize = 8;
-/// Kinds of lines remembered: whatever is said, memory stays small.
+/// The maximum number of kinds of lines remembered, which bounds memory.
 const KINDS_MAX: usize = 512;
 /// The target of the lines that count, which are never counted themselves.
 const TARGET: &str = "m365_audit::alike";
 
-/// Counts what is alike. Cheap to clone.
+/// Counts similar lines. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Alike(Arc<Shared>);
 
 struct Shared {
-    /// Whether there are so many tenants that it matters.
+    /// Whether there are enough tenants for this.
     on: AtomicBool,
     clock: Arc<dyn Clock>,
     kinds: Mutex<HashMap<Kind, Said>>,
 }
 
-/// What makes lines alike: where they come from, and their slug, or without one their text.
+/// The criterion for similar lines: their call site, and their slug, or without one their text.
 type Kind = (Identifier, String);
 
-/// What was said of one kind.
+/// The lines of one kind.
 struct Said {
     level: Level,
     /// The text of the first.
     text: String,
     until: Duration,
     window: Duration,
-    /// Since the last line was written.
+    /// Lines since the last one was written.
     lines: u64,
     tenants: BTreeSet<String>,
 }
@@ -72,7 +72,7 @@ impl Alike {
         Self(Arc::new(Shared { on: AtomicBool::new(false), clock, kinds: Mutex::default() }))
     }
 
-    /// With so many tenants.
+    /// Sets the number of tenants.
     pub(super) fn set_tenants(&self, tenants: usize) {
         self.0.on.store(tenants >= LINES_FROM, Ordering::Relaxed);
     }
@@ -93,7 +93,7 @@ impl Alike {
         false
     }
 
-    /// What is to be said of windows that have ended; of all with `at_end`.
+    /// The summaries of windows that have ended; of all with `at_end`.
     fn ended(&self, now: Duration, at_end: bool) -> Vec<Summary> {
         let mut summaries = Vec::new();
         self.0.kinds.lock().retain(|_, said| {
@@ -113,7 +113,7 @@ impl Alike {
         summaries
     }
 
-    /// Writes what was counted in windows that have ended, now and then.
+    /// Writes the summaries of ended windows at intervals.
     pub(super) async fn keep_writing(self) {
         loop {
             self.0.clock.sleep(Duration::from_secs(1)).await;
@@ -121,7 +121,7 @@ impl Alike {
         }
     }
 
-    /// Writes what was counted; of all windows at the end.
+    /// Writes the summaries; of all windows at the end.
     pub(super) fn write(&self, at_end: bool) {
         for Summary { level, text, lines, tenants } in self.ended(self.0.clock.monotonic(), at_end) {
             let count = tenants.len();
@@ -147,7 +147,7 @@ impl<S: Subscriber> Layer<S> for Alike {
         }
         let mut words = Words::default();
         event.record(&mut words);
-        // Whatever speaks of no tenant is said by one alone.
+        // A line without a tenant is not repeated by others.
         if words.tenant.is_empty() {
             return true;
         }
@@ -156,7 +156,7 @@ impl<S: Subscriber> Layer<S> for Alike {
     }
 }
 
-/// A line's message, and the tenant it is about: its source's name where there is one.
+/// A line's message, and its tenant: the source's name if there is one.
 #[derive(Default)]
 struct Words {
     message: String,
@@ -226,13 +226,13 @@ mod tests {
             alike.write(false);
             clock.advance(WINDOW);
             alike.write(false);
-            // They go on: the window is longer, and nothing is said before its end.
+            // They continue: the window is longer, and no line is written before its end.
             fail(0..3, "auth-unreachable");
             clock.advance(WINDOW);
             alike.write(false);
             clock.advance(WINDOW);
             alike.write(false);
-            // It is over, and forgotten: the next is said at once.
+            // The kind is forgotten: the next line is written at once.
             clock.advance(WINDOW * 4);
             alike.write(false);
             fail(5..6, "auth-unreachable");

@@ -1,4 +1,4 @@
-//! Asks the running process how it fares, through its control socket.
+//! Requests the status of the running process through its control socket.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::hosts::embedded::status::Status;
 /// A process that does not answer within this time is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the running process says of itself; `None` when none runs.
+/// The status of the running process; `None` when none runs.
 pub(super) async fn ask(socket: &Path) -> Result<Option<Status>, Failure> {
     let asked = async {
         let Some(mut client) = Client::connect(socket).await? else { return Ok(None) };

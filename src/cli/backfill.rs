@@ -1,6 +1,6 @@
 //! `m365-audit backfill`: reads a range again, inside the running process or alone when none runs.
 //!
-//! Owns the arguments and what is shown of the progress. The reading is [`crate::source::backfill`]'s.
+//! Owns the arguments and the progress display. [`crate::source::backfill`] does the reading.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -20,7 +20,7 @@ use crate::hosts::embedded::control::{Say, What};
 use crate::model::{ContentType, TenantId, Timestamp};
 use crate::source::backfill::{Ask, Ended, Snapshot};
 
-/// Speed is shown over this time.
+/// The displayed speed is averaged over this time.
 const SPEED_OVER: Duration = Duration::from_secs(60);
 const STOPPED: &str = "stopped; the same command, or --resume, goes on";
 
@@ -56,10 +56,10 @@ pub struct BackfillArgs {
     discard: bool,
 }
 
-/// Runs the back-fill of every source meant, one after another.
+/// Runs the back-fill of every selected source, one after another.
 ///
 /// # Errors
-/// What kept it from being done. What could not be read is printed and decides the exit code.
+/// When it could not be done. Parts that could not be read are printed and decide the exit code.
 pub async fn backfill(args: BackfillArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = loaded::load(&args.config).await?;
     let sources = meant(&config, args.source.as_deref(), args.tenant.as_ref())?;
@@ -145,7 +145,7 @@ fn tell(source: &str, ask: &Ask, ended: &Ended, out: &mut dyn Write) -> std::io:
     Ok(if ended.interrupted || !ended.left.is_empty() || !ended.gone.is_empty() { Exit::Left } else { Exit::Done })
 }
 
-/// A bar on a terminal, nothing elsewhere, with the quota and a rate over the last minute.
+/// A progress bar on a terminal only, with the quota and a rate over the last minute.
 struct Show {
     bar: Option<ProgressBar>,
     clock: Arc<dyn Clock>,
@@ -192,11 +192,11 @@ fn words(
     read_secs_at_begin: u64,
 ) -> String {
     let (since, then) = earlier.map_or((begun, Snapshot::default()), |(since, then)| (*since, then.clone()));
-    // The first look has no earlier one: from the beginning then.
+    // The first sample has no earlier one, so it counts from the beginning.
     let (since, then) = if since == at { (begun, Snapshot::default()) } else { (since, then) };
     let seconds = at.saturating_sub(since).as_secs_f64().max(0.001);
     let megabytes = now.bytes.saturating_sub(then.bytes) as f64 / 1e6 / seconds;
-    // The first requests go in a burst: not to be taken for a rate.
+    // The first requests are sent in a burst, which is not a rate.
     let a_minute = now.requests.saturating_sub(then.requests) as f64 / seconds.max(10.0) * 60.0;
     let read = now.read_secs.saturating_sub(read_secs_at_begin);
     let left = now.span_secs.saturating_sub(now.read_secs);

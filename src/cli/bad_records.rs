@@ -1,4 +1,4 @@
-//! Records of bytes that are no event, as `normalize` writes them: in pieces, and without what is masked.
+//! Records of bytes that are not an event, in the form of `normalize`: in pieces, and without masked values.
 
 use std::io;
 use std::sync::Arc;
@@ -14,47 +14,47 @@ use crate::exports::table::Table;
 use crate::normalise::scraps::{Fate, Scraps};
 use crate::normalise::{BadBody, BadBytes, FoundIn, Normaliser, Origin, Withheld};
 
-/// Bytes of bad input in one record; base64 makes four thirds of it.
+/// Bytes of bad input in one record; base64 lengthens it to four thirds.
 pub(super) const PIECE_BYTES_MAX: usize = 256 * 1024;
 
 /// Where records go.
 type Take<'t> = &'t mut dyn FnMut(&[u8]) -> io::Result<()>;
 
-/// Makes records of bytes that are no event, in their order.
+/// Makes records of bytes that are not an event, in their order.
 pub(super) struct BadRecords<'a> {
     normaliser: &'a Normaliser,
     origin: Origin<'a>,
     clock: &'a dyn Clock,
-    /// Members are masked by name, so that what a row says beside its event may be one of them.
+    /// Whether members are masked by name: then a cell beside the event may be one of them.
     masks_members: bool,
     scraps: Scraps,
-    /// Events that came last and were not told of yet: to look at one costs as much as to make its record, and most
-    /// files have no bad bytes.
+    /// The last events, not inspected yet: inspecting one costs as much as making its record, and most files have no
+    /// bad bytes.
     last: Vec<Bytes>,
     file: Arc<str>,
-    /// Bytes that are no event, until it is known where they end.
+    /// Bytes that are not an event, until their end is known.
     bad: Option<Bad>,
-    /// Whether the last table asked about names what is masked.
+    /// The last table checked, and whether its header names a masked member.
     header: Option<(Arc<Table>, bool)>,
     line: Vec<u8>,
 }
 
-/// Events that wait to be told of.
+/// Events that wait for inspection.
 const LAST_MAX: usize = 8;
 
-/// Bytes that are no event, as far as they were read.
+/// Bytes that are not an event, as far as they were read.
 struct Bad {
     place: Place,
-    /// How many are in records already.
+    /// How many are already in records.
     written: u64,
-    /// Those that are not.
+    /// The bytes that are not in records yet.
     bytes: Vec<u8>,
     why: String,
     outer: Outer,
     is_unknown: bool,
-    /// Their table's header names what is masked.
+    /// Whether their table's header names a masked member.
     is_masked: bool,
-    /// Their cells may have slipped, so that one may hold what is masked.
+    /// Whether their cells may have shifted, so that one may hold a masked value.
     may_have_slipped: bool,
 }
 
@@ -85,12 +85,12 @@ impl<'a> BadRecords<'a> {
         }
     }
 
-    /// A file is what somebody has at hand: all of it comes out.
+    /// A file is complete, so all of it is output.
     fn scraps(normaliser: &Normaliser) -> Scraps {
         Scraps::new(normaliser.censor(), usize::MAX, usize::MAX)
     }
 
-    /// Whether these bytes go on where the last ended.
+    /// Whether these bytes continue where the last ended.
     pub(super) fn goes_on(&self, item: &BadItem) -> bool {
         self.bad.as_ref().is_some_and(|bad| {
             !bad.is_unknown
@@ -101,10 +101,10 @@ impl<'a> BadRecords<'a> {
         })
     }
 
-    /// Takes note of the event that came last: a damaged byte can end it early, and then what is masked follows it.
+    /// Records the last event: a damaged byte can end it early, and then masked values may follow it.
     pub(super) fn follows(&mut self, read: &ReadEvent) {
         self.enter(&read.place.file);
-        // What came before an event is over with it.
+        // An event ends the stretch before it.
         if read.is_whole {
             self.last.clear();
         } else if self.last.len() == LAST_MAX {
@@ -127,7 +127,7 @@ impl<'a> BadRecords<'a> {
         }
     }
 
-    /// Takes bytes that are no event. Those before, if they end elsewhere, have to be ended.
+    /// Adds bytes that are not an event. An earlier stretch that ends elsewhere must be ended before.
     pub(super) fn push(&mut self, item: &BadItem, take: Take<'_>) -> io::Result<()> {
         if item.bytes.is_empty() {
             return Ok(());
@@ -149,7 +149,7 @@ impl<'a> BadRecords<'a> {
         self.write(PIECE_BYTES_MAX, take)
     }
 
-    /// Whether the header of a table names what is masked: then its cells may be that.
+    /// Whether the header of a table names a masked member: then its cells may be masked values.
     fn names_masked(&mut self, table: Option<&Arc<Table>>) -> bool {
         let Some(table) = table else { return false };
         match &self.header {
@@ -162,7 +162,7 @@ impl<'a> BadRecords<'a> {
         }
     }
 
-    /// Writes what there is of bad bytes, in pieces, as long as there are `at_least` so many.
+    /// Writes the collected bad bytes, in pieces, while there are at least `at_least`.
     fn write(&mut self, at_least: usize, take: Take<'_>) -> io::Result<()> {
         let Some(mut bad) = self.bad.take() else { return Ok(()) };
         let mut rest = bad.bytes.as_slice();
@@ -204,7 +204,7 @@ impl<'a> BadRecords<'a> {
         Ok(())
     }
 
-    /// What comes next does not belong to the bad bytes: what is to be said of them, if there were any.
+    /// Ends the stretch of bad bytes: returns its summary, if there was one.
     pub(super) fn end(&mut self, take: Take<'_>) -> io::Result<Option<Ended>> {
         self.write(1, take)?;
         Ok(self.bad.take().map(|bad| Ended {
@@ -216,7 +216,7 @@ impl<'a> BadRecords<'a> {
     }
 }
 
-/// A row in which no event begins where it should may be a piece of one.
+/// A row in which no event begins at the expected place may be a piece of one.
 fn may_have_slipped(item: &BadItem) -> bool {
     let begins = memchr::memchr(b'{', &item.bytes).is_some();
     item.table.as_ref().is_some_and(|table| table.shape.json.is_none() || !begins)

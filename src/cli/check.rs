@@ -1,5 +1,5 @@
-//! `m365-audit check`: a doctor for each source. First what is wrong, each with its cause, its remedy and its page; then
-//! every step.
+//! `m365-audit check`: tests each source. It prints the faults first, each with its cause, its remedy and its page;
+//! then every step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -21,10 +21,10 @@ use crate::model::{Actionable, error_page};
 use crate::source::estimate::{REQUESTS_DEFAULT, REQUESTS_MIN};
 use crate::source::{CheckFault, CheckStep, FaultKind, M365Audit, check};
 
-/// Sources looked at at the same time: one that does not answer must not hold up a hundred others.
+/// Sources tested at the same time: one that does not answer must not delay a hundred others.
 const AT_ONCE: usize = 8;
 
-/// What no test can show.
+/// The things that no test can show.
 const NOT_TESTED: &str = "not tested: record types 284 and 328 (AI applications other than Microsoft 365 Copilot) are billed by Microsoft, \
                           and none of them comes unless auditing of them is paid for: docs/operating.md";
 
@@ -52,9 +52,9 @@ pub struct CheckArgs {
     which: Which,
 }
 
-/// What was found of one source, or of this machine.
+/// The result for one source, or for this machine.
 struct Report {
-    /// The source's name; `None` for what concerns all.
+    /// The source's name; `None` for a result that concerns all.
     source: Option<String>,
     tenant: Option<String>,
     steps: Vec<CheckStep>,
@@ -81,12 +81,12 @@ pub async fn check_file(config: &Path, out: &mut dyn Write) -> Result<Exit, Fail
     check_all(args, out).await
 }
 
-/// Tests every source and prints what it finds.
+/// Tests every source and prints the results.
 ///
 /// # Errors
-/// What kept the test from being made at all. Faults found are printed and decide the exit code.
+/// When the test could not be made at all. Faults found are printed and decide the exit code.
 pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
-    // A file that one of many tenants lacks is a fault of that tenant alone, which the test of it finds.
+    // A file that is missing for one of many tenants is a fault of that tenant alone, which its test finds.
     let files = loaded::files(&args.config).await?;
     let config = match Config::load_to_run_of(&args.config, &files) {
         Ok((config, _)) => config,
@@ -106,7 +106,7 @@ pub async fn check_all(args: CheckArgs, out: &mut dyn Write) -> Result<Exit, Fai
     if args.estimate {
         return estimate::estimates(&config, args.requests, args.json, out).await;
     }
-    // Everything is in the JSON, and what is in there was tested.
+    // The JSON has everything, so every source is tested.
     let which = if args.json { Which::default() } else { args.which };
     which.known(config.sources.keys().map(String::as_str))?;
     let store: Option<Arc<dyn StateStore>> = match args.probe {
@@ -165,7 +165,7 @@ fn row(report: &Report) -> Row {
     Row { is_well, wrong, ..Row::of(report.name(), state) }
 }
 
-/// One line for each tenant, then for each cause once what is to be done about it.
+/// One line for each tenant, then the remedy of each cause once.
 fn write_lines(reports: &[Report], lines: &[String], out: &mut dyn Write) -> io::Result<()> {
     for line in lines {
         writeln!(out, "{line}")?;
@@ -212,7 +212,7 @@ fn write_text(reports: &[Report], out: &mut dyn Write) -> io::Result<()> {
         for report in reports {
             let mut told: Vec<&str> = Vec::new();
             for (step, fault) in report.faults().filter(|(_, fault)| (fault.kind != FaultKind::Notice) == failures) {
-                // The same cause at several steps is one cause; the steps are named below.
+                // A cause at several steps counts once; the steps are named below.
                 let same: Vec<&str> =
                     report.faults().filter(|(_, f)| f.slug == fault.slug).map(|(step, _)| &*step.what).collect();
                 if told.contains(&&*fault.slug) {

@@ -1,5 +1,4 @@
-//! `m365-audit completions` and `m365-audit man`: what a shell and `man` want to know, made from the commands as they
-//! are.
+//! `m365-audit completions` and `m365-audit man`: the files for shells and `man`, generated from the commands.
 
 use std::fs;
 use std::io::{self, Write};
@@ -52,7 +51,7 @@ pub fn man(command: Command, args: &ManArgs, out: &mut dyn Write) -> io::Result<
     }
 }
 
-/// Without `help`, which has no page of its own, and without what [`usage::sections`] lays out for a page.
+/// Removes `help`, which has no page of its own, and the texts that [`usage::sections`] lays out for a page.
 fn for_pages(command: Command) -> Command {
     let below: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
     let command = command.disable_help_subcommand(true).after_help(None);

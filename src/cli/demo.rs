@@ -1,7 +1,8 @@
-//! `m365-audit demo`: a simulated tenant in this process, the real source against it, and what comes out, readable.
+//! `m365-audit demo`: runs the real source against a simulated tenant in this process, and prints the records in
+//! readable form.
 //!
-//! No account and no network: the tenant listens on loopback. The summary's last line compares what was delivered
-//! with the tenant's own record of what it published.
+//! No account and no network: the tenant listens on loopback. The summary's last line compares the delivered events
+//! with the tenant's own list of published ones.
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, IsTerminal, Write};
@@ -125,7 +126,7 @@ pub async fn demo(args: DemoArgs, stop: CancellationToken) -> Result<Exit, Failu
     Ok(if lost + missing > 0 || !comparison.altered.is_empty() { Exit::Internal } else { Exit::Done })
 }
 
-/// The source's configuration, as an operator would write it for this tenant.
+/// The source's configuration for this tenant, as an operator would write it.
 fn config_for(sim: &Sim, client_id: &str, client_secret: &str) -> Result<SourceConfig, Failure> {
     let table = format!(
         "tenant_id = {TENANT:?}\nclient_id = {client_id:?}\nclient_secret = {client_secret:?}\napi_url = {url:?}\nauthority_url = {url:?}\nmax_requests_per_minute = 0\nmask_detected_values = false\n",
@@ -136,7 +137,7 @@ fn config_for(sim: &Sim, client_id: &str, client_secret: &str) -> Result<SourceC
         .map_err(|problems| Failure::internal(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
 }
 
-/// What a comparison with the tenant's own audit search came to.
+/// The result of a comparison with the tenant's own audit search.
 struct Proof {
     rows: u64,
     missing: u64,
@@ -144,7 +145,7 @@ struct Proof {
     json: Vec<u8>,
 }
 
-/// Compares the state with the export that the tenant's audit search gives, as `reconcile` does.
+/// Compares the state with the export of the tenant's audit search, as `reconcile` does.
 async fn prove(
     sim: &Sim,
     tenant: &TenantId,
@@ -201,7 +202,7 @@ fn routine_dropped(missing: &[String], truth: &crate::sim::Truth) -> u64 {
     missing.iter().filter(|label| routine.contains(label.as_str())).count() as u64
 }
 
-/// Says what the tenant is asked, as it is asked.
+/// Prints the requests to the tenant as they are made.
 async fn watch(sim: Sim, show: Arc<Show>) {
     let mut seen = 0;
     loop {
@@ -243,7 +244,7 @@ impl Host for DemoHost {
     }
 }
 
-/// Everything the demonstration prints.
+/// The output of the demonstration.
 struct Show {
     slow: bool,
     terminal: bool,
@@ -283,7 +284,7 @@ impl Show {
 
     fn line(&self, text: &str) {
         self.clear_progress();
-        // A reader that went away ends the demonstration by the exit of the process, not by an error here.
+        // If the reader has gone, the process ends; that is not an error here.
         let _ = writeln!(anstream::stdout(), "{text}");
     }
 
@@ -343,7 +344,7 @@ impl Show {
         let _ = out.flush();
     }
 
-    /// How wide the terminal is now; `None` where the output is none.
+    /// How wide the terminal is now; `None` if the output is not a terminal.
     fn columns(&self) -> Option<usize> {
         let size = if self.terminal { ratatui::crossterm::terminal::size().ok() } else { None };
         size.map(|(columns, _)| usize::from(columns)).filter(|columns| *columns > 0)

@@ -1,4 +1,4 @@
-//! `m365-audit check --estimate`: what a tenant will bring, before it is read.
+//! `m365-audit check --estimate`: estimates a tenant's volume before it is read.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -15,10 +15,10 @@ use crate::severity::Severity;
 use crate::source::estimate::{Estimate, FORMATS, TypeEstimate, Volume, estimate};
 use crate::source::{M365Audit, SourceError};
 
-/// Sources that are asked at the same time.
+/// Sources that are estimated at the same time.
 const AT_ONCE: usize = 8;
 
-/// What was found of one source.
+/// The result for one source.
 struct Found {
     name: String,
     tenant: String,
@@ -26,11 +26,10 @@ struct Found {
     result: Result<Estimate, SourceError>,
 }
 
-/// Estimates every source with at most so many requests each, and prints what it finds.
+/// Estimates every source with at most this many requests each, and prints the results.
 ///
 /// # Errors
-/// The output cannot be written. A source or a content type of which nothing can be said is printed and decides the exit
-/// code.
+/// The output cannot be written. A source or a content type without an estimate is printed and decides the exit code.
 pub async fn estimates(
     config: &Config,
     requests_max: u32,
@@ -59,7 +58,7 @@ fn name_of(format: Format) -> String {
     serde_json::to_value(format).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// From the most severe.
+/// The severities, the most severe first.
 const SEVERITIES: [Severity; 5] = [Severity::Critical, Severity::High, Severity::Medium, Severity::Low, Severity::Info];
 
 fn write_text(all: &[Found], out: &mut dyn Write) -> io::Result<()> {
@@ -156,7 +155,7 @@ fn write_volume(what: &str, volume: &Volume, out: &mut dyn Write) -> io::Result<
     writeln!(out, "{what:26} {:>9} {}", rounded(volume.events), cells.join(" "))
 }
 
-/// A number that is not more exact than it is known.
+/// A number rounded to its accuracy.
 fn rounded(number: f64) -> String {
     grouped(number.round() as u64)
 }
@@ -174,7 +173,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// Bytes in the unit that suits them, of 1,000 each, as destinations bill them.
+/// Bytes in a suitable decimal unit, as destinations bill them.
 fn bytes(number: f64) -> String {
     let (unit, divisor) = match number {
         n if n >= 1e9 => ("GB", 1e9),

@@ -1,14 +1,14 @@
-//! One event on one line, whatever its width and whatever the event's text holds: what `demo` prints.
+//! One event on one line of any width, with any text, as `demo` prints it.
 //!
-//! Knows no event format and no terminal: the caller gives the parts and the columns there are.
+//! Knows no event format and no terminal: the caller passes the parts and the number of columns.
 
 use anstyle::Style;
 use ratatui::text::Span;
 
 const DIM: Style = Style::new().dimmed();
-/// Below so many columns the date is left out; the time of day stays.
+/// Below this many columns the date is left out; the time of day stays.
 const COLUMNS_FOR_THE_DATE: usize = 72;
-/// Title and object get at least so many columns before the address is left out.
+/// The address is left out if title and object would get fewer columns than this.
 const COLUMNS_FOR_THE_TITLE: usize = 24;
 
 /// The parts of a line.
@@ -23,7 +23,7 @@ pub(super) struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// The line, its severity in `style`; at most `columns` wide, and whole where that is `None`.
+    /// The line, its severity in `style`; at most `columns` wide, or uncut if that is `None`.
     pub fn styled(&self, style: Style, columns: Option<usize>) -> String {
         let mut left = columns.unwrap_or(usize::MAX);
         let mut line = String::new();
@@ -68,7 +68,7 @@ fn names(title: &str, object: &str) -> bool {
     title.contains(&start) || last.filter(|name| name.chars().count() >= 4).is_some_and(|name| title.contains(name))
 }
 
-/// The text on one line, at most so many columns of a terminal wide; what is cut off shows as `…`.
+/// The text on one line, at most `columns` wide; `…` marks a cut.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     let line = one_line(text);
     if width(&line) <= columns {
@@ -88,7 +88,7 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
     kept
 }
 
-/// Without what moves a cursor, ends a line or turns the direction of writing.
+/// The text without characters that move a cursor, end a line or change the direction of writing.
 fn one_line(text: &str) -> String {
     let acts = |c: char| {
         c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -23,11 +23,11 @@ pub enum Exit {
     NoInput = 66,
     /// Microsoft could not be reached.
     Network = 69,
-    /// A bug of ours.
+    /// A bug in this program.
     Internal = 70,
     /// The state store cannot be used.
     State = 73,
-    /// `--once` left something, which was printed; `reconcile` found events missing.
+    /// `--once` left content unread, which was printed; `reconcile` found events missing.
     Left = 75,
     /// A permission, subscription or audit setting is missing in the tenant.
     Permission = 76,
@@ -105,7 +105,7 @@ impl From<&MoveError> for Exit {
 }
 
 impl Exit {
-    /// The exit code of this number; a bug for a number that is none.
+    /// The exit code of this number; an unknown number counts as a bug.
     pub fn of_number(number: u8) -> Exit {
         const ALL: [Exit; 11] = [
             Exit::Done,

@@ -1,7 +1,7 @@
-//! `m365-audit explain`: what each event of some files is worth and why, for people.
+//! `m365-audit explain`: the severity of each event of some files and its reasons, for people.
 //!
-//! Reads what `normalize` reads, and prints instead of records: the event in one line, where it was found, its severity,
-//! then each rule that matched with its reason, its conditions and where to read on.
+//! Reads what `normalize` reads, and prints instead of records: the event in one line, where it was found, its
+//! severity, then each rule that matched with its reason, its conditions and a link.
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
@@ -17,7 +17,6 @@ use crate::normalise::{Event, Explanation, Mask, Normaliser, Settings, canonical
 use crate::severity::Assessment;
 use crate::severity::words::{about, condition};
 
-/// Tells for each event which rules matched and why.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExplainArgs {
     /// A mail domain of the organisation, beyond those the events name; can be given several times.
@@ -42,15 +41,15 @@ pub fn run(args: &ExplainArgs) -> Result<Tally, NormalizeError> {
     let tally = explain(args, inputs, out, progress.beside(io::stderr()));
     progress.end();
     let tally = tally?;
-    // Nobody may be reading standard error.
+    // A failure is ignored: standard error may have no reader.
     let _ = writeln!(io::stderr(), "{tally}");
     Ok(tally)
 }
 
-/// Explains what `inputs` hold.
+/// Explains the events of `inputs`.
 ///
 /// # Errors
-/// Those of [`run`]. That the reader of `out` is gone is none.
+/// Those of [`run`]. A closed pipe at `out` is not an error.
 pub fn explain(
     args: &ExplainArgs,
     inputs: Vec<Input<'_>>,
@@ -63,7 +62,7 @@ pub fn explain(
         mask: Mask::new(!args.meaning.keep_detected_values, &args.meaning.mask).map_err(NormalizeError::Mask)?,
         ..Settings::default()
     };
-    // What refinements would make of an event is told, too, where they are off.
+    // If refinements are off, the effect that they would have is also printed.
     let refined = (!args.meaning.refine).then(|| MeaningArgs { refine: true, ..args.meaning.clone() }.rules());
     let refined = refined.transpose().map_err(NormalizeError::Rules)?;
     let refined = refined.map(|rules| Normaliser::new(Settings { rules, ..settings.clone() }));
@@ -83,16 +82,16 @@ pub fn explain(
     }
 }
 
-/// Says of one event what there is to say.
+/// Explains one event.
 struct Teller<'a> {
     normaliser: Normaliser,
-    /// The same with refinements, where they are off.
+    /// The same with refinements, if they are off.
     refined: Option<Normaliser>,
     reading: &'a ReadingArgs,
 }
 
 impl Make for Teller<'_> {
-    /// Whether it was asked for, and its key.
+    /// Whether it was selected, and its key.
     type Made = (bool, Option<[u8; 16]>);
 
     fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Self::Made {
@@ -106,13 +105,13 @@ impl Make for Teller<'_> {
     }
 }
 
-/// Numbers what is told and writes it in order.
+/// Numbers the explanations and writes them in order.
 struct Told<O, E> {
     out: O,
     messages: Messages<E>,
     seen: Seen,
     number: u64,
-    /// Bytes that are no event, and where they end.
+    /// Bytes that are not an event, and where they end.
     bad: Option<(Ended, Option<u64>)>,
 }
 
@@ -171,7 +170,7 @@ impl<O: Write, E: Write> Told<O, E> {
         }
     }
 
-    /// What comes next does not belong to the bad bytes.
+    /// Ends the stretch of bad bytes.
     fn end(&mut self) -> io::Result<()> {
         if let Some((ended, _)) = self.bad.take() {
             self.number += 1;
@@ -182,7 +181,7 @@ impl<O: Write, E: Write> Told<O, E> {
     }
 }
 
-/// What becomes of an event, in a few words.
+/// The outcome for an event, in a few words.
 fn verdict(assessment: &Assessment<'_>) -> String {
     match (assessment.drop, assessment.matches.len()) {
         (Some(rule), _) => {

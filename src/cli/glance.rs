@@ -1,5 +1,5 @@
-//! Many tenants at a glance: one line each, those in trouble first, a sum above. `status`, `check` and `state show` say
-//! what each line holds; here is how lines are chosen, sorted and laid out.
+//! Many tenants at a glance: one line each, faulty ones first, a summary above. `status`, `check` and `state show`
+//! provide the content of the lines; this module selects, sorts and lays them out.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -14,17 +14,17 @@ use crate::config::Config;
 use crate::hosts::embedded::status::Source;
 use crate::model::{Timestamp, plain};
 
-/// From so many tenants on each has one line.
+/// From this many tenants on, each has one line.
 pub(super) const LINES_FROM: usize = 10;
-/// A terminal of which nothing is known.
+/// The assumed size of a terminal of unknown size.
 const SCREEN: (usize, usize) = (80, 24);
-/// Lines of a small screen that are left for tenants below the sum, the heads and what else stands above.
+/// Lines of a small screen that are left for tenants below the summary and the headings.
 const ROWS_OF_SCREEN: usize = 18;
-/// Lines that the names of failed tenants may take where their own lines do not fit on the screen.
+/// Lines for the names of failed tenants if their own lines do not fit on the screen.
 const NAMES_LINES_MAX: usize = 9;
 /// Characters of a name shown in a line.
 const NAME_CHARS_MAX: usize = 32;
-/// Characters of what is wrong, where the output is not cut at the width of a terminal.
+/// Characters of a fault's text, if the output is not cut at the width of a terminal.
 const WRONG_CHARS_MAX: usize = 200;
 
 /// Which tenants are shown, and how.
@@ -42,17 +42,17 @@ pub(super) struct Which {
 }
 
 impl Which {
-    /// Whether a source is among those asked for.
+    /// Whether a source is selected.
     pub(super) fn names(&self, name: &str) -> bool {
         self.source.as_deref().is_none_or(|asked| is_of(name, asked))
     }
 
-    /// Whether a source is shown that is well, or is not.
+    /// Whether a source is shown, given whether it is healthy.
     pub(super) fn shows(&self, name: &str, is_well: bool) -> bool {
         self.names(name) && !(self.failed && is_well)
     }
 
-    /// Whether one source, or the tenants of one, was asked for.
+    /// Whether one source, or the tenants of one, was selected.
     pub(super) fn is_of_one(&self) -> bool {
         self.source.is_some()
     }
@@ -62,7 +62,7 @@ impl Which {
         !self.full && all.filter(|name| self.names(name)).count() >= LINES_FROM
     }
 
-    /// That what was asked for is among these sources.
+    /// Checks that the selected source is among these.
     ///
     /// # Errors
     /// None has this name.
@@ -90,19 +90,19 @@ fn counted(tenants: usize) -> String {
     crate::model::counted(tenants as u64, "tenant")
 }
 
-/// How a tenant fares: its word, and how bad that is (0 is the worst).
+/// The state of a tenant: its name, and its rank (0 is the worst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct State {
     pub word: &'static str,
     pub rank: u8,
 }
 
-/// The line of one tenant. A value that is not known is shown as `-`.
+/// The line of one tenant. An unknown value is shown as `-`.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub name: String,
     pub state: State,
-    /// How far what was read completely lies behind now, in seconds.
+    /// How far its complete part is behind now, in seconds.
     pub delay_secs: Option<f64>,
     /// How long ago the newest event that was delivered became available, in seconds.
     pub last_event_secs: Option<f64>,
@@ -110,14 +110,14 @@ pub(super) struct Row {
     pub used: Option<f64>,
     /// Requests a minute that Microsoft grants.
     pub granted: Option<f64>,
-    /// What is to be known, in words; its slug first. Empty: nothing.
+    /// The faults in words, beginning with the slug; empty if there are none.
     pub wrong: String,
-    /// Whether nothing has to be done about it.
+    /// Whether it needs no action.
     pub is_well: bool,
 }
 
 impl Row {
-    /// The line of a tenant of which nothing but its state is known.
+    /// The line of a tenant of which only the state is known.
     pub(super) fn of(name: &str, state: State) -> Self {
         Self {
             name: name.to_owned(),
@@ -131,18 +131,18 @@ impl Row {
         }
     }
 
-    /// The worst first; what is alike by name.
+    /// The worst first; equal ones by name.
     fn order(&self) -> (u8, bool, &str) {
         (self.state.rank, self.is_well, &self.name)
     }
 
-    /// The slug of what is wrong.
+    /// The slug of the fault.
     fn cause(&self) -> &str {
         let cause = self.wrong.split(':').next().unwrap_or_default();
         if cause.is_empty() { "no reason given" } else { cause }
     }
 
-    /// Takes over what the running process says of its tenant, where nothing is known yet.
+    /// Fills in missing values from the running process's status of the tenant.
     pub(super) fn with_live(self, live: Option<&Source>, now: Timestamp) -> Self {
         let Some(source) = live else { return self };
         let delay_secs = self.delay_secs.or_else(|| source.delay_secs(now));
@@ -151,7 +151,7 @@ impl Row {
     }
 }
 
-/// What the running process says of its tenants, by source; nothing where none runs or it does not answer.
+/// The running process's status of its tenants, by source; empty if none runs or it does not answer.
 pub(super) async fn live(config: &Config) -> BTreeMap<String, Source> {
     let status = ask(&config.control_socket()).await.ok().flatten();
     let sources = status.into_iter().flat_map(|status| status.sources);
@@ -165,7 +165,7 @@ pub(super) struct Screen {
     pub width: Option<usize>,
     /// Rows.
     pub height: usize,
-    /// Whether what was printed first scrolls away.
+    /// Whether the first lines scroll out of view.
     pub scrolls: bool,
 }
 
@@ -180,7 +180,7 @@ impl Screen {
     }
 }
 
-/// What stands above the lines: how many tenants, how many in each state, and the longest delay.
+/// The summary above the lines: how many tenants, how many in each state, and the longest delay.
 fn sum(rows: &[Row]) -> Line<'static> {
     let mut states: BTreeMap<(u8, &str), usize> = BTreeMap::new();
     for row in rows {
@@ -199,7 +199,7 @@ fn sum(rows: &[Row]) -> Line<'static> {
     Line::from(spans)
 }
 
-/// The sum and the lines, of `all` those that `which` shows.
+/// The summary and the lines of those of `all` that `which` shows.
 pub(super) fn lines(mut all: Vec<Row>, which: &Which, screen: Screen) -> Vec<Line<'static>> {
     all.retain(|row| which.names(&row.name));
     all.sort_by(|a, b| a.order().cmp(&b.order()));
@@ -218,7 +218,7 @@ pub(super) fn lines(mut all: Vec<Row>, which: &Which, screen: Screen) -> Vec<Lin
     }
     lines.extend(table(&rows, screen.width));
     if screen.scrolls && lines.len() >= screen.height {
-        // What was printed first is out of sight by now.
+        // The first lines are out of sight, so the summary is repeated.
         lines.push(sum);
         lines.extend(names);
     }
@@ -268,7 +268,7 @@ const HEADS: [&str; 6] = ["state", "tenant", "delay", "last event", "requests", 
 
 fn table(rows: &[&Row], width: Option<usize>) -> Vec<Line<'static>> {
     let known = |of: fn(&Row) -> bool| rows.iter().any(|row| of(row));
-    // A column that nobody can say anything in is left out.
+    // A column without any value is left out.
     let shown = [
         true,
         true,
@@ -323,7 +323,7 @@ fn cells(row: &Row) -> [String; HEADS.len()] {
     ]
 }
 
-/// Seconds in the one unit that matters.
+/// Seconds in one suitable unit.
 fn short(secs: f64) -> String {
     let secs = secs.max(0.0).round() as u64;
     match secs {
@@ -334,7 +334,7 @@ fn short(secs: f64) -> String {
     }
 }
 
-/// Text of others on one line, without what a terminal would act on, and not longer than this.
+/// A foreign text on one line, without control characters, and not longer than this.
 fn shortened(text: &str, most: usize) -> String {
     let text = plain(text);
     match text.char_indices().nth(most) {
@@ -343,7 +343,7 @@ fn shortened(text: &str, most: usize) -> String {
     }
 }
 
-/// The line as far as the screen is wide.
+/// The line cut at the width of the screen.
 fn cut(line: Line<'static>, width: Option<usize>) -> Line<'static> {
     let Some(width) = width.filter(|width| line.width() > *width) else { return line };
     let mut left = width.saturating_sub(1);
@@ -361,7 +361,7 @@ fn bold(text: String) -> Span<'static> {
     Span::styled(text, Style::new().add_modifier(Modifier::BOLD))
 }
 
-/// The colour of a state's word; its word says the same.
+/// The colour of a state's name, which carries the same information.
 pub(super) fn colour_of(word: &str) -> Style {
     Style::new().fg(match word {
         "healthy" | "ok" | "well" => Color::Green,

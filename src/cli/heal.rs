@@ -1,6 +1,6 @@
 //! `m365-audit heal`: fills a range through Microsoft Graph, inside the running process or alone when none runs.
 //!
-//! Owns the arguments and what is shown of the progress. The work is [`crate::source::heal`]'s.
+//! Owns the arguments and the progress display. [`crate::source::heal`] does the work.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -47,10 +47,10 @@ pub struct HealArgs {
     again: bool,
 }
 
-/// Fills the range for every source meant, one after another.
+/// Fills the range for every selected source, one after another.
 ///
 /// # Errors
-/// What kept it from being done. What could not be filled is printed and decides the exit code.
+/// When it could not be done. Parts that could not be filled are printed and decide the exit code.
 pub async fn heal(args: HealArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = loaded::load(&args.config).await?;
     let sources = meant(&config, args.source.as_deref(), args.tenant.as_ref())?;
@@ -129,7 +129,7 @@ fn tell(source: &str, ended: &Ended, out: &mut dyn Write) -> std::io::Result<Exi
     Ok(if ended.interrupted || !ended.left.is_empty() { Exit::Left } else { Exit::Done })
 }
 
-/// A bar on a terminal, nothing elsewhere.
+/// A progress bar on a terminal only.
 struct Show(Option<ProgressBar>);
 
 impl Show {
@@ -137,7 +137,7 @@ impl Show {
         let Some(bar) = &self.0 else { return };
         bar.set_length(now.span_secs.max(1));
         bar.set_position(now.done_secs);
-        // Most of the time Graph searches, so that a rate of less than all of it says little.
+        // Graph spends most of the time searching, so only the rate over the whole time is meaningful.
         let each_second = now.records as f64 / bar.elapsed().as_secs_f64().max(1.0);
         bar.set_message(format!(
             "{} searches, {} under way, {} records, {each_second:.1}/s, {} events",

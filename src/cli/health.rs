@@ -1,4 +1,4 @@
-//! `m365-audit health`: asks a running process how it fares, for images without a shell and for scripts.
+//! `m365-audit health`: requests the health of a running process, for images without a shell and for scripts.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,7 +12,7 @@ use super::exit::Exit;
 use super::{Failure, asking, status};
 use crate::config::Config;
 
-/// Most bytes read of an answer; one of a hundred tenants in trouble has some 30 kB.
+/// The maximum number of bytes read from an answer; one with a hundred faulty tenants has some 30 kB.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Arguments of `health`.
@@ -32,11 +32,11 @@ pub struct HealthArgs {
     pub timeout_secs: u64,
 }
 
-/// Prints the answer of `/health` (or `/live`). Done when no source has failed, else the exit code of an unavailable
+/// Prints the answer of `/health` (or `/live`). `Done` when no source has failed, else the exit code of an unavailable
 /// service.
 ///
 /// # Errors
-/// The configuration has problems, or nobody answers.
+/// The configuration has problems, or no process answers.
 pub async fn health(args: HealthArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     let listen = match (args.listen, &args.config) {
         (Some(listen), _) => listen,

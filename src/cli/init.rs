@@ -1,9 +1,9 @@
-//! `m365-audit init`: the first configuration, asked for or given as options, and the commands that create the
-//! application in the tenant.
+//! `m365-audit init`: writes the first configuration, from questions or options, and prints the commands that create
+//! the application in the tenant.
 //!
-//! Owns the questions, the commands shown and the text of the file; whether the file is right is `config`'s to say and
-//! whether the tenant is, `check`'s. Nothing that exists is overwritten, and no secret appears in an argument, on the
-//! screen or in a file that others may read.
+//! Owns the questions, the commands shown and the text of the file; `config` validates the file and `check` tests the
+//! tenant. It overwrites no existing file, and a secret never appears in an argument, on the screen or in a file that
+//! others may read.
 
 mod commands;
 mod destination;
@@ -91,7 +91,7 @@ fn cloud(text: &str) -> Result<Cloud, String> {
     })
 }
 
-/// What was answered.
+/// The answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Answers {
     tenants: Tenants,
@@ -103,7 +103,7 @@ struct Answers {
     to: Destination,
 }
 
-/// Whose events are read.
+/// The tenants whose events are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Tenants {
     /// One tenant.
@@ -147,7 +147,7 @@ impl Tenants {
         matches!(self, Self::Many(_))
     }
 
-    /// The source they are read by.
+    /// The source that reads them.
     fn source(&self) -> &'static str {
         if self.is_many() { "customers" } else { "m365" }
     }
@@ -162,7 +162,7 @@ enum SecretPlace {
 }
 
 impl SecretPlace {
-    /// The file that is to be written, and what into it.
+    /// The file to write, and its content.
     fn new_file(&self) -> Option<(&PathBuf, &String)> {
         match self {
             Self::NewFile(path, secret) => Some((path, secret)),
@@ -184,7 +184,7 @@ impl std::fmt::Debug for SecretPlace {
 /// Asks, writes, checks.
 ///
 /// # Errors
-/// An answer that is missing or cannot be used, a file that is there already, a directory that cannot be written.
+/// A missing or invalid answer, an existing file, a directory that cannot be written.
 pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
     if let Some(tool) = args.print {
         let home = args.tenant_id.as_deref().unwrap_or("TENANT_ID");
@@ -202,7 +202,7 @@ pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
         asked(&args, &mut terminal)?
     };
     let text = render(&answers);
-    // First the secrets: the configuration is held against the files it names.
+    // The secrets first, since the configuration is checked against the files it names.
     let secrets: Vec<(&PathBuf, &String)> =
         [answers.secret.new_file(), answers.to.new_file()].into_iter().flatten().collect();
     let mut made: Vec<&PathBuf> = Vec::new();
@@ -214,7 +214,7 @@ pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
         }
         made.push(path);
     }
-    // What is written must be readable; a variable that is not set yet is no fault of the file.
+    // The written file must be valid; a variable that is not set yet is not a fault of the file.
     let variable = |name: &str| std::env::var(name).ok().or_else(|| Some(format!("set {name}")));
     let written = result
         .and_then(|()| Config::parse(&text, &variable).map_err(Failure::from))
@@ -293,7 +293,7 @@ fn guid(text: &str, what: &str, wheres: &str) -> Result<String, String> {
 const TENANT_IS_AT: &str = "Entra admin centre > Overview > Tenant ID";
 const CLIENT_IS_AT: &str = "Entra admin centre > App registrations > your app > Application (client) ID";
 
-/// All from the options.
+/// Takes all answers from the options.
 fn given(args: &InitArgs) -> Result<Answers, Failure> {
     let need = |value: &Option<String>, option: &str, wheres: &str| {
         let value = value.as_deref().ok_or_else(|| usage(format!("--no-input needs {option}")))?;
@@ -381,7 +381,7 @@ impl Dialogue for Questions {
     }
 }
 
-/// What the options leave open is asked for.
+/// Asks for the answers that the options leave open.
 fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Answers, Failure> {
     let (tenant_at, client_at) = (args.cloud.localised(TENANT_IS_AT), args.cloud.localised(CLIENT_IS_AT));
     let tenants = match (&args.tenant_id, args.tenants.as_slice()) {
@@ -477,7 +477,7 @@ fn yes(dialogue: &mut dyn Dialogue, question: &str, default: bool) -> Result<boo
     })
 }
 
-/// The file, with a word on each choice.
+/// The file, with a comment on each choice.
 fn render(answers: &Answers) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let path = |path: &Path| quoted(&path.display().to_string());
@@ -654,7 +654,7 @@ mod tests {
         for tool in [Tool::Az, Tool::Powershell] {
             let text = commands(tool, TENANT, Cloud::Enterprise, true, false);
             assert!(!commands(tool, TENANT, Cloud::Enterprise, false, false).contains(ROLE_READ_DLP));
-            // The secret goes into a file, and not onto the screen.
+            // The secret is written to a file and not shown on the screen.
             let secret =
                 text.lines().find(|line| line.contains("--query password") || line.contains("SecretText")).unwrap();
             assert!(secret.contains(SECRET_FILE), "{secret}");

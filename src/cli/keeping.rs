@@ -1,4 +1,4 @@
-//! How a command that writes a state keeps receipts: as `[receipts]` says, with the key in `data_dir`.
+//! How a command that writes a state keeps receipts: as `[receipts]` configures, with the key in `data_dir`.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use crate::config::Config;
 use crate::hosts::embedded::receipts_key;
 use crate::model::Actionable;
 
-/// `None` where receipts are off, or cannot be signed: that is told, and no event waits for it. For a process that has the
-/// lock of the state: a key that is not there is made.
+/// `None` if receipts are off, or cannot be signed, which is logged; no event waits for it. Only for a process that has
+/// the lock of the state, since it creates a missing key.
 pub(super) fn keeping(config: &Config) -> Option<Keeping> {
     if config.receipts.days == 0 {
         return None;
     }
-    // A key of its own would be one that no other member has.
+    // In a cluster, a new key would be one that the other members lack.
     let opened = match config.cluster {
         Some(_) => receipts_key::open(&config.receipts_key()),
         None => receipts_key::open_or_make(&config.receipts_key()),

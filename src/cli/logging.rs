@@ -1,7 +1,7 @@
 //! Logs to stderr, as text or JSON lines. Standard output belongs to data.
 //!
-//! Texts of others reach the log: what an origin answered, ids it gave. A line break or an escape sequence in one would
-//! begin a line of its own or command the terminal, so every value is written without control characters.
+//! The log contains foreign texts, such as a server's answers and ids. A line break or an escape sequence in one would
+//! forge a line or control the terminal, so every value is written without control characters.
 
 use std::fmt::{self, Debug, Write as _};
 use std::io::IsTerminal;
@@ -22,24 +22,24 @@ use crate::config::{LogConfig, LogFormat};
 use crate::hosts::embedded::status::{Line, Recent};
 use crate::model::{Timestamp, plain, shortened};
 
-/// Libraries that tell of every connection that breaks, which is told by whoever needed it, with its remedy.
+/// Libraries that log every broken connection, which the caller already logs with the remedy.
 const QUIET: &str = "deadpool_postgres=error,tokio_postgres=error";
 
 /// The log of a process.
 pub(super) struct Log {
-    /// The last of its lines that say something is wrong.
+    /// Its last warnings and errors.
     pub recent: Recent,
-    /// Counts what many tenants say alike.
+    /// Merges similar lines of many tenants.
     pub alike: Alike,
 }
 
-/// Installs the process's log. A second call changes nothing, and what it returns stays empty.
+/// Installs the process's log. A second call changes nothing, and its result stays empty.
 pub(super) fn install(config: &LogConfig) -> Log {
     let recent = Recent::default();
     let alike = Alike::new(SystemClock::new());
     let counting = || alike.clone().with_filter(Targets::new().with_target("m365_audit", Level::INFO));
     let keeper = Keeper(recent.clone()).with_filter(LevelFilter::WARN);
-    // The configured level is for our own lines; libraries below us speak up only when something is wrong.
+    // The configured level applies to this program's own lines; libraries log only warnings and errors.
     let filter = std::env::var("M365_AUDIT_LOG")
         .ok()
         .and_then(|spec| EnvFilter::try_new(spec).ok())
@@ -75,7 +75,7 @@ pub(super) fn install(config: &LogConfig) -> Log {
     Log { recent, alike }
 }
 
-/// Keeps what `status` shows, whatever level the log has.
+/// Keeps the lines that `status` shows, independent of the log's level.
 struct Keeper(Recent);
 
 impl<S: Subscriber> Layer<S> for Keeper {
@@ -130,7 +130,7 @@ impl PlainVisit<'_> {
         if self.result.is_err() {
             return;
         }
-        // What a library's log macro says of its own source file.
+        // Fields that a library's log macro adds about its source file.
         if field.name().starts_with("log.") {
             return;
         }

@@ -117,7 +117,7 @@ enum Command {
     Man(completions::ManArgs),
 }
 
-/// The command line as it is, for documents made from it.
+/// The command line, for documents generated from it.
 pub fn command_line() -> clap::Command {
     usage::with_examples(Cli::command(), "")
 }
@@ -138,7 +138,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Err(error) => return told(Failure::io(error)),
     };
     let result = runtime.block_on(dispatch(cli.command));
-    // A read of standard input may still block a thread of the runtime; nothing else is left to wait for.
+    // A read of standard input may still block a thread of the runtime, and nothing else remains to wait for.
     runtime.shutdown_background();
     result.unwrap_or_else(told)
 }
@@ -227,7 +227,7 @@ async fn explained(args: explain::ExplainArgs) -> Result<Exit, Failure> {
 fn stop_at_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let cancel = stop.clone();
-    // Listened to from here on, not from when the task is first run.
+    // The signals are caught from here on, not only once the task first runs.
     if let Ok(mut signals) = run::Signals::new() {
         tokio::spawn(async move {
             signals.any().await;
@@ -278,12 +278,13 @@ impl Failure {
         }
     }
 
-    /// A bug of ours.
+    /// A bug in this program.
     pub fn internal(what: impl fmt::Display) -> Self {
         Self { message: format!("internal: {what}\n  hint: this is a bug, please report it"), exit: Exit::Internal }
     }
 
-    /// Standard input or output failed. A reader that has seen enough (`| head`) is no failure and no message.
+    /// Standard input or output failed. A reader that closes the pipe (`| head`) causes neither a failure nor a
+    /// message.
     pub fn io(error: std::io::Error) -> Self {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Self { message: String::new(), exit: Exit::Done };
@@ -299,7 +300,7 @@ impl fmt::Display for Failure {
 }
 
 impl From<ConfigError> for Failure {
-    /// Its text has the slug, every problem and every hint already.
+    /// Its text already has the slug, every problem and every hint.
     fn from(error: ConfigError) -> Self {
         Self { message: error.to_string(), exit: Exit::Config }
     }

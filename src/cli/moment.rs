@@ -1,4 +1,4 @@
-//! A time as it is given on the command line, and a span of time as it is shown there.
+//! Parses times of the command line, and formats spans of time for it.
 
 use jiff::SignedDuration;
 
@@ -50,7 +50,7 @@ pub(super) fn age(text: &str) -> Option<SignedDuration> {
     Some(age)
 }
 
-/// Seconds as an operator reads them.
+/// A number of seconds in words.
 pub(super) fn span(seconds: f64) -> String {
     let secs = seconds.max(0.0).round() as u64;
     match secs {

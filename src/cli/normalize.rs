@@ -1,7 +1,7 @@
 //! `m365-audit normalize`: audit events from files or a pipe, records on stdout.
 //!
-//! Reads what people have of the feed in whatever form (`crate::exports`). One event in, one record out, in order,
-//! streaming; what is no event comes out as `m365_audit.bad_blob` records, so that nothing is lost on the way. Knows no
+//! Reads events of the feed in any form that `crate::exports` supports. One event in, one record out, in order,
+//! streaming. Bytes that are not an event become `m365_audit.bad_blob` records, so that no data is lost. Knows no
 //! tenant and no network.
 
 use std::io::{self, BufWriter, Write};
@@ -58,7 +58,6 @@ pub struct NormalizeArgs {
     pub reading: ReadingArgs,
 }
 
-/// What is read, and which of it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ReadingArgs {
     /// Leave out an event that came before, in whatever form; exports overlap. Takes 20 bytes of memory an event.
@@ -76,12 +75,12 @@ pub struct ReadingArgs {
 }
 
 impl ReadingArgs {
-    /// What is to be read.
+    /// The inputs to read.
     pub fn inputs(&self) -> Vec<Input<'static>> {
         self.files.iter().map(|file| Input::named(file)).collect()
     }
 
-    /// The same, with a bar that shows how far they were read.
+    /// The same, with a progress bar for the reading.
     pub(super) fn watched_inputs(&self, progress: &Progress, what: &str) -> Vec<Input<'static>> {
         let inputs = self.inputs();
         progress.begin(what, inputs.iter().map(Input::bytes).sum());
@@ -89,16 +88,16 @@ impl ReadingArgs {
         inputs.into_iter().map(|input| input.watched(&watch)).collect()
     }
 
-    /// Whether an event of this time is asked for; `None` is not known.
+    /// Whether an event of this time is selected; `None` is an unknown time.
     pub fn admits(&self, time: Option<Timestamp>) -> bool {
         time.is_none_or(|time| self.from.is_none_or(|from| from <= time) && self.to.is_none_or(|to| time < to))
     }
 }
 
-/// A time, where it has no zone in UTC, or how long ago it was.
+/// A time (UTC if it has no zone), or an age.
 fn moment(text: &str) -> Result<Timestamp, String> {
     match text.parse::<jiff::civil::DateTime>() {
-        // Events say no zone either.
+        // Times of events have no zone either.
         Ok(time) if !text.ends_with(['z', 'Z']) => {
             jiff::tz::TimeZone::UTC.to_timestamp(time).map_err(|error| error.to_string())
         }
@@ -143,8 +142,8 @@ fn named<T: DeserializeOwned>(text: &str) -> Result<T, ValueError> {
 /// Runs the command on the files it names, or on standard input, to standard output and standard error.
 ///
 /// # Errors
-/// Standard output cannot be written. A reader that closed the pipe is no error, and what cannot be read is told on
-/// standard error and counted.
+/// Standard output cannot be written. A closed pipe is not an error. Unreadable input is reported on standard error and
+/// counted.
 pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Tally, NormalizeError> {
     let progress = Progress::beside_output(Unit::Bytes);
     let out = BufWriter::with_capacity(WRITE_BYTES, io::stdout().lock());
@@ -152,17 +151,17 @@ pub fn run(args: &NormalizeArgs, clock: &Arc<dyn Clock>) -> Result<Tally, Normal
     let tally = normalize(args, inputs, out, progress.beside(io::stderr()), clock.as_ref());
     progress.end();
     let tally = tally?;
-    // Nobody may be reading standard error.
+    // A failure is ignored: standard error may have no reader.
     let _ = writeln!(io::stderr(), "{tally}");
     Ok(tally)
 }
 
 const WRITE_BYTES: usize = 256 * 1024;
 
-/// Makes records of what `inputs` hold.
+/// Makes records of the events of `inputs`.
 ///
 /// # Errors
-/// `out` cannot be written for another reason than that its reader is gone.
+/// `out` cannot be written, except for a closed pipe.
 pub fn normalize(
     args: &NormalizeArgs,
     inputs: Vec<Input<'_>>,
@@ -219,13 +218,13 @@ impl<'a> Maker<'a> {
     }
 }
 
-/// What was made of an event.
+/// The result for an event.
 enum Made {
-    /// A record, and the key by which it is known in other forms.
+    /// A record, and the key that the event has in every form.
     Record(Option<[u8; 16]>),
-    /// Nothing: a rule says that it is routine.
+    /// None: a rule drops it as routine.
     Dropped,
-    /// Nothing: it is outside the time that was asked for.
+    /// None: it is outside the selected time.
     Outside,
 }
 
@@ -254,7 +253,7 @@ impl Make for Maker<'_> {
     }
 }
 
-/// The columns of `--table` but the last.
+/// The widths of the columns of `--table`, except the last.
 const WIDTHS: [usize; 3] = [20, 8, 12];
 
 impl Maker<'_> {
@@ -276,7 +275,7 @@ fn push_columns(columns: [&str; 3], last: &str, out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// Takes what was read in its order and writes it.
+/// Takes the results in the order of the input and writes them.
 struct Records<'a, O, E> {
     args: &'a NormalizeArgs,
     bad: BadRecords<'a>,
@@ -329,7 +328,7 @@ impl<'a, O: Write, E: Write> Records<'a, O, E> {
                 self.messages.say(&note);
                 Ok(())
             }
-            // Whoever follows a growing input sees each record when its event is complete.
+            // The reader of a growing input gets each record when its event is complete.
             Item::Pause => self.out.flush(),
         }
     }
@@ -343,7 +342,7 @@ impl<'a, O: Write, E: Write> Records<'a, O, E> {
         self.bad.push(bad, &mut |line| if table { Ok(()) } else { out.write_all(line) })
     }
 
-    /// What comes next does not belong to the bad bytes.
+    /// Ends the stretch of bad bytes.
     fn bad_ends(&mut self) -> io::Result<()> {
         let table = self.args.table;
         let out = &mut self.out;
@@ -413,7 +412,8 @@ mod tests {
         (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), tally)
     }
 
-    /// Ids of the records in order, `bad` for bytes that were no event; the same however the input is cut.
+    /// Ids of the records in order, `bad` for bytes that were not an event; the same for every way of cutting the
+    /// input.
     fn ids(input: &[u8]) -> String {
         let one = run_in_steps(&["--raw=none"], input, usize::MAX);
         for step in [1, 2, 7] {
@@ -464,7 +464,7 @@ mod tests {
         };
         assert_eq!(ids(&wide(&export)), "a b");
         assert_eq!(ids(&wide(&format!("[{A},\n{B}]"))), "a b");
-        // Before anything else it is a line like any other.
+        // At the beginning it is a line like any other.
         assert_eq!(ids(format!("#TYPE x\n{A}").as_bytes()), "bad a");
         assert_eq!(ids(b"#TYPE "), "bad");
         assert_eq!(ids(b""), "");
@@ -481,7 +481,7 @@ mod tests {
             (format!("[{A},null,{B},3]"), "a bad b bad"),
             (format!("[{A},[1,2],{B}"), "a bad b"),
             (format!("[{A},{{\"Id\":"), "a bad"),
-            // One line, one byte: what the feed's blobs keep is kept here.
+            // One damaged byte in one line costs as little as in the feed's blobs.
             (format!("[{A},{},{B}]", &A[..A.len() - 1]), "a bad b"),
             (format!("[{A},{},{B},{A}]", &A[1..]), "a bad b a"),
             (format!("[{A},{},{B},{A}]", A.replacen("\"a\"", "a\"", 1)), "a bad b a"),
@@ -491,7 +491,7 @@ mod tests {
             (format!("{A} {} {B}\n{A}", A.replacen("\"a\"", "\"a", 1)), "a bad b a"),
             // A line that lost its end in a list.
             (format!("{A}\n{{\"Id\":\"x\",\"L\":[1,\n{B}\n{A}\n"), "a bad b a"),
-            // Objects that are no events are found on their lines.
+            // Objects that are not events are found on their lines.
             ("{\"Id\":\"x\n{\"other\":1}\n{\"Id\":\"c\"}\n".to_owned(), "bad bad c"),
             (format!("{A}\n\"text\"\n17 18\n{B}"), "a bad b"),
             (format!("{A}\n\u{1}\u{2}\n"), "a bad"),
@@ -573,8 +573,8 @@ mod tests {
         (out, err)
     }
 
-    /// README: what data loss prevention found leaves in no format, whatever byte of the record is damaged, wherever it
-    /// is cut.
+    /// README: values that data loss prevention found are not output in any format, for every damaged byte and every
+    /// cut of the record.
     #[test]
     fn nothing_that_was_found_leaves_whatever_byte_is_damaged_and_wherever_it_is_cut() {
         const FOUND: &str = "4111222233334444";
@@ -593,7 +593,7 @@ mod tests {
             ["native", "ecs", "ocsf", "raw"].map(|format| Cli::parse_from(["normalize", "--format", format]).args);
         let makers: Vec<Maker<'_>> = args.iter().map(|args| Maker::new(args).unwrap()).collect();
         for (index, inner) in inner.iter().enumerate() {
-            // Those in strings are known by this member, which all records of data loss prevention have.
+            // Those in strings are recognised by this member, which all records of data loss prevention have.
             let policy = if index < 3 { "" } else { r#""PolicyDetails":[],"# };
             let body = format!(r#"[{B},{{"Id":"d","Operation":"o",{policy}"X":{inner},"Y":{{}}}},{A}]"#);
             let body = body.as_bytes();
@@ -681,7 +681,7 @@ mod tests {
         assert_eq!((&record["line"], &record["row"]), (&2.into(), &1.into()));
         assert_eq!((tally.exit(), err.lines().count()), (Exit::Data, 1));
         assert_eq!(tally.to_string(), "0 events read, 1 bad, 0 unknown");
-        // Whoever masks a member does not find it in the cell of a row, either.
+        // A masked member does not appear in the cell of a row, either.
         let (out, _, _) = run_in_steps(&["--mask=/UserId"], text.as_bytes(), 7);
         assert!(out.contains("body_withheld") && !out.contains("alex"), "{out}");
     }
@@ -726,13 +726,13 @@ mod tests {
                 ", 1 m365_audit.bad_blob left out, 1 m365_audit.gap left out, 1 m365_audit.receipt left out; ";
             assert!(summary.starts_with("1 events read, 0 bad, 0 unknown") && summary.contains(notices), "{summary}");
         }
-        // Their names are chosen by whoever wrote the file.
+        // The author of the file chooses their names.
         let many: String = (0..99)
             .map(|n| format!("{{\"source\":\"m365\",\"event_type\":\"m365_audit.{n}\",\"severity\":\"info\"}}\n"))
             .collect();
         let (_, _, tally) = run_in_steps(&[], many.as_bytes(), 7);
         assert_eq!((tally.notices.len(), tally.notices.values().sum::<u64>()), (17, 99));
-        // Of a record of ours that was to hold an event the event is missed.
+        // A record of this program that should hold an event is reported if it has none.
         let empty = "{\"source\":\"m365\",\"event_type\":\"m365.x.y\",\"severity\":\"low\"}";
         assert_eq!(run_in_steps(&[], empty.as_bytes(), 7).2.exit(), Exit::Data);
     }
@@ -775,7 +775,7 @@ mod tests {
             event("b", "2026-03-03T00:00:00")
         );
         let (out, _, tally) = run_in_steps(&["--unique", "--raw=none"], text.as_bytes(), 7);
-        // What has no id is nobody's repetition.
+        // An event without an id is never a repetition.
         assert_eq!((out.lines().count(), tally.repeated, tally.read()), (4, Some(2), 6), "{out}");
         let (out, _, tally) = run_in_steps(&["--from=2026-03-03"], text.as_bytes(), 7);
         assert_eq!((out.lines().count(), tally.outside), (3, 3), "{out}");

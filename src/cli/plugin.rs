@@ -1,4 +1,4 @@
-//! `m365-audit plugin`: the manifest, as the build sees it.
+//! `m365-audit plugin`: prints the manifest of this build.
 
 use std::io::{self, Write};
 

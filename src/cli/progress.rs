@@ -1,7 +1,7 @@
-//! How far long work has come: a bar with rate and time left where standard error is a terminal, nothing elsewhere.
+//! The progress of long work: a bar with rate and remaining time if standard error is a terminal, otherwise nothing.
 //!
-//! Whoever works says how much there is and how much is done; what is drawn, and how often, is decided here. What a
-//! command has to say meanwhile goes to standard error by [`Progress::beside`], so that it does not end up in the bar.
+//! The worker reports the total and the amount done; this module decides what is drawn and how often. A command writes
+//! its messages to standard error through [`Progress::beside`], so that they do not mix with the bar.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::host::{Op, Revision, StateError, StateStore};
 
-/// The bar is drawn this often even where nothing new is done, so that its rate falls.
+/// The bar is drawn this often even without progress, so that its rate falls.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
 
-/// In what the work is counted.
+/// The unit of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Bytes.
@@ -25,7 +25,7 @@ pub enum Unit {
     Things(&'static str),
 }
 
-/// What a bar looks like, in the words of `indicatif`.
+/// The template of a bar, in the syntax of `indicatif`.
 fn template(unit: Unit, is_total_known: bool) -> String {
     match (unit, is_total_known) {
         (Unit::Bytes, true) => {
@@ -39,7 +39,7 @@ fn template(unit: Unit, is_total_known: bool) -> String {
     }
 }
 
-/// The progress of one piece of work. Copies are of the same bar; when the last one goes, so does the bar.
+/// The progress of one piece of work. Clones share the bar; dropping the last one removes it.
 #[derive(Debug, Clone)]
 pub struct Progress {
     bar: ProgressBar,
@@ -47,12 +47,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a command that writes to standard output at its end: shown where standard error is a terminal.
+    /// For a command that writes to standard output at its end: shown if standard error is a terminal.
     pub fn at_the_terminal(unit: Unit) -> Self {
         Self::shown_if(io::stderr().is_terminal(), unit)
     }
 
-    /// Of a command that writes to standard output as it works: not shown where that is the terminal, too.
+    /// For a command that writes to standard output as it works: not shown if that is also the terminal.
     pub fn beside_output(unit: Unit) -> Self {
         Self::shown_if(io::stderr().is_terminal() && !io::stdout().is_terminal(), unit)
     }
@@ -65,7 +65,7 @@ impl Progress {
         Self { bar: ProgressBar::with_draw_target(None, target), unit }
     }
 
-    /// Begins anew with a piece of work. `total`: how much there is, where that is known.
+    /// Begins a new piece of work. `total` is its amount, if known.
     pub fn begin(&self, what: impl Into<String>, total: Option<u64>) {
         if self.bar.is_hidden() {
             return;
@@ -82,23 +82,23 @@ impl Progress {
         self.bar.enable_steady_tick(DRAW_EVERY);
     }
 
-    /// So much more is done.
+    /// Adds to the amount done.
     pub fn add(&self, done: u64) {
         self.bar.inc(done);
     }
 
-    /// What tells the bar how much more is done, for whoever works on another thread.
+    /// A function that adds to the amount done, for work on another thread.
     pub fn adder(&self) -> Arc<dyn Fn(u64) + Send + Sync> {
         let bar = self.bar.clone();
         Arc::new(move |done| bar.inc(done))
     }
 
-    /// `out` to be written to while the bar stands on the same terminal.
+    /// Wraps `out` for writing while the bar is on the same terminal.
     pub fn beside<W: Write>(&self, out: W) -> Beside<W> {
         Beside { progress: self.clone(), out }
     }
 
-    /// The work is done, or given up: the bar goes, for what the command has to say.
+    /// Ends the work and removes the bar, so that the command can print its messages.
     pub fn end(&self) {
         self.bar.finish_and_clear();
     }
@@ -122,13 +122,13 @@ impl<W: Write> Write for Beside<W> {
     }
 }
 
-/// A state that is read, each value of some keys one step.
+/// A state whose reading is measured: each value of some keys is one step.
 pub struct Watched<S> {
     /// The state.
     pub store: S,
-    /// Told of each value.
+    /// Advanced by each value.
     pub progress: Progress,
-    /// What counts: keys that begin so.
+    /// The prefixes of the keys that count.
     pub prefixes: Vec<String>,
 }
 
@@ -168,7 +168,7 @@ mod tests {
             Ok(())
         }
 
-        /// What stands there since the last call, without the blanks that fill its lines.
+        /// The text since the last call, without the blanks that fill its lines.
         fn taken(&self) -> String {
             let text = std::mem::take(&mut *self.0.lock().unwrap());
             text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -225,7 +225,7 @@ mod tests {
             progress.begin("normalize", Some(1 << 20));
             assert!(terminal.taken().starts_with("normalize ["), "it is there at once");
             progress.adder()(1 << 18);
-            // Otherwise its thread does when it is time.
+            // Otherwise its thread draws later.
             progress.bar.suspend(|| ());
             let drawn = terminal.taken();
             assert!(parts.iter().all(|part| drawn.contains(part)), "{drawn}");

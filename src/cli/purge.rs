@@ -1,5 +1,4 @@
-//! A tenant's data out of what is kept under `data_dir`: the state, without a trace in its free pages, and the verdicts of
-//! `reconcile`.
+//! Removes a tenant's data from `data_dir`: from the state, including its free pages, and the verdicts of `reconcile`.
 
 use std::fs;
 use std::io;
@@ -11,7 +10,7 @@ use crate::host::StateError;
 use crate::hosts::embedded::store::SqliteStore;
 use crate::model::{Actionable, TenantId};
 
-/// Why not all of it was taken out.
+/// Why not all of it was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeError {
     /// The state.
@@ -27,7 +26,7 @@ pub enum PurgeError {
     Traces {
         /// The tenant.
         tenant: TenantId,
-        /// Why it cannot be written anew.
+        /// Why it cannot be rewritten.
         why: StateError,
     },
     /// A verdict.
@@ -58,7 +57,7 @@ impl Actionable for PurgeError {
     }
 }
 
-/// The tenant is read.
+/// The tenant is still read.
 #[derive(Debug, thiserror::Error)]
 #[error("the source `{name}` reads tenant `{tenant}`: nothing of it was taken out")]
 pub struct StillRead {
@@ -82,7 +81,7 @@ impl Actionable for StillRead {
     }
 }
 
-/// The state is a cluster's.
+/// The state belongs to a cluster.
 #[derive(Debug, thiserror::Error)]
 #[error("the state of a cluster is not taken out from one member: nothing was taken out")]
 pub struct InCluster;
@@ -118,14 +117,14 @@ impl Actionable for HeldByMember {
     }
 }
 
-/// Takes out all of a tenant. Nobody may write its state meanwhile. Returns what to print.
+/// Removes all data of a tenant. No process may write its state meanwhile. Returns what to print.
 ///
 /// # Errors
-/// Something is left; the same call takes it out.
+/// Some data remains; the same call removes it.
 pub async fn purge(store: &SqliteStore, data_dir: &Path, tenant: &TenantId) -> Result<Vec<String>, PurgeError> {
     let in_state = |why| PurgeError::State { tenant: tenant.clone(), why };
     let state::Purged { entries, held, aside, receipts } = state::purge(store, tenant).await.map_err(in_state)?;
-    // Also where nothing was found: what an earlier call deleted may still be in the file.
+    // Also if nothing was found: data that an earlier call deleted may still be in the file.
     store.compact().await.map_err(|why| PurgeError::Traces { tenant: tenant.clone(), why })?;
     let verdicts = remove_verdicts(data_dir, tenant)?;
     tracing::info!(%tenant, entries, verdicts, "everything that was remembered of a tenant was taken out");
@@ -139,7 +138,7 @@ pub async fn purge(store: &SqliteStore, data_dir: &Path, tenant: &TenantId) -> R
     ])
 }
 
-/// Removes the verdicts of a tenant, whatever its source was called; how many there were.
+/// Removes the verdicts of a tenant, for any name of its source; returns how many there were.
 fn remove_verdicts(data_dir: &Path, tenant: &TenantId) -> Result<u64, PurgeError> {
     let failed = |path: &Path, why| PurgeError::Verdict { tenant: tenant.clone(), path: path.to_owned(), why };
     let folder = reconcile::verdicts(data_dir);
@@ -213,7 +212,7 @@ mod tests {
             files.iter().flat_map(|file| fs::read(file).unwrap_or_default()).collect::<Vec<u8>>()
         };
         let has = |bytes: &[u8], text: &str| memchr::memmem::find(bytes, text.as_bytes()).is_some();
-        // What only deletes leaves in the file what was there.
+        // A mere delete leaves the data in the file.
         state::purge(&store, &gone).await.unwrap();
         assert!(has(&state(), "of-the-one-that-left"), "else this test shows nothing");
 
@@ -224,7 +223,7 @@ mod tests {
         assert!(has(&bytes, "of-the-other"));
         assert!(!reconcile::verdict_path(dir.path(), "renamed").exists());
         assert!(reconcile::verdict_path(dir.path(), "other").exists());
-        // It goes on, the same file for writer and reader.
+        // The store continues, with the same file for writer and reader.
         let keys = Keys::of(&stays);
         assert_eq!(store.list(&keys.all()).await.unwrap().len(), 704);
         store.commit(vec![put(keys.tenant(), "later".to_owned())]).await.unwrap();
@@ -244,7 +243,7 @@ mod tests {
         store.commit(entries(&tenant, "x")).await.unwrap();
         let found = state::purge(&store, &tenant).await.unwrap();
         assert_eq!(found, state::Purged { entries: 704, held: 1, aside: 700, receipts: 1 });
-        // Queued behind each other: none is lost, whichever the writer takes first.
+        // Queued one after another: none is lost in any order.
         let commit = |n: u32| store.commit(vec![put(format!("other/{n}"), "y".to_owned())]);
         let (first, compacted, second) = tokio::join!(commit(1), store.compact(), commit(2));
         assert!(first.is_ok() && second.is_ok() && compacted.is_ok(), "{first:?} {compacted:?} {second:?}");

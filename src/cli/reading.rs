@@ -1,4 +1,4 @@
-//! What a command that reads files says of them on standard error, and what it counts.
+//! The messages on standard error and the counts of a command that reads files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,16 +14,16 @@ use crate::exports::place::Place;
 use crate::model::{Actionable, plain};
 use crate::normalise::NotAPointer;
 
-/// Why the command stopped, or could not read all it was given.
+/// Why the command stopped, or could not read all of its input.
 #[derive(Debug, thiserror::Error)]
 pub enum NormalizeError {
-    /// An input cannot be read, or not all of it. The others are read all the same.
+    /// An input cannot be read, or not all of it. The others are still read.
     #[error(transparent)]
     Input(InputError),
     /// The rules cannot be used.
     #[error(transparent)]
     Rules(RulesError),
-    /// What is to be masked is no pointer.
+    /// A value to mask is not a JSON pointer.
     #[error("{0}")]
     Mask(NotAPointer),
     /// Records cannot be written.
@@ -73,30 +73,30 @@ impl NormalizeError {
     }
 }
 
-/// What was read. Its text is the last line of a run.
+/// The counts of a run. Their text is its last line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Events that were read, by the form they were in.
     pub forms: BTreeMap<Form, u64>,
-    /// Lines that were written of them.
+    /// Lines that were written for them.
     pub rows: u64,
     /// Stretches of bytes, and rows, whose event could not be read.
     pub bad: u64,
-    /// Objects that are sound and neither events nor wrappers that are known.
+    /// Valid objects that are neither events nor known wrappers.
     pub unknown: u64,
-    /// Records of ours that are about no event, such as `m365_audit.gap`, by their `event_type`; left out.
+    /// Records of this program without an event, such as `m365_audit.gap`, by their `event_type`; left out.
     pub notices: BTreeMap<String, u64>,
-    /// Events left out since they came before; `None` where nobody asked for that.
+    /// Events left out since they came before; `None` if that is not enabled.
     pub repeated: Option<u64>,
     /// Events left out by rule.
     pub dropped: u64,
     /// Events left out for their time.
     pub outside: u64,
-    /// Texts of events that their form had cut.
+    /// Texts of events that their form had truncated.
     pub cut: u64,
     /// Inputs that cannot be opened.
     pub unopened: u64,
-    /// Inputs of which not all could be read.
+    /// Inputs that could be read only in part.
     pub broken: u64,
 }
 
@@ -143,16 +143,16 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Bytes that were no event, all of them said.
+/// A complete stretch of bytes that are not an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// Where they began.
     pub place: String,
     /// How many they are.
     pub bytes: u64,
-    /// Why they are no event.
+    /// Why they are not an event.
     pub why: String,
-    /// Whether they are sound JSON.
+    /// Whether they are valid JSON.
     pub is_unknown: bool,
 }
 
@@ -163,12 +163,12 @@ impl fmt::Display for Ended {
     }
 }
 
-/// Kinds of notices that are counted each for itself.
+/// Kinds of notices that are counted separately.
 const NOTICES_MAX: usize = 16;
 /// Longest name of such a kind.
 const NOTICE_BYTES_MAX: usize = 64;
 
-/// Says and counts.
+/// Prints and counts.
 pub struct Messages<E> {
     err: E,
     /// What was counted.
@@ -176,12 +176,12 @@ pub struct Messages<E> {
 }
 
 impl<E: Write> Messages<E> {
-    /// Says it here, and where repeated events are left out also how many they are.
+    /// Prints to `err`; with `is_unique`, repeated events are left out and counted.
     pub fn new(err: E, is_unique: bool) -> Self {
         Self { err, tally: Tally { repeated: is_unique.then_some(0), ..Tally::default() } }
     }
 
-    /// One line. Nobody may be reading it; what comes out says the same.
+    /// Prints one line. A failure is ignored: standard error may have no reader, and the output has the same facts.
     pub fn say(&mut self, line: &str) {
         let _ = writeln!(self.err, "{}", plain(line));
     }
@@ -201,15 +201,15 @@ impl<E: Write> Messages<E> {
         *self.tally.repeated.get_or_insert_default() += 1;
     }
 
-    /// A record of ours that is about no event was read.
+    /// A record of this program without an event was read.
     pub fn notice(&mut self, kind: &str) {
         let notices = &mut self.tally.notices;
-        // Whoever wrote the file chose the text.
+        // The author of the file chose the text.
         let is_kept = notices.contains_key(kind) || notices.len() < NOTICES_MAX && kind.len() <= NOTICE_BYTES_MAX;
         *notices.entry(if is_kept { kind } else { "m365_audit.*" }.to_owned()).or_default() += 1;
     }
 
-    /// Bytes were no event.
+    /// A stretch of bytes was not an event.
     pub fn bad(&mut self, ended: &Ended) {
         if ended.is_unknown {
             self.tally.unknown += 1;
@@ -219,7 +219,7 @@ impl<E: Write> Messages<E> {
         self.say(&ended.to_string());
     }
 
-    /// An answer says itself that it has not all rows.
+    /// An answer declares that it lacks rows.
     pub fn truncated(&mut self, place: &Place) {
         self.say(&format!("{place}: the query found more rows than this answer has (`isRecordCountLimitExceeded`)"));
     }

@@ -1,7 +1,7 @@
-//! `m365-audit receipts`: what was sealed of every event, verified, written out, and the key to verify it with.
+//! `m365-audit receipts`: verifies and exports the sealed receipts, and prints the key to verify them with.
 //!
-//! All of it reads beside a running process and changes nothing of its state. The exit code is 0 only when everything
-//! that was asked for was verified.
+//! All subcommands work beside a running process and do not change its state. The exit code is 0 only if all requested
+//! receipts were verified.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -95,7 +95,7 @@ struct VerifyArgs {
 /// Why receipts were not verified or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiptsError {
-    /// Something is wrong with them.
+    /// Some of them are wrong.
     #[error("the receipts were not verified: {0} {fault} found", fault = if *.0 == 1 { "fault was" } else { "faults were" })]
     NotVerified(u64),
     /// Nothing was sealed.
@@ -112,7 +112,7 @@ pub enum ReceiptsError {
         /// Why.
         why: String,
     },
-    /// A checkpoint kept elsewhere that shows nothing.
+    /// A checkpoint kept elsewhere that proves nothing.
     #[error("line {line} of `{}` has a checkpoint that cannot be compared: {why}", path.display())]
     Checkpoint {
         /// The file.
@@ -204,7 +204,7 @@ impl From<DirectoryError> for Failure {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When something cannot be read or written, and when not everything was verified.
+/// When a file or the state cannot be read or written, or not everything was verified.
 pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     match args.command {
         ReceiptsCommand::Key { config } => {
@@ -223,7 +223,6 @@ pub async fn receipts(args: ReceiptsArgs, out: &mut (dyn Write + Send)) -> Resul
 
 // ---------------------------------------------------------------------------------------------- verifying
 
-/// What was verified, and by which keys.
 #[derive(Default)]
 struct Verified {
     keys: Vec<VerifierKey>,
@@ -231,14 +230,14 @@ struct Verified {
     is_own_key: bool,
     /// Checkpoints kept elsewhere were given.
     is_compared: bool,
-    /// How many of them are of tenants that `--source` leaves out.
+    /// How many of them belong to tenants that `--source` leaves out.
     left_out: u64,
     /// Receipts of this time and later are kept, by the configuration.
     kept_from: Option<Timestamp>,
     faults: Vec<Fault>,
-    /// By the name of the source, where it has one.
+    /// The verdicts, by the name of the source if it has one.
     tenants: Vec<(Option<String>, Verdict)>,
-    /// Sources of which nothing was sealed.
+    /// Sources without sealed receipts.
     without: Vec<String>,
 }
 
@@ -248,7 +247,7 @@ impl Verified {
         of_tenants + self.faults.len() as u64
     }
 
-    /// Checkpoints kept elsewhere of a tenant that was not looked at show that its receipts are gone.
+    /// Checkpoints kept elsewhere, of a tenant without receipts here, show that its receipts are gone.
     fn compare(&mut self, elsewhere: &[Statement], is_one_meant: bool) {
         let mut counts: BTreeMap<&str, (&TenantId, u64)> = BTreeMap::new();
         for Statement { tenant, .. } in elsewhere {
@@ -268,8 +267,8 @@ impl Verified {
         self.faults.push(Fault { place, seq: None, hour: None, wrong });
     }
 
-    /// Whether parts before the first were removed although the configuration keeps them: it kept fewer days then, or
-    /// somebody removed them.
+    /// Whether parts before the first were removed although the configuration keeps them: it kept fewer days then, or a
+    /// person removed them.
     fn is_removed_early(&self, verdict: &Verdict) -> bool {
         let first = verdict.hours.map(|(first, _)| first.start());
         verdict.pruned() > 0 && self.kept_from.is_some_and(|kept| first.is_some_and(|first| first > kept))
@@ -318,8 +317,8 @@ struct Kept {
     note: String,
 }
 
-/// The checkpoints in a text: one after the other, or in records as sinks got them (`m365_audit.receipt`), a line each,
-/// whatever else stands between those. There must be one.
+/// The checkpoints in a text: one after the other, or in records of sinks (`m365_audit.receipt`), one a line, with any
+/// other lines between them. There must be at least one.
 fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<Kept>, ReceiptsError> {
     fn find(value: &serde_json::Value, found: &mut Vec<String>) {
         match value {
@@ -361,7 +360,7 @@ fn checkpoints_of(path: &Path, text: &str) -> Result<Vec<Kept>, ReceiptsError> {
     Ok(kept)
 }
 
-/// The statements in them. One that none of these keys signed is refused: it could not show anything.
+/// The statements in them. One that none of these keys signed is refused, since it proves nothing.
 fn statements(kept: &[Kept], keys: &[VerifierKey]) -> Result<Vec<Statement>, ReceiptsError> {
     let read = kept.iter().map(|Kept { path, line, note }| {
         let opened = open_by(keys, |key| Statement::open(note, key));
@@ -389,7 +388,7 @@ async fn verify_state(
     }
     let elsewhere = statements(kept, &verified.keys)?;
     let days = config.receipts.days;
-    // A part is removed when its hour ended so long ago, and the next is sealed within an hour.
+    // A part is removed this long after its hour ended, and the next is sealed within an hour.
     let kept_for = SignedDuration::from_hours(24 * i64::from(days) - 1);
     verified.kept_from = SystemClock::new().now().saturating_sub(kept_for).ok().filter(|_| days > 0);
     let mut pages = 0;
@@ -521,12 +520,12 @@ struct TenantShown {
     counts: Counts,
     last_hash: Option<String>,
     exported: Option<String>,
-    /// Parts from which on another key signed, with that key.
+    /// Parts at which the signing key changed, with the new key.
     key_changes: Vec<(u64, Hour, String)>,
-    /// Parts were removed from the beginning that the configuration keeps.
+    /// Whether parts at the beginning were removed that the configuration keeps.
     removed_early: bool,
     checkpoints_compared: u64,
-    /// Of parts that were removed as too old.
+    /// Checkpoints of parts that were removed as too old.
     checkpoints_not_compared: u64,
     faults_in_all: u64,
     faults: Vec<FaultShown>,
@@ -720,7 +719,7 @@ async fn write_tenant(
     Ok(())
 }
 
-/// Makes a directory for this user alone. One that is there is taken when nothing is in it.
+/// Creates a directory for this user alone. An existing one is used if it is empty.
 fn make_empty(dir: &Path) -> Result<(), ReceiptsError> {
     let unwritable = |why: String| ReceiptsError::Unwritable { path: dir.to_owned(), why };
     match DirBuilder::new().mode(0o700).create(dir) {

@@ -1,7 +1,7 @@
-//! `m365-audit reconcile`: an export of the audit search compared with what was delivered.
+//! `m365-audit reconcile`: compares an export of the audit search with the delivered events.
 //!
-//! It owns the options, where the verdict goes and the exit code; what is compared is `crate::reconcile`'s business. It
-//! reads the state beside a running process and changes nothing in it.
+//! It owns the options, the output of the verdict and the exit code; `crate::reconcile` compares. It reads the state
+//! beside a running process and does not change it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -29,7 +29,7 @@ use crate::reconcile::evidence::Known;
 use crate::reconcile::stored::StateReceipts;
 use crate::reconcile::verdict::Verdict;
 
-/// Beside the state, a file for each source.
+/// The folder beside the state, with a file for each source.
 const FOLDER: &str = "reconcile";
 
 /// Compares an export of the audit search with what was delivered.
@@ -61,15 +61,15 @@ pub struct ReconcileArgs {
     pub exports: Vec<PathBuf>,
 }
 
-/// An age, which may be nothing.
+/// An age, which may be 0.
 fn age(text: &str) -> Result<SignedDuration, String> {
     super::moment::age(text).ok_or_else(|| format!("`{text}` is not an age: expected one such as 72h, 3d, 90m, or 0s"))
 }
 
-/// Why there is no verdict, or why it is not kept.
+/// Why there is no verdict, or why it was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
-    /// The verdict was shown and cannot be kept.
+    /// The verdict was shown but cannot be stored.
     #[error("the verdict cannot be written to `{}`: {why}", path.display())]
     Write {
         /// Where.
@@ -103,7 +103,7 @@ impl Actionable for ReconcileError {
 /// Runs the command.
 ///
 /// # Errors
-/// When the configuration or the state cannot be read, or the verdict not be kept.
+/// When the configuration or the state cannot be read, or the verdict cannot be stored.
 pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = loaded::load(&args.config).await?;
     let (name, source) = chosen(&config, args.source.as_deref())?;
@@ -156,20 +156,20 @@ pub async fn reconcile(args: ReconcileArgs, out: &mut (dyn Write + Send)) -> Res
     let path = verdict_path(&data_dir, &verdict.source);
     let exit = exit_of(&verdict);
     keep(&mut verdict, &path).map_err(|why| {
-        // What was found weighs more than that it cannot be kept.
+        // The result takes precedence over the failure to store it.
         let exit = if exit == Exit::Done { Exit::State } else { exit };
         Failure::of(&ReconcileError::Write { path, why }, exit)
     })?;
     Ok(exit)
 }
 
-/// The receipts of a tenant, where the state has any.
+/// The receipts of a tenant, if the state has any.
 pub(super) fn receipts_of(store: Option<&Arc<dyn StateStore>>, source: &SourceConfig) -> Option<Arc<dyn Known>> {
     let keys = Keys::of(&source.tenant_id);
     store.map(|store| Arc::new(StateReceipts::new(store.clone(), &keys)) as Arc<dyn Known>)
 }
 
-/// The source that is meant.
+/// The selected source.
 fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<(&'a str, &'a SourceConfig), Failure> {
     let known = || config.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let usage = |message: String| Failure { message: format!("usage: {message}"), exit: Exit::Usage };
@@ -186,7 +186,7 @@ fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<(&'a str, &'a So
     .map(|(name, source)| (name.as_str(), source))
 }
 
-/// What says which events the source drops, where it drops any.
+/// The normaliser that decides which events the source drops, if it drops any.
 pub(super) fn dropping(source: &SourceConfig) -> Result<Option<Normaliser>, Failure> {
     if !source.drop_routine {
         return Ok(None);
@@ -201,7 +201,7 @@ pub(super) fn dropping(source: &SourceConfig) -> Result<Option<Normaliser>, Fail
     })))
 }
 
-/// Standard input in a file without a name, where it is asked for: an export is read twice.
+/// Copies standard input, if selected, to a file without a name, since an export is read twice.
 fn spool_stdin<'a>(mut files: impl Iterator<Item = &'a PathBuf>) -> Result<Option<Arc<File>>, Failure> {
     if !files.any(|file| file.as_os_str() == "-") {
         return Ok(None);
@@ -214,7 +214,7 @@ fn spool_stdin<'a>(mut files: impl Iterator<Item = &'a PathBuf>) -> Result<Optio
 fn inputs(files: &[PathBuf], stdin: Option<&Arc<File>>) -> io::Result<Vec<Input<'static>>> {
     let mut opened = BTreeSet::new();
     let mut inputs = Vec::new();
-    // A file that is named twice is one file.
+    // A file that is named twice is read once.
     for file in files.iter().filter(|file| opened.insert(file.as_path())) {
         inputs.push(match stdin.filter(|_| file.as_os_str() == "-") {
             Some(stdin) => {
@@ -228,14 +228,14 @@ fn inputs(files: &[PathBuf], stdin: Option<&Arc<File>>) -> io::Result<Vec<Input<
     Ok(inputs)
 }
 
-/// A bar for each time the inputs are read.
+/// A progress bar for each reading of the inputs.
 fn watched(inputs: Vec<Input<'static>>, progress: &Progress, what: &str) -> io::Result<Vec<Input<'static>>> {
     progress.begin(what, inputs.iter().map(Input::bytes).sum());
     let watch = progress.adder();
     Ok(inputs.into_iter().map(|input| input.watched(&watch)).collect())
 }
 
-/// Where the verdict of a source is kept.
+/// The file of a source's verdict.
 pub fn verdict_path(data_dir: &Path, source: &str) -> PathBuf {
     verdicts(data_dir).join(format!("{source}.json"))
 }
@@ -245,7 +245,7 @@ pub(super) fn verdicts(data_dir: &Path) -> PathBuf {
     data_dir.join(FOLDER)
 }
 
-/// Keeps a verdict: whole, or the one before stays.
+/// Stores a verdict atomically; on failure the one before stays.
 fn keep(verdict: &mut Verdict, path: &Path) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut make = fs::DirBuilder::new();

@@ -1,7 +1,6 @@
-//! `m365-audit report`: what an operator hands to an auditor, from state and receipts, beside a running process.
+//! `m365-audit report`: writes the report for an auditor, from state and receipts, beside a running process.
 //!
-//! It owns the options and where the report goes; what is in it is `crate::report`'s business. Nothing in `data_dir` is
-//! changed.
+//! It owns the options and the output; `crate::report` makes the content. It does not change `data_dir`.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufReader, BufWriter, Write};
@@ -86,10 +85,10 @@ impl Actionable for ReportError {
     }
 }
 
-/// Runs the command. The exit code is 0 when the report was written, whatever it says.
+/// Runs the command. The exit code is 0 when the report was written, whatever its content.
 ///
 /// # Errors
-/// When the configuration or the state cannot be read, or the report not be written.
+/// When the configuration or the state cannot be read, or the report cannot be written.
 pub async fn report(args: ReportArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     let config = loaded::load(&args.config).await?;
     let sources = chosen(&config, args.source.as_deref())?;
@@ -131,7 +130,7 @@ fn format_of(path: &Path) -> Option<ReportFormat> {
     }
 }
 
-/// Name and version, as a report has them.
+/// The name and version shown in a report.
 fn program() -> String {
     concat!("m365-audit ", env!("CARGO_PKG_VERSION")).to_owned()
 }
@@ -146,11 +145,11 @@ fn asked_tenant(name: &str, source: &SourceConfig, reconcile: Reconcile) -> Aske
     }
 }
 
-/// Writes the HTML page of one source whose state is at hand, whose receipts this key signed, and of which a comparison
-/// gave this verdict, as JSON.
+/// Writes the HTML page of one source, from its state, the key of its receipts, and the verdict of a comparison as
+/// JSON.
 ///
 /// # Errors
-/// When the state cannot be read, or the page not be written.
+/// When the state cannot be read, or the page cannot be written.
 pub(super) async fn of_one(
     state: &dyn StateStore,
     (name, source): (&str, &SourceConfig),
@@ -201,7 +200,7 @@ fn write(report: &Report, format: ReportFormat, out: &mut dyn Write) -> io::Resu
     out.flush()
 }
 
-/// Writes a file: the whole report, or what was there stays. What is no regular file is written to as it is.
+/// Writes a file atomically: on failure the old content stays. Anything but a regular file is written to directly.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -216,7 +215,7 @@ fn keep(report: &Report, format: ReportFormat, path: &Path) -> Result<(), Failur
 }
 
 fn replace(report: &Report, format: ReportFormat, path: &Path) -> io::Result<()> {
-    // A link stays one: what it leads to is replaced.
+    // A link is kept, and its target is replaced.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(folder)?;

@@ -1,4 +1,4 @@
-//! `m365-audit run`: all sources of a configuration into their sinks.
+//! `m365-audit run`: runs all sources of a configuration into their sinks.
 //!
 //! Owns the process: signals, reload, the order in which things start and stop. Sources run on tasks of their own, so
 //! that one that fails does not stop another.
@@ -46,7 +46,7 @@ use crate::source::checkpoints::RECEIPTS;
 use crate::source::fleet::Fleet;
 use crate::source::{M365Audit, Report, Source, SourceError, aside, backfill, heal};
 
-/// A sink being replaced or ended gets this long to write what it has.
+/// A sink that is replaced or stopped gets this long to write its queue.
 const SINK_GRACE: Duration = Duration::from_secs(8);
 /// From the first signal to the end, at most.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ const FEW_CONNECTIONS: usize = 256;
 
 type Ended = (String, Result<Report, SourceError>);
 
-/// A source that was started, by the configuration of [`Process::config`].
+/// A source that was started, configured in [`Process::config`].
 struct Running {
     tenant: TenantId,
     stop: CancellationToken,
@@ -97,23 +97,23 @@ struct Process {
     receipts: Option<Keeping>,
     service: Service,
     alike: Alike,
-    /// What the cluster has this process do.
+    /// This process's place in the cluster.
     cluster: Option<Seat>,
 }
 
-/// What sinks remember over restarts.
+/// The data that sinks keep across restarts.
 pub(super) struct SinkMemory {
     pub(super) book: Notebook,
     state_is_new: bool,
 }
 
 impl SinkMemory {
-    /// Nothing: in a cluster a tenant, and what sinks remember of it, is another process's tomorrow.
+    /// None: in a cluster a tenant, and with it the sinks' data, may move to another process.
     fn none() -> Self {
         Self { book: Notebook::default(), state_is_new: false }
     }
 
-    /// What an earlier run left in `store`.
+    /// Loads the data that an earlier run left in `store`.
     ///
     /// # Errors
     /// It cannot be read.
@@ -126,7 +126,7 @@ impl SinkMemory {
 /// Runs until a signal, a closed pipe, or (`--once`) the end of the pass.
 ///
 /// # Errors
-/// What kept it from starting; what happens afterwards decides the exit code.
+/// When it could not start; later faults decide the exit code.
 pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let (config, files) = loaded::load_to_run(&args.config).await?;
     let log = logging::install(&config.log);
@@ -134,11 +134,11 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let counting = tokio::spawn(log.alike.clone().keep_writing());
     files.into_iter().chain(config.warnings()).for_each(|warning| warn_of(&warning));
     let clock: Arc<dyn Clock> = SystemClock::new();
-    // Nobody can be asked yet: the log alone tells of a file system that does not answer.
+    // The control socket does not exist yet: only the log can report a file system that does not answer.
     let slow = tell_when_slow(clock.clone());
     let stop = CancellationToken::new();
     let Stored { state, own: store, shared, memory, data_dir: _data_dir } = open_state(&config).await?;
-    // Whoever has the folder may make the key in it.
+    // The owner of the folder's lock may create the key in it.
     let receipts = keeping(&config);
     if config.cluster.is_some() {
         refuse_in_cluster(args.once, &config, receipts.as_ref())?;
@@ -219,7 +219,7 @@ struct Stored {
     /// In the database of a cluster.
     shared: Option<(ClusterConfig, PostgresStore)>,
     memory: SinkMemory,
-    /// A member keeps nothing there, and no other process may take its socket.
+    /// A member stores nothing there, but no other process may take its socket.
     data_dir: Option<DataDir>,
 }
 
@@ -249,7 +249,7 @@ impl Process {
         loop {
             tokio::select! {
                 () = beat(&mut beats) => self.service.alive(),
-                // In a cluster a process may have nothing to read for a while.
+                // In a cluster a process may have no tenant for a while.
                 ended = self.tasks.join_next(), if self.cluster.is_none() || !self.tasks.is_empty() => match ended {
                     Some(Ok((name, result))) => self.ended(&name, result),
                     Some(Err(error)) => {
@@ -368,8 +368,8 @@ impl Process {
                 }
                 report.worst().map_or(Exit::Done, Exit::from)
             }
-            // In a cluster that is no fault: another member took the tenant while this one was silent. It is read again
-            // if its lease says so.
+            // In a cluster this is not a fault: another member took the tenant while this one was silent. This member
+            // reads it again if it gets the lease.
             Err(SourceError::State { tenant, source: StateError::Conflict { .. } }) if self.cluster.is_some() => {
                 tracing::warn!(source = %name, %tenant, "lease-conflict: another member wrote the tenant's state; what is here is given up, nothing is lost");
                 Exit::Done
@@ -393,17 +393,17 @@ impl Process {
         }
     }
 
-    /// Takes a source that has ended out of what is shown.
+    /// Removes a source that has ended from the status.
     fn forget(&mut self, name: &str) {
         if let Some(running) = self.sources.remove(name) {
-            // A tenant that is still read says so itself when its source starts again.
+            // If the tenant is still read, its source reports that when it starts again.
             crate::metrics::source_removed(name, &running.tenant);
         }
         self.registry.remove(name);
         self.host.forget_source(name);
     }
 
-    /// Does what the leases say; `true`: ends.
+    /// Carries out an order of the leases; `true`: the process ends.
     async fn obey(&mut self, order: Order) -> bool {
         match order {
             Order::Start(tenant) => {
@@ -438,7 +438,7 @@ impl Process {
 
     /// Stops these sources and waits until they have ended.
     async fn stop_sources(&mut self, names: &[String]) {
-        // One that ended by itself has nothing left to wait for.
+        // A source that ended by itself need not be awaited.
         let mut waiting: Vec<&String> =
             names.iter().filter(|name| self.sources.get(*name).is_some_and(|running| !running.ended)).collect();
         for name in &waiting {
@@ -456,7 +456,7 @@ impl Process {
         }
     }
 
-    /// Moves positions of a source. Nobody may write the tenant's state meanwhile, so its sources pause.
+    /// Moves positions of a source. No task may write the tenant's state meanwhile, so its sources pause.
     async fn moved(&mut self, asked: MoveAsked) {
         let MoveAsked { source, content_types, from, yes, answer } = asked;
         let Some(tenant) = self.sources.get(&source).map(|running| running.tenant.clone()) else { return };
@@ -480,7 +480,7 @@ impl Process {
         });
     }
 
-    /// Takes the data of a tenant out that the configuration, as it is now, does not name any more.
+    /// Removes the data of a tenant that the present configuration no longer names.
     async fn purge(&mut self, PurgeAsked { tenant, answer }: PurgeAsked) {
         self.reload().await;
         let read = self.config.sources.iter().find(|(_, source)| source.tenant_id == tenant);
@@ -504,7 +504,7 @@ impl Process {
         let _ = answer.send(result);
     }
 
-    /// The configuration as its files say it now; `None` when it cannot be used, which is said.
+    /// The configuration, read again from its files; `None` when it is invalid, which is logged.
     async fn read_again(&self) -> Option<Config> {
         let new = match loaded::load_to_run(&self.path).await {
             Ok((new, files)) => {
@@ -527,10 +527,10 @@ impl Process {
         Some(new)
     }
 
-    /// Applies the configuration file as it is now; one with problems changes nothing.
+    /// Applies the present configuration file; one with problems changes nothing.
     async fn reload(&mut self) {
         let Some(new) = self.read_again().await else { return };
-        // Receipts are kept by sources, so all of them change with how they are kept.
+        // Sources keep receipts, so a change of `[receipts]` changes all sources.
         let others = new.receipts != self.config.receipts;
         if others {
             self.receipts = keeping(&Config { data_dir: self.config.data_dir.clone(), ..new.clone() });
@@ -547,7 +547,7 @@ impl Process {
         self.stop_sources(&changed).await;
         for name in &changed {
             if let Some(running) = self.sources.remove(name) {
-                // A tenant that is still read says so itself when its source starts again below.
+                // If the tenant is still read, its source reports that when it starts again below.
                 crate::metrics::source_removed(name, &running.tenant);
             }
             self.registry.remove(name);
@@ -556,7 +556,7 @@ impl Process {
             }
         }
         for (name, entry) in &new.sinks {
-            // A sink may take its whole grace to end: each one is a turn of the loop to the watchdog.
+            // A sink may take its whole grace period to end, so the watchdog is fed after each.
             self.service.alive();
             let known = self.config.sinks.get(name);
             match known {
@@ -582,7 +582,7 @@ impl Process {
         self.config = Config { data_dir: self.config.data_dir.clone(), cluster: self.config.cluster.clone(), ..new };
         let held = self.cluster.as_ref().map(|seat| seat.tell_tenants(&self.config));
         for (name, source) in self.config.sources.clone() {
-            // In a cluster those are begun whose tenant this process has; the others as the leases say.
+            // In a cluster only sources whose tenant this process has are started; the leases start the others.
             let is_ours = held.as_ref().is_none_or(|fence| fence.keeps(&source.tenant_id));
             if !self.sources.contains_key(&name) && is_ours {
                 self.start(name);
@@ -610,14 +610,14 @@ pub(super) fn sink_spec(config: &Config, name: &str, memory: &SinkMemory) -> Res
     Ok(SinkSpec { name: name.to_owned(), inputs: inputs_of(config, name, entry), selection, sink })
 }
 
-/// What a sink is given: the sources it names, and signed checkpoints if `[receipts] to` names it.
+/// The inputs of a sink: the sources it names, and signed checkpoints if `[receipts] to` names it.
 fn inputs_of(config: &Config, name: &str, entry: &SinkEntry) -> Vec<String> {
     let receipts = config.receipts.to.iter().any(|to| to == name).then(|| RECEIPTS.to_owned());
     entry.inputs.iter().cloned().chain(receipts).collect()
 }
 
-/// Listens on the control socket and looks at the metrics now and then, until `stop`. A socket that cannot be made
-/// keeps nothing from running.
+/// Listens on the control socket and samples the metrics at intervals, until `stop`. If the socket cannot be created,
+/// the process still runs.
 fn serve_control(
     config: &Config,
     backend: Backend,
@@ -650,7 +650,7 @@ fn serve_control(
     })
 }
 
-/// Says in the log that the start takes long, until it is aborted.
+/// Logs that the start takes long, until it is aborted.
 fn tell_when_slow(clock: Arc<dyn Clock>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let began = clock.monotonic();
@@ -686,7 +686,7 @@ async fn serve_metrics(
     Ok(Some(tokio::spawn(server.serve(served, clock, stop.clone().cancelled_owned()))))
 }
 
-/// The next beat for the watchdog; never when nobody watches.
+/// The next beat for the watchdog; never resolves without one.
 async fn beat(beats: &mut Option<tokio::time::Interval>) {
     match beats {
         Some(beats) => {
@@ -758,7 +758,7 @@ impl Signals {
     }
 }
 
-/// Resolves when standard input ends; what is written to it meanwhile is thrown away.
+/// Resolves when standard input ends; data written to it meanwhile is discarded.
 async fn wait_for_stdin_end() {
     use tokio::io::AsyncReadExt;
     let mut stdin = tokio::io::stdin();
@@ -766,7 +766,7 @@ async fn wait_for_stdin_end() {
     while stdin.read(&mut sink).await.is_ok_and(|n| n > 0) {}
 }
 
-/// The configuration of `path`, or the failure that says all its problems.
+/// The configuration of `path`, or a failure with all its problems.
 ///
 /// # Errors
 /// All problems of the file.

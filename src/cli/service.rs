@@ -1,16 +1,17 @@
-//! What a service manager is told: ready, reloading, stopping, and that the loop of `run` still turns.
+//! Notifies the service manager: ready, reloading, stopping, and that the loop of `run` is alive.
 //!
 //! The protocol is sd_notify(3). Without `NOTIFY_SOCKET` nothing is sent. A process that is not the service's main one
-//! keeps silent too: an agent that runs us as a child would otherwise seem to stop when we do.
+//! sends nothing, either: otherwise an agent that runs this program as a child would seem to stop when this program
+//! does.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// The watchdog is fed this many times in its period, so that one late turn of the loop kills nobody.
+/// The watchdog is fed this many times in its period, so that one late turn of the loop does not kill the process.
 const BEATS_PER_PERIOD: u32 = 4;
 
-/// The service manager's ear, if there is one.
+/// The service manager's socket, if there is one.
 #[derive(Debug)]
 pub(super) struct Service {
     listens: bool,
@@ -18,9 +19,9 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Looks at the environment for who listens.
+    /// Finds the socket in the environment.
     pub(super) fn find() -> Self {
-        // Set by systemd for the main process, and inherited by whatever that starts.
+        // Set by systemd for the main process, and inherited by its child processes.
         let main = std::env::var("SYSTEMD_EXEC_PID").ok().and_then(|pid| pid.parse::<u32>().ok());
         let listens = std::env::var_os("NOTIFY_SOCKET").is_some() && main.is_none_or(|main| main == std::process::id());
         let beat = sd_notify::watchdog_enabled().filter(|_| listens).map(|period| period / BEATS_PER_PERIOD);

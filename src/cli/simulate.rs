@@ -1,7 +1,6 @@
-//! `m365-audit simulate`: the simulated tenant as a server, for trying any client or agent without an account.
+//! `m365-audit simulate`: serves the simulated tenant, for tests of any client or agent without an account.
 //!
-//! It owns the arguments and what is printed; what is simulated is [`crate::sim`]'s business. Everything it prints
-//! goes to stderr.
+//! It owns the arguments and the messages; [`crate::sim`] simulates. All messages go to stderr.
 
 use std::fs;
 use std::future::Future;
@@ -14,7 +13,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::model::{ContentType, TenantId, counted};
 use crate::sim::{Comparison, ExportForm, ExportSpec, FaultPlan, GenerateSpec, Side, Sim, SimConfig, Truth};
 
-/// How often a new blob is published, seconds; the content types take turns.
+/// Seconds between new blobs; the content types take turns.
 const NEW_BLOB_EVERY_SECS: u64 = 10;
 
 /// The simulated tenant as a server.
@@ -74,8 +73,8 @@ fn tenant(text: &str) -> Result<TenantId, String> {
     text.parse().map_err(|error: crate::model::NotAGuid| error.to_string())
 }
 
-/// Serves until `shutdown` resolves, publishing a new blob now and then; prints how to point an agent at it first
-/// and what became of the events last.
+/// Serves until `shutdown` resolves, and publishes a new blob at intervals. It first prints how to connect an agent,
+/// and last the outcome of the events.
 ///
 /// # Errors
 /// When the address cannot be bound.
@@ -116,7 +115,7 @@ pub async fn simulate(args: SimulateArgs, shutdown: impl Future<Output = ()>) ->
     Ok(())
 }
 
-/// Takes events out of the feed and out of the audit search, and says which.
+/// Removes events from the feed and from the audit search, and prints which.
 fn withhold(sim: &Sim, tenant: &TenantId, args: &SimulateArgs) {
     let sides = [("feed", Side::Feed, args.withhold_from_feed), ("search", Side::Search, args.withhold_from_search)];
     for (name, side, count) in sides {
@@ -125,7 +124,7 @@ fn withhold(sim: &Sim, tenant: &TenantId, args: &SimulateArgs) {
     }
 }
 
-/// Writes what the audit search finds, in every form.
+/// Writes the results of the audit search in every form.
 fn export(sim: &Sim, tenant: &TenantId, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     for form in ExportForm::ALL {
@@ -137,7 +136,7 @@ fn export(sim: &Sim, tenant: &TenantId, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Who else can use a simulator that listens on `address`, if anybody can.
+/// Which other machines can use a simulator that listens on `address`, if any can.
 fn open_to(address: SocketAddr) -> Option<String> {
     let port = address.port();
     match address.ip() {
@@ -154,7 +153,7 @@ fn open_to(address: SocketAddr) -> Option<String> {
     }
 }
 
-/// The part of an `agent.toml` that reads from the simulator; it is complete as it stands.
+/// The part of an `agent.toml` that reads from the simulator; it is a complete file.
 fn agent_config(address: SocketAddr, url: &str, tenant: &TenantId, config: &SimConfig, days: u32) -> String {
     let backfill_secs = u64::from(days) * 86_400;
     let open = open_to(address).unwrap_or_default();
@@ -267,7 +266,7 @@ mod tests {
             assert_eq!(read.sources["simulated"].api_origin(), url, "{text}");
             assert_eq!(text.contains("Everybody who reaches"), open, "{text}");
         }
-        // The URL a running one gives is one a client on this machine can connect to.
+        // A client on this machine can connect to the URL that a running simulator prints.
         for listen in ["0.0.0.0:0", "[::]:0"] {
             let Ok(sim) = Sim::start_on(listen.parse().unwrap(), config.clone(), SystemClock::new()).await else {
                 continue; // A machine without IPv6.

@@ -1,8 +1,8 @@
-//! `m365-audit state`: what is remembered, and changing it on purpose.
+//! `m365-audit state`: shows the state, and changes it on request.
 //!
 //! `show` and `export` read beside a running process. `set` and `retry` ask that process, because the state has one
-//! writer, and write themselves when none runs. Moving a position back forgets the marks of what is to be read again; moving it forward
-//! passes events over, so it asks for `--yes`, and a gap record says so.
+//! writer; if none runs, they write themselves. Moving a position back removes the marks of blobs that are to be read
+//! again. Moving it forward skips events, so it requires `--yes`, and a gap record reports it.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -36,12 +36,12 @@ use crate::source::aside::{self, Retried, StillAside};
 use crate::source::backfill;
 use crate::source::hold::waited_for;
 
-/// What a sink gets to end after `retry`.
+/// The time that a sink gets to end after `retry`.
 const RETRY_GRACE: Duration = Duration::from_secs(8);
 
-/// A blob that is owed and gone within this time is trouble.
+/// An unsettled blob that expires within this time is a fault.
 const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(24);
-/// So is a content type that was not read completely for this long.
+/// A content type that is this far behind is a fault.
 const BEHIND: SignedDuration = SignedDuration::from_hours(24);
 
 /// Arguments of `state`.
@@ -154,7 +154,7 @@ struct HeldShown {
     bytes: u64,
     /// `contentCreated` of the oldest.
     oldest: Option<Timestamp>,
-    /// What the oldest waits for, until it is decided.
+    /// What the oldest waits for until its decision.
     #[serde(skip_serializing_if = "Option::is_none")]
     waits_for: Option<WaitsFor>,
 }
@@ -163,10 +163,10 @@ struct HeldShown {
 #[derive(Serialize, Clone, Debug, PartialEq)]
 struct WaitsFor {
     content_type: String,
-    /// It must be complete until then for the oldest read to be decided.
+    /// The time until which it must be complete to decide the oldest read.
     needed_until: Timestamp,
     complete_until: Option<Timestamp>,
-    /// How far that is behind now, in seconds.
+    /// How far it is behind now, in seconds.
     behind_secs: Option<i64>,
 }
 
@@ -194,7 +194,7 @@ pub async fn state(args: StateArgs, out: &mut (dyn Write + Send)) -> Result<Exit
     match args.command {
         StateCommand::Show { config, json, which } => {
             let which = if json { Which::default() } else { which };
-            // What is remembered does not hang on a file that one of many tenants lacks.
+            // The state does not depend on a file that is missing for one of many tenants.
             show(&loaded::load_to_run(&config).await?.0, json, &which, out).await
         }
         StateCommand::Export { config, tenant: Some(tenant), output: Some(path) } => {
@@ -303,7 +303,7 @@ fn row(name: &str, streams: &[StreamShown], now: Timestamp) -> Row {
     Row { delay_secs, wrong: wrong.join("; "), is_well, ..Row::of(name, state) }
 }
 
-/// What is remembered of a source's content types.
+/// The stored state of a source's content types.
 async fn streams(store: &dyn StateStore, name: &str, source: &SourceConfig) -> Result<Vec<StreamShown>, Failure> {
     let keys = Keys::of(&source.tenant_id);
     let mut held = held(store, &keys).await?;
@@ -358,8 +358,8 @@ async fn streams(store: &dyn StateStore, name: &str, source: &SourceConfig) -> R
     Ok(shown)
 }
 
-/// What a read made available at `oldest` waits for, by how far the content types that are read are complete; `None` when
-/// it may be decided.
+/// What a read made available at `oldest` waits for, given how far the configured content types are complete; `None`
+/// when it can be decided.
 fn waits_for(
     oldest: Option<Timestamp>,
     hold_secs: u64,
@@ -376,7 +376,7 @@ fn waits_for(
     Some(WaitsFor { content_type: content_type.to_string(), needed_until, complete_until, behind_secs })
 }
 
-/// What is on hold, by content type.
+/// The held reads, by content type.
 async fn held(store: &dyn StateStore, keys: &Keys) -> Result<BTreeMap<ContentType, HeldShown>, Failure> {
     let mut all: BTreeMap<ContentType, HeldShown> = BTreeMap::new();
     for (key, _) in store.list(&keys.held()).await.map_err(Failure::of_state)? {
@@ -454,7 +454,7 @@ async fn export(config: &Config, out: &mut (dyn Write + Send)) -> Result<Exit, F
     let progress = Progress::beside_output(Unit::Things("records"));
     progress.begin("state export", Some(found.len() as u64));
     for (key, _) in found {
-        // Beside a running process a record may go between the list and the load.
+        // Beside a running process a record may disappear between the list and the load.
         if let Some((record, _)) = load::<AsideRecord>(&store, &key).await? {
             writeln!(out, "{}", record.record).map_err(Failure::io)?;
         }
@@ -464,7 +464,7 @@ async fn export(config: &Config, out: &mut (dyn Write + Send)) -> Result<Exit, F
     Ok(Exit::Done)
 }
 
-/// Offers what is set aside again: in the process that runs, or with the sinks of the configuration.
+/// Offers the records set aside again: in the running process, or with the sinks of the configuration.
 async fn retry(config: &Config, only: Option<&str>, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     if let Some(name) = only {
         source_of(config, name)?;
@@ -517,7 +517,7 @@ async fn retry_alone(config: &Config, names: Vec<String>) -> Result<Vec<(String,
         sources.push((name, source, count));
     }
     let mut all = Vec::new();
-    // A sink is opened only for something that goes there: a file has one writer.
+    // A sink is opened only if it gets records, since a file has one writer.
     let specs = match sources.iter().any(|(.., count)| *count > 0) {
         true => config
             .sinks
@@ -591,7 +591,7 @@ async fn load<T: format::Stored>(store: &dyn StateStore, key: &str) -> Result<Op
 async fn load_all<T: format::Stored>(store: &dyn StateStore, prefix: &str) -> Result<Vec<T>, Failure> {
     let mut all = Vec::new();
     for (key, _) in store.list(prefix).await.map_err(Failure::of_state)? {
-        // Beside a running process an entry may go between the list and the load.
+        // Beside a running process an entry may disappear between the list and the load.
         all.extend(load(store, &key).await?.map(|(value, _)| value));
     }
     Ok(all)

@@ -1,7 +1,7 @@
-//! `m365-audit status`: how the running process fares, live or once.
+//! `m365-audit status`: shows the status of the running process, live or once.
 //!
-//! Owns what is shown; the process is asked through its control socket. One page of lines serves the live view, which
-//! colours and scrolls it, and `--once`, which prints it.
+//! Owns the display; the status comes through the process's control socket. One page of lines serves the live view,
+//! which colours and scrolls it, and `--once`, which prints it.
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,11 +28,11 @@ use crate::hosts::embedded::status::{Held, Quota, Sink, Source, Status, Stream};
 use crate::hosts::embedded::store;
 use crate::model::{Timestamp, counted};
 
-/// Keys are looked for this often.
+/// The terminal is polled for keys this often.
 const KEYS_EVERY: Duration = Duration::from_millis(100);
-/// An unsettled blob this near its expiry is marked.
+/// An unsettled blob this close to its expiry is marked.
 const EXPIRY_ALARM_SECS: f64 = 86_400.0;
-/// Columns that the whole table needs; narrower ones show the half that matters more.
+/// Columns that the whole table needs; a narrower page shows only the more important half.
 const WIDE: usize = 119;
 /// Lines of the log shown.
 const RECENT_SHOWN: usize = 8;
@@ -56,12 +56,12 @@ pub struct StatusArgs {
     which: Which,
 }
 
-/// Shows how the process fares.
+/// Shows the status of the process.
 ///
 /// # Errors
-/// None runs, or it cannot be asked.
+/// No process runs, or it does not answer.
 pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
-    // A file that one of many tenants lacks is that tenant's trouble, which is shown.
+    // A file that is missing for one of many tenants is a fault of that tenant, which is shown.
     let (config, _) = loaded::load_to_run(&args.config).await?;
     let socket = config.control_socket();
     if args.json || args.once || !std::io::stdout().is_terminal() {
@@ -77,10 +77,10 @@ pub async fn status(args: StatusArgs, out: &mut (dyn Write + Send)) -> Result<Ex
         }
         return Ok(Exit::Done);
     }
-    // Before the screen is taken, so that a first failure is told like any other.
+    // Before the screen is taken over, so that a first failure is printed like any other.
     let first = ask(&socket).await?.ok_or_else(|| none_runs(&config, &args.config))?;
     args.which.known(first.sources.iter().map(|source| source.name.as_str()))?;
-    // And signals, so that none ends the process with the screen taken.
+    // The same for signals, so that none ends the process with the screen taken over.
     let mut signals = run::Signals::new()?;
     let mut terminal = ratatui::try_init().map_err(Failure::io)?;
     let view = View { status: first, which: args.which, trouble: None, scroll: 0 };
@@ -107,11 +107,11 @@ pub(super) fn none_runs(config: &Config, path: &Path) -> Failure {
     Failure { message, exit: Exit::Network }
 }
 
-/// What the live view holds.
+/// The state of the live view.
 struct View {
     status: Status,
     which: Which,
-    /// Why the status is an old one.
+    /// Why the status is outdated.
     trouble: Option<String>,
     scroll: u16,
 }
@@ -124,7 +124,7 @@ async fn live(
     mut view: View,
     every: Duration,
 ) -> Result<(), Failure> {
-    // On a thread of its own: at a terminal that has gone, the library's reads come back at once and for ever.
+    // On a thread of its own: when the terminal is gone, the library's reads return at once, for ever.
     let (key, mut keys) = mpsc::channel(16);
     std::thread::spawn(move || read_keys(&key));
     let mut looks = tokio::time::interval(every);
@@ -158,7 +158,7 @@ async fn live(
     }
 }
 
-/// Hands on what is typed, until nobody wants it or the terminal has gone.
+/// Forwards keys until the receiver or the terminal is gone.
 fn read_keys(key: &mpsc::Sender<Event>) {
     while !key.is_closed() && !has_gone() {
         match event::poll(KEYS_EVERY) {
@@ -172,21 +172,21 @@ fn read_keys(key: &mpsc::Sender<Event>) {
     }
 }
 
-/// Whether the terminal of standard input or output has hung up, as when a connection was lost. A pipe at the other end
-/// of either says nothing of the terminal.
+/// Whether the terminal of standard input or output has hung up, as when a connection was lost. A pipe at either end
+/// proves nothing about the terminal.
 fn has_gone() -> bool {
     let (input, output) = (std::io::stdin(), std::io::stdout());
     let gone = |end: BorrowedFd<'_>| {
         let mut asked = [PollFd::from_borrowed_fd(end, PollFlags::empty())];
         let hung_up = poll(&mut asked, Some(&Timespec::default())).is_ok()
             && asked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
-        // One that has hung up is no longer taken for a terminal, so that its kind is asked of the file.
+        // A terminal that has hung up no longer counts as one, so this checks the kind of its file.
         hung_up && rustix::fs::fstat(end).is_ok_and(|kind| FileType::from_raw_mode(kind.st_mode).is_char_device())
     };
     gone(input.as_fd()) || gone(output.as_fd())
 }
 
-/// Whether to go on.
+/// Whether to continue.
 fn on_event(view: &mut View, event: &Event) -> bool {
     let Event::Key(key) = event else { return true };
     if key.kind == KeyEventKind::Release {
@@ -209,7 +209,7 @@ fn draw(frame: &mut Frame<'_>, view: &mut View) {
     let [body, foot] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
     let screen = Screen { width: Some(body.width.into()), height: body.height.into(), scrolls: false };
     let lines = shown(&view.status, &view.which, screen);
-    // A line may take several rows where it is wrapped, between words: one more than its length would need.
+    // A wrapped line may take one row more than its length needs, since it breaks between words.
     let width = usize::from(body.width.max(1));
     let rows_of = |line: &Line<'_>| if line.width() <= width { 1 } else { line.width().div_ceil(width) + 1 };
     let rows: usize = lines.iter().map(rows_of).sum();
@@ -227,7 +227,7 @@ fn draw(frame: &mut Frame<'_>, view: &mut View) {
     frame.render_widget(Paragraph::new(foot_line), foot);
 }
 
-/// What is asked for of a status: a line for each tenant where there are many, else all of each.
+/// The selected part of a status: a line for each tenant if there are many, else all details.
 fn shown(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
     if which.one_line(status.sources.iter().map(|source| source.name.as_str())) {
         return at_a_glance(status, which, screen);
@@ -241,7 +241,7 @@ fn shown(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
     page(&status, screen.width.unwrap_or(usize::MAX))
 }
 
-/// One line for each tenant; of the sinks and the state what is wrong.
+/// One line for each tenant, and the faults of the sinks and the state.
 fn at_a_glance(status: &Status, which: &Which, screen: Screen) -> Vec<Line<'static>> {
     let mut lines = head(status);
     let troubled: Vec<&Sink> = status.sinks.iter().filter(|sink| sink.state != "healthy").collect();
@@ -270,7 +270,7 @@ fn row(source: &Source, now: Timestamp) -> Row {
     Row { wrong: wrong.join("; "), is_well, ..Row::of(&source.name, state) }.with_live(Some(source), now)
 }
 
-/// What is said of the process.
+/// The lines about the process.
 fn head(status: &Status) -> Vec<Line<'static>> {
     let process = &status.process;
     let up = process.now.duration_since(process.started).as_secs_f64();
@@ -299,7 +299,7 @@ fn store_line(trouble: &str) -> Line<'static> {
     ])
 }
 
-/// The whole page for so many columns. Sources in trouble come first: one among a hundred is seen at once.
+/// The whole page for this many columns. Faulty sources come first, so that one among a hundred is noticed.
 fn page(status: &Status, width: usize) -> Vec<Line<'static>> {
     let narrow = width < WIDE;
     let process = &status.process;
@@ -423,7 +423,7 @@ const COLUMNS: [(&str, usize, bool); 9] = [
 /// Which of them is the expiry, which is coloured.
 const EXPIRES: usize = 5;
 
-/// The table of streams: a column is as wide as its longest value and two spaces, so that no two run together.
+/// The table of streams: a column is as wide as its longest value and two spaces.
 fn stream_lines(streams: &[Stream], now: Timestamp, narrow: bool) -> Vec<Line<'static>> {
     let rows: Vec<[String; COLUMNS.len()]> = streams.iter().map(|stream| cells(stream, now)).collect();
     let widths: Vec<usize> = COLUMNS
@@ -509,7 +509,7 @@ fn state(word: &str) -> Span<'static> {
     Span::styled(word.to_owned(), colour_of(word).add_modifier(Modifier::BOLD))
 }
 
-/// Text of errors on one line, without what a terminal would act on.
+/// An error text on one line, without control characters.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

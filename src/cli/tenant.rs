@@ -1,8 +1,8 @@
-//! `m365-audit tenant`: tenants into the configuration and out of it, comments kept, and what is remembered of one taken
-//! out.
+//! `m365-audit tenant`: adds tenants to the configuration and removes them, keeping comments, and removes a tenant's
+//! data from the state.
 //!
-//! Owns the options and the edits of the texts. Whether a text is right is `config`'s to say: an edit that would make a
-//! problem is not written. Nothing here shows a secret, or takes one from the command line, where others see it.
+//! Owns the options and the edits of the texts. `config` validates the texts: an edit that would add a problem is not
+//! written. The command never shows a secret, and does not take one from the command line, where others see it.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -85,7 +85,7 @@ struct RemoveArgs {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// What kept it from being done; the configuration is as it was, unless the message says otherwise.
+/// When it could not be done; the configuration is unchanged unless the message says otherwise.
 pub async fn tenant(args: TenantArgs, out: &mut (dyn Write + Send)) -> Result<Exit, Failure> {
     match args.command {
         TenantCommand::Add(args) => add(&args, out).await,
@@ -98,7 +98,7 @@ fn usage(message: impl Into<String>) -> Failure {
     Failure { message: format!("usage: {}", message.into()), exit: Exit::Usage }
 }
 
-/// The configuration, by its name, and what it declares.
+/// The path of the configuration, and its declarations.
 struct Before {
     config: PathBuf,
     survey: Survey,
@@ -126,7 +126,7 @@ impl Before {
         self.with_rows(self.rows().chain(new))
     }
 
-    /// The files, and the rows of the table but for this tenant's.
+    /// The files, and the rows of the table without this tenant's.
     fn files_without(&self, tenant: &TenantId) -> Files {
         self.with_rows(self.rows().filter(|row| row.id != tenant.as_str()))
     }
@@ -139,8 +139,7 @@ impl Before {
         Files::beside(&self.config).with_stored(rows.map(|row| (loaded::place(row), loaded::text(row))).collect())
     }
 
-    /// Writes these texts in their order, `None` removes the file; nothing when they would make a problem that is not there
-    /// now.
+    /// Writes these texts in their order, `None` removes the file; writes nothing if they would add a problem.
     fn write(&self, edits: &[(PathBuf, Option<String>)]) -> Result<(), Failure> {
         self.check(edits.iter().fold(self.files(None), |files, (path, text)| files.with(path, text.clone())))?;
         for (path, text) in edits {
@@ -149,7 +148,7 @@ impl Before {
         Ok(())
     }
 
-    /// That these files make no problem that is not there now.
+    /// Checks that these files add no problem.
     fn check(&self, files: Files) -> Result<(), Failure> {
         let after = Config::survey(&self.config, &files)?;
         let mut known: HashMap<_, u64> = HashMap::new();
@@ -183,7 +182,7 @@ fn unreadable(path: &Path, why: &str) -> Failure {
     Failure { message: format!("config-invalid: `{}`: {why}", path.display()), exit: Exit::Config }
 }
 
-/// What a problem is, wherever among others its tenant stands. What was expected may list names, which change.
+/// The identity of a problem, independent of its tenant's index. The expectation may list names, which change.
 fn what(problem: &Problem) -> (String, Fault, Option<String>) {
     let key = problem.key.replace(|c: char| c.is_ascii_digit(), "");
     (key, problem.fault, problem.value.clone())
@@ -321,12 +320,12 @@ fn set_key(table: &mut Table, pair: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The same value for an edit.
+/// The same value in the type of the editor.
 fn edited(typed: &toml::Value) -> Value {
     typed.to_string().parse().unwrap_or_else(|_| Value::from(typed.to_string()))
 }
 
-/// A file of the folder that is not there yet.
+/// A file of the folder that does not exist yet.
 fn new_file(dir: &Path, name: &str, template: Option<&str>) -> Result<PathBuf, Failure> {
     let names = [Some(name.to_owned()), template.map(|template| format!("{template}.{name}"))];
     let mut paths = names.into_iter().flatten().map(|name| dir.join(format!("{name}.toml")));
@@ -358,7 +357,7 @@ fn push_inline(tenants: &mut Array, table: Table) {
     tenants.push(Value::InlineTable(table.into_inline_table()));
 }
 
-/// A table that is not written itself, only what is in it.
+/// A table without its own header; only its members are written.
 fn implicit() -> Item {
     let mut table = Table::new();
     table.set_implicit(true);
@@ -425,7 +424,7 @@ async fn remove(args: &RemoveArgs, out: &mut (dyn Write + Send)) -> Result<Exit,
     Ok(Exit::Done)
 }
 
-/// In the database of a cluster, where no member has the tenant any more.
+/// Purges in the database of a cluster, once no member has the tenant.
 async fn purged_in_cluster(cluster: &ClusterConfig, tenant: &TenantId) -> Result<Vec<String>, Failure> {
     let store = opened::shared(cluster).await?;
     if let Some((name, _)) = store.holder(tenant).await.map_err(Failure::of_cluster)? {
@@ -436,7 +435,7 @@ async fn purged_in_cluster(cluster: &ClusterConfig, tenant: &TenantId) -> Result
     Ok(vec![format!("{tenant}: {} entries taken out of {}", purged.entries, store.shown())])
 }
 
-/// Inside the running process, or alone.
+/// Purges inside the running process, or alone.
 async fn purged(data_dir: &Path, socket: &Path, tenant: &TenantId) -> Result<Vec<String>, Failure> {
     if let Some(mut client) = Client::connect(socket).await? {
         client.ask(What::Purge { tenant: tenant.to_string() }).await?;
@@ -449,12 +448,12 @@ async fn purged(data_dir: &Path, socket: &Path, tenant: &TenantId) -> Result<Vec
     if !data_dir.join(crate::hosts::embedded::store::STATE_FILE).exists() && running(data_dir).is_none() {
         return Ok(vec![format!("{tenant}: nothing is remembered under {}", data_dir.display())]);
     }
-    // Refused while a process has it that cannot be asked.
+    // Fails while an unresponsive process has the lock.
     let store = SqliteStore::open(data_dir)?;
     purge::purge(&store, data_dir, tenant).await.map_err(|error| Failure::of(&error, Exit::State))
 }
 
-/// The tenant that is meant; `None` when the id is of one that is not in the configuration.
+/// The selected tenant; `None` when the id is of one that is not in the configuration.
 fn find(survey: &Survey, name: &str, id: Option<&TenantId>) -> Result<Option<Declared>, Failure> {
     let is_meant = |declared: &&Declared| match id {
         Some(id) => declared.tenant_id == id.as_str(),
@@ -482,7 +481,7 @@ fn find(survey: &Survey, name: &str, id: Option<&TenantId>) -> Result<Option<Dec
     }
 }
 
-/// The texts without a tenant: first the sinks that name it, then the file it stands in.
+/// The texts without a tenant: first the sinks that name it, then its own file.
 fn removal(before: &Before, found: &Declared) -> Result<Vec<(PathBuf, Option<String>)>, Failure> {
     let mut main = before.text(&before.config)?;
     let is_named = forget_input(&mut main, &found.name);
@@ -528,7 +527,7 @@ fn take_out(doc: &mut DocumentMut, found: &Declared) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes a source out of the `inputs` that name it beside others; whether there were any.
+/// Removes a source from the `inputs` that name it beside others; returns whether there were any.
 fn forget_input(doc: &mut DocumentMut, name: &str) -> bool {
     let mut is_named = false;
     let sinks = doc.get_mut("sinks").and_then(Item::as_table_like_mut);

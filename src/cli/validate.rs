@@ -1,4 +1,5 @@
-//! `m365-audit validate`: a configuration alone, all problems at once. Opens no connection, writes no file.
+//! `m365-audit validate`: checks a configuration alone and reports all problems at once. Opens no connection, writes no
+//! file.
 
 use std::fmt;
 use std::io::{self, Write};

@@ -85,9 +85,9 @@ fn declared(root: &Table, origins: &Origins, config: &Path) -> Vec<Declared> {
 }
 
 impl Config {
-    /// Every source of the file `path` with the place where it is declared, and all that is wrong: for commands that
-    /// change a configuration, which may have problems before and not more after. `files` may have texts that are not
-    /// written yet; a variable that is not set is no problem here.
+    /// Every source of the file `path` with the place of its declaration, and all problems: for commands that change a
+    /// configuration, which must not add problems. `files` may have texts that are not written yet; an unset variable
+    /// is not a problem here.
     ///
     /// # Errors
     /// The file cannot be read, or is not TOML.

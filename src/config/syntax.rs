@@ -1,7 +1,7 @@
-//! What is wrong with a text that is not TOML, as its writer can use it: the key, and what to write instead.
+//! Explains the errors of a text that is not TOML to its writer: the key, and the correct notation.
 //!
-//! The parser says what it met where. What people mean by it is seen in the line: a text without quotation marks, a colon
-//! out of YAML, `yes`. No value is ever shown: the line may hold a secret.
+//! The parser reports what it found and where. The line shows what the writer meant: a text without quotation marks, a
+//! colon as in YAML, `yes`. Values are never shown, since the line may contain a secret.
 
 use serde_json::Value as Schema;
 use toml::Value;
@@ -10,14 +10,14 @@ use super::check::{expectation, typed_from_text};
 use super::problem::{Fault, Problem, join};
 use super::schema::known_source_schema;
 
-/// The errors as problems, each with its key; one for a line.
+/// The errors as problems, each with its key; at most one for each line.
 pub(super) fn explained(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
     if let Some(problem) = other_language(text) {
         return vec![problem];
     }
     let lines: Vec<&str> = text.lines().collect();
     let mut problems: Vec<Problem> = Vec::new();
-    // A section that is there twice has each of its keys twice.
+    // A repeated section also repeats each of its keys.
     let mut repeated: Option<usize> = None;
     for error in errors {
         let at = error
@@ -40,7 +40,7 @@ pub(super) fn explained(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> 
     problems
 }
 
-/// A file that was never meant as TOML.
+/// The problem of a file in another language.
 fn other_language(text: &str) -> Option<Problem> {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).peekable();
     let first = *lines.peek()?;
@@ -64,7 +64,7 @@ fn header(line: &str) -> Option<&str> {
     Some(name.split([']', '#']).next().unwrap_or_default().trim())
 }
 
-/// The line, from 1, of the header that a line stands under; of a header its own.
+/// The line, from 1, of the header above a line; for a header its own.
 fn begin_of_section(lines: &[&str], at: usize) -> Option<usize> {
     lines.iter().take(at).rposition(|line| header(line).is_some()).map(|place| place + 1)
 }
@@ -73,7 +73,7 @@ fn is_bare(key: &str) -> bool {
     !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
 }
 
-/// What a line sets, and what stands behind the key.
+/// The key that a line sets, and the rest of the line.
 fn key_and_rest(line: &str) -> (&str, &str) {
     let line = line.trim().trim_start_matches(['/', ';', '-', ' ']);
     let end = line.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-' | '.')).unwrap_or(line.len());
@@ -108,7 +108,7 @@ fn of_line(lines: &[&str], at: usize, message: &str) -> Problem {
     problem
 }
 
-/// The parser's words, where they say what is wrong; else what the key takes.
+/// The parser's message, if it names the fault; else the values that the key accepts.
 fn said_of_value(said: String, rest: &str, field: &Schema) -> String {
     let value = rest.strip_prefix('=').map(str::trim).unwrap_or_default();
     let expected = || if field.is_object() { format!(", expected {}", expectation(field)) } else { String::new() };
@@ -136,7 +136,7 @@ fn repeated_key(lines: &[&str], at: usize, section_at: Option<usize>, key: &str)
     Some(format!("it is set already on line {earlier}: keep one of the two"))
 }
 
-/// What to write instead.
+/// The correct notation.
 fn hint_for(line: &str, key: &str, rest: &str, field: &Schema, message: &str) -> Option<String> {
     if line.contains(['\u{201c}', '\u{201d}', '\u{201e}', '\u{2018}', '\u{2019}', '«', '»']) {
         return Some(
@@ -182,7 +182,7 @@ fn hint_for(line: &str, key: &str, rest: &str, field: &Schema, message: &str) ->
         return Some("write a number within that".into());
     }
     if word.starts_with(|c: char| c.is_ascii_digit()) {
-        // `32MiB` is `32M`, and no secret begins so.
+        // `32MiB` is `32M`, and secrets do not begin like that.
         let short = word.trim_end_matches(['b', 'B']).trim_end_matches('i');
         let number = serde_json::json!({ "type": "integer" });
         return match typed_from_text(&number, key, short) {

@@ -1,5 +1,5 @@
 //! `[[sources.<name>.tenants]]`: one template, many tenants. Each entry becomes a source of its own, named
-//! `<name>.<tenant>`, with the template's keys and its own over them; nothing behind the configuration knows of it.
+//! `<name>.<tenant>`, with the template's keys, overridden by its own; the rest of the program sees only sources.
 
 use std::collections::HashSet;
 
@@ -21,15 +21,15 @@ pub(super) struct SourceTable {
     pub name: String,
     /// The name sinks may use for it and its siblings.
     pub group: String,
-    /// Where it stands in the file.
+    /// Its path in the file.
     pub path: String,
     pub table: Table,
-    /// The keys that stand in the template, at this other path.
+    /// The keys that come from the template, at this other path.
     template: Option<(String, Vec<String>)>,
 }
 
 impl SourceTable {
-    /// Puts a problem that is the template's where the template stands.
+    /// Moves a problem of the template to the template's place.
     pub fn place(&self, problem: &mut Problem) {
         let Some((template, inherited)) = &self.template else { return };
         let Some(below) = problem.key.strip_prefix(&format!("{}.", self.path)) else { return };
@@ -42,7 +42,7 @@ impl SourceTable {
     }
 }
 
-/// The sources that a table `[sources.<name>]` stands for.
+/// The sources that a table `[sources.<name>]` declares.
 pub(super) fn expand(findings: &mut Findings, name: String, mut table: Table) -> Vec<SourceTable> {
     let path = join("sources", &name);
     let Some(entries) = table.remove(TENANTS) else {
@@ -105,7 +105,7 @@ fn tenant_name(findings: &mut Findings, entry: &mut Table, at: &str) -> Option<S
             findings.note(Problem::new(path, Fault::Invalid, "a name of letters, digits, `_` and `-`").value(shown));
             None
         }
-        // One that is missing or no GUID is told when the source is read; here it needs a name only.
+        // A missing or invalid GUID is reported when the source is read; here only a name is needed.
         None => match entry.get("tenant_id").and_then(Value::as_str).map(str::trim).filter(|id| is_name(id)) {
             Some(id) => Some(id.to_ascii_lowercase()),
             None => {
@@ -115,7 +115,7 @@ fn tenant_name(findings: &mut Findings, entry: &mut Table, at: &str) -> Option<S
     }
 }
 
-/// Fit for metrics, state and the command line.
+/// Whether a name is valid for metrics, state and the command line.
 pub(super) fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }

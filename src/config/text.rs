@@ -1,14 +1,14 @@
-//! Text as editors and shells leave it in a file, as UTF-8: with a byte order mark or without, and the UTF-16 that
-//! Windows PowerShell and Notepad write.
+//! Decodes the text files of editors and shells: UTF-8 with or without a byte order mark, and the UTF-16 that Windows
+//! PowerShell and Notepad write.
 //!
-//! `encoding_rs` decodes: it is what browsers do, and it says where it cannot.
+//! It uses `encoding_rs`, which decodes as browsers do and reports errors.
 
 use std::fmt;
 
 use encoding_rs::{Encoding, UTF_16BE, UTF_16LE};
 use zeroize::Zeroizing;
 
-/// Why bytes are no text.
+/// Why bytes are not text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotText {
     /// Neither UTF-8 nor marked as anything else.
@@ -17,7 +17,7 @@ pub(crate) enum NotText {
     Utf16,
     /// UTF-32.
     Utf32,
-    /// NUL bytes where no encoding has them.
+    /// NUL bytes that fit no encoding.
     Binary,
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Zeroizing<String>, NotText> {
     if text.contains('\0') { Err(NotText::Binary) } else { Ok(text) }
 }
 
-/// The encoding of a text without a mark. Text of our kind is mostly ASCII, so in UTF-16 every second byte is NUL.
+/// The encoding of a text without a mark. Configuration text is mostly ASCII, so in UTF-16 every second byte is NUL.
 fn guess(bytes: &[u8]) -> Result<&'static Encoding, NotText> {
     if !bytes.contains(&0) {
         return Ok(encoding_rs::UTF_8);
@@ -69,7 +69,7 @@ fn guess(bytes: &[u8]) -> Result<&'static Encoding, NotText> {
 pub(crate) mod tests {
     use super::*;
 
-    /// `text` in the encodings that a Windows machine writes, with their names.
+    /// `text` in the encodings that Windows programs write, with their names.
     pub(crate) fn encoded(text: &str) -> Vec<(&'static str, Vec<u8>)> {
         let units = |order: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(order).collect::<Vec<u8>>();
         let (little, big) = (units(u16::to_le_bytes), units(u16::to_be_bytes));

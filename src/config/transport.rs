@@ -1,5 +1,5 @@
-//! Where secrets, tokens and events may travel: `https`, or plain `http` on this machine; never to an address that only
-//! a machine's own platform answers at.
+//! Restricts where secrets, tokens and events may be sent: over `https`, or plain `http` on this machine; never to an
+//! address of a machine's own platform.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,8 +11,8 @@ use super::check::Findings;
 use super::problem::join;
 use super::problem::{Fault, Problem};
 
-/// The addresses at which clouds tell a machine about itself, beside the link-local ones: Azure's wire server, Alibaba's
-/// metadata, and AWS's over IPv6. Whoever can name one as an end point can have its answers.
+/// The addresses of clouds' metadata services, beside the link-local ones: Azure's wire server, Alibaba's metadata, and
+/// AWS's over IPv6. An attacker who can configure one as an end point would get its answers.
 const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200)];
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 const METADATA_NAMES: [&str; 3] = ["metadata.google.internal", "metadata.azure.internal", "instance-data"];
@@ -29,7 +29,7 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Whether a URL names the machine next door by address: Azure's metadata service has 169.254.169.254.
+/// Whether a URL names a link-local address: Azure's metadata service has 169.254.169.254.
 pub(crate) fn is_link_local(url: &Url) -> bool {
     match address(url) {
         Some(IpAddr::V4(ip)) => ip.is_link_local(),
@@ -38,7 +38,7 @@ pub(crate) fn is_link_local(url: &Url) -> bool {
     }
 }
 
-/// Whether nothing of Microsoft's public API can be there, and something that is not for others may be.
+/// Whether the address cannot be one of Microsoft's public API, but may be that of an internal service.
 fn is_platforms_own(url: &Url) -> bool {
     let named = match url.host() {
         Some(Host::Domain(name)) => METADATA_NAMES.contains(&name.trim_end_matches('.')),
@@ -52,8 +52,8 @@ fn is_platforms_own(url: &Url) -> bool {
     named || addressed || is_link_local(url)
 }
 
-/// The address a URL names, however it is spelled: the parser has read decimal, octal and hexadecimal numbers; an IPv4
-/// address may still stand inside one of version 6.
+/// The address in a URL, in any notation: the parser has already read decimal, octal and hexadecimal numbers; an IPv4
+/// address may still be embedded in an IPv6 address.
 fn address(url: &Url) -> Option<IpAddr> {
     match url.host()? {
         Host::Domain(_) => None,
@@ -62,7 +62,7 @@ fn address(url: &Url) -> Option<IpAddr> {
     }
 }
 
-/// The IPv4 address inside one of version 6: mapped (`::ffff:a.b.c.d`), compatible (`::a.b.c.d`), translated
+/// The IPv4 address embedded in an IPv6 address: mapped (`::ffff:a.b.c.d`), compatible (`::a.b.c.d`), translated
 /// (`64:ff9b::a.b.c.d`) or of 6to4 (`2002:aabb:ccdd::`).
 fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, high, low] = ip.segments();
@@ -80,10 +80,10 @@ pub(super) fn is_exposed(url: &Url) -> bool {
     url.scheme() == "http" && !is_loopback(url)
 }
 
-/// The client secret goes to `authority_url`, the bearer tokens to `api_url` and `graph_url`: plain `http` would show them to anyone
-/// between here and another machine. On this machine (tests, a proxy beside us) there is nobody between. A closed
-/// test network can be allowed by a key whose name says what it does, so that it is seen in a review. A managed identity's
-/// end point is this machine's own platform, which is reached by plain `http` at a link-local address.
+/// The client secret goes to `authority_url`, the bearer tokens to `api_url` and `graph_url`: over plain `http` anyone
+/// on the network path could read them. On this machine (tests, a local proxy) there is no network path. For a closed
+/// test network, a key with an explicit name allows it, so that a review notices it. A managed identity's end point
+/// belongs to this machine's own platform and is reached by plain `http` at a link-local address.
 pub(super) fn check_transport(findings: &mut Findings, table: &Table, path: &str) {
     let allowed = table.get("allow_plain_http").and_then(Value::as_bool) == Some(true);
     let keys = [

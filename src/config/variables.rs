@@ -9,8 +9,8 @@ use super::problem::{Fault, Problem, join};
 /// Looks up an environment variable.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Replaces `${NAME}` in every string of `table`, and `$$` by one dollar. Notes under `written` what each changed
-/// string was before, keyed by its path; what cannot be replaced is left as it is and becomes a problem.
+/// Replaces `${NAME}` in every string of `table`, and `$$` by one dollar. Records in `written` the original of each
+/// changed string, by its path; a string that cannot be replaced stays and becomes a problem.
 pub(super) fn expand(
     table: &mut toml::Table,
     path: &str,
@@ -37,7 +37,7 @@ fn expand_value(
                     written.insert(path.to_owned(), std::mem::replace(text, replaced));
                 }
             }
-            // The value is not shown: it may be a part of a secret.
+            // The value is not shown, since it may be part of a secret.
             Err(faults) => {
                 problems.extend(faults.into_iter().map(|expected| Problem::new(path, Fault::Invalid, expected)));
             }
@@ -52,7 +52,7 @@ fn expand_value(
     }
 }
 
-/// The text with its variables replaced, or what was expected of each that could not be.
+/// The text with its variables replaced, or the expectation for each that could not be replaced.
 fn replace(text: &str, env: Env<'_>) -> Result<String, Vec<String>> {
     let mut out = String::with_capacity(text.len());
     let mut faults = Vec::new();

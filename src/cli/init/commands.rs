@@ -12,10 +12,10 @@ pub const ROLE_READ_DLP: &str = "4807a72c-ad38-4250-94c9-4eabfe26cd55";
 
 /// Microsoft Graph, in every tenant.
 const GRAPH: &str = "00000003-0000-0000-c000-000000000000";
-/// Its application role that filling gaps needs.
+/// Its application role for filling gaps.
 const GRAPH_ROLE: &str = "AuditLogsQuery.Read.All";
 
-/// What creates the application.
+/// The tool that creates the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Tool {
     /// The Azure CLI
@@ -26,8 +26,8 @@ pub enum Tool {
 
 /// The commands that create the application, give it the permissions and make a secret.
 ///
-/// `tenant`: where it is registered. With `is_for_many` tenants each of theirs has to consent besides, and the commands
-/// say where. The secret goes into a file that only its owner may read, and not onto the screen.
+/// `tenant`: where it is registered. With `is_for_many`, each tenant also has to consent, and the commands print the
+/// address for that. The secret is written to a file that only its owner may read, and not shown on the screen.
 pub(super) fn commands(tool: Tool, tenant: &str, cloud: Cloud, dlp: bool, is_for_many: bool) -> String {
     let audience = if is_for_many { "AzureADMultipleOrgs" } else { "AzureADMyOrg" };
     let consent = match is_for_many {

@@ -10,7 +10,7 @@ use crate::cli::Failure;
 /// The file beside the configuration that a receiver's token is written to.
 const TOKEN_FILE: &str = "sink_token";
 
-/// The types of sinks, by the word in `type`.
+/// The types of sinks, by the value of `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum SinkType {
@@ -26,23 +26,23 @@ pub enum SinkType {
     Otlp,
 }
 
-/// What was answered.
+/// The chosen destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Destination {
     /// The file.
     File(PathBuf),
     /// Standard output.
     Stdout,
-    /// A receiver, its address, and what it wants to see.
+    /// A receiver, its address, and its token.
     Receiver(SinkType, String, Token),
 }
 
-/// What a receiver wants to see.
+/// The token of a receiver.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Token {
     /// Nothing.
     None,
-    /// What is in this file.
+    /// The content of this file.
     File(PathBuf),
     /// This, to be written to the file.
     NewFile(PathBuf, String),
@@ -59,7 +59,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Destination {
-    /// The file that is to be written, and what into it.
+    /// The file to write, and its content.
     pub fn new_file(&self) -> Option<(&PathBuf, &String)> {
         match self {
             Self::Receiver(_, _, Token::NewFile(path, token)) => Some((path, token)),
@@ -101,7 +101,7 @@ impl Destination {
 }
 
 impl SinkType {
-    /// The word in `type`, the key of the address, that of the file with what the receiver wants to see.
+    /// The value of `type`, the key of the address, and the key of the token's file.
     fn keys(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::File => ("file", "path", ""),
@@ -112,7 +112,7 @@ impl SinkType {
         }
     }
 
-    /// How its address is asked for.
+    /// The question for its address.
     fn question(self) -> &'static str {
         match self {
             Self::FluentForward => "Receiver, as HOST:PORT:",
@@ -136,7 +136,7 @@ impl SinkType {
     }
 }
 
-/// All from the options.
+/// Takes all answers from the options.
 pub(super) fn given(args: &InitArgs) -> Result<Destination, Failure> {
     let kind = args.sink.unwrap_or(SinkType::File);
     let unused = |what: &str| usage(format!("{what} is for the sinks `http`, `otlp` and `fluent_forward`"));
@@ -157,7 +157,7 @@ pub(super) fn given(args: &InitArgs) -> Result<Destination, Failure> {
     }
 }
 
-/// What the options leave open is asked for.
+/// Asks for the answers that the options leave open.
 pub(super) fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Destination, Failure> {
     let kind = match args.sink {
         Some(kind) => kind,
