@@ -1,6 +1,6 @@
-//! The generated documents: what each file holds, rendered from the types and tables that the program itself uses.
+//! The generated documents, rendered from the types and tables that the program itself uses.
 //!
-//! Nothing is written here; `tests/generated.rs` compares and writes.
+//! This module writes no file; `tests/generated.rs` compares and writes.
 
 #[cfg(feature = "cli")]
 mod book;
@@ -24,13 +24,14 @@ use crate::severity::words::{about, condition};
 
 /// One generated file.
 pub struct Document {
-    /// Where it stands, from the root of the repository.
+    /// Its path from the root of the repository.
     pub path: String,
-    /// What it must hold.
+    /// Its required content.
     pub text: String,
 }
 
-/// Every generated file. Without the feature `cli` the pages of the errors are missing: some of them are its own.
+/// Every generated file. Without the feature `cli` the pages of the errors are missing: some of the errors belong to
+/// that feature.
 pub fn all() -> Vec<Document> {
     let document = |path: &str, text| Document { path: path.to_owned(), text };
     let documents = vec![
@@ -249,7 +250,7 @@ fn rules_page() -> String {
     page
 }
 
-/// Text fit for a cell of a table.
+/// A text escaped for a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('*', "\\*").replace('\0', "NUL")
 }

@@ -1,8 +1,8 @@
-//! What any agent must offer a source: a place to deliver records, a place to keep state, an ear for health.
+//! The interface that any agent must offer a source: delivery of records, storage of state, and reports of health.
 //!
-//! A [`Batch`] is handed over with [`Host::deliver`]; the [`DeliveryTicket`] it returns says what became of it. The
-//! source moves its checkpoint only after [`Delivery::Delivered`], so the answer must be true *for good*: what that
-//! means on each host is written beside that host's adapter. This module knows no agent and no API.
+//! A source delivers a [`Batch`] with [`Host::deliver`]; the returned [`DeliveryTicket`] reports the outcome. The
+//! source moves its checkpoint only after [`Delivery::Delivered`], so the answer must be true *for good*: each host's
+//! adapter documents what that means there. This module knows no agent and no API.
 
 mod buffers;
 pub mod memory;
@@ -27,22 +27,22 @@ use crate::normalise::category::Category;
 pub use crate::normalise::{Describe, EventKind, Kind};
 use crate::severity::Severity;
 
-/// The agent, as a source sees it.
+/// The agent, from the view of a source.
 #[async_trait]
 pub trait Host: Send + Sync + 'static {
-    /// Hands over records. Not returning, or a ticket that does not resolve, is back-pressure: the source then holds
-    /// at most `in_flight_bytes_max` and stops fetching.
+    /// Delivers records. A call that does not return, or a ticket that does not resolve, is back-pressure: the source
+    /// then holds at most `in_flight_bytes_max` and stops fetching.
     async fn deliver(&self, batch: Batch) -> DeliveryTicket;
 
     /// Where checkpoints are kept.
     fn state(&self) -> Arc<dyn StateStore>;
 
-    /// Takes note of how a source fares. Called on every change, never per request.
+    /// Reports the health of a source. Called on every change, never per request.
     fn health(&self, source: &str, health: Health);
 }
 
-/// Records on their way to the host: newline-delimited JSON objects in one buffer, with what a host needs to know
-/// of each. Cloning is cheap; the bytes are shared.
+/// Records for the host: newline-delimited JSON objects in one buffer, with the facts that a host needs about each.
+/// Cloning is cheap; the bytes are shared.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Unique in this process.
@@ -53,13 +53,13 @@ pub struct Batch {
     pub tenant: TenantId,
     /// The content type they were listed under.
     pub content_type: ContentType,
-    /// A host's own notes on this batch; they stay with it when it is sent again and go to both halves of a split.
+    /// A host's own notes on this batch; they stay with it when it is sent again, and both halves of a split get them.
     pub receipts: Receipts,
     ndjson: Bytes,
     /// The size of the buffer behind `ndjson`.
     memory_bytes: usize,
     spans: Arc<[Span]>,
-    /// The types of its events, one behind the other, as `spans` cut them.
+    /// The concatenated types of its events, which `spans` delimit.
     event_types: Arc<[u8]>,
     is_trial: bool,
     describe: Option<Arc<dyn Describe>>,
@@ -70,12 +70,12 @@ struct Span {
     start: usize,
     end: usize,
     time: Timestamp,
-    /// `None` when it is found out from the record itself, by [`Describe`].
+    /// `None` when [`Describe`] derives it from the record itself.
     severity: Option<Severity>,
     kind: SpanKind,
 }
 
-/// [`Kind`] without its text, which stands in the batch.
+/// [`Kind`] without its text, which is in the batch.
 #[derive(Debug, Clone, Copy)]
 enum SpanKind {
     Unknown,
@@ -83,14 +83,14 @@ enum SpanKind {
     Event { category: Category, start: u32, end: u32 },
 }
 
-/// What is noted of a record beside its bytes.
+/// The facts stored about a record beside its bytes.
 #[derive(Debug, Clone)]
 pub struct Noted {
     /// When the event happened, else when its blob was created.
     pub time: Timestamp,
-    /// The severity assessed; `None` when it is found out from the record itself (see [`BatchBuilder::described_by`]).
+    /// The severity assessed; `None` when it is derived from the record itself (see [`BatchBuilder::described_by`]).
     pub severity: Option<Severity>,
-    /// What the record is about; `None` when it is not known, or found out likewise.
+    /// The subject of the record; `None` when it is unknown, or derived likewise.
     pub kind: Option<Kind>,
 }
 

@@ -1,4 +1,4 @@
-//! Who is told what became of a batch, once all of its parts are settled.
+//! Reports the outcome of a batch once all of its parts are settled.
 
 use std::sync::Arc;
 
@@ -7,24 +7,24 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::host::Unfit;
 
-/// What a worker answers for one batch, once.
+/// A worker's one answer for a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// The receiver has all of it.
+    /// The receiver accepted all of it.
     Delivered,
-    /// The receiver has all of it but these records, which it refused alone while it took others.
+    /// The receiver accepted all of it except these records, which it refused by themselves while it accepted others.
     Except(Vec<Unfit>),
-    /// The worker has ended, or the batch was a trial and was not taken now.
+    /// The worker has ended, or the batch was a trial and was not accepted now.
     Refused(String),
     /// The batch was a trial, and the receiver rejected it.
     Rejected(String),
 }
 
-/// Called with what became of a batch; called with a refusal when the worker is lost.
+/// Called with the outcome of a batch, or with a refusal if the worker is dropped.
 pub struct Confirm(Option<Box<dyn FnOnce(Settled) + Send>>);
 
 impl Confirm {
-    /// Has `settle` called.
+    /// Wraps `settle`.
     pub fn new(settle: impl FnOnce(Settled) + Send + 'static) -> Self {
         Self(Some(Box::new(settle)))
     }
@@ -44,7 +44,7 @@ impl Drop for Confirm {
     }
 }
 
-/// A batch whose parts are on their way. Dropping the last handle of one that is not settled refuses it.
+/// A batch whose parts are in flight. Dropping the last handle before it is settled refuses it.
 #[derive(Clone)]
 pub(super) struct Account(Arc<Mutex<Open>>);
 
@@ -53,7 +53,7 @@ struct Open {
     /// Records that are not settled.
     left: usize,
     unfit: Vec<Unfit>,
-    /// Room in the queue, given back as records are settled.
+    /// A permit of the queue, released as records are settled.
     room: OwnedSemaphorePermit,
 }
 
@@ -62,12 +62,12 @@ impl Account {
         Self(Arc::new(Mutex::new(Open { confirm: Some(confirm), left: records, unfit: Vec::new(), room })))
     }
 
-    /// So many records of so many bytes are delivered.
+    /// Records that this many records and bytes are delivered.
     pub(super) fn delivered(&self, records: usize, bytes: usize) {
         self.settle(records, bytes, None);
     }
 
-    /// One record will never be.
+    /// Records that one record will never be delivered.
     pub(super) fn unfit(&self, unfit: Unfit, bytes: usize) {
         self.settle(1, bytes, Some(unfit));
     }
@@ -88,7 +88,7 @@ impl Account {
         }
     }
 
-    /// Ends it as a whole, whatever became of its parts.
+    /// Ends the whole batch, whatever the outcome of its parts.
     pub(super) fn end(&self, settled: Settled) {
         if let Some(confirm) = self.lock().confirm.take() {
             confirm.settle(settled);

@@ -1,52 +1,52 @@
-//! What a receiver's refusals say of it, and of the records: the tables at the head of `delivery` as code. Does nothing
-//! and knows no time.
+//! What a receiver's refusals prove about it and about the records: implements the tables in the documentation of
+//! `delivery`. It has no effects and no clock.
 
 use super::kind::Kind;
 use super::unit::Unit;
 
-/// Refusals with nothing taken between, weighed, after which one request is sent at a time.
+/// The weight of refusals, without an acceptance between them, after which one request is sent at a time.
 const CAREFUL: u32 = 4;
-/// And after which the worker holds back.
+/// The weight after which the worker holds back.
 const HOLD: u32 = 12;
-/// And after which it does, when parts of requests of which others were taken are refused for the first time: the end of
-/// the records to blame, or of a receiver that takes anything.
+/// The number of first refusals of parts, of requests of which other parts were accepted, after which the worker holds
+/// back: either the bad records have all been found, or the receiver accepts nothing any more.
 const HOLD_PARTS: u32 = 48;
-/// What a rejection weighs: the record of a neighbour may be to blame.
+/// The weight of a rejection: a neighbouring record may be its cause.
 const WEIGHT_OF_REJECTION: u32 = 1;
-/// What any other refusal weighs.
+/// The weight of any other refusal.
 const WEIGHT_OF_OTHERS: u32 = 6;
-/// Probes with whole requests, while nothing says that it is the records, before single records are tried.
+/// Probes with whole requests, while nothing points at the records, before single records are tried.
 const WHOLE_PROBES: u32 = 6;
-/// How often a request that seems to be refused for the moment, or for our settings, is refused before it is split.
+/// How often a request whose refusal seems temporary, or due to settings, is refused before it is split.
 const REFUSALS_BEFORE_SPLIT: u32 = 3;
-/// Most that is asked more of a receiver that took what it had rejected.
+/// The maximum of extra refusals required from a receiver that accepted a record it had rejected.
 const FICKLE_MAX: u32 = 3;
 
-/// What is to be done with a request that was refused.
+/// The decision on a request that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It comes again after a pause.
+    /// Retry after a pause.
     Wait,
-    /// It comes again at once.
+    /// Retry at once.
     Again,
-    /// It comes again at once, with no other request under way.
+    /// Retry at once, with no other request in flight.
     Quiet,
-    /// It comes again in smaller parts.
+    /// Retry in smaller parts.
     Split,
-    /// The record is set aside.
+    /// Set the record aside.
     Unfit,
 }
 
-/// What was seen of one receiver.
+/// The observations of one receiver.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// Grows with all that is taken.
+    /// Grows with every acceptance.
     pub(super) taken: u64,
-    /// Refusals since then, weighed.
+    /// The weight of refusals since the last acceptance.
     weight: u32,
-    /// First refusals since then of parts of requests of which others were taken.
+    /// First refusals since then of parts of requests of which other parts were accepted.
     parts: u32,
-    /// How often it took what it had rejected.
+    /// How often it accepted records that it had rejected.
     fickle: u32,
     /// Requests since the worker began to hold back.
     pub(super) probes: u32,
@@ -61,7 +61,7 @@ impl Evidence {
         self.weight >= HOLD || self.parts >= HOLD_PARTS
     }
 
-    /// Something was taken of a request that was refused so often as it is, or for a single record alone.
+    /// Records of `unit` were accepted, which may have been refused before.
     pub(super) fn took(&mut self, unit: &Unit) {
         let was_rejected = unit.kind.is_some_and(Kind::is_rejection);
         let is_fickle = match unit.alone {
@@ -74,14 +74,14 @@ impl Evidence {
         self.took_some();
     }
 
-    /// Something was taken.
+    /// Records were accepted.
     pub(super) fn took_some(&mut self) {
         self.taken += 1;
         (self.weight, self.parts, self.probes) = (0, 0, 0);
     }
 
-    /// Notes a refusal of `unit`, which knows of it already. What is refused while others are taken says little of
-    /// these.
+    /// Records a refusal of `unit`, which has already counted it. A refusal while others are accepted proves little
+    /// about the receiver.
     pub(super) fn refused(&mut self, unit: &Unit, kind: Kind) {
         if unit.has_contrast(self.taken) {
             self.parts += u32::from(unit.refusals_ever == 1);
@@ -91,8 +91,8 @@ impl Evidence {
         self.weight = self.weight.saturating_add(weight);
     }
 
-    /// What becomes of a request after a refusal that was noted. `was_quiet`: no other was under way; `nothing_else`:
-    /// all that is left are records that were refused alone.
+    /// Decides on a request after a recorded refusal. `was_quiet`: no other was in flight; `nothing_else`: only records
+    /// that were refused by themselves are left.
     pub(super) fn judge(&self, unit: &Unit, kind: Kind, was_quiet: bool, nothing_else: bool) -> Verdict {
         if self.is_holding() {
             return Verdict::Wait;
@@ -124,7 +124,7 @@ impl Evidence {
         }
     }
 
-    /// Whether, while nothing is taken, one record of this request is tried instead of all.
+    /// Whether, while nothing is accepted, one record of this request is tried instead of all.
     pub(super) fn probes_with_one(&self, unit: &Unit) -> bool {
         match unit.kind {
             None | Some(Kind::Moment) => false,
@@ -133,7 +133,7 @@ impl Evidence {
         }
     }
 
-    /// A record was set aside: the receiver is what it seemed to be.
+    /// A record was set aside, so the receiver is consistent again.
     pub(super) fn set_aside(&mut self) {
         self.fickle = self.fickle.saturating_sub(1);
     }

@@ -1,24 +1,23 @@
-//! What an answer of a receiver is about, by its own words.
 
 use super::Written;
 
 /// What an answer is about, by its own words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The moment.
+    /// A temporary condition.
     Moment,
-    /// It does not say.
+    /// Unknown.
     Unclear,
-    /// Our settings, or the receiver's.
+    /// The settings of this program or of the receiver.
     Setting,
     /// These records.
     Records,
-    /// How much it is at once.
+    /// The size of the request.
     Size,
 }
 
 impl Kind {
-    /// `None` for what needs no judgement.
+    /// `None` for an answer that needs no judgement.
     pub(super) fn of(written: &Written) -> Option<Self> {
         match written {
             Written::Delivered | Written::Closed(_) => None,
@@ -30,12 +29,12 @@ impl Kind {
         }
     }
 
-    /// Whether it speaks of what was sent.
+    /// Whether it concerns the records sent.
     pub(super) fn is_rejection(self) -> bool {
         matches!(self, Self::Records | Self::Size)
     }
 
-    /// How often a single record is refused alone before it is set aside; `None`: never.
+    /// How often a single record is refused by itself before it is set aside; `None`: never.
     pub(super) fn refusals_alone(self) -> Option<u32> {
         match self {
             Self::Moment => None,

@@ -1,13 +1,13 @@
-//! Delivery to one receiver: several requests under way, trying again, and finding out whether a refusal is about the
-//! records or about everything else.
+//! Delivery to one receiver: sends several requests at once, retries, and finds out whether a refusal concerns the
+//! records or something else.
 //!
-//! A [`Sink`] sends batches once and names what the receiver's answer says ([`Written`]); a [`Worker`] does everything
-//! else. It knows no protocol. The sinks of the embedded host are fed by one worker each; the source uses one to find
-//! the records that another host rejects (`source::deliver`).
+//! A [`Sink`] sends batches once and classifies the receiver's answer ([`Written`]); a [`Worker`] does everything else.
+//! It knows no protocol. The sinks of the embedded host are fed by one worker each; the source uses one to find the
+//! records that another host rejects (`source::deliver`).
 //!
-//! # Whose fault a refusal is
-//! A receiver seldom says whether it refuses *this record* or *everything*: a wrong index and an unreadable record are
-//! both 400. So no answer is believed by itself. What counts is what the receiver does with other records meanwhile.
+//! # The cause of a refusal
+//! A receiver seldom states whether it refuses *this record* or *everything*: a wrong index and an unreadable record
+//! both get 400. So no answer is believed by itself. The evidence is how the receiver treats other records meanwhile.
 //!
 //! | the answer ([`Written`]) | the request waits, and | it is sent in smaller parts | a single record is set aside |
 //! | --- | --- | --- | --- |
@@ -17,11 +17,11 @@
 //! | `Rejected`, `RejectedSome`: speaks of the records (400, INVALID_ARGUMENT) | comes once more as it was | when that was rejected, too | refused alone 4 times, others taken meanwhile |
 //! | `TooLarge` (413) | | at once | the same |
 //!
-//! *Others taken meanwhile* means that the receiver took something after the record was first refused alone and before
-//! the last time, and that the last time no other request was under way (a receiver may join requests, and reject all
-//! of them for one record). Where nothing is left to send but records that were refused alone, so that no other can be
-//! taken after them, it suffices that others of the request were taken after that was refused, and one more refusal. A
-//! receiver that was seen to take what it rejected before is asked more often.
+//! *Others taken meanwhile* means that the receiver accepted other records after the record was first refused by itself
+//! and before its last refusal, and that no other request was in flight at the last refusal (a receiver may join
+//! requests, and reject all of them because of one record). If only records that were refused by themselves are left,
+//! so that no other can be accepted after them, it suffices that others of the request were accepted after its refusal,
+//! plus one more refusal. A receiver that once accepted a record it had rejected must refuse more often.
 //!
 //! | the worker | begins when | sends | ends when |
 //! | --- | --- | --- | --- |
@@ -29,10 +29,10 @@
 //! | careful | 4 rejections, or one other refusal, with nothing taken between | one request at a time | something is taken |
 //! | holding back | 12 rejections, or two other refusals, with nothing taken between; or 48 parts of requests of which others were taken | one request, then a pause that doubles up to 30 s (or for which the receiver asked); of what was rejected one record each time, in turn from each request that waits | something is taken |
 //!
-//! While it holds back nothing is set aside, and when it ends all that was counted against a record is forgotten. It is
-//! reported once, with the receiver's words. What is refused alone waits by itself: it keeps no request from being sent.
+//! While it holds back, no record is set aside, and when it ends, all counts against a record are reset. It is reported
+//! once, with the receiver's text. A record that is refused by itself waits alone and does not delay other requests.
 //!
-//! A worker never drops a batch: it is confirmed, or refused to whoever handed it in, who keeps it.
+//! A worker never drops a batch: it is confirmed, or refused to the caller, which keeps it.
 
 mod account;
 mod evidence;
@@ -60,40 +60,40 @@ pub const GROUP_BATCHES_MAX: usize = 64;
 /// Bytes written as one group; a single larger record is a group of its own.
 pub const GROUP_BYTES_MAX: usize = 8 << 20;
 
-/// What a sink says became of a batch. Which of the receiver's answers means what is one table for all sinks
-/// (`hosts::answers`); what follows from it is the table at the head of this module.
+/// The outcome of a batch that a sink reports. `hosts::answers` maps the receiver's answers to outcomes for all sinks;
+/// the tables in the documentation of this module define the consequences.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
     /// The destination has the records for good, as far as this sink can know.
     Delivered,
-    /// Not now. It has nothing to do with what the records are.
+    /// Not now, for a reason that does not concern the records.
     Refused {
         /// What went wrong.
         why: String,
-        /// When to try again, if the destination said so; else the worker's own back-off.
+        /// When to retry, if the destination stated it; else the worker's own back-off.
         retry_after: Option<Duration>,
     },
-    /// A failure that says nothing: most often of the moment, but some receivers answer so to a record they cannot read.
+    /// An ambiguous failure: usually temporary, but some receivers answer this way to a record they cannot read.
     Unclear(String),
-    /// The destination takes nothing from us as we are configured, or so it says.
+    /// The destination reports that it accepts nothing with the present configuration.
     Misconfigured(String),
-    /// The destination will not take it as it is.
+    /// The destination rejects the records.
     Rejected(String),
-    /// It took some of the records and not the others, and does not say which.
+    /// It accepted some of the records, and does not state which.
     RejectedSome(String),
-    /// The request is larger than the destination takes.
+    /// The request is larger than the destination accepts.
     TooLarge(String),
     /// The destination is gone and cannot come back in this process (a closed pipe): the host should stop.
     Closed(String),
 }
 
 impl Written {
-    /// Passing trouble, to be tried again after the worker's own back-off.
+    /// A temporary fault, retried after the worker's own back-off.
     pub fn refused(why: impl ToString) -> Self {
         Self::Refused { why: why.to_string(), retry_after: None }
     }
 
-    /// What went wrong; `None` if nothing did.
+    /// The reason of a failure; `None` if there was none.
     pub fn why(&self) -> Option<&str> {
         match self {
             Self::Delivered => None,
@@ -108,18 +108,18 @@ impl Written {
     }
 }
 
-/// How often a quiet sink that can look at its destination does so.
+/// How often an idle sink checks its destination, if it can.
 pub const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// A request to a receiver that waits longer for its answer is trouble.
+/// A request that waits longer for its answer is reported as a fault.
 pub const ANSWER_EXPECTED: Duration = Duration::from_secs(30);
-/// A write to a file or a pipe that takes longer is trouble: the disk or the reader does not answer.
+/// A write to a file or a pipe that takes longer is reported as a fault: the disk or the reader does not answer.
 pub const SLOW_AFTER: Duration = Duration::from_secs(10);
-/// What to do about a sink that does not answer.
+/// The remedy for a sink that does not answer.
 pub const SLOW_HINT: &str = "look at what the sink writes to: a frozen or unreachable file system (`fsfreeze`, NFS), a \
                              reader that does not read, a server that does not answer; nothing is lost, what is not \
                              confirmed stays owed";
 
-/// How much is handed to a sink at once.
+/// Limits on the batches passed to a sink at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupBounds {
     /// Bytes, at most [`GROUP_BYTES_MAX`]; a single larger record is a group of its own.
@@ -128,13 +128,13 @@ pub struct GroupBounds {
     pub records: usize,
     /// Batches, at most [`GROUP_BATCHES_MAX`].
     pub batches: usize,
-    /// How long the first batch of a group waits for the group to fill, while others keep coming: a tenth of it without
-    /// another means that the source has none for now, and the group is written.
+    /// How long the first batch of a group waits for the group to fill, while others keep coming: when a tenth of it
+    /// passes without another batch, the source has none for now, and the group is written.
     pub age: Duration,
 }
 
 impl Default for GroupBounds {
-    /// What has queued up by now, up to the worker's own bounds.
+    /// The batches queued so far, up to the worker's own limits.
     fn default() -> Self {
         Self { bytes: GROUP_BYTES_MAX, records: usize::MAX, batches: GROUP_BATCHES_MAX, age: Duration::ZERO }
     }
@@ -143,42 +143,41 @@ impl Default for GroupBounds {
 /// A destination of records.
 #[async_trait]
 pub trait Sink: Send + 'static {
-    /// How much [`Sink::write`] wants at once; the same for as long as the sink lives.
+    /// The limits for one [`Sink::write`]; constant over the sink's lifetime.
     fn bounds(&self) -> GroupBounds {
         GroupBounds::default()
     }
 
-    /// More of this sink, asked for once: each is given groups of its own while this one writes. The worker keeps no
-    /// order among them.
+    /// Further instances of this sink, requested once: each gets groups of its own while this one writes, in no order.
     fn beside(&self) -> Vec<Box<dyn Sink>> {
         Vec::new()
     }
 
-    /// Whether what was refused has to come again before anything else: half of it may be written.
+    /// Whether a refused group must be retried before any other, since it may be half written.
     fn is_sequential(&self) -> bool {
         false
     }
 
-    /// How long a write may take before it is trouble.
+    /// How long a write may take before it is reported as a fault.
     fn answer_expected(&self) -> Duration {
         ANSWER_EXPECTED
     }
 
-    /// What the sink finds beside its writes, in words with the remedy, for its health; asked for once. A sink that has
-    /// it is also asked to [`Sink::look`].
+    /// Faults that the sink finds beside its writes, in words with the remedy, for its health; requested once. For a
+    /// sink that has this, the worker also calls [`Sink::look`].
     fn notices(&self) -> Option<watch::Receiver<Option<String>>> {
         None
     }
 
-    /// Looks whether the destination is as it was left; called every [`LOOK_EVERY`] while nothing is written.
+    /// Checks that the destination is as it was left; called every [`LOOK_EVERY`] while nothing is written.
     async fn look(&mut self) {}
 
-    /// Writes a group within [`Sink::bounds`] and says of each batch, in the order given, what became of it. The same
-    /// batches may come again in a group of the same order, to this one or to one beside it. May be cancelled when the
-    /// host's grace has run out; what was being written then counts as refused.
+    /// Writes a group within [`Sink::bounds`] and returns the outcome of each batch, in the order given. The same
+    /// batches may come again in a group of the same order, to this instance or another. May be cancelled when the
+    /// host's grace period is over; the batches being written then count as refused.
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written>;
 
-    /// These batches do not come again as they were.
+    /// These batches will not come again in this form.
     fn forget(&mut self, _batches: &[Batch]) {}
 
     /// Called once after the last write of an orderly stop.
@@ -187,16 +186,16 @@ pub trait Sink: Send + 'static {
 
 /// How a worker reports what happens to it.
 pub trait Observer: Send + Sync + 'static {
-    /// Records are not taken for this reason since now, or (`None`) are again. Called on change.
+    /// From now on records are not accepted for this reason, or (`None`) are accepted again. Called on change.
     fn trouble(&self, sink: &str, why: Option<&str>);
     /// The destination is gone for good; the worker has ended.
     fn closed(&self, _sink: &str, _why: &str) {}
-    /// So many records were confirmed.
+    /// This many records were confirmed.
     fn confirmed(&self, _sink: &str, _records: u64) {}
     /// A request was refused.
     fn refused(&self, _sink: &str) {}
-    /// The destination takes nothing at all for now, by its own words for a reason that will not pass by itself.
+    /// The destination accepts nothing for now, for a reason that, by its own answer, will not end by itself.
     fn held_back(&self, _sink: &str, _is_held: bool) {}
-    /// How long the oldest request has been waiting for an answer; zero when none is under way. Called now and then.
+    /// How long the oldest request has been waiting for an answer; zero when none is in flight. Called at intervals.
     fn oldest_request(&self, _sink: &str, _age: Duration) {}
 }

@@ -1,4 +1,4 @@
-//! Receivers that refuse everything, something, and at random, in time that the test moves.
+//! Tests with receivers that refuse everything, some records, and at random, on a clock that the test moves.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::host::{BatchBuilder, Unfit};
 use crate::model::{ContentType, Timestamp};
 use crate::severity::Severity;
 
-/// What a receiver answers to a request: its number, the time since the start, the records' numbers.
+/// A receiver's answer to a request: its number, the time since the start, the records' numbers.
 type Policy = Box<dyn FnMut(usize, Duration, &[u32]) -> Written + Send>;
 
 struct Receiver {
@@ -52,7 +52,7 @@ impl Sink for Lane {
 
     async fn write(&mut self, batches: &[Batch]) -> Vec<Written> {
         self.receiver.lock().under_way += 1;
-        // The way there and back.
+        // The round trip.
         self.clock.sleep(Duration::from_millis(5)).await;
         let mut receiver = self.receiver.lock();
         receiver.under_way -= 1;
@@ -75,7 +75,7 @@ struct Noted {
     confirmed: u64,
 }
 
-/// Also after a test has failed: what is dropped then still reports.
+/// Does not panic after a test has failed: values dropped then still report.
 struct Notes(Arc<Mutex<Noted>>);
 
 impl Observer for Notes {
@@ -119,7 +119,7 @@ struct World {
     receiver: Arc<Mutex<Receiver>>,
     noted: Arc<Mutex<Noted>>,
     worker: Arc<Worker>,
-    /// The first record of each batch, and what became of it.
+    /// The first record of each batch, and its outcome.
     settled: Arc<Mutex<Vec<(u32, Settled)>>>,
     tasks: tokio::task::JoinSet<()>,
 }
@@ -159,7 +159,7 @@ impl World {
         }
     }
 
-    /// Lets time pass until so many batches are settled, at most so long; how long it took.
+    /// Advances time until this many batches are settled, at most this long; returns how long it took.
     async fn until_settled(&self, count: usize, at_most: Duration) -> Duration {
         let begun = self.clock.monotonic();
         loop {
@@ -202,7 +202,7 @@ fn rejected() -> Written {
     Written::Rejected("no".into())
 }
 
-/// Every answer that may be a record's fault.
+/// Every answer that a record may cause.
 fn faults() -> [Written; 4] {
     [rejected(), Written::TooLarge("large".into()), Written::Misconfigured("who?".into()), Written::Unclear("?".into())]
 }
@@ -243,10 +243,10 @@ async fn everything_but_the_poison_is_taken_once_and_the_poison_is_set_aside() {
             assert_eq!(world.settled.lock().len(), sizes.len(), "{case}: {} requests", world.requests());
             assert_eq!(world.aside(), bad, "{case}");
             world.assert_taken_once(all, &bad, &case);
-            // Down to each, some times alone, and what is beside it.
+            // Splits down to each record, some retries of it by itself, and the other records.
             let bound = bad.len() * (2 * 11 + 12) + sizes.len() * 4;
             assert!(world.requests() <= bound, "{case}: {} requests, at most {bound}", world.requests());
-            // Simulated time: where every other record is poison, evidence against each comes slowly.
+            // Simulated time: if every other record is poison, evidence against each grows slowly.
             let longest = Duration::from_secs(1800.max(14 * bad.len() as u64));
             assert!(took < longest, "{case}: {took:?}");
             assert_eq!(world.noted.lock().confirmed as usize, all as usize - bad.len(), "{case}");
@@ -316,7 +316,7 @@ async fn a_receiver_that_refuses_at_random_gets_everything_and_nothing_is_set_as
     }
 }
 
-/// A setting that is changed while poison is looked for, and set right again later.
+/// A setting is changed while poison is being isolated, and corrected later.
 #[tokio::test]
 async fn what_is_rejected_while_a_setting_is_wrong_is_not_set_aside() {
     for seed in 0..4_u64 {
@@ -394,7 +394,7 @@ async fn a_wait_the_receiver_asks_for_is_kept_by_all() {
     assert_eq!(receiver.taken.len(), 200);
 }
 
-/// Some of each request is taken, and the receiver does not say what.
+/// The receiver accepts part of each request and does not state which.
 #[tokio::test]
 async fn of_a_partial_success_only_what_was_rejected_is_set_aside() {
     let bad = poisoned(3, 600, 20);

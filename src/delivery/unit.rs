@@ -1,4 +1,4 @@
-//! What is sent as one request, and what is known about its refusals.
+//! The content of one request, and its refusals.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::host::{Batch, Unfit};
 /// Pauses of a request that was refused, and of a worker that holds back.
 pub(super) const RETRY: Backoff = Backoff::between(Duration::from_millis(200), Duration::from_secs(30));
 
-/// Records of one batch on their way, with the account of the whole batch.
+/// Records of one batch in flight, with the account of the whole batch.
 pub(super) struct Piece {
     pub(super) batch: Batch,
     /// The place of its first record in the whole.
@@ -50,28 +50,28 @@ impl Piece {
 /// One request.
 pub(super) struct Unit {
     pub(super) pieces: Vec<Piece>,
-    /// What was said of it last; `None` before it was sent.
+    /// The kind of its last answer; `None` before it was sent.
     pub(super) kind: Option<Kind>,
     pub(super) why: String,
     /// Refusals of this request as it is, since the worker last held back.
     pub(super) refusals: u32,
     /// Refusals of it as it is, ever.
     pub(super) refusals_ever: u32,
-    /// How much the receiver had taken when this request, or the one it is a part of, was first refused.
+    /// How much the receiver had accepted when this request, or the one it is a part of, was first refused.
     pub(super) since: Option<u64>,
-    /// How often this, a single record, was refused for a reason that may be its own, since the worker last held back.
+    /// How often this single record was refused for a reason that it may have caused, since the worker last held back.
     pub(super) alone: u32,
-    /// How much the receiver had taken when that happened first.
+    /// How much the receiver had accepted when that happened first.
     pub(super) alone_since: Option<u64>,
-    /// It, or the request it is a part of, was refused while others were taken.
+    /// Whether it, or the request it is a part of, was refused while others were accepted.
     pub(super) is_suspected: bool,
     /// It is a part of another request.
     pub(super) is_part: bool,
-    /// It is to be sent with no other request under way.
+    /// Whether it must be sent with no other request in flight.
     pub(super) wants_quiet: bool,
     /// When it may be sent, by the monotonic clock.
     pub(super) due: Duration,
-    /// When it was sent last, in requests of this worker.
+    /// When it was last sent, counted in requests of this worker.
     pub(super) sent: u64,
 }
 
@@ -102,24 +102,25 @@ impl Unit {
         self.pieces.iter().map(|piece| piece.batch.clone()).collect()
     }
 
-    /// A single record that was refused alone before.
+    /// Whether it is a single record that was refused by itself before.
     pub(super) fn is_alone(&self) -> bool {
         self.alone > 0
     }
 
-    /// Whether a host asks for an answer, whatever it is.
+    /// Whether it is a trial, which always gets an answer.
     pub(super) fn is_trial(&self) -> bool {
         self.pieces.iter().any(|piece| piece.batch.is_trial())
     }
 
-    /// Whether the receiver took something since it was first refused.
+    /// Whether the receiver accepted other records since it was first refused.
     pub(super) fn has_contrast(&self, taken: u64) -> bool {
         self.since.is_some_and(|since| since < taken)
     }
 
-    /// The worker holds back no more, since something was taken after `taken_before`: what was counted against this
-    /// request is forgotten, and it may be sent. A single record that was refused alone before is one that others can be
-    /// compared with now; `by_part`: a part of what waited was taken, so it may be a part of this that is refused.
+    /// Called when the worker stops holding back, since records were accepted after `taken_before`: resets the counts
+    /// against this request, which may now be sent. A single record that was refused by itself before can now be
+    /// compared with others. `by_part`: a part of a waiting request was accepted, so the receiver may be refusing only
+    /// a part of this one.
     pub(super) fn acquit(&mut self, now: Duration, taken_before: u64, by_part: bool) {
         self.since = self.is_alone().then_some(taken_before);
         self.alone_since = self.since;
@@ -128,12 +129,12 @@ impl Unit {
         self.due = now;
     }
 
-    /// The pause before it comes again.
+    /// The pause before it is retried.
     pub(super) fn delay(&self) -> Duration {
         RETRY.after(self.refusals)
     }
 
-    /// In smaller ones: one for each piece, or two halves of a piece. A single record stays as it is.
+    /// Splits it: one unit for each piece, or two halves of a piece. A single record stays as it is.
     pub(super) fn split(self) -> Vec<Unit> {
         let pieces: Vec<Piece> = match self.pieces.as_slice() {
             [only] if only.batch.len() > 1 => {
@@ -146,7 +147,7 @@ impl Unit {
         self.inherit(|_| pieces.into_iter().map(|piece| vec![piece]).collect())
     }
 
-    /// One record of it, and the rest.
+    /// Splits off one record; returns it and the rest.
     pub(super) fn split_off_one(mut self) -> (Unit, Option<Unit>) {
         let Some(piece) = self.pieces.pop() else { return (self, None) };
         let all = piece.batch.len();

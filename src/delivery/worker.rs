@@ -1,4 +1,4 @@
-//! The queue in front of a sink and the task that empties it. See the head of `delivery` for what it does when.
+//! The queue in front of a sink and the task that empties it. The documentation of `delivery` has its rules.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,17 +24,17 @@ use crate::backoff::Failures;
 use crate::clock::Clock;
 use crate::host::Batch;
 
-/// A group is written when for this part of its age no batch came.
+/// A group is written when no batch arrived for this part of its age.
 const QUIET_PART: u32 = 10;
-/// While requests are under way, their age is looked at this often.
+/// While requests are in flight, their age is checked this often.
 const AGE_EVERY: Duration = Duration::from_secs(5);
-/// A record that was refused alone so often waits for something to compare it with.
+/// A record that was refused by itself this often waits for another to compare it with.
 const REFUSALS_TO_REPORT: u32 = 5;
 
 struct Queued {
     batch: Batch,
     confirm: Confirm,
-    /// Room in the queue, given back as its records are settled.
+    /// A permit of the queue, released as its records are settled.
     room: OwnedSemaphorePermit,
 }
 
@@ -45,7 +45,7 @@ pub struct Worker {
     /// The sink's name.
     pub name: Arc<str>,
     queue: mpsc::Sender<Queued>,
-    /// Beside the queue: trials are answered also while it is full.
+    /// Separate from the queue: trials are answered even while that is full.
     trials: mpsc::Sender<Queued>,
     room: Arc<Semaphore>,
     drain: CancellationToken,
@@ -113,12 +113,12 @@ impl Worker {
         let Ok(room) = self.room.clone().acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await else {
             return;
         };
-        // An error hands the batch back, and dropping its confirmation refuses it.
+        // An error returns the batch, and dropping its confirmation refuses it.
         let queue = if is_trial { &self.trials } else { &self.queue };
         let _ = queue.send(Queued { batch, confirm, room }).await;
     }
 
-    /// Takes no more batches and writes those it has; what is not written after `grace` is refused. Returns when the
+    /// Stops taking batches and writes those it has; batches not written after `grace` are refused. Returns when the
     /// worker has ended.
     pub async fn stop(&self, grace: Duration, clock: &dyn Clock) {
         self.drain.cancel();
@@ -138,28 +138,28 @@ impl Drop for Worker {
     }
 }
 
-/// What is kept here of a request on its way.
+/// The data kept for a request in flight.
 struct UnderWay {
     began: Duration,
-    /// It is to be the only one.
+    /// Whether it must be the only one.
     is_quiet: bool,
-    /// How often it was refused before, and why; 0 where that is no trouble.
+    /// How often it was refused before, and why; 0 if that is not a fault.
     refusals: u32,
     why: String,
 }
 
-/// A request on its way.
+/// A request in flight.
 struct Sent {
     unit: Unit,
-    /// No other was under way when it began.
+    /// Whether no other was in flight when it began.
     began_quiet: bool,
     is_repair: bool,
 }
 
-/// A sink that is back, with what it was sent and answered; with nothing when it had a look.
+/// A returned sink, with the request and its answers; without them after a check.
 type Back = (Box<dyn Sink>, Option<(Sent, Vec<Written>)>);
 
-/// Sends a request; without one, has a look.
+/// Sends a request; without one, checks the destination.
 async fn send(mut sink: Box<dyn Sink>, sent: Option<Sent>) -> Back {
     match sent {
         Some(sent) => {
@@ -179,13 +179,13 @@ struct Group {
     pieces: Vec<Piece>,
     bytes: usize,
     records: usize,
-    /// What resolves when it has waited for others long enough, and when none has come for a while; `None` when one of
-    /// them has, or when it does not wait.
+    /// Futures that resolve when the group has waited long enough, and when no batch has come for a while; `None` once
+    /// one of them has resolved, or when the group does not wait.
     young: Option<[BoxFuture<'static, ()>; 2]>,
 }
 
 impl Group {
-    /// Whether a batch fits beside those that are there.
+    /// Whether a batch fits beside the present ones.
     fn has_room_for(&self, batch: &Batch, bounds: &GroupBounds) -> bool {
         self.pieces.is_empty()
             || self.pieces.len() < bounds.batches
@@ -204,17 +204,17 @@ impl Group {
     }
 }
 
-/// What keeps a worker from sending.
+/// The pauses of a worker.
 #[derive(Default)]
 struct Pauses {
-    /// Until when by the monotonic clock, whether by the receiver's own word, and what resolves then.
+    /// The end on the monotonic clock, whether the receiver requested it, and a future that resolves then.
     all: Option<(Duration, bool, BoxFuture<'static, ()>)>,
     failures: Option<Failures>,
-    /// When the first request that waits may be sent, and what resolves then.
+    /// When the first waiting request may be sent, and a future that resolves then.
     due: Option<(Duration, BoxFuture<'static, ()>)>,
-    /// When the age of requests is looked at next.
+    /// The next check of the age of requests.
     age: Option<BoxFuture<'static, ()>>,
-    /// When a sink that looks at its destination does so next.
+    /// The next check of a destination by its sink.
     look: Option<BoxFuture<'static, ()>>,
 }
 
@@ -224,7 +224,7 @@ impl Pauses {
         self.until(delay, false, clock);
     }
 
-    /// A pause that runs already is made longer only.
+    /// Starts a pause; a running one is only extended.
     fn until(&mut self, delay: Duration, is_asked: bool, clock: &dyn Clock) {
         let until = clock.monotonic().saturating_add(delay);
         if self.all.as_ref().is_none_or(|(known, ..)| *known < until) {
@@ -232,14 +232,14 @@ impl Pauses {
         }
     }
 
-    /// Something was taken: only the receiver's own word still counts.
+    /// Records were accepted: ends every pause that the receiver did not request.
     fn lift(&mut self) {
         self.failures = None;
         self.all.take_if(|(_, is_asked, _)| !*is_asked);
     }
 }
 
-/// What the observer was told last.
+/// The last report to the observer.
 #[derive(Default)]
 struct Reported {
     trouble: Option<String>,
@@ -248,7 +248,7 @@ struct Reported {
     refusals: u64,
 }
 
-/// Resolves with the first of `waits`; never, if there is nothing to wait for.
+/// Resolves with the first of `waits`; never, if there are none.
 async fn over(waits: Option<&mut [BoxFuture<'static, ()>]>) {
     match waits {
         Some(waits) => drop(select_all(waits).await),
@@ -265,37 +265,37 @@ async fn passed(wait: Option<&mut BoxFuture<'static, ()>>) {
 struct Feeder {
     name: Arc<str>,
     bounds: GroupBounds,
-    /// How many requests the sink can have under way.
+    /// How many requests the sink can have in flight.
     lanes: usize,
-    /// What was refused comes again before anything else.
+    /// Whether refused requests are retried before any other.
     is_sequential: bool,
     answer_expected: Duration,
-    /// What the sink finds beside its writes.
+    /// Faults that the sink finds beside its writes.
     notices: Option<watch::Receiver<Option<String>>>,
-    /// Since when a sink has been looking at its destination.
+    /// Since when a sink has been checking its destination.
     looking: Option<Duration>,
-    /// What may begin a write. The last is the one used last, so that a quiet worker uses one connection.
+    /// The idle sinks. The last is the one used most recently, so that a quiet worker uses one connection.
     idle: Vec<Box<dyn Sink>>,
     queued: mpsc::Receiver<Queued>,
     tried: mpsc::Receiver<Queued>,
     /// The queue is closed and empty.
     ended: bool,
     group: Group,
-    /// Taken from the queue and too much for the group.
+    /// A batch taken from the queue that does not fit into the group.
     next: Option<Queued>,
     /// Never sent, and to be sent before the group: parts of a batch that is too large for one request.
     ready: VecDeque<Unit>,
-    /// Refused before, or parts of what was.
+    /// Refused requests, or parts of them.
     parked: Vec<Unit>,
-    /// The requests under way, by their numbers.
+    /// The requests in flight, by their numbers.
     under_way: BTreeMap<u64, UnderWay>,
-    /// How many of them are of what was parked.
+    /// How many of them come from `parked`.
     repairing: usize,
     repaired_last: bool,
     /// Requests begun.
     sent: u64,
     evidence: Evidence,
-    /// What was said last while nothing is taken.
+    /// The last answer while nothing is accepted.
     held: Option<(Kind, String)>,
     pauses: Pauses,
     reported: Reported,
@@ -321,10 +321,10 @@ impl Feeder {
             tracing::error!(sink = %name, why, "sink is closed");
             observer.closed(&name, &why);
         }
-        // Dropping what is left refuses it.
+        // Dropping the rest refuses it.
     }
 
-    /// Feeds the sink until told to stop, or until it is closed (`Some(why)`).
+    /// Feeds the sink until stopped, or until it is closed (`Some(why)`).
     async fn feed(&mut self) -> Option<String> {
         let mut writing = FuturesUnordered::new();
         loop {
@@ -392,10 +392,10 @@ impl Feeder {
         self.group.pieces.is_empty() && self.next.is_none() && self.ready.is_empty() && self.queued.is_empty()
     }
 
-    /// Sets the timers that something waits for.
+    /// Sets the timers that are needed.
     fn arm(&mut self) {
         let now = self.clock.monotonic();
-        // While it holds back, one pause counts for all.
+        // While it holds back, one pause applies to all.
         let waits = self.parked.iter().filter(|_| !self.evidence.is_holding());
         let due = waits.map(|unit| unit.due).filter(|due| *due > now).min();
         match (due, &self.pauses.due) {
@@ -410,14 +410,14 @@ impl Feeder {
         }
     }
 
-    /// No more batches: whoever waits for room is refused.
+    /// Closes the queue: callers that wait for room are refused.
     fn close_queue(&mut self) {
         self.queued.close();
         self.tried.close();
         self.room.close();
     }
 
-    /// Takes what has queued up into the group, as much as fits.
+    /// Moves queued batches into the group, as many as fit.
     fn collect(&mut self) {
         if let Some(next) = self.next.take() {
             self.take(next);
@@ -460,9 +460,9 @@ impl Feeder {
         self.group.push(piece);
     }
 
-    // ---- what is sent next ----
+    // ---- sending ----
 
-    /// What is to be sent now, and by which lane.
+    /// The next request to send, and its lane.
     fn begin_next(&mut self) -> Option<(Box<dyn Sink>, Sent)> {
         if self.idle.is_empty() {
             return None;
@@ -507,7 +507,7 @@ impl Feeder {
         if self.evidence.is_careful() && !idle {
             return None;
         }
-        // The smallest first: it soonest shows what is to blame.
+        // The smallest first: it identifies a bad record soonest.
         let waits = self.parked.iter().enumerate().filter(|(_, unit)| due(unit));
         let repair = waits.min_by_key(|(_, unit)| (unit.records(), unit.sent)).map(|(at, _)| at);
         let has_fresh = self.has_fresh();
@@ -521,8 +521,8 @@ impl Feeder {
         }
     }
 
-    /// While nothing is taken: in turn what was never sent, and what was sent longest ago; of what was rejected, one
-    /// record.
+    /// The probe while nothing is accepted: alternates between requests never sent and the one sent longest ago; of
+    /// rejected ones, a single record.
     fn probe(&mut self) -> Option<(Unit, bool)> {
         self.evidence.probes += 1;
         if self.evidence.probes.is_multiple_of(2)
@@ -555,16 +555,16 @@ impl Feeder {
         if !self.has_fresh() {
             return None;
         }
-        // What is larger than a request came after the group.
+        // A batch larger than a request came after the group.
         if !self.group.pieces.is_empty() {
             return Some(Unit::new(std::mem::take(&mut self.group).pieces));
         }
         self.ready.pop_front()
     }
 
-    // ---- what became of it ----
+    // ---- outcomes ----
 
-    /// Settles what was taken and decides what becomes of the rest; why the destination is gone, if it is.
+    /// Settles the accepted records and decides on the others; returns why the destination is gone, if it is.
     fn settle(&mut self, mut sink: Box<dyn Sink>, sent: Sent, written: Vec<Written>) -> Option<String> {
         let Sent { mut unit, began_quiet, is_repair } = sent;
         self.under_way.remove(&unit.sent);
@@ -574,7 +574,7 @@ impl Feeder {
         let (mut closed, mut taken) = (None, false);
         let mut refused: Vec<(Piece, Written)> = Vec::new();
         for piece in std::mem::take(&mut unit.pieces) {
-            // A sink that answers for fewer batches than it was given has not confirmed the rest.
+            // A sink that returns fewer answers than batches has not confirmed the rest.
             match written.next().unwrap_or_else(|| Written::refused("the sink gave no answer")) {
                 Written::Delivered => {
                     taken = true;
@@ -607,7 +607,7 @@ impl Feeder {
         closed
     }
 
-    /// Something was taken: whoever waited because nothing was, need not.
+    /// Records were accepted: requests that waited because of that may continue.
     fn took(&mut self, unit: &Unit) {
         let (was_holding, taken_before) = (self.evidence.is_holding(), self.evidence.taken);
         self.evidence.took(unit);
@@ -662,7 +662,7 @@ impl Feeder {
         }
         if self.evidence.is_holding() {
             self.pauses.hold(&*self.clock);
-            // What speaks of a setting may turn up among what does not.
+            // An answer about a setting may come among others.
             if !was_holding || self.held.as_ref().is_some_and(|(known, _)| is_passing(*known) && !is_passing(kind)) {
                 self.say_held(kind, why);
             }
@@ -688,7 +688,7 @@ impl Feeder {
         }
     }
 
-    // ---- what is said ----
+    // ---- reports ----
 
     fn say_held(&self, kind: Kind, why: &str) {
         if is_passing(kind) {
@@ -701,7 +701,7 @@ impl Feeder {
         }
     }
 
-    /// Reports what is wrong, if that changed.
+    /// Reports the fault, if it changed.
     fn report(&mut self) {
         let now = self.clock.monotonic();
         let oldest = self.under_way.values().map(|unit| unit.began).chain(self.looking).min();
@@ -747,7 +747,7 @@ impl Feeder {
             }
             None => {}
         }
-        // Said of the one that was refused most often, so that it changes seldom.
+        // Reports the one that was refused most often, so that the report changes seldom.
         let parked = self.parked.iter().filter(|unit| is_waiting(unit)).map(|unit| (unit.refusals, &unit.why));
         let under_way = self.under_way.values().map(|unit| (unit.refusals, &unit.why)).filter(|(n, _)| *n > 0);
         if let Some((_, why)) = parked.chain(under_way).max_by_key(|(refusals, _)| *refusals) {
@@ -759,20 +759,21 @@ impl Feeder {
     }
 }
 
-/// What an operator looks for when everything is rejected.
+/// The remedy when everything is rejected.
 const HELD_HINT: &str =
     "look for a wrong setting of the sink or of its receiver: address, credentials, index, channel, format";
 
-/// Whether it is likely to pass by itself.
+/// Whether it is likely to end by itself.
 fn is_passing(kind: Kind) -> bool {
     matches!(kind, Kind::Moment | Kind::Unclear)
 }
 
-/// Whether its waiting is worth a word: what is rejected is settled within seconds, unless nothing can be compared.
+/// Whether its waiting is worth a report: a rejected request is settled within seconds, unless there is nothing to
+/// compare it with.
 fn is_waiting(unit: &Unit) -> bool {
     match unit.kind {
         Some(Kind::Moment | Kind::Unclear) => unit.refusals > 0,
-        // If it is everything, that is said otherwise.
+        // If everything is refused, another report covers it.
         Some(Kind::Setting) => unit.refusals >= REFUSALS_TO_REPORT,
         _ => unit.alone >= REFUSALS_TO_REPORT,
     }
@@ -780,10 +781,10 @@ fn is_waiting(unit: &Unit) -> bool {
 
 impl Drop for Feeder {
     fn drop(&mut self) {
-        // Also when the sink panicked: nobody may wait for room in a queue without a reader.
+        // Also when the sink panicked: no caller may wait for room in a queue without a reader.
         self.close_queue();
         self.observer.oldest_request(&self.name, Duration::ZERO);
-        // A sink that is removed, as the remedy of a wrong one may be, holds nothing back.
+        // A removed sink holds nothing back; removing it may have been the remedy.
         self.observer.held_back(&self.name, false);
         if std::thread::panicking() {
             self.observer.closed(&self.name, "the sink's task has failed");

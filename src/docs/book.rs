@@ -1,10 +1,10 @@
-//! The table of contents of the book. A page of `docs/` that is not listed here is not in the book; a test looks.
+//! The table of contents of the book. A page of `docs/` that is not listed here is not in the book; a test checks this.
 
 use std::fmt::Write as _;
 
 use super::{Document, errors};
 
-/// Title, page below `docs/`, how deep; an empty page begins a part.
+/// Title, page below `docs/`, depth; an empty page begins a part.
 #[rustfmt::skip]
 const CHAPTERS: &[(&str, &str, usize)] = &[
     ("How it works", "how.md", 0),

@@ -1,7 +1,7 @@
-//! The pages of the errors, one for each slug: what happened, what to do, where it comes from.
+//! The pages of the errors, one for each slug: what happened, the remedy, and the origin.
 //!
-//! Text comes from the errors themselves wherever they can be made here; what is only ever logged, and what a
-//! connection test says in its own words, is written out below. A test holds both against the code.
+//! The text comes from the errors themselves if they can be made here. Messages that are only logged, or that a
+//! connection test words itself, are written below. A test checks both against the code.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -109,7 +109,7 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
     let mut pages: BTreeMap<&'static str, Vec<Entry>> = BTreeMap::new();
     for entry in feed.chain(made()).chain(WRITTEN.iter().map(written)) {
         let entries = pages.entry(entry.slug).or_default();
-        // One error told at two places is told once here.
+        // An error that is reported at two places is listed once here.
         if !entries.iter().any(|known| known.what == entry.what) {
             entries.push(entry);
         }
@@ -117,7 +117,7 @@ fn pages() -> BTreeMap<&'static str, Vec<Entry>> {
     pages
 }
 
-/// Errors that can be made here, with examples for what they name.
+/// Errors that can be made here, with example values.
 fn made() -> Vec<Entry> {
     let groups = [
         of_the_state(),
@@ -189,7 +189,7 @@ fn of_sinks() -> Vec<Entry> {
     entries
 }
 
-/// Those of what the process listens on.
+/// Those of the process's listeners.
 fn of_listeners() -> Vec<Entry> {
     let mut entries = Vec::new();
     let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
@@ -322,7 +322,7 @@ fn of_tenants() -> Vec<Entry> {
     entries
 }
 
-/// Those of a state that goes from one store to another.
+/// Those of moving a state from one store to another.
 fn of_transfers() -> Vec<Entry> {
     let Ok(tenant) = "11111111-1111-1111-1111-111111111111".parse::<TenantId>() else { return Vec::new() };
     let path = || PathBuf::from("fabrikam.state");
@@ -343,7 +343,7 @@ fn of_transfers() -> Vec<Entry> {
     entries
 }
 
-/// Those of the configuration, and of tenants put into it and taken out.
+/// Those of the configuration, and of adding and removing tenants.
 fn of_the_configuration() -> Vec<Entry> {
     let mut entries = of_tenants();
     entries.extend(of_transfers());
@@ -366,7 +366,7 @@ fn of_the_configuration() -> Vec<Entry> {
     entries
 }
 
-/// Those that a source stops over; the same words stand in its health.
+/// Those that stop a source; its health has the same text.
 fn of_sources() -> Vec<Entry> {
     let mut entries = Vec::new();
     let why = |text: &str| text.to_owned();
@@ -395,7 +395,7 @@ fn entry(error: &dyn Actionable, origin: &'static str) -> Entry {
     Entry { slug: error.slug(), what: error.to_string(), remedy: error.hint(), origin }
 }
 
-/// Slug, what it says, remedy, origin.
+/// Slug, message, remedy, origin.
 type Written = (&'static str, &'static str, &'static str, &'static str);
 
 fn written(&(slug, what, remedy, origin): &Written) -> Entry {
@@ -406,7 +406,7 @@ const HEALTH: &str = "`m365-audit health` (`src/cli/health.rs`)";
 const CHECK: &str = "`m365-audit check` (`src/source/check.rs`)";
 const LOOP: &str = "a running source: log and health (`src/source/tenant.rs`)";
 
-/// What is logged or told by `check` and is no value of an error type.
+/// Messages that are logged or printed by `check` and are not values of an error type.
 #[rustfmt::skip]
 const WRITTEN: &[Written] = &[
     (
@@ -492,7 +492,7 @@ const WRITTEN: &[Written] = &[
     ("listing-item-unreadable", "an entry of a listing has no content id, address or time that can be read", "report it with the log line; the window is listed again and does not count as read meanwhile", "a running source: log (`src/source/listing.rs`)"),
 ];
 
-/// What an operator may want to know beyond the remedy.
+/// Further information for an operator, beyond the remedy.
 fn more(slug: &str) -> Option<&'static str> {
     Some(match slug {
         "api-audit-off" | "audit-maybe-off" => {

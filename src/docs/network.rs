@@ -1,4 +1,5 @@
-//! The page for whoever runs the firewall: hosts, ports and service tags, from what the program itself asks.
+//! The page for the administrator of a firewall: hosts, ports and service tags, from the addresses that the program
+//! itself uses.
 
 use std::fmt::Write as _;
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 use super::{Document, NOTICE};
 use crate::config::Cloud;
 
-/// What stands before the table of hosts.
+/// The text before the table of hosts.
 const INTRODUCTION: &str = "\
 # Network
 
@@ -24,7 +25,7 @@ host has to be allowed.
 | --- | --- | --- | --- |
 ";
 
-/// What stands behind it.
+/// The text after it.
 const REST: &str = "
 The hosts answer over IPv4 and IPv6. With `auth = \"managed_identity\"` the authority is not asked: a virtual machine asks
 `http://169.254.169.254` (port 80, the machine's own platform), App Service and Azure Arc an address on the machine.

@@ -1,10 +1,10 @@
-//! One flat row to an event: tables whose columns are the members.
+//! Turns one flat row into an event, for tables whose columns are the members.
 //!
 //! People flatten events in few ways. Hawk has a column for each member and `Param_…` for each cmdlet parameter; others
-//! write paths (`AppAccessContext.ClientAppId`, `Parameters[0].Name`, `Item_ParentFolder_Path`), some with
-//! `AuditData.` before them; Splunk writes a list as `Parameters{}.Name` with one line for each entry; Sentinel's and
-//! Microsoft Graph's tables have names of their own. What such a row says is put together here; what it says in other
-//! words is brought back by `restore`. An empty cell is no member: a table cannot tell empty from absent.
+//! write paths (`AppAccessContext.ClientAppId`, `Parameters[0].Name`, `Item_ParentFolder_Path`), some with `AuditData.`
+//! before them; Splunk writes a list as `Parameters{}.Name` with one line for each entry; Sentinel's and Microsoft
+//! Graph's tables have names of their own. This module assembles the members of such a row; `restore` converts other
+//! notations. An empty cell is not a member: a table does not distinguish empty from absent.
 
 use bytes::Bytes;
 
@@ -23,12 +23,12 @@ pub struct Header {
     columns: Vec<Column>,
 }
 
-/// Where a cell goes.
+/// The destination of a cell.
 #[derive(Debug, Clone)]
 enum Column {
-    /// Nowhere: it is the tool's own, or repeats another.
+    /// None: it belongs to the tool, or repeats another.
     Skip,
-    /// A member, by the names on the way to it.
+    /// A member, by the names of its path.
     Member(Vec<String>),
     /// A key of every entry of a list, one line for each entry: `Parameters{}.Name`.
     Entries { list: String, key: String, column: String },
@@ -42,7 +42,7 @@ enum Column {
     Outer(fn(&mut Outer) -> &mut Option<String>),
 }
 
-/// Columns of tools that say nothing of the event: PowerShell's remoting, Hawk, Splunk, Graph.
+/// Columns that tools add and that do not describe the event: PowerShell's remoting, Hawk, Splunk, Graph.
 const TOOLS: &[&str] = &[
     "ResultIndex",
     "ResultCount",
@@ -57,7 +57,7 @@ const TOOLS: &[&str] = &[
     "administrativeUnits",
 ];
 
-/// Columns of other names and the member each is, where no form of its own decides.
+/// Columns with other names, and the member of each, unless a specific form decides.
 const RENAMED: &[(&str, &[&str])] = &[
     ("AuditId", &["Id"]),
     ("AuditCreationTime", &["CreationTime"]),
@@ -84,7 +84,7 @@ const GRAPHS: &[(&str, &str)] = &[
     ("clientIp", "ClientIP"),
 ];
 
-/// Where a cell goes in what stands beside an event.
+/// The field of [`Outer`] for a cell.
 type Slot = fn(&mut Outer) -> &mut Option<String>;
 
 /// Outer cells by their columns.
@@ -97,7 +97,7 @@ const OUTER: &[(&str, Slot)] = &[
     ("UserIds", |outer| &mut outer.user),
 ];
 
-/// What tools put before the names of members.
+/// Prefixes that tools add to the names of members.
 const PREFIXES: &[&str] = &["AuditData.", "AuditData_", "AuditData/", "o365.audit."];
 
 /// Members that are objects or lists, whose paths some tools join with `_`. Longest first.
@@ -154,13 +154,13 @@ fn among(names: &[&str], name: &str) -> bool {
     names.iter().any(|known| is(known, name))
 }
 
-/// A column's name without what surrounds it: a byte order mark, blanks, the zone that Azure's portal adds.
+/// A column's name without surrounding characters: a byte order mark, blanks, the zone that Azure's portal adds.
 fn bare(cell: &str) -> &str {
     let name = cell.trim_start_matches('\u{feff}').trim();
     name.strip_suffix(" [UTC]").unwrap_or(name)
 }
 
-/// A column's name without what tools put before the names of members; whether there was something.
+/// A column's name without a tool's prefix, and whether it had one.
 fn unprefixed(name: &str) -> (&str, bool) {
     let begins = |prefix: &&&str| name.get(..prefix.len()).is_some_and(|start| is(start, prefix));
     match PREFIXES.iter().find(begins).and_then(|prefix| name.get(prefix.len()..)).filter(|rest| !rest.is_empty()) {
@@ -170,7 +170,7 @@ fn unprefixed(name: &str) -> (&str, bool) {
 }
 
 impl Header {
-    /// The header of these cells, where they are one.
+    /// The header of these cells, if they are one.
     pub fn of(cells: &[&str]) -> Option<Header> {
         let names: Vec<&str> = cells.iter().map(|cell| bare(cell)).collect();
         let form = form_of(&names)?;
@@ -184,12 +184,12 @@ impl Header {
         Some(Header { form, columns: columns.collect() })
     }
 
-    /// What the table is.
+    /// The form of the table.
     pub fn form(&self) -> Form {
         self.form
     }
 
-    /// How the event of a row is written, for `restore`.
+    /// The dialect of a row's event, for `restore`.
     pub fn dialect(&self) -> Dialect {
         match self.form {
             Form::OfficeActivityCsv => Dialect::OfficeActivity,
@@ -198,7 +198,7 @@ impl Header {
         }
     }
 
-    /// The event of a row, and what stands beside it.
+    /// The event of a row, and the outer cells beside it.
     ///
     /// # Errors
     /// The row has no cell that makes an event, or more cells than the header has.
@@ -220,7 +220,7 @@ impl Header {
     }
 }
 
-/// What a table with these columns is; `None` when it is none of audit events.
+/// The form of a table with these columns; `None` if it is not a table of audit events.
 fn form_of(names: &[&str]) -> Option<Form> {
     let has = |wanted: &[&str]| names.iter().any(|name| among(wanted, unprefixed(name).0));
     if names.iter().any(|name| office_activity::is_its_own(name)) {
@@ -259,14 +259,15 @@ fn flat_column(name: &str, form: Form, prefixed: bool, twice: bool) -> Column {
     if let Some((_, field)) = OUTER.iter().find(|(known, _)| is(known, name)) {
         return Column::Outer(*field);
     }
-    // Where the inner record type has a column of its own, the other is the outer one.
+    // If the inner record type has a column of its own, the other is the outer one.
     if is(name, "RecordType") && (twice || prefixed) {
         return Column::Outer(|outer| &mut outer.record_type);
     }
     if let Some((list, key)) = bare.split_once("{}.") {
         return Column::Entries { list: list.to_owned(), key: key.to_owned(), column: name.to_owned() };
     }
-    // Splunk's own fields and the aliases of its data models begin small, Elastic's and the flattener's own, too.
+    // Splunk's own fields and the aliases of its data models begin with a lower-case letter, as do those of Elastic and
+    // the flattener.
     let starts_small = bare.starts_with(|c: char| !c.is_ascii_uppercase());
     if starts_small && (form == Form::SplunkCsv || (prefixed && !is_inner)) {
         return Column::Skip;
@@ -283,7 +284,7 @@ fn flat_column(name: &str, form: Form, prefixed: bool, twice: bool) -> Column {
     Column::Member(path_of(bare))
 }
 
-/// The names on the way to a member: `A.b`, `A/b`, `A[0].b`, and `A_b` where `A` is known to hold others.
+/// The names of a member's path: `A.b`, `A/b`, `A[0].b`, and `A_b` if `A` is known to have members.
 fn path_of(name: &str) -> Vec<String> {
     let nested = NESTED.iter().find(|nested| {
         name.get(..nested.len()).is_some_and(|start| is(start, nested))
@@ -291,19 +292,19 @@ fn path_of(name: &str) -> Vec<String> {
     });
     let separator = |c: char| matches!(c, '.' | '/' | '[' | ']') || (nested.is_some() && c == '_');
     let parts: Vec<String> = name.split(separator).filter(|part| !part.is_empty()).map(str::to_owned).collect();
-    // A path has names; else it is one odd name.
+    // A path consists of names; otherwise it is one unusual name.
     if parts.first().is_none_or(|first| first.starts_with(|c: char| c.is_ascii_digit())) {
         return vec![name.to_owned()];
     }
     parts
 }
 
-/// A value being put together.
+/// A value being assembled.
 #[derive(Debug)]
 enum Node {
     /// A JSON token.
     Token(String),
-    /// Members, or elements where every name is a number.
+    /// Members, or elements if every name is a number.
     Object(Vec<(String, Node)>),
 }
 
@@ -380,7 +381,7 @@ impl Row {
     fn finish(mut self) -> (Vec<(String, Node)>, Outer) {
         self.join_entries();
         self.join_parameters();
-        // Graph crosses the two: the address is the user's id in the feed.
+        // Graph swaps the two: in the feed the address is the user's id.
         let address = self.users.iter().position(|user| user.contains('@')).unwrap_or(0);
         if address < self.users.len() {
             let user = self.users.remove(address);
@@ -390,8 +391,8 @@ impl Row {
         (self.members, self.outer)
     }
 
-    /// Lists whose keys have as many lines each, put together. Where they have not, an empty value is missing and nobody
-    /// can tell whose: the cells stay as they are, under the names of their columns, and `restore` tells of them.
+    /// Joins lists whose keys have equally many lines. Otherwise an empty value is missing, of which the owner is
+    /// unknown: the cells stay under the names of their columns, and `restore` reports them.
     fn join_entries(&mut self) {
         while let Some((list, ..)) = self.entries.first().cloned() {
             let (of_list, others) = std::mem::take(&mut self.entries).into_iter().partition(|entry| entry.0 == list);
@@ -415,8 +416,8 @@ impl Row {
         }
     }
 
-    /// Parameters from their columns, and from the command what has none: `Export-Csv` gives all rows the columns of the
-    /// first.
+    /// Parameters from their columns, and from the command those without a column: `Export-Csv` gives all rows the
+    /// columns of the first.
     fn join_parameters(&mut self) {
         if self.command.is_none() && self.parameters.is_empty() {
             return;
@@ -425,7 +426,7 @@ impl Row {
         if let Some((_, command)) = self.command.take().as_deref().and_then(|text| text.split_once(" -")) {
             parameters::any(&token_of(&format!("-{command}")), &mut |name, value| {
                 if !found.iter().any(|(known, _)| is(known, name)) {
-                    // A column has the value without quotes, and an empty one where the command seems to have a switch.
+                    // A column has the value without quotes, and an empty one if the command seems to have a switch.
                     let column = self.parameters.iter().find(|(known, _)| is(known, name));
                     let plain = value.strip_prefix('$').filter(|word| among(&["true", "false"], word)).unwrap_or(value);
                     found.push((name.to_owned(), column.map_or(plain, |(_, value)| value).to_owned()));
@@ -450,7 +451,7 @@ impl Row {
     }
 }
 
-/// Puts a token where its path leads. What is there already stays: the first column of a name counts.
+/// Inserts a token at its path. An existing value stays: the first column of a name counts.
 fn insert(members: &mut Vec<(String, Node)>, path: &[String], token: String) {
     let Some((name, rest)) = path.split_first() else { return };
     let at = members.iter().position(|(known, _)| is(known, name));
@@ -469,7 +470,7 @@ fn insert(members: &mut Vec<(String, Node)>, path: &[String], token: String) {
     }
 }
 
-/// A cell as a JSON token: JSON of a list or an object as it is, numbers and booleans where the feed has them.
+/// A cell as a JSON token: JSON of a list or an object unchanged, numbers and booleans if the feed has them.
 fn token(name: &str, cell: &str) -> String {
     let text = cell.trim();
     if text.starts_with(['[', '{']) && json::is_valid(text) {
@@ -491,7 +492,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The form of a table, and of each row the event in the feed's form and what is lost.
+    /// The form of a table, and for each row the event in the feed's form and its losses.
     fn read(table: &[&[&str]]) -> (Form, Vec<(String, Vec<String>)>) {
         let (header, rows) = table.split_first().unwrap();
         let header = Header::of(header).unwrap();
@@ -622,7 +623,7 @@ mod tests {
             rows[0],
             (r#"{"Id":"a","Operation":"o","RecordType":1,"UserId":"u","Parameters":[{"Name":"Name","Value":"x"},{"Name":"ForwardTo","Value":"e@outside.example"}],"CreationTime":"2026-03-02T10:15:00"}"#.into(), vec![])
         );
-        // An empty value leaves no line: nobody can tell whose it was.
+        // An empty value leaves no line, so its owner is unknown.
         assert_eq!(rows[1].1, ["Parameters{}.Name", "Parameters{}.Value"]);
     }
 

@@ -1,8 +1,7 @@
-//! Text in whatever encoding it was saved, read as UTF-8.
+//! Reads text in any common encoding as UTF-8.
 //!
-//! UTF-8 passes as it is, damage included: what is no UTF-8 is somebody else's to judge. UTF-16 is known by its mark or by
-//! the zeros in its first characters, Windows-1252 by bytes that are no UTF-8 in a text that has shown no other sign of
-//! being UTF-8.
+//! UTF-8 passes unchanged, with any damage, which other modules judge. UTF-16 is recognised by its mark or by the zeros
+//! in its first characters, Windows-1252 by bytes that are not UTF-8 in a text without other signs of UTF-8.
 
 use std::io::{self, Read};
 
@@ -17,11 +16,11 @@ enum Order {
     Big,
 }
 
-/// Gives the UTF-8 of what `inner` holds, without a mark at its beginning.
+/// Returns the content of `inner` as UTF-8, without a mark at its beginning.
 pub struct Utf8<R>(Form<R>);
 
 enum Form<R> {
-    /// UTF-8, or Windows-1252 where it is that.
+    /// UTF-8, or Windows-1252.
     Bytes(Bytes<R>),
     Utf16(Box<DecodeReaderBytes<Aligned<R>, Vec<u8>>>),
 }
@@ -29,7 +28,7 @@ enum Form<R> {
 const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl<R: Read> Utf8<R> {
-    /// `beginning` is the text's first bytes, by which its encoding is told; `inner` gives all of it.
+    /// `beginning` is the text's first bytes, which identify its encoding; `inner` yields all of it.
     pub fn new(beginning: &[u8], inner: R) -> Utf8<R> {
         match order(beginning) {
             Some(order) => {
@@ -83,22 +82,22 @@ fn order(beginning: &[u8]) -> Option<Order> {
     all(|pair| matches!(pair, [0, text] if *text != 0 && text.is_ascii())).then_some(Order::Big)
 }
 
-/// A text of bytes, line by line where they are not ASCII.
+/// A text of bytes, processed line by line if they are not ASCII.
 struct Bytes<R> {
     inner: R,
-    /// How much of the mark is still to be left out.
+    /// How much of the mark is still to be skipped.
     skip: usize,
-    /// It has shown that it is UTF-8.
+    /// Whether it has proved to be UTF-8.
     is_utf8: bool,
     was_windows: bool,
-    /// A line with other bytes than ASCII, as far as it was read.
+    /// A line with non-ASCII bytes, as far as it was read.
     held: Vec<u8>,
     ready: Vec<u8>,
     given: usize,
     ended: bool,
 }
 
-/// How much of a line is looked at at once.
+/// How much of a line is judged at once.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
 impl<R: Read> Bytes<R> {
@@ -114,7 +113,7 @@ impl<R: Read> Bytes<R> {
             if self.ended || out.is_empty() {
                 return Ok(0);
             }
-            // Into the caller's room: what needs no work is not copied again.
+            // Into the caller's buffer: bytes that need no conversion are not copied again.
             let read = self.inner.read(out)?;
             let mut chunk = out.get_mut(..read).unwrap_or_default();
             let skip = self.skip.min(chunk.len());
@@ -137,7 +136,7 @@ impl<R: Read> Bytes<R> {
         }
     }
 
-    /// Makes ready what is held, as far as it can be judged: whole lines.
+    /// Converts the held bytes as far as they can be judged: whole lines.
     fn judge(&mut self) {
         self.ready.clear();
         self.given = 0;
@@ -153,7 +152,7 @@ impl<R: Read> Bytes<R> {
             let line = if line == 0 && rest.len() >= LINE_BYTES_MAX { LINE_BYTES_MAX } else { line };
             let (line, after) = rest.split_at(line);
             if line.is_empty() {
-                // Up to its first other byte an unfinished line needs no judging.
+                // Up to its first non-ASCII byte an unfinished line needs no judging.
                 let ascii = rest.iter().position(|byte| !byte.is_ascii()).unwrap_or(rest.len());
                 let (ascii, other) = rest.split_at(ascii);
                 self.ready.extend_from_slice(ascii);
@@ -169,13 +168,13 @@ impl<R: Read> Bytes<R> {
         if line.is_ascii() {
             return self.ready.extend_from_slice(line);
         }
-        // One that is cut off at the end of what is looked at is no sign against UTF-8.
+        // A character that is cut at the end of the judged bytes does not disprove UTF-8.
         let is_sound = match std::str::from_utf8(line) {
             Ok(_) => true,
             Err(error) => error.error_len().is_none() && line.len() == LINE_BYTES_MAX,
         };
         let has_utf8 = || line.utf8_chunks().any(|chunk| !chunk.valid().is_ascii());
-        // Bytes that mean nothing in Windows-1252 are damage.
+        // Bytes that are undefined in Windows-1252 are damage.
         let means_nothing = |byte: &u8| matches!(byte, 0x81 | 0x8d | 0x8f | 0x90 | 0x9d);
         if is_sound || has_utf8() {
             self.is_utf8 = true;
@@ -188,20 +187,19 @@ impl<R: Read> Bytes<R> {
     }
 }
 
-/// UTF-16 as it was written, also where a byte of it is missing or one too many: what follows would else be other
-/// characters to the end.
+/// Realigns UTF-16 after a missing or extra byte: otherwise all following characters would be wrong.
 struct Aligned<R> {
     order: Order,
     inner: R,
-    /// Bytes read; those before `given` were given.
+    /// Bytes read; those before `given` were passed on.
     pending: Vec<u8>,
     given: usize,
-    /// Units at the end of what was looked at whose bytes look swapped.
+    /// Units at the end of the inspected bytes that look swapped.
     run: usize,
     ended: bool,
 }
 
-/// So many characters of ASCII in a row whose bytes are swapped are none of another script.
+/// This many ASCII characters in a row with swapped bytes do not occur in another script.
 const SWAPPED_MAX: usize = 8;
 const READ_BYTES: usize = 64 * 1024;
 
@@ -222,14 +220,14 @@ impl<R: Read> Read for Aligned<R> {
 }
 
 impl<R: Read> Aligned<R> {
-    /// Bytes that can be given: whole units, but for those that look swapped, of which more has to be known.
+    /// Bytes that can be passed on: whole units, except those that look swapped, which need more context.
     fn ready(&self) -> usize {
         let left = self.pending.len() - self.given;
         if self.ended { left } else { (left - left % 2).saturating_sub(2 * self.run) }
     }
 
     fn fill(&mut self) -> io::Result<()> {
-        // Whole units, or what follows would be read by halves.
+        // Whole units, since otherwise later units would be misaligned.
         self.pending.drain(..self.given - self.given % 2);
         self.given %= 2;
         let looked_at = self.pending.len() - self.pending.len() % 2;
@@ -245,7 +243,7 @@ impl<R: Read> Aligned<R> {
             self.run = if is_swapped { self.run + 1 } else { 0 };
             at += 2;
             if self.run == SWAPPED_MAX {
-                // The first byte of the run stands alone; it becomes a character of its own.
+                // The first byte of the run has no partner; it becomes a character of its own.
                 let orphan = at - 2 * SWAPPED_MAX;
                 let unit = if self.order == Order::Little { [0xfd, 0xff] } else { [0xff, 0xfd] };
                 self.pending.splice(orphan..=orphan, unit);
@@ -309,7 +307,7 @@ mod tests {
 
     #[test]
     fn damage_in_utf8_makes_it_no_other_encoding() {
-        // Before or behind its first sign of UTF-8, and bytes that no encoding has.
+        // Before or after its first sign of UTF-8, and bytes that are invalid in every encoding.
         for text in [&b"Jos\xc3\xa9 \xe9\n\xe9"[..], b"\xe9 Jos\xc3\xa9\n\xe9", b"a\x81\xe9\nb"] {
             check(text, text);
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What an event was found in: the outermost wrapper that is known.
+/// The container of an event: the outermost known wrapper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Form {
     /// The event alone, as the feed sends it, in an array, on a line of its own or on several.
@@ -31,15 +31,15 @@ pub enum Form {
     SplunkCsv,
     /// A row whose columns are the event's members, as Hawk writes them.
     FlatCsv,
-    /// In a line of another log: behind a header, or in what a container runtime keeps.
+    /// In a line of another log: after a header, or in a container runtime's log.
     LogLine,
-    /// In an object that is not known by name.
+    /// In an object of an unknown kind.
     Wrapped,
-    /// A native record of ours.
+    /// A native record of this program.
     Native,
-    /// An ECS record of ours.
+    /// An ECS record of this program.
     Ecs,
-    /// An OCSF record of ours.
+    /// An OCSF record of this program.
     Ocsf,
 }
 
@@ -66,7 +66,7 @@ impl Form {
         Form::Ocsf,
     ];
 
-    /// The form in words, as the summary and `explain` print it.
+    /// The name of the form that the summary and `explain` print.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Feed => "event as the feed sends it",

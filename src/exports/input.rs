@@ -1,7 +1,7 @@
 //! Files, folders, archives and standard input, opened and read as text in UTF-8.
 //!
-//! What something is, its first bytes tell, not its name. Archives are unpacked as they are read, archives in archives
-//! too; what can be read of one that is cut comes out before the error that names it.
+//! The first bytes of a file identify its type, not its name. Archives are unpacked while they are read, also inside
+//! archives; the readable part of a truncated one is output before the error that names it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -16,21 +16,21 @@ use zip::result::ZipError;
 
 use super::encoding::Utf8;
 
-/// Is told how many more bytes of files were read, packed as they are. Called from the thread that reads.
+/// Called with the number of further bytes of files read, in packed size, from the thread that reads.
 pub type Watch = Arc<dyn Fn(u64) + Send + Sync>;
 
-/// Something to read.
+/// An input.
 pub enum Input<'a> {
     /// A file or a folder.
     Path(PathBuf),
-    /// The same, with somebody who is told how far it was read.
+    /// The same, with a callback for the progress.
     Watched(PathBuf, Watch),
-    /// A stream and what it is called.
+    /// A stream and its name.
     Stream(String, Box<dyn Read + Send + 'a>),
 }
 
 impl Input<'_> {
-    /// What a command line names: `-` is standard input.
+    /// The input that a command line names: `-` is standard input.
     pub fn named(path: &Path) -> Input<'static> {
         match path.as_os_str() == "-" {
             true => Input::Stream("-".into(), Box::new(io::stdin())),
@@ -38,7 +38,7 @@ impl Input<'_> {
         }
     }
 
-    /// The same, where it is a file or a folder with `watch` told how far it was read.
+    /// The same; if it is a file or a folder, `watch` is called with the progress.
     #[must_use]
     pub fn watched(self, watch: &Watch) -> Self {
         match self {
@@ -47,7 +47,7 @@ impl Input<'_> {
         }
     }
 
-    /// How many bytes there are to read; `None` where that shows at the end only: of a stream, or a pipe by name.
+    /// The number of bytes to read; `None` if that is known only at the end: for a stream, or a named pipe.
     pub fn bytes(&self) -> Option<u64> {
         match self {
             Input::Path(path) | Input::Watched(path, _) => bytes_of(path, &mut BTreeSet::new()),
@@ -56,7 +56,7 @@ impl Input<'_> {
     }
 }
 
-/// What cannot be looked at has no bytes: it cannot be read either.
+/// A file whose metadata cannot be read counts as 0 bytes, since it cannot be read either.
 fn bytes_of(path: &Path, around: &mut BTreeSet<PathBuf>) -> Option<u64> {
     match path.metadata() {
         Err(_) => Some(0),
@@ -74,7 +74,7 @@ fn bytes_of(path: &Path, around: &mut BTreeSet<PathBuf>) -> Option<u64> {
     }
 }
 
-/// Why something could not be read, or not all of it.
+/// Why an input could not be read, or only in part.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// It cannot be opened.
@@ -85,7 +85,7 @@ pub enum InputError {
         /// Why.
         source: io::Error,
     },
-    /// Reading stopped half-way; what was read before is out.
+    /// Reading stopped half-way; the part before was output.
     #[error("`{name}` could be read in part only: {why}")]
     Cut {
         /// The file, with what is in it behind a colon.
@@ -98,21 +98,21 @@ pub enum InputError {
     Foreign {
         /// The file, with what is in it behind a colon.
         name: String,
-        /// What it is, and what to do with it.
+        /// Its type, and the remedy.
         what: &'static str,
     },
 }
 
-/// Takes what is read.
+/// Receives the texts read.
 pub trait Texts {
-    /// Takes the text of one file to its end. An error of `text` is to be handed back; [`Stop`] ends everything.
+    /// Takes the text of one file to its end. An error of `text` must be returned; [`Stop`] ends everything.
     ///
     /// # Errors
-    /// Nothing more is wanted, or reading failed.
+    /// The receiver is done, or reading failed.
     fn text(&mut self, name: &Arc<str>, text: &mut dyn Read) -> Result<(), Ended>;
-    /// Hears of what could not be read.
+    /// Called for an input that could not be read.
     fn problem(&mut self, error: InputError);
-    /// Hears of something that was read in a way that may surprise.
+    /// Called with a note on an unusual reading.
     fn note(&mut self, note: String);
 }
 
@@ -129,13 +129,13 @@ pub enum Ended {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop;
 
-/// Archives within archives are opened so many deep.
+/// The maximum depth of archives within archives.
 const DEPTH_MAX: usize = 4;
 const READ_BYTES: usize = 128 * 1024;
-/// By so many bytes everything that is known is told apart; a tar names itself far behind them.
+/// This many bytes identify every known type except a tar, whose mark comes much later.
 const MAGIC_BYTES: usize = 8;
 
-/// Reads an input and all that is in it.
+/// Reads an input and everything inside it.
 ///
 /// # Errors
 /// Nothing more is wanted.
@@ -170,7 +170,7 @@ fn read_path(
 }
 
 /// The files of a folder in the order of their names, without hidden ones. A link back to a folder that is being read
-/// leads nowhere.
+/// is ignored.
 fn read_folder(
     path: &Path,
     watch: Option<&Watch>,
@@ -194,7 +194,7 @@ fn read_folder(
     Ok(())
 }
 
-/// Where a folder really is, and the names in it that are not hidden, in their order.
+/// The real path of a folder, and its visible names in order.
 fn names_in(path: &Path) -> io::Result<(PathBuf, Vec<OsString>)> {
     let real = path.canonicalize()?;
     let entries = path.read_dir()?.collect::<Result<Vec<_>, _>>()?;
@@ -204,7 +204,7 @@ fn names_in(path: &Path) -> io::Result<(PathBuf, Vec<OsString>)> {
     Ok((real, names))
 }
 
-/// A file, and whoever is told how far it was read.
+/// A file, and its callback for the progress.
 struct Opened {
     file: File,
     watch: Option<Watch>,
@@ -226,13 +226,13 @@ impl Seek for Opened {
     }
 }
 
-/// A file, or something in one.
+/// A file, or an entry of one.
 struct Layer {
     name: Arc<str>,
     depth: usize,
 }
 
-/// What something is.
+/// The type of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Gzip,
@@ -261,7 +261,7 @@ fn kind(beginning: &[u8]) -> Kind {
 impl Layer {
     fn read_file(self, mut file: Opened, texts: &mut dyn Texts) -> Result<(), Stop> {
         let mut magic = Vec::new();
-        // What is read twice counts once.
+        // Bytes that are read twice count once.
         let seen = (&mut file.file).take(MAGIC_BYTES as u64).read_to_end(&mut magic);
         let can_seek = seen.is_ok() && file.seek(SeekFrom::Start(0)).is_ok();
         match (seen, kind(&magic)) {
@@ -276,7 +276,7 @@ impl Layer {
         }
     }
 
-    /// Reads a stream, whatever is in it.
+    /// Reads a stream of any type.
     fn read(self, mut stream: Box<dyn Read + '_>, texts: &mut dyn Texts) -> Result<(), Stop> {
         let mut beginning = vec![0; READ_BYTES];
         let mut length = 0;
@@ -371,7 +371,7 @@ impl Layer {
         let mut archive = match ZipArchive::new(BufReader::new(&mut *file)) {
             Ok(archive) => archive,
             Err(error) => {
-                // Its list of contents is at the end, and so is what a cut takes first.
+                // Its directory is at the end, which a truncation removes first.
                 let result = file.seek(SeekFrom::Start(0)).map(|_| self.read_cut_zip(&mut *file, texts));
                 self.cut(&format!("the zip archive's list of contents: {error}"), texts);
                 return result.unwrap_or(Ok(()));
@@ -398,7 +398,7 @@ impl Layer {
         Ok(())
     }
 
-    /// Reads the entries of a zip from its beginning, as far as they are there.
+    /// Reads the entries of a zip from its beginning, as far as they exist.
     fn read_cut_zip<F: Read>(&self, file: &mut F, texts: &mut dyn Texts) -> Result<(), Stop> {
         let mut reader = BufReader::with_capacity(READ_BYTES, file);
         while let Some(entry) = LocalEntry::read(&mut reader) {
@@ -434,11 +434,11 @@ fn is_hidden(name: &str) -> bool {
 const STORED: u16 = 0;
 const DEFLATED: u16 = 8;
 
-/// The header that stands before an entry of a zip.
+/// The header before an entry of a zip.
 struct LocalEntry {
     name: String,
     method: u16,
-    /// Bytes packed, where that is known before they come.
+    /// The packed size, if known in advance.
     length: Option<u64>,
 }
 
@@ -456,14 +456,14 @@ impl LocalEntry {
         let mut extra = vec![0; short(28)?.into()];
         reader.read_exact(&mut name).ok()?;
         reader.read_exact(&mut extra).ok()?;
-        // Encrypted, or its length stands behind it, or in an extra field because it is over 4 GiB.
+        // Encrypted, or its length follows the data, or is in an extra field because it is over 4 GiB.
         let method = if flags & 1 == 1 { u16::MAX } else { method };
         let length = (flags & 8 == 0 && length != u32::MAX).then_some(u64::from(length));
         Some(LocalEntry { name: String::from_utf8_lossy(&name).into_owned(), method, length })
     }
 }
 
-/// Passes over what stands behind an entry whose length was not known before; false where nothing follows.
+/// Skips the descriptor after an entry of unknown length; false if nothing follows.
 fn skip_descriptor(reader: &mut impl BufRead) -> bool {
     // Signature, sum and two lengths of four or of eight bytes.
     let mut seen = [0; 24];
@@ -475,7 +475,7 @@ fn skip_descriptor(reader: &mut impl BufRead) -> bool {
     }
 }
 
-/// Fails once, where there is something to fail with.
+/// Fails once, if it has an error.
 struct Failed(Option<io::Error>);
 
 impl Read for Failed {
@@ -488,7 +488,7 @@ impl Read for Failed {
 mod tests {
     use super::*;
 
-    /// What was read, in order.
+    /// The results, in order.
     #[derive(Default)]
     struct Heard(Vec<String>);
 
@@ -517,7 +517,7 @@ mod tests {
         for (name, text) in [("b.json", "2"), ("a.json", "1"), ("m/x.json", "3"), ("z.csv", "4"), (".hidden", "5")] {
             std::fs::write(path(name), text).unwrap();
         }
-        // A link back to where it is.
+        // A link back to its own folder.
         std::os::unix::fs::symlink(folder.path(), path("n")).unwrap();
         let mut texts = Heard::default();
         for input in [folder.path().to_owned(), path("none"), path("a.json")] {

@@ -1,12 +1,12 @@
-//! Audit events as people have them: exports, archives, and what other tools have wrapped around an event.
+//! Audit events as people have them: exports, archives, and the wrappers of other tools.
 //!
-//! Owns: what a file holds, where one event in it begins and ends, what stands around it, and how it is brought back to
-//! the form in which the feed sends it. Refuses to know: what an event means, and who asked. One reader serves every
-//! command that takes files.
+//! Owns the type of a file, the boundaries of each event in it, the wrapper around it, and its conversion back to the
+//! form of the feed. Does not know the meaning of an event, nor the calling command. One reader serves every command
+//! that takes files.
 //!
 //! From the outside in: `input` opens files and archives and makes their text UTF-8, `units` cuts that into rows and
-//! values (`rows` knows CSV), `unwrap` finds the event in a value, `columns` makes one of a flat row, `restore` brings
-//! it back to the feed's form, `pipeline` does all of that on every core and in order.
+//! values (`rows` knows CSV), `unwrap` finds the event in a value, `columns` makes one from a flat row, `restore`
+//! converts it back to the feed's form, `pipeline` does all of that on every core and in order.
 
 pub mod columns;
 #[cfg(feature = "exports")]

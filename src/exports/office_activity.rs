@@ -2,7 +2,7 @@
 //!
 //! After "OfficeActivity" of Microsoft's "Azure Monitor Logs reference": every row has every column, empty where the
 //! event has no such member; lists and objects are JSON in a text; types of records and users are names. Columns that
-//! are not named here have the name of their member.
+//! are not listed here have the name of their member.
 
 use std::borrow::Cow;
 
@@ -67,7 +67,7 @@ const STRUCTURED: &[&str] = &[
 /// Columns whose member is a boolean.
 const BOOLEANS: &[&str] = &["ExternalAccess", "CrossMailboxOperations", "IsManagedDevice"];
 
-/// What stands in for a member whose own column is empty.
+/// The column that replaces a member's own empty column.
 const INSTEAD: &[(&str, &str)] = &[
     ("CreationTime", "Start_Time"),
     ("CreationTime", "ElevationTime"),
@@ -75,7 +75,7 @@ const INSTEAD: &[(&str, &str)] = &[
     ("OrganizationId", "OfficeTenantId"),
 ];
 
-/// Whether a column is one that no other table has.
+/// Whether only this table has a column.
 pub(crate) fn is_its_own(column: &str) -> bool {
     ["OfficeId", "OfficeWorkload", "OfficeObjectId"].iter().any(|known| known.eq_ignore_ascii_case(column))
 }
@@ -105,7 +105,7 @@ pub(crate) fn rename(members: &mut Members<'_>, losses: &mut Vec<Loss>) {
     }
 }
 
-/// A value as the feed has it; `None` when it is so already.
+/// A value in the feed's form; `None` when it already is.
 fn read(column: &str, value: &str, losses: &mut Vec<Loss>) -> Option<String> {
     let text = json::scalar(value).filter(|_| json::is_string(value))?;
     let text = text.trim();

@@ -1,6 +1,6 @@
-//! What a row or a wrapper says of its event beside it.
+//! The data that a row or a wrapper has beside its event.
 
-/// The outer cells of a row or wrapper, as found: raw texts, each absent where the form has none.
+/// The outer cells of a row or wrapper, as found: raw texts, each absent if the form has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outer {
     /// `RecordId`, `Identity`, Graph's `id`.
@@ -17,9 +17,9 @@ pub struct Outer {
     pub workload: Option<String>,
 }
 
-/// What the id is called in rows and wrappers, the closest first. Names are compared without case.
+/// The names of the id in rows and wrappers, the closest first. Names are case-insensitive.
 pub(crate) const IDS: &[&str] = &["RecordId", "Identity", "id", "OfficeId", "ReportId", "event_id", "_id", "_cd"];
-/// What the time is called.
+/// The names of the time.
 pub(crate) const TIMES: &[&str] = &[
     "CreationDate",
     "CreationTime",
@@ -31,11 +31,11 @@ pub(crate) const TIMES: &[&str] = &[
     "_time",
     "time",
 ];
-/// What the operation is called.
+/// The names of the operation.
 pub(crate) const OPERATIONS: &[&str] = &["Operation", "Operations", "ActionType"];
-/// What the user is called.
+/// The names of the user.
 pub(crate) const USERS: &[&str] = &["UserId", "UserIds", "userPrincipalName", "AccountUpn", "AccountDisplayName"];
-/// What the record type is called.
+/// The names of the record type.
 pub(crate) const RECORD_TYPES: &[&str] = &["RecordType", "auditLogRecordType", "OfficeRecordType", "record_type"];
-/// What the workload is called.
+/// The names of the workload.
 pub(crate) const WORKLOADS: &[&str] = &["Workload", "service", "OfficeWorkload", "Application"];

@@ -1,12 +1,12 @@
-//! A list of records inside an answer: Graph's `value`, Elasticsearch's `hits`, `records` of Azure's exports. It can be of
-//! any length, so that it is read element by element and never held.
+//! A list of records inside an answer: Graph's `value`, Elasticsearch's `hits`, `records` of Azure's exports. It can be
+//! of any length, so it is read element by element and never held in memory.
 
 use memchr::memchr;
 
-/// What an object that begins here is.
+/// The kind of an object that begins here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// A page: so many bytes stand before the `[` of its list, in so many open objects.
+    /// A page: the number of bytes before the `[` of its list, and of open objects.
     Page(Open),
     /// Anything else.
     Other,
@@ -14,7 +14,7 @@ pub enum Head {
     More,
 }
 
-/// What is open where the list of a page begins.
+/// The position at which the list of a page begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Open {
     /// Bytes before the `[`.
@@ -23,7 +23,7 @@ pub struct Open {
     pub objects: usize,
 }
 
-/// Whether what stands around the list of a page says that rows are missing in it: Microsoft Graph's
+/// Whether the text around the list of a page declares that rows are missing: Microsoft Graph's
 /// `isRecordCountLimitExceeded`.
 pub fn is_truncated(around: &[u8]) -> bool {
     const NAME: &[u8] = b"\"isRecordCountLimitExceeded\"";
@@ -36,13 +36,13 @@ pub fn is_truncated(around: &[u8]) -> bool {
 /// The head of a page is no longer than this.
 const HEAD_BYTES_MAX: usize = 4096;
 
-/// Members that are the list of a page, or have it.
+/// Members that are the list of a page, or contain it.
 const LISTS: [&[u8]; 8] = [b"value", b"records", b"results", b"hits", b"data", b"items", b"body", b"response"];
 /// Members that no page has.
 const OF_EVENTS: [&[u8]; 8] =
     [b"Id", b"Operation", b"CreationTime", b"RecordType", b"AuditData", b"auditData", b"log", b"source"];
 
-/// What the object is that `text` begins with.
+/// The kind of the object with which `text` begins.
 pub fn head(text: &[u8], ended: bool) -> Head {
     let seen = text.get(..HEAD_BYTES_MAX).unwrap_or(text);
     match read_head(seen) {
@@ -127,12 +127,12 @@ fn container(text: &[u8], mut at: usize) -> Result<usize, Cut> {
     }
 }
 
-/// What follows the list of a page.
+/// The text that follows the list of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
-    /// So many bytes end the page.
+    /// This many bytes end the page.
     Whole(usize),
-    /// So many bytes are no end of a page.
+    /// This many bytes are not a valid end of a page.
     Broken(usize),
     /// More has to be known.
     More,
@@ -141,7 +141,7 @@ pub enum Tail {
 /// The rest of a page is no longer than this.
 const TAIL_BYTES_MAX: usize = 64 * 1024;
 
-/// How the page ends whose list ended just before `text`.
+/// The end of the page whose list ended just before `text`.
 pub fn tail(text: &[u8], objects: usize, ended: bool) -> Tail {
     let line = memchr(b'\n', text).map_or(text.len(), |end| end + 1);
     let mut at = 0;
@@ -150,7 +150,7 @@ pub fn tail(text: &[u8], objects: usize, ended: bool) -> Tail {
         let Ok(next) = blank(text, at) else { break };
         match text.get(next) {
             Some(b'}') => (at, depth) = (next + 1, depth - 1),
-            // Another object may begin only where a member goes on: what lost its end ends with its line.
+            // Another object may begin only where a member continues: a page that lost its end ends with its line.
             Some(b',') => match member(text, next + 1) {
                 Ok(Some(end)) => at = end,
                 Ok(None) => return Tail::Broken(line),

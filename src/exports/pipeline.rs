@@ -1,8 +1,7 @@
 //! Files to events on every core, in order and in bounded memory.
 //!
-//! One thread reads and cuts, the others find, restore and hand each event to [`Make`], and whoever called takes what
-//! they made in the order in which it stands in the input. What is between the first and the last is bounded in bytes, so
-//! that a file may be of any size.
+//! One thread reads and cuts; the others find and restore each event and pass it to [`Make`]; the caller receives the
+//! results in the order of the input. The bytes in between are bounded, so that a file may be of any size.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,26 +27,26 @@ use crate::normalise::Event;
 /// One event that was read.
 #[derive(Debug, Clone)]
 pub struct ReadEvent {
-    /// The event as the feed has it.
+    /// The event in the feed's form.
     pub bytes: Bytes,
     /// Where it was found.
     pub place: Place,
-    /// What it was found in.
+    /// Its container.
     pub form: Form,
     beside: Beside,
-    /// What the form had cut.
+    /// The parts that its form had lost.
     pub losses: Vec<Loss>,
-    /// The event without what was taken from around it to make it itself; `None` where nothing was.
+    /// The event without the members that were added from its wrapper; `None` if there were none.
     pub carried: Option<Bytes>,
     /// Whether it has two or more of the members that make an event's identity; some have but an `Id`.
     pub is_whole: bool,
 }
 
-/// What stands beside an event.
+/// The data beside an event.
 #[derive(Debug, Clone)]
 enum Beside {
     Told(Outer),
-    /// In the cells of its row, which nobody has asked for yet.
+    /// In the cells of its row, not parsed yet.
     Row(Arc<Table>, Bytes),
 }
 
@@ -56,7 +55,7 @@ impl ReadEvent {
         ReadEvent { bytes, place, form, beside, losses: Vec::new(), carried: None, is_whole: event.is_whole() }
     }
 
-    /// What its row or wrapper says of it.
+    /// The data that its row or wrapper has about it.
     pub fn outer(&self) -> Cow<'_, Outer> {
         match &self.beside {
             Beside::Told(outer) => Cow::Borrowed(outer),
@@ -74,45 +73,45 @@ pub struct BadItem {
     pub place: Place,
     /// Why, in words.
     pub why: String,
-    /// What their row or wrapper says of them.
+    /// The data that their row or wrapper has about them.
     pub outer: Outer,
-    /// Whether they are sound, and no event.
+    /// Whether they are valid JSON but not an event.
     pub is_unknown: bool,
-    /// The table they are a row of.
+    /// The table of which they are a row.
     pub table: Option<Arc<Table>>,
 }
 
-/// What is made of an event, on any thread.
+/// The conversion of an event, on any thread.
 pub trait Make: Sync {
-    /// What is said of it beside the bytes.
+    /// The result beside the bytes.
     type Made: Send;
-    /// Appends to `out` what is to come out of an event. `event` is that of `read.bytes`.
+    /// Appends the output for an event to `out`. `event` is that of `read.bytes`.
     fn make(&self, read: &ReadEvent, event: &Event<'_>, out: &mut Vec<u8>) -> Self::Made;
 }
 
-/// What comes out, in order.
+/// An item of the output, in order.
 #[derive(Debug)]
 pub enum Item<'a, M> {
-    /// An event, what was made of it and the bytes it appended.
+    /// An event, its result, and the bytes appended for it.
     Event(&'a ReadEvent, M, &'a [u8]),
-    /// No event.
+    /// Bytes that are not an event.
     Bad(&'a BadItem),
-    /// A record of ours that is about no event: its `event_type`.
+    /// A record of this program without an event: its `event_type`.
     Notice(&'a str),
-    /// Something could not be read, or not all of it.
+    /// An input could not be read, or only in part.
     Problem(InputError),
-    /// The answer here says itself that it has not all rows.
+    /// The answer at this place declares that it lacks rows.
     Truncated(&'a Place),
-    /// Something was read in a way that may surprise.
+    /// A note on an unusual reading.
     Note(String),
-    /// The input has no more at hand: whoever follows it may see what there is.
+    /// The input has no more data for now, so the output should be flushed.
     Pause,
 }
 
-/// Takes what comes out, and says when it has enough.
+/// Receives the items, and may stop the run.
 pub type Take<'t, M> = dyn FnMut(Item<'_, M>) -> Result<(), Stop> + 't;
 
-/// Reads everything; `take` says when it has enough.
+/// Reads everything, until `take` stops it.
 pub fn read<K: Make>(inputs: Vec<Input<'_>>, make: &K, take: &mut Take<'_, K::Made>) -> Result<(), Stop> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
     let gate = Gate::default();
@@ -143,23 +142,23 @@ pub fn read<K: Make>(inputs: Vec<Input<'_>>, make: &K, take: &mut Take<'_, K::Ma
 const WORKERS_MAX: usize = 16;
 /// Batches that wait for a worker.
 const QUEUE: usize = 4;
-/// Bytes of input between the reader and whoever takes; what is made of them is some times as much.
+/// Bytes of input between the reader and the receiver; the output for them is several times larger.
 const IN_FLIGHT_BYTES_MAX: usize = 4 * 1024 * 1024;
 const READ_BYTES: usize = 256 * 1024;
 
-/// Units that are worked on together.
+/// Units that are processed together.
 struct Batch {
     number: u64,
     bytes: usize,
     units: Vec<Unit>,
 }
 
-/// What became of a batch.
+/// The results of a batch.
 struct Done<M> {
     number: u64,
     bytes: usize,
     items: Vec<DoneItem<M>>,
-    /// What was appended by its events.
+    /// The bytes appended for its events.
     out: Vec<u8>,
 }
 
@@ -172,7 +171,7 @@ enum DoneItem<M> {
     Note(String),
 }
 
-/// Holds the reader back while enough is in flight.
+/// Blocks the reader while too much is in flight.
 #[derive(Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -186,7 +185,7 @@ struct GateState {
 }
 
 impl Gate {
-    /// Waits for room; what is larger than all of it passes alone.
+    /// Waits for room; a unit larger than the limit passes alone.
     fn enter(&self, bytes: usize) -> Result<(), Stop> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.is_closed && state.bytes > 0 && state.bytes + bytes > IN_FLIGHT_BYTES_MAX {
@@ -251,7 +250,7 @@ impl<M: Send> Reader<'_, M> {
     fn say(&mut self, item: DoneItem<M>) {
         let number = self.number;
         self.number += 1;
-        // Whoever would hear it may be gone.
+        // The receiver may be gone.
         let _ = self.done.send(Done { number, bytes: 0, items: vec![item], out: Vec::new() });
     }
 }
@@ -266,7 +265,7 @@ impl<M: Send> Texts for Reader<'_, M> {
                 Ok(read) => read,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    // What was readable comes out, and then the error.
+                    // The readable part is output, and then the error.
                     let mut units = Vec::new();
                     cutter.finish(&mut units);
                     self.send(units, pending).map_err(|Stop| Ended::Stop)?;
@@ -362,7 +361,7 @@ fn work_unit<K: Make>(unit: Unit, inside: &mut Vec<Inside>, make: &K, done: &mut
     }
 }
 
-/// Brings an event back to the feed's form. `whole` is what comes out where that is not possible.
+/// Converts an event back to the feed's form. If that fails, `whole` is output.
 fn work_found<K: Make>(
     found: Found,
     (place, whole, table): (&Place, Bytes, &Option<Arc<Table>>),
@@ -404,7 +403,7 @@ impl<M> Done<M> {
     }
 }
 
-/// Hands on what was made, in the order of the input.
+/// Passes on the results, in the order of the input.
 fn take_all<M>(done: &Receiver<Done<M>>, gate: &Gate, take: &mut Take<'_, M>) -> Result<(), Stop> {
     let mut waiting = BTreeMap::new();
     let mut next = 0;

@@ -1,12 +1,12 @@
-//! Where something was found.
+//! Places in inputs.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Where an event, or bytes that are none, begins.
+/// Where an event, or a stretch of other bytes, begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The file as it was given, with what is in it behind a colon when it is an archive; `-` is standard input.
+    /// The file as given; for an archive, followed by a colon and the entry; `-` is standard input.
     pub file: Arc<str>,
     /// The line, from 1 on.
     pub line: u64,

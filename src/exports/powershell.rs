@@ -1,11 +1,11 @@
-//! What PowerShell makes of objects in text, read back.
+//! Reads back the texts that PowerShell makes of objects.
 //!
 //! `ConvertTo-Json` and `Export-Csv` write an object that lies too deep for them as the text `@{Name=ForwardTo;
-//! Value=e@outside.example}`, a list of such objects as one text with a blank between two, and what has no text of its
-//! own as the name of its type (`System.Object[]`). Nothing in such a text is quoted, so a value may hold `; `, `=` and
-//! `}`. A text is read back where the feed's schema says which keys its object has and those leave one reading, or where
-//! no two keys are alike; else it stays as it is and is told of. Windows PowerShell also writes a time as
-//! `{"value":"\/Date(…)\/","DateTime":"…"}` and, now and then, a list as `{"value":[…],"Count":2}`.
+//! Value=e@outside.example}`, a list of such objects as one text with a blank between two, and an object without a text
+//! form as the name of its type (`System.Object[]`). Such a text has no quoting, so a value may contain `; `, `=` and
+//! `}`. A text is read back if the feed's schema defines the keys of its object and they allow only one reading, or if
+//! all keys differ; otherwise it stays and is reported. Windows PowerShell also writes a time as
+//! `{"value":"\/Date(…)\/","DateTime":"…"}` and, in some cases, a list as `{"value":[…],"Count":2}`.
 
 use std::sync::LazyLock;
 
@@ -15,7 +15,7 @@ use super::restore::loss::Loss;
 use super::restore::times::{Writer, as_the_feed_writes};
 use crate::normalise::json;
 
-/// How deep is looked: the feed's events have four levels, and depth comes from the outside.
+/// The maximum depth: the feed's events have four levels, and the input controls the depth.
 const DEPTH_MAX: usize = 12;
 /// Longest key of an object in text, in bytes.
 const KEY_BYTES_MAX: usize = 64;
@@ -23,15 +23,15 @@ const KEY_BYTES_MAX: usize = 64;
 /// The keys that an object in text may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    /// Entries of a list, their first key's value being a name, which has no `; ` in it.
+    /// Entries of a list whose first key has a name as its value, which never contains `; `.
     Named(&'static [&'static str]),
     /// An object with these keys.
     Keys(&'static [&'static str]),
-    /// Nobody knows.
+    /// Unknown keys.
     Any,
 }
 
-/// The members whose objects have keys that are known, after the "Office 365 Management Activity API schema".
+/// The members whose objects have known keys, after the "Office 365 Management Activity API schema".
 const SHAPES: &[(&str, Shape)] = &[
     ("Parameters", Shape::Named(&["Name", "Value"])),
     ("ExtendedProperties", Shape::Named(&["Name", "Value"])),
@@ -62,7 +62,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ),
 ];
 
-/// Members that hold what people write: `@{` in one is theirs.
+/// Members with free text: a `@{` in one belongs to the text.
 #[rustfmt::skip]
 const TEXTS: &[&str] = &[
     "Subject", "Name", "ObjectId", "UserId", "UserAgent", "ClientInfoString", "SourceFileName", "SourceRelativeUrl",
@@ -78,12 +78,12 @@ fn shape_of(member: &str) -> Shape {
     SHAPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(member)).map_or(Shape::Any, |(_, shape)| *shape)
 }
 
-/// Whether an event's bytes may hold anything of PowerShell's: one look in place of a walk.
+/// Whether an event's bytes may contain a text of PowerShell: one search in place of a walk.
 pub(crate) fn may_be_flattened(event: &[u8]) -> bool {
     static SIGNS: LazyLock<Option<Searcher>> =
         LazyLock::new(|| Searcher::new(["System.", "@{", "/Date(", "\"value\""]));
     let begins = |at: usize| at.checked_sub(1).and_then(|before| event.get(before));
-    // On a processor for which there is no such search the walk finds what there is.
+    // On a processor without this search, the walk finds them.
     SIGNS.as_ref().is_none_or(|signs| {
         signs
             .find_iter(event)
@@ -91,7 +91,7 @@ pub(crate) fn may_be_flattened(event: &[u8]) -> bool {
     })
 }
 
-/// The name of a type that stands where its object was.
+/// Whether a text is the name of a type in place of its object.
 fn is_type_name(text: &str) -> bool {
     let one = |word: &str| {
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '`' | '[' | ']' | ',' | '=');
@@ -109,7 +109,7 @@ pub(crate) fn object(text: &str, losses: &mut Vec<Loss>) -> Option<String> {
     reader.object(text.trim(), Shape::Any, "")
 }
 
-/// A member's token with everything in it read back that can be; `None` when nothing changed. What cannot is in `losses`.
+/// A member's token with every possible text read back; `None` when nothing changed. The others are added to `losses`.
 pub(crate) fn value(token: &str, member: &str, losses: &mut Vec<Loss>) -> Option<String> {
     Reader { losses, depth: 0 }.value(token, member, member)
 }
@@ -120,7 +120,7 @@ struct Reader<'l> {
 }
 
 impl Reader<'_> {
-    /// `member` is the name of the member that decides the shape, `path` where the token stands.
+    /// `member` is the name of the member that decides the shape, `path` is the place of the token.
     fn value(&mut self, token: &str, member: &str, path: &str) -> Option<String> {
         if self.depth >= DEPTH_MAX {
             return None;
@@ -173,7 +173,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Tells of a text that is the name of a type; changes nothing.
+    /// Reports a text that is the name of a type; changes nothing.
     fn cut(&mut self, token: &str, path: &str) -> Option<String> {
         let text = json::scalar(token)?;
         if is_type_name(&text) {
@@ -227,7 +227,7 @@ impl Reader<'_> {
         for (key, value) in members {
             let name = json::unescape(key);
             let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
-            // An entry of such a list has texts alone, and what they begin with is its own.
+            // An entry of such a list has only texts, which may begin with anything.
             let is_plain = matches!(shape_of(member), Shape::Named(_)) && json::is_string(value);
             let restored = if is_plain { self.cut(value, &path) } else { self.value(value, &name, &path) };
             changed |= restored.is_some();
@@ -236,7 +236,7 @@ impl Reader<'_> {
         changed.then(|| format!("{{{}}}", read.join(",")))
     }
 
-    /// `@{…}` as a JSON object; `None` when it is cut or can be read in two ways.
+    /// `@{…}` as a JSON object; `None` when it is truncated or ambiguous.
     fn object(&mut self, text: &str, shape: Shape, path: &str) -> Option<String> {
         if self.depth >= DEPTH_MAX {
             return None;
@@ -262,7 +262,7 @@ impl Reader<'_> {
         String::from_utf8(out).ok()
     }
 
-    /// A value inside of `@{…}`; `plain` when the feed has nothing but texts there.
+    /// A value inside of `@{…}`; `plain` when the feed has only texts there.
     fn field(&mut self, (key, value): (&str, &str), plain: bool, path: &str, out: &mut Vec<u8>) {
         if is_numbered(key) && is_number(value) {
             return out.extend_from_slice(value.as_bytes());
@@ -291,7 +291,7 @@ impl Reader<'_> {
     }
 }
 
-/// Keys that are numbers in the feed and decide something.
+/// Keys that are numbers in the feed and affect decisions.
 fn is_numbered(key: &str) -> bool {
     ["Type", "RecordType", "UserType", "LogonType"].iter().any(|known| known.eq_ignore_ascii_case(key))
 }
@@ -324,7 +324,7 @@ fn objects(text: &str, shape: Shape) -> Vec<&str> {
     parts
 }
 
-/// Where `; key=` stands in a text: the place of the seam and of the value.
+/// The occurrences of `; key=` in a text: the places of the separator and of the value.
 fn seams<'t>(text: &'t str, key: &str) -> impl Iterator<Item = (usize, usize)> + use<'t> {
     let wanted = format!("; {key}=");
     let mut from = 0;
@@ -335,8 +335,8 @@ fn seams<'t>(text: &'t str, key: &str) -> impl Iterator<Item = (usize, usize)> +
     })
 }
 
-/// An entry that begins with its name. The name ends at the first of the other keys, for it has no `; ` in it. Of two
-/// that follow, the last must be there once, or nobody can tell where a value ends.
+/// An entry that begins with its name. The name ends at the first of the other keys, since it contains no `; `. Of two
+/// that follow, the last must occur once; otherwise the end of a value is ambiguous.
 fn named_fields<'t>(text: &'t str, keys: &[&'static str]) -> Option<Vec<(&'static str, &'t str)>> {
     let (first, others) = keys.split_first()?;
     let rest = text.strip_prefix(first)?.strip_prefix('=')?;
@@ -372,7 +372,7 @@ fn known_fields<'t>(text: &'t str, keys: &[&'static str]) -> Option<Vec<(&'stati
     found.iter().zip(ends).map(|(((_, from), key), end)| Some((*key, text.get(*from..end)?))).collect()
 }
 
-/// An object of which nothing is known: a key begins each part between `; ` that looks like one, and no two are alike.
+/// An object with unknown keys: each part between `; ` that looks like it begins with a key, and all keys differ.
 fn any_fields(text: &str) -> Option<Vec<(&str, &str)>> {
     let mut fields: Vec<(&str, usize, usize)> = Vec::new();
     let (mut start, mut depth) = (0, 0_usize);
@@ -415,7 +415,7 @@ fn is_key(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// A member's text as it comes out, and the paths of what is lost.
+    /// A member's text in the output, and the paths of the losses.
     fn read(member: &str, token: &str) -> (Option<String>, Vec<String>) {
         let mut losses = Vec::new();
         let read = value(token, member, &mut losses);

@@ -1,16 +1,17 @@
-//! What other programs write before an event on its line: syslog's header, a container runtime's, Fluentd's.
+//! The headers that other programs write before an event on its line: syslog's header, a container runtime's,
+//! Fluentd's.
 
 use memchr::{memchr, memmem};
 
 use crate::normalise::Members;
 
-/// A shorter one may be a byte or two of damage.
+/// A shorter prefix may be a byte or two of damage.
 const PREFIX_BYTES_MIN: usize = 8;
-/// A longer one is no header.
+/// A longer prefix is not a header.
 const PREFIX_BYTES_MAX: usize = 1024;
 
-/// The length of the prefix of a line whose rest is one whole JSON object. `None` where there is no such prefix: then no
-/// byte before a brace may be passed over.
+/// The length of the prefix of a line whose rest is one whole JSON object. `None` if there is no such prefix: then no
+/// byte before a brace may be skipped.
 pub fn length(line: &[u8]) -> Option<usize> {
     let head = line.get(..PREFIX_BYTES_MAX).unwrap_or(line);
     let at = memchr(b'{', head)?;
@@ -19,7 +20,7 @@ pub fn length(line: &[u8]) -> Option<usize> {
     let looks_right = at >= PREFIX_BYTES_MIN
         && before.iter().all(is_text)
         && before.iter().filter(|byte| byte.is_ascii_alphanumeric()).count() >= PREFIX_BYTES_MIN / 2
-        // What has lost its first brace is no prefix, nor is a piece of JSON in a string.
+        // An object that lost its first brace is not a prefix, nor is a piece of JSON in a string.
         && memmem::find(before, b"\":").is_none()
         && !before.contains(&b'\\')
         && std::str::from_utf8(before).is_ok();
@@ -30,14 +31,14 @@ pub fn length(line: &[u8]) -> Option<usize> {
     (Members::default().read(rest) == Some(rest.len())).then_some(at)
 }
 
-/// A line as container runtimes write it: `2026-03-02T10:15:00.1Z stdout F …`.
+/// A line in the format of container runtimes: `2026-03-02T10:15:00.1Z stdout F …`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RuntimeLine<'a> {
     /// `stdout` or `stderr`.
     pub stream: &'a [u8],
-    /// Whether the line goes on in the next of its stream.
+    /// Whether the line continues in the next one of its stream.
     pub is_partial: bool,
-    /// What was written.
+    /// The text of the line.
     pub text: &'a [u8],
 }
 

@@ -1,8 +1,8 @@
-//! Brings an event back to the form in which the feed sends it.
+//! Converts an event back to the form in which the feed sends it.
 //!
-//! An export writes the same event in other words: PowerShell flattens objects and names numbers, Microsoft Graph adds
-//! the types of its own and a `Z`, Sentinel renames the members. What is brought back here is read by the same rules as
-//! an event of the feed, and has the same canonical key. What a form has cut is told of, never guessed.
+//! An export writes the same event differently: PowerShell flattens objects and names numbers, Microsoft Graph adds its
+//! own types and a `Z`, Sentinel renames the members. A restored event is read by the same rules as an event of the
+//! feed, and has the same canonical key. Parts that a form has truncated are reported, never guessed.
 
 use std::borrow::Cow;
 
@@ -22,10 +22,10 @@ pub(crate) mod times;
 
 pub use loss::{Loss, Unrestorable};
 
-/// How the inner object is written.
+/// The notation of the inner object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// As the feed writes it.
+    /// That of the feed.
     Feed,
     /// As Microsoft Graph writes `auditData`.
     Graph,
@@ -35,23 +35,23 @@ pub enum Dialect {
     OfficeActivity,
 }
 
-/// The event as the feed has it, and what the form had already lost.
+/// The event in the feed's form, and the parts that its form had lost.
 #[derive(Debug, Clone)]
 pub struct Restored {
     /// The event.
     pub event: Bytes,
-    /// What the form had cut.
+    /// The parts that the form had truncated.
     pub losses: Vec<Loss>,
-    /// Whether something that makes the event itself was not in it and was taken from around it.
+    /// Whether an identifying member was missing and was added from the wrapper.
     pub is_completed: bool,
 }
 
-/// Brings an event back to the feed's form. An event that is in it already costs one look. What makes an event itself
-/// and is not in it is taken from `outer`.
+/// Converts an event back to the feed's form. An event already in that form costs one search. Missing identifying
+/// members are taken from `outer`.
 ///
 /// # Errors
-/// The bytes are not one JSON object (for [`Dialect::PowerShell`] also `@{…}`), or nothing of what makes an event is
-/// there.
+/// The bytes are not one JSON object (for [`Dialect::PowerShell`] also `@{…}`), or all members that identify an event
+/// are missing.
 pub fn restore(event: &Bytes, outer: &Outer, dialect: Dialect) -> Result<Restored, Unrestorable> {
     let text = std::str::from_utf8(event).map_err(|_| unrestorable("is not UTF-8"))?.trim();
     let mut losses = Vec::new();
@@ -65,7 +65,7 @@ pub fn restore(event: &Bytes, outer: &Outer, dialect: Dialect) -> Result<Restore
     match dialect {
         Dialect::Feed => {}
         Dialect::Graph => without_graphs_own(&mut members, &mut losses),
-        // What was written as one text is read back already.
+        // An event that was one text has already been read back.
         Dialect::PowerShell if matches!(object, Cow::Owned(_)) => {}
         Dialect::PowerShell => read_back(&mut members, event, &mut losses),
         Dialect::OfficeActivity => office_activity::rename(&mut members, &mut losses),
@@ -93,7 +93,7 @@ fn unrestorable(why: &str) -> Unrestorable {
     Unrestorable { why: format!("the event {why}") }
 }
 
-/// Names of numbers as their numbers: `-Formatted`, Graph and Sentinel write names.
+/// Replaces names by their numbers: `-Formatted`, Graph and Sentinel write names.
 fn numbers_for_names(members: &mut Members<'_>) {
     const LOGON_TYPES: [&[&str]; 3] = [&["Owner"], &["Admin"], &["Delegate", "Delegated"]];
     let logon = |name: &str| LOGON_TYPES.iter().position(|names| names.iter().any(|n| n.eq_ignore_ascii_case(name)));
@@ -111,7 +111,7 @@ fn numbers_for_names(members: &mut Members<'_>) {
     }
 }
 
-/// `CreationTime` in the feed's form. One that can be read in two ways is read as the outer time where that can be read.
+/// `CreationTime` in the feed's form. An ambiguous time is read as the outer time, if that is readable.
 fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses: &mut Vec<Loss>) {
     if let Some(wrapped) = members.get("CreationTime").filter(|token| token.starts_with('{')) {
         match powershell::value(wrapped, "CreationTime", losses) {
@@ -121,7 +121,7 @@ fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses
     }
     let Some(text) = members.text("CreationTime").map(Cow::into_owned) else { return };
     let is_a_time = time::parse(&text).is_some();
-    // Also where there is no such time: Graph adds its `Z` to what is there.
+    // Also if there is no such time: Graph adds its `Z` to any text.
     let is_graphs = dialect == Dialect::Graph && text.as_bytes().get(10) == Some(&b'T') && text.ends_with('Z');
     if is_a_time || is_graphs {
         // Where the feed writes neither a zone nor a fraction, Graph adds the zone, Sentinel both.
@@ -138,7 +138,7 @@ fn plain_time(members: &mut Members<'_>, outer: &Outer, dialect: Dialect, losses
     let outer = || outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
     match as_the_feed_writes(&text, Writer::Region).or_else(outer) {
         Some(plain) => members.set_text("CreationTime", &plain),
-        // What no program made of a time is the event's own.
+        // A text that no program makes of a time belongs to the event.
         None if dialect == Dialect::Feed || !text.contains(['/', '.']) => {}
         None => losses.push(Loss::at("CreationTime", &text)),
     }
@@ -158,18 +158,18 @@ fn read_back(members: &mut Members<'_>, event: &[u8], losses: &mut Vec<Loss>) {
     }
 }
 
-/// Lists of a flat row whose entries could not be put together are under the names of their columns.
+/// Lists of a flat row whose entries could not be joined are under the names of their columns.
 fn lists_without_entries(members: &Members<'_>, losses: &mut Vec<Loss>) {
     for (key, value) in members.entries.iter().filter(|(key, _)| key.contains("{}.")) {
         losses.push(Loss::at(json::unescape(key), &json::scalar(value).unwrap_or_default()));
     }
 }
 
-/// How deep types of Graph's are looked for.
+/// The depth to which Graph's types are searched.
 const DEPTH_MAX: usize = 12;
 
-/// Takes away what Graph adds: `@odata.type` and its kin, at any depth. Its tools also put the members into a
-/// dictionary; in a table all of them are the name of a type.
+/// Removes Graph's additions: `@odata.type` and similar members, at any depth. Its tools also put the members into a
+/// dictionary, which in a table is only the name of a type.
 fn without_graphs_own(members: &mut Members<'_>, losses: &mut Vec<Loss>) {
     if let Some(name) = members.text("AuditData").filter(|text| text.starts_with("Microsoft.")) {
         losses.push(Loss::at("AuditData", &name));

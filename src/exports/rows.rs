@@ -1,30 +1,30 @@
-//! The rows of CSV, also of one that is damaged.
+//! Splits CSV into rows, even if it is damaged.
 //!
-//! Why not the crate `csv`: it follows the quotes alone. In a table of JSON one that is lost or added turns all that
-//! follows inside out, and the rows up to the next fault are one. Here a row that is cut ends where the next line is a
-//! whole row again: as many cells as the header has, each closed where it must be, and an object where one is due. A line
-//! inside a sound cell cannot pass for that, since its quotes are doubled.
+//! The crate `csv` is not used because it follows only the quotes. In a table of JSON, a lost or added quote inverts
+//! the rest, and the rows up to the next fault become one. Here a damaged row ends where the next line is a complete
+//! row again: with as many cells as the header, each closed properly, and an object in the expected cell. A line inside
+//! a valid cell does not match, since its quotes are doubled.
 
 use std::borrow::Cow;
 
 use memchr::{memchr, memchr_iter};
 use wide::u8x16;
 
-/// Longest row in bytes; what is longer has lost a quote and comes out line by line.
+/// Longest row in bytes; a longer one has lost a quote and is output line by line.
 pub const ROW_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What rows of a table look like.
+/// The shape of a table's rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// Between cells.
+    /// The separator of cells.
     pub delimiter: u8,
-    /// How many cells a row has.
+    /// The number of cells in a row.
     pub columns: usize,
-    /// The cell that holds JSON, where the table has one.
+    /// The cell with JSON, if the table has one.
     pub json: Option<usize>,
 }
 
-/// One row as it stands, without the line break that ends it.
+/// One raw row, without its line break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     /// Where it begins.
@@ -35,7 +35,7 @@ pub struct Row {
     pub next: usize,
 }
 
-/// The row that begins at `start`; `None` where more of the text has to be known, which is never so at its end.
+/// The row that begins at `start`; `None` if more of the text is needed, which is never the case at its end.
 pub fn next_row(shape: &Shape, text: &[u8], start: usize, ended: bool) -> Option<Row> {
     let mut line = start;
     let mut quotes = 0;
@@ -45,7 +45,7 @@ pub fn next_row(shape: &Shape, text: &[u8], start: usize, ended: bool) -> Option
                 (false, _) if text.len() - start < ROW_BYTES_MAX => None,
                 (false, false) => Some(Row { start, end: text.len(), next: text.len() }),
                 (true, false) => Some(Row { start, end: text.len(), next: text.len() }).filter(|row| row.end > start),
-                // No quote closes it: one line is the row, and those that follow stand for themselves.
+                // No quote closes it: the row is one line, and later lines are separate.
                 (_, true) => first_line(text, start),
             };
         };
@@ -72,10 +72,10 @@ fn first_line(text: &[u8], start: usize) -> Option<Row> {
     Some(Row { start, end, next: end + 1 })
 }
 
-/// Fewer columns than this say nothing of a row that has no cell of JSON.
+/// Fewer columns than this do not identify a row without a JSON cell.
 const COLUMNS_MIN: usize = 4;
 
-/// Whether the line is a row for itself.
+/// Whether the line is a complete row.
 pub fn is_whole_row(shape: &Shape, line: &[u8]) -> bool {
     let mut count = 0;
     let mut json_fits = shape.json.is_none() && shape.columns >= COLUMNS_MIN;
@@ -91,7 +91,7 @@ pub fn is_whole_row(shape: &Shape, line: &[u8]) -> bool {
     sound && count == shape.columns && json_fits
 }
 
-/// A cell as it stands.
+/// A raw cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell<'a> {
     /// The cell with its quotes.
@@ -99,14 +99,14 @@ pub struct Cell<'a> {
 }
 
 impl<'a> Cell<'a> {
-    /// What the cell says: without the quotes around it, and one for two inside.
+    /// The value of the cell: without the quotes around it, and with doubled quotes as one.
     pub fn text(self) -> Cow<'a, [u8]> {
         let inside = self.raw.strip_prefix(b"\"").and_then(|inside| inside.strip_suffix(b"\""));
         inside.map_or(Cow::Borrowed(self.raw), undoubled)
     }
 }
 
-/// One quote for two; one that stands alone stays.
+/// Replaces doubled quotes by one; a single one stays.
 pub fn undoubled(inside: &[u8]) -> Cow<'_, [u8]> {
     let mut quotes = Quotes::of(inside);
     let Some(mut at) = quotes.next() else { return Cow::Borrowed(inside) };
@@ -129,17 +129,17 @@ pub fn undoubled(inside: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text)
 }
 
-/// Where the quotes of a text are. In JSON the next is near, and to set up a search for each would take longer than to
-/// look at sixteen bytes at once and keep what was seen.
+/// The positions of a text's quotes. In JSON the next one is near, and starting a search for each would take longer
+/// than checking sixteen bytes at once and keeping the result.
 struct Quotes<'a> {
     text: &'a [u8],
-    /// Where the sixteen bytes begin that `found` is about.
+    /// The start of the sixteen bytes that `found` covers.
     at: usize,
-    /// A bit for each quote in them that is not given yet.
+    /// A bit for each quote in them that was not returned yet.
     found: u32,
 }
 
-/// Bytes that are looked at at once.
+/// Bytes that are checked at once.
 const LANES: usize = 16;
 
 impl<'a> Quotes<'a> {
@@ -175,7 +175,7 @@ impl Iterator for Quotes<'_> {
     }
 }
 
-/// Hands every cell of a row to `take`; whether each quoted one ends where it must.
+/// Passes every cell of a row to `take`; returns whether each quoted one is closed properly.
 pub fn each_cell<'a>(row: &'a [u8], delimiter: u8, mut take: impl FnMut(Cell<'a>)) -> bool {
     let row = row.strip_suffix(b"\r").unwrap_or(row);
     let mut at = 0;
@@ -201,8 +201,8 @@ pub fn each_cell<'a>(row: &'a [u8], delimiter: u8, mut take: impl FnMut(Cell<'a>
     }
 }
 
-/// What one cell of a row says; `None` where the row has no such cell or more than `columns`, or a quoted one does not end
-/// where it must. What [`each_cell`] and [`Cell::text`] tell together, in one pass.
+/// The value of one cell of a row; `None` if the row has no such cell or more than `columns`, or a quoted one is not
+/// closed properly. The same result as [`each_cell`] with [`Cell::text`], in one pass.
 pub fn cell_text<'a>(row: &'a [u8], shape: &Shape, column: usize) -> Option<Cow<'a, [u8]>> {
     let row = row.strip_suffix(b"\r").unwrap_or(row);
     let (mut at, mut index, mut said) = (0, 0, None);
@@ -233,10 +233,10 @@ pub fn cell_text<'a>(row: &'a [u8], shape: &Shape, column: usize) -> Option<Cow<
     }
 }
 
-/// What a quoted cell at the beginning of `text` says, and its length; `None` where nothing closes it.
+/// The value of a quoted cell at the beginning of `text`, and its length; `None` if it is not closed.
 ///
-/// Between two quotes of JSON stand a few bytes. Sixteen are copied at once, whatever they are, and what follows the first
-/// quote among them is copied again from where it belongs.
+/// Only a few bytes separate two quotes of JSON. Sixteen bytes are copied at once, and those after the first quote
+/// among them are copied again from their right place.
 fn quoted_text(text: &[u8]) -> Option<(Cow<'_, [u8]>, usize)> {
     let inside = text.get(1..)?;
     let first = memchr(b'"', inside)?;
@@ -400,7 +400,7 @@ mod tests {
             let cut = cut.min(bytes.len());
             let whole = rows(&table, bytes);
             prop_assert_eq!(whole.join("\n").replace('\n', ""), text.replace('\n', ""));
-            // What is found in a beginning is what is found in all of it.
+            // A row found in a prefix is the same as in the whole text.
             let mut start = 0;
             let mut count = 0;
             while let Some(row) = next_row(&table, &bytes[..cut], start, false) {

@@ -1,21 +1,21 @@
-//! A set of keys that takes little more room than the keys themselves.
+//! A set of keys that takes little more memory than the keys themselves.
 //!
 //! `HashSet<[u8; 16]>` holds between one and two and, while it grows, three times as many bytes as its keys; beside an
-//! export of tens of millions of rows that is what decides whether it fits. Keys are hashes, so their bits need no
-//! hashing: they say the place. The table is split in many small ones that grow by an eighth each.
+//! export of tens of millions of rows this decides whether it fits. Keys are hashes, so their own bits select the
+//! place. The table is split into many small ones that grow by an eighth each.
 
 /// A hash of 128 bits.
 type Key = [u8; 16];
 
 const SHARDS: usize = 4096;
-/// A shard is filled to at most so many hundredths.
+/// The maximum fill of a shard, in percent.
 const FULL: usize = 90;
 
-/// Keys that were seen; at most 20 bytes for each where there are many.
+/// The set of keys; at most 20 bytes for each if there are many.
 #[derive(Debug)]
 pub struct Seen {
     shards: Vec<Shard>,
-    /// The key that marks an empty place cannot stand in one.
+    /// Whether the set has the key that marks an empty place.
     zero: bool,
 }
 
@@ -34,7 +34,7 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Takes note of a key; false when it was there already.
+    /// Inserts a key; false when it was already present.
     pub fn insert(&mut self, key: Key) -> bool {
         if key == EMPTY {
             return !std::mem::replace(&mut self.zero, true);
@@ -44,7 +44,7 @@ impl Seen {
         self.shards.get_mut(shard).is_some_and(|shard| shard.insert(key))
     }
 
-    /// Bytes that the places take.
+    /// The bytes of all places.
     pub fn bytes(&self) -> usize {
         self.shards.iter().map(|shard| shard.places.len() * size_of::<Key>()).sum()
     }
@@ -66,9 +66,9 @@ impl Shard {
         is_new
     }
 
-    /// Puts a key in its place or the next one that is free; false when it is there.
+    /// Puts a key in its place or the next free one; false when it is present.
     fn put(&mut self, key: Key) -> bool {
-        // The upper bits as a fraction of the table: no two places are favoured.
+        // The upper bits as a fraction of the table: so all places are equally likely.
         let upper = u128::from_le_bytes(key) >> 64;
         let at = ((upper * self.places.len() as u128) >> 64) as usize;
         let (before, after) = self.places.split_at_mut(at);

@@ -1,4 +1,4 @@
-//! One table of CSV: what its header says, and what a row of it holds.
+//! One table of CSV: its header, and the content of its rows.
 
 use std::borrow::Cow;
 
@@ -14,13 +14,13 @@ use super::rows::{Cell, Shape, cell_text, each_cell, is_whole_row, undoubled};
 use super::unwrap::{Found, Inside, Unread, dialect_of, unwrap};
 use crate::normalise::Members;
 
-/// Longest header looked for.
+/// The longest header accepted.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 
-/// What the header of a table says.
+/// The description of a table from its header.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// What rows look like.
+    /// The shape of its rows.
     pub shape: Shape,
     /// The header as it stands; empty where there is none.
     header: Vec<u8>,
@@ -30,18 +30,18 @@ pub struct Table {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// A column holds the event.
+    /// A column has the event.
     Carrier {
         column: usize,
         form: Form,
         dialect: Option<Dialect>,
-        /// Read where that column holds the name of a type, as some tools write an object of Microsoft Graph's: then the
-        /// other columns are all there is of the event.
+        /// Used when that column has only the name of a type, as some tools write an object of Microsoft Graph: then
+        /// only the other columns describe the event.
         others: Option<Box<Header>>,
     },
     /// The columns are the event.
     Flat(Box<Header>),
-    /// Nothing is known of the columns: an event is known when it is seen.
+    /// The columns are unknown: an event is recognised by its content.
     Unknown,
 }
 
@@ -55,7 +55,7 @@ struct OuterColumns {
     workload: Option<usize>,
 }
 
-/// Columns that hold an event, by what wrote them.
+/// Columns with an event, and the form of each.
 const CARRIERS: [(&str, Form); 5] = [
     ("AuditData", Form::AuditCsv),
     ("RawEventData", Form::DefenderCsv),
@@ -64,22 +64,22 @@ const CARRIERS: [(&str, Form); 5] = [
     ("_source.event.original", Form::Elastic),
 ];
 
-/// What may stand between cells.
+/// The possible separators of cells.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
-/// How the beginning of a text reads as a table.
+/// The beginning of a text, read as a table.
 #[derive(Debug)]
 pub struct Beginning {
     /// The table.
     pub table: Table,
     /// Where its first row begins.
     pub rows: usize,
-    /// A line before the header that says nothing that is known.
+    /// An unknown line before the header.
     pub stray: std::ops::Range<usize>,
 }
 
-/// Whether a text that begins so is a table; `None` where it is none. All of the header must be in `text`, or all of the
-/// text.
+/// Reads the beginning of a text as a table; `None` if it is not one. All of the header must be in `text`, or all of
+/// the text.
 pub fn begins(text: &[u8]) -> Option<Beginning> {
     let blank = text.iter().take_while(|byte| byte.is_ascii_whitespace() && **byte != b'\t').count();
     let mut at = blank;
@@ -96,7 +96,7 @@ pub fn begins(text: &[u8]) -> Option<Beginning> {
         }
         at += line.len();
     }
-    // A header may have line breaks in its cells; no table known has.
+    // A header could have line breaks in its cells; no known table has.
     let line = line_at(text, at);
     let header = line.trim_ascii_end();
     if header.is_empty() || is_no_table(header) == Some(true) {
@@ -115,8 +115,8 @@ pub fn begins(text: &[u8]) -> Option<Beginning> {
     named.or_else(behind).or_else(|| unnamed(header, next, known.clone(), (at, rows)))
 }
 
-/// Whether a text is no table by its first bytes: it begins as JSON does, or as a line of syslog. `None` where more of it
-/// has to be known. A header whose first byte is damaged begins as neither.
+/// Whether the first bytes of a text rule out a table: it begins like JSON, or like a line of syslog. `None` if more of
+/// it is needed. A header whose first byte is damaged begins like neither.
 pub fn is_no_table(text: &[u8]) -> Option<bool> {
     let second = |is: fn(&u8) -> bool| text.get(1).map(is);
     match text.first()? {
@@ -127,7 +127,7 @@ pub fn is_no_table(text: &[u8]) -> Option<bool> {
     }
 }
 
-/// A table whose header says nothing, or that has none: its rows have events in cells.
+/// A table with an unknown header or none, whose rows have events in cells.
 fn unnamed(
     header: &[u8],
     next: &[u8],
@@ -145,7 +145,7 @@ fn unnamed(
             },
         };
         let rows = if is_headed { second } else { first };
-        // A header with too few cells is told of: it is damaged, or a line of something else.
+        // A header with too few cells is reported: it is damaged, or belongs to something else.
         let is_stray = is_headed && shape.json > Some(memchr_iter(sign, header).count());
         let kept = if is_headed { header.to_vec() } else { Vec::new() };
         let table = Table { shape, header: kept, kind: Kind::Unknown, outer: OuterColumns::default() };
@@ -154,7 +154,7 @@ fn unnamed(
     None
 }
 
-/// The shape of a row with a quoted event in one of its cells, alone or behind a line's header.
+/// The shape of a row with a quoted event in one of its cells, alone or after a line's header.
 fn quoted_shape(row: &[u8], delimiter: u8) -> Option<Shape> {
     let (mut columns, mut json, mut is_certain) = (0, None, false);
     let is_sound = each_cell(row.trim_ascii_end(), delimiter, |cell| {
@@ -169,9 +169,9 @@ fn quoted_shape(row: &[u8], delimiter: u8) -> Option<Shape> {
     Some(Shape { delimiter, columns, json: Some(json?) })
 }
 
-/// The shape of a row with an event that is not quoted, as some write it between tabs, below a header. A log with a tab
-/// before its events is none: each of its lines is full of the signs of JSON, the damaged one too, and a header with a
-/// damaged byte has one of them at most.
+/// The shape of a row with an unquoted event, as some tools write it between tabs, below a header. A log with a tab
+/// before its events is not a table: each of its lines has many characters of JSON, even a damaged one, but a header
+/// with a damaged byte has at most one.
 fn plain_below(header: &[u8], next: &[u8]) -> Option<Shape> {
     let (mut columns, mut json) = (0, None);
     each_cell(next.trim_ascii_end(), b'\t', |cell| {
@@ -195,7 +195,7 @@ impl Table {
     fn of(header: &[u8], delimiter: u8) -> Option<Table> {
         let mut names: Vec<String> = Vec::new();
         let mut is_data = false;
-        // No name known has a quote in it: where one is missing or too many, none says where a cell ends.
+        // No known name contains a quote: if one is missing or extra, quotes do not mark the ends of cells.
         let is_damaged = memchr_iter(b'"', header).count() % 2 == 1;
         let unquoted = || header.iter().copied().filter(|byte| *byte != b'"').collect();
         let named: Cow<'_, [u8]> = if is_damaged { Cow::Owned(unquoted()) } else { Cow::Borrowed(header) };
@@ -234,7 +234,7 @@ impl Table {
         Some(Table { shape, header: header.to_vec(), kind, outer })
     }
 
-    /// What the table is.
+    /// The form of the table.
     pub fn form(&self) -> Form {
         match &self.kind {
             Kind::Carrier { form, .. } => *form,
@@ -248,7 +248,7 @@ impl Table {
         &self.header
     }
 
-    /// Whether a row is a header again, as where exports were written one after the other; the table it begins.
+    /// Whether a row is a header again, as in concatenated exports; returns the table it begins.
     pub fn begins_again(&self, row: &[u8]) -> Option<Option<Table>> {
         let row = row.strip_prefix(b"\xef\xbb\xbf").unwrap_or(row).trim_ascii_end();
         if row == self.header && !row.is_empty()
@@ -263,9 +263,9 @@ impl Table {
         DELIMITERS.into_iter().find_map(|sign| Table::of(row, sign)).map(Some)
     }
 
-    /// The event of a row that is as it should be, and its form: its cells fit the header, and the one that holds the
-    /// event begins as an object that nothing has flattened. Whether it is a whole event remains to be seen. What
-    /// [`Table::read`] would find too, in a fraction of the time.
+    /// The event of a regular row, and its form: its cells fit the header, and the cell with the event begins like an
+    /// unflattened object. Whether it is a complete event is not checked here. The same result as [`Table::read`], in a
+    /// fraction of the time.
     pub fn carried(&self, row: &Bytes) -> Option<(Bytes, Form)> {
         let Kind::Carrier { column, form, dialect: None, .. } = self.kind else { return None };
         let event = cell_text(row, &self.shape, column)?;
@@ -273,20 +273,20 @@ impl Table {
         is_plain.then(|| (as_bytes(row, event), form))
     }
 
-    /// What a row says beside its event.
+    /// The data that a row has beside its event.
     pub fn beside(&self, row: &[u8]) -> Outer {
         let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
         each_cell(row, self.shape.delimiter, |cell| cells.push(cell));
         self.outer(&cells)
     }
 
-    /// Appends what a row holds: one thing at least.
+    /// Appends the content of a row: at least one item.
     pub fn read(&self, row: &Bytes, out: &mut Vec<Inside>) {
         let mut cells: SmallVec<[Cell<'_>; 24]> = SmallVec::new();
         let is_sound = each_cell(row, self.shape.delimiter, |cell| cells.push(cell));
         let outer = self.outer(&cells);
-        // Where cells have slipped, one may hold a piece of the event, which may be masked: the event has to begin where
-        // it should.
+        // If cells have shifted, one may hold a piece of the event, which may need masking: the event must begin at its
+        // expected place.
         let begins = cells.iter().position(|cell| cell.raw.contains(&b'{'));
         let is_in_place = begins.is_none() || self.shape.json.is_none() || begins == self.shape.json;
         let before_json = || match is_in_place {
@@ -329,8 +329,7 @@ impl Table {
         self.salvage(row, why, before_json(), out);
     }
 
-    /// What can be saved of a row whose cells are not as they should be. The row comes out whole beside it, unless
-    /// nothing of it is wrong.
+    /// Recovers the events of an irregular row. The whole row is output as well, unless it has no fault.
     fn salvage(&self, row: &Bytes, why: &str, outer: Outer, out: &mut Vec<Inside>) {
         let before = out.len();
         if let Kind::Flat(header) = &self.kind {
@@ -376,7 +375,7 @@ impl Table {
     }
 }
 
-/// A longer text is no id, time or name, but damage.
+/// A longer text is damage, and not an id, time or name.
 const OUTER_BYTES_MAX: usize = 1024;
 
 fn flat(header: &Header, cells: &[Cell<'_>]) -> Result<(Bytes, Outer), String> {
@@ -393,8 +392,8 @@ fn as_bytes(row: &Bytes, text: Cow<'_, [u8]>) -> Bytes {
     }
 }
 
-/// Reads a cell that should hold an event; whether it did. The form is the table's, also where the event in the cell is
-/// wrapped once more.
+/// Reads a cell that should have an event; returns whether it did. The form is the table's, even if the event in the
+/// cell is wrapped once more.
 fn read_cell(text: &Bytes, (form, dialect, outer): (Form, Option<Dialect>, &Outer), out: &mut Vec<Inside>) -> bool {
     let text = text.slice_ref(text.trim_ascii());
     if text.starts_with(b"@{") {
@@ -427,7 +426,7 @@ fn read_cell(text: &Bytes, (form, dialect, outer): (Form, Option<Dialect>, &Oute
     is_read
 }
 
-/// The objects in a row, whatever has become of the quotes around and inside them.
+/// The objects in a row, even if the quotes around and inside them are damaged.
 fn objects(row: &Bytes) -> Vec<Bytes> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -438,7 +437,7 @@ fn objects(row: &Bytes) -> Vec<Bytes> {
         match Members::default().read(&text) {
             Some(length) => {
                 let object = text.slice(..length);
-                // As long as it was in the row, or shorter: its end is looked for behind what it takes at least.
+                // As long as it was in the row, or shorter: its end is searched for after its minimum length.
                 at = begin + length;
                 let is_nested = found.last().is_some_and(|last: &Bytes| contains(last, &object));
                 if !is_nested {

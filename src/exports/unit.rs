@@ -1,4 +1,4 @@
-//! What a text is cut into, and where each begins.
+//! The units of a text, and their places.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use memchr::memchr_iter;
 use super::place::Place;
 use super::table::Table;
 
-/// What is read for itself.
+/// A unit that is read by itself.
 #[derive(Debug, Clone)]
 pub enum Unit {
     /// A row of a table.
@@ -21,38 +21,38 @@ pub enum Unit {
         /// Where it begins.
         place: Place,
     },
-    /// One JSON value; whether it is valid was not looked at.
+    /// One JSON value, not validated.
     Value {
         /// The value.
         bytes: Bytes,
         /// Where it begins.
         place: Place,
-        /// Whether a line's header stood before it.
+        /// Whether a line's header came before it.
         is_prefixed: bool,
     },
-    /// Bytes that cannot be an event. Those that touch are one damage.
+    /// Bytes that cannot be an event. Adjacent ones count as one damaged stretch.
     Damage {
         /// The bytes.
         bytes: Bytes,
         /// Where they begin.
         place: Place,
-        /// What is wrong.
+        /// The fault.
         why: &'static str,
     },
-    /// The answer that begins or ends here says itself that it has not all rows.
+    /// The answer that begins or ends here declares that it lacks rows.
     Truncated {
-        /// Where it says so.
+        /// The place of that declaration.
         place: Place,
     },
 }
 
-/// Tells the line of an offset.
+/// Computes the line of an offset.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     /// Line breaks before `at`.
     breaks: u64,
     at: u64,
-    /// What was pushed and lies behind `at`.
+    /// The pushed bytes after `at`.
     chunks: VecDeque<Bytes>,
 }
 
@@ -61,7 +61,7 @@ impl Lines {
         self.chunks.push_back(chunk);
     }
 
-    /// The place of an offset that lies behind the last one asked for.
+    /// The place of an offset after the last one requested.
     pub(super) fn place(&mut self, offset: u64, file: &Arc<str>) -> Place {
         while self.at < offset
             && let Some(chunk) = self.chunks.front_mut()

@@ -1,7 +1,7 @@
-//! Text cut into what is read for itself: rows of a table, values, and bytes that are neither.
+//! Cuts text into units: rows of a table, values, and other bytes.
 //!
-//! Whether a text is a table is told by how it begins. Bytes come in chunks and are cut as they come; nothing here
-//! depends on how they were chunked.
+//! The beginning of a text shows whether it is a table. Bytes come in chunks and are cut as they arrive; the result
+//! does not depend on the chunking.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Cutter {
 }
 
 enum State {
-    /// What the text is, is not known yet.
+    /// The type of the text is not known yet.
     Beginning(Vec<u8>),
     Rows(Box<Rows>),
     Values(Box<Values>),
@@ -52,7 +52,6 @@ impl Cutter {
         }
     }
 
-    /// The text ended.
     pub fn finish(&mut self, out: &mut Vec<Unit>) {
         if matches!(self.state, State::Beginning(_)) {
             self.begin(out);
@@ -91,8 +90,8 @@ impl Cutter {
     }
 }
 
-/// Whether it can be told from this beginning what the text is: it is no table, or two lines behind those that only say
-/// how it is written are whole.
+/// Whether this beginning identifies the type of the text: it is not a table, or has two complete lines after those
+/// that only describe its format.
 fn is_enough(beginning: &[u8]) -> bool {
     let blank = beginning.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     let text = beginning.get(blank..).unwrap_or_default();
@@ -115,16 +114,16 @@ fn is_enough(beginning: &[u8]) -> bool {
 /// The rows of a table.
 struct Rows {
     table: Arc<Table>,
-    /// Bytes behind the last row that was found.
+    /// Bytes after the last row found.
     pending: Vec<u8>,
-    /// How many of them were looked through.
+    /// How many of them were searched.
     tried: usize,
     offset: u64,
     line: u64,
     row: u64,
 }
 
-/// Where this much was looked through in vain, twice as much is waited for.
+/// After a vain search through this much, the next search waits for twice as much.
 const RETRY_BYTES: usize = 1024 * 1024;
 
 impl Rows {

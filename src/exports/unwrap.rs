@@ -1,7 +1,7 @@
-//! Finds the event in what other tools have put around it.
+//! Finds the event inside the wrappers of other tools.
 //!
-//! A wrapper is told by its members, at any nesting, whether the event in it is an object or the text of one. What is no
-//! event and holds none is handed back whole, with the reason.
+//! A wrapper is recognised by its members, at any depth, with the event as an object or as text. A value without an
+//! event is returned whole, with the reason.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -18,27 +18,27 @@ use super::prefix;
 use super::restore::Dialect;
 use crate::normalise::{Event, is_like_an_event, json};
 
-/// What a value held.
+/// The content of a value.
 #[derive(Debug, Clone)]
 pub enum Inside {
     /// An event.
     Event(Found),
-    /// No event.
+    /// Not an event.
     Unread(Unread),
-    /// A record of ours that is about no event: its `event_type`.
+    /// A record of this program without an event: its `event_type`.
     Notice(String),
 }
 
 /// An event that was found.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// The event as it was written there.
+    /// The event as written there.
     pub event: Bytes,
-    /// The outermost wrapper that is known.
+    /// The outermost known wrapper.
     pub form: Form,
-    /// How it is written.
+    /// Its notation.
     pub dialect: Dialect,
-    /// What the wrapper says of it.
+    /// The data that the wrapper has about it.
     pub outer: Outer,
 }
 
@@ -49,9 +49,9 @@ pub struct Unread {
     pub bytes: Bytes,
     /// Why, in words.
     pub why: String,
-    /// What stood beside it.
+    /// The data beside it.
     pub outer: Outer,
-    /// Whether it is sound JSON and neither an event nor a wrapper that is known.
+    /// Whether it is valid JSON but neither an event nor a known wrapper.
     pub is_unknown: bool,
 }
 
@@ -61,7 +61,7 @@ impl Unread {
     }
 }
 
-/// Appends what a JSON value holds: one thing at least.
+/// Appends the content of a JSON value: at least one item.
 pub fn unwrap(value: &Bytes, is_prefixed: bool, out: &mut Vec<Inside>) {
     let around = Around { form: is_prefixed.then_some(Form::LogLine), ..Around::default() };
     if let Err(why) = search(value, &around, out) {
@@ -69,14 +69,14 @@ pub fn unwrap(value: &Bytes, is_prefixed: bool, out: &mut Vec<Inside>) {
     }
 }
 
-/// Whether this is plainly an event as the feed sends it, so that no look inside is needed.
+/// Whether this is clearly an event in the feed's form, so that no search inside is needed.
 pub fn is_plain(event: &Event<'_>) -> bool {
-    // Splunk shows an event's members beside its text. Quotes inside strings are escaped, so this is a name.
+    // Splunk shows an event's members beside its text. Quotes inside strings are escaped, so this matches a name.
     static RAW: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"_raw\""));
     event.is_plain() && RAW.find(event.text().as_bytes()).is_none()
 }
 
-/// Whether an object found in damage is an event, or what other tools put around one, as far as its members tell.
+/// Whether an object found in damaged bytes is, judging by its members, an event or a wrapper of one.
 pub(super) fn is_like_a_wrapper(bytes: &[u8]) -> bool {
     const CARRIERS: [&str; 6] = ["AuditData", "RawEventData", "_raw", "raw_data", "_source", "event.original"];
     const PAIRS: [(&str, &str); 3] = [("raw", "event_type"), ("log", "stream"), ("event", "m365")];
@@ -90,15 +90,15 @@ pub(super) fn is_like_a_wrapper(bytes: &[u8]) -> bool {
             || matches!(page::head(bytes, true), page::Head::Page(_)))
 }
 
-/// How the text of an event is written, where its wrapper leaves that open.
+/// The notation of an event's text, if its wrapper does not define it.
 pub fn dialect_of(event: &[u8]) -> Dialect {
     if powershell::may_be_flattened(event) { Dialect::PowerShell } else { Dialect::Feed }
 }
 
-/// Deeper than this nothing is looked for.
+/// The maximum depth of the search.
 const DEPTH_MAX: usize = 16;
 
-/// What is known of a value from what is around it.
+/// The context of a value.
 #[derive(Debug, Clone, Default)]
 struct Around {
     form: Option<Form>,
@@ -109,7 +109,7 @@ struct Around {
     is_carried: bool,
 }
 
-/// Why a value gave nothing.
+/// Why a value has no event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Nothing {
     /// It is not JSON.
@@ -157,7 +157,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// The value's token, whatever it is.
+    /// The token of a member's value, of any type.
     fn has(&self, name: &str) -> Option<&'a str> {
         self.members.iter().rev().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
     }
@@ -192,7 +192,7 @@ fn search(value: &Bytes, around: &Around, out: &mut Vec<Inside>) -> Result<(), N
     }
 }
 
-/// An array: each element for itself.
+/// Searches an array, each element by itself.
 fn search_array(value: &Bytes, text: &str, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
     let mut result = Err(Nothing::NoEvent);
     let mut unread = Vec::new();
@@ -204,7 +204,7 @@ fn search_array(value: &Bytes, text: &str, around: &Around, out: &mut Vec<Inside
             Err(why) => unread.push((out.len(), Unread::of(element, &why, Outer::default()))),
         }
     });
-    // Nothing at all: the array as a whole is reported.
+    // Nothing was found: the array as a whole is reported.
     if result.is_ok() {
         for (at, unread) in unread.into_iter().rev() {
             out.insert(at, Inside::Unread(unread));
@@ -231,7 +231,7 @@ fn search_object(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut 
     if !is_event && search_members(value, object, around, out) {
         return Ok(());
     }
-    // Alone, or where an event is due, one of them is enough.
+    // By itself, or where an event is expected, one of them is enough.
     let is_alone = around.depth == 0 || around.is_carried;
     if is_event || is_alone && (is_telling || object.get("Id").is_some()) {
         let dialect = around.dialect.unwrap_or_else(|| dialect_of(object.text.as_bytes()));
@@ -248,11 +248,11 @@ fn push_event(value: &Bytes, object: &Object<'_>, form: Form, dialect: Dialect, 
 
 /// A member that holds an event.
 struct Carrier<'a> {
-    /// What it is in.
+    /// Its form.
     form: Form,
     /// Its name, for people.
     name: &'static str,
-    /// Its value; `None` where the wrapper is there and the event is not.
+    /// Its value; `None` if the wrapper lacks its event.
     content: Option<&'a str>,
     dialect: Option<Dialect>,
 }
@@ -292,7 +292,7 @@ impl<'a> Carrier<'a> {
         None
     }
 
-    /// What a wrapper of this form is called where its event is missing.
+    /// The name of a wrapper of this form, for the report of a missing event.
     fn wrapper(&self) -> &'static str {
         match self.form {
             Form::Native => "a native record",
@@ -337,13 +337,13 @@ fn carried(
         Err(why @ (Nothing::Empty(..) | Nothing::TooDeep)) => why,
         Err(_) => Nothing::DamagedIn(carrier.name),
     };
-    // Reported here, where it is known what stood beside it.
+    // Reported here, where the data beside it is known.
     let bytes = value.slice_ref(object.text.as_bytes());
     out.push(Inside::Unread(Unread::of(bytes, &why, inner.outer)));
     Ok(())
 }
 
-/// The `event_type` of a record of ours that is about no event: a gap, bytes that could not be read, a receipt.
+/// The `event_type` of a record of this program without an event: a gap, bytes that could not be read, a receipt.
 fn notice_of(object: &Object<'_>) -> Option<String> {
     let event = object.get("event").filter(|event| event.starts_with('{'));
     let kind = object
@@ -353,7 +353,7 @@ fn notice_of(object: &Object<'_>) -> Option<String> {
     kind.starts_with("m365_audit.").then_some(kind)
 }
 
-/// The value of a member: a container, or a text with one in it.
+/// Searches the value of a member: a container, or a text with one in it.
 fn search_content(value: &Bytes, token: &str, around: &Around, out: &mut Vec<Inside>) -> Result<(), Nothing> {
     match token.as_bytes().first() {
         Some(b'{' | b'[') => search(&value.slice_ref(token.as_bytes()), around, out),
@@ -375,7 +375,7 @@ fn search_content(value: &Bytes, token: &str, around: &Around, out: &mut Vec<Ins
     }
 }
 
-/// Any member may hold events: what wraps them is not known by name. Whether some were found.
+/// Searches all members, since the wrapper is unknown; returns whether events were found.
 fn search_members(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut Vec<Inside>) -> bool {
     let is_splunk = object.has("result").is_some_and(|result| json::get(result, "_raw").is_some());
     let form = around.form.unwrap_or(match is_splunk {
@@ -387,7 +387,7 @@ fn search_members(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut
     let before = out.len();
     for (_, token) in &object.members {
         if token.len() >= EVENT_BYTES_MIN {
-            // Nothing found there is nothing to report: it may be elsewhere.
+            // A member without an event is not reported: the event may be in another.
             let _ = search_content(value, token, &inner, out);
         }
     }
@@ -402,7 +402,7 @@ fn search_members(value: &Bytes, object: &Object<'_>, around: &Around, out: &mut
     out.len() > before
 }
 
-/// No event is shorter.
+/// The minimum length of an event.
 const EVENT_BYTES_MIN: usize = 20;
 
 /// An answer of the Log Analytics API: names of columns, then rows of values.
@@ -443,7 +443,7 @@ fn first_element(token: &str) -> &str {
     first.unwrap_or_default()
 }
 
-/// What a wrapper says of its event; what one further out said stands where it says nothing.
+/// The data that a wrapper has about its event; missing values come from the outer wrapper.
 fn outer_of(object: &Object<'_>, around: &Around) -> Outer {
     let said = |names: &[&str], else_said: &Option<String>| object.text(names).or_else(|| else_said.clone());
     Outer {

@@ -1,4 +1,4 @@
-//! JSON values anywhere in a text: on lines, pretty-printed, in arrays, in pages, behind headers of lines.
+//! Finds JSON values anywhere in a text: on lines, pretty-printed, in arrays, in pages, after headers of lines.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,23 +21,23 @@ const VALUE_BYTES_MAX: usize = ROW_BYTES_MAX;
 /// Cuts values out of a text that arrives in chunks.
 pub(super) struct Values {
     splitter: Splitter,
-    /// Where in the text what the splitter counts from 0 on begins.
+    /// The offset in the text of the splitter's offset 0.
     base: u64,
-    /// Whether the splitter has seen anything.
+    /// Whether the splitter has got any bytes.
     is_used: bool,
     /// The page whose list is being read: how many objects are open around it.
     page: Option<usize>,
-    /// What follows the list of a page, as far as it is known.
+    /// The text after the list of a page, as far as received.
     tail: Vec<u8>,
     in_tail: bool,
-    /// The beginning of an object of which more must be known.
+    /// The beginning of an object that needs more bytes.
     stash: Bytes,
     /// The beginning of a line that may have a header.
     held: Vec<u8>,
     at_line_start: bool,
-    /// How much of the text was handed on.
+    /// How much of the text was passed on.
     at: u64,
-    /// Lines of container runtimes that go on, by stream.
+    /// Unfinished lines of container runtimes, by stream.
     partial: BTreeMap<Vec<u8>, Partial>,
     ended: bool,
 }
@@ -46,7 +46,7 @@ pub(super) struct Values {
 struct Partial {
     place: Place,
     text: Vec<u8>,
-    /// The parts as they stood.
+    /// The raw parts.
     original: Vec<u8>,
     /// Where each part begins in `text` and in `original`.
     parts: Vec<(usize, usize)>,
@@ -75,7 +75,7 @@ impl Default for Values {
     }
 }
 
-/// Where units go.
+/// The output for units.
 struct Out<'a> {
     lines: &'a mut Lines,
     file: &'a Arc<str>,
@@ -96,7 +96,7 @@ impl Out<'_> {
 }
 
 const NOT_AN_EVENT: &str = "not one JSON object in UTF-8";
-/// Says what [`VALUE_BYTES_MAX`] is.
+/// The message for [`VALUE_BYTES_MAX`].
 const TOO_LONG: &str = "a JSON value over 16 MiB, of which no list is known";
 
 impl Values {
@@ -115,7 +115,7 @@ impl Values {
         }
     }
 
-    /// Looks at each line for a header, and hands on what has none.
+    /// Checks each line for a header, and passes on lines without one.
     fn take(&mut self, chunk: Bytes, out: &mut Out<'_>) {
         let data = if self.held.is_empty() {
             chunk
@@ -172,7 +172,7 @@ impl Values {
         true
     }
 
-    /// A part of a line, or all of it, as a container runtime wrote it.
+    /// Adds a part of a line, or all of it, that a container runtime wrote.
     fn part(&mut self, stream: &[u8], text: &[u8], goes_on: bool, whole: (Place, &[u8]), out: &mut Out<'_>) {
         let (place, original) = whole;
         let new = Partial { place, text: Vec::new(), original: Vec::new(), parts: Vec::new() };
@@ -195,7 +195,7 @@ impl Values {
         }
     }
 
-    /// Nothing that follows belongs to what was handed on.
+    /// Ends the run: later bytes do not belong to it.
     fn end_run(&mut self, out: &mut Out<'_>) {
         if !self.is_used {
             self.base = self.at;
@@ -216,7 +216,7 @@ impl Values {
         self.restart(self.at);
     }
 
-    /// What follows is read anew, from this offset on.
+    /// Restarts the splitter at this offset.
     fn restart(&mut self, base: u64) {
         self.splitter = stream();
         self.base = base;
@@ -239,7 +239,7 @@ impl Values {
         } else {
             let stash = std::mem::take(&mut self.stash);
             self.base = self.base.wrapping_sub(stash.len() as u64);
-            // In one piece, for the head of a page is looked for in one.
+            // In one piece, since the head of a page is searched for in one.
             self.splitter.push(if stash.is_empty() { run } else { [stash, run].concat().into() });
         }
         self.drain(out);
@@ -290,7 +290,7 @@ impl Values {
         }
     }
 
-    /// The list of a page begins behind its head, which began at `offset`.
+    /// Begins the list of a page after its head, which began at `offset`.
     fn page_begins(&mut self, offset: u64, open: Open) {
         let rest = self.splitter.take_rest();
         self.base = self.base.wrapping_add(offset).wrapping_add(open.length as u64);
@@ -301,7 +301,7 @@ impl Values {
         }
     }
 
-    /// Reads what follows the list of a page; false where more must be known.
+    /// Reads the text after the list of a page; false if more bytes are needed.
     fn end_tail(&mut self, out: &mut Out<'_>) -> bool {
         let length = match page::tail(&self.tail, self.page.unwrap_or_default(), self.ended) {
             Tail::More => return false,
@@ -330,7 +330,7 @@ impl Values {
 
     fn value(&mut self, bytes: Bytes, offset: u64, out: &mut Out<'_>) {
         let place = out.place(offset);
-        // Docker keeps each line as an object, and one that is long as several.
+        // Docker stores each line as an object, and a long one as several.
         if bytes.starts_with(b"{\"log\":\"")
             && let Some((stream, text)) = docker_line(&bytes)
             && (self.partial.contains_key(&stream) || !text.ends_with(b"\n"))
@@ -342,8 +342,8 @@ impl Values {
     }
 }
 
-/// Whether a line may begin with a header: one begins with a letter, a digit or `<`, and JSON on a line of its own with a
-/// bracket, a quote or white space.
+/// Whether a line may begin with a header: a header begins with a letter, a digit or `<`; JSON on its own line begins
+/// with a bracket, a quote or white space.
 fn may_have_header(line: &[u8]) -> bool {
     line.first().is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'<')
 }
@@ -356,8 +356,8 @@ fn docker_line(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((stream.as_bytes().to_vec(), log.as_bytes().to_vec()))
 }
 
-/// A line whose parts are all there. Where the end of another was lost before it, its own parts are the last ones. Where
-/// the line break behind it was lost, the next line is handed back.
+/// Joins a complete line. If the end of an earlier line was lost, the parts of this one are the last ones. If the line
+/// break after it was lost, the next line is returned.
 fn joined(partial: Partial, out: &mut Out<'_>) -> Option<Vec<u8>> {
     let Partial { place, text, original, parts } = partial;
     for (from, original_from) in parts {
@@ -366,7 +366,7 @@ fn joined(partial: Partial, out: &mut Out<'_>) -> Option<Vec<u8>> {
         let Some(object) = begin.and_then(|begin| text.get(begin..)) else { continue };
         let Some(length) = Members::default().read(object) else { continue };
         let (object, rest) = object.split_at(length.min(object.len()));
-        // The line break is gone, or is another byte.
+        // The line break is missing, or is another byte.
         let next = [0, 1].into_iter().find(|skip| rest.get(*skip..).is_some_and(|rest| runtime_line(rest).is_some()));
         if !rest.is_empty() && next.is_none() {
             continue;

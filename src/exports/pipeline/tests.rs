@@ -1,4 +1,4 @@
-//! The whole reader: forms, damage, archives, order and bounds.
+//! Tests of the whole reader: forms, damage, archives, order and limits.
 
 use std::io::{Cursor, Write};
 
@@ -27,7 +27,7 @@ impl Make for Ids {
     }
 }
 
-/// What was read, in words: the id of each event, `bad` for each stretch that is none, `problem` for an error.
+/// The results in words: the id of each event, `bad` for each stretch without one, `problem` for an error.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     what: Vec<String>,
@@ -55,7 +55,7 @@ fn read_inputs(inputs: Vec<Input<'_>>) -> Seen {
                 seen.places.push(read.place.to_string());
             }
             Item::Bad(bad) => {
-                // Stretches that touch are one.
+                // Adjacent stretches count as one.
                 let touches = end.replace(bad.place.offset + bad.bytes.len() as u64) == Some(bad.place.offset);
                 if !touches || bad.place.row.is_some() {
                     seen.what.push("bad".into());
@@ -87,7 +87,7 @@ fn read_in_steps(text: &[u8], step: usize) -> Seen {
     read_inputs(vec![Input::Stream("f".into(), Box::new(Slow(Cursor::new(text.to_vec()), step)))])
 }
 
-/// The same however the text is chunked.
+/// The result, checked to be the same for every chunking of the text.
 #[track_caller]
 fn read_text(text: &[u8]) -> Seen {
     let seen = read_in_steps(text, usize::MAX);
@@ -224,7 +224,7 @@ fn every_form_gives_its_events_and_its_name() {
     }
 }
 
-/// X3: one byte changed, removed or added, or a cut, costs one event at most, whatever the form.
+/// X3: in every form, one byte changed, removed or added, or a truncation, loses at most one event.
 #[test]
 fn a_damaged_byte_costs_one_event_at_most_in_any_form() {
     for (form, text) in forms() {
@@ -314,7 +314,7 @@ fn a_page_of_any_length_is_read_element_by_element() {
     let seen = read_in_steps(page.repeat(2).as_bytes(), usize::MAX);
     let ids: Vec<String> = (0..3000).chain(0..3000).map(|n: u32| n.to_string()).collect();
     assert_eq!(seen.what, ids);
-    // One that is cut gives what came before.
+    // A truncated one yields the events before the cut.
     let seen = read_in_steps(&page.as_bytes()[..page.len() / 2], usize::MAX);
     assert!(seen.what.len() > 1400 && seen.what.iter().filter(|id| *id == "bad").count() == 1);
 }

@@ -1,12 +1,12 @@
 //! What cannot be brought back.
 
-/// Something of an event that its form had cut and that cannot be read back.
+/// A part of an event that its form had truncated and that cannot be restored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{member}` is cut to `{text}`")]
 pub struct Loss {
     /// The member, by its path, such as `Parameters[1].Value`; empty for the whole event.
     pub member: String,
-    /// What is there instead, its beginning if it is long.
+    /// The text in its place, shortened if it is long.
     pub text: String,
 }
 
@@ -22,7 +22,7 @@ impl Loss {
     }
 }
 
-/// The event cannot be brought back to the feed's form.
+/// The event cannot be converted back to the feed's form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{why}")]
 pub struct Unrestorable {

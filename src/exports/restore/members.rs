@@ -1,4 +1,4 @@
-//! The members of an event while it is brought back.
+//! The members of an event during its restoration.
 
 use std::borrow::Cow;
 
@@ -51,7 +51,7 @@ impl<'a> Members<'a> {
         self.set(name, token_of(text));
     }
 
-    /// Adds from around the event what makes an event and is not in it.
+    /// Adds missing identifying members from the wrapper.
     pub fn complete(&mut self, outer: &Outer) {
         let time = outer.time.as_deref().and_then(|text| as_the_feed_writes(text, Writer::Region));
         for (name, text) in [

@@ -1,8 +1,8 @@
-//! Times as programs other than the feed write them, made into the feed's text.
+//! Converts times of other programs into the feed's text.
 //!
-//! PowerShell writes a time in the way of the machine's region, Windows PowerShell's JSON as `/Date(…)/`, Azure's portal
-//! in the American way. None of them names a zone where it means UTC. Which of two numbers is the month is decided where
-//! only one reading is possible or only one region writes so; else it stays unread, because a wrong day is worse than
+//! PowerShell writes a time in the format of the machine's region, Windows PowerShell's JSON as `/Date(…)/`, Azure's
+//! portal in the American format. None of them names the zone if it is UTC. The month is identified only if one reading
+//! is possible or only one region uses the format; otherwise the time stays unread, because a wrong day is worse than
 //! none. Formats: .NET's "Standard date and time format strings", pattern `G`.
 
 use jiff::civil::DateTime;
@@ -11,17 +11,17 @@ use jiff::tz::{Offset, TimeZone};
 use crate::model::Timestamp;
 use crate::normalise::time;
 
-/// Who wrote a time.
+/// The program that wrote a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writer {
-    /// A program in the way of its machine's region.
+    /// A program that uses its machine's region.
     Region,
     /// PowerShell inside of `@{…}`, which is the same everywhere: `MM/dd/yyyy HH:mm:ss`.
     Invariant,
 }
 
-/// The time as the feed writes it, `2026-03-02T10:15:00`, with a fraction where there is one. `None` when it cannot be
-/// read, or can be read in two ways.
+/// The time in the feed's format, `2026-03-02T10:15:00`, with a fraction if there is one. `None` when it is unreadable
+/// or ambiguous.
 pub(crate) fn as_the_feed_writes(text: &str, writer: Writer) -> Option<String> {
     instant(text, writer).map(in_feed_text)
 }
@@ -55,7 +55,7 @@ struct Date<'a> {
     fields: [&'a str; 3],
 }
 
-/// Whether noon divides the day, and how that is written.
+/// Whether the clock has 12 hours, and the notation of that.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clock {
     TwentyFour,
@@ -77,7 +77,7 @@ fn regional(text: &str, writer: Writer) -> Option<Timestamp> {
     offset.to_timestamp(civil).ok()
 }
 
-/// What follows the time of day: `AM`, `p.m.`, `Z`, `+02:00`, or nothing.
+/// The text after the time of day: `AM`, `p.m.`, `Z`, `+02:00`, or nothing.
 fn clock_and_offset(text: &str) -> Option<(Option<(Clock, bool)>, Offset)> {
     let letters: String = text.chars().take_while(|c| c.is_ascii_alphabetic() || *c == '.').collect();
     let rest = text.get(letters.len()..)?.trim();
@@ -110,7 +110,7 @@ fn date_of(text: &str) -> Option<Date<'_>> {
 }
 
 impl Date<'_> {
-    /// Year, month and day, where they can be told.
+    /// Year, month and day, if they can be identified.
     fn read(&self, clock: Option<(Clock, bool)>, writer: Writer, comma: bool) -> Option<(i16, i8, i8)> {
         let [first, second, third] = self.fields;
         let number = |field: &str| field.parse::<i16>().ok();
@@ -134,7 +134,7 @@ impl Date<'_> {
         let padded = |field: &str| field.starts_with('0');
         let clock = clock.map_or(Clock::TwentyFour, |(clock, _)| clock);
         match (self.separator, writer, clock) {
-            // With dots or strokes the year stands first or the day does.
+            // With dots or dashes, either the year or the day comes first.
             ('.' | '-', ..) => day_first,
             (_, Writer::Invariant, _) => month_first,
             // The portal's: `3/2/2026, 10:15:00.000 AM`.
