@@ -95,7 +95,7 @@ pub struct Noted {
 }
 
 impl Noted {
-    /// Of a record of ours.
+    /// For a record that this program made.
     pub fn of_ours((time, severity): (Timestamp, Severity)) -> Self {
         Self { time, severity: Some(severity), kind: Some(Kind::Notice) }
     }
@@ -127,8 +127,8 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// What the record is about; `None` where nobody knows. As for [`Record::severity`], the raw format has no place for
-    /// it, and it is derived from the event here and each time.
+    /// The subject of the record; `None` if unknown. As for [`Record::severity`], the raw format has no field for it,
+    /// so each call derives it from the event.
     pub fn kind(&self) -> Option<Kind> {
         match self.kind {
             SpanKind::Notice => Some(Kind::Notice),
@@ -140,8 +140,8 @@ impl Record<'_> {
         }
     }
 
-    /// The severity assessed, also inside `json` where the format has a place for it. Where it has none, the rules are
-    /// asked here and each time, which costs about as much as all that was done to the event before.
+    /// The severity assessed, also inside `json` if the format has a field for it. If it has none, each call evaluates
+    /// the rules, which costs about as much as all earlier processing of the event.
     pub fn severity(&self) -> Severity {
         let assessed = || self.describe.map(|describe| describe.severity(self.json));
         self.severity.or_else(assessed).unwrap_or(Severity::Info)
@@ -162,7 +162,7 @@ impl Batch {
         })
     }
 
-    /// All records as newline-delimited JSON, each followed by `\n`: what file and stream sinks write as it is.
+    /// All records as newline-delimited JSON, each followed by `\n`: file and stream sinks write it unchanged.
     pub fn ndjson(&self) -> Bytes {
         match (self.spans.first(), self.spans.last()) {
             (Some(first), Some(last)) => self.ndjson.slice(first.start..last.end + 1),
@@ -180,12 +180,12 @@ impl Batch {
         self.spans.is_empty()
     }
 
-    /// Bytes of memory its records take, until the last copy of it is dropped.
+    /// Bytes of memory that its records take until its last clone is dropped.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
 
-    /// These of its records as a batch of their own, which shares the bytes and begins with a copy of the receipts.
+    /// A range of its records as a batch of its own, which shares the bytes and begins with a copy of the receipts.
     pub fn part(&self, records: Range<usize>) -> Batch {
         let end = records.end.min(self.spans.len());
         let records = records.start.min(end)..end;
@@ -193,7 +193,7 @@ impl Batch {
         Batch { id: next_batch_id(), spans: self.spans[records].into(), receipts, ..self.clone() }
     }
 
-    /// A copy of these of its records, named by their places in ascending order, without receipts.
+    /// A copy of some of its records, given by their places in ascending order, without receipts.
     #[doc(hidden)]
     pub fn copy_of(&self, records: &[usize]) -> Batch {
         let spans: Vec<Span> = records.iter().filter_map(|at| self.spans.get(*at).copied()).collect();
@@ -209,7 +209,7 @@ impl Batch {
         Batch { id: next_batch_id(), ndjson: ndjson.into(), memory_bytes, spans, receipts, ..self.clone() }
     }
 
-    /// Where to cut it so that each part has at most so many bytes and records; a single record may have more bytes.
+    /// Ranges that cut it into parts of at most this many bytes and records; a single record may have more bytes.
     pub fn cut(&self, bytes_max: usize, records_max: usize) -> Vec<Range<usize>> {
         let mut parts = Vec::new();
         let (mut start, mut bytes) = (0, 0);
@@ -227,21 +227,21 @@ impl Batch {
         parts
     }
 
-    /// The batch as a trial: the host offers it once and answers what became of that, [`Delivery::Rejected`] included,
-    /// instead of finding out whose fault a rejection is.
+    /// The batch as a trial: the host offers it once and returns the outcome, even [`Delivery::Rejected`], instead of
+    /// isolating the rejected records.
     #[doc(hidden)]
     #[must_use]
     pub fn as_trial(self) -> Batch {
         Batch { is_trial: true, ..self }
     }
 
-    /// Whether it is one.
+    /// Whether it is a trial.
     pub fn is_trial(&self) -> bool {
         self.is_trial
     }
 }
 
-/// Room made at once for what is noted of each record of a batch: most events have one to three KiB.
+/// Records for whose facts a batch reserves memory at once: most events have one to three KiB.
 pub const RECORDS_EXPECTED: usize = 256;
 
 /// Collects records into a [`Batch`].
@@ -256,29 +256,28 @@ pub struct BatchBuilder {
 }
 
 impl BatchBuilder {
-    /// A builder of batches that mostly end a little under `bytes`, in buffers of `buffers`: growing there by doubling
-    /// would copy each batch about twice.
+    /// A builder of batches that mostly end a little under `bytes`, in buffers of `buffers`: otherwise growth by
+    /// doubling would copy each batch about twice.
     pub fn with_room(buffers: Buffers, bytes: usize) -> Self {
         Self { buffers: Some((buffers, bytes)), ..Self::default() }
     }
 
-    /// With someone to say what is not noted of a record that is pushed; before it is known who, its severity is info.
+    /// With `describe`, which derives the facts that are not given with a record; without it, its severity is info.
     #[must_use]
     pub fn described_by(mut self, describe: Arc<dyn Describe>) -> Self {
         self.describe = Some(describe);
         self
     }
 
-    /// Appends what `write` puts into the buffer as one record, with what it returns to be noted of it: a time, a severity
-    /// (see [`BatchBuilder::described_by`]), perhaps what it is about. When it returns `None` nothing is added, whatever it
-    /// wrote.
+    /// Appends the bytes that `write` puts into the buffer as one record, with the facts it returns: a time, a severity
+    /// (see [`BatchBuilder::described_by`]), optionally the subject. When it returns `None`, nothing is added.
     pub fn push_with<N: Into<Noted>>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Option<N>) -> bool {
         let start = self.ndjson.len();
         if let Some((buffers, room)) = self.buffers.as_ref().filter(|_| self.ndjson.capacity() == 0) {
             self.ndjson = buffers.lend(*room);
         }
         if self.spans.capacity() == 0 {
-            // Before the records: what grows beside them keeps them from growing where they stand.
+            // Reserved before the records: allocations beside them would prevent them from growing in place.
             self.spans.reserve(RECORDS_EXPECTED);
         }
         match write(&mut self.ndjson) {
@@ -304,14 +303,14 @@ impl BatchBuilder {
     fn keep(&mut self, kind: &EventKind) -> SpanKind {
         let start = self.event_types.len();
         self.event_types.extend_from_slice(kind.event_type.as_bytes());
-        // A batch has some MiB: what does not fit into 32 bits is not there.
+        // A batch has some MiB, so offsets always fit into 32 bits.
         match (u32::try_from(start), u32::try_from(self.event_types.len())) {
             (Ok(start), Ok(end)) => SpanKind::Event { category: kind.category, start, end },
             _ => SpanKind::Unknown,
         }
     }
 
-    /// Takes records out again, named by their indexes in ascending order.
+    /// Removes records, given by their indexes in ascending order.
     pub fn remove(&mut self, records: &[usize]) {
         if records.is_empty() {
             return;
@@ -323,7 +322,7 @@ impl BatchBuilder {
             let stays = records.next_if_eq(&&index).is_none();
             index += 1;
             if stays {
-                // With the line break behind it.
+                // Including the line break after it.
                 let bytes = span.start..span.end + 1;
                 let length = bytes.len();
                 ndjson.copy_within(bytes, kept);
@@ -350,9 +349,9 @@ impl BatchBuilder {
         self.spans.is_empty()
     }
 
-    /// Takes what was collected as a batch and leaves the builder empty.
+    /// Returns the collected records as a batch and leaves the builder empty.
     pub fn finish(&mut self, source: Arc<str>, tenant: TenantId, content_type: ContentType) -> Batch {
-        // A buffer that is mostly empty would stay in memory until the host confirms; it is given back at once.
+        // A mostly empty buffer would stay in memory until the host confirms, so it is returned at once.
         let buffer = std::mem::take(&mut self.ndjson);
         let (ndjson, memory_bytes) = if buffer.len() < buffer.capacity() / 2 {
             (Bytes::copy_from_slice(&buffer), buffer.len())
@@ -385,8 +384,8 @@ fn next_batch_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Which of a host's outputs have confirmed a batch, so that it is sent again only to those that have not, and which
-/// records of it they will never take.
+/// Which of a host's outputs have confirmed a batch, so that it is sent again only to those that have not, and which of
+/// its records they will never accept.
 #[derive(Debug, Clone, Default)]
 pub struct Receipts(Arc<Mutex<Vec<Receipt>>>);
 
@@ -402,12 +401,12 @@ impl Receipts {
         self.lock().iter().any(|receipt| receipt.output == index)
     }
 
-    /// Notes that output `index` has confirmed.
+    /// Records that output `index` has confirmed.
     pub fn add(&self, index: u32) {
         self.add_except(index, Vec::new());
     }
 
-    /// Notes that output `index` has confirmed all records but these.
+    /// Records that output `index` has confirmed all records except these.
     pub fn add_except(&self, index: u32, unfit: Vec<Unfit>) {
         let mut receipts = self.lock();
         if !receipts.iter().any(|receipt| receipt.output == index) {
@@ -415,12 +414,12 @@ impl Receipts {
         }
     }
 
-    /// The records that output `index` will never take.
+    /// The records that output `index` will never accept.
     pub fn unfit_for(&self, index: u32) -> Vec<Unfit> {
         self.lock().iter().find(|receipt| receipt.output == index).map_or_else(Vec::new, |r| r.unfit.clone())
     }
 
-    /// A copy of its own, for a part of the batch.
+    /// An independent copy for a part of the batch.
     fn fork(&self, records: &Range<usize>) -> Self {
         let mut receipts = self.lock().clone();
         for receipt in &mut receipts {
@@ -435,28 +434,28 @@ impl Receipts {
     }
 }
 
-/// A record of a batch that a host will never take, while it takes others.
+/// A record of a batch that a host will never accept, while it accepts others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit {
     /// Its place in the batch, from 0.
     pub record: usize,
-    /// What the host said of it.
+    /// The host's reason.
     pub why: String,
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
-    /// The host has the records for good.
+    /// The host has accepted the records for good.
     Delivered,
-    /// The host has the records for good, but for these, which it refused alone while it took others: they are set
-    /// aside.
+    /// The host has accepted the records for good, except these, which it refused by themselves while it accepted
+    /// others: they are set aside.
     DeliveredExcept(Vec<Unfit>),
-    /// Passing trouble: the source keeps the bytes and sends them again.
+    /// A temporary fault: the source keeps the bytes and sends them again.
     Refused(String),
-    /// Not acceptable as it is, for a reason the host does not know to be the records': the source offers the batch in
-    /// smaller parts. It sets aside single records that are rejected alone while the host takes others, and holds all
-    /// back while the host takes nothing (`delivery`).
+    /// Not acceptable in this form, for a reason that need not lie in the records: the source offers the batch in
+    /// smaller parts. It sets aside single records that are rejected by themselves while the host accepts others, and
+    /// holds everything back while the host accepts nothing (`delivery`).
     Rejected(String),
 }
 
@@ -475,7 +474,7 @@ impl DeliveryTicket {
         (TicketAnswer(answer), DeliveryTicket(ticket))
     }
 
-    /// A ticket that is answered already.
+    /// A ticket that is already answered.
     pub fn resolved(delivery: Delivery) -> DeliveryTicket {
         let (answer, ticket) = Self::new();
         answer.answer(delivery);
@@ -500,12 +499,12 @@ impl Future for DeliveryTicket {
     }
 }
 
-/// A stored value's version. Only equality means anything.
+/// A stored value's version. Only equality is meaningful.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Revision(pub u64);
 
 impl Revision {
-    /// One that nobody drew before and nobody will: 62 bits at random, never 0.
+    /// Draws a unique one: 62 random bits, never 0.
     pub fn draw() -> Self {
         Self(fastrand::u64(1..1 << 62))
     }
@@ -518,7 +517,7 @@ pub enum Expected {
     Absent,
     /// The value of this revision.
     At(Revision),
-    /// Whatever is there: for values only the same commit's other expectations protect.
+    /// Any value or none: for keys that only the same commit's other expectations protect.
     Any,
 }
 
@@ -562,16 +561,17 @@ impl Op {
 /// Why state could not be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// Somebody else changed `key`: another writer owns this tenant.
+    /// Another writer changed `key`, and owns this tenant.
     #[error("state key `{key}` was changed by another writer")]
     Conflict {
         /// The key that was not as expected.
         key: String,
     },
-    /// The store cannot do it now (disk full, gone, busy); nothing of the commit may be relied on, it may be tried again.
+    /// The store cannot do it now (disk full, gone, busy). Whether any part of the commit was applied is unknown; it
+    /// may be retried.
     #[error("state store: {0}")]
     Unavailable(String),
-    /// The stored bytes cannot be understood; they were left as they are.
+    /// The stored bytes are unreadable; they were left unchanged.
     #[error("state key `{key}` is corrupt: {why}")]
     Corrupt {
         /// The key.
@@ -592,16 +592,16 @@ pub trait StateStore: Send + Sync + 'static {
     /// All keys that begin with `prefix`, in order, with their revisions.
     async fn list(&self, prefix: &str) -> Result<Vec<(String, Revision)>, StateError>;
 
-    /// Applies all steps or none where the store can, else in the order given (which is safe at every cut), and
-    /// returns the revision every value put by this commit now has. Durable when it returns.
+    /// Applies all steps or none if the store can, else in the order given (which is safe at every interruption), and
+    /// returns the revision that every value put by this commit now has. Durable when it returns.
     ///
-    /// A revision is never given out twice, also not after the store has lost commits (a failover, a restored backup):
-    /// draw it at random, of 62 bits or more. A writer that knows only what was lost would be taken for the owner otherwise.
+    /// A revision is never used twice, even after the store has lost commits (a failover, a restored backup): draw it
+    /// at random, with 62 bits or more. Otherwise a writer that knows only the lost commits would count as the owner.
     async fn commit(&self, ops: Vec<Op>) -> Result<Revision, StateError>;
 
     /// The values under the keys that come after `after` and before `before`, in order: some [`LOAD_BYTES`] of them, at
-    /// least one. By default they are listed and loaded one by one, and [`StateError::Conflict`] names one that went in
-    /// between; a store at the other end of a network reads them in one round trip.
+    /// least one. By default they are listed and loaded one by one, and [`StateError::Conflict`] names one that was
+    /// removed in between; a store at the other end of a network reads them in one round trip.
     async fn load_all(&self, after: &str, before: &str) -> Result<Loaded, StateError> {
         let common = after.chars().zip(before.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect::<String>();
         let mut loaded = Loaded::default();
@@ -614,7 +614,7 @@ pub trait StateStore: Send + Sync + 'static {
                 loaded.more = true;
                 break;
             }
-            // Somebody removed it since it was listed, perhaps into an entry that was not.
+            // Another writer removed it since the listing, perhaps into an entry that was not listed.
             let Some((value, revision)) = self.load(&key).await? else { return Err(StateError::Conflict { key }) };
             bytes += value.len();
             loaded.entries.push((key, value, revision));
@@ -622,8 +622,8 @@ pub trait StateStore: Send + Sync + 'static {
         Ok(loaded)
     }
 
-    /// How many bytes of values a source reads ahead when it opens what an earlier run left: worth its memory where
-    /// each read is a round trip over a network. 0 by default.
+    /// How many bytes of values a source reads ahead when it opens its state: worth the memory if each read is a round
+    /// trip over a network. 0 by default.
     fn read_ahead_bytes(&self) -> usize {
         0
     }
@@ -632,7 +632,7 @@ pub trait StateStore: Send + Sync + 'static {
 /// Bytes of values that [`StateStore::load_all`] returns at once, give or take one value.
 pub const LOAD_BYTES: usize = 1 << 20;
 
-/// What [`StateStore::load_all`] found.
+/// The result of [`StateStore::load_all`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// Keys, values and revisions, in the order of the keys.
@@ -711,12 +711,12 @@ impl fmt::Debug for dyn StateStore {
     }
 }
 
-/// How a source fares.
+/// The health of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// Polling and delivering.
     Healthy,
-    /// Working, with something an operator should mend.
+    /// Working, with a fault that an operator should fix.
     Degraded {
         /// What is wrong and what to do.
         why: String,

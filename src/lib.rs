@@ -1,8 +1,8 @@
 //! Microsoft 365 unified audit log as an input source for log agents, with nothing lost.
 //!
-//! A [`Source`] reads a tenant's audit feed; a [`Host`] is whatever takes the records and keeps the position: an agent of
-//! yours. The position moves only after the host has the records for good, so an outage, a crash or a full disk delays
-//! events and, within the seven days that Microsoft keeps them, does not lose them.
+//! A [`Source`] reads a tenant's audit feed; a [`Host`] is your agent, which accepts the records and stores the
+//! position. The position moves only after the host has the records for good. So an outage, a crash or a full disk
+//! delays events but does not lose them within the seven days that Microsoft keeps them.
 //!
 //! # A first host
 //! ```toml
@@ -54,17 +54,16 @@
 //! }
 //! ```
 //!
-//! For a tenant of Microsoft's leave `sim` out and make the configuration with [`SourceConfig::builder`], or from your
-//! own:
-//! [`SourceConfig::parse_table`] reads TOML, [`SourceConfig::parse_json`] a tree,
-//! [`SourceConfig::parse_properties`] texts.
+//! For a real tenant leave `sim` out and make the configuration with [`SourceConfig::builder`], or from your own:
+//! [`SourceConfig::parse_table`] reads TOML, [`SourceConfig::parse_json`] a tree, [`SourceConfig::parse_properties`]
+//! texts.
 //!
-//! # What a host answers for
+//! # What a host must guarantee
 //! - **Delivered means for good.** [`Host::deliver`] returns a [`DeliveryTicket`], which may be answered later
 //!   ([`DeliveryTicket::new`]): [`Delivery::Delivered`] when a crash can no longer take the records;
-//!   [`Delivery::Refused`] for passing trouble, the same bytes come again; [`Delivery::Rejected`] for what is never
-//!   acceptable, the source then finds the records to blame and sets them aside. Not answering is back-pressure, and a
-//!   ticket that is dropped is a refusal.
+//!   [`Delivery::Refused`] for a temporary fault, after which the same bytes come again; [`Delivery::Rejected`] for
+//!   records that are never acceptable, which the source then isolates and sets aside. Not answering is back-pressure,
+//!   and a ticket that is dropped is a refusal.
 //! - **State on disk.** [`StateStore::commit`] is all or nothing, compares and swaps, and is synced before it returns. With
 //!   `embedded` there is one to use, `SqliteStore`; `examples/state_on_disk.rs` writes one in seventy lines.
 //! - **A runtime.** The source runs on the one that polls it. It installs no subscriber, recorder, signal handler or
@@ -76,21 +75,22 @@
 //!
 //! | feature | adds |
 //! | --- | --- |
-//! | `embedded` | `SqliteStore`, a crash-safe [`StateStore`] in one file; and what the binary has as sinks |
-//! | `sim` | `SimulatedTenant`, for trying a host and for its tests |
-//! | `exports` | files of events as people have them, for the binary |
+//! | `embedded` | `SqliteStore`, a crash-safe [`StateStore`] in one file; and the sinks of the binary |
+//! | `sim` | `SimulatedTenant`, for tests of a host |
+//! | `exports` | exported files of events, for the binary |
 //! | `cli` (default) | the binary `m365-audit`; all of the above |
-//! | `internals` | every module, for this repository's own programs and tests; no version says anything about them |
+//! | `internals` | every module, for this repository's own programs and tests, without any stability promise |
 //!
 //! # Versions
 //! Semantic versioning holds for what this page lists without the feature `internals`: the names at the root and in
-//! [`values`] (`tests/fixtures/public-surface.txt` in the repository has each with its members, and a test holds it to
-//! the code). Before 1.0 a minor version may break it and the changelog says how. New keys of the configuration and new
-//! variants of what is marked non-exhaustive are no break. The state on disk is read by every later version. The
-//! oldest Rust that builds it is in `rust-version`; a newer one is asked for in a minor version only.
+//! [`values`] (`tests/fixtures/public-surface.txt` in the repository has each with its members, and a test compares it
+//! with the code). Before 1.0 a minor version may break it, and the changelog describes how. New configuration keys and
+//! new variants of non-exhaustive types are not breaking changes. The state on disk is read by every later version. The
+//! oldest Rust that builds it is in `rust-version`; only a minor version may require a newer one.
 //!
 //! # Reading order
-//! For whoever changes it; ARCHITECTURE.md has the journeys of an event and of a checkpoint through these. Each module uses only those below it; `tests/library/architecture.rs` holds it to that.
+//! For contributors; ARCHITECTURE.md has the journeys of an event and of a checkpoint through these modules. Each
+//! module uses only those below it; `tests/library/architecture.rs` checks that.
 //!
 //! - `docs`: the generated documents: configuration, metrics, record, errors, manifest.
 //! - `cli`: the commands of the binary, and every exit code.
@@ -98,24 +98,24 @@
 //! - `sim`: a simulated tenant over real HTTP. Uses only `clock` and `model`.
 //! - `hosts`: the agents, one file or folder each; the only place that knows one by name.
 //! - `plugin`: the manifest.
-//! - `report`: what an operator hands to an auditor, read from a state.
+//! - `report`: the report for an auditor, read from a state.
 //! - `source`: what a host runs: the loop of a tenant, and the connection test.
-//! - `reconcile`: an export of the audit search compared with what was delivered, and the export judged.
-//! - `checkpoint`: what is delivered, settled and remembered, and the one writer of it.
-//! - `receipts`: what became of every event, sealed and signed.
+//! - `reconcile`: compares an export of the audit search with the delivered events, and judges the export.
+//! - `checkpoint`: the stored state (delivered events, settled blobs, positions) and its one writer.
+//! - `receipts`: the outcome of every event, sealed and signed.
 //! - `plan`: pure: from a position and the time to the windows to list.
-//! - `delivery`: to one receiver: trying again, and finding the records it will never take.
-//! - `host`: what any agent must offer.
-//! - `exports`: events as people have them: files, archives, what other tools wrap around an event.
+//! - `delivery`: delivers to one receiver: retries, and isolates the records it will never accept.
+//! - `host`: the interface that any agent must offer.
+//! - `exports`: reads exported events: files, archives, wrappers of other tools.
 //! - `normalise`: from an audit event to a record.
 //! - `api`: the feed's calls, its errors and its quota.
 //! - `auth`: tokens.
-//! - `net`: what every conversation over HTTP needs, whoever is at the other end.
-//! - `config`: what the operator writes.
-//! - `severity`: how bad an event is, one row of a table for each rule.
+//! - `net`: shared code for HTTP, independent of the peer.
+//! - `config`: the operator's configuration.
+//! - `severity`: the severity of an event, one row of a table for each rule.
 //! - `metrics`: every metric by name.
 //! - `clock`: the reader of the time of day and of the monotonic clock.
-//! - `backoff`: how long to wait before something is tried again.
+//! - `backoff`: the pauses before a retry.
 //! - `model`: the nouns.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -266,7 +266,7 @@ pub use bytes::Bytes;
 #[doc(no_inline)]
 pub use tokio_util::sync::CancellationToken;
 
-/// What the names at the root are made of.
+/// The types used in the signatures of the names at the root.
 pub mod values {
     pub use crate::config::{Cloud, ConfigError, Fault, Format, Problem};
     pub use crate::host::{EventKind, Kind, LOAD_BYTES, Loaded, Receipts, Unfit};

@@ -1,11 +1,11 @@
-//! Every metric: its name, kind, unit, labels and help. Nothing else spells a metric name.
+//! Every metric: its name, kind, unit, labels and help. No other module spells a metric name.
 //!
-//! Recording goes through the `metrics` facade with the constants below; whoever runs the process chooses the
-//! recorder. Labels are bounded: no blob ids, no user names. Names follow the agents' conventions: counters end in
-//! `_total`, units are base units.
+//! Recording goes through the `metrics` facade with the constants below; the program chooses the recorder. Labels are
+//! bounded: no blob ids, no user names. Names follow the agents' conventions: counters end in `_total`, units are base
+//! units.
 //!
-//! The facade cannot take a series away. A gauge that has no value is set to [`ABSENT`], and our own pages leave such a
-//! series out.
+//! The facade cannot remove a series. A gauge without a value is set to [`ABSENT`], and this program's own pages leave
+//! such a series out.
 
 use crate::model::{ContentType, TenantId};
 
@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word in documents.
+    /// The name in documents.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -31,23 +31,23 @@ impl Kind {
     }
 }
 
-/// What becomes of a metric's series on a page that has few for each tenant (`[metrics] detail = "tenant"`).
+/// How a metric's series are reduced on a page with few for each tenant (`[metrics] detail = "tenant"`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByTenant {
-    /// They are shown as they are.
+    /// They are shown unchanged.
     Kept,
-    /// They are one series for each tenant: the sum.
+    /// They become one series for each tenant: the sum.
     Sum,
-    /// They are one series for each tenant: the largest.
+    /// They become one series for each tenant: the largest.
     Max,
-    /// They are one series for each tenant: the smallest.
+    /// They become one series for each tenant: the smallest.
     Min,
     /// They are left out.
     Finer,
 }
 
 impl ByTenant {
-    /// The words in documents.
+    /// The text in documents.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kept => "the same",
@@ -64,11 +64,11 @@ impl ByTenant {
 pub struct Metric {
     /// The full name.
     pub name: &'static str,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its labels, in the order they are written.
     pub labels: &'static [&'static str],
-    /// What a page with few series for each tenant has of it.
+    /// How a page with few series for each tenant shows it.
     pub by_tenant: ByTenant,
     /// One sentence for the operator.
     pub help: &'static str,
@@ -153,13 +153,12 @@ metrics_table! {
 /// Series of one tenant, at most, on a page by tenant.
 pub const SERIES_OF_TENANT_MAX: usize = 25;
 
-/// Recorded in place of a gauge's value when there is none: not a number, which no comparison of an alert matches. Our
-/// own pages leave such a series out; the page of another recorder shows `NaN`. Its sign is positive: C prints the other
-/// one as `-nan`, with which Prometheus refuses the whole page.
+/// Recorded in place of a gauge's value when there is none: NaN, which no comparison in an alert matches. This
+/// program's own pages leave such a series out; another recorder's page shows `NaN`. Its sign is positive: C prints the
+/// negative one as `-nan`, for which Prometheus rejects the whole page.
 pub const ABSENT: f64 = f64::from_bits(0x7ff8_0000_0000_0000);
 
-/// The gauges of a tenant have no value any more, its health apart: its source has ended, and what they said last would
-/// stand there as if it still held.
+/// Clears the gauges of a tenant, except its health: its source has ended, and their last values would look current.
 pub fn source_ended(tenant: &TenantId) {
     for metric in
         ALL.iter().filter(|metric| metric.kind == Kind::Gauge && ![HEALTH, SOURCE_INFO].contains(&metric.name))
@@ -178,30 +177,30 @@ pub fn source_ended(tenant: &TenantId) {
     }
 }
 
-/// A source begins: its tenant has a name.
+/// Sets the name of a tenant whose source begins.
 pub fn source_begun(source: &str, tenant: &TenantId) {
     metrics::gauge!(SOURCE_INFO, "tenant" => tenant_label(tenant), "source" => source.to_owned()).set(1.0);
 }
 
-/// The source is not configured any more: no gauge speaks of its tenant, its health and its name included.
+/// Clears all gauges of a tenant whose source is no longer configured, including its health and its name.
 pub fn source_removed(source: &str, tenant: &TenantId) {
     source_ended(tenant);
     metrics::gauge!(HEALTH, "tenant" => tenant_label(tenant)).set(ABSENT);
     metrics::gauge!(SOURCE_INFO, "tenant" => tenant_label(tenant), "source" => source.to_owned()).set(ABSENT);
 }
 
-/// A member of a cluster lost leases.
+/// Counts leases that a member of a cluster lost.
 pub fn lease_lost(reason: &'static str) {
     metrics::counter!(LEASE_LOST_TOTAL, "reason" => reason).increment(1);
 }
 
-/// A member of a cluster took a lease.
+/// Records that a member of a cluster took a lease.
 pub fn taken_over(took: std::time::Duration) {
     metrics::counter!(TAKEOVERS_TOTAL).increment(1);
     metrics::histogram!(TAKEOVER_SECONDS).record(took.as_secs_f64());
 }
 
-/// A commit to the store of a cluster was taken.
+/// Records an accepted commit to the store of a cluster.
 pub fn store_committed(took: std::time::Duration) {
     metrics::histogram!(STORE_COMMIT_SECONDS).record(took.as_secs_f64());
 }
@@ -232,7 +231,7 @@ mod tests {
         let names: Vec<&str> = ALL.iter().filter(of_a_tenant).map(|metric| metric.name).collect();
         assert!(names.len() <= SERIES_OF_TENANT_MAX, "{} series: {names:#?}", names.len());
         for metric in ALL.iter().filter(|metric| metric.by_tenant == ByTenant::Kept) {
-            // What is kept has one series a tenant: a second label would have one for each of its values.
+            // A kept metric has one series a tenant: with a second label it would have one for each of its values.
             let is_one = match metric.labels {
                 ["tenant"] | ["sink"] | [] => true,
                 _ => {

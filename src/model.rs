@@ -1,7 +1,7 @@
-//! The nouns every other module speaks: tenants, content types, blobs, windows, the identity of an event.
+//! The nouns that all modules use: tenants, content types, blobs, windows, the identity of an event.
 //!
-//! No I/O, no clock, and nothing of how Microsoft or a host spells these things on the wire. Facts about the
-//! Management Activity API follow Microsoft's "Office 365 Management Activity API reference".
+//! No I/O, no clock, and no wire format of Microsoft or a host. Facts about the Management Activity API follow
+//! Microsoft's "Office 365 Management Activity API reference".
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,17 +10,17 @@ use std::sync::Arc;
 
 pub use jiff::Timestamp;
 
-/// An error an operator can act on: a stable slug (also the name of its page under `docs/errors/`), what could not be
-/// done (the `Display` text: lower case, no full stop, values in backticks, never a secret), and the remedy.
+/// An error that an operator can act on: a stable slug (also the name of its page under `docs/errors/`), what could not
+/// be done (the `Display` text: lower case, no full stop, values in backticks, never a secret), and the remedy.
 pub trait Actionable: std::error::Error {
     /// Kebab-case name, never reused for another meaning.
     fn slug(&self) -> &'static str;
-    /// What to do about it, one line.
+    /// The remedy, one line.
     fn hint(&self) -> String;
 }
 
-/// A text as it may be shown to a person: in one line, and without what a terminal obeys (control characters) or what
-/// turns the direction of writing and so shows one name as another.
+/// A text for display: in one line, without control characters and without characters that change the direction of
+/// writing and so disguise a name.
 pub fn plain(text: &str) -> Cow<'_, str> {
     let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let odd = |c: char| c.is_control() || turns(c);
@@ -31,11 +31,10 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; "))
 }
 
-/// How much of a text of others is shown, in bytes.
+/// How much of a foreign text is shown, in bytes.
 const SHOWN_BYTES_MAX: usize = 1024;
 
-/// A text that somebody else chose, as it may be put into a log, an error or a state: its beginning and how long it is,
-/// where it is long.
+/// A foreign text for a log, an error or a state: if it is long, its beginning and its length.
 pub fn shortened(text: &str) -> Cow<'_, str> {
     if text.len() <= SHOWN_BYTES_MAX {
         return Cow::Borrowed(text);
@@ -47,23 +46,23 @@ pub fn shortened(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{}… ({} bytes in all)", text.get(..end).unwrap_or_default(), text.len()))
 }
 
-/// Where the book (`docs/`, by `mdbook build`) is served, for links that lead there: alerts and `/status.html`. Whoever
-/// serves it elsewhere sets `[metrics] docs_url` and replaces this text in the alert rules.
+/// Where the book (`docs/`, by `mdbook build`) is served, for links that lead there: alerts and `/status.html`. To
+/// serve it elsewhere, set `[metrics] docs_url` and replace this text in the alert rules.
 pub const DOCS_URL: &str = "https://m365-audit.invalid/book";
 
-/// The slug a text of an error begins with, as in `auth-secret-wrong: …`.
+/// The slug at the beginning of an error's text, as in `auth-secret-wrong: …`.
 pub fn slug_of(text: &str) -> Option<&str> {
     let (slug, _) = text.split_once(": ")?;
     let is_slug = slug.contains('-') || slug == "internal";
     (is_slug && slug.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')).then_some(slug)
 }
 
-/// Where the page of an error stands, from the root of the repository and of the package's documents.
+/// The path of an error's page, from the root of the repository and of the package's documents.
 pub fn error_page(slug: &str) -> String {
     format!("docs/errors/{slug}.md")
 }
 
-/// A tenant's GUID, lower case. The API's URL takes only the GUID, never a domain (AF20013).
+/// A tenant's GUID, lower case. The API's URL accepts only the GUID, never a domain (AF20013).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(Arc<str>);
 
@@ -171,7 +170,7 @@ impl fmt::Debug for ContentType {
     }
 }
 
-/// One tenant's feed of one content type: what a position, a listing and a gap belong to.
+/// One tenant's feed of one content type: positions, listings and gaps belong to it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
     /// The tenant.
@@ -186,7 +185,7 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// A content blob as a listing names it. The blob's events are fetched from `uri`.
+/// A content blob from a listing. The blob's events are fetched from `uri`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlobRef {
     /// The content type it was listed under.
@@ -216,10 +215,10 @@ impl fmt::Debug for Window {
     }
 }
 
-/// What makes an event itself and not another: the members that duplicate removal compares.
+/// The identity of an event: the members that duplicate removal compares.
 ///
-/// Values are the JSON tokens as received (numbers and strings alike); an event without an `Id` has no identity
-/// and is never taken for a duplicate.
+/// Values are the JSON tokens as received (numbers and strings alike); an event without an `Id` has no identity and
+/// never counts as a duplicate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventIdentity<'a> {
     /// `Id`, unquoted, never empty.
@@ -234,7 +233,7 @@ pub struct EventIdentity<'a> {
     pub record_number: &'a str,
 }
 
-/// A count and what is counted, as in `1 blob`, `2 blobs`. For nouns that take an `s`.
+/// A count with its noun, as in `1 blob`, `2 blobs`. For nouns that take an `s`.
 pub fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

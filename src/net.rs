@@ -1,5 +1,5 @@
-//! What every conversation over HTTP needs, whoever is at the other end: how long an answer asks to wait, and the texts of
-//! others as they may be shown. Knows no protocol above HTTP and no service.
+//! Shared code for HTTP, independent of the peer: the wait that an answer requests, and foreign texts for display.
+//! Knows no protocol above HTTP and no service.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use crate::config::Secret;
 use crate::model::Timestamp;
 
-/// Longest wait taken from an answer: a header of a year is a fault, and content expires after a week.
+/// The longest wait accepted from an answer: a header of a year is a fault, and content expires after a week.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Longest piece of an answer shown to an operator, in characters.
 pub(crate) const EXCERPT_CHARS_MAX: usize = 300;
-/// Shortest text taken for a secret in what is shown; real ones have 40 characters and more.
+/// The shortest text treated as a secret in displayed text; real ones have 40 characters and more.
 const REDACTED_BYTES_MIN: usize = 4;
 
-/// `Retry-After` in either of its forms, as a wait from `now` of at most [`RETRY_AFTER_MAX`]. A date in the past is no
-/// wait.
+/// `Retry-After` in either of its forms, as a wait from `now` of at most [`RETRY_AFTER_MAX`]. A date in the past means
+/// no wait.
 pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
@@ -26,12 +26,12 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default().min(RETRY_AFTER_MAX))
 }
 
-/// `text` without the secrets, as they are and as a form or URL would carry them.
+/// `text` without the secrets, plain or encoded as in a form or URL.
 pub(crate) fn redact(text: &str, secrets: &[&Secret]) -> String {
     let mut text = text.to_owned();
     for secret in secrets {
         let raw = secret.expose();
-        // Shorter ones are no secrets, and taking them out would make every message unreadable.
+        // Shorter ones are not secrets, and removing them would make messages unreadable.
         if raw.len() < REDACTED_BYTES_MIN {
             continue;
         }
@@ -45,7 +45,7 @@ pub(crate) fn redact(text: &str, secrets: &[&Secret]) -> String {
     text
 }
 
-/// One line of at most [`EXCERPT_CHARS_MAX`] characters, without what would end the quotes around it.
+/// One line of at most [`EXCERPT_CHARS_MAX`] characters, without characters that would end the quotes around it.
 pub(crate) fn excerpt(text: &str) -> String {
     let mut out = String::new();
     for (i, c) in text.trim().chars().enumerate() {
@@ -58,7 +58,7 @@ pub(crate) fn excerpt(text: &str) -> String {
     out
 }
 
-/// An error with its causes, for the ones whose own text says nothing ("error sending request").
+/// An error with its causes, for errors with a meaningless text of their own ("error sending request").
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

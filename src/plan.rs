@@ -1,41 +1,41 @@
 //! Which windows to list: pure arithmetic over a position and Microsoft's clock.
 //!
-//! The API lists by `contentCreated`, at most 24 hours a call and at most 7 days back, and refuses what breaks either
-//! rule by its own clock (AF20055). Every span and margin of that arithmetic is named here and nowhere else. This
-//! module does no I/O, reads no clock and knows nothing of blobs.
+//! The API lists by `contentCreated`, at most 24 hours a call and at most 7 days back, and refuses windows that break
+//! either rule by its own clock (AF20055). Every span and margin of that arithmetic is named here and nowhere else.
+//! This module does no I/O, reads no clock and does not handle blobs.
 
 use jiff::{SignedDuration, Unit};
 
 use crate::model::{Timestamp, Window};
 
-/// Longest window asked for. The documentation allows 24 h; one client was refused at exactly 24 h in May 2026.
+/// The longest window requested. The documentation allows 24 h; one client was refused at exactly 24 h in May 2026.
 pub const WINDOW_SPAN_MAX: SignedDuration = SignedDuration::from_hours(23);
 /// How far back Microsoft lists.
 pub const LISTABLE_SPAN: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Kept clear of [`LISTABLE_SPAN`], so that a request is not too old on arrival.
+/// The distance kept from [`LISTABLE_SPAN`], so that a request is not too old on arrival.
 pub const LISTABLE_MARGIN: SignedDuration = SignedDuration::from_mins(5);
 /// `complete_until` stays this far behind Microsoft's now: the newest minutes of a listing are not stable.
 pub const COMPLETE_MARGIN: SignedDuration = SignedDuration::from_mins(5);
 /// Listed again once an hour.
 pub const HOURLY_REACH: SignedDuration = SignedDuration::from_hours(24);
-/// Narrower than this a window is not halved any further.
+/// A window narrower than this is not halved further.
 pub const WINDOW_SPAN_MIN: SignedDuration = SignedDuration::from_secs(60);
 
-/// How far back a pass looks.
+/// How far back a pass lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     /// From `complete_until` minus the overlap.
     Overlap,
-    /// The last 24 hours, or the overlap where that is further.
+    /// The last 24 hours, or the overlap if that reaches further.
     Day,
     /// Everything Microsoft still lists, but never before `origin`.
     Week,
 }
 
-/// The bounds a pass is planned from, all of one stream.
+/// The bounds from which a pass of one stream is planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Nothing older is ever listed.
+    /// Older content is never listed.
     pub origin: Timestamp,
     /// Everything made available before it is settled; `None` before the first complete pass.
     pub complete_until: Option<Timestamp>,
@@ -52,8 +52,8 @@ pub fn first_origin(now: Timestamp, backfill: SignedDuration) -> Timestamp {
 }
 
 /// The windows of one pass at Microsoft's time `now`, newest first, each at most [`WINDOW_SPAN_MAX`] long, together
-/// covering `[from, now)` without a hole, where `from` is what `reach` says, not before `origin` and not before what
-/// is listable.
+/// covering `[from, now)` completely, where `from` follows from `reach`, but is not before `origin` nor before the
+/// listable span.
 pub fn windows(bounds: Bounds, now: Timestamp, overlap: SignedDuration, reach: Reach) -> Vec<Window> {
     let from = match (reach, bounds.complete_until) {
         (Reach::Week, _) | (_, None) => bounds.origin,
@@ -63,7 +63,7 @@ pub fn windows(bounds: Bounds, now: Timestamp, overlap: SignedDuration, reach: R
     tile(from.max(bounds.origin), now)
 }
 
-/// Cuts `[from, now)` into windows, newest first; what is no longer listable at `now` is left out.
+/// Cuts `[from, now)` into windows, newest first; the part that is no longer listable at `now` is left out.
 pub fn tile(from: Timestamp, now: Timestamp) -> Vec<Window> {
     let end = floor_to_second(now);
     let from = floor_to_second(from.max(earliest_listable(now)));
@@ -77,7 +77,8 @@ pub fn tile(from: Timestamp, now: Timestamp) -> Vec<Window> {
     windows
 }
 
-/// The interval that was never listed and no longer can be: from what was listed last to what is listable now.
+/// The interval that was never listed and no longer can be: from the end of the last listing to the start of the
+/// listable span.
 pub fn unlistable(listed_until: Timestamp, now: Timestamp) -> Option<Window> {
     let earliest = earliest_listable(now);
     (listed_until < earliest).then_some(Window { start: listed_until, end: earliest })
@@ -93,7 +94,7 @@ pub fn halves(window: Window) -> Option<[Window; 2]> {
     Some([Window { start: middle, end: window.end }, Window { start: window.start, end: middle }])
 }
 
-/// Where `complete_until` may stand: the end of the furthest run of read windows that begins at or before
+/// How far `complete_until` may move: the end of the furthest run of read windows that begins at or before
 /// `complete_until` (or `origin`), no window of which holds an unsettled blob, and at most [`COMPLETE_MARGIN`] behind
 /// `now`. `None` when it stays where it is.
 ///
@@ -131,7 +132,7 @@ pub fn floor_to_second(time: Timestamp) -> Timestamp {
     time.round(jiff::TimestampRound::new().smallest(Unit::Second).mode(jiff::RoundMode::Floor)).unwrap_or(time)
 }
 
-/// `time - span`, at the calendar's end where that is out of range.
+/// `time - span`, limited to the calendar's range.
 fn minus(time: Timestamp, span: SignedDuration) -> Timestamp {
     time.checked_sub(span).unwrap_or(Timestamp::MIN)
 }

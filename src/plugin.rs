@@ -1,7 +1,7 @@
-//! The manifest: what a host needs to know of this source before it starts it.
+//! The manifest: the facts about this source that a host needs before it starts it.
 //!
-//! Nothing is spelled here that another module owns, but for the hosts and the permissions: the configuration comes
-//! from `config`, the metrics from `metrics`. `plugin.toml` is this module's output.
+//! Only the hosts and the permissions are defined here: the configuration comes from `config`, the metrics from
+//! `metrics`. `plugin.toml` is this module's output.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -104,10 +104,10 @@ pub fn manifest() -> Manifest {
     }
 }
 
-/// The manifest as TOML, which is what `plugin.toml` holds after its first line.
+/// The manifest as TOML, which `plugin.toml` contains after its first line.
 ///
 /// # Errors
-/// None that is known of: every value is a kind that TOML has.
+/// None are known: TOML supports every kind of value in it.
 pub fn manifest_toml() -> Result<String, toml::ser::Error> {
     toml::to_string(&manifest())
 }

@@ -1,6 +1,6 @@
 //! A tenant to write a host against: the simulated one, and a configuration that leads to it.
 //!
-//! What the simulation can do beside that (faults, late content, exports) is for the tests of this crate.
+//! Its other features (faults, late content, exports) are for the tests of this crate.
 
 use std::io;
 
@@ -20,7 +20,7 @@ impl SimulatedTenant {
     /// Starts one with some hundred events of the last day. It ends when the value is dropped.
     ///
     /// # Errors
-    /// When no port of this machine's can be had.
+    /// When no port of this machine is available.
     pub async fn start() -> io::Result<Self> {
         let sim = Sim::start(SimConfig::default(), SystemClock::new()).await?;
         let (from, to) = (sim.now() - SignedDuration::from_hours(20), sim.now());
@@ -31,7 +31,7 @@ impl SimulatedTenant {
         Ok(Self { sim })
     }
 
-    /// What a source needs to read it: ids, the secret, the address. More can be set.
+    /// The configuration with which a source reads it: ids, the secret, the address. More keys can be set.
     pub fn config(&self) -> SourceConfigBuilder {
         let SimConfig { tenants, client_id, client_secret, .. } = SimConfig::default();
         let tenant = tenants.first().map(|tenant| tenant.as_str()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Buffers that batches are written into, filled again and again: a buffer asked of the system anew costs a page fault
-//! for every 4 KiB written, which is a fifth of the work of a fetch at full speed.
+//! Reusable buffers for batches: a newly allocated buffer costs a page fault for every 4 KiB written, which is a fifth
+//! of the work of a fetch at full speed.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 /// Buffers kept while others are in use.
 const KEPT_MAX: usize = 8;
 
-/// Where buffers come from and go back to. Holds none once all are back: what is idle costs no memory. Cheap to clone.
+/// A pool of buffers. It frees them once all are returned, so that an idle pool takes no memory. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Buffers(Arc<Mutex<Kept>>);
 
@@ -19,11 +19,11 @@ struct Kept {
     lent: usize,
 }
 
-/// A buffer on loan; dropping it gives it back.
+/// A borrowed buffer; dropping it returns it.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
-    /// Where it belongs, and the size of buffers there; a buffer without a home belongs to whoever holds it.
+    /// Its pool, and the size of buffers there; a buffer without a pool is simply dropped.
     home: Option<(Buffers, usize)>,
 }
 
@@ -37,7 +37,7 @@ impl Buffers {
         Buffer { bytes: bytes.unwrap_or_else(|| Vec::with_capacity(room)), home: Some((self.clone(), room)) }
     }
 
-    /// How many are kept for later.
+    /// How many are kept for reuse.
     #[cfg(test)]
     fn kept(&self) -> usize {
         self.0.lock().buffers.len()

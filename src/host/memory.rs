@@ -1,8 +1,8 @@
 //! A state store in memory, for tests and for a first host.
 //!
-//! Keeps the contract of [`StateStore`] to the letter (all or nothing, compare-and-swap, revisions that are never given out twice) and adds
-//! the failures a test needs: the next commits fail, fail although they were applied, or meet another writer; the store
-//! dies at a commit; bytes are damaged beneath it.
+//! Fulfils the contract of [`StateStore`] exactly (all or nothing, compare-and-swap, unique revisions) and adds the
+//! failures that a test needs: the next commits fail, fail although they were applied, or meet another writer; the
+//! store dies at a commit; bytes are damaged beneath it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,8 +12,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{Expected, Op, Revision, StateError, StateStore};
 
-/// A [`StateStore`] that lives as long as the value does: for tests, and for a host's first steps. Whoever ends the process
-/// begins anew, so that up to `backfill_secs` of events come again.
+/// A [`StateStore`] that lives as long as the value does: for tests, and for a host's first steps. After a restart of
+/// the process the source begins again, so up to `backfill_secs` of events are repeated.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
@@ -54,15 +54,14 @@ impl MemoryStore {
         self.fail(n, error, false);
     }
 
-    /// The next `n` commits are applied and yet answer `error`, as when a store is lost between its write and its
-    /// answer.
+    /// The next `n` commits are applied but return `error`, as when a store is lost between its write and its answer.
     #[doc(hidden)]
     pub fn fail_next_applied(&self, n: usize, error: StateError) {
         self.fail(n, error, true);
     }
 
-    /// `after` commits on, nothing is written any more and every commit answers `error`; the first of them is written all
-    /// the same where `applied`, as when a process is killed between its write and its answer.
+    /// After `after` commits, nothing is written and every commit returns `error`; with `applied`, the first of them is
+    /// still written, as when a process is killed between its write and its answer.
     #[doc(hidden)]
     pub fn die(&self, after: usize, applied: bool, error: StateError) {
         self.lock().death = Some(Death { after, applied, error });
@@ -74,7 +73,7 @@ impl MemoryStore {
         self.lock().death = None;
     }
 
-    /// Somebody puts these bytes beneath `key`, or takes it away, past every check: as damage does.
+    /// Replaces the bytes of `key`, or removes it, without any check, as damage does.
     #[doc(hidden)]
     pub fn overwrite(&self, key: &str, value: Option<Bytes>) {
         let mut inner = self.lock();
@@ -85,8 +84,8 @@ impl MemoryStore {
         };
     }
 
-    /// Another writer touches `key`: its value stays, its revision moves on, so that whoever expects the old one
-    /// meets a conflict.
+    /// Another writer touches `key`: its value stays, its revision moves on, so that a writer that expects the old one
+    /// gets a conflict.
     #[doc(hidden)]
     pub fn touch(&self, key: &str) {
         let mut inner = self.lock();

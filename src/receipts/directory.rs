@@ -1,6 +1,6 @@
 //! Verifying an exported directory: `key.pub`, and for each tenant a folder of checkpoints, entries and a head.
 //!
-//! Reads only. Anything in it that is none of these is a fault, and so is a link: what is verified is what is there.
+//! Reads only. Any other file in it is a fault, and so is a link.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,15 +16,15 @@ use crate::model::TenantId;
 pub const KEY_FILE: &str = "key.pub";
 /// The signed head of a tenant.
 pub const HEAD_FILE: &str = "head";
-/// Of a part's signed note.
+/// The suffix of a part's signed note.
 pub const CHECKPOINT_SUFFIX: &str = ".checkpoint";
-/// Of a part's entries.
+/// The suffix of a part's entries.
 pub const ENTRIES_SUFFIX: &str = ".entries";
 
-/// Read at once.
+/// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
 
-/// Why a directory cannot be looked at.
+/// Why a directory cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// It cannot be opened.
@@ -37,19 +37,19 @@ pub enum DirectoryError {
     },
 }
 
-/// What was found in a directory.
+/// The result for a directory.
 #[derive(Debug)]
 pub struct Found {
-    /// The keys that everything was verified with; empty when there was none.
+    /// The keys used for verification; empty when there was none.
     pub keys: Vec<VerifierKey>,
-    /// What is wrong beside the tenants.
+    /// Faults outside the tenants.
     pub faults: Vec<Fault>,
     /// The tenants, by their ids.
     pub tenants: Vec<Verdict>,
 }
 
 impl Found {
-    /// Nothing is wrong.
+    /// Whether there is no fault.
     pub fn is_good(&self) -> bool {
         self.faults.is_empty() && self.tenants.iter().all(Verdict::is_good)
     }
@@ -86,7 +86,7 @@ pub fn parts(dir: &Path, only: Option<&TenantId>) -> Option<u64> {
     Some(parts)
 }
 
-/// As [`verify`], with somebody who is told how many more parts were read.
+/// As [`verify`], and calls back with the number of further parts read.
 ///
 /// # Errors
 /// When it cannot be opened.
@@ -134,7 +134,7 @@ enum Is {
     Other,
 }
 
-/// What is in a folder, links not followed.
+/// The entries of a folder, without following links.
 fn names(dir: &Path) -> io::Result<BTreeMap<String, Is>> {
     let mut names = BTreeMap::new();
     for entry in fs::read_dir(dir)? {
@@ -160,7 +160,7 @@ fn read_key(dir: &Path, is_there: bool) -> Result<VerifierKey, Wrong> {
     if text == format!("{key}\n") { Ok(key) } else { Err(Wrong::Unreadable("it was changed".to_owned())) }
 }
 
-/// A file that has no reason to be longer than a note; one that is gives one byte more than that.
+/// Reads a file that must not be longer than a note; of a longer one, one byte more than that.
 fn read_small(path: &Path) -> Result<Vec<u8>, Wrong> {
     let read = File::open(path).and_then(|file| {
         let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! Where a tenant's sealed parts begin and end, as the state has it.
+//! Where a tenant's sealed parts begin and end, in the state.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -23,16 +23,16 @@ pub struct StoredHead {
     /// The last part that was sealed; `None` before there is one.
     #[serde(default)]
     pub sealed: Option<LastSealed>,
-    /// Who took the state over last and keeps receipts, as its `owner` entry says. Another one there means that a process
-    /// without receipts has run since.
+    /// The last writer with receipts that took the state over, as in its `owner` entry. A different one there means
+    /// that a process without receipts has run since.
     #[serde(default)]
     pub writer: String,
-    /// The least number of a part whose checkpoint may not have reached the sinks that get them; counted on only while
+    /// The least number of a part whose checkpoint may not have reached the sinks that get them; meaningful only while
     /// there are such sinks.
     #[serde(default)]
     pub unsent: u64,
-    /// The last hour that is to say that receipts begin in it: the one in which a process went on, for the first time or
-    /// after one without receipts. The hours from the last commit with receipts to that one may all lack some.
+    /// The last hour that must be marked as a beginning of receipts: the one in which a process with receipts started,
+    /// for the first time or after one without. All hours from the last commit with receipts to that one may lack some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begins_until: Option<Hour>,
 }
@@ -63,7 +63,7 @@ impl StoredHead {
         self.sealed.as_ref().map_or([0; 32], |sealed| sealed.hash)
     }
 
-    /// What is stored when this part is.
+    /// The head to store together with this part.
     #[must_use]
     pub fn after(&self, sealed: &Sealed) -> Self {
         let statement = &sealed.statement;
@@ -80,14 +80,14 @@ impl StoredHead {
 
     /// The stored bytes.
     pub fn encode(&self) -> Vec<u8> {
-        // Serializing this plain struct to memory has no way to fail.
+        // Serializing this plain struct to memory cannot fail.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
     /// From stored bytes.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The fault of the bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Version {

@@ -1,7 +1,7 @@
 //! The tree over a part's entries: a leaf is a block of them.
 //!
-//! To hash each entry by itself, and an inner node for each, takes three blocks of SHA-256 an entry, a tenth of all that is
-//! done for an event where the processor has no instructions for it. A leaf of 64 entries takes a third of a block.
+//! To hash each entry by itself, and an inner node for each, takes three blocks of SHA-256 an entry, a tenth of all
+//! work for an event if the processor has no instructions for it. A leaf of 64 entries takes a third of a block.
 
 use super::merkle::{Hash, Tree};
 
@@ -10,7 +10,7 @@ pub const ENTRY_BYTES: usize = 17;
 /// Entries in a leaf; the last leaf may have fewer.
 pub const LEAF_ENTRIES: u64 = 64;
 
-/// How many leaves so many entries make.
+/// The number of leaves for this many entries.
 pub fn leaves_of(entries: u64) -> u64 {
     entries.div_ceil(LEAF_ENTRIES)
 }

@@ -1,6 +1,6 @@
-//! The Merkle tree of RFC 6962, section 2.1: the root over leaves that come one after the other.
+//! The Merkle tree of RFC 6962, section 2.1: the root over leaves that are added one after another.
 //!
-//! A leaf is hashed behind a zero byte and an inner node behind a one, so that neither passes for the other.
+//! A leaf is hashed after a zero byte and an inner node after a one, so that neither can be mistaken for the other.
 
 use ring::digest::{Context, SHA256, digest};
 
@@ -38,7 +38,7 @@ fn node_hash(left: &Hash, right: &Hash) -> Hash {
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
     leaves: u64,
-    /// The roots of the whole trees that the leaves so far are cut into, the greatest first.
+    /// The roots of the complete trees into which the leaves so far divide, the largest first.
     whole: Vec<Hash>,
 }
 
@@ -46,7 +46,7 @@ impl Tree {
     /// Adds a leaf.
     pub fn push(&mut self, leaf: &[u8]) {
         let mut hash = leaf_hash(leaf);
-        // Each bit that is set at the end is a whole tree of that size, which the new one joins.
+        // Each trailing set bit is a complete tree of that size, which the new one joins.
         for _ in 0..self.leaves.trailing_ones() {
             if let Some(left) = self.whole.pop() {
                 hash = node_hash(&left, &hash);
@@ -75,7 +75,7 @@ impl Tree {
 mod tests {
     use super::*;
 
-    /// The leaves of the tests of the implementation that RFC 6962 came with.
+    /// The leaves of the tests in the reference implementation of RFC 6962.
     const LEAVES: [&[u8]; 8] = [
         b"",
         b"\x00",

@@ -1,12 +1,12 @@
-//! Receipts: what became of every event, so that it can be shown to somebody who does not trust us.
+//! Receipts: the outcome of every event, provable to a third party that does not trust the operator.
 //!
-//! Owns: the format of receipts (`docs/receipts.md`), how an hour of them is sealed, signed and chained, and how a copy
-//! is verified. Refuses to know: when a receipt is committed (`checkpoint`), and any clock.
+//! Owns the format of receipts (`docs/receipts.md`), the sealing, signing and chaining of an hour of them, and the
+//! verification of a copy. Does not know when a receipt is committed (`checkpoint`), nor any clock.
 //!
-//! `entry` is one receipt, `open` the page of those of one commit, `seal` makes the entries of a part of them, `statement`
-//! is what is signed of it, as a signed note (`note`) over the root of a tree (`leaves`, `merkle`), and `head` where the parts in
-//! the state begin and end. `verify` verifies parts, wherever they come from: `store` reads them from a state, `directory`
-//! from exported files.
+//! `entry` is one receipt, `open` the page of one commit's receipts, `seal` makes the entries of a part, `statement` is
+//! the signed statement of a part, as a signed note (`note`) over the root of a tree (`leaves`, `merkle`), and `head`
+//! records where the parts in the state begin and end. `verify` verifies parts from any origin: `store` reads them from
+//! a state, `directory` from exported files.
 
 pub mod directory;
 pub mod entry;

@@ -1,7 +1,7 @@
 //! A signed note as C2SP `signed-note` defines it (<https://c2sp.org/signed-note>): a text, an empty line, and a line
 //! with an Ed25519 signature over the text.
 //!
-//! The definition lets a note carry signatures of others; ours has one, so that no byte of it can be changed.
+//! The definition permits several signatures; these notes have exactly one, so that no byte of them can be changed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,17 +14,17 @@ use zeroize::Zeroizing;
 
 use super::merkle::sha256;
 
-/// The name of our key.
+/// The name of the signing key.
 pub const KEY_NAME: &str = "m365-audit";
 /// The longest note that is read: 200 rules and five content types are a quarter of it.
 pub const NOTE_BYTES_MAX: usize = 128 << 10;
 
 /// The signature algorithm's number in a key.
 const ED25519_NUMBER: u8 = 1;
-/// What the line of a signature begins with.
+/// The prefix of a signature's line.
 const SIGNED_BY: &str = "\u{2014} ";
 
-/// Why a note cannot be relied on.
+/// Why a note cannot be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
     /// Not a signed note.
@@ -55,7 +55,7 @@ pub struct NotAKey(&'static str);
 #[error("it is no Ed25519 private key in PKCS#8: {0}")]
 pub struct NotASigner(String);
 
-/// The public half of a key, by which a note is verified.
+/// The public half of a key, which verifies notes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifierKey {
     name: String,
@@ -86,7 +86,7 @@ impl VerifierKey {
         std::iter::once(ED25519_NUMBER).chain(self.public).collect()
     }
 
-    /// Name and id, as they are shown.
+    /// Name and id, for display.
     pub fn short(&self) -> String {
         format!("{}+{:08x}", self.name, u32::from_be_bytes(self.id()))
     }
@@ -94,7 +94,7 @@ impl VerifierKey {
     /// The text of a note that this key signed.
     ///
     /// # Errors
-    /// When it is no note, or another key signed it, or it was changed.
+    /// When it is not a note, another key signed it, or it was changed.
     pub fn open<'n>(&self, note: &'n str) -> Result<&'n str, NoteError> {
         let note = Note::parse(note)?;
         if note.name != self.name || note.id != self.id() {
@@ -185,15 +185,15 @@ impl<'n> Note<'n> {
     }
 }
 
-/// The text of a note, whoever signed it: for what is read where it was written.
+/// The text of a note with any signer: for notes that are read where they were written.
 ///
 /// # Errors
-/// When it is no note.
+/// When it is not a note.
 pub fn text_of(note: &str) -> Result<&str, NoteError> {
     Ok(Note::parse(note)?.text)
 }
 
-/// Cuts a text into the notes that stand in it one after the other.
+/// Cuts a text into its consecutive notes.
 pub fn split(text: &str) -> Vec<&str> {
     let mut notes = Vec::new();
     let mut rest = text.trim_start_matches('\n');
@@ -233,9 +233,9 @@ impl Signer {
     /// The signer of this key.
     ///
     /// # Errors
-    /// When these bytes are no such key.
+    /// When these bytes are not such a key.
     pub fn from_pkcs8(der: &[u8]) -> Result<Self, NotASigner> {
-        // Without its public half too, as `openssl genpkey` writes it.
+        // Also accepts a key without its public half, as `openssl genpkey` writes it.
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).map_err(|e| NotASigner(e.to_string()))?;
         let public = pair.public_key().as_ref().try_into();
         let public = public.map_err(|_| NotASigner("its public half has not 32 bytes".to_owned()))?;
@@ -247,7 +247,7 @@ impl Signer {
         &self.key
     }
 
-    /// The note that this text, whose lines all end in a line feed, is signed into.
+    /// Signs a text, whose lines all end in a line feed, into a note.
     pub fn sign(&self, text: &str) -> String {
         let mut signature = self.key.id().to_vec();
         signature.extend_from_slice(self.pair.sign(text.as_bytes()).as_ref());
@@ -263,7 +263,7 @@ mod tests {
         Signer::from_pkcs8(&Signer::generate_pkcs8().unwrap()).unwrap()
     }
 
-    /// The example of Go's `golang.org/x/mod/sumdb/note`, which the definition came from.
+    /// The example of Go's `golang.org/x/mod/sumdb/note`, the origin of the definition.
     #[test]
     fn a_note_that_another_program_signed_opens() {
         let key: VerifierKey = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW".parse().unwrap();

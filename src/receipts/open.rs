@@ -1,8 +1,8 @@
-//! Receipts that no hour is sealed with yet: one page for each commit.
+//! Receipts that are not sealed yet: one page for each commit.
 //!
-//! A page is the format (1), the hour (big-endian, hours since 1970), and groups to its end. A group is the place of its
-//! content type in [`ContentType::ALL`], what the events have in common, for a drop the length of the rule's id in two
-//! bytes and the id, a count in four bytes, and as many keys of 16 bytes; what is only counted has none.
+//! A page is the format (1), the hour (big-endian, hours since 1970), and groups to its end. A group is the place of
+//! its content type in [`ContentType::ALL`], the class of the events, for a drop the length of the rule's id in two
+//! bytes and the id, a count in four bytes, and as many keys of 16 bytes; groups that are only counted have none.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::normalise::CanonicalKey;
 const FORMAT: u8 = 1;
 const KEY_BYTES: usize = 16;
 const HOUR_SECS: i64 = 3600;
-/// More of a rule's id is not kept: who wrote one so long finds it by its beginning.
+/// The maximum kept of a rule's id: a longer one is identifiable by its beginning.
 const RULE_BYTES_MAX: usize = 1024;
 
 const DELIVERED: u8 = 0;
@@ -30,9 +30,9 @@ const REPEATED: u8 = 5;
 /// Receipts that are committed together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Receipts {
-    /// Keys by content type and what became of the events.
+    /// Keys by content type and outcome.
     pub keys: BTreeMap<(ContentType, Class), Vec<CanonicalKey>>,
-    /// How many events had no `Id`, by content type: nothing outside can name them.
+    /// How many events had no `Id`, by content type: no external record can name them.
     pub without_id: BTreeMap<ContentType, u64>,
     /// How many events were repeats of others, by content type.
     pub repeated: BTreeMap<ContentType, u64>,
@@ -48,7 +48,7 @@ impl Receipts {
         }
     }
 
-    /// Adds what became of these events alike.
+    /// Adds several events with the same outcome.
     pub fn add_all(
         &mut self,
         content_type: ContentType,
@@ -92,7 +92,7 @@ impl Receipts {
         }
     }
 
-    /// What has a key, one by one.
+    /// The receipts with a key, one by one.
     pub fn receipts(&self) -> impl Iterator<Item = Receipt> {
         self.keys.iter().flat_map(|((content_type, class), keys)| {
             keys.iter().map(|key| Receipt { content_type: *content_type, key: Some(*key), class: class.clone() })
@@ -104,7 +104,7 @@ impl Receipts {
         self.keys.values().map(Vec::len).sum()
     }
 
-    /// Whether nothing is said.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.without_id.is_empty() && self.repeated.is_empty()
     }
@@ -115,7 +115,7 @@ impl Receipts {
         out.put_u8(FORMAT);
         out.put_u32(u32::try_from(hour.start().as_second() / HOUR_SECS).unwrap_or_default());
         for ((content_type, class), keys) in &self.keys {
-            // A group has a count of four bytes; what is committed at once is some thousands.
+            // A group has a count of four bytes; one commit has some thousands of keys.
             for keys in keys.chunks(u32::MAX as usize) {
                 head(&mut out, *content_type, class);
                 out.put_u32(u32::try_from(keys.len()).unwrap_or(u32::MAX));
@@ -135,7 +135,7 @@ impl Receipts {
     /// A page and its hour.
     ///
     /// # Errors
-    /// [`StateError::Corrupt`] names the entry that is no such page, or one of a newer build.
+    /// [`StateError::Corrupt`] names the entry that is not such a page, or belongs to a newer build.
     pub fn decode(key: &str, page: &[u8]) -> Result<(Hour, Receipts), StateError> {
         let corrupt = |why: &str| StateError::Corrupt { key: key.to_owned(), why: why.to_owned() };
         let mut left = Left(page);
@@ -181,7 +181,7 @@ fn place_of(content_type: ContentType) -> u8 {
     ContentType::ALL.iter().position(|known| *known == content_type).unwrap_or_default() as u8
 }
 
-/// What is left of a page.
+/// The rest of a page.
 struct Left<'a>(&'a [u8]);
 
 impl<'a> Left<'a> {

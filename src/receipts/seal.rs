@@ -17,13 +17,13 @@ use crate::model::{ContentType, TenantId};
 pub use super::leaves::ENTRY_BYTES;
 /// Entries in a page of the state.
 pub const PAGE_ENTRIES: usize = 4096;
-/// Receipts after which an hour is sealed in a further part, so that sealing takes little memory.
+/// The maximum of receipts in one part of an hour, so that sealing takes little memory.
 pub const PART_ENTRIES_MAX: usize = 65_536;
 
-/// Which part is sealed.
+/// The part to seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Whose events.
+    /// The tenant of the events.
     pub tenant: TenantId,
     /// Its number: one more than that of the part before it.
     pub seq: u64,
@@ -33,14 +33,14 @@ pub struct Part {
     pub part: u32,
     /// Whether it is the hour's last.
     pub last: bool,
-    /// Whether receipts begin in it, for the first time or again: of what was delivered before, since the part before
-    /// it, there are none.
+    /// Whether receipts begin in it, for the first time or again: events delivered before that, since the previous
+    /// part, have none.
     pub begins: bool,
     /// The hash of the statement before it; zeros for the first.
     pub previous: Hash,
 }
 
-/// What is only counted.
+/// Events that are only counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Uncounted {
     /// Events that were delivered before.
@@ -49,21 +49,21 @@ pub struct Uncounted {
     pub without_id: u64,
 }
 
-/// A part that is sealed.
+/// A sealed part.
 #[derive(Debug, Clone)]
 pub struct Sealed {
-    /// What is stated.
+    /// The statement.
     pub statement: Statement,
     /// The signed note of it.
     pub note: String,
-    /// What the next part has as `previous`.
+    /// The value of `previous` in the next part.
     pub statement_hash: Hash,
     /// The entries, [`PAGE_ENTRIES`] a page; the last page is shorter.
     pub pages: Vec<Bytes>,
 }
 
-/// Seals what became of events. Of receipts that say the same of one event one is kept, and counted for the content type
-/// whose name comes first.
+/// Seals receipts. Of equal receipts for one event, one is kept, and counted for the content type whose name comes
+/// first.
 pub fn seal(
     part: &Part,
     receipts: impl IntoIterator<Item = Receipt>,

@@ -1,7 +1,7 @@
-//! What is signed of a part: its text, written and read. `docs/receipts.md` defines it.
+//! The signed statement of a part: writes and reads its text, which `docs/receipts.md` defines.
 //!
-//! There is one text for each statement: what is read is written again and compared, so that a text that says the same
-//! in other words is refused.
+//! Each statement has exactly one text: the reader writes it again and compares, so that an equivalent but different
+//! text is refused.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,11 +18,11 @@ use super::merkle::{Hash, sha256};
 use super::note::{NoteError, Signer, VerifierKey};
 use crate::model::{ContentType, TenantId, Timestamp};
 
-/// What the first line of a statement begins with.
+/// The prefix of a statement's first line.
 const ORIGIN: &str = "m365-audit/receipts/";
-/// What the first line of a head begins with.
+/// The prefix of a head's first line.
 const HEAD_ORIGIN: &str = "m365-audit/receipts-head/";
-/// Rules that one statement names.
+/// The maximum of rules that one statement names.
 pub const RULES_NAMED_MAX: usize = 200;
 /// The class of an entry: delivered.
 pub const DELIVERED: u8 = 0;
@@ -38,7 +38,7 @@ pub const DROPPED_BY_FIRST: u8 = 16;
 const RULE_BYTES_MAX: usize = 128;
 const HOUR_SECS: i64 = 3600;
 
-/// What an entry says became of an event.
+/// The outcome of an event in an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// It was put on hold, until it is known whether data loss prevention flagged it.
@@ -52,7 +52,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// What the class of an entry says.
+    /// The outcome for the class of an entry.
     pub fn of_class(class: u8) -> Option<Self> {
         match class {
             DELIVERED => Some(Self::Delivered),
@@ -69,7 +69,7 @@ impl Outcome {
 pub struct Hour(Timestamp);
 
 impl Hour {
-    /// The hour that this moment lies in.
+    /// The hour that contains this moment.
     pub fn of(moment: Timestamp) -> Self {
         let seconds = moment.as_second() - i64::from(moment.subsec_nanosecond() < 0);
         let start = seconds.div_euclid(HOUR_SECS) * HOUR_SECS;
@@ -117,7 +117,7 @@ impl<'de> Deserialize<'de> for Hour {
     }
 }
 
-/// What a part counts of one content type.
+/// The counts of one content type in a part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Entries of events that were delivered.
@@ -130,7 +130,7 @@ pub struct Counts {
     pub dropped: u64,
     /// Events that were delivered before; they have no entry.
     pub repeated: u64,
-    /// Events without `Id`, whatever became of them; they have no entry.
+    /// Events without `Id`, with any outcome; they have no entry.
     pub without_id: u64,
 }
 
@@ -141,7 +141,7 @@ impl Counts {
         [self.delivered, self.set_aside, self.held, self.dropped, self.repeated, self.without_id]
     }
 
-    /// Counts one more entry of this class; says whether there is such a class.
+    /// Counts one more entry of this class; returns whether the class exists.
     pub fn add_entry(&mut self, class: u8) -> bool {
         let count = match class {
             DELIVERED => &mut self.delivered,
@@ -154,7 +154,7 @@ impl Counts {
         true
     }
 
-    /// These and those.
+    /// The sum of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         let [delivered, set_aside, held, dropped, repeated, without_id] = self.values();
@@ -174,7 +174,7 @@ impl Counts {
     }
 }
 
-/// What is signed of a part.
+/// The signed statement of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement {
     /// Whose events.
@@ -191,8 +191,8 @@ pub struct Statement {
     pub part: u32,
     /// Whether it is the hour's last.
     pub last: bool,
-    /// Whether receipts begin in it, for the first time or again: of what was delivered before, since the part before
-    /// it, there are none.
+    /// Whether receipts begin in it, for the first time or again: events delivered before that, since the previous
+    /// part, have none.
     pub begins: bool,
     /// [`Statement::hash`] of the part before it; zeros for the first.
     pub previous: Hash,
@@ -202,7 +202,7 @@ pub struct Statement {
     pub counts: BTreeMap<ContentType, Counts>,
 }
 
-/// Why a text is no statement.
+/// Why a text is not a statement.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StatementError {
     /// The note around it.
@@ -213,10 +213,10 @@ pub enum StatementError {
     Form(&'static str),
 }
 
-/// Opens what one of these keys signed; with the place of that key among them.
+/// Opens a note that one of these keys signed; returns the index of that key as well.
 ///
 /// # Errors
-/// What is wrong with it, or that none of them signed it.
+/// The fault of the note, or that none of the keys signed it.
 pub fn open_by<T>(
     keys: &[VerifierKey],
     open: impl Fn(&VerifierKey) -> Result<T, StatementError>,
@@ -275,7 +275,7 @@ impl Statement {
     /// The statement of a note that this key signed.
     ///
     /// # Errors
-    /// When the note was not signed by that key or was changed, and when it is no statement.
+    /// When the note was not signed by that key or was changed, and when it is not a statement.
     pub fn open(note: &str, key: &VerifierKey) -> Result<Self, StatementError> {
         Self::parse(key.open(note)?)
     }
@@ -283,7 +283,7 @@ impl Statement {
     /// The statement of a text that was signed.
     ///
     /// # Errors
-    /// When it is none, or not as it would be written.
+    /// When it is not a statement, or not in its canonical form.
     pub fn parse(text: &str) -> Result<Self, StatementError> {
         let statement = Self::read(text).map_err(StatementError::Form)?;
         if statement.text() != text {
@@ -295,7 +295,7 @@ impl Statement {
     fn read(text: &str) -> Result<Self, &'static str> {
         let mut lines = Lines(text.lines());
         let tenant = lines.after(ORIGIN)?.parse().map_err(|_| "its first line does not end in a GUID")?;
-        // How many leaves: what is written of the entries must say the same.
+        // The number of leaves, which must match the entries.
         number(lines.after("")?)?;
         let root = hash(lines.after("")?)?;
         let entries = number(lines.after("entries ")?)?;
@@ -346,7 +346,7 @@ impl Statement {
         }
     }
 
-    /// The rule by which entries of this class were dropped, where it is named.
+    /// The rule that dropped entries of this class, if it is named.
     pub fn rule(&self, class: u8) -> Option<&Arc<str>> {
         self.rules.get(usize::from(class.checked_sub(DROPPED_BY_FIRST)?))
     }
@@ -357,7 +357,7 @@ impl Statement {
     }
 }
 
-/// Whether a rule of this name can stand in a statement; others are counted as rules that are not named.
+/// Whether a statement can name this rule; others are counted as unnamed rules.
 pub fn is_rule_name(rule: &str) -> bool {
     (1..=RULE_BYTES_MAX).contains(&rule.len()) && rule.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -404,7 +404,7 @@ impl Head {
     /// The head of a note that this key signed.
     ///
     /// # Errors
-    /// When the note was not signed by that key or was changed, and when it is no head.
+    /// When the note was not signed by that key or was changed, and when it is not a head.
     pub fn open(note: &str, key: &VerifierKey) -> Result<Self, StatementError> {
         let text = key.open(note)?;
         let head = Self::read(text).map_err(StatementError::Form)?;
@@ -431,7 +431,7 @@ impl Head {
 struct Lines<'t>(std::str::Lines<'t>);
 
 impl<'t> Lines<'t> {
-    /// The rest of the next line, which begins so.
+    /// The rest of the next line, which must begin with `begin`.
     fn after(&mut self, begin: &str) -> Result<&'t str, &'static str> {
         let line = self.0.next().ok_or("it ends early")?;
         line.strip_prefix(begin).ok_or("a line is not what stands in its place")

@@ -1,6 +1,6 @@
 //! Reading sealed parts from a state, one part in memory at a time, beside a process that seals and removes others.
 //!
-//! Decides nothing about what is in them but where that needs the statement: which rule a class stands for.
+//! It does not judge their content, except where that needs the statement: the rule of a class.
 
 use bytes::Bytes;
 
@@ -36,7 +36,7 @@ impl ReceiptKeys {
         format!("{}open/", self.root)
     }
 
-    /// Prefix of those that part `seq` will be sealed from.
+    /// Prefix of the pages from which part `seq` will be sealed.
     pub fn open_part(&self, seq: u64) -> String {
         format!("{}open/{seq:016x}/", self.root)
     }
@@ -73,21 +73,21 @@ impl ReceiptKeys {
     }
 }
 
-/// What is stored of a part that was sealed, in the commit that stores [`StoredHead::after`] it: keys and values.
+/// The entries to store for a sealed part, in the commit that stores [`StoredHead::after`] it: keys and values.
 pub fn values_of(keys: &ReceiptKeys, sealed: &Sealed) -> Vec<(String, Bytes)> {
     let seq = sealed.statement.seq;
     let pages = sealed.pages.iter().enumerate().map(|(page, bytes)| (keys.page(seq, page), bytes.clone()));
     pages.chain([(keys.checkpoint(seq), sealed.note.clone().into())]).collect()
 }
 
-/// What stands between a part and the one that was given before it.
+/// The gap between a part and the previously returned one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Before {
-    /// Nothing: it is the first, or the next.
+    /// None: it is the first, or the next.
     Nothing,
     /// Parts that were removed as too old meanwhile.
     Removed,
-    /// Parts that are not there, from this one on.
+    /// Missing parts, from this one on.
     Missing(u64),
 }
 
@@ -98,9 +98,9 @@ pub struct StoredPart {
     pub seq: u64,
     /// What is missing before it.
     pub before: Before,
-    /// Its signed note; `None` where it is missing.
+    /// Its signed note; `None` if it is missing.
     pub note: Option<Bytes>,
-    /// Its pages in their order, as far as they are there.
+    /// Its pages in order, as far as they exist.
     pub pages: Vec<Bytes>,
     /// Keys below it that are neither.
     pub strays: Vec<String>,
@@ -110,7 +110,7 @@ impl StoredPart {
     /// Its statement, not verified.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault of the note.
     pub fn statement(&self) -> Result<Statement, String> {
         let note = self.note.as_deref().ok_or("the checkpoint is missing")?;
         let note = std::str::from_utf8(note).map_err(|error| error.to_string())?;
@@ -121,7 +121,7 @@ impl StoredPart {
         (self.pages.iter().map(Bytes::len).sum::<usize>() / ENTRY_BYTES) as u64
     }
 
-    /// Whether as much is there as its statement says.
+    /// Whether it has as many entries as its statement declares.
     fn is_whole(&self) -> bool {
         self.statement().is_ok_and(|statement| statement.entries == self.entries())
     }
@@ -155,13 +155,13 @@ async fn load_part(store: &dyn StateStore, keys: &ReceiptKeys, seq: u64) -> Resu
 pub struct Parts<'s> {
     store: &'s dyn StateStore,
     keys: &'s ReceiptKeys,
-    /// The parts that are there.
+    /// The existing parts.
     seqs: std::vec::IntoIter<u64>,
     expected: u64,
 }
 
 impl<'s> Parts<'s> {
-    /// The parts that this head names, as far as they are there.
+    /// The parts that this head names, as far as they exist.
     ///
     /// # Errors
     /// When the state cannot be read.
@@ -174,7 +174,7 @@ impl<'s> Parts<'s> {
         Ok(Self { store, keys, seqs: seqs.into_iter(), expected: head.first })
     }
 
-    /// The next part. One that was removed as too old meanwhile is passed over; one that is damaged is given as it is.
+    /// The next part. One that was removed as too old meanwhile is skipped; a damaged one is returned as it is.
     ///
     /// # Errors
     /// When the state cannot be read.
@@ -201,14 +201,13 @@ impl<'s> Parts<'s> {
         Ok(None)
     }
 
-    /// The number after the last part that was given.
+    /// The number after the last part returned.
     pub fn end(&self) -> u64 {
         self.expected
     }
 }
 
-/// Verifies what is sealed of a tenant, each part by any of these keys; `None` when nothing was sealed yet. What is damaged
-/// is a fault.
+/// Verifies a tenant's sealed parts, each by any of these keys; `None` when nothing was sealed yet. Damage is a fault.
 ///
 /// # Errors
 /// When the state cannot be read.
@@ -268,7 +267,7 @@ pub async fn verify(
     Ok(Some(verifier.finish()))
 }
 
-/// The head, where something was sealed. Parts without a head that names any are faults.
+/// The head, if a part was sealed. Parts without a head that names any are faults.
 async fn head_of_sealed(
     store: &dyn StateStore,
     keys: &ReceiptKeys,
@@ -277,7 +276,7 @@ async fn head_of_sealed(
     if let Some(head) = read_head(store, keys).await?.filter(|head| head.seq > 0) {
         return Ok(Some(head));
     }
-    // The head is read after the list: what was sealed meanwhile is in it.
+    // The head is read after the list: it includes parts sealed meanwhile.
     let listed = store.list(&keys.sealed()).await?;
     let head = read_head(store, keys).await?;
     match head {
@@ -293,7 +292,8 @@ async fn head_of_sealed(
     Ok(None)
 }
 
-/// What is stored as a part and is none by the head: the head is read after the list, so that it knows what is in it.
+/// Reports entries stored as a part that the head does not name. The head is read after the list, so it covers all of
+/// it.
 async fn find_strays(store: &dyn StateStore, keys: &ReceiptKeys, verifier: &mut Verifier) -> Result<(), StateError> {
     let listed = store.list(&keys.sealed()).await?;
     let Some(head) = read_head(store, keys).await? else { return Ok(()) };
@@ -318,33 +318,33 @@ async fn find_strays(store: &dyn StateStore, keys: &ReceiptKeys, verifier: &mut 
 pub struct Found<'a> {
     /// The event's key.
     pub key: CanonicalKey,
-    /// What became of it. Of several for one event the greatest says how it ended.
+    /// Its outcome. Of several for one event, the greatest is final.
     pub outcome: Outcome,
-    /// The rule that dropped it, where it is named.
+    /// The rule that dropped it, if it is named.
     pub rule: Option<&'a str>,
     /// The hour it was sealed in; `None` when it is not sealed yet.
     pub hour: Option<Hour>,
 }
 
-/// How far what was looked at reaches.
+/// The range of the entries read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// The first hour that was looked at.
+    /// The first hour read.
     pub from: Option<Hour>,
     /// The last.
     pub to: Option<Hour>,
     /// Whether there were parts before the first, which were removed as too old.
     pub pruned: bool,
-    /// The last hour in which receipts began, for the first time or again; `None` when they did so before the first that was
-    /// looked at.
+    /// The last hour in which receipts began, for the first time or again; `None` when they began before the first hour
+    /// read.
     pub begins: Option<Hour>,
-    /// How many entries and receipts were looked at.
+    /// How many entries and receipts were read.
     pub entries: u64,
 }
 
-/// Hands every entry of the sealed parts to `visit`, oldest part first, then the receipts that are not sealed. Nothing is
-/// verified, but what cannot be read is an error. Receipts that are read before the parts are (`open`) may have been
-/// sealed since and come twice; those read after could be missed. Entries of parts before `since` are passed over.
+/// Passes every entry of the sealed parts to `visit`, oldest part first, then the receipts that are not sealed. It
+/// verifies nothing, but unreadable data is an error. Receipts (`open`) are read before the parts, so that one sealed
+/// meanwhile may come twice; read after, it could be missed. Entries of parts before `since` are skipped.
 ///
 /// # Errors
 /// When the state cannot be read, or a part is damaged.

@@ -1,7 +1,7 @@
-//! Verifying parts one after the other: signatures, numbers, hours, chain, roots, counts, and where they end. Pure.
+//! Verifies parts one after another: signatures, numbers, hours, chain, roots, counts, and where they end. Pure.
 //!
-//! Whoever reads them, from files or from a state, hands over each part's note and entries in the order of their numbers.
-//! A part with a fault does not end it: what follows is looked at as far as it can be.
+//! The reader of files or of a state passes each part's note and entries in the order of their numbers. A faulty part
+//! does not end the verification: later parts are still checked as far as possible.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,10 +13,10 @@ use super::seal::ENTRY_BYTES;
 use super::statement::{Counts, Head, Hour, Statement, StatementError, open_by};
 use crate::model::{TenantId, Timestamp};
 
-/// Faults that are told one by one; more are counted.
+/// Faults that are listed; more are only counted.
 pub const FAULTS_MAX: usize = 100;
 
-/// What is wrong, and what that means.
+/// A fault, and its meaning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
     /// The note of a part or of the head.
@@ -28,13 +28,13 @@ pub enum Wrong {
     /// Another tenant's.
     #[error("it was made for tenant `{0}`: it was put here from another place")]
     Tenant(TenantId),
-    /// It says it has another number.
+    /// Its statement has another number.
     #[error("its checkpoint is that of part {0}: files were exchanged or renamed")]
     Number(u64),
-    /// Parts are not there.
+    /// Parts are missing.
     #[error("{} missing: receipts were removed", parts(*.from, *.to))]
     Hole {
-        /// The first that is not there.
+        /// The first missing one.
         from: u64,
         /// The last.
         to: u64,
@@ -46,7 +46,7 @@ pub enum Wrong {
         found: Hour,
         /// Its number in it.
         found_part: u32,
-        /// What follows on the part before it.
+        /// The hour expected after the part before it.
         hour: Hour,
         /// And its number.
         part: u32,
@@ -80,7 +80,7 @@ pub enum Wrong {
         /// How many.
         count: u64,
     },
-    /// A state that was written, and no head.
+    /// A state exists, but no head.
     #[error(
         "the tenant has a state and nothing says where its receipts begin: they were removed, or no process that keeps receipts has run since they were turned on"
     )]
@@ -124,16 +124,16 @@ pub enum Wrong {
     /// No head.
     #[error("the head is missing: parts at the end may have been removed")]
     NoHead,
-    /// The head says something else.
+    /// The head contradicts the parts.
     #[error("the head does not fit the parts ({0}): parts were removed or added, or the head is of another copy")]
     Head(&'static str),
     /// Cannot be read as stored.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
-    /// A file or key that is none of a part's.
+    /// A file or key that belongs to no part.
     #[error("it is no file of receipts: it was added or renamed")]
     Stray,
-    /// Nothing there.
+    /// Nothing was found.
     #[error("there are no receipts")]
     Nothing,
     /// The key beside the parts.
@@ -148,13 +148,13 @@ fn parts(from: u64, to: u64) -> String {
 /// One fault and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The file or the state's key, where there is one.
+    /// The file or the state's key, if there is one.
     pub place: Option<String>,
     /// The part's number.
     pub seq: Option<u64>,
-    /// Its hour, where its checkpoint can be relied on.
+    /// Its hour, if its checkpoint can be trusted.
     pub hour: Option<Hour>,
-    /// What is wrong.
+    /// The fault.
     pub wrong: Wrong,
 }
 
@@ -176,25 +176,25 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What was found of one tenant.
+/// The result for one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// Whose.
     pub tenant: TenantId,
-    /// Parts whose checkpoint can be relied on.
+    /// Parts whose checkpoint can be trusted.
     pub parts: u64,
     /// The numbers of the first and the last of them.
     pub seqs: Option<(u64, u64)>,
     /// The first and the last hour.
     pub hours: Option<(Hour, Hour)>,
-    /// Parts in which receipts begin, for the first time or again, at most [`FAULTS_MAX`]: what was delivered before, since
-    /// the part before it, has none.
+    /// Parts in which receipts begin, for the first time or again, at most [`FAULTS_MAX`]: events delivered before
+    /// that, since the previous part, have none.
     pub begins: Vec<(u64, Hour)>,
     /// Entries in them.
     pub entries: u64,
-    /// Parts from which on another key signed, with that key, at most [`FAULTS_MAX`].
+    /// Parts at which the signing key changed, with the new key, at most [`FAULTS_MAX`].
     pub key_changes: Vec<(u64, Hour, String)>,
-    /// What they count, of all content types.
+    /// Their counts, over all content types.
     pub counts: Counts,
     /// The hash of the last statement.
     pub last_hash: Option<Hash>,
@@ -204,9 +204,9 @@ pub struct Verdict {
     pub compared: u64,
     /// Those of parts that were removed as too old.
     pub not_compared: u64,
-    /// What is wrong, at most [`FAULTS_MAX`].
+    /// The faults, at most [`FAULTS_MAX`].
     pub faults: Vec<Fault>,
-    /// How many faults there are.
+    /// The total number of faults.
     pub faults_in_all: u64,
 }
 
@@ -216,13 +216,13 @@ impl Verdict {
         self.faults_in_all == 0
     }
 
-    /// How many parts before the first are not there: they were older than `[receipts] days`.
+    /// How many parts before the first were removed as older than `[receipts] days`.
     pub fn pruned(&self) -> u64 {
         self.seqs.map_or(0, |(first, _)| first)
     }
 }
 
-/// What must follow on a part.
+/// The expected successor of a part.
 #[derive(Debug, Clone, Copy)]
 struct Following {
     hour: Hour,
@@ -249,9 +249,9 @@ pub struct Verifier {
     verdict: Verdict,
     /// The number that the next part must have.
     next: Option<u64>,
-    /// What the part before the next asks of it, when that part's checkpoint can be relied on.
+    /// The expectation of the previous part, if its checkpoint can be trusted.
     following: Option<Following>,
-    /// The first part whose checkpoint can be relied on, by its hour and its number in it.
+    /// The first part whose checkpoint can be trusted, by its hour and its number in it.
     first: Option<(Hour, u32)>,
     last: Option<Statement>,
     elsewhere: BTreeMap<u64, Elsewhere>,
@@ -273,10 +273,10 @@ pub struct Checking {
     statement: Option<Statement>,
     tree: EntryTree,
     counts: Counts,
-    /// The bytes of an entry that is not whole yet.
+    /// The bytes of an incomplete entry.
     begun: Vec<u8>,
     before: Option<[u8; ENTRY_BYTES]>,
-    /// The first fault of each kind is told.
+    /// The first fault of each kind is reported.
     order: Option<u64>,
     class: Option<(u64, u8)>,
 }
@@ -312,7 +312,7 @@ impl Verifier {
         }
     }
 
-    /// With a statement kept elsewhere, which that part must be the same as.
+    /// Adds a statement kept elsewhere, which must equal that of its part.
     pub fn compare_with(&mut self, elsewhere: &Statement) {
         if elsewhere.tenant != self.verdict.tenant {
             return;
@@ -323,7 +323,7 @@ impl Verifier {
         }
     }
 
-    /// Notes what is wrong with something that is no part.
+    /// Records a fault outside the parts.
     pub fn fault(&mut self, place: Option<String>, seq: Option<u64>, hour: Option<Hour>, wrong: Wrong) {
         self.verdict.faults_in_all += 1;
         if self.verdict.faults.len() < FAULTS_MAX {
@@ -331,7 +331,7 @@ impl Verifier {
         }
     }
 
-    /// The next part, by the number of its place. Its entries go to what is returned, and that to
+    /// The next part, by the number of its place. Pass its entries to the returned value, and that to
     /// [`Verifier::end_part`].
     pub fn begin_part(&mut self, seq: u64, place: Option<String>, note: Result<&[u8], Wrong>) -> Checking {
         if let Some(next) = self.next
@@ -380,7 +380,7 @@ impl Verifier {
         }
     }
 
-    /// What a statement must have in common with its place and the part before it.
+    /// Compares a statement with its place and with the part before it.
     fn compare(&mut self, seq: u64, place: Option<&str>, statement: &Statement) {
         let mut found = Vec::new();
         if statement.tenant != self.verdict.tenant {
@@ -430,7 +430,7 @@ impl Verifier {
         self.last = Some(statement.clone());
     }
 
-    /// All entries of the part were read; `wrong` is what kept them from being read.
+    /// Ends a part; `wrong` is the reason if its entries could not all be read.
     pub fn end_part(&mut self, part: Checking, wrong: Option<Wrong>) {
         let Checking { seq, place, statement, tree, counts, begun, order, class, .. } = part;
         self.verdict.entries = self.verdict.entries.saturating_add(tree.entries());
@@ -457,7 +457,7 @@ impl Verifier {
         }
     }
 
-    /// All parts were read: they must end as this head says.
+    /// Ends the verification: the parts must end as in this head.
     pub fn end_with_head(&mut self, place: Option<String>, note: Result<&[u8], Wrong>) {
         let head = note.and_then(|note| {
             let text = std::str::from_utf8(note).map_err(|_| Wrong::NotText)?;
@@ -486,7 +486,7 @@ impl Verifier {
         }
     }
 
-    /// All parts of a state were read: the last must be this one, by its number and its hash.
+    /// Ends the verification of a state: the last part must have this number and this hash.
     pub fn end_with(&mut self, place: Option<String>, last: u64, hash: Hash) {
         let differs = match self.verdict.seqs {
             Some((_, found)) if found == last => {
@@ -499,13 +499,13 @@ impl Verifier {
         }
     }
 
-    /// The next part must be this one: those before it were removed as too old.
+    /// Expects this part next: those before it were removed as too old.
     pub fn begins_with(&mut self, seq: u64) {
         self.next = Some(seq);
         self.following = None;
     }
 
-    /// What was found.
+    /// The result.
     pub fn finish(mut self) -> Verdict {
         let pruned = self.verdict.pruned();
         for (seq, Elsewhere { hour, part, .. }) in std::mem::take(&mut self.elsewhere) {
@@ -522,12 +522,12 @@ impl Verifier {
         self.verdict
     }
 
-    /// Whether nothing is wrong so far.
+    /// Whether there is no fault so far.
     pub fn is_good(&self) -> bool {
         self.verdict.is_good()
     }
 
-    /// The last part whose checkpoint can be relied on.
+    /// The last part whose checkpoint can be trusted.
     pub fn last(&self) -> Option<&Statement> {
         self.last.as_ref()
     }
@@ -545,12 +545,12 @@ fn differing(found: &Counts, stated: &Counts) -> Vec<Wrong> {
 }
 
 impl Checking {
-    /// The statement, where it can be relied on.
+    /// The statement, if it can be trusted.
     pub fn statement(&self) -> Option<&Statement> {
         self.statement.as_ref()
     }
 
-    /// Where its entries are, when that is not where its checkpoint is.
+    /// Sets the place of its entries, if it differs from that of its checkpoint.
     pub fn set_place(&mut self, place: Option<String>) {
         self.place = place;
     }

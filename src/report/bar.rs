@@ -1,4 +1,4 @@
-//! A period cut into what is known of each part of it. Pure.
+//! Cuts a period into segments by the state of each part. Pure.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -8,8 +8,8 @@ use crate::checkpoint::format::Position;
 use crate::checkpoint::moving::POSITION_MOVED;
 use crate::model::Timestamp;
 
-/// How one content type was read between `from` and `to`, by when content became available. Where there is no position,
-/// nothing is known of it.
+/// How one content type was read between `from` and `to`, by when content became available. Without a position its
+/// state is unknown.
 pub fn of_position(position: Option<&Position>, from: Timestamp, to: Timestamp) -> Vec<Segment> {
     let Some(position) = position else {
         return cut(from, to, &[(from, to, SegmentState::NotKnown, None)]);
@@ -26,7 +26,7 @@ pub fn of_position(position: Option<&Position>, from: Timestamp, to: Timestamp) 
     cut(from, to, &parts)
 }
 
-/// What is known of all of these together: of each moment the worst that one of them says.
+/// Combines several bars: at each moment, the worst state of any of them.
 pub fn worst_of(bars: &[Vec<Segment>], from: Timestamp, to: Timestamp) -> Vec<Segment> {
     let rank = |state| match state {
         SegmentState::Complete => 0,
@@ -38,16 +38,16 @@ pub fn worst_of(bars: &[Vec<Segment>], from: Timestamp, to: Timestamp) -> Vec<Se
     };
     let mut parts: Vec<Part<'_>> =
         bars.iter().flatten().map(|s| (s.from, s.to, s.state, s.reason.as_deref())).collect();
-    // Of parts that lie over each other the last decides.
+    // Of overlapping parts, the last decides.
     parts.sort_by_key(|(_, _, state, _)| rank(*state));
     cut(from, to, &parts)
 }
 
-/// A part of a period: where it begins and ends, what is known of it, and why.
+/// A part of a period: its beginning and end, its state, and the reason.
 type Part<'a> = (Timestamp, Timestamp, SegmentState, Option<&'a str>);
 
-/// Cuts a period at the ends of all parts. Of parts that lie over each other the last named decides; reasons of gaps are
-/// joined. Neighbours that say the same become one.
+/// Cuts a period at the ends of all parts. Of overlapping parts, the last decides; reasons of gaps are joined. Equal
+/// neighbours are merged.
 fn cut(from: Timestamp, to: Timestamp, parts: &[Part<'_>]) -> Vec<Segment> {
     let ends = parts.iter().flat_map(|(begin, end, ..)| [*begin, *end]).filter(|at| from < *at && *at < to);
     let edges: Vec<Timestamp> = ends.chain([from, to]).collect::<BTreeSet<_>>().into_iter().collect();
@@ -70,7 +70,7 @@ fn cut(from: Timestamp, to: Timestamp, parts: &[Part<'_>]) -> Vec<Segment> {
     segments
 }
 
-/// The same of hours, which follow each other and cover the period.
+/// The same for hours, which are consecutive and cover the period.
 pub fn of_hours(hours: &[(Timestamp, Timestamp, SegmentState)], from: Timestamp, to: Timestamp) -> Vec<Segment> {
     let mut segments: Vec<Segment> = Vec::new();
     for (begin, end, state) in hours {

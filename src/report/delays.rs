@@ -1,4 +1,4 @@
-//! How late content came, read from the state: of the period, and of each of its days.
+//! How late content came, read from the state: over the period, and on each of its days.
 
 use super::model::{Lateness as Shown, LatenessDay, Spread};
 use crate::checkpoint::format::{self, Keys};
@@ -30,7 +30,7 @@ pub(super) async fn delays(
     Ok(Shown { events: spread(&all.events), content: spread(&all.blobs), days })
 }
 
-/// `None` where nothing was counted.
+/// `None` if nothing was counted.
 fn spread(delays: &Delays) -> Option<Spread> {
     Some(Spread {
         counted: delays.total(),

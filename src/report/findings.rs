@@ -1,4 +1,4 @@
-//! What follows from what was read: what is missing, open or not known, each in a sentence. Pure.
+//! Derives the findings from the data read: what is missing, open or unknown, each in a sentence. Pure.
 
 use jiff::SignedDuration;
 
@@ -9,11 +9,12 @@ use super::model::{
 use super::words::{NOT_KNOWN, number, reasons, span, time, time_or};
 use crate::model::{Timestamp, counted, shortened};
 
-/// A position that is less behind is as the source works: it lists every few minutes and leaves Microsoft a while.
+/// A smaller delay of the position is normal: the source lists every few minutes and stays some minutes behind
+/// Microsoft.
 const BEHIND: SignedDuration = SignedDuration::from_hours(1);
 /// Streams of one tenant begin within moments of each other.
 const BEGINS_TOGETHER: SignedDuration = SignedDuration::from_mins(1);
-/// Gaps of one content type that are told one by one; the JSON object and the bars have all.
+/// Gaps of one content type that are listed one by one; the JSON object and the bars have all.
 const GAPS_TOLD: usize = 10;
 
 /// All of one tenant, the worst first.
@@ -22,7 +23,7 @@ pub(super) fn findings(tenant: &Tenant, to: Timestamp) -> Vec<Finding> {
     for stream in &tenant.streams {
         of_stream(stream, to, &mut |kind, text| {
             let content_type = stream.content_type.clone();
-            // What holds for several is told once.
+            // A finding that holds for several content types is listed once.
             match found.iter_mut().find(|known| known.kind == kind && known.text == text) {
                 Some(known) if !known.content_types.contains(&content_type) => known.content_types.push(content_type),
                 _ => {
@@ -40,7 +41,7 @@ pub(super) fn findings(tenant: &Tenant, to: Timestamp) -> Vec<Finding> {
     found
 }
 
-/// What the findings of a tenant come to.
+/// The completeness that follows from a tenant's findings.
 pub(super) fn completeness<'f>(findings: impl IntoIterator<Item = &'f Finding>) -> Completeness {
     let of = |finding: &Finding| match finding.kind {
         FindingKind::Lost => Completeness::Incomplete,

@@ -1,4 +1,4 @@
-//! Reads a state into a report. It only reads, beside a process that goes on writing.
+//! Reads a state into a report. It only reads, beside a process that continues to write.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -27,9 +27,9 @@ use crate::receipts::store::{self, ReceiptKeys};
 use crate::receipts::verify::Verdict;
 use crate::source::hold::waited_for;
 
-/// How much of the past is reported where nobody asks for more or less.
+/// The default length of the period.
 const DEFAULT_PERIOD: SignedDuration = SignedDuration::from_hours(24 * 30);
-/// Reasons for setting records aside that are told apart.
+/// The maximum of distinct reasons for setting records aside.
 const REASONS_MAX: usize = 20;
 
 /// What to report.
@@ -56,7 +56,7 @@ pub struct AskedTenant {
     pub source: String,
     /// Its GUID.
     pub tenant: TenantId,
-    /// What is read of it.
+    /// Its configured content types.
     pub content_types: Vec<ContentType>,
     /// How long routine reads wait for matches of data loss prevention, in seconds.
     pub hold_secs: u64,
@@ -112,7 +112,7 @@ async fn default_from(store: &dyn StateStore, tenants: &[AskedTenant], to: Times
     Ok(begins.into_iter().min().filter(|begins| *begins < to).map_or(earliest, |begins| begins.max(earliest)))
 }
 
-/// Damage is what a report tells; that the state cannot be read at all is an error.
+/// A report lists damage; an unreadable state is an error.
 fn unless_damaged<T>(read: Result<T, StateError>) -> Result<Result<T, String>, StateError> {
     match read {
         Err(error @ StateError::Corrupt { .. }) => Ok(Err(error.to_string())),
@@ -180,7 +180,7 @@ async fn of_tenant(
     })
 }
 
-/// What of a period was filled through Microsoft Graph.
+/// The parts of a period that were filled through Microsoft Graph.
 fn healed(healing: &StoredHeal, content_type: ContentType, (from, to): (Timestamp, Timestamp)) -> Vec<Healed> {
     let of = healing.healed_of(content_type).iter().filter(|healed| healed.from < to && from < healed.to);
     of.map(|healed| Healed { from: healed.from, to: healed.to, at: healed.at, events: healed.events }).collect()
@@ -275,7 +275,7 @@ async fn set_aside(store: &dyn StateStore, keys: &Keys, content_type: ContentTyp
     Ok(aside)
 }
 
-/// What is on hold, by content type, and what it waits for.
+/// The held reads, by content type, and what they wait for.
 async fn on_hold(
     store: &dyn StateStore,
     keys: &Keys,

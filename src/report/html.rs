@@ -1,4 +1,4 @@
-//! A report as one HTML page: no script, nothing from elsewhere, for a screen of any width and for paper.
+//! A report as one HTML page without scripts or external resources, for a screen of any width and for paper.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -331,7 +331,7 @@ fn rules(page: &mut Page, tenant: &Tenant) {
     }
 }
 
-/// Which of the two delays, and what it is called.
+/// One of the two delays, and its name.
 type Which = (&'static str, fn(&Stream) -> Option<&Spread>);
 
 const DELAYS: [Which; 2] = [
@@ -470,7 +470,7 @@ fn comparison(page: &mut Page, reconcile: &Reconcile) {
     }
 }
 
-/// What is too long for the tenant's section: each day by content type.
+/// The tables that are too long for the tenant's section: each day by content type.
 fn annex(page: &mut Page, tenant: &Tenant) {
     page.ours("<section>\n");
     page.element("h2", &[], &format!("Annex: days of {}", tenant.source));

@@ -1,4 +1,4 @@
-//! HTML as it is written out: names of elements and attributes are ours, every other text is escaped on its way in.
+//! Writes HTML: names of elements and attributes are constants, and every other text is escaped.
 
 use std::borrow::Cow;
 
@@ -7,19 +7,19 @@ use crate::model::plain;
 /// Attributes by name.
 pub(crate) type Attributes<'a> = [(&'static str, &'a str)];
 
-/// A page in the making.
+/// A page being written.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     text: String,
 }
 
 impl Page {
-    /// What was written.
+    /// The text written.
     pub(crate) fn into_text(self) -> String {
         self.text
     }
 
-    /// Markup of ours: only what stands in the source itself can be given.
+    /// Appends constant markup: only a literal of the source code can be passed.
     pub(crate) fn ours(&mut self, markup: &'static str) {
         self.text.push_str(markup);
     }
@@ -72,10 +72,10 @@ impl Page {
     }
 }
 
-/// How a date is written; `0` stands for any digit.
+/// The form of a date; `0` means any digit.
 const DATE: &[u8] = b"0000-00-00";
 
-/// What stands before the first date of a text, the date, and what stands behind it.
+/// The text before the first date, the date, and the text after it.
 fn around_date(text: &str) -> Option<(&str, &str, &str)> {
     let is_date =
         |at: &[u8]| at.iter().zip(DATE).all(|(c, form)| if *form == b'0' { c.is_ascii_digit() } else { c == form });

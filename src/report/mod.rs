@@ -1,12 +1,14 @@
-//! What an operator hands to an auditor: what was read of each tenant, what became of it, what is missing and why, and
-//! whether it was verified.
+//! The report for an auditor: which content of each tenant was read, its outcome, what is missing and why, and whether
+//! it was verified.
 //!
-//! Owns: what a report says and the forms it is written in. Refuses to know: how a state is opened, where a report goes, and
-//! any clock. It reads the state alone; what the state does not know is `not known` in the report and never a zero.
+//! Owns the content of a report and its formats. Does not know how a state is opened, where a report is written, nor
+//! any clock. It reads only the state; a value that the state does not have is `not known` in the report and never a
+//! zero.
 //!
-//! `gather` reads a state into a `model`: `bar` is how far a content type was read, `tally` what receipts say by the day,
-//! `delays` how late content came, `reconciled` the verdict of the last `reconcile`, and `findings` what follows from all of
-//! them. `text` and `html` write it, in the words of `words`; the pictures in the HTML are made by `svg`.
+//! `gather` reads a state into a `model`: `bar` computes how far a content type was read, `tally` counts receipts by
+//! the day, `delays` computes how late content came, `reconciled` reads the verdict of the last `reconcile`, and
+//! `findings` derives the findings from all of them. `text` and `html` write the report, with the words of `words`;
+//! `svg` draws the pictures in the HTML.
 
 pub mod bar;
 mod delays;

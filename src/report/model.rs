@@ -1,4 +1,4 @@
-//! What a report says. Written as JSON it is the `json` format, which `docs/report.md` describes.
+//! The content of a report. As JSON it is the `json` format, which `docs/report.md` describes.
 
 use std::collections::BTreeMap;
 
@@ -23,13 +23,13 @@ pub struct Report {
     pub from: Timestamp,
     /// Where it ends (exclusive).
     pub to: Timestamp,
-    /// Whether nobody asked for the beginning of the period.
+    /// Whether the beginning of the period is the default.
     pub default_from: bool,
     /// Whether everything was read.
     pub completeness: Completeness,
     /// What is missing, open or not known.
     pub findings: Vec<Finding>,
-    /// Upper bounds of the counts of delays, in seconds; one more count has what is longer.
+    /// Upper bounds of the counts of delays, in seconds; one more count covers longer delays.
     pub lateness_bounds_secs: Vec<u64>,
     /// Tenant by tenant.
     pub tenants: Vec<Tenant>,
@@ -41,28 +41,28 @@ pub struct Report {
 pub enum Completeness {
     /// Everything, up to the positions.
     Complete,
-    /// Something that can still be read or delivered is left.
+    /// Some content is left that can still be read or delivered.
     Open,
     /// Part of the period was never to be read, or nothing is known of it.
     NotCovered,
-    /// Something is lost.
+    /// Content is lost.
     Incomplete,
 }
 
-/// Something a reader has to know.
+/// A fact that the reader must know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What kind of thing.
+    /// Its kind.
     pub kind: FindingKind,
-    /// The source it is about.
+    /// The source it concerns.
     pub source: String,
-    /// The content types; none where it is about the tenant.
+    /// The content types; none if it concerns the tenant.
     pub content_types: Vec<String>,
-    /// What it is, in a sentence.
+    /// The finding, in a sentence.
     pub text: String,
 }
 
-/// What kind of thing a finding is.
+/// The kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
@@ -72,11 +72,11 @@ pub enum FindingKind {
     NotVerified,
     /// Part of the period was never to be read, or nothing is known of it.
     NotCovered,
-    /// Something is left that can still be read or delivered.
+    /// Some content is left that can still be read or delivered.
     Open,
-    /// What cannot be told.
+    /// An unknown fact.
     NotKnown,
-    /// What else is to be known; nothing is missing because of it.
+    /// Further information; nothing is missing because of it.
     Note,
 }
 
@@ -91,11 +91,11 @@ pub struct Tenant {
     pub completeness: Completeness,
     /// By content type.
     pub streams: Vec<Stream>,
-    /// What receipts say.
+    /// The receipts.
     pub receipts: Receipts,
     /// Events by the day on which they were settled.
     pub days: Vec<Day>,
-    /// Dropped events by rule; `None` where receipts say nothing of the period.
+    /// Dropped events by rule; `None` if no receipts cover the period.
     pub dropped_by_rule: Option<Vec<Rule>>,
     /// The last comparison with an export of Microsoft's audit search.
     pub reconcile: Reconcile,
@@ -106,15 +106,15 @@ pub struct Tenant {
 pub struct Stream {
     /// Its name.
     pub content_type: String,
-    /// How far it was read; `None` where the state has no position.
+    /// How far it was read; `None` if the state has no position.
     pub position: Option<Reached>,
-    /// The period, cut into what is known of each part of it.
+    /// The period, cut into segments by state.
     pub bar: Vec<Segment>,
     /// Gaps of the period that were filled through Microsoft Graph; the bar has them as read.
     pub healed: Vec<Healed>,
-    /// What became of its events in the period; `None` where receipts say nothing of it.
+    /// The outcomes of its events in the period; `None` if no receipts cover it.
     pub counts: Option<Counts>,
-    /// Whether receipts reach the whole period, so that the counts are all there is.
+    /// Whether receipts cover the whole period, so that the counts are complete.
     pub counts_are_whole: bool,
     /// Content that is listed and not read.
     pub owed: Owed,
@@ -142,9 +142,9 @@ pub struct Healed {
 /// How far a content type was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reached {
-    /// Nothing made available before this is ever read.
+    /// Content made available before this is never read.
     pub origin: Timestamp,
-    /// Everything made available from there to here is settled, but for gaps and what is owed.
+    /// Everything made available from there to here is settled, except for gaps and unsettled blobs.
     pub complete_until: Option<Timestamp>,
     /// When Microsoft last answered a listing.
     pub last_listing: Option<Timestamp>,
@@ -155,7 +155,7 @@ pub struct Reached {
 /// Part of a period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Segment {
-    /// What is known of it.
+    /// Its state.
     pub state: SegmentState,
     /// Where it begins.
     pub from: Timestamp,
@@ -166,11 +166,11 @@ pub struct Segment {
     pub reason: Option<String>,
 }
 
-/// What is known of part of a period.
+/// The state of part of a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SegmentState {
-    /// Everything made available was read. Of receipts: every event has one.
+    /// Everything made available was read. For receipts: every event has one.
     Complete,
     /// It can no longer be read.
     Gap,
@@ -180,7 +180,7 @@ pub enum SegmentState {
     NotRead,
     /// Some receipts may be lacking.
     InPart,
-    /// Nothing is known of it.
+    /// Its state is unknown.
     NotKnown,
 }
 
@@ -200,7 +200,7 @@ pub struct Owed {
 pub struct SetAside {
     /// How many.
     pub records: u64,
-    /// Since when the oldest is.
+    /// When the oldest was set aside.
     pub oldest: Option<Timestamp>,
     /// Why, and how many; the most frequent first.
     pub reasons: Vec<Reason>,
@@ -209,7 +209,7 @@ pub struct SetAside {
 /// Why records were set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reason {
-    /// The receiver's words.
+    /// The receiver's reason.
     pub why: String,
     /// How many.
     pub records: u64,
@@ -222,7 +222,7 @@ pub struct OnHold {
     pub reads: u64,
     /// When the oldest was made available.
     pub oldest: Option<Timestamp>,
-    /// What the oldest waits for; `None` when it may be decided.
+    /// What the oldest waits for; `None` when it can be decided.
     pub waits_for: Option<WaitsFor>,
 }
 
@@ -231,18 +231,18 @@ pub struct OnHold {
 pub struct WaitsFor {
     /// Its name.
     pub content_type: String,
-    /// It must be complete until then.
+    /// The time until which it must be complete.
     pub needed_until: Timestamp,
-    /// It is until then.
+    /// The time until which it is complete.
     pub complete_until: Option<Timestamp>,
 }
 
 /// How late content came.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Lateness {
-    /// From an event to the content it is in, which is Microsoft's part; `None` where nothing was counted.
+    /// From an event to its content, which is Microsoft's part; `None` if nothing was counted.
     pub events: Option<Spread>,
-    /// From there to when it was read, which is ours.
+    /// From there to when it was read, which is this program's part.
     pub content: Option<Spread>,
     /// By the day on which content was read.
     pub days: Vec<LatenessDay>,
@@ -274,7 +274,7 @@ pub struct Spread {
     pub longest_secs: u64,
 }
 
-/// What receipts say of a tenant.
+/// The receipts of a tenant.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Receipts {
     /// Whether they verify.
@@ -291,15 +291,15 @@ pub struct Receipts {
     pub entries: u64,
     /// Parts before the first, which were removed as too old.
     pub removed_as_too_old: u64,
-    /// The hash of the last statement, in base64: to be compared with a copy kept elsewhere.
+    /// The hash of the last statement, in base64: for comparison with a copy kept elsewhere.
     pub last_hash: Option<String>,
-    /// What is wrong, at most 100.
+    /// The faults, at most 100.
     pub faults: Vec<String>,
-    /// How many faults there are.
+    /// The total number of faults.
     pub faults_in_all: u64,
-    /// Hours of the period, and how many of them receipts reach.
+    /// Hours of the period, and how many of them receipts cover.
     pub hours: Hours,
-    /// The period, cut into what receipts reach.
+    /// The period, cut into segments by the coverage of receipts.
     pub bar: Vec<Segment>,
 }
 
@@ -307,58 +307,58 @@ pub struct Receipts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state", content = "why")]
 pub enum Chain {
-    /// All of what is sealed.
+    /// All sealed receipts.
     Verified,
-    /// Something is wrong.
+    /// There is a fault.
     NotVerified,
     /// Nothing was sealed yet.
     NothingSealed,
     /// None are kept.
     Off,
-    /// It cannot be told.
+    /// Unknown, for this reason.
     NotKnown(String),
 }
 
-/// Hours, and how many of them receipts reach.
+/// Hours, and how many of them receipts cover.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Hours {
     /// All.
     pub all: u64,
     /// Every event has a receipt, or is counted.
     pub known: u64,
-    /// Some may lack theirs.
+    /// Some events may lack their receipt.
     pub in_part: u64,
 }
 
 impl Hours {
-    /// Nothing is known of these.
+    /// Hours of unknown state.
     pub fn not_known(&self) -> u64 {
         self.all.saturating_sub(self.known + self.in_part)
     }
 
-    /// Whether receipts reach all of them.
+    /// Whether receipts cover all of them.
     pub fn is_whole(&self) -> bool {
         self.known == self.all
     }
 }
 
-/// Events of one day, or of several of which nothing is known.
+/// Events of one day, or of several unknown days.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Day {
     /// The day, UTC.
     pub day: String,
-    /// The last day, where it stands for several of which nothing is known.
+    /// The last day, if it covers several unknown days.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// The day's hours within the period.
     pub hours: Hours,
-    /// What became of the events; `None` where it is not known.
+    /// The outcomes of the events; `None` if unknown.
     pub counts: Option<Counts>,
     /// The same by content type.
     pub by_type: BTreeMap<String, Counts>,
 }
 
-/// What a rule dropped.
+/// The events that a rule dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// Its id; `None` for those that receipts do not name.
@@ -373,7 +373,7 @@ pub struct Rule {
 pub enum Reconcile {
     /// None was made.
     None,
-    /// There is one that cannot be read.
+    /// There is one, but it is unreadable.
     Unreadable {
         /// Why.
         why: String,
@@ -382,7 +382,7 @@ pub enum Reconcile {
     Made(Box<Compared>),
 }
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Compared {
     /// When it was made.
@@ -395,11 +395,11 @@ pub struct Compared {
     pub classes: BTreeMap<String, u64>,
     /// Events that were delivered and that the export lacks.
     pub only_ours: Option<u64>,
-    /// Whether the export looks cut.
+    /// Whether the export seems truncated.
     pub looks_cut: bool,
     /// Why.
     pub why: Vec<String>,
-    /// What the comparison rests on.
+    /// The evidence of the comparison.
     pub evidence: Vec<String>,
     /// The first of the missing events.
     pub missing: Vec<MissingEvent>,

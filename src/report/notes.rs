@@ -1,9 +1,9 @@
-//! What every report says in the same words: what the patterns mean, which line answers which standard, what a report does
-//! not prove, and a glossary.
+//! The fixed texts of every report: the meaning of the patterns, the line for each standard, the limits of a report,
+//! and a glossary.
 
 use super::model::SegmentState;
 
-/// What the parts of a bar of content mean.
+/// The meaning of the segments in a bar of content.
 pub(crate) const OF_CONTENT: [(SegmentState, &str); 5] = [
     (SegmentState::Complete, "all content made available then was read, but for what is listed as left"),
     (SegmentState::Gap, "content made available then can no longer be read; the table says why"),
@@ -12,14 +12,14 @@ pub(crate) const OF_CONTENT: [(SegmentState, &str); 5] = [
     (SegmentState::NotKnown, "the collector's state says nothing of it"),
 ];
 
-/// What those of a bar of receipts mean.
+/// The meaning of those in a bar of receipts.
 pub(super) const OF_RECEIPTS: [(SegmentState, &str); 3] = [
     (SegmentState::Complete, "for receipts: every event settled then has one, or is counted"),
     (SegmentState::InPart, "for receipts: some events settled then may have none"),
     (SegmentState::NotKnown, "for receipts: there are none of that time"),
 ];
 
-/// Standards, what they ask for, and where this report answers.
+/// Standards, their requirements, and the place in this report that answers them.
 pub(super) const STANDARDS: [(&str, &str, &str); 7] = [
     (
         "SOC 2, information produced by the entity (AT-C 205)",

@@ -1,6 +1,6 @@
 //! The verdict that `reconcile` left, read back: `docs/reconcile.md` has its form.
 //!
-//! It may list a million events; some are kept and the others are passed over as they are read.
+//! It may list a million events; only some are kept, and the others are skipped while reading.
 
 use std::collections::BTreeMap;
 use std::fmt;

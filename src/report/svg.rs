@@ -1,5 +1,5 @@
-//! Pictures of a period: what was read of it, and how much came on each of its days. Each part has a pattern and a word or
-//! a letter beside its colour, and places are shares of the width, so that a picture is as wide as its page.
+//! Pictures of a period: which parts were read, and how much came on each of its days. Each part has a pattern and a
+//! word or a letter beside its colour. Positions are shares of the width, so that a picture is as wide as its page.
 
 use jiff::tz::TimeZone;
 
@@ -33,17 +33,18 @@ const STEPS: [i64; 15] = [
     180 * DAY,
     365 * DAY,
 ];
-/// In percent of the width: a part that is smaller is drawn so wide.
+/// The minimum width of a part, in percent.
 const SEEN: f64 = 0.5;
-/// A part so wide has its word in it,
+/// A part this wide shows its word.
 const WIDE_FOR_A_WORD: f64 = 22.0;
-/// one so wide its letter.
+/// A part this wide shows its letter.
 const WIDE_FOR_A_LETTER: f64 = 4.0;
-/// Marks of gaps keep so far from each other.
+/// The minimum distance between marks of gaps.
 const MARKS_APART: f64 = 6.0;
 
-/// Writes the patterns that the pictures refer to: lines, each part of a picture showing its piece of them. Parts are told
-/// apart by them where there is no colour. They are no `<pattern>`, of which a browser makes a picture each time it prints.
+/// Writes the patterns that the pictures refer to: lines, of which each part of a picture shows its piece. They
+/// distinguish parts without colour. A `<pattern>` is not used, since a browser turns it into a bitmap whenever it
+/// prints.
 pub(crate) fn patterns(page: &mut Page) {
     let lines = |step: usize, line: &dyn Fn(i32) -> String| (-HIGH..FAR).step_by(step).map(line).collect::<String>();
     let rows = |step: usize, row: &dyn Fn(i32) -> String| (4..HIGH).step_by(step).map(row).collect::<String>();
@@ -121,7 +122,7 @@ const fn letter(state: SegmentState) -> &'static str {
     }
 }
 
-/// What a bar says, for who cannot see it.
+/// A bar in words, for screen readers.
 fn spoken(name: &str, bar: &[Segment]) -> String {
     let part = |segment: &Segment| {
         format!("{} from {} to {}", words::state(segment.state), time(segment.from), time(segment.to))
@@ -140,7 +141,7 @@ pub(crate) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], ga
         &[("class", "bar"), ("role", "img"), ("width", "100%"), ("height", height), ("aria-label", &spoken(name, bar))],
     );
     let mut parts: Vec<&Segment> = bar.iter().collect();
-    // What must not be overlooked is drawn last.
+    // Gaps are drawn last, so that nothing covers them.
     parts.sort_by_key(|segment| (segment.state == SegmentState::Gap, segment.state != SegmentState::Complete));
     for segment in &parts {
         let (x, end) = (scale.place(segment.from), scale.place(segment.to));
@@ -152,7 +153,7 @@ pub(crate) fn bar(page: &mut Page, scale: Scale, name: &str, bar: &[Segment], ga
         let (x, end) = (scale.place(segment.from), scale.place(segment.to));
         let word = match end - x {
             wide if wide >= WIDE_FOR_A_WORD => words::state(segment.state),
-            // The pattern of what is not known is its letter.
+            // The pattern of an unknown part replaces its letter.
             wide if wide >= WIDE_FOR_A_LETTER && segment.state != SegmentState::NotKnown => letter(segment.state),
             _ => continue,
         };
@@ -241,7 +242,7 @@ pub(crate) fn days(page: &mut Page, days: &[Day]) {
     page.end("svg");
 }
 
-/// What the patterns mean.
+/// The meaning of the patterns.
 pub(crate) fn legend(page: &mut Page, meanings: &[(SegmentState, &'static str)]) {
     page.ours("<ul class=\"legend\">\n");
     for (state, meaning) in meanings {

@@ -2,10 +2,10 @@
 
 use super::markup::Page;
 
-/// A column: its head, and what it holds.
+/// A column: its head, and its kind of content.
 pub(super) type Column = (&'static str, Holds);
 
-/// What a column holds, which says how it is set.
+/// The kind of content of a column, which decides its layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
     /// Words.
@@ -67,7 +67,7 @@ const fn class(holds: Holds) -> &'static str {
     }
 }
 
-/// Names and what they stand for.
+/// Terms and their meanings.
 pub(super) fn terms<'a>(page: &mut Page, class: &'static str, terms: impl IntoIterator<Item = (&'a str, String)>) {
     page.begin("dl", &[("class", class)]);
     for (term, meaning) in terms {

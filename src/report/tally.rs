@@ -1,8 +1,8 @@
-//! What receipts say of a tenant's events, by the hour in which they were settled: counted by the day, with the hours
-//! that receipts do not reach. Nothing is verified here.
+//! Counts a tenant's receipts by the hour in which events were settled: the counts by the day, and the hours that
+//! receipts do not cover. It verifies nothing.
 //!
-//! One part is in memory at a time. Receipts that are not sealed are read before the head is, so that a part which is
-//! sealed meanwhile is counted once.
+//! One part is in memory at a time. Unsealed receipts are read before the head, so that a part sealed meanwhile is
+//! counted once.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -20,32 +20,32 @@ use crate::receipts::seal::ENTRY_BYTES;
 use crate::receipts::statement::{Counts, DELIVERED, DROPPED, HELD, Hour, Outcome, SET_ASIDE, Statement};
 use crate::receipts::store::{self, Before, Parts, ReceiptKeys, StoredPart};
 
-/// Rules that are counted by name; what others dropped is counted with those that are not named.
+/// The maximum of rules counted by name; others are counted with the unnamed ones.
 const RULES_MAX: usize = 10_000;
 
-/// What receipts say of a period.
+/// The counts of receipts over a period.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// By the day.
     pub days: Vec<Day>,
-    /// By content type, where any hour is known.
+    /// By content type, if any hour is known.
     pub by_type: Option<BTreeMap<ContentType, Counts>>,
     /// By rule, likewise.
     pub rules: Option<Vec<Rule>>,
-    /// The hours they reach.
+    /// The hours they cover.
     pub hours: Hours,
-    /// The period by what they reach.
+    /// The period, by their coverage.
     pub bar: Vec<Segment>,
 }
 
 impl Tally {
-    /// Of receipts that cannot be read: nothing is known.
+    /// For unreadable receipts: everything is unknown.
     pub(super) fn of_nothing((from, to): (Timestamp, Timestamp)) -> Self {
         Counting::new(from, to).finish(&[])
     }
 }
 
-/// The hour in which the receipts that are kept begin; `None` where none are sealed or it cannot be read.
+/// The hour in which the receipts that are kept begin; `None` if none are sealed or it cannot be read.
 pub(super) async fn first_hour(store: &dyn StateStore, keys: &ReceiptKeys) -> Result<Option<Hour>, StateError> {
     let Some(head) = store::read_head(store, keys).await? else { return Ok(None) };
     let first = Parts::open(store, keys, &head).await?.next().await?;
@@ -55,7 +55,7 @@ pub(super) async fn first_hour(store: &dyn StateStore, keys: &ReceiptKeys) -> Re
 /// Counts the receipts of the hours that begin in `[from, to)`; `to` is not in the future.
 ///
 /// # Errors
-/// When the state cannot be read, or the head or a page that is not sealed is damaged.
+/// When the state cannot be read, or the head or an unsealed page is damaged.
 pub(super) async fn tally(
     store: &dyn StateStore,
     keys: &Keys,
@@ -106,14 +106,14 @@ enum Reached {
     InPart,
 }
 
-/// What is counted so far.
+/// The counts so far.
 struct Counting {
     from: Timestamp,
     to: Timestamp,
     hours: BTreeMap<Hour, Reached>,
     days: BTreeMap<String, BTreeMap<ContentType, Counts>>,
     rules: BTreeMap<Option<Arc<str>>, u64>,
-    /// The hour of the part before, where that was not its last.
+    /// The hour of the previous part, if that was not the hour's last.
     unfinished: Option<Hour>,
 }
 
@@ -136,7 +136,7 @@ impl Counting {
         }
     }
 
-    /// The part that should follow is not there, or cannot be read.
+    /// Records that the next part is missing or unreadable.
     fn is_missing(&mut self) {
         if let Some(hour) = self.unfinished.take() {
             self.reaches(hour, true);
@@ -182,7 +182,7 @@ impl Counting {
         *self.rules.entry(rule.filter(|_| is_named)).or_default() += count;
     }
 
-    /// Receipts that are not sealed. As when they are sealed, of those that say the same one counts.
+    /// Counts unsealed receipts. As in sealing, equal ones count once.
     fn open(&mut self, hour: Hour, receipts: Receipts) {
         if !self.has(hour) {
             return;
@@ -218,7 +218,8 @@ impl Counting {
         }
     }
 
-    /// The hours after what is sealed: while those who wrote last keep receipts, whatever was settled has its receipt.
+    /// Adds the hours after the sealed ones: as long as the last writer keeps receipts, every settled event has its
+    /// receipt.
     fn since(&mut self, head: &StoredHead, begun: Option<Hour>, is_kept: bool) {
         let sealed = head.sealed.as_ref().map(|sealed| if sealed.last { sealed.hour.next() } else { sealed.hour });
         let Some(mut hour) = begun.or(sealed).or(head.begins_until) else { return };
@@ -281,7 +282,7 @@ impl Counting {
     }
 }
 
-/// Adds a day. Days in a row of which nothing is known become one.
+/// Adds a day. Consecutive unknown days are merged.
 fn push_day(
     days: &mut Vec<Day>,
     day: String,

@@ -11,7 +11,7 @@ use crate::receipts::statement::Counts;
 
 /// Columns of a bar.
 const BAR_COLUMNS: usize = 60;
-/// What a bar is drawn with.
+/// The legend of a bar.
 const LEGEND: &str = "= complete   X gap   . not yet   - not read   ~ in part   ? not known";
 
 /// Writes it.
@@ -95,7 +95,7 @@ fn table(head: &[&str], rows: Vec<Vec<String>>, out: &mut dyn Write) -> io::Resu
     Ok(())
 }
 
-/// A period as a line of letters: of what lies in one column the worst is shown.
+/// A period as a line of letters: each column shows its worst state.
 fn drawn(bar: &[Segment], from: Timestamp, to: Timestamp) -> String {
     let (begin, all) = (from.as_second(), to.duration_since(from).as_secs().max(1));
     let column = |n: usize| begin + all * n as i64 / BAR_COLUMNS as i64;

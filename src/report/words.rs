@@ -1,4 +1,4 @@
-//! The words of a report: what a reader who has never seen the program understands.
+//! The words of a report, for a reader who has never seen the program.
 
 use std::borrow::Cow;
 
@@ -7,22 +7,22 @@ use jiff::tz::TimeZone;
 use super::model::{Chain, Completeness, FindingKind, Report, SegmentState, Tenant};
 use crate::model::{Timestamp, counted};
 
-/// What nobody knows is called this, and never zero.
+/// The text for an unknown value, which is never shown as zero.
 pub(super) const NOT_KNOWN: &str = "not known";
 
-/// A moment as it is written: UTC, which the report says once; seconds where there are any.
+/// A moment in UTC, which the report states once; with seconds if they are not 0.
 pub(super) fn time(at: Timestamp) -> String {
     let at = TimeZone::UTC.to_datetime(at);
     let form = if at.second() == 0 { "%Y-%m-%d %H:%M" } else { "%Y-%m-%d %H:%M:%S" };
     at.strftime(form).to_string()
 }
 
-/// The same, or that there is none.
+/// The same, or the text for none.
 pub(super) fn time_or(at: Option<Timestamp>, none: &str) -> String {
     at.map_or_else(|| none.to_owned(), time)
 }
 
-/// Seconds as people say them.
+/// A number of seconds in words.
 pub(super) fn span(secs: i64) -> String {
     let secs = secs.unsigned_abs();
     let two = |large: u64, large_word: &str, small: u64, small_word: &str| match small {
@@ -60,7 +60,7 @@ pub(super) fn delay(secs: u64) -> String {
     }
 }
 
-/// A number as people read it: 1,234,567.
+/// A number with separators: 1,234,567.
 pub(super) fn number(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -73,7 +73,7 @@ pub(super) fn number(count: u64) -> String {
     text
 }
 
-/// A count of which more may exist than is known: then there is no zero.
+/// A count that may be incomplete, in which case zero is not shown.
 pub(super) fn at_least(count: u64, is_whole: bool) -> String {
     match count {
         _ if is_whole => number(count),
@@ -82,7 +82,7 @@ pub(super) fn at_least(count: u64, is_whole: bool) -> String {
     }
 }
 
-/// The reasons of a gap, as its record has them, in words.
+/// The reasons in a gap's record, in words.
 pub(super) fn reasons(reason: &str) -> String {
     let one = |reason| match reason {
         "outage" => Cow::Borrowed("the collector did not read for longer than Microsoft keeps content"),
@@ -106,7 +106,7 @@ pub(super) const fn state(state: SegmentState) -> &'static str {
     }
 }
 
-/// What kind of thing a finding is, in a word or two.
+/// The kind of a finding, in a word or two.
 pub(super) const fn kind(kind: FindingKind) -> &'static str {
     match kind {
         FindingKind::Lost => "missing",
@@ -139,7 +139,7 @@ pub(super) fn chain(chain: &Chain) -> String {
     }
 }
 
-/// Classes of a comparison: the word in its verdict, and what it means.
+/// Classes of a comparison: the name in its verdict, and the meaning.
 pub(super) const CLASSES: [(&str, &str); 12] = [
     ("delivered", "the event was delivered"),
     ("repeated", "the same event stood in the export before"),
@@ -205,12 +205,12 @@ fn tenants(tenants: &[Tenant]) -> String {
     }
 }
 
-/// The names of those that something holds for.
+/// The names of the tenants for which `holds` is true.
 fn those(tenants: &[Tenant], holds: impl Fn(&Tenant) -> bool) -> Vec<&str> {
     tenants.iter().filter(|tenant| holds(tenant)).map(|tenant| &*tenant.source).collect()
 }
 
-/// Names in a sentence; of many their number.
+/// Names in a sentence; if there are many, their number.
 fn of(names: &[&str], all: usize) -> String {
     match names {
         _ if names.len() == all && all == 1 => String::new(),

@@ -1,8 +1,8 @@
-//! Client assertions as the identity platform checks them: form, signature, times, audience, subject, and that none is
+//! Checks client assertions as the identity platform does: form, signature, times, audience, subject, and that none is
 //! used twice.
 //!
-//! Follows Microsoft's "certificate credentials" and "workload identity federation" pages. Which check comes first
-//! where several fail is not documented; the signature comes before the times here.
+//! Follows Microsoft's "certificate credentials" and "workload identity federation" pages. The order of the checks is
+//! not documented; here the signature comes before the times.
 
 use std::collections::HashMap;
 
@@ -16,9 +16,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::SimConfig;
 use crate::model::Timestamp;
 
-/// How far an assertion may lie in the future, seconds: the platform allows for clocks that differ.
+/// How far an assertion may lie in the future, seconds: the platform tolerates clock differences.
 const LEEWAY_SECS: i64 = 300;
-/// The longest life of an assertion, seconds. Microsoft recommends 5 to 10 minutes; this is the simulator's own limit.
+/// The longest lifetime of an assertion, seconds. Microsoft recommends 5 to 10 minutes; this is the simulator's own
+/// limit.
 const LIFE_SECS_MAX: i64 = 600;
 /// The platform's own authorities, one for each national cloud.
 const AUTHORITIES: [&str; 3] = [
@@ -36,11 +37,11 @@ pub struct FederatedCredential {
     pub audience: String,
     /// `sub` it must carry (otherwise AADSTS700213).
     pub subject: String,
-    /// The certificate (DER) whose key signs the outside issuer's tokens, RS256. `None`: signatures are not looked at.
+    /// The certificate (DER) whose key signs the outside issuer's tokens, RS256. `None`: signatures are not checked.
     pub certificate: Option<Vec<u8>>,
 }
 
-/// The `jti` of the assertions that were taken, until they end.
+/// The `jti` of the accepted assertions, until they expire.
 #[derive(Default)]
 pub(super) struct Seen(HashMap<String, i64>);
 
@@ -64,7 +65,7 @@ pub(super) fn check(
     }
 }
 
-/// One signed by a certificate of the application.
+/// Checks one signed by a certificate of the application.
 fn check_own(
     seen: &mut Seen,
     config: &SimConfig,
@@ -77,7 +78,7 @@ fn check_own(
         "RS256" => (&RSA_PKCS1_2048_8192_SHA256, "x5t"),
         _ => return Err(700027),
     };
-    // PS256 may be named by SHA-1, too; a certificate named by neither is no certificate.
+    // PS256 may be named by SHA-1, too; an assertion that names its certificate by neither is refused.
     let name = if jwt.header(by_name).is_empty() && by_name == "x5t#S256" { "x5t" } else { by_name };
     let given = jwt.header(name);
     let algorithm = if name == "x5t" { &digest::SHA1_FOR_LEGACY_USE_ONLY } else { &digest::SHA256 };
@@ -100,7 +101,7 @@ fn check_own(
     if !is_ours || jwt.claim("sub") != config.client_id {
         return Err(700027);
     }
-    // Not documented with a code of its own.
+    // There is no documented code for this.
     seen.0.retain(|_, end| *end > now);
     let id = jwt.claim("jti");
     if id.is_empty() || seen.0.insert(id.to_owned(), to).is_some() {
@@ -109,7 +110,7 @@ fn check_own(
     Ok(())
 }
 
-/// A token of an outside issuer, held against the application's federated credential.
+/// Checks an external issuer's token against the application's federated credential.
 fn check_outside(config: &SimConfig, jwt: &Jwt<'_>, now: i64) -> Result<(), u32> {
     let Some(federated) = &config.federated else { return Err(700211) };
     match () {
@@ -148,7 +149,7 @@ impl<'a> Jwt<'a> {
         self.header.get(name).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// A claim that is a text; `aud` of an outside token may be a list of one.
+    /// A text claim; `aud` of an external token may be a list of one.
     fn claim(&self, name: &str) -> &str {
         let value = self.claims.get(name);
         let value = value.and_then(|value| value.as_array().and_then(|list| list.first()).or(Some(value)));

@@ -1,4 +1,4 @@
-//! A call of the simulated API and its answer, before faults and away from sockets.
+//! A call of the simulated API and its answer, before faults and without sockets.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -8,14 +8,14 @@ use super::faults::CallKind;
 use super::tenant::BlobBody;
 use crate::model::ContentType;
 
-/// The reply header that names the next page; its spelling on the wire is put in by [`write_name`].
+/// The reply header that names the next page; [`write_name`] inserts its spelling on the wire.
 pub(super) const NEXT_PAGE_HEADER: &str = "nextpageuri";
 
-/// A request, taken apart.
+/// A parsed request.
 pub(super) struct Call {
     pub kind: CallKind,
     pub method_ok: bool,
-    /// The tenant as the path names it.
+    /// The tenant in the path.
     pub tenant_text: String,
     /// The blob a content path names, decoded once.
     pub blob_id: Option<String>,
@@ -25,7 +25,7 @@ pub(super) struct Call {
     pub query: Vec<(String, String)>,
     pub raw_query: String,
     pub bearer: Option<String>,
-    /// The host and port the client called, if it said.
+    /// The host and port that the client called, if it sent them.
     pub host: Option<String>,
     pub languages: Vec<String>,
     /// Of a call of Graph: its version, a slash, and the query's id.
@@ -132,7 +132,7 @@ pub(super) struct Reply {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: ReplyBody,
-    /// The blob whose events this is, so that a complete read can be entered.
+    /// The blob whose events this carries, so that a complete read can be recorded.
     pub reads_blob: Option<String>,
 }
 
@@ -161,8 +161,8 @@ impl Reply {
         Self::new(status, "text/html", page)
     }
 
-    /// A server exception as the API reports it: the text is split at its first colon, and the message has lost
-    /// the character behind it.
+    /// A server exception in the API's form: the text is split at its first colon, and the message has lost the
+    /// character after it.
     pub(super) fn server_exception(text: &str) -> Self {
         let (code, rest) = text.split_once(':').unwrap_or((text, ""));
         let mut message = rest.chars();
@@ -171,7 +171,7 @@ impl Reply {
     }
 }
 
-/// The headers of a request that these end points look at.
+/// The headers of a request that these end points use.
 #[derive(Default)]
 pub(super) struct IdentityHeaders {
     pub metadata: bool,
@@ -180,7 +180,7 @@ pub(super) struct IdentityHeaders {
     pub authorization: String,
 }
 
-/// Decodes `%XX` once; what is no escape stays.
+/// Decodes `%XX` once; other text stays.
 fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());

@@ -1,9 +1,9 @@
-//! The event generator: templates of real and of made-up records, and what is filled into them.
+//! The event generator: templates of real and of invented records, and the values filled into them.
 //!
-//! The real records are those of the development corpus that may be redistributed (see `events/NOTICE.md`), with
-//! fresh `Id`, `CreationTime` and `OrganizationId`. The others were written for this project in shapes seen on the
-//! wire: `events/own.tsv`, one line each: kind (`signal` or `irregular`), name, content type, record. A text between
-//! `@` signs is filled in, [`Filling`] says with what.
+//! The real records are the redistributable ones of the development corpus (see `events/NOTICE.md`), with fresh `Id`,
+//! `CreationTime` and `OrganizationId`. The others were written for this project in shapes seen on the wire:
+//! `events/own.tsv`, one line each: kind (`signal` or `irregular`), name, content type, record. A text between `@`
+//! signs is replaced by a value, which [`Filling`] defines.
 
 use std::sync::OnceLock;
 
@@ -170,16 +170,16 @@ const DEEP_LEVELS: usize = 100;
 /// Items of `@BULK@`, about 90 bytes each.
 const BULK_ITEMS: usize = 700;
 
-/// What a template holds between its fixed pieces.
+/// A variable part of a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Filling {
-    /// `@ID@`: a fresh GUID, the same wherever it stands in one record.
+    /// `@ID@`: a fresh GUID, the same at every place of one record.
     Id,
     /// `@TIME@`: the event's time, UTC, no zone, whole seconds.
     Time,
     /// `@UNIQUETIME@`: the same, but no other record of this template has it.
     UniqueTime,
-    /// `@TIMEPLUS2H@`: the same two hours later, for a `+02:00` behind it.
+    /// `@TIMEPLUS2H@`: the same two hours later, for a following `+02:00`.
     TimePlusTwoHours,
     /// `@TENANT@`
     Tenant,
@@ -196,7 +196,7 @@ const FILLINGS: [(&str, Filling); 6] = [
     ("@N@", Filling::Number),
 ];
 
-/// One record to be filled in.
+/// The template of one record.
 #[derive(Debug)]
 pub(super) struct Template {
     /// Its name: of the irregular shape, of the signal, or `corpus`.
@@ -222,7 +222,7 @@ impl Template {
         Self { name, irregularity, pieces }
     }
 
-    /// Whether the template must be given a time that no other record of it has.
+    /// Whether each record of the template needs a time of its own.
     pub fn wants_unique_time(&self) -> bool {
         self.pieces.iter().any(|(_, filling)| *filling == Some(Filling::UniqueTime))
     }
@@ -304,7 +304,7 @@ fn expand(text: &str) -> String {
     if text.contains("@BULK@") { text.replace("@BULK@", &bulk()) } else { text }
 }
 
-/// A real record with its `Id`, `CreationTime` and `OrganizationId` made into marks, everything else as it is.
+/// A real record with its `Id`, `CreationTime` and `OrganizationId` replaced by marks, and otherwise unchanged.
 fn corpus_template(line: &str) -> Option<Template> {
     let mut members = Members::parse(line.as_bytes())?;
     for (key, value) in &mut members.0 {
@@ -319,7 +319,7 @@ fn corpus_template(line: &str) -> Option<Template> {
     Some(Template::new("corpus", None, &members.print()))
 }
 
-/// The members of an object in their order, values as they stand; a key may occur twice.
+/// The members of an object in their order, with raw values; a key may occur twice.
 pub(super) struct Members(Vec<(String, Box<RawValue>)>);
 
 impl Members {
@@ -381,7 +381,7 @@ pub(super) fn reorder_fields(raw: &[u8], rng: &mut fastrand::Rng) -> Option<Vec<
     Some(members.print().into_bytes())
 }
 
-/// `2026-07-16T20:45:19`: how the feed writes `CreationTime`.
+/// `2026-07-16T20:45:19`: the feed's form of `CreationTime`.
 pub(super) fn zoneless(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S").to_string()
 }
@@ -398,7 +398,7 @@ pub(super) fn fresh_guid(rng: &mut fastrand::Rng) -> String {
     )
 }
 
-/// The body of a blob too large to hold: events that are known by their numbers, all of one length.
+/// The body of a blob too large to hold: events identified by their numbers, all of one length.
 #[derive(Debug, Clone)]
 pub(super) struct HugeBody {
     serial: u32,
@@ -406,7 +406,7 @@ pub(super) struct HugeBody {
     time: String,
 }
 
-/// What tells the ids of huge blobs from others: the third to fifth groups of the GUID begin so.
+/// The mark of ids in huge blobs: the third to fifth groups of the GUID begin like this.
 const HUGE_MARK: &str = "4875-4765-8000";
 
 impl HugeBody {

@@ -1,8 +1,8 @@
-//! The second witness: what the audit search of the simulated tenant exports, in the forms in which its tools write it.
+//! The second witness: the exports of the simulated tenant's audit search, in the forms of Microsoft's tools.
 //!
-//! Follows what is known of those forms: Purview's export, `Search-UnifiedAuditLog` through `ConvertTo-Json` and
-//! `Export-Csv`, and Microsoft Graph's `/security/auditLog/queries/{id}/records`. Bytes in, bytes out: which events are
-//! exported is decided in `tenant`.
+//! Follows the known properties of those forms: Purview's export, `Search-UnifiedAuditLog` through `ConvertTo-Json` and
+//! `Export-Csv`, and Microsoft Graph's `/security/auditLog/queries/{id}/records`. Bytes in, bytes out: `tenant` decides
+//! which events are exported.
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -16,7 +16,7 @@ use crate::model::{TenantId, Timestamp};
 pub enum ExportForm {
     /// Purview's audit search: CSV with a byte order mark, some rows twice.
     PurviewCsv,
-    /// `Search-UnifiedAuditLog | ConvertTo-Json`: an array, or one object where there is one event.
+    /// `Search-UnifiedAuditLog | ConvertTo-Json`: an array, or one object if there is one event.
     SearchJson,
     /// The same with `-Formatted`: names in place of the numbers of record types.
     SearchJsonFormatted,
@@ -31,7 +31,7 @@ impl ExportForm {
     pub const ALL: [ExportForm; 5] =
         [Self::PurviewCsv, Self::SearchJson, Self::SearchJsonFormatted, Self::SearchCsv, Self::GraphPages];
 
-    /// Its name, as `simulate` and file names have it.
+    /// Its name in `simulate` and in file names.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PurviewCsv => "purview-csv",
@@ -43,20 +43,20 @@ impl ExportForm {
     }
 }
 
-/// What is exported, and how.
+/// The specification of an export.
 #[derive(Debug, Clone)]
 pub struct ExportSpec {
     /// The form.
     pub form: ExportForm,
-    /// The first instant of the search; everything before where there is none.
+    /// The first instant of the search; `None`: no lower limit.
     pub from: Option<Timestamp>,
     /// Its end (excluded).
     pub to: Option<Timestamp>,
     /// Records on a page of Graph.
     pub page_rows: usize,
-    /// Share of the rows that Purview's export has twice.
+    /// Share of the rows that Purview's export repeats.
     pub repeated_rate: f64,
-    /// Where the randomness comes from.
+    /// The seed of the randomness.
     pub seed: u64,
 }
 
@@ -72,7 +72,7 @@ impl ExportSpec {
 pub struct ExportFile {
     /// Its name.
     pub name: String,
-    /// What is in it.
+    /// Its content.
     pub bytes: Vec<u8>,
 }
 
@@ -82,7 +82,7 @@ pub(super) struct SearchRow {
     pub time: Timestamp,
 }
 
-/// Writes rows as the tools do, the newest first. Rows of one second are in no order that means anything.
+/// Writes rows as the tools do, the newest first. Rows of one second are in no particular order.
 pub(super) fn write(mut rows: Vec<SearchRow>, tenant: &TenantId, spec: &ExportSpec) -> Vec<ExportFile> {
     rows.sort_by(|one, other| other.time.cmp(&one.time).then_with(|| one.raw.cmp(&other.raw)));
     let rows: Vec<Told> = rows.into_iter().filter_map(Told::of).collect();
@@ -98,7 +98,7 @@ pub(super) fn write(mut rows: Vec<SearchRow>, tenant: &TenantId, spec: &ExportSp
     }
 }
 
-/// A row and what its columns say of it.
+/// A row and the values of its columns.
 struct Told {
     members: Members,
     text: String,
@@ -119,7 +119,7 @@ impl Told {
         }
     }
 
-    /// The name of the record type, or its number where it has none.
+    /// The name of the record type, or its number if it has none.
     fn record_type_name(&self) -> String {
         let number = self.get("RecordType");
         let known = RECORD_TYPES.iter().find(|(known, _)| known.to_string() == number);
@@ -192,7 +192,7 @@ fn purview_csv(rows: &[Told], spec: &ExportSpec) -> Vec<u8> {
     out
 }
 
-/// What `Search-UnifiedAuditLog` puts around an event.
+/// The wrapper of `Search-UnifiedAuditLog` around an event.
 fn around(row: &Told, (number, count): (usize, usize), data: &str, record_type: &str) -> [(&'static str, String); 13] {
     [
         ("PSComputerName", "outlook.office365.example".to_owned()),
@@ -247,7 +247,7 @@ fn search_json(rows: &[Told], is_formatted: bool) -> Vec<u8> {
             format!("{{\r\n{}\r\n}}", members.join(",\r\n"))
         })
         .collect();
-    // `ConvertTo-Json` makes no array of one.
+    // `ConvertTo-Json` does not make an array of a single object.
     match objects.as_slice() {
         [one] => one.clone().into_bytes(),
         _ => format!("[\r\n{}\r\n]\r\n", objects.join(",\r\n")).into_bytes(),
@@ -281,7 +281,7 @@ fn graph_pages(rows: &[Told], tenant: &TenantId, spec: &ExportSpec) -> Vec<Expor
     (0..pages).map(page).collect()
 }
 
-/// A record of Graph: its own names outside, and inside the event with the types it adds and a zone behind its time.
+/// A record of Graph: its own names outside, and inside the event with Graph's added types and a zone after its time.
 fn graph_record(row: &Told, tenant: &TenantId) -> String {
     let name = row.record_type_name();
     let mut letters = name.chars();
@@ -304,7 +304,7 @@ fn graph_record(row: &Told, tenant: &TenantId) -> String {
         json!(row.get("Id")),
         json!(record_type),
         json!(row.get("Operation")),
-        // The two are crossed.
+        // Graph swaps the two.
         json!(row.get("UserId")),
         json!(row.get("Workload")),
         json!(row.get("ObjectId")),
@@ -314,7 +314,7 @@ fn graph_record(row: &Told, tenant: &TenantId) -> String {
     )
 }
 
-/// A time of the feed with the `Z` that Graph puts behind it.
+/// A time of the feed with the `Z` that Graph appends.
 fn with_zone(key: &str, value: &str) -> String {
     let inner = value.trim_matches('"');
     let is_plain = key == "CreationTime" && inner.len() == 19 && matches!(inner.as_bytes().get(10), Some(b'T' | b' '));

@@ -1,8 +1,8 @@
-//! What goes wrong, and when: faults by rate and faults by script.
+//! The faults and their times: faults by rate and faults by script.
 //!
-//! A fault is chosen before the request is answered and knows nothing of the answer. Rates are decided from the
-//! seed, the call and the number of its attempt, never from the order in which requests happen to arrive, so a
-//! scenario repeats whatever the client's parallelism.
+//! A fault is chosen before the request is answered and independently of the answer. Rates are decided from the seed,
+//! the call and the number of its attempt, never from the order in which requests happen to arrive, so a scenario is
+//! repeatable for any parallelism of the client.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::model::{ContentType, TenantId};
 
-/// How many different calls the attempts are counted of; beyond it counting starts again.
+/// The number of different calls whose attempts are counted; above it counting starts again.
 const ATTEMPTS_MAX: usize = 1_000_000;
 
 /// The kinds of call a client makes.
@@ -48,13 +48,13 @@ pub enum CallKind {
 }
 
 impl CallKind {
-    /// Whether the call is none of the feed.
+    /// Whether the call is not one of the feed.
     pub const fn is_beside_the_feed(self) -> bool {
         matches!(self, Self::Token | Self::Identity | Self::GraphSubmit | Self::GraphQuery | Self::GraphRecords)
     }
 }
 
-/// One way to go wrong.
+/// A fault.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
     /// AF429: `status` 403 (as documented) or 429; `single_quoted` sends the body as the troubleshooting page
@@ -125,12 +125,12 @@ pub enum Fault {
     Slow(Duration),
     /// Every 64 KiB of the body waits this long, by the simulator's clock.
     SlowBody(Duration),
-    /// The `Date` header of this one answer is off by so many seconds.
+    /// The `Date` header of this one answer is wrong by this many seconds.
     WrongDate(i64),
 }
 
 impl Fault {
-    /// A stable name, as [`Faults::served`] counts by.
+    /// A stable name, by which [`Faults::served`] counts.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Throttled { .. } => "throttled",
@@ -184,7 +184,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// The next `times` calls of `kind`, whatever they name.
+    /// The next `times` calls of `kind`, with any names.
     pub fn next(kind: CallKind, times: u32, fault: Fault) -> Self {
         Self { kind, tenant: None, content_type: None, blob_id: None, skip: 0, times, fault }
     }
@@ -201,7 +201,7 @@ pub struct Rate {
     pub fault: Fault,
 }
 
-/// All faults to come: scripts are looked at first, in order, then the rates.
+/// All faults to come: scripts come first, in order, then the rates.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FaultPlan {
     /// Faults by script.
@@ -211,8 +211,8 @@ pub struct FaultPlan {
 }
 
 impl FaultPlan {
-    /// The passing troubles of a bad day on every kind of call, each call failing with probability `share`:
-    /// throttling, server errors, proxies, resets, cut and non-JSON bodies.
+    /// Temporary faults on every kind of call, each call failing with probability `share`: throttling, server errors,
+    /// proxies, resets, cut and non-JSON bodies.
     pub fn bad_weather(share: f64) -> Self {
         let everywhere =
             [CallKind::Token, CallKind::List, CallKind::Start, CallKind::Content, CallKind::NextPage, CallKind::Blob];
@@ -234,13 +234,13 @@ impl FaultPlan {
     }
 }
 
-/// What a call names, for a fault to select it by.
+/// The names in a call, by which a fault selects it.
 pub(super) struct CallNames<'a> {
     pub kind: CallKind,
     pub tenant: Option<&'a TenantId>,
     pub content_type: Option<ContentType>,
     pub blob_id: Option<&'a str>,
-    /// The rest of what tells this call from others: its query.
+    /// The query, which distinguishes this call from others.
     pub query: &'a str,
 }
 
@@ -307,7 +307,7 @@ impl Faults {
         self.lock().plan.scripts.iter().map(|script| u64::from(script.times)).sum()
     }
 
-    /// The fault that strikes this call, if any, and takes it off the plan.
+    /// Removes and returns the fault that strikes this call, if any.
     pub(super) fn strike(&self, call: &CallNames<'_>) -> Option<Fault> {
         let mut inner = self.lock();
         let fault = inner.scripted(call).or_else(|| inner.by_rate(self.seed, call))?;

@@ -1,7 +1,7 @@
-//! What the simulated API answers: paths, parameters, permissions, windows, pages, blobs, and every refusal.
+//! The answers of the simulated API: paths, parameters, permissions, windows, pages, blobs, and every refusal.
 //!
-//! Pure of sockets: a [`Call`] in, a [`Reply`] out. Follows Microsoft's "Office 365 Management Activity API
-//! reference" and "troubleshooting" pages, and what was seen on the wire where the two differ.
+//! Pure of sockets: a [`Call`] in, a [`Reply`] out. Follows Microsoft's "Office 365 Management Activity API reference"
+//! and "troubleshooting" pages, and observed answers where those differ.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -17,7 +17,7 @@ use super::token::{self, Tokens};
 use super::{ListingSpan, NextPage, SimConfig, StartFailure, SubscriptionState};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp, is_guid};
 
-/// Answers a call. `own_url` is where the simulator listens; `now` is its own time and `monotonic` its clock's.
+/// Answers a call. `own_url` is the simulator's address; `now` is its own time and `monotonic` that of its clock.
 pub(super) fn answer(
     state: &mut State,
     tokens: &mut Tokens,
@@ -112,7 +112,7 @@ fn list_subscriptions(state: &mut State, tenant: &TenantId) -> Reply {
         let subscription = &state.stream(tenant, content_type).subscription;
         let status = match subscription.state {
             SubscriptionState::Absent => continue,
-            // What a restart too soon after a stop leaves behind: start said enabled, the list says nothing.
+            // The state after a restart too soon after a stop: start returned enabled, but the list is empty.
             SubscriptionState::Enabled if subscription.stuck_until.is_some() => continue,
             SubscriptionState::Enabled => "enabled",
             SubscriptionState::Disabled => "disabled",
@@ -242,7 +242,7 @@ fn list_content(
     let page_size = state.config.page_size.max(1);
     let after = page.after.as_ref().map(|(rank, id)| Position { rank: *rank, id: id.clone() });
     let (listed, next) = if page.empty {
-        // The page behind an empty one starts where this one would have.
+        // The page after an empty one starts where this one would have started.
         (Vec::new(), after.clone())
     } else {
         state.list(stream, (start, end), after.as_ref(), page_size, now)
@@ -294,7 +294,7 @@ fn next_page_url(
     let (start_name, end_name) =
         if style.lower_case_parameters { ("starttime", "endtime") } else { ("startTime", "endTime") };
     let content_type = call.param("contenttype").unwrap_or_default();
-    // The window is repeated as it was asked for: another spelling could shift it by a fraction of a second.
+    // The window is repeated as requested: another spelling could shift it by a fraction of a second.
     let repeat = |name: &str, time: Timestamp| {
         call.param(name).map_or_else(|| super::events::zoneless(time), |text| text.replace('+', "%2B"))
     };
@@ -315,7 +315,7 @@ fn next_page_url(
     url
 }
 
-/// What `nextPage` stands for. Opaque to a client: base64 of a checksum and the members.
+/// The content of `nextPage`. Opaque to a client: base64 of a checksum and the members.
 #[derive(Serialize, Deserialize)]
 struct PageToken {
     stream: String,
@@ -365,7 +365,7 @@ fn window(config: &SimConfig, call: &Call, now: Timestamp) -> Result<(Timestamp,
         return Err(refused());
     }
     let span = end.duration_since(start);
-    // A link repeats a window that was accepted when it was asked for.
+    // A link repeats a window that was accepted at the first request.
     if call.kind == CallKind::NextPage && config.listing_span != ListingSpan::Partial {
         return Ok((start, end));
     }
@@ -377,8 +377,8 @@ fn window(config: &SimConfig, call: &Call, now: Timestamp) -> Result<(Timestamp,
     }
 }
 
-/// The forms of a time parameter: date; date and time to the minute or second; with `Z`, an offset or a fraction.
-/// A `+` that was not escaped arrives as a blank and makes the text no time.
+/// The forms of a time parameter: date; date and time to the minute or second; with `Z`, an offset or a fraction. An
+/// unescaped `+` arrives as a blank and makes the time invalid.
 fn parse_parameter_time(text: &str) -> Option<Timestamp> {
     let zoneless = text.strip_suffix('Z').unwrap_or(text);
     let full = match zoneless.len() {
@@ -418,7 +418,7 @@ fn sensitive_types(call: &Call) -> Reply {
     Reply::json(200, &json!([card, {}]))
 }
 
-/// The answer a fault stands for; faults of transport have none and leave an empty 200, which the server replaces.
+/// The answer of a fault; transport faults have none and leave an empty 200, which the server replaces.
 pub(super) fn fault_reply(fault: &Fault, config: &SimConfig, call: &Call, now: Timestamp) -> Reply {
     match fault {
         Fault::Throttled { status, retry_after_secs, single_quoted } => {

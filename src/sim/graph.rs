@@ -1,8 +1,8 @@
-//! Microsoft Graph's half of the simulation: the audit search as queries that are submitted, looked at and read in pages.
+//! Microsoft Graph's half of the simulation: the audit search as queries that are submitted, polled and read in pages.
 //!
-//! Follows Microsoft's pages "auditLogQuery" and "List records", and what others met of it: queries that take long, fail
-//! or never end, answers that are cut whether they say so or not, readings of one finished query that differ, a version
-//! that is withdrawn, a next page elsewhere. What it finds is what [`super::export`] writes.
+//! Follows Microsoft's pages "auditLogQuery" and "List records", and reports of other users: queries that take long,
+//! fail or never end, truncated answers with or without a notice, different readings of one finished query, a withdrawn
+//! version, a next page on another host. [`super::export`] writes its results.
 
 use serde::Deserialize;
 use serde_json::json;

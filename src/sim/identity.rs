@@ -1,6 +1,6 @@
 //! Managed identity: the end points that a machine in Azure, App Service and Azure Arc have on the machine itself.
 //!
-//! Follows Microsoft's pages on IMDS, App Service and Azure Arc; what they refuse with was not traced on Azure.
+//! Follows Microsoft's pages on IMDS, App Service and Azure Arc; their refusals were not observed on Azure.
 
 use std::path::PathBuf;
 
@@ -11,18 +11,19 @@ use super::call::{Call, Reply};
 use super::token::Tokens;
 use crate::model::{TenantId, Timestamp};
 
-/// The identity of the machine, as the simulator plays it.
+/// The simulated identity of the machine.
 #[derive(Debug, Clone)]
 pub struct MachineIdentity {
-    /// The tenant its tokens are of.
+    /// The tenant of its tokens.
     pub tenant: TenantId,
     /// Whether there is a system-assigned identity.
     pub system_assigned: bool,
     /// Client ids of its user-assigned ones.
     pub user_assigned: Vec<String>,
-    /// What App Service wants in `X-IDENTITY-HEADER`.
+    /// The value that App Service expects in `X-IDENTITY-HEADER`.
     pub app_service_header: String,
-    /// Azure Arc's challenge: the file its `realm` names, and what the file holds. `None`: the metadata path is IMDS's.
+    /// Azure Arc's challenge: the file its `realm` names, and the content of the file. `None`: the metadata path is
+    /// that of IMDS.
     pub arc_challenge: Option<(PathBuf, String)>,
 }
 

@@ -1,7 +1,7 @@
-//! Reads and matches of data loss prevention that belong together: made from one pool of items, and told apart again by
+//! Reads and matches of data loss prevention that belong together: made from one pool of items, and matched again by
 //! the ledger of truth.
 //!
-//! Knows the members that name an item on either side and nothing of how a client joins them.
+//! Knows the members that name an item on either side, but not how a client joins them.
 
 use std::collections::HashMap;
 
@@ -110,7 +110,7 @@ fn is_match(event: &Value) -> bool {
     is_of_dlp(event) && text(event, "/Operation").is_some_and(|name| name.eq_ignore_ascii_case("DlpRuleMatch"))
 }
 
-/// A read that is of no interest unless its item is matched.
+/// Whether an event is a read that matters only if its item is matched.
 fn is_routine(event: &Value) -> bool {
     let named = text(event, "/Operation")
         .is_some_and(|name| ["FileAccessed", "MailItemsAccessed"].iter().any(|known| known.eq_ignore_ascii_case(name)));
@@ -121,7 +121,7 @@ fn is_routine(event: &Value) -> bool {
     named && !says_so
 }
 
-/// What an event names: items and messages, in one spelling.
+/// The items and messages that an event names, in one spelling.
 fn names(event: &Value) -> Vec<String> {
     let mut names = Vec::new();
     for pointer in ["/ListItemUniqueId", "/SharePointMetaData/UniqueID"] {
@@ -138,8 +138,8 @@ fn names(event: &Value) -> Vec<String> {
 }
 
 impl Truth {
-    /// The same truth for a client that leaves routine reads out: they are due only where a match of the same item or
-    /// message was made available before the read was, or at most `hold_secs` after it.
+    /// The same truth for a client that leaves routine reads out: they are due only if a match of the same item or
+    /// message became available before the read, or at most `hold_secs` after it.
     pub fn dropping(mut self, hold_secs: u32) -> Truth {
         let hold = jiff::SignedDuration::from_secs(hold_secs.into());
         let parsed: Vec<Option<Value>> =

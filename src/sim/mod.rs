@@ -1,17 +1,17 @@
 //! A simulated Microsoft 365 tenant over real HTTP: the identity platform's token endpoints and the Office 365
 //! Management Activity API, on one loopback port, without TLS.
 //!
-//! For tests, for `m365-audit demo` and for `m365-audit simulate`. It uses only [`crate::model`] and
-//! [`crate::clock`], so that it cannot share a mistake with the client under test. It owns a ledger of truth:
-//! every event it ever published, which [`Truth::compare`] holds against what a client delivered.
+//! For tests, for `m365-audit demo` and for `m365-audit simulate`. It uses only [`crate::model`] and [`crate::clock`],
+//! so that it cannot share a mistake with the client under test. It owns a ledger of truth: every event it ever
+//! published, which [`Truth::compare`] compares with the client's deliveries.
 //!
 //! In reading order: [`Sim`] here, `tenant` (blobs, subscriptions), `truth` (the ledger), `events` (records), `links`
-//! (reads and matches that belong together), `token` (with `assertion` and `identity`) and `feed` (what is answered),
-//! `faults` (what goes wrong), `export` (what the audit search finds), `queries` and `graph` (Microsoft Graph), `server` (sockets and bytes).
+//! (reads and matches that belong together), `token` (with `assertion` and `identity`) and `feed` (the answers),
+//! `faults`, `export` (the results of the audit search), `queries` and `graph` (Microsoft Graph), `server` (sockets and
+//! bytes).
 //!
-//! Not simulated: webhooks and TLS. Blobs and the ledger are kept for
-//! as long as the simulator runs, also when they have expired.
-//! All randomness comes from [`SimConfig::seed`]; all time from the clock given to [`Sim::start`].
+//! Not simulated: webhooks and TLS. Blobs and the ledger are kept for as long as the simulator runs, even after they
+//! have expired. All randomness comes from [`SimConfig::seed`]; all time from the clock given to [`Sim::start`].
 
 mod assertion;
 mod call;
@@ -57,12 +57,12 @@ use server::{Log, Shared};
 use tenant::State;
 use token::Tokens;
 
-/// What the simulated service is like. Every field can be changed while it runs, by [`Sim::configure`].
+/// The configuration of the simulated service. [`Sim::configure`] can change every field while it runs.
 #[derive(Clone)]
 pub struct SimConfig {
     /// The tenants it knows. Default: `11111111-2222-3333-4444-555555555555`.
     pub tenants: Vec<TenantId>,
-    /// Verified domains, which the token endpoint takes in place of a tenant's GUID.
+    /// Verified domains, which the token endpoint accepts in place of a tenant's GUID.
     pub domains: Vec<(String, TenantId)>,
     /// The one application registered in every tenant.
     pub client_id: String,
@@ -72,11 +72,11 @@ pub struct SimConfig {
     pub certificates: Vec<Vec<u8>>,
     /// Its federated credential, if it has one.
     pub federated: Option<FederatedCredential>,
-    /// The identity of the machine, if it has one: what IMDS, App Service and Azure Arc give tokens for.
+    /// The identity of the machine, if it has one: IMDS, App Service and Azure Arc issue its tokens.
     pub machine_identity: Option<MachineIdentity>,
-    /// An AADSTS code every token request is refused with.
+    /// The AADSTS code with which every token request is refused.
     pub token_error: Option<u32>,
-    /// Life of a token, seconds. Default 4,500: Microsoft's mean.
+    /// Lifetime of a token, seconds. Default 4,500: Microsoft's mean.
     pub token_lifetime_secs: u64,
     /// The `roles` claim of new tokens for the feed. Default: `ActivityFeed.Read`, `ActivityFeed.ReadDlp`.
     pub roles: Vec<String>,
@@ -84,7 +84,7 @@ pub struct SimConfig {
     pub tenant_mismatch_refused: bool,
     /// Blobs on a page of a listing. Default 10.
     pub page_size: usize,
-    /// Where all randomness comes from. Not to be changed on a running simulator.
+    /// The seed of all randomness. Must not be changed on a running simulator.
     pub seed: u64,
     /// How far the service's clock is ahead of the machine's, seconds; [`Sim::set_clock_offset`] changes it.
     pub clock_offset_secs: i64,
@@ -117,7 +117,7 @@ pub struct SimConfig {
     pub tenant_audit_on: bool,
     /// Another way start fails.
     pub start_failure: Option<StartFailure>,
-    /// Days from `contentCreated` to `contentExpiration`, where a blob does not say: 7 (documented) or 20 (seen).
+    /// Days from `contentCreated` to `contentExpiration`, unless the blob defines it: 7 (documented) or 20 (observed).
     pub expiry_days: u32,
     /// Whether blobs are compressed for callers that accept it. Default true.
     pub gzip: bool,
@@ -175,13 +175,13 @@ impl fmt::Debug for SimConfig {
     }
 }
 
-/// How the requests of a minute are counted, of which Microsoft says nothing.
+/// How the requests of a minute are counted, which Microsoft does not document.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum QuotaCounts {
-    /// So many in any 60 seconds.
+    /// This many in any 60 seconds.
     #[default]
     Sliding,
-    /// So many in each minute of the machine's monotonic clock.
+    /// This many in each minute of the machine's monotonic clock.
     FixedMinute,
     /// A bucket that holds a minute's worth and refills evenly.
     Bucket,
@@ -192,7 +192,7 @@ pub enum QuotaCounts {
 pub enum ListingSpan {
     /// Exactly 24 hours is accepted, more is refused (as documented).
     Inclusive,
-    /// Exactly 24 hours is refused too (as seen in 2026).
+    /// Exactly 24 hours is also refused (as observed in 2026).
     Exclusive,
     /// More than 24 hours is answered 200 with the first 24 hours.
     Partial,
@@ -203,7 +203,7 @@ pub enum ListingSpan {
 pub enum ListingOrder {
     /// By `contentCreated`.
     Created,
-    /// In no order (the same for every call).
+    /// In a shuffled order (the same for every call).
     Shuffled,
 }
 
@@ -213,7 +213,7 @@ pub struct NextPage {
     /// The header's name on HTTP/1.1, eleven characters in any case: `NextPageUri`, `nextpageuri`, `NextPageUrl`.
     /// HTTP/2 has lower case only.
     pub header: String,
-    /// `v1` (as documented samples have it) or `v1.0`.
+    /// `v1` (as in documented samples) or `v1.0`.
     pub api_version: String,
     /// `starttime` and `endtime` in place of `startTime` and `endTime`.
     pub lower_case_parameters: bool,
@@ -225,7 +225,7 @@ pub struct NextPage {
     pub empty_pages: bool,
     /// The second page names itself as the next.
     pub loops: bool,
-    /// For how long a link works, seconds; then AF20031.
+    /// How long a link is valid, seconds; then AF20031.
     pub lifetime_secs: Option<u64>,
 }
 
@@ -263,8 +263,8 @@ pub enum SubscriptionState {
     Absent,
     /// Started.
     Enabled,
-    /// Stopped, or disabled by an administrator: content answers AF20023. What becomes listable meanwhile can never
-    /// be listed.
+    /// Stopped, or disabled by an administrator: content answers AF20023. Content that becomes listable meanwhile can
+    /// never be listed.
     Disabled,
 }
 
@@ -279,9 +279,9 @@ pub struct NewBlob {
     pub expires: Option<Timestamp>,
     /// The events it holds, each the text of a JSON object. They enter the ledger of truth.
     pub events: Vec<Vec<u8>>,
-    /// The body to serve in place of an array of `events`. The events enter the ledger all the same.
+    /// The body to serve in place of an array of `events`. The events still enter the ledger.
     pub body: Option<Vec<u8>>,
-    /// A body of about so many bytes, made while it is sent; `events` is not served then.
+    /// A body of about this many bytes, generated while it is sent; `events` is not served then.
     pub huge_bytes: Option<u64>,
     /// `contentId`; `None`: a fresh one of the usual form.
     pub content_id: Option<String>,
@@ -304,10 +304,10 @@ impl NewBlob {
     }
 }
 
-/// What [`Sim::generate`] makes. Rates are shares from 0 to 1.
+/// The specification for [`Sim::generate`]. Rates are shares from 0 to 1.
 #[derive(Debug, Clone)]
 pub struct GenerateSpec {
-    /// How many blobs, dealt to the content types in turn.
+    /// How many blobs, distributed over the content types in turn.
     pub blobs: usize,
     /// Events in each.
     pub events_per_blob: usize,
@@ -319,7 +319,7 @@ pub struct GenerateSpec {
     pub content_types: Vec<ContentType>,
     /// Blobs that become listable after their `contentCreated`.
     pub late_rate: f64,
-    /// By at most how much, seconds.
+    /// The maximum delay, seconds.
     pub late_by_max_secs: u64,
     /// Blobs with the same `contentCreated` as the one before.
     pub same_instant_rate: f64,
@@ -333,15 +333,15 @@ pub struct GenerateSpec {
     pub old_event_rate: f64,
     /// Events in an irregular shape.
     pub irregular_rate: f64,
-    /// Events that are reads of items, and matches of data loss prevention on the same items: in `Audit.SharePoint` and
-    /// `Audit.Exchange` the former, in `DLP.All` and `Audit.General` the latter. [`Truth::dropping`] knows which reads
-    /// were matched.
+    /// Events that are reads of items, and matches of data loss prevention on the same items: reads in
+    /// `Audit.SharePoint` and `Audit.Exchange`, matches in `DLP.All` and `Audit.General`. [`Truth::dropping`] knows
+    /// which reads were matched.
     pub linked_rate: f64,
 }
 
 impl GenerateSpec {
-    /// `blobs` blobs of `events_per_blob` events over `[from, to)`, in all five types, with a little of everything
-    /// that real tenants do.
+    /// `blobs` blobs of `events_per_blob` events over `[from, to)`, in all five types, with some of every pattern of
+    /// real tenants.
     pub fn new(blobs: usize, events_per_blob: usize, from: Timestamp, to: Timestamp) -> Self {
         Self {
             blobs,
@@ -352,7 +352,7 @@ impl GenerateSpec {
             late_rate: 0.05,
             late_by_max_secs: 2 * 3_600,
             same_instant_rate: 0.05,
-            // No public report knows of one.
+            // No public report mentions one.
             empty_blob_rate: 0.0,
             copy_rate: 0.02,
             reordered_share: 0.5,
@@ -363,16 +363,16 @@ impl GenerateSpec {
     }
 }
 
-/// One request as it was answered.
+/// One answered request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestLog {
-    /// What was called.
+    /// The kind of call.
     pub kind: CallKind,
-    /// The tenant as the path named it.
+    /// The tenant in the path.
     pub tenant: String,
     /// `contentType`, as sent.
     pub content_type: Option<String>,
-    /// The blob that was asked for.
+    /// The blob requested.
     pub blob_id: Option<String>,
     /// `startTime`, as sent.
     pub start: Option<String>,
@@ -384,7 +384,7 @@ pub struct RequestLog {
     pub had_publisher: bool,
     /// Whether a bearer token was sent.
     pub had_token: bool,
-    /// What the token is for that was sent, or asked for here.
+    /// The resource of the token that was sent, or requested here.
     pub resource: Option<String>,
     /// When it was answered, by the simulator's clock.
     pub at: Timestamp,
@@ -396,7 +396,7 @@ pub struct RequestLog {
     pub fault: Option<&'static str>,
     /// Whether it came over HTTP/2.
     pub http2: bool,
-    /// On which connection it came, counted from 1 in the order they were accepted.
+    /// The connection it came on, counted from 1 in the order they were accepted.
     pub connection: u64,
 }
 
@@ -413,7 +413,7 @@ pub struct Counters {
     pub connections: u64,
 }
 
-/// An address that a client on this machine can connect to: nobody can connect to "every address".
+/// An address that a client on this machine can connect to: a client cannot connect to the unspecified address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -423,7 +423,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The running simulator. Clones share it; when the last one goes, it stops.
+/// The running simulator. Clones share it; dropping the last one stops it.
 #[derive(Clone)]
 pub struct Sim {
     running: Arc<Running>,
@@ -485,13 +485,13 @@ impl Sim {
         self.shared().url.clone()
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.running.address
     }
 
-    /// Stops listening, cuts what is still being answered, and waits for every task to end. The truth, the log and
-    /// the counters stay readable.
+    /// Stops listening, aborts the answers in progress, and waits for every task to end. The truth, the log and the
+    /// counters stay readable.
     pub async fn stop(&self) {
         self.shared().cancel.cancel();
         let server = self.running.server.lock().take();
@@ -520,7 +520,7 @@ impl Sim {
         self.shared().lock().0.generate(tenant, &spec).iter().map(ToString::to_string).collect()
     }
 
-    /// What the tenant's audit search exports now.
+    /// The present export of the tenant's audit search.
     pub fn export(&self, tenant: &TenantId, spec: &ExportSpec) -> Vec<ExportFile> {
         let now = self.now();
         let rows = self.shared().lock().0.search(tenant, spec, now);
@@ -528,12 +528,12 @@ impl Sim {
     }
 
     /// A fault: withholds `count` events from the feed or from the audit search, chosen by `seed`; returns their ids.
-    /// From the feed only what no client has read yet is withheld for sure.
+    /// From the feed, only events that no client has read yet are certainly withheld.
     pub fn withhold(&self, tenant: &TenantId, side: Side, count: usize, seed: u64) -> Vec<String> {
         self.withhold_of(tenant, (side, count, seed), &|_| true)
     }
 
-    /// The same, of the events that `may` is true of.
+    /// The same, for the events for which `may` is true.
     pub fn withhold_of(
         &self,
         tenant: &TenantId,
@@ -564,13 +564,13 @@ impl Sim {
         self.shared().lock().1.revoke_all();
     }
 
-    /// The roles of tokens issued from now on.
+    /// Sets the roles of tokens issued from now on.
     pub fn set_roles<R: Into<String>>(&self, roles: impl IntoIterator<Item = R>) {
         let roles = roles.into_iter().map(Into::into).collect();
         self.configure(|config| config.roles = roles);
     }
 
-    /// Sets a subscription as an administrator would; the 15-minute rule does not see it.
+    /// Sets a subscription as an administrator would; this does not count for the 15-minute rule.
     pub fn set_subscription(&self, tenant: &TenantId, content_type: ContentType, state: SubscriptionState) {
         let now = self.now();
         self.shared().lock().0.stream(tenant, content_type).subscription.set(state, now);
@@ -581,7 +581,7 @@ impl Sim {
         self.shared().lock().0.stream(tenant, content_type).subscription.state
     }
 
-    /// How many requests are being answered now, bodies still on their way included.
+    /// How many requests are being answered now, including bodies in transfer.
     pub fn in_flight(&self) -> usize {
         self.shared().in_flight.load(Ordering::Acquire)
     }

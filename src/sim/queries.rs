@@ -1,4 +1,4 @@
-//! What the simulated Microsoft Graph is like, and the searches that were submitted to it.
+//! The configuration of the simulated Microsoft Graph, and the searches submitted to it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,32 +9,32 @@ pub(super) const AUDIENCE: &str = "https://graph.microsoft.com";
 /// The application permission that every call needs.
 pub(super) const ROLE: &str = "AuditLogsQuery.Read.All";
 
-/// What Graph is like. All of it can be changed while it runs.
+/// The configuration of Graph. All of it can be changed while it runs.
 #[derive(Debug, Clone)]
 pub struct GraphConfig {
     /// The `roles` claim of tokens for Graph. Default: `AuditLogsQuery.Read.All`.
     pub roles: Vec<String>,
-    /// Which versions answer; the others say 404 `UnknownError`.
+    /// Which versions answer; the others return 404 `UnknownError`.
     pub versions: GraphVersions,
     /// How far back the search goes, days. Default 180: the standard retention.
     pub history_days: i64,
     /// How long a query takes, seconds.
     pub query_secs: u64,
-    /// What becomes of the next queries, the first first; afterwards of a share of them.
+    /// The outcomes of the next queries, in order; the shares below apply afterwards.
     pub fates: VecDeque<QueryFate>,
     /// Share of the queries that fail, and of those that never end.
     pub failed_share: f64,
     /// See `failed_share`.
     pub stuck_share: f64,
-    /// Records that one query gives at most.
+    /// The maximum of records that one query returns.
     pub records_max: Option<usize>,
-    /// Whether a query says that it was cut (`isRecordCountLimitExceeded`).
+    /// Whether a query declares a truncation (`isRecordCountLimitExceeded`).
     pub says_cut: bool,
     /// Whether a query has `recordCountLimit` and `approximateReturnedRecordCount` at all.
     pub has_counts: bool,
     /// Records on a page.
     pub page_rows: usize,
-    /// So many readings of each query leave out this share of its records.
+    /// This many readings of each query leave out this share of its records.
     pub unstable: (u32, f64),
     /// Rows that a page repeats from the one before.
     pub overlap_rows: usize,
@@ -77,10 +77,10 @@ pub enum GraphVersions {
     V1Only,
 }
 
-/// What becomes of a query.
+/// The outcome of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryFate {
-    /// It succeeds after so many seconds.
+    /// It succeeds after this many seconds.
     After(u64),
     /// It fails.
     Failed,
@@ -105,7 +105,7 @@ pub(super) struct Query {
     pub submitted: Timestamp,
     pub fate: QueryFate,
     pub readings: u32,
-    /// Rendered when it is first read, so that all readings are of the same rows.
+    /// Rendered when it is first read, so that all readings have the same rows.
     pub rows: Option<Vec<String>>,
     pub cut: bool,
 }

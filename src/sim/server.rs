@@ -1,7 +1,7 @@
 //! The HTTP edge: sockets, HTTP/1.1 and HTTP/2 without TLS, response headers, bodies as streams, and the faults that
-//! are made of bytes and connections rather than of answers.
+//! consist of bytes and connections rather than of answers.
 //!
-//! It knows nothing of the feed: what to answer is [`feed::answer`]'s business.
+//! It does not know the feed: [`feed::answer`] makes the answers.
 
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
@@ -37,14 +37,14 @@ use crate::model::{TenantId, Timestamp};
 
 /// The largest request body that is read, bytes.
 const REQUEST_BODY_MAX: usize = 256 * 1024;
-/// Size at which a piece of a body is sent, bytes.
+/// The size of the pieces in which a body is sent, bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// How often a body that is about to fail lets the connection's task run first.
 const YIELDS_BEFORE_BREAK: usize = 8;
-/// How many requests [`super::Sim::requests`] remembers; the counters go on.
+/// How many requests [`super::Sim::requests`] keeps; the counters continue.
 const REQUEST_LOG_MAX: usize = 100_000;
 
-/// What every connection shares.
+/// The state that every connection shares.
 pub(super) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub offset_secs: AtomicI64,
@@ -57,7 +57,7 @@ pub(super) struct Shared {
     /// The tasks hyper starts for the streams of HTTP/2 connections.
     pub streams: TaskTracker,
     pub url: String,
-    /// It listens on every address of the machine.
+    /// Whether it listens on every address of the machine.
     pub everywhere: bool,
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             () = cancel.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => {
-                // An accept that fails (out of descriptors, a peer that left) is the peer's trouble.
+                // A failed accept (out of descriptors, a peer that left) only affects the peer.
                 let Ok((socket, _)) = accepted else { tokio::task::yield_now().await; continue };
                 let number = {
                     let mut log = shared.log();
@@ -138,7 +138,7 @@ async fn connection(socket: TcpStream, number: u64, shared: Arc<Shared>) {
     let serving = builder.serve_connection(TokioIo::new(io), service);
     tokio::select! {
         _ = serving => {}
-        // Answers still on their way are cut: a test that stops the simulator wants it gone.
+        // Answers in progress are aborted, since a test that stops the simulator needs it gone.
         () = cancel.cancelled() => {}
     }
 }
@@ -175,7 +175,7 @@ async fn respond(
         let reply = match &fault {
             Some(fault) if replaced => feed::fault_reply(fault, &state.config, &call, now),
             _ => {
-                // One that listens everywhere has as many names as the machine: links lead back by the one in use.
+                // A simulator on all addresses has several names: its links use the name that the client used.
                 let called = call.host.as_ref().filter(|_| shared.everywhere).map(|host| format!("http://{host}"));
                 let own_url = called.as_deref().unwrap_or(&shared.url);
                 feed::answer(state, tokens, &call, own_url, now, shared.clock.monotonic())
@@ -206,7 +206,7 @@ fn replaces_answer(fault: &Fault) -> bool {
     )
 }
 
-/// Takes a request apart; whether it takes gzip, and whether it came over HTTP/2.
+/// Parses a request; returns also whether it accepts gzip, and whether it came over HTTP/2.
 async fn read_call(request: Request<Incoming>) -> (Call, bool, bool) {
     let (parts, body) = request.into_parts();
     let mut call = Call::parse(parts.method.as_str(), parts.uri.path(), parts.uri.query().unwrap_or_default());
@@ -225,7 +225,7 @@ async fn read_call(request: Request<Incoming>) -> (Call, bool, bool) {
     let languages = text(header::ACCEPT_LANGUAGE).split(',').map(|one| one.trim().to_owned());
     call.languages = languages.filter(|one| !one.is_empty()).collect();
     let accepts_gzip = text(header::ACCEPT_ENCODING).split(',').any(|one| one.trim().starts_with("gzip"));
-    // The body is read even when nobody looks at it, so that the connection stays usable.
+    // The body is read even if it is not used, so that the connection stays usable.
     let body = axum::body::to_bytes(Body::new(body), REQUEST_BODY_MAX).await.unwrap_or_default();
     if call.kind == CallKind::Token {
         call.form = form_urlencoded::parse(&body).into_owned().collect();
@@ -322,7 +322,7 @@ fn build(reply: Reply, fault: Option<Fault>, gzip: bool, guard: InFlight, now: T
         headers.push(("content-length", length.saturating_add_signed(wrong_length).to_string()));
     }
     let cut_after = match fault {
-        // The cut must cut: at most one byte less than there is.
+        // The truncation must remove at least one byte.
         Some(Fault::CutBody(after)) => Some(if gzip { after } else { after.min(length.saturating_sub(1)) }),
         _ => None,
     };
@@ -332,7 +332,7 @@ fn build(reply: Reply, fault: Option<Fault>, gzip: bool, guard: InFlight, now: T
         damage_gzip,
         cut_after,
         pause: if let Some(Fault::SlowBody(pause)) = fault { pause } else { Duration::ZERO },
-        // What hyper has all bytes of it does not ask on for, so the end of a known length is told by counting.
+        // hyper stops reading once it has all bytes, so the end of a known length is detected by counting.
         length: (!gzip).then_some(length),
         breaks_off: wrong_length > 0 || cut_after.is_some(),
         sent: 0,
@@ -360,7 +360,7 @@ fn http_date(now: Timestamp, wrong_by_secs: i64) -> String {
     httpdate::fmt_http_date(std::time::SystemTime::UNIX_EPOCH + since_epoch)
 }
 
-/// A body as it is made, piece by piece.
+/// A body that is generated piece by piece.
 enum Source {
     Bytes(Option<Bytes>),
     Events { events: Arc<[Bytes]>, next: usize },
@@ -387,7 +387,7 @@ impl Source {
         }
     }
 
-    /// Appends up to about [`CHUNK_BYTES`] to `out`, or hands over a whole body as it is; `None` at the end.
+    /// Appends up to about [`CHUNK_BYTES`] to `out`, or returns a whole body unchanged; `None` at the end.
     fn next(&mut self) -> Option<Bytes> {
         let mut out = BytesMut::new();
         match self {
@@ -431,7 +431,7 @@ impl Source {
     }
 }
 
-/// Sends a body through compression and damage, and says when it is over.
+/// Sends a body through compression and damage, and records its end.
 struct Pump {
     source: Source,
     encoder: Option<flate2::write::GzEncoder<Vec<u8>>>,
@@ -439,7 +439,7 @@ struct Pump {
     cut_after: Option<u64>,
     pause: Duration,
     length: Option<u64>,
-    /// The body ends before its framing says so.
+    /// Whether the body ends before the end of its framing.
     breaks_off: bool,
     sent: u64,
     ended: bool,
@@ -467,7 +467,8 @@ impl Pump {
             self.ended = true;
             self.enter_read();
             if self.breaks_off {
-                // A body that fails takes with it what hyper has not written yet; these let it write first.
+                // A failing body discards the bytes that hyper has not written yet; these yields let it write them
+                // first.
                 for _ in 0..YIELDS_BEFORE_BREAK {
                     tokio::task::yield_now().await;
                 }
@@ -485,7 +486,7 @@ impl Pump {
         Some(Ok(piece))
     }
 
-    /// Enters a complete read of the blob, once.
+    /// Records a complete read of the blob, once.
     fn enter_read(&mut self) {
         if let Some(id) = self.reads_blob.take()
             && let Some((_, blob)) = self.guard.shared.lock().0.blob(&id)
@@ -511,7 +512,7 @@ impl Pump {
         }
     }
 
-    /// Flips bits behind the gzip header, in the first piece that is long enough.
+    /// Flips bits after the gzip header, in the first piece that is long enough.
     fn damage(&mut self, mut out: Vec<u8>) -> Bytes {
         if self.damage_gzip && out.len() > 12 {
             let from = if self.sent == 0 && out.starts_with(&[0x1f, 0x8b]) { 10 } else { 0 };

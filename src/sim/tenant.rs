@@ -1,6 +1,6 @@
-//! What the simulated service holds: subscriptions, blobs with their three times, quotas, and the ledger of truth.
+//! The data of the simulated service: subscriptions, blobs with their three times, quotas, and the ledger of truth.
 //!
-//! No HTTP and no faults. Every method is told the time.
+//! It has no HTTP and no faults. Callers pass the time to every method.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
@@ -16,7 +16,7 @@ use super::truth::{Entry, EventFields, Ledger, Side, Truth, TruthEvent, TruthHug
 use super::{GenerateSpec, ListingOrder, NewBlob, QuotaCounts, SimConfig, SubscriptionState, links};
 use crate::model::{ContentType, StreamId, TenantId, Timestamp};
 
-/// How many earlier events of a stream the generator keeps at hand to publish again.
+/// How many earlier events of a stream the generator keeps for publishing again.
 const COPY_SOURCES_MAX: usize = 2_000;
 
 pub(super) struct Blob {
@@ -40,10 +40,10 @@ pub(super) struct Subscription {
     pub state: SubscriptionState,
     /// The last start that was counted for the 15-minute rule.
     pub last_start: Option<Timestamp>,
-    /// Until when the service refuses content after a stop and a start, whatever the list says.
+    /// Until when the service refuses content after a stop and a start, independent of the list.
     pub stuck_until: Option<Timestamp>,
-    /// When it was not enabled, after having been; an open one has no end. Content that became listable in one
-    /// can never be listed.
+    /// The intervals in which it was disabled again; an open one has no end. Content that became listable in one can
+    /// never be listed.
     dark: Vec<(Timestamp, Option<Timestamp>)>,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct State {
     quota: HashMap<Option<(TenantId, String)>, QuotaPool>,
 }
 
-/// Where a listing goes on: after this blob, in the listing's own order.
+/// Where a listing continues: after this blob, in the listing's own order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
     pub rank: u64,
@@ -136,7 +136,7 @@ impl State {
         shapes: &[Option<Irregularity>],
     ) -> Arc<str> {
         self.serial = self.serial.wrapping_add(1);
-        // `contentCreated` has milliseconds on the wire; the store must not know it better than the client can.
+        // `contentCreated` has milliseconds on the wire; the store must not be more precise than the client can be.
         let created = Timestamp::from_millisecond(blob.created.as_millisecond()).unwrap_or(blob.created);
         let blob = NewBlob { created, ..blob };
         let id: Arc<str> =
@@ -167,7 +167,7 @@ impl State {
         id
     }
 
-    /// Makes blobs as `spec` says; returns their ids.
+    /// Makes blobs according to `spec`; returns their ids.
     pub fn generate(&mut self, tenant: &TenantId, spec: &GenerateSpec) -> Vec<Arc<str>> {
         let span_ms = spec.to.as_millisecond().saturating_sub(spec.from.as_millisecond()).max(1);
         let types: Vec<ContentType> =
@@ -296,8 +296,8 @@ impl State {
         Some((stream, blob))
     }
 
-    /// Counts a request against its pool; `false` when the pool is empty. `publisher` is `None` for callers
-    /// without one, who share a pool.
+    /// Counts a request against its pool; `false` when the pool is empty. `publisher` is `None` for callers without
+    /// one, which share a pool.
     pub fn take_quota(&mut self, tenant: &TenantId, publisher: Option<&str>, now: Duration) -> bool {
         let Some(limit) = self.config.quota_per_minute else { return true };
         let counts = self.config.quota_counts;
@@ -305,8 +305,8 @@ impl State {
         self.quota.entry(key).or_default().take(limit, counts, now)
     }
 
-    /// Withholds `count` events from one side, chosen by `seed` among those that only their `Id` can mean, and of which
-    /// `may` says so; returns their ids, in the order made. Fewer where there are fewer.
+    /// Withholds `count` events from one side, chosen by `seed` among those with a unique `Id` for which `may` is true;
+    /// returns their ids, in the order made. Fewer if there are not enough.
     pub fn withhold(
         &mut self,
         tenant: &TenantId,
@@ -341,7 +341,7 @@ impl State {
         ids
     }
 
-    /// Takes events, by their places in the ledger, out of the blobs that hold them.
+    /// Removes events, given by their places in the ledger, from the blobs that hold them.
     fn take_from_blobs(&mut self, gone: &HashSet<usize>) {
         let ledger = &self.ledger;
         let is_gone = |raw: &Bytes| {
@@ -358,7 +358,7 @@ impl State {
         }
     }
 
-    /// What the audit search finds of a tenant at `now`: every event that happened, whatever the feed does with it.
+    /// The results of a tenant's audit search at `now`: every event that happened, independent of the feed.
     pub fn search(&self, tenant: &TenantId, spec: &ExportSpec, now: Timestamp) -> Vec<SearchRow> {
         let created = |name: &Arc<str>| self.names.get(name).map(|(_, created)| *created);
         let row = |entry: &Entry| {
@@ -437,11 +437,11 @@ impl State {
     }
 }
 
-/// What was granted to one pool of callers.
+/// The grants of one pool of callers.
 #[derive(Default)]
 struct QuotaPool {
     recent: VecDeque<Duration>,
-    /// Of a bucket: how much is gone, and when that was so.
+    /// For a bucket: how much was used, and when.
     gone: f64,
     at: Duration,
 }

@@ -1,8 +1,8 @@
 //! The identity platform's half of the simulation: the two token endpoints, the tokens they issue, and the
 //! AADSTS errors they refuse with.
 //!
-//! Follows Microsoft's "Microsoft identity platform and OAuth 2.0 client credentials flow", "certificate
-//! credentials" and "error codes" pages. What is asked of an assertion is in [`super::assertion`].
+//! Follows Microsoft's "Microsoft identity platform and OAuth 2.0 client credentials flow", "certificate credentials"
+//! and "error codes" pages. [`super::assertion`] has the checks of an assertion.
 
 use std::collections::HashMap;
 
@@ -123,7 +123,7 @@ pub fn aadsts_codes() -> impl Iterator<Item = u32> {
 /// The `appidacr` claim of a token for a secret.
 const BY_SECRET: &str = "1";
 
-/// What a token that was issued stands for.
+/// The meaning of an issued token.
 #[derive(Clone)]
 pub(super) struct IssuedToken {
     pub tenant: TenantId,
@@ -132,7 +132,7 @@ pub(super) struct IssuedToken {
     pub expires: Timestamp,
 }
 
-/// The tokens that are good now, by their text. Expired ones are dropped when a new one is issued.
+/// The valid tokens, by their text. Expired ones are dropped when a new one is issued.
 #[derive(Default)]
 pub(super) struct Tokens {
     issued: HashMap<String, IssuedToken>,
@@ -145,7 +145,7 @@ impl Tokens {
         self.issued.clear();
     }
 
-    /// The meaning of a bearer token, if it is ours, not expired and for this API.
+    /// The meaning of a bearer token, if this simulator issued it, it has not expired and is for this API.
     pub fn check(&self, token: &str, now: Timestamp, own_url: &str) -> Option<&IssuedToken> {
         let issued = self.issued.get(token)?;
         let audience = issued.audience.trim_end_matches('/');
@@ -153,7 +153,7 @@ impl Tokens {
         (for_us && issued.expires > now).then_some(issued)
     }
 
-    /// The meaning of a bearer token, if it is ours and not expired, whatever it is for.
+    /// The meaning of a bearer token, if this simulator issued it and it has not expired, for any resource.
     pub fn issued_to(&self, token: &str, now: Timestamp) -> Option<&IssuedToken> {
         self.issued.get(token).filter(|issued| issued.expires > now)
     }
@@ -171,7 +171,7 @@ impl Tokens {
         self.issued.retain(|_, token| token.expires > now);
         let lifetime = i64::try_from(config.token_lifetime_secs).unwrap_or(i64::MAX);
         let expires = now.saturating_add(jiff::SignedDuration::from_secs(lifetime)).unwrap_or(Timestamp::MAX);
-        // A token has the roles that its application has of the API it is for.
+        // A token has the application's roles for its API.
         let of_graph = audience.trim_end_matches('/') == super::queries::AUDIENCE;
         let roles = if of_graph { &config.graph.roles } else { &config.roles };
         let claims = json!({
@@ -193,7 +193,7 @@ impl Tokens {
     }
 }
 
-/// What the token is for that a call brings, or asks for: any token of ours says so itself, good or not.
+/// The resource of the token that a call sends or requests: any token of this simulator contains it, valid or not.
 pub(super) fn resource_of(call: &Call) -> Option<String> {
     if let Some(bearer) = &call.bearer {
         let payload = URL_SAFE_NO_PAD.decode(bearer.split('.').nth(1)?).ok()?;

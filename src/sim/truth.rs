@@ -1,9 +1,9 @@
-//! The ledger of truth: every event the simulator made, where it was published, and how what a client delivered
-//! compares with it.
+//! The ledger of truth: every event the simulator made, where it was published, and the comparison with a client's
+//! deliveries.
 //!
-//! It knows nothing of HTTP. It decides identity the way the feed's documentation lets one decide it: by `Id` with
-//! `RecordType`, `CreationTime`, `Operation` and `RecordNumber`, per tenant; an event without `Id` is itself
-//! wherever it appears, and every appearance counts.
+//! It does not know HTTP. It decides identity as the feed's documentation permits: by `Id` with `RecordType`,
+//! `CreationTime`, `Operation` and `RecordNumber`, per tenant; for an event without `Id`, every appearance is an event
+//! of its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -38,8 +38,8 @@ pub struct TruthEvent {
     pub expires: Timestamp,
     /// All of its blobs expired and none was ever read to the end.
     pub expired_unread: bool,
-    /// None of its blobs can have been listed so far: still to come, older than the feed lists, or published while
-    /// the subscription was not enabled.
+    /// Whether none of its blobs can have been listed so far: future ones, ones older than the feed lists, or ones
+    /// published while the subscription was not enabled.
     pub withheld: bool,
     /// The irregular shape it was made in.
     pub irregularity: Option<Irregularity>,
@@ -90,11 +90,11 @@ pub struct Truth {
 #[derive(Debug, Clone, Default)]
 pub struct Delivered {
     /// The event as received; line breaks and blanks between tokens do not matter. Empty when the client does not
-    /// ship it: then `id` decides.
+    /// deliver it: then `id` decides.
     pub raw: Vec<u8>,
     /// `Id`, if known.
     pub id: Option<String>,
-    /// The tenant the client says it is of, if it says so.
+    /// The tenant that the client reported, if any.
     pub tenant: Option<TenantId>,
     /// The time the client gave the record, if it is to be checked.
     pub timestamp: Option<Timestamp>,
@@ -124,24 +124,24 @@ impl From<String> for Delivered {
     }
 }
 
-/// What became of the events. Each list names events by `Id`, or by a digest of their bytes.
+/// The result of a comparison. Each list names events by `Id`, or by a digest of their bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Comparison {
-    /// How many events a client could have had.
+    /// How many events a client could have received.
     pub expected: u64,
     /// How many records it delivered.
     pub delivered: u64,
-    /// Could be listed and fetched, and never came.
+    /// Events that could be listed and fetched, but were never delivered.
     pub lost: Vec<String>,
-    /// Never came, and can no longer be fetched because every blob expired unread.
+    /// Events never delivered that can no longer be fetched, because every blob expired unread.
     pub expired_unread: Vec<String>,
-    /// Came more often than was due; one entry for each time too many.
+    /// Events delivered more often than due; one entry for each extra delivery.
     pub duplicated: Vec<String>,
-    /// Came with other bytes than were published.
+    /// Events delivered with other bytes than published.
     pub altered: Vec<String>,
-    /// Came with a time that is neither the event's `CreationTime` nor, when it has none, its blob's.
+    /// Events delivered with a time that is neither their `CreationTime` nor, without one, their blob's.
     pub misdated: Vec<String>,
-    /// Came and was never published.
+    /// Events delivered that were never published.
     pub unexpected: Vec<String>,
 }
 
@@ -185,7 +185,7 @@ impl Truth {
         self.events.len() as u64 + self.huge.iter().map(|huge| huge.count).sum::<u64>()
     }
 
-    /// Compares what a client delivered with what was published.
+    /// Compares a client's deliveries with the published events.
     pub fn compare<I>(&self, records: I) -> Comparison
     where
         I: IntoIterator,
@@ -308,7 +308,7 @@ impl Truth {
     }
 }
 
-/// An event as the ledger keeps it.
+/// An event in the ledger.
 pub(super) struct Entry {
     pub id: Option<Arc<str>>,
     pub tenant: TenantId,
@@ -316,11 +316,11 @@ pub(super) struct Entry {
     pub raw: Bytes,
     pub content_ids: Vec<Arc<str>>,
     pub irregularity: Option<Irregularity>,
-    /// From which of the two witnesses it is withheld, by a fault.
+    /// The witness from which a fault withholds it.
     pub kept_from: Option<Side>,
 }
 
-/// One of the two that tell of the tenant's events.
+/// One of the two witnesses of the tenant's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
     /// The feed of the Management Activity API.
@@ -341,7 +341,7 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Enters one appearance of an event; `true` when it is the first.
+    /// Records one appearance of an event; `true` when it is the first.
     pub fn publish(
         &mut self,
         tenant: &TenantId,
@@ -400,7 +400,7 @@ pub(super) struct EventFields {
 }
 
 impl EventFields {
-    /// `None` when the bytes are no JSON object.
+    /// `None` when the bytes are not a JSON object.
     pub fn parse(raw: &[u8]) -> Option<Self> {
         struct Fields(EventFields);
         impl<'de> Deserialize<'de> for Fields {
@@ -453,7 +453,7 @@ impl EventFields {
     }
 }
 
-/// A digest of an event's bytes that does not see white space between its tokens.
+/// A digest of an event's bytes that ignores white space between tokens.
 pub(super) fn fingerprint(raw: &[u8]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     let (mut in_string, mut escaped, mut from) = (false, false, 0);
