@@ -1,8 +1,8 @@
-//! From native records to what agents take other than JSON lines: Fluent Bit's and Forward's MessagePack, OTLP's
-//! protobuf. The bytes counted are those of the records. Compression and the wire are not in it.
+//! Measures the encoding of native records for agents that do not take JSON lines: MessagePack for Fluent Bit and
+//! Forward, protobuf for OTLP. The bytes counted are those of the records, without compression and transport.
 
 mod events;
-/// The plugin is a library to load, none to link: its encoder is compiled in here.
+/// The plugin is a library to load and not to link, so its encoder is compiled in here.
 #[allow(dead_code, reason = "what its tests have, which a bench does not run")]
 #[path = "../plugins/fluent-bit/src/encode.rs"]
 mod fluent_bit;

@@ -1,5 +1,5 @@
-//! A million rows of Purview's export to native records: seconds, rows a second and peak memory. Rows come out of a
-//! generator, so that no disk is measured. `-- ROWS` measures another number, a second word adds `--unique`.
+//! A million rows of Purview's export to native records: seconds, rows a second and peak memory. A generator makes the
+//! rows, so that the disk is not measured. `-- ROWS` measures another number, a second word adds `--unique`.
 
 mod events;
 

@@ -1,11 +1,11 @@
-//! Instructions that pieces of the hot path take, counted by valgrind: what a machine's load, clock and caches have no
-//! say in. `.ci/instructions` holds them to `benches/instructions.tsv`.
+//! Instructions that pieces of the hot path take, counted by valgrind, so that a machine's load, clock and caches have
+//! no influence. `.ci/instructions` compares them with `benches/instructions.tsv`.
 //!
-//! Without arguments it counts every piece and prints a line for each: its name, a tab, instructions. A piece is a round
-//! over the fixture events, or the step its function names. `<piece> <rounds>` runs one, under whatever.
+//! Without arguments it counts every piece and prints a line for each: its name, a tab, instructions. A piece is a
+//! round over the fixture events, or the step its function names. `<piece> <rounds>` runs one, under any tool.
 
 mod events;
-/// The plugin is a library to load, none to link: its encoder is compiled in here.
+/// The plugin is a library to load and not to link, so its encoder is compiled in here.
 #[allow(dead_code, reason = "what its tests have, which a bench does not run")]
 #[path = "../plugins/fluent-bit/src/encode.rs"]
 mod fluent_bit;
@@ -33,11 +33,11 @@ use m365_audit::severity::Severity;
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Events of a commit to the key set: those of one blob.
 const BLOB_EVENTS: usize = 200;
-/// Commits of a round of `key-set`: so many that their keys are folded into pages once.
+/// Commits of a round of `key-set`: enough that their keys are folded into pages once.
 const BLOBS_PER_FOLD: usize = 72;
 
-/// Name, rounds beyond the first, and what does them. So many that what varies at the start (seeds of hash tables) is under
-/// 2 % of a round.
+/// Name, rounds beyond the first, and the function. Enough rounds that variation at the start (seeds of hash tables) is
+/// under 2 % of a round.
 type Step = (&'static str, usize, fn(usize));
 
 const PIECES: &[Step] = &[
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// As many at a time as there are processors.
+/// Counts all pieces, as many at a time as there are processors.
 fn count_all() -> ExitCode {
     let next = Mutex::new(PIECES.iter().enumerate());
     let counts: Mutex<Vec<io::Result<u64>>> = Mutex::new(PIECES.iter().map(|_| Ok(0)).collect());
@@ -107,7 +107,7 @@ fn count_all() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Instructions of one round: the difference between runs of one and of more, so that what both do first is in neither.
+/// Instructions of one round: the difference between runs of one and of more, so that the common beginning cancels out.
 fn count(name: &str, more: usize) -> io::Result<u64> {
     let one = run_counted(name, 1)?;
     let all = run_counted(name, 1 + more)?;
@@ -163,7 +163,7 @@ fn identity_and_key(rounds: usize) {
     }
 }
 
-/// What a receipt of each event costs: its canonical key, and its place in the page of a commit.
+/// The cost of a receipt of each event: its canonical key, and its place in the page of a commit.
 fn receipts(rounds: usize) {
     let events = events::parsed();
     for _ in 0..rounds {
@@ -256,7 +256,7 @@ async fn stage(set: &Mutex<KeySet>, store: &MemoryStore, keys: &[Key]) {
     }
 }
 
-/// Commits until they are folded once, each after the question whether its keys are known.
+/// Commits until they are folded once, each after a lookup of its keys.
 fn key_set_stage(rounds: usize) {
     let store = MemoryStore::new();
     block_on(async {
@@ -270,7 +270,7 @@ fn key_set_stage(rounds: usize) {
     });
 }
 
-/// The question for a blob's keys that are known and for one's that are not, pages read where memory does not tell.
+/// The lookup of a blob's known keys and of another's unknown ones, with pages read if memory does not suffice.
 fn key_set_lookup(rounds: usize) {
     let store = MemoryStore::new();
     block_on(async {
@@ -286,7 +286,7 @@ fn key_set_lookup(rounds: usize) {
     });
 }
 
-/// What a settled blob commits, into SQLite: its events' keys, its mark, and the owner's entry at its last revision.
+/// The commit of a settled blob, into SQLite: its events' keys, its mark, and the owner's entry at its last revision.
 fn state_commit(rounds: usize) {
     let dir = tempfile::tempdir().expect("a directory");
     let store = SqliteStore::open(dir.path()).expect("a store");

@@ -1,4 +1,4 @@
-//! Cost of asking a set of a million keys, and of staging.
+//! The cost of lookups in a set of a million keys, and of staging.
 
 use parking_lot::Mutex;
 

@@ -22,7 +22,7 @@ fn parse(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// The catalogue costs what stands between the first two.
+/// The difference of the first two is the cost of the catalogue.
 #[divan::bench(args = ["native", "native, no rules", "native, no raw", "ecs", "ocsf", "raw", "raw, no rules"])]
 fn parse_and_render(bencher: Bencher<'_, '_>, shape: &str) {
     let events = events::events();

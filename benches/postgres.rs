@@ -1,5 +1,5 @@
-//! What a fleet asks of its PostgreSQL: commits of 200 events, their latency, what they write, what a takeover reads.
-//! Starts a server of its own; says so and ends where there is none.
+//! The load of a fleet on its PostgreSQL: commits of 200 events, their latency, the bytes they write, and the reads of
+//! a takeover. Starts a server of its own; if there is none, prints that and ends.
 //!
 //! `cargo bench --bench postgres`
 
@@ -20,7 +20,7 @@ use test_support::postgres::Postgres;
 const TENANTS: usize = 64;
 const COMMITS_EACH: usize = 60;
 const EVENTS: usize = 200;
-/// Commits under way at once: as many as the connections of two processes.
+/// Commits in flight at once: as many as the connections of two processes.
 const AT_ONCE: usize = 16;
 
 fn tenant(number: usize) -> TenantId {

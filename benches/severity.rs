@@ -1,4 +1,4 @@
-//! What it costs to assess an event: its operation folded, the rules about it found and tried. Parsing is not in it.
+//! The cost of assessing an event: folding its operation, finding its rules and trying them. Parsing is not included.
 
 mod events;
 
@@ -12,7 +12,7 @@ fn main() {
     divan::main();
 }
 
-/// The whole catalogue and so many rules of an operator's own, each about an operation that no event has.
+/// The whole catalogue and this many rules of an operator, each about an operation that no event has.
 #[divan::bench(args = [0, 100, 1000])]
 fn assess(bencher: Bencher<'_, '_>, own_rules: usize) {
     let own: Vec<toml::Table> = (0..own_rules)

@@ -1,4 +1,4 @@
-//! Throughput of the splitter on a body of realistic events, in chunks as they come from the network.
+//! Throughput of the splitter on a body of realistic events, in chunks as from the network.
 
 use bytes::Bytes;
 use divan::counter::BytesCount;

@@ -1,7 +1,7 @@
-//! The embedded host's store: a commit as a settled blob makes one, synced when it returns, and what is read at a start.
+//! The embedded host's store: a commit as for a settled blob, synced when it returns, and the reads of a start.
 //!
-//! The file is below `M365_BENCH_DIR`, else in the system's directory for temporary files; a commit costs what a sync
-//! costs there.
+//! The file is below `M365_BENCH_DIR`, else in the system's directory for temporary files; a commit costs as much as a
+//! sync there.
 
 use bytes::Bytes;
 use divan::Bencher;
@@ -32,8 +32,8 @@ fn put(key: String, value: Vec<u8>, expected: Expected) -> Op {
     Op::Put { key, value: Bytes::from(value), expected }
 }
 
-/// Keys of so many events, the marks of their blobs, and the owner's entry, which every commit rewrites against its last
-/// revision. The ledger makes one commit of all blobs that settle while the one before is synced.
+/// Keys of this many events, the marks of their blobs, and the owner's entry, which every commit rewrites against its
+/// last revision. The ledger makes one commit of all blobs that settle while the one before is synced.
 #[divan::bench(args = [200, 2_000, 14_000], sample_count = 50, sample_size = 1)]
 fn commit(bencher: Bencher<'_, '_>, events: usize) {
     let (_dir, store, runtime) = opened();

@@ -1,6 +1,6 @@
-//! What cannot be avoided: a small program that downloads every blob, splits it, copies each event and syncs the
-//! file. It parses nothing, remembers nothing and confirms nothing. `extra` bytes are added to each event, so that it
-//! writes as much as the run it is compared with.
+//! The unavoidable minimum: a small program that downloads every blob, splits it, copies each event and syncs the file.
+//! It does not parse, keep state or confirm. `extra` bytes are added to each event, so that it writes as much as the
+//! compared run.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,4 @@
-//! Child processes and what they cost, read from `/proc` (Linux).
+//! Child processes and their cost, read from `/proc` (Linux).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use super::tenant::Feed;
 /// Clock ticks of `/proc/<pid>/stat` in a second; Linux has had no other for user space since 2.6.
 const TICKS: f64 = 100.0;
 
-/// What a process cost from its start to its end.
+/// The cost of a process from its start to its end.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
     pub wall: f64,
@@ -25,8 +25,8 @@ pub struct Cost {
     pub ok: bool,
 }
 
-/// How often the peak memory of a process is read. Growth after the last reading before the process ends goes unseen; each
-/// reading takes processor time from it.
+/// How often the peak memory of a process is read. Growth after the last reading is missed; each reading takes
+/// processor time from the process.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Runs a command to its end.
@@ -44,7 +44,7 @@ pub fn run(command: &mut Command) -> Cost {
             }
             peak
         });
-        // A process that has ended stays, with its times, until it is waited for.
+        // A process that has ended keeps its times until it is reaped.
         let pid = Pid::from_child(&child);
         retry_on_intr(|| waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)).expect("our child");
         cost.wall = started.elapsed().as_secs_f64();
@@ -82,7 +82,7 @@ impl Server {
         Self::start_with(feed, &[])
     }
 
-    /// As [`Server::start`], with further words that say how it serves.
+    /// As [`Server::start`], with further arguments that define how it serves.
     pub fn start_with(feed: &Feed, how: &[&str]) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("a path"))
             .args(["serve", &feed.to_arg()])
@@ -128,7 +128,7 @@ impl Drop for Server {
     }
 }
 
-/// A run of our own binary.
+/// A run of this project's binary.
 pub struct Agent<'a> {
     pub server: &'a Server,
     pub tenants: usize,

@@ -1,7 +1,7 @@
 //! The whole collector against a feed that costs nothing to serve: throughput, memory, growth, many tenants, latency
 //! and pace. See `benches/README.md` for the commands and the results.
 //!
-//! Every contender is a process of its own, so that CPU time and peak memory are the kernel's word. Linux only.
+//! Every contender is a process of its own, so that the kernel measures CPU time and peak memory. Linux only.
 
 mod baseline;
 mod child;
@@ -97,7 +97,7 @@ fn lines_of(path: &Path) -> u64 {
     }
 }
 
-/// One pass of our binary over the feed; the output's bytes and the cost. Panics when an event is missing.
+/// One pass of the binary over the feed; returns the output's bytes and the cost. Panics when an event is missing.
 fn pass(server: &Server, feed: &Feed, dir: &Path, source: &str, binary: &str) -> (u64, Cost) {
     pass_of(1, server, feed, dir, source, binary)
 }
@@ -252,7 +252,7 @@ fn growth(only: Option<&str>) {
     }
 }
 
-/// What known blobs and event keys cost in memory, on disk and in bytes written, in the embedded host's own store.
+/// The cost of known blobs and event keys in memory, on disk and in bytes written, in the embedded host's own store.
 fn keys(blobs: u64, events: u64) {
     use m365_audit::checkpoint::key_set::{Key, KeySet, Kind, maintain};
     use m365_audit::host::StateStore as _;
@@ -354,7 +354,7 @@ fn tenants(count: u64, seconds: u64) {
     );
 }
 
-/// Many active tenants: how evenly they get on.
+/// Many active tenants: how evenly they progress.
 fn share(count: u64) {
     let scratch = Scratch::new();
     let feed = Feed { blobs: 400, events: 50, ..Feed::default() };
@@ -406,7 +406,7 @@ fn catch_up(count: u64, blobs: u64, events: u64, latency_ms: u64, reading: u64) 
     let out = dir.join("out.ndjson");
     let bytes = || std::fs::metadata(&out).map_or(0, |m| m.len());
     let (mut peak, mut grown, mut seen) = (0.0_f64, Instant::now(), 0);
-    // It is over when nothing has come for a while.
+    // It ends when no record has come for a while.
     while grown.elapsed() < Duration::from_secs(15) {
         peak = peak.max(memory_mib(child.id(), "VmHWM:"));
         let now = bytes();
@@ -464,7 +464,7 @@ fn latency(blobs: u64) {
     let _ = child.wait();
 }
 
-/// A backlog larger than the quota lets through: how much of the quota is used, and whether new blobs wait.
+/// A backlog larger than the quota: how much of the quota is used, and whether new blobs wait.
 fn pace(seconds: u64, quota: u64) {
     let scratch = Scratch::new();
     let feed =

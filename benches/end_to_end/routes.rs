@@ -1,5 +1,5 @@
-//! The routes to other agents beside the file: what each costs our process, and how fast it is into a receiver that
-//! does nothing with the records but take them.
+//! The routes to other agents beside the file: the cost of each in the collector's process, and its speed into a
+//! receiver that only accepts the records.
 //!
 //! Receivers are processes of their own, on loopback: Forward with its acknowledgements, OTLP over gRPC and HTTP, and
 //! plain HTTP. A stock Vector named by `VECTOR` is one more, with acknowledgements on and its `blackhole` sink.
@@ -20,10 +20,10 @@ use super::child::{Agent, Cost, Server, run, stat};
 use super::tenant::Feed;
 use super::{FULL_SPEED, Scratch, binary, median};
 
-/// A receiver that does not listen after so long is a failure.
+/// A receiver that does not listen after this long is a failure.
 const START_MAX: Duration = Duration::from_secs(60);
 
-/// The name of a route, the sink's table with `PORT` in it, and what receives.
+/// The name of a route, the sink's table with `PORT` in it, and the receiver.
 const ROUTES: [(&str, &str, &str); 8] = [
     ("`file`", "type = \"file\"\npath = \"PATH\"", ""),
     ("Forward", "type = \"fluent_forward\"\nservers = [\"127.0.0.1:PORT\"]\ntag = \"m365\"", "forward"),
@@ -59,7 +59,7 @@ pub fn routes(blobs: u64, events: u64, rounds: u64) {
             replace_sink(&dir.join("agent.toml"), &sink);
             let before = receiver.as_ref().map_or(0.0, Receiver::cpu);
             let cost = run(&mut command);
-            // `--once` ends well only when all has been confirmed.
+            // `--once` succeeds only when every record was confirmed.
             assert!(cost.ok, "{name}: {}", std::fs::read_to_string(dir.join("log")).unwrap_or_default());
             let theirs = receiver.as_ref().map_or(0.0, Receiver::cpu) - before;
             eprintln!("{name}: {:.0} events/s, {:.2} s CPU, receiver {theirs:.2} s", total / cost.wall, cost.cpu);

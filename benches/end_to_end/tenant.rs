@@ -1,8 +1,8 @@
 //! A feed that costs next to nothing to serve: bodies are a template in memory with the ids and times of the events
 //! written over it, one thread a connection, HTTP/1.1 without compression. It is not [`m365_audit::sim`]: that one is
-//! faithful, this one is fast, so that what is measured is the client.
+//! faithful, this one is fast, so that the measurement covers the client.
 //!
-//! Every tenant's feed is the same. `GET /stats` says what was asked.
+//! Every tenant's feed is the same. `GET /stats` returns the counts of requests.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -28,14 +28,14 @@ const SEGMENT_EVENTS: u64 = 200;
 const TYPES: [&str; 5] =
     ["Audit.AzureActiveDirectory", "Audit.Exchange", "Audit.SharePoint", "Audit.General", "DLP.All"];
 
-/// What the feed holds.
+/// The content of the feed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Feed {
     /// Blobs of history, dealt to the first four content types in turn.
     pub blobs: u64,
     /// Events in each.
     pub events: u64,
-    /// Over so many seconds before the start.
+    /// The span of the history before the start, in seconds.
     pub span_secs: i64,
     /// Blobs on a page of a listing.
     pub page: usize,
@@ -43,7 +43,7 @@ pub struct Feed {
     pub quota: u64,
     /// Milliseconds before a blob's first byte.
     pub latency_ms: u64,
-    /// A new blob becomes listable in `Audit.General` so often, milliseconds; 0 for none.
+    /// The interval at which a new blob becomes listable in `Audit.General`, milliseconds; 0 for none.
     pub fresh_ms: u64,
 }
 
@@ -67,7 +67,7 @@ impl Feed {
     }
 }
 
-/// A stretch of a body and where its ids and times stand.
+/// A stretch of a body, and the offsets of its ids and times.
 struct Template {
     text: Vec<u8>,
     /// Offsets of the first eight hex digits of each id.
@@ -139,7 +139,7 @@ impl Template {
     }
 }
 
-/// What a feed knows; answers for whatever serves it.
+/// The state of a feed; it makes the answers for the server.
 pub struct Shared {
     feed: Feed,
     origin: String,
@@ -230,7 +230,7 @@ impl Shared {
         }
     }
 
-    /// Writes the answer to a request for `target` as HTTP/1.1; `out` is room to work in.
+    /// Writes the answer to a request for `target` as HTTP/1.1; `out` is a scratch buffer.
     pub fn answer(&self, target: &str, writer: &mut impl Write, out: &mut Vec<u8>) -> Option<()> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         if path == "/stats" {

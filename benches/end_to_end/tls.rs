@@ -1,7 +1,8 @@
-//! What TLS and HTTP/2 cost the collector: the feed over TLS, with the protocol and the cipher the server lets it have.
+//! The cost of TLS and HTTP/2 for the collector: the feed over TLS, with the protocol and the cipher that the server
+//! offers.
 //!
-//! The server is the one that decides: it offers HTTP/2 or does not, and one cipher suite alone. The client is our binary
-//! as it is, with the server's certificate as its `ca_file`.
+//! The server decides: it offers HTTP/2 or not, and only one cipher suite. The client is the unmodified binary, with
+//! the server's certificate as its `ca_file`.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -19,7 +20,7 @@ use super::child::{Agent, Cost, Server, run};
 use super::tenant::{Feed, Shared};
 use super::{FULL_SPEED, Scratch, binary, lines_of, median};
 
-/// Threads of the server: it must not be what is measured, on a machine of two processors.
+/// Threads of the server, so that on a machine with two processors the measurement does not cover the server.
 const SERVER_THREADS: usize = 2;
 
 /// The name of a way, the protocol and the cipher suite; none is TLS-less.
@@ -87,7 +88,7 @@ pub fn tls(blobs: u64, events: u64, rounds: u64, only: Option<&str>) {
     }
 }
 
-/// Serves the feed as `how` says until the process is ended; prints its origin.
+/// Serves the feed as `how` defines until the process is ended; prints its origin.
 pub fn serve(feed: &str, how: &str, identity: &Path) -> ! {
     let (protocol, suite) = how.split_once(',').expect("protocol,suite");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -126,7 +127,7 @@ fn acceptor(protocol: &str, suite: &str, identity: &Path) -> tokio_rustls::TlsAc
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .expect("an identity");
-    // Small calls speak HTTP/1.1 whatever blobs may speak.
+    // Small calls use HTTP/1.1, whatever the protocol of blobs.
     config.alpn_protocols = vec![protocol.into(), b"http/1.1".to_vec()];
     config.alpn_protocols.dedup();
     tokio_rustls::TlsAcceptor::from(Arc::new(config))

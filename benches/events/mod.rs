@@ -1,4 +1,4 @@
-//! What the benches of pieces work on: the events of the fixtures, which are real ones that may be passed on.
+//! The input of the benches of pieces: the events of the fixtures, which are real and redistributable.
 #![allow(dead_code, reason = "no bench needs all of it")]
 
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub fn parsed() -> Vec<Event<'static>> {
     events().into_iter().map(|event| Event::parse(event).expect("an event")).collect()
 }
 
-/// What one pass over the events is counted as.
+/// The counts of one pass over the events.
 pub fn counts(events: &[&[u8]]) -> (ItemsCount, BytesCount) {
     (ItemsCount::new(events.len()), BytesCount::new(events.iter().map(|event| event.len()).sum::<usize>()))
 }
@@ -36,7 +36,7 @@ pub fn tenant() -> TenantId {
     "7f3c0000-0000-0000-0000-000000000001".parse().expect("a GUID")
 }
 
-/// The blob all of them are said to be from.
+/// The blob from which all of them seem to come.
 pub fn blob(tenant: &TenantId) -> BlobContext<'_> {
     BlobContext {
         tenant,

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Every input runs as the examples have it (not threaded, filesystem storage) into the `null` output, one after the
-//! other, against one `m365-audit simulate`. Fluent Bit's own counter of the input's records says how fast:
-//! from the start of its process to the last record. MB are of the records as JSON lines. Medians of three rounds
+//! other, against one `m365-audit simulate`. The rate comes from Fluent Bit's own counter of the input's records: from
+//! the start of its process to the last record. MB are of the records as JSON lines. Medians of three rounds
 //! (`M365_BENCH_ROUNDS`) in which the inputs take turns; the curve is one run each, over the `exec` of those rounds.
 
 #[cfg(target_os = "linux")]
@@ -37,9 +37,9 @@ mod linux {
     /// Events of the tenant; `M365_BENCH_EVENTS` is another number.
     const EVENTS: usize = 200_000;
     const EVENTS_PER_BLOB: usize = 200;
-    /// A slow input is stopped after so long, and its rate taken from what it did until then.
+    /// A slow input is stopped after this long, and its rate computed from its records until then.
     const TIME_MAX: Duration = Duration::from_secs(20);
-    /// No record after so long is a failure.
+    /// No record after this long is a failure.
     const START_MAX: Duration = Duration::from_secs(60);
     const SAMPLE_EVERY: Duration = Duration::from_millis(20);
     /// Clock ticks of `/proc/<pid>/stat`, the same on every Linux.
@@ -59,7 +59,7 @@ mod linux {
 
     struct Outcome {
         events_per_sec: f64,
-        /// Seconds of processor time: of threads or children of ours, and of all.
+        /// Seconds of processor time: of the plugin's threads or children, and of all.
         cpu_ours: f64,
         cpu_all: f64,
         events: f64,
@@ -113,7 +113,7 @@ mod linux {
             String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()
         }
 
-        /// What `m365-audit run` reads, into a sink.
+        /// The configuration of `m365-audit run` with a sink.
         fn agent_toml(&self, name: &str, sink: &str) -> PathBuf {
             let path = self.path(name);
             let SimConfig { client_id, client_secret, tenants, .. } = &self.config;
@@ -200,7 +200,7 @@ mod linux {
         fn measure(&self, input: &str) -> Outcome {
             let at = self.dir.path().display();
             let port = free_port();
-            // With the state of the run before there is nothing to read.
+            // With the state of an earlier run there would be nothing to read.
             for left in ["storage", "state", "stdout.toml.state"] {
                 let _ = fs::remove_dir_all(self.path(left));
             }
@@ -230,7 +230,7 @@ mod linux {
             }
         }
 
-        /// How long all records took, or those of [`TIME_MAX`], and how many they are.
+        /// The time for all records, or those within [`TIME_MAX`], and their number.
         fn watch(&self, agent: &mut Agent, started: Instant, port: u16) -> (Duration, f64) {
             let mut last = (Duration::ZERO, 0.0);
             loop {
@@ -252,7 +252,7 @@ mod linux {
     struct Agent(Child);
 
     impl Agent {
-        /// Seconds of our threads and of children, and of all.
+        /// Seconds of the plugin's threads and children, and of all.
         fn cpu(&self) -> (f64, f64) {
             let process = Path::new("/proc").join(self.0.id().to_string());
             let children = stat(&process.join("stat"), 15) + stat(&process.join("stat"), 16);
@@ -308,7 +308,7 @@ mod linux {
         format!("name: exec\n      command: '{command}'\n      oneshot: true\n      buf_size: 8M\n      parser: json")
     }
 
-    /// What Fluent Bit counts for the input.
+    /// Fluent Bit's count for the input.
     fn records(port: u16) -> Option<f64> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;

@@ -1,7 +1,7 @@
-//! Fluent Bit's functions as Rust ones: the table handed to `FLBPluginInit`, and what its executable exports.
+//! Fluent Bit's functions as Rust ones: the table passed to `FLBPluginInit`, and the exports of its executable.
 //!
 //! Layout after `flb_api.h` and `go.h` (5.1; entries used here are unchanged since 2.0). Of the per-plugin struct only
-//! the first three fields are read and nothing is written: the context block behind the fourth changed in 4.1.
+//! the first three fields are read, and none are written: the context block behind the fourth changed in 4.1.
 //!
 //! Every function here but [`HostApi::name`] may be called from the host's threads only, inside one of its calls:
 //! from others the host's log misses its file, and its metrics are not locked.
@@ -17,8 +17,8 @@ use super::metrics::Sample;
 use super::ring::Counted;
 use m365_audit::metrics::Kind;
 
-/// `struct flb_plugin_proxy_def`: what `FLBPluginRegister` fills in. Hosts since 5.0 have more fields behind these;
-/// before that they do not, so nothing behind is touched.
+/// `struct flb_plugin_proxy_def`: what `FLBPluginRegister` fills in. Hosts since 5.0 have more fields after these;
+/// older ones do not, so later fields are not touched.
 #[repr(C)]
 pub struct PluginDef {
     kind: c_int,
@@ -45,7 +45,8 @@ pub const NAME: &CStr = c"m365_audit";
 const DESCRIPTION: &CStr = c"Microsoft 365 unified audit log (Office 365 Management Activity API)";
 
 impl PluginDef {
-    /// Says what this plugin is. The texts are static: the host keeps the pointer of the description.
+    /// Fills in the description of this plugin. The texts are static, since the host keeps the pointer of the
+    /// description.
     pub fn fill(&mut self) {
         self.kind = INPUT;
         self.proxy = PROXY;
@@ -66,7 +67,7 @@ struct ApiTable {
     input_log_check: Option<unsafe extern "C" fn(*mut c_void, c_int) -> c_int>,
 }
 
-/// One instance's way to the host. Valid from its `FLBPluginInit` to the end of its `FLBPluginExit`.
+/// One instance's access to the host. Valid from its `FLBPluginInit` to the end of its `FLBPluginExit`.
 #[derive(Debug)]
 pub struct HostApi {
     table: *const ApiTable,
@@ -85,12 +86,12 @@ type SetCollector = unsafe extern "C" fn(*mut c_void, OnReadable, c_int, *mut c_
 /// `flb_input_collector_start`: 0 done.
 type StartCollector = unsafe extern "C" fn(c_int, *mut c_void) -> c_int;
 
-/// What a timer of the engine calls: with its configuration, and with the data of the timer's maker.
+/// The callback of an engine's timer: with its configuration, and with the data of the timer's maker.
 pub type OnTimer = extern "C" fn(Config, *mut c_void);
-/// What a collector calls: with the input, the engine's configuration, and the plugin's context.
+/// The callback of a collector: with the input, the engine's configuration, and the plugin's context.
 pub type OnReadable = extern "C" fn(*mut c_void, Config, *mut c_void) -> c_int;
 
-/// `struct flb_config`, the running engine. Only the engine gives one, and only to be given back to it.
+/// `struct flb_config`, the running engine. Only the engine passes one, and the plugin only passes it back.
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy)]
 pub struct Config(*mut c_void);
@@ -126,8 +127,8 @@ impl Engine {
     }
 }
 
-/// What the engine watches to call us at once. Never closed, so that its number is no other's while an engine that is
-/// ending, before a reload, may still watch it; there is one live instance at a time.
+/// The descriptor that the engine watches to call this plugin at once. It is never closed, so that its number is not
+/// reused while an engine that is ending, before a reload, may still watch it; there is one live instance at a time.
 #[derive(Debug)]
 pub struct Bell(File);
 
@@ -138,25 +139,25 @@ impl Bell {
         if let Some(bell) = BELL.get() {
             return Ok(bell.clone());
         }
-        // SAFETY: makes a descriptor, or says -1.
+        // SAFETY: creates a descriptor, or returns -1.
         let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if descriptor == -1 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: just created, and not shared.
         let bell = Self(File::from(unsafe { OwnedFd::from_raw_fd(descriptor) }));
         Ok(BELL.get_or_init(|| Arc::new(bell)).clone())
     }
 
     /// Rings it, from any thread, until [`Bell::hush`].
     pub fn ring(&self) {
-        // It fails when it has rung 2^64 - 2 times unheard.
+        // It fails after 2^64 - 2 unread writes.
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
     /// Ends its ringing.
     pub fn hush(&self) {
-        // It fails when it does not ring.
+        // It fails when it is not ringing.
         let _ = (&self.0).read(&mut [0; 8]);
     }
 }
@@ -171,24 +172,24 @@ impl Wake for Bell {
     }
 }
 
-/// `flb_input_log_append`: 0, or -1 when the host did not take the bytes. The same from 2.0 to 5.1.
+/// `flb_input_log_append`: 0, or -1 when the host did not accept the bytes. The same from 2.0 to 5.1.
 type Append = unsafe extern "C" fn(*mut c_void, *const c_char, usize, *const c_void, usize) -> c_int;
 
 // SAFETY: the table and the instance outlive this value (they live until the instance's exit is over, when it is
 // dropped), neither is written through these pointers, and the calls that must stay on host threads are made in
-// `super::instance` inside a call of the host, as the module's header asks.
+// `super::instance` inside a call of the host, as the module's documentation requires.
 unsafe impl Send for HostApi {}
 // SAFETY: as above.
 unsafe impl Sync for HostApi {}
 
 impl HostApi {
-    /// Copies what is needed from the struct of `FLBPluginInit`; `None` when it is not one.
+    /// Copies the needed fields of the struct of `FLBPluginInit`; `None` when it is not one.
     ///
     /// # Safety
     /// `plugin` is null or points to the host's per-plugin struct, valid during the call; the table and instance it
     /// names stay valid until the instance has exited.
     pub unsafe fn new(plugin: *const Plugin) -> Option<Self> {
-        // SAFETY: null or valid, says the caller.
+        // SAFETY: the caller guarantees that it is null or valid.
         let plugin = unsafe { plugin.as_ref() }?;
         if plugin.api.is_null() || plugin.instance.is_null() {
             return None;
@@ -207,7 +208,7 @@ impl HostApi {
         &self.name
     }
 
-    /// The value of a property, variables replaced by the host; `None` when it is not set, empty, or no UTF-8.
+    /// The value of a property, variables replaced by the host; `None` when it is not set, empty, or not UTF-8.
     pub fn property(&self, key: &str) -> Option<String> {
         let key = CString::new(key).ok()?;
         let get = self.table().input_get_property?;
@@ -224,11 +225,11 @@ impl HostApi {
         self.table().input_log_check.is_none_or(|check| unsafe { check(self.instance, level) } != 0)
     }
 
-    /// Prints one line to the host's log. The host does not look at the level here: ask [`HostApi::shows`] before.
+    /// Prints one line to the host's log. The host does not check the level here: call [`HostApi::shows`] before.
     pub fn print(&self, level: c_int, text: &str) {
         let line = format!("[input:{}:{}] {}", NAME.to_string_lossy(), self.name, text.replace('\0', "\u{fffd}"));
         if let (Some(print), Ok(line)) = (self.table().log_print, CString::new(line)) {
-            // SAFETY: a printf-like function, given its format and the one string it asks for.
+            // SAFETY: a printf-like function, with its format and the one string that the format needs.
             unsafe { print(level, std::ptr::null(), 0, c"%s".as_ptr(), line.as_ptr()) };
         }
     }
@@ -238,8 +239,8 @@ impl HostApi {
         self.append.is_some()
     }
 
-    /// Appends whole entries under the input's tag, as the host itself does with what a collect call returns: to be
-    /// called where it does, inside a collect call. `false`: the host did not take them.
+    /// Appends whole entries under the input's tag, as the host itself does with the result of a collect call; must be
+    /// called inside a collect call, as there. `false`: the host did not accept them.
     pub fn append(&self, entries: &[u8]) -> bool {
         let Some(append) = self.append else { return false };
         // SAFETY: the host's function with the host's instance, on the thread the host would call it on; no tag, as
@@ -247,8 +248,9 @@ impl HostApi {
         unsafe { append(self.instance, std::ptr::null(), 0, entries.as_ptr().cast(), entries.len()) == 0 }
     }
 
-    /// Has the engine call `then` on this thread, once and soon: with what it takes to be called more often. `false`: it
-    /// does not. The call may come after the instance's exit, and never after the thread's event loop has ended.
+    /// Has the engine call `then` on this thread, once and soon, with the configuration that further calls need.
+    /// `false`: it does not. The call may come after the instance's exit, and never after the thread's event loop has
+    /// ended.
     pub fn ask_for_config(&self, then: OnTimer) -> bool {
         let Some(Engine { scheduler, create_timer, .. }) = self.engine else { return false };
         // SAFETY: the host's function; it reads a pointer of the thread.
@@ -271,9 +273,10 @@ impl HostApi {
         }
     }
 
-    /// The host's own metrics of this instance, where the executable exports what it takes to write them.
+    /// The host's own metrics of this instance, if the executable exports the functions to write them.
     pub fn metrics(&self) -> Option<HostMetrics> {
-        // A host built without metrics leaves the table's entry uninitialised; it then has none of its own either.
+        // A host built without metrics leaves the table's entry uninitialised; it then has no metrics of its own,
+        // either.
         symbol(c"flb_metrics_create")?;
         let functions = CmtFunctions::find()?;
         let get = self.table().input_get_cmt_instance?;
@@ -282,7 +285,7 @@ impl HostApi {
         (!cmt.is_null()).then(|| HostMetrics { cmt, functions, handles: Vec::new() })
     }
 
-    /// The host's counters of this instance, where the executable exports what it takes to read them.
+    /// The host's counters of this instance, if the executable exports the functions to read them.
     pub fn counters(&self) -> Option<HostCounters> {
         symbol(c"flb_metrics_create")?;
         let (encode, free) = (symbol(c"cmt_encode_prometheus_create")?, symbol(c"cmt_encode_prometheus_destroy")?);
@@ -358,11 +361,12 @@ pub struct HostMetrics {
     handles: Vec<(&'static str, *mut c_void)>,
 }
 
-// SAFETY: the pointers are only followed in `set`, which the module's header keeps on the host's threads.
+// SAFETY: the pointers are only dereferenced in `set`, which the module's documentation restricts to the host's
+// threads.
 unsafe impl Send for HostMetrics {}
 
 impl HostMetrics {
-    /// Writes one sample; makes its metric known to the host when it is the first of it.
+    /// Writes one sample; registers its metric with the host at the first sample.
     pub fn set(&mut self, sample: &Sample, unix_nanoseconds: u64) {
         let Some(handle) = self.handle(sample) else { return };
         let Some(values) = c_strings(sample.label_values.iter().map(String::as_str)) else { return };
@@ -372,7 +376,7 @@ impl HostMetrics {
             Kind::Gauge | Kind::Histogram => self.functions.gauge_set,
         };
         let count = c_int::try_from(values.len()).unwrap_or(0);
-        // SAFETY: a handle made by the host for this kind, and as many values as it was given keys.
+        // SAFETY: a handle made by the host for this kind, and as many values as keys.
         unsafe { set(handle, unix_nanoseconds, sample.value, count, values.as_ptr()) };
     }
 
@@ -405,7 +409,7 @@ type Encode = unsafe extern "C" fn(*mut c_void, c_int) -> *mut c_char;
 /// `cmt_encode_prometheus_destroy`.
 type Free = unsafe extern "C" fn(*mut c_char);
 
-/// What the host counts of the instance. The host's page of the instance's metrics is the only exported way to its own
+/// The host's counters of the instance. The host's page of the instance's metrics is the only exported way to its own
 /// counters.
 #[derive(Debug)]
 pub struct HostCounters {
@@ -414,15 +418,15 @@ pub struct HostCounters {
     free: Free,
 }
 
-// SAFETY: the pointer is only followed in `counted`, which the module's header keeps on the host's threads: the
-// instance's metrics are made at its init and, ours, on that thread. A threaded instance's engine sets values meanwhile, as
-// atomics, and may add a series (that of the tag), whole before it is linked.
+// SAFETY: the pointer is only dereferenced in `counted`, which the module's documentation restricts to the host's
+// threads: the instance's metrics are created at its init and, for this plugin's, on that thread. A threaded instance's
+// engine sets values meanwhile, as atomics, and may add a series (that of the tag), whole before it is linked.
 unsafe impl Send for HostCounters {}
 // SAFETY: as above.
 unsafe impl Sync for HostCounters {}
 
 impl HostCounters {
-    /// What the engine has begun to append.
+    /// The records that the engine has begun to append.
     pub fn counted(&self) -> Option<Counted> {
         // SAFETY: the host's function with the host's metrics.
         let page = unsafe { (self.encode)(self.cmt, 0) };
@@ -431,7 +435,7 @@ impl HostCounters {
         }
         // SAFETY: not null, a C string of the host until it is freed.
         let counted = read_counters(&unsafe { CStr::from_ptr(page) }.to_string_lossy());
-        // SAFETY: made by its counterpart, and not looked at any more.
+        // SAFETY: created by its counterpart, and not used any more.
         unsafe { (self.free)(page) };
         counted
     }
@@ -442,7 +446,7 @@ fn read_counters(page: &str) -> Option<Counted> {
     let value = |name: &str| {
         let labels_and_value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('{'))?;
         let value: f64 = labels_and_value.rsplit_once(' ')?.1.parse().ok()?;
-        // Exact up to here; what is beyond, or no number, is not to be compared.
+        // Exact up to here; larger values and NaN cannot be compared.
         (0.0..9e15).contains(&value).then_some(value as u64)
     };
     Some(Counted { records: value("fluentbit_input_records_total")?, bytes: value("fluentbit_input_bytes_total")? })
@@ -452,7 +456,7 @@ fn c_strings<'a>(texts: impl Iterator<Item = &'a str>) -> Option<Vec<CString>> {
     texts.map(|text| CString::new(text).ok()).collect()
 }
 
-/// The name of the calling thread, as the host set it.
+/// The name of the calling thread, set by the host.
 pub fn thread_name() -> String {
     let mut name = [0 as c_char; 32];
     // SAFETY: writes at most `name.len()` bytes, the ending zero among them.
@@ -461,11 +465,11 @@ pub fn thread_name() -> String {
     if failed == 0 { String::from_utf8_lossy(&bytes).into_owned() } else { String::new() }
 }
 
-/// Keeps this library in memory for the rest of the process. Its threads are joined in `FLBPluginExit`, but only for
-/// so long: one that is still inside a system call afterwards must not find its code gone.
+/// Keeps this library in memory for the rest of the process. Its threads are joined in `FLBPluginExit`, but only for a
+/// limited time: the code of one that is still inside a system call must stay.
 pub fn keep_loaded() {
     let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: the address is of this library, or of the executable when it is linked in; `info` is ours.
+    // SAFETY: the address is of this library, or of the executable when it is linked in; `info` is local.
     let found = unsafe { libc::dladdr(keep_loaded as fn() as *const c_void, info.as_mut_ptr()) };
     // SAFETY: plain pointers, zeroed above, so initialised whatever `dladdr` did.
     let info = unsafe { info.assume_init() };

@@ -1,15 +1,15 @@
-//! A record as Fluent Bit keeps it: `[EventTime, map]` in MessagePack, made from the record's JSON in one pass.
+//! A record in Fluent Bit's form: `[EventTime, map]` in MessagePack, made from the record's JSON in one pass.
 //!
-//! Refuses to know where records come from and where they go. Three facts of the host shape it, each found in its
-//! source and seen in a running one:
-//! - One entry it cannot decode silently cuts off every later entry of the same buffer. So a record that is not
-//!   proper JSON is refused before a byte of it reaches the buffer.
-//! - Its decoder (`unpack_template.h`, `MSGPACK_EMBED_STACK_SIZE`) gives up on an entry with more than 32 containers
-//!   inside each other. So what is nested deeper than [`DEPTH_MAX`] is carried as its JSON text.
-//! - It looks for no repeated keys. So of members with the same name the last is kept, as JSON readers do.
+//! Does not know where records come from and where they go. Three facts of the host shape it, each found in its source
+//! code and observed in a running one:
+//! - One undecodable entry silently discards every later entry of the same buffer. So a record that is not valid JSON
+//!   is refused before a byte of it reaches the buffer.
+//! - Its decoder (`unpack_template.h`, `MSGPACK_EMBED_STACK_SIZE`) gives up on an entry with more than 32 nested
+//!   containers. So values nested deeper than [`DEPTH_MAX`] are carried as JSON text.
+//! - It does not check for repeated keys. So of members with the same name the last is kept, as in JSON readers.
 //!
-//! Why not `serde_json` through `serde_transcode` or `rmp-serde`: a surrogate without its partner (.NET cuts texts in
-//! the middle of one) would cost the record, digits beyond 64 bits would be rounded, and repeated keys would pass.
+//! `serde_json` through `serde_transcode` or `rmp-serde` is not used: a surrogate without its partner (.NET cuts texts
+//! in the middle of one) would cost the record, digits beyond 64 bits would be rounded, and repeated keys would pass.
 //! `rmp`, the base of `rmp-serde`, does the encoding itself.
 
 use std::borrow::Cow;
@@ -19,8 +19,8 @@ use m365_audit::model::Timestamp;
 use m365_audit::normalise::unescape;
 use rmp::encode;
 
-/// Containers inside each other, the record itself included. Below the host's 32: the entry's own array is one, and
-/// filters wrap what they were given.
+/// Nested containers, including the record itself. Below the host's 32: the entry's own array is one, and filters wrap
+/// their input.
 pub const DEPTH_MAX: usize = 24;
 
 /// `EventTime`: MessagePack extension type 0 of 8 bytes, of the Forward protocol.
@@ -29,13 +29,13 @@ const EVENT_TIME_BYTES: u32 = 8;
 /// The two greatest values of its seconds mark the begin and the end of a group of records.
 const SECONDS_MAX: i64 = u32::MAX as i64 - 2;
 
-/// Members above which repeated keys are found by a table and not by comparing each with each.
+/// The number of members above which repeated keys are found with a table instead of pairwise comparison.
 const PAIRWISE_KEYS_MAX: usize = 32;
 
 /// Keys of the open objects of nearly every record, reserved at once.
 const KEYS_USUAL: usize = 64;
 
-/// A header that is filled in when the container's size is known: MessagePack's 16-bit forms.
+/// Headers that are filled in when the container's size is known: MessagePack's 16-bit forms.
 const MAP_16: u8 = 0xde;
 const ARRAY_16: u8 = 0xdc;
 const MAP_32: u8 = 0xdf;
@@ -71,9 +71,9 @@ fn write_entry(out: &mut Vec<u8>, time: Timestamp, json: &[u8]) -> Result<(), No
     written.ok_or(NotAnObject { at })
 }
 
-/// A container whose end has not been seen yet.
+/// A container that is not closed yet.
 struct Open {
-    /// Where its header stands in the output.
+    /// The offset of its header in the output.
     header: usize,
     object: bool,
     entries: usize,
@@ -206,7 +206,7 @@ impl<'a> Transcoder<'a, '_> {
         Some(())
     }
 
-    /// Takes out every member whose name comes again in the object that ends here; how many.
+    /// Removes every member whose name is repeated later in the object that ends here; returns how many.
     fn drop_repeated(&mut self, first_key: usize) -> usize {
         let keys = self.keys.get(first_key..).unwrap_or_default();
         let repeated: Vec<usize> = if keys.len() <= PAIRWISE_KEYS_MAX {
@@ -217,7 +217,7 @@ impl<'a> Transcoder<'a, '_> {
             (0..keys.len()).filter(|i| keys.get(*i).is_some_and(|k| last.get(&*k.name) != Some(i))).collect()
         };
         let Some(&first) = repeated.first() else { return 0 };
-        // One pass, whatever the number: what is kept moves down over what is not.
+        // One pass for any number: kept members move down over removed ones.
         let mut to = keys.get(first).map_or(self.out.len(), |key| key.start);
         let mut gone = repeated.iter().peekable();
         for index in first..keys.len() {
@@ -258,8 +258,8 @@ impl<'a> Transcoder<'a, '_> {
         Some(if escaped { unescape(inside) } else { Cow::Borrowed(inside) })
     }
 
-    /// The smallest integer form that holds it, a double for fractions and exponents, and the digits as text for
-    /// what neither can hold.
+    /// The smallest integer form that holds it, a double for fractions and exponents, and the digits as text if neither
+    /// can hold it.
     fn number(&mut self) -> Option<()> {
         let rest = self.text.get(self.at..)?;
         let length = rest
@@ -332,7 +332,7 @@ fn string_end(bytes: &[u8], mut at: usize) -> Option<(usize, bool)> {
     }
 }
 
-/// Seconds and nanoseconds as the host keeps them: no time before 1970, none that would mark a group.
+/// Seconds and nanoseconds in the host's form, without times before 1970 or values that would mark a group.
 fn event_time(time: Timestamp) -> (u32, u32) {
     let seconds = time.as_second();
     match u32::try_from(seconds.min(SECONDS_MAX)) {
@@ -435,7 +435,7 @@ mod tests {
         let too_deep = body(&format!("{{\"a\":{},\"b\":1}}", nested(reach + 3)));
         assert_eq!(depth_of(&too_deep["a"]), (reach, nested(3).as_str().into()));
         assert_eq!(too_deep["b"], 1.into());
-        // No stack is used for it.
+        // This uses no stack.
         body(&format!("{{\"a\":{}}}", nested(1_000_000)));
     }
 

@@ -1,8 +1,9 @@
-//! What the host calls. Nothing but exported functions: a null check, a panic boundary, one call inwards, a result.
+//! The functions that the host calls. Only exported functions: a null check, a panic boundary, one call inwards, a
+//! result.
 //!
 //! Names and signatures are those of Fluent Bit's proxy plugins (`flb_plugin_proxy.c`, `go.c`), C calling convention.
 //! Calls for an instance never overlap. Both generations of the data callbacks are exported: the host prefers those
-//! with a context (4.1 and later), whose context we never set and so never read.
+//! with a context (4.1 and later); this plugin never sets the context and so never reads it.
 
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,14 +14,14 @@ use super::instance::{self, Instance};
 /// `FLBPluginInit`: the instance runs.
 const INIT_OK: c_int = 1;
 const INIT_FAILED: c_int = 0;
-/// Everything else: the host looks at -1 only.
+/// Everything else: the host checks only for -1.
 const OK: c_int = 0;
 const FAILED: c_int = -1;
 
 /// A panic that left an exported function would end the agent.
 fn guarded<T>(call: &str, fallback: T, work: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
-        // Neither a payload's drop nor the note of it may panic a second time.
+        // Neither dropping the payload nor reporting it may panic a second time.
         let _ = catch_unwind(AssertUnwindSafe(move || {
             drop(payload);
             if let Some(instance) = instance::live() {
@@ -38,31 +39,31 @@ where
     guarded(call, fallback, || instance::live().map_or(fallback, |instance| work(&instance)))
 }
 
-/// At load, before registration. Nothing to prepare: no thread may start before the host has forked.
+/// At load, before registration. Does nothing: no thread may start before the host has forked.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginPreRegister(_hot_reloading: c_int) -> c_int {
     OK
 }
 
-/// At load: says what this plugin is. Writes the first five fields of `def`, which stays the host's; the texts stay
-/// ours and are static. -1: `def` is null.
+/// At load: describes this plugin. Writes the first five fields of `def`, which the host owns; the texts are static and
+/// owned by the plugin. -1: `def` is null.
 ///
 /// # Safety
 /// `def` is null or points to the host's registration struct.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn FLBPluginRegister(def: *mut PluginDef) -> c_int {
-    // SAFETY: null or valid, says the caller.
+    // SAFETY: the caller guarantees that it is null or valid.
     let Some(def) = (unsafe { def.as_mut() }) else { return FAILED };
     guarded("FLBPluginRegister", FAILED, || {
-        // What is wrong is told at Init, where the host has a log for it.
+        // A fault is reported at Init, where the host has a log.
         let _ = instance::memory_found();
         def.fill();
         OK
     })
 }
 
-/// Once for each configured instance: 1 it runs, 0 it cannot (the reason has been logged). `plugin` stays the host's
-/// and is read during the call only; nothing is written to it.
+/// Once for each configured instance: 1 it runs, 0 it cannot (the reason has been logged). The host owns `plugin`,
+/// which is read only during the call and not written.
 ///
 /// # Safety
 /// `plugin` is null or points to the host's per-plugin struct, whose table and instance live until
@@ -76,7 +77,7 @@ pub unsafe extern "C" fn FLBPluginInit(plugin: *const Plugin) -> c_int {
     })
 }
 
-/// Once, after Init, on the thread of the collect calls: has the engine call us when records wait.
+/// Once, after Init, on the thread of the collect calls: has the engine call this plugin when records wait.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginInputPreRun(_hot_reload_enabled: c_int) -> c_int {
     with_live("FLBPluginInputPreRun", (), |instance| instance.ask_to_be_called(engine_runs));
@@ -97,9 +98,9 @@ pub unsafe extern "C" fn FLBPluginInputCallbackCtx(
     unsafe { FLBPluginInputCallback(data, size) }
 }
 
-/// Every second. Lends the host a buffer of whole entries: `*data` and `*size` are set, the bytes stay ours and
-/// unchanged until the cleanup call with the same address. Nothing to give: `*data` null, `*size` 0. Never blocks on
-/// network, disk or a full queue.
+/// Every second. Lends the host a buffer of whole entries: `*data` and `*size` are set; the plugin owns the bytes and
+/// does not change them until the cleanup call with the same address. Without records: `*data` null, `*size` 0. Never
+/// blocks on network, disk or a full queue.
 ///
 /// # Safety
 /// `data` and `size` are null or may be written to.
@@ -113,7 +114,7 @@ pub unsafe extern "C" fn FLBPluginInputCallback(data: *mut *mut c_void, size: *m
         instance.collect()
     });
     let (address, len) = lent.map_or((std::ptr::null_mut(), 0), |b| (b.data.cast_mut().cast::<c_void>(), b.len));
-    // SAFETY: not null, and writable, says the caller.
+    // SAFETY: not null, and the caller guarantees that it is writable.
     unsafe {
         *data = address;
         *size = len;
@@ -121,16 +122,17 @@ pub unsafe extern "C" fn FLBPluginInputCallback(data: *mut *mut c_void, size: *m
     OK
 }
 
-/// Once, by a timer of the engine that PreRun or a collect call has asked for, on the same thread. Not exported.
+/// Once, by a timer of the engine that PreRun or a collect call has requested, on the same thread. Not exported.
 extern "C" fn engine_runs(config: Config, _data: *mut c_void) {
     with_live("engine_runs", (), |instance| instance.listen(config, records_wait));
 }
 
-/// Whenever records wait, by the engine, on the same thread. Not exported. The arguments are the host's and not looked
-/// at.
+/// Whenever records wait, by the engine, on the same thread. Not exported. The arguments belong to the host and are not
+/// used.
 extern "C" fn records_wait(_instance: *mut c_void, _config: Config, _context: *mut c_void) -> c_int {
     guarded("records_wait", OK, || {
-        // First of all, and with no instance, too: the engine would call for ever. What is put from here on rings again.
+        // First of all, even without an instance: otherwise the engine would call for ever. Records put from here on
+        // ring again.
         if let Ok(bell) = Bell::of_process() {
             bell.hush();
         }
@@ -147,8 +149,8 @@ pub extern "C" fn FLBPluginInputCleanupCallbackCtx(_context: *mut c_void, data: 
     FLBPluginInputCleanupCallback(data)
 }
 
-/// Right after the append: the host has its copy, and the buffer at `data` is ours alone again. The address is only
-/// compared; -1: it is not that of the buffer lent.
+/// Right after the append: the host has its copy, and the buffer at `data` belongs to the plugin alone again. The
+/// address is only compared; -1: it is not that of the buffer lent.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginInputCleanupCallback(data: *mut c_void) -> c_int {
     if data.is_null() {
@@ -159,7 +161,7 @@ pub extern "C" fn FLBPluginInputCleanupCallback(data: *mut c_void) -> c_int {
     if known { OK } else { FAILED }
 }
 
-/// Back-pressure, or the shutdown, at which it comes twice.
+/// Back-pressure, or the shutdown, when it is called twice.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginInputPause() {
     with_live("FLBPluginInputPause", (), Instance::pause);
@@ -171,7 +173,7 @@ pub extern "C" fn FLBPluginInputResume() {
     with_live("FLBPluginInputResume", (), Instance::resume);
 }
 
-/// Just before exit. From here on nothing settles.
+/// Just before exit. From here on no batch is settled.
 #[unsafe(no_mangle)]
 pub extern "C" fn FLBPluginInputPreExit(_by_hot_reload: c_int) -> c_int {
     with_live("FLBPluginInputPreExit", OK, |instance| {

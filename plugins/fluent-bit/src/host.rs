@@ -1,4 +1,4 @@
-//! Fluent Bit as the source sees it: a queue towards the engine, a state file, an ear for health.
+//! Fluent Bit as a host for the source: a queue towards the engine, a state file, and health reports.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use m365_audit::clock::Clock;
 use m365_audit::host::{Batch, Delivery, DeliveryTicket, Health, Host, StateStore};
 use m365_audit::hosts::embedded::{HealthReport, Standing};
 
-/// The agent around us.
+/// The agent that loaded this plugin.
 pub struct FluentBitHost {
     handover: Arc<Handover>,
     state: Arc<dyn StateStore>,
@@ -20,7 +20,7 @@ pub struct FluentBitHost {
 }
 
 impl FluentBitHost {
-    /// A host that hands over through `handover`, keeps state in `state` and tells health in `report`.
+    /// A host that delivers through `handover`, keeps state in `state` and reports health in `report`.
     pub fn new(
         handover: Arc<Handover>,
         state: Arc<dyn StateStore>,

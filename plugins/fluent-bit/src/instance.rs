@@ -1,8 +1,8 @@
 //! The one live instance: its threads, from Init to Exit.
 //!
-//! Owns the plugin's runtime and the order in which things start and stop. What can mend itself (state that cannot be
-//! opened, a network that is down, a token that is refused) is tried again for ever and never fails a start: a failing
-//! Init ends the whole agent, even at a reload.
+//! Owns the plugin's runtime and the order in which things start and stop. Faults that may end by themselves (state
+//! that cannot be opened, a network that is down, a refused token) are retried for ever and never fail a start: a
+//! failing Init ends the whole agent, even at a reload.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ const SOURCES_GRACE: Duration = Duration::from_millis(1_500);
 const THREADS_GRACE: Duration = Duration::from_millis(400);
 const _: () =
     assert!(SOURCES_GRACE.as_millis() + THREADS_GRACE.as_millis() < 2_000, "an exit takes two seconds at most");
-/// Between tries of what failed.
+/// The pause between attempts.
 const RETRY: Backoff = Backoff::between(Duration::from_secs(2), Duration::from_secs(300));
 
 static LIVE: Mutex<Option<Arc<Instance>>> = Mutex::new(None);
@@ -61,10 +61,10 @@ pub enum InitError {
         "there is an input `m365_audit` already (`{0}`), and Fluent Bit pauses the wrong one of two and loses its records"
     )]
     SecondInstance(String),
-    /// What is written can never work.
+    /// The configuration can never work.
     #[error("the configuration cannot work, {} problem(s)", .0.len())]
     Configuration(Vec<Complaint>),
-    /// The process's `malloc` gives less than what all code relies on.
+    /// The process's `malloc` guarantees less than all code relies on.
     #[error("the memory of this process is not aligned as programs need it: {0}")]
     Memory(Misaligned),
     /// The system gave no threads.
@@ -97,7 +97,7 @@ impl Actionable for InitError {
     }
 }
 
-/// What runs between Init and Exit.
+/// The state between Init and Exit.
 pub struct Instance {
     api: HostApi,
     lines: Lines,
@@ -110,7 +110,7 @@ pub struct Instance {
     panicked: AtomicBool,
     /// Rung when records wait; none when the system gave no descriptor, and then ticks set the pace.
     bell: Option<Arc<Bell>>,
-    /// The engine was asked to call us when the bell rings.
+    /// Whether the engine was asked to call this plugin when the bell rings.
     asked: AtomicBool,
 }
 
@@ -130,10 +130,10 @@ pub fn live() -> Option<Arc<Instance>> {
     LIVE.lock().clone()
 }
 
-/// Init: reads the settings, starts the threads, and does not wait for them. What it says of a failure has been
-/// printed when it returns.
+/// Init: reads the settings, starts the threads, and does not wait for them. The report of a failure has been printed
+/// when it returns.
 pub fn start(api: HostApi) -> Result<(), InitError> {
-    // Before anything else: what would follow may end the agent.
+    // Before anything else: later code might end the agent.
     if let Some(misaligned) = memory_found() {
         let error = InitError::Memory(misaligned);
         tell_failure(&api, &error);
@@ -164,7 +164,7 @@ pub fn start(api: HostApi) -> Result<(), InitError> {
     }
 }
 
-/// What a look at the process's memory has found wrong: one look, at load.
+/// The fault that the check of the process's memory found, once, at load.
 pub fn memory_found() -> Option<Misaligned> {
     static FOUND: OnceLock<Option<Misaligned>> = OnceLock::new();
     *FOUND.get_or_init(|| memory::misaligned(&crate::MEMORY))
@@ -195,7 +195,7 @@ impl Instance {
         let properties = Properties {
             value: &|name| api.property(name),
             written: &|_| None,
-            // Full queues, one behind the other, must not wait for each other to be settled.
+            // Full queues, one after another, must not wait for each other to be settled.
             in_flight_bytes_min: &|bytes_per_tick_max| {
                 (QUEUE_BYTES_MAX.min(bytes_per_tick_max) * mode.queues_in_flight()) as u64
             },
@@ -226,7 +226,7 @@ impl Instance {
                 () = crew.work() => {}
                 () = asking.keep_asking() => {}
             }
-            // Nobody may wait for it any more.
+            // The receiver may be gone.
             let _ = end.send(());
         });
         let counters = if mode == Mode::OnOwnThread { api.counters() } else { None };
@@ -244,22 +244,22 @@ impl Instance {
         }))
     }
 
-    /// PreRun, and each tick until it is done: has the engine say what it takes to be called when records wait. Once a
-    /// second, as it does by itself, would set the pace.
+    /// PreRun, and each tick until it is done: gets from the engine the configuration needed for calls when records
+    /// wait. Otherwise the engine's own call once a second would limit the rate.
     pub fn ask_to_be_called(&self, then: OnTimer) {
         if self.bell.is_some() && self.api.can_append() && !self.asked.load(Ordering::Relaxed) {
             self.asked.store(self.api.ask_for_config(then), Ordering::Relaxed);
         }
     }
 
-    /// What [`Instance::ask_to_be_called`] has asked for.
+    /// The callback that [`Instance::ask_to_be_called`] requested.
     pub fn listen(&self, config: Config, then: OnReadable) {
         let listens = self.bell.as_ref().is_some_and(|bell| self.api.call_when_rung(config, bell, then));
         self.lines.while_in(|| tracing::debug!(listens, "asked Fluent Bit to take records as soon as they wait"));
     }
 
-    /// Collect: what there is to say, and records: appended, or as a buffer to be lent where the host does not export
-    /// its append function.
+    /// Collect: prints log lines, and delivers records: appended, or as a lent buffer if the host does not export its
+    /// append function.
     pub fn collect(&self) -> Option<Buffer> {
         self.tell();
         if !self.api.can_append() {
@@ -269,7 +269,7 @@ impl Instance {
         None
     }
 
-    /// Records wait, says the bell.
+    /// Called when the bell signals waiting records.
     pub fn records_wait(&self) {
         self.hand_over(Call::Between);
     }
@@ -278,7 +278,7 @@ impl Instance {
         self.lines.while_in(|| self.handover.append(call, self));
     }
 
-    /// Cleanup. `false`: the address is of no buffer lent.
+    /// Cleanup. `false`: the address is not that of a lent buffer.
     pub fn cleanup(&self, data: *const u8) -> bool {
         self.lines.while_in(|| self.handover.cleanup(data))
     }
@@ -295,14 +295,14 @@ impl Instance {
         self.tell();
     }
 
-    /// PreExit: nothing settles from here on, and the sources stop.
+    /// PreExit: no batch is settled from here on, and the sources stop.
     pub fn pre_exit(&self) {
         self.handover.close();
         self.stop.cancel();
         self.tell();
     }
 
-    /// Notes that a call of the host panicked inside us.
+    /// Reports that a call of the host panicked inside the plugin.
     pub fn panicked(&self, call: &str) {
         // Once: the same call comes every second.
         if !self.panicked.swap(true, Ordering::Relaxed) {
@@ -354,7 +354,7 @@ impl Appends for Instance {
     }
 }
 
-/// Says what runs, where its state lies and with which settings.
+/// Logs what runs, the place of its state and its settings.
 fn greet(settings: &Settings, mode: Mode, has_host_metrics: bool) {
     let version = env!("CARGO_PKG_VERSION");
     match mode {
@@ -388,7 +388,7 @@ fn runtime(lines: &Lines) -> std::io::Result<Runtime> {
         .build()
 }
 
-/// All that runs on the plugin's own threads.
+/// Everything that runs on the plugin's own threads.
 struct Crew {
     settings: Settings,
     handover: Arc<Handover>,
@@ -402,7 +402,7 @@ impl Crew {
         let report = watch::Sender::new(HealthReport::default());
         let (registry, state) = (self.registry(), Arc::new(OnceLock::new()));
         let listener = self.settings.metrics.clone().map(|metrics| {
-            // Before anything is counted: what is counted before it is not shown.
+            // Before anything is counted, since earlier counts are not shown.
             let recorded = recorder().recorded();
             let (health, clock) = (report.subscribe(), self.clock.clone());
             let monitor = Arc::new(Monitor::new(recorded, health, self.recent.clone(), clock.clone()));
@@ -418,7 +418,7 @@ impl Crew {
         });
         let Some(store) = self.open_store().await else { return };
         let store = Arc::new(store);
-        // Nobody else fills it.
+        // Nothing else fills it.
         let _ = state.set(store.clone());
         let host = Arc::new(FluentBitHost::new(self.handover.clone(), store.clone(), self.clock.clone(), report));
         let (watcher, clock, stop) = (host.clone(), self.clock.clone(), self.stop.clone());
@@ -438,11 +438,11 @@ impl Crew {
         if let Some(listener) = listener {
             let _ = listener.await;
         }
-        // The last reference but the sources', which are gone: dropping the store waits for its last commit.
+        // The last reference, since the sources are gone: dropping the store waits for its last commit.
         let _ = tokio::task::spawn_blocking(move || drop(host)).await;
     }
 
-    /// The sources, for our own pages. Here nobody asks one for a back-fill or to offer again what it has set aside.
+    /// The sources, for the plugin's own pages. Here no client requests a back-fill or a retry of records set aside.
     fn registry(&self) -> Registry {
         let registry = Registry::default();
         for (name, config) in &self.settings.sources {
@@ -484,7 +484,7 @@ impl Crew {
     }
 }
 
-/// Runs a source until the end; starts it again when it ends by an error that can pass.
+/// Runs a source until the end; starts it again when it ends with a temporary error.
 async fn keep_running(
     name: Arc<str>,
     config: SourceConfig,

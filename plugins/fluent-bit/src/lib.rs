@@ -1,20 +1,21 @@
 //! Fluent Bit: the library `m365_audit` as a dynamic input, `-i m365_audit`.
 //!
-//! A package of its own, since what is loaded into another program's process brings an allocator ([`memory`]), and a
-//! library that others link must not. `m365_audit` in this code is the library at the top of the repository; this package is called the same, so that cargo
-//! names what it makes `libm365_audit.so`.
+//! A package of its own, since a library that is loaded into another program's process brings an allocator
+//! ([`memory`]), and one that others link must not. `m365_audit` in this code is the library at the top of the
+//! repository; this package has the same name, so that cargo names its output `libm365_audit.so`.
 //!
-//! The host calls us once a second, and as soon as records wait where it exports what its own inputs use for that; it
-//! never says that it delivered. [`settle`] says at which of its calls it has taken the bytes, which is when a ticket is
-//! answered.
+//! The host calls this plugin once a second, and as soon as records wait if it exports the functions that its own
+//! inputs use for that. It never reports a delivery. [`settle`] defines at which of its calls it has accepted the
+//! bytes, which is when a ticket is answered.
 //!
-//! In reading order: [`ffi`] is what the host calls; [`instance`] is what runs while it does, with what
-//! [`m365_audit::hosts::fluent_bit`] reads of the operator's configuration; [`host`] is this agent as the source sees it;
-//! [`settle`], [`ring`] and [`encode`] are the way of a batch; [`log`] and [`metrics`] lead out of our threads; [`api`] is
-//! the way into the host; [`memory`] is where all of it lies.
+//! In reading order: [`ffi`] has the functions that the host calls; [`instance`] is the running instance, with the
+//! configuration that [`m365_audit::hosts::fluent_bit`] reads; [`host`] adapts this agent for the source; [`settle`],
+//! [`ring`] and [`encode`] process a batch; [`log`] and [`metrics`] pass data from the plugin's threads to the host;
+//! [`api`] calls the host; [`memory`] is the allocator.
 //!
 //! One instance serves any number of tenants and a second one is refused: the host keeps one "current instance" for
-//! each plugin and pauses and resumes that one, whichever was meant, and drops what the other is asked for meanwhile.
+//! each plugin, pauses and resumes that one even if another was meant, and drops the records that it collects from the
+//! other meanwhile.
 //!
 //! The only unsafe code of this package is in [`ffi`], [`api`] and [`memory`].
 

@@ -1,6 +1,6 @@
-//! The plugin's log lines: written on its own threads, printed by the host on the host's.
+//! The plugin's log lines: written on its own threads, printed by the host on the host's threads.
 //!
-//! Fluent Bit's log function, called from a thread of ours, would miss its log file. A library must not take the
+//! Fluent Bit's log function, called from a thread of the plugin, would miss its log file. A library must not take the
 //! process's subscriber either. So each thread of the plugin's runtime is given [`Lines`] as its own subscriber, which
 //! keeps them, up to a bound, until the next call of the host prints them.
 
@@ -18,7 +18,7 @@ use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use m365_audit::hosts::embedded::status::{self, Recent};
 use m365_audit::model::{Timestamp, plain};
 
-/// Lines kept for the host; beyond it new ones are counted and dropped.
+/// Lines kept for the host; above this new ones are counted and dropped.
 const LINES_MAX: usize = 1_000;
 /// Bytes of one line; the host cuts at about 4 KiB, its prefix included.
 const LINE_BYTES_MAX: usize = 3_800;
@@ -44,7 +44,7 @@ pub struct Lines {
 struct Writer(Arc<Shared>);
 
 struct Shared {
-    /// The last of them that say something is wrong, for our own pages.
+    /// The last warnings and errors, for the plugin's own pages.
     recent: Recent,
     most: LevelFilter,
     kept: Mutex<VecDeque<Line>>,
@@ -79,12 +79,12 @@ impl Lines {
         tracing::dispatcher::with_default(&self.dispatch, work)
     }
 
-    /// The last lines that say something is wrong.
+    /// The last warnings and errors.
     pub fn recent(&self) -> Recent {
         self.shared.recent.clone()
     }
 
-    /// Takes what is to be printed.
+    /// Takes the lines to print.
     pub fn take(&self) -> Vec<Line> {
         let mut lines: Vec<Line> = self.shared.lock().drain(..).collect();
         let dropped = self.shared.dropped.swap(0, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Shared {
 
 impl Subscriber for Writer {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Of the libraries below us only what is wrong: their debug lines may hold headers.
+        // Of libraries only warnings and errors: their debug lines may contain headers.
         let ours = metadata.target().starts_with("m365_audit");
         *metadata.level() <= self.0.most && (ours || *metadata.level() <= Level::WARN)
     }
@@ -172,7 +172,7 @@ impl Visit for Text {
     }
 }
 
-/// What others wrote into a value must not look like a line of its own, nor reach a terminal as a command.
+/// Foreign text in a value must not forge a line of its own, nor control a terminal.
 fn one_line(text: String) -> String {
     let mut line = plain(&text).into_owned();
     if line.len() > LINE_BYTES_MAX {

@@ -1,30 +1,30 @@
-//! The plugin's allocator: the host's `malloc`, made to give the alignment that Rust asks for.
+//! The plugin's allocator: the host's `malloc`, extended to the alignment that Rust requires.
 //!
-//! `malloc` and its relatives are not this library's own: the loader takes them from the executable where that brings
-//! some. Fluent Bit's packages bring jemalloc with a quantum of 8 bytes (`--with-lg-quantum=3`), so memory is aligned to
-//! 8 bytes where C promises 16 on x86-64 and aarch64. Rust's own allocator relies on the 16, and the first access by an
+//! `malloc` and its relatives are not this library's own: the loader takes them from the executable if that has some.
+//! Fluent Bit's packages bring jemalloc with a quantum of 8 bytes (`--with-lg-quantum=3`), so memory is aligned to 8
+//! bytes where C promises 16 on x86-64 and aarch64. Rust's own allocator relies on the 16, and the first access by an
 //! instruction that needs them (a hash table is looked through in steps of 16 bytes) ends the agent.
 //!
-//! So no more is relied on than [`GIVEN`], and of the host no more is used than [`CMemory`]: the four functions that
-//! everybody who replaces `malloc` has to bring. One who leaves out `posix_memalign` would get glibc's beside them, whose
-//! memory his `free` does not know. [`misaligned`] tells at load whether even that little holds; C code in this library
-//! (SQLite, zstd) needs no more.
+//! So this allocator relies only on [`GIVEN`], and uses only the host's [`CMemory`]: the four functions that every
+//! replacement of `malloc` must have. With one that leaves out `posix_memalign`, the program would get glibc's, whose
+//! memory the replaced `free` does not know. [`misaligned`] checks at load whether even this holds; C code in this
+//! library (SQLite, zstd) needs no more.
 //!
-//! Nothing crosses the border between this allocator and another: what the host is lent it does not free, what it gives
-//! is copied or given back to a function of its own, and C code frees only what C code took.
+//! No memory crosses the border between this allocator and another: the host does not free a lent buffer, memory from
+//! the host is copied or returned to a function of the host, and C code frees only memory that C code allocated.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 
-/// The alignment that any `malloc` gives to what is at least as large: pointers and doubles need it.
+/// The alignment that any `malloc` gives to blocks of at least this size: pointers and doubles need it.
 const GIVEN: usize = 8;
-/// What stands before memory of a larger alignment: the address of the block it lies in.
+/// The size of the mark before memory of a larger alignment: the address of its block.
 const MARK: usize = size_of::<*mut u8>();
 
-/// C's functions. Sizes are in bytes and never 0; null: there is no memory.
+/// C's functions. Sizes are in bytes and never 0; null: out of memory.
 ///
 /// # Safety
-/// A block is usable, and nobody else's, until it is given to `realloc` or `free`.
+/// A block is usable and exclusive until it is passed to `realloc` or `free`.
 #[expect(clippy::missing_safety_doc, reason = "those of C, as the trait says")]
 pub unsafe trait CMemory {
     unsafe fn malloc(&self, size: usize) -> *mut u8;
@@ -34,7 +34,7 @@ pub unsafe trait CMemory {
     unsafe fn free(&self, block: *mut u8);
 }
 
-/// Those of the process, whoever has brought them.
+/// Those of the process, from any library.
 #[derive(Debug)]
 pub struct OfProcess;
 
@@ -51,7 +51,7 @@ unsafe impl CMemory for OfProcess {
     }
 
     unsafe fn realloc(&self, block: *mut u8, size: usize) -> *mut u8 {
-        // SAFETY: a block of the same functions, says the caller.
+        // SAFETY: the caller guarantees a block of the same functions.
         unsafe { libc::realloc(block.cast(), size) }.cast()
     }
 
@@ -61,12 +61,12 @@ unsafe impl CMemory for OfProcess {
     }
 }
 
-/// Memory of any alignment out of blocks that have [`GIVEN`]. A larger one is found inside a larger block.
+/// Memory of any alignment out of blocks that have [`GIVEN`]. A larger alignment is found inside a larger block.
 #[derive(Debug)]
 pub struct Aligning<M>(pub M);
 
-/// How large a block has to be. What is smaller than its alignment gets a block as large as that: a `malloc` may align a
-/// small block to its size only. No layout is so large that the sum would not fit.
+/// The size of a block. A layout smaller than its alignment gets a block as large as that: a `malloc` may align a small
+/// block to its size only. No layout is so large that the sum would not fit.
 const fn block_size(size: usize, align: usize) -> usize {
     if align > GIVEN {
         size + align + MARK
@@ -103,24 +103,24 @@ unsafe fn block_of(memory: *mut u8, align: usize) -> *mut u8 {
     if align <= GIVEN {
         return memory;
     }
-    // SAFETY: the mark stands there.
+    // SAFETY: the mark is there.
     unsafe { memory.sub(MARK).cast::<*mut u8>().read_unaligned() }
 }
 
 // SAFETY: memory has the layout's size and alignment, and is unique as long as the block is; nothing here panics.
 unsafe impl<M: CMemory> GlobalAlloc for Aligning<M> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as asked for.
+        // SAFETY: as requested.
         unsafe { inside(self.0.malloc(block_size(layout.size(), layout.align())), layout.align()) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as asked for; the mark stands before the memory.
+        // SAFETY: as requested; the mark is before the memory.
         unsafe { inside(self.0.calloc(block_size(layout.size(), layout.align())), layout.align()) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: of this allocator and this layout, says the caller.
+        // SAFETY: the caller guarantees memory of this allocator and this layout.
         unsafe { self.0.free(block_of(memory, layout.align())) }
     }
 
@@ -130,8 +130,8 @@ unsafe impl<M: CMemory> GlobalAlloc for Aligning<M> {
             // SAFETY: the block is the memory.
             return unsafe { self.0.realloc(memory, block_size(new_size, align)) };
         }
-        // Moved by hand: in a block that has moved the memory may lie elsewhere.
-        // SAFETY: as asked for; two blocks, each at least as large as what is copied; the old one is not used again.
+        // Moved by hand: in a moved block the memory may be at another offset. SAFETY: as requested; two blocks, each
+        // at least as large as the copy; the old one is not used again.
         unsafe {
             let moved = inside(self.0.malloc(block_size(new_size, align)), align);
             if !moved.is_null() {
@@ -143,14 +143,14 @@ unsafe impl<M: CMemory> GlobalAlloc for Aligning<M> {
     }
 }
 
-/// Memory that is not aligned as it was asked for.
+/// Memory that is not aligned as requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Misaligned {
-    /// Bytes asked for.
+    /// Bytes requested.
     pub size: usize,
     /// Their alignment.
     pub align: usize,
-    /// Where they lie.
+    /// Their address.
     pub address: usize,
 }
 
@@ -161,13 +161,12 @@ impl fmt::Display for Misaligned {
     }
 }
 
-/// Looks whether memory of many sizes and alignments comes as it is asked for, from each function. Takes no other memory
-/// than that.
+/// Checks that each function returns memory of many sizes and alignments as requested. Allocates no other memory.
 pub fn misaligned<M: CMemory>(memory: &Aligning<M>) -> Option<Misaligned> {
     const ALIGNMENTS: [usize; 7] = [4, 8, 16, 32, 64, 128, 4096];
-    /// At a time: one alone may lie well by chance.
+    /// Blocks at a time, since a single one may be aligned by chance.
     const BLOCKS: usize = 4;
-    // All small ones, and around each power of two up to 64 KiB, where allocators change their ways.
+    // All small ones, and around each power of two up to 64 KiB, where allocators change their behaviour.
     let large = (8..=16).flat_map(|power| [(1usize << power) - 8, 1 << power, (1 << power) + 8]);
     let sizes = (1..=160).chain(large);
     sizes.flat_map(|size| ALIGNMENTS.map(|align| (size, align))).find_map(|(size, align)| {
@@ -178,7 +177,7 @@ pub fn misaligned<M: CMemory>(memory: &Aligning<M>) -> Option<Misaligned> {
             let (plain, zeroed) = (memory.alloc(layout), memory.alloc_zeroed(layout));
             let addresses = [plain.addr(), zeroed.addr()];
             let moved = if plain.is_null() { plain } else { memory.realloc(plain, layout, grown) };
-            // What could not be moved is still there.
+            // A block that could not be moved still exists.
             let (left, left_size) = if moved.is_null() { (plain, size) } else { (moved, grown) };
             ([(left, left_size), (zeroed, size)], addresses, moved.addr())
         });
@@ -211,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// A `malloc` that is never aligned to more than it says, and knows its blocks.
+    /// A `malloc` whose alignment never exceeds its promise, and that tracks its blocks.
     struct Odd {
         align: usize,
         blocks: Mutex<HashMap<usize, usize>>,
@@ -233,7 +232,7 @@ mod tests {
     unsafe impl CMemory for Odd {
         unsafe fn malloc(&self, size: usize) -> *mut u8 {
             assert_ne!(size, 0);
-            // Filled, so that nothing is zero by chance.
+            // Filled, so that no byte is zero by chance.
             let block = unsafe { std::alloc::alloc(Self::layout(size)).add(self.align) };
             unsafe { block.write_bytes(0xa5, size) };
             self.blocks.lock().unwrap().insert(block.addr(), size);
@@ -364,7 +363,7 @@ mod tests {
         }
     }
 
-    /// What Rust's own allocator does with such a `malloc`, and why there is this one.
+    /// The behaviour of Rust's own allocator with such a `malloc`, which is the reason for this one.
     #[test]
     fn a_malloc_of_eight_bytes_is_not_aligned_to_sixteen() {
         let memory = Odd::of(8);

@@ -1,9 +1,9 @@
-//! The plugin's metrics: counted on its own threads, shown by Fluent Bit or by our listener.
+//! The plugin's metrics: counted on its own threads, shown by Fluent Bit or by the plugin's listener.
 //!
-//! A library must not take the process's recorder, so each thread of the plugin's runtime is given this one as its
-//! own. It lives as long as the process, what it counted as long as the instance: after a reload the counters begin
-//! again, as the host's own do. What it holds is read as [`Sample`]s once a second on a host thread; beside that
-//! everything goes to the recorder of our own pages once the listener was asked for.
+//! A library must not take the process's recorder, so each thread of the plugin's runtime gets this one as its own. It
+//! lives as long as the process, and its counts as long as the instance: after a reload the counters start again, as
+//! the host's own do. A host thread reads them as [`Sample`]s once a second. If the listener is enabled, everything
+//! also goes to the recorder of its pages.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,11 +27,11 @@ pub struct PluginRecorder {
 struct Series {
     metric: &'static Metric,
     cell: Arc<AtomicU64>,
-    /// The host was given a value of it. The host cannot take a series away: where the value ends, it is shown as NaN.
+    /// Whether the host got a value of it. The host cannot remove a series: without a value it is shown as NaN.
     shown: bool,
 }
 
-/// One series as it stands now.
+/// The present value of one series.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// Which metric.
@@ -55,8 +55,8 @@ pub fn record_this_thread() {
 }
 
 impl PluginRecorder {
-    /// What the listener of a new instance shows: what is counted from now on. An instance before it may have had tenants
-    /// that this one has not.
+    /// The metrics for the listener of a new instance: those counted from now on, since an earlier instance may have
+    /// had other tenants.
     pub fn recorded(&self) -> Recorded {
         let (recorder, recorded) = PageRecorder::new();
         *self.listener.write() = Some(Arc::new(recorder));
@@ -67,7 +67,7 @@ impl PluginRecorder {
         self.listener.read().clone()
     }
 
-    /// All series that have a value, or had one when they were last asked for: those are not a number now.
+    /// All series that have a value, or had one at the last call: those are NaN now.
     pub fn samples(&self) -> Vec<Sample> {
         let mut series = self.series.lock();
         series
@@ -86,12 +86,12 @@ impl PluginRecorder {
             .collect()
     }
 
-    /// Forgets all series: nothing counts any more.
+    /// Removes all series.
     pub fn clear(&self) {
         *self.series.lock() = HashMap::new();
     }
 
-    /// `None`: not one of ours.
+    /// `None`: not a metric of this program.
     fn cell(&self, key: &Key, kind: Kind) -> Option<Arc<AtomicU64>> {
         let mut series = self.series.lock();
         if let Some(known) = series.get(key) {
@@ -134,7 +134,7 @@ impl Recorder for PluginRecorder {
     }
 }
 
-/// Ours and the listener's.
+/// The plugin's and the listener's.
 struct Both<T>(Arc<AtomicU64>, T);
 
 impl CounterFn for Both<Counter> {

@@ -1,14 +1,15 @@
-//! What a threaded Fluent Bit has in its hands: appended by us, not known to be in a chunk yet.
+//! The records that a threaded Fluent Bit holds in memory: appended by this plugin, but not yet known to be in a chunk.
 //!
 //! There an append is done when the records are in a ring in memory, from which the engine, one thread, appends them to
-//! chunks in their order, some 250 ms later. It tells nobody. Two things settle what was appended, whichever comes first:
-//! - **Seen**: the engine counts records and bytes of the input when it begins with a buffer (2.2 and 3.0: when it is done
-//!   with it). When both counters stand exactly where a later append ends, it is done with every earlier one. Processors
-//!   or conditional routes may change what is counted: counters that stood elsewhere are not believed any more.
-//! - **Time**: `SETTLE_AFTER`, of which no pause was part, since a paused engine leaves the ring as it is. While the
-//!   counters stand where an earlier append ends, `UNSEEN_AFTER`: the engine is busy with something else.
+//! chunks in their order, some 250 ms later. It does not report this. Two conditions settle an append, whichever comes
+//! first:
+//! - **Seen**: the engine counts records and bytes of the input when it begins with a buffer (2.2 and 3.0: when it is
+//!   done with it). When both counters are exactly at the end of a later append, it is done with every earlier one.
+//!   Processors or conditional routes may change the counts: once the counters had another value, they are ignored.
+//! - **Time**: `SETTLE_AFTER`, without pauses, since a paused engine does not process the ring. While the counters are
+//!   at the end of an earlier append, `UNSEEN_AFTER`: the engine is busy with other work.
 //!
-//! Pure: the time and the counters are given. Refuses to know how they are read.
+//! Pure: callers pass the time and the counters.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,19 +18,19 @@ use m365_audit::host::TicketAnswer;
 
 /// Four times the engine's own interval.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
-/// The same while the counters say that the engine has not come so far. Not for ever: a processor of the input may have
-/// taken the records away.
+/// The same while the counters show that the engine has not come so far. Not for ever: a processor of the input may
+/// have taken the records away.
 const UNSEEN_AFTER: Duration = Duration::from_secs(10);
-/// So many readings in a row that are the end of no append: this host does not count what we append. One may just have
-/// met the engine between its two counters.
+/// After this many readings in a row that match no append, the host does not count this plugin's appends. A single one
+/// may have been taken between the engine's two counters.
 const ODD_READINGS: u8 = 3;
 
-/// What a host has counted of the input since it started.
+/// A host's counts of the input since it started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counted {
     /// Records.
     pub records: u64,
-    /// Their bytes, as they were appended.
+    /// Their bytes as appended.
     pub bytes: u64,
 }
 
@@ -49,7 +50,7 @@ pub struct Ring {
     /// Appended since then, and settled of it.
     appended: Counted,
     settled: Counted,
-    /// The counters have always stood where an append ends, since the ring was last empty.
+    /// Whether the counters were always at the end of an append since the ring was last empty.
     exact: bool,
     odd_readings: u8,
     /// The call before this one.
@@ -59,34 +60,34 @@ pub struct Ring {
 #[derive(Debug)]
 struct Append {
     answers: Vec<TicketAnswer>,
-    /// Where the counters stand when the engine has begun with it.
+    /// The counters when the engine has begun with it.
     end: Counted,
     since: Duration,
-    /// The engine has begun with it; `since` then.
+    /// Whether the engine has begun with it, at `since`.
     begun: bool,
 }
 
 impl Ring {
-    /// Nothing waits to be settled.
+    /// Whether no append waits to be settled.
     pub fn is_empty(&self) -> bool {
         self.appends.is_empty()
     }
 
-    /// Before an append to an empty ring: where the counters stand.
+    /// Sets the counters before an append to an empty ring.
     pub fn begin(&mut self, counted: Option<Counted>) {
         debug_assert!(self.is_empty());
         (self.base, self.exact) = (counted, counted.is_some());
         (self.appended, self.settled, self.odd_readings) = Default::default();
     }
 
-    /// Notes an append, done at `now`.
+    /// Records an append at `now`.
     pub fn push(&mut self, answers: Vec<TicketAnswer>, size: Counted, now: Duration) {
         self.appended.records += size.records;
         self.appended.bytes += size.bytes;
         self.appends.push_back(Append { answers, end: self.appended, since: now, begun: false });
     }
 
-    /// A call of the host at `now`, with its counters if they were read: takes what is settled.
+    /// A call of the host at `now`, with its counters if they were read: returns the settled ones.
     pub fn settle(&mut self, now: Duration, counted: Option<Counted>) -> Vec<TicketAnswer> {
         let mut settled = Vec::new();
         if let (true, Some(counted), Some(base)) = (self.exact, counted, self.base) {
@@ -94,7 +95,7 @@ impl Ring {
         }
         while let Some(first) = self.appends.front() {
             let wait = if self.exact && !first.begun { UNSEEN_AFTER } else { SETTLE_AFTER };
-            // Between the two calls the host could tell us of a pause.
+            // Between the two calls the host could have reported a pause.
             if now < first.since + wait || self.last_call < first.since + SETTLE_AFTER / 2 {
                 break;
             }
@@ -104,14 +105,14 @@ impl Ring {
         settled
     }
 
-    /// The end of a pause, in which nothing left the ring.
+    /// Ends a pause, in which no record left the ring.
     pub fn resume(&mut self, now: Duration) {
         for append in &mut self.appends {
             append.since = now;
         }
     }
 
-    /// The counters stand at `at`; `None`: before the base.
+    /// Processes counters at `at`; `None`: before the base.
     fn note(&mut self, now: Duration, at: Option<Counted>, settled: &mut Vec<TicketAnswer>) {
         if let Some(earlier) = self.appends.iter().position(|append| Some(append.end) == at) {
             self.odd_readings = 0;
@@ -144,7 +145,7 @@ mod tests {
     use super::*;
     use m365_audit::host::{Delivery, DeliveryTicket};
 
-    /// A ring, and the tickets of what was appended to it: records of ten bytes.
+    /// A ring, and the tickets of its appends: records of ten bytes.
     struct Rig {
         ring: Ring,
         tickets: Vec<Option<DeliveryTicket>>,
@@ -223,7 +224,7 @@ mod tests {
     fn counters_that_stood_elsewhere_are_not_believed_until_the_ring_was_empty() {
         let mut rig = rig(Some(records(0)));
         (0..4).for_each(|_| rig.append(0, 3));
-        // Each append is counted twice; the second stands where the fourth should.
+        // Each append is counted twice, so the counters after the second equal those expected after the fourth.
         (1..=ODD_READINGS.into()).for_each(|ms| assert_eq!(rig.call(ms, Some(records(4))), NONE));
         assert_eq!(rig.call(10, Some(records(12))), NONE);
         rig.call(600, Some(records(24)));

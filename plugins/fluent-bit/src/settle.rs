@@ -1,21 +1,22 @@
-//! What waits for the host, what the host has in its hands, and when a batch counts as delivered.
+//! The queue for the host, the batches that the host holds, and the rule when a batch counts as delivered.
 //!
-//! Encoded batches wait in a queue bounded in bytes, in pieces of about a chunk. A collect call gives as many as one
+//! Encoded batches wait in a queue bounded in bytes, in pieces of about a chunk. A collect call delivers as many as one
 //! tick may carry, in one of two ways:
 //! - [`Handover::append`], in the tick and, woken by [`Handover::put`], as soon as records wait: through the host's own
-//!   append function, piece by piece. The host would call the same function with what we return, but drops its answer:
-//!   a full disk or a missing chunk would cost the records and nobody would know. What it refuses is sent again.
-//! - [`Handover::collect`] and [`Handover::cleanup`]: one joined buffer lent until cleanup, as the interface means it;
+//!   append function, piece by piece. The host would call the same function with a returned buffer, but it ignores the
+//!   result: a full disk or a missing chunk would silently lose the records. Refused pieces are sent again.
+//! - [`Handover::collect`] and [`Handover::cleanup`]: one joined buffer lent until cleanup, as the interface intends;
 //!   for a host that does not export the function.
 //!
-//! Fluent Bit never says that it delivered; what its calls let us infer depends on where it runs us:
-//! - **Not threaded** ([`Mode::OnPipeline`]): an append is done when it returns, or when cleanup is asked for. With
-//!   filesystem storage the records are then in a chunk file. Settled there.
+//! Fluent Bit never reports a delivery; the inference from its calls depends on the thread of the input:
+//! - **Not threaded** ([`Mode::OnPipeline`]): an append is done when it returns, or when cleanup is called. With
+//!   filesystem storage the records are then in a chunk file, so they are settled there.
 //! - **Threaded** ([`Mode::OnOwnThread`], the host's default): then the records are in a ring in memory, and [`Ring`]
-//!   says when they have left it. [`Handover::keep_asking`] has the host call us meanwhile, so that we see it soon.
+//!   decides when they have left it. [`Handover::keep_asking`] has the host call the plugin meanwhile, so that this is
+//!   noticed soon.
 //!
-//! Nothing settles after [`Handover::close`]. What is not settled then is refused, and so fetched again after a
-//! restart. Refuses to know the C interface ([`super::ffi`]) and the encoding ([`super::encode`]).
+//! No batch is settled after [`Handover::close`]. Unsettled batches are then refused, and so fetched again after a
+//! restart. Does not know the C interface ([`super::ffi`]) and the encoding ([`super::encode`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,20 +30,21 @@ use super::ring::{Counted, Ring};
 use m365_audit::clock::Clock;
 use m365_audit::host::{Delivery, DeliveryTicket, TicketAnswer};
 
-/// Bytes waiting for the host or lent to it; beyond it `deliver` waits.
+/// Bytes waiting for the host or lent to it; above this `deliver` waits.
 pub const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// A piece of the queue is closed at this size, as Fluent Bit closes a chunk (`FLB_INPUT_CHUNK_FS_MAX_SIZE`).
 const PIECE_BYTES: usize = 2_000_000;
-/// One call of the host appends no more than this, and no longer: the engine's thread has outputs to flush, too.
+/// One call of the host appends at most this, since the engine's thread must also flush outputs.
 const CALL_BYTES_MAX: usize = 8 << 20;
 const CALL_TIME_MAX: Duration = Duration::from_millis(40);
-/// Between two questions of [`Handover::keep_asking`].
+/// The interval of [`Handover::keep_asking`].
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// Between two readings of the host's counters, and so many times what one took: with many tenants there are many.
+/// The minimum interval between two readings of the host's counters; it grows with the time of a reading, since many
+/// tenants have many counters.
 const READ_EVERY: Duration = Duration::from_millis(20);
 const READ_PAUSE_FACTOR: u32 = 20;
-/// A threaded host whose ring is full tries ten times, a tenth of a second apart, then drops the buffer and tells
-/// nobody (`flb_input_log_append`). An append that took so long is taken for dropped.
+/// A threaded host whose ring is full tries ten times, a tenth of a second apart, then silently drops the buffer
+/// (`flb_input_log_append`). An append that took this long counts as dropped.
 const APPEND_TIME_MAX: Duration = Duration::from_millis(900);
 
 /// Where the host runs the input.
@@ -55,7 +57,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Full queues that are in flight at a time: the one that waits, and what the host does not let us settle meanwhile.
+    /// Full queues that are in flight at a time: the waiting one, and those that cannot be settled meanwhile.
     pub const fn queues_in_flight(self) -> usize {
         match self {
             Self::OnPipeline => 1,
@@ -66,10 +68,10 @@ impl Mode {
 
 /// A host that exports its append function.
 pub trait Appends {
-    /// Appends whole entries. `false`: it did not take them.
+    /// Appends whole entries. `false`: it did not accept them.
     fn append(&self, entries: &[u8]) -> bool;
 
-    /// What it has counted of the input; `None`: that cannot be read.
+    /// Its counts of the input; `None`: they cannot be read.
     fn counted(&self) -> Option<Counted>;
 }
 
@@ -78,17 +80,17 @@ pub trait Appends {
 pub enum Call {
     /// The collect call that comes once a second.
     Tick,
-    /// One in between, since records wait or to settle some. It has what its tick has left.
+    /// A call in between, because records wait or to settle some. It may use the rest of its tick's bytes.
     Between,
 }
 
-/// Room for one batch in the queue; given back when the host has done with the bytes.
+/// A permit for one batch in the queue; released when the host is done with the bytes.
 #[derive(Debug)]
 pub struct Room {
     _permit: OwnedSemaphorePermit,
 }
 
-/// The queue and what has left it.
+/// The queue and the batches that have left it.
 #[derive(Debug)]
 pub struct Handover {
     mode: Mode,
@@ -97,7 +99,7 @@ pub struct Handover {
     /// Has the host call [`Handover::append`] soon.
     waker: Waker,
     clock: Arc<dyn Clock>,
-    /// Something may have come into the ring.
+    /// Signals that the ring may have new records.
     handed: Notify,
     inner: Mutex<Inner>,
 }
@@ -107,7 +109,7 @@ struct Inner {
     waiting: VecDeque<Piece>,
     /// The buffer between collect and cleanup.
     lent: Option<Lent>,
-    /// Threaded only: in the host's hands, not settled yet.
+    /// Threaded only: the records held by the host and not settled yet.
     ring: Ring,
     /// When its counters may be read again.
     next_reading: Duration,
@@ -115,11 +117,11 @@ struct Inner {
     closed: bool,
     /// The host's last append was refused.
     refusing: bool,
-    /// What is left of the running tick's bytes.
+    /// The rest of the current tick's bytes.
     tick_left: usize,
 }
 
-/// Batches behind each other, not more than a piece if there are several.
+/// Consecutive batches, together at most a piece unless there is only one.
 #[derive(Debug)]
 struct Piece {
     bytes: Vec<u8>,
@@ -132,7 +134,7 @@ struct Piece {
 struct Lent {
     bytes: Vec<u8>,
     answers: Vec<TicketAnswer>,
-    /// Held for its drop.
+    /// Held until it is dropped.
     _room: Vec<Room>,
     since: Duration,
 }
@@ -150,18 +152,18 @@ impl Handover {
     /// An empty queue. `waker` is woken when the host should call again before the next tick.
     pub fn new(mode: Mode, tick_bytes_max: usize, waker: Waker, clock: Arc<dyn Clock>) -> Self {
         let room = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
-        // The time before the first tick is one, too.
+        // The time before the first tick counts as a tick.
         let inner = Mutex::new(Inner { tick_left: tick_bytes_max, ..Inner::default() });
         Self { mode, tick_bytes_max, room, waker, clock, handed: Notify::new(), inner }
     }
 
-    /// Waits until `bytes` more may be queued. More than the whole queue waits for all of it. `None` once closed.
+    /// Waits until `bytes` more may be queued. A larger batch than the queue waits for all of it. `None` once closed.
     pub async fn room(&self, bytes: usize) -> Option<Room> {
         let permits = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
         self.room.clone().acquire_many_owned(permits).await.ok().map(|_permit| Room { _permit })
     }
 
-    /// Queues an encoded batch of so many records.
+    /// Queues an encoded batch of this many records.
     pub fn put(&self, bytes: Vec<u8>, records: u64, room: Room) -> DeliveryTicket {
         if bytes.is_empty() {
             return DeliveryTicket::resolved(Delivery::Delivered);
@@ -172,7 +174,7 @@ impl Handover {
         if inner.closed {
             return ticket;
         }
-        // Else it has been woken, or waits for a tick.
+        // Otherwise the host was already woken, or waits for a tick.
         let wake = inner.waiting.is_empty();
         // Joined here, so that the host's thread need not.
         match inner.waiting.back_mut().filter(|piece| piece.bytes.len() + bytes.len() <= piece_bytes_max) {
@@ -191,8 +193,8 @@ impl Handover {
         ticket
     }
 
-    /// Gives records to the host's own append, which says whether it took a piece. No lock is held while the host
-    /// runs, since it may pause us from inside. Asks to be called again when it leaves what it could have given.
+    /// Passes records to the host's own append, which returns whether it accepted a piece. No lock is held while the
+    /// host runs, since it may pause the plugin from inside. Requests another call if records are left.
     pub fn append(&self, call: Call, host: &dyn Appends) {
         if call == Call::Tick && !self.begin_tick() {
             return;
@@ -205,7 +207,7 @@ impl Handover {
             let took = host.append(&piece.bytes);
             self.note_answer(took);
             if !took {
-                // Dropped unanswered, which refuses it. The next try is the next tick's: it comes back at once.
+                // Dropped without an answer, which refuses it. The next tick tries again, since it comes back at once.
                 self.lock().tick_left = 0;
                 return;
             }
@@ -222,7 +224,7 @@ impl Handover {
         }
     }
 
-    /// The host has appended a piece. `false`: after the end, so that it does not count.
+    /// Records that the host has appended a piece. `false`: after the end, so it does not count.
     fn taken(&self, piece: Piece) -> bool {
         let mut inner = self.lock();
         if inner.closed {
@@ -243,7 +245,7 @@ impl Handover {
         true
     }
 
-    /// Notes where the counters stand before the first piece goes into an empty ring.
+    /// Records the counters before the first piece goes into an empty ring.
     fn begin_ring(&self, host: &dyn Appends) {
         if self.mode == Mode::OnOwnThread && self.lock().ring.is_empty() {
             let counted = host.counted();
@@ -251,7 +253,7 @@ impl Handover {
         }
     }
 
-    /// Settles what has left the ring.
+    /// Settles the records that have left the ring.
     fn settle(&self, host: &dyn Appends) {
         let start = self.clock.monotonic();
         let inner = self.lock();
@@ -268,7 +270,7 @@ impl Handover {
         deliver(settled);
     }
 
-    /// Has the host call again and again while it has records of ours that are not settled. Never ends.
+    /// Has the host call repeatedly while it has unsettled records of this plugin. Never ends.
     pub async fn keep_asking(&self) {
         loop {
             self.handed.notified().await;
@@ -279,7 +281,7 @@ impl Handover {
         }
     }
 
-    /// Says so when the host begins or ends to refuse.
+    /// Logs when the host begins or stops refusing.
     fn note_answer(&self, took: bool) {
         let before = std::mem::replace(&mut self.lock().refusing, !took);
         if !took && !before {
@@ -292,13 +294,13 @@ impl Handover {
         }
     }
 
-    /// Notes a collect call. `false`: the host gets nothing.
+    /// Records a collect call. `false`: the host gets nothing.
     fn begin_tick(&self) -> bool {
         let mut inner = self.lock();
         if inner.is_deaf() {
             return false;
         }
-        // Never cleaned up: never appended.
+        // A buffer that was never cleaned up was never appended.
         inner.lent = None;
         inner.tick_left = self.tick_bytes_max;
         true
@@ -319,7 +321,7 @@ impl Handover {
         Some(buffer)
     }
 
-    /// The host has done with the buffer at `data`. `false`: no such buffer is lent.
+    /// The host is done with the buffer at `data`. `false`: no such buffer is lent.
     pub fn cleanup(&self, data: *const u8) -> bool {
         let mut inner = self.lock();
         let Some(lent) = inner.lent.take_if(|lent| lent.bytes.as_ptr() == data) else { return false };
@@ -340,8 +342,8 @@ impl Handover {
                         "the host took so long with a buffer that it may have dropped it; it is sent again"
                     );
                 } else {
-                    // From the beginning of the call, so that the second later one settles it. Such a host is asked for
-                    // no counters.
+                    // From the beginning of the call, so that the second later one settles it. The counters of such a
+                    // host are not read.
                     inner.ring.push(lent.answers, Counted::default(), lent.since);
                 }
             }
@@ -349,12 +351,12 @@ impl Handover {
         true
     }
 
-    /// The host takes nothing more for now, and what it has not written it keeps.
+    /// The host accepts no more records for now, and keeps those that it has not written.
     pub fn pause(&self) {
         self.lock().paused = true;
     }
 
-    /// The host takes buffers again.
+    /// The host accepts buffers again.
     pub fn resume(&self) {
         let now = self.clock.monotonic();
         let mut inner = self.lock();
@@ -364,7 +366,7 @@ impl Handover {
         self.handed.notify_one();
     }
 
-    /// The end: what waits and what is not settled is refused, and nothing is taken any more.
+    /// The end: waiting and unsettled batches are refused, and no more are accepted.
     pub fn close(&self) {
         self.room.close();
         let mut inner = self.lock();
@@ -395,15 +397,15 @@ impl Handover {
 }
 
 impl Inner {
-    /// Whether there is a piece that the host may have: it fits into what is left of the tick; a tick's first whatever
-    /// its size.
+    /// Whether there is a piece that the host may have: one that fits into the rest of the tick, or a tick's first of
+    /// any size.
     fn may_give(&self, tick_bytes_max: usize) -> bool {
         let Some(piece) = self.waiting.front() else { return false };
         let fits = piece.bytes.len() <= self.tick_left || self.tick_left == tick_bytes_max;
         fits && !self.is_deaf() && self.tick_left > 0
     }
 
-    /// The host can go on collecting from an instance it has paused, and drops what it gets.
+    /// The host may continue to collect from a paused instance, and drops the records.
     fn is_deaf(&self) -> bool {
         self.closed || self.paused
     }
@@ -473,7 +475,7 @@ mod tests {
             self.handover.put(bytes.to_vec(), 1, room)
         }
 
-        /// Whether the host was asked to call since the last question.
+        /// Whether the host was asked to call since the last check.
         fn asked(&self) -> bool {
             self.calls.0.swap(0, Ordering::Relaxed) > 0
         }
@@ -590,7 +592,7 @@ mod tests {
         assert_eq!(sizes, [4, 2, 9, 1, 0]);
     }
 
-    /// One collect call of a host that appends itself; what it took, piece by piece.
+    /// One collect call of a host that appends itself; returns the pieces it accepted.
     fn append(rig: &Rig, takes: impl Fn(usize) -> bool) -> Vec<usize> {
         append_in(rig, Call::Tick, takes)
     }
@@ -601,7 +603,7 @@ mod tests {
         host.taken.into_inner()
     }
 
-    /// A host that appends what `takes` says of each piece.
+    /// A host that accepts the pieces for which `takes` is true.
     struct Appending<F> {
         taken: RefCell<Vec<usize>>,
         takes: F,

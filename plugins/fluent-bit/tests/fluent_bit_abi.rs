@@ -1,6 +1,6 @@
-//! The plugin as a host sees it: the built library is loaded by `dlopen` and every exported function is called as
-//! Fluent Bit calls it, on a thread named as Fluent Bit names it, against the simulated tenant. Every buffer is
-//! decoded by a MessagePack reader that shares no code with the encoder.
+//! Tests the plugin from the view of a host: the built library is loaded by `dlopen` and every exported function is
+//! called as Fluent Bit calls it, on a thread named as Fluent Bit names it, against the simulated tenant. Every buffer
+//! is decoded by a MessagePack reader that shares no code with the encoder.
 
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code)]
@@ -29,10 +29,10 @@ use support::{PATIENCE, Service, library};
 static TURN: Mutex<()> = Mutex::new(());
 static LOG: Mutex<Vec<(c_int, String)>> = Mutex::new(Vec::new());
 
-/// Longer than any wait of these tests: a call that waits for a server of theirs is still waiting when they give up.
+/// Longer than any wait of these tests: a call that waits for a test server is still waiting when the test gives up.
 const REQUEST_TIMEOUT: (&str, &str) = ("request_timeout_secs", "600");
 
-/// What the calling thread has asked the kernel to read and write.
+/// The bytes and calls that the calling thread has read and written.
 #[derive(Clone, Copy)]
 struct Asked {
     reads: u64,
@@ -41,7 +41,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// `None` where the kernel does not count it. Asking is counted, too.
+    /// `None` if the kernel does not count it. Reading the counts is counted, too.
     fn so_far() -> Option<Self> {
         let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
         let count = |name: &str| text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse::<u64>().ok();
@@ -63,7 +63,7 @@ enum Callbacks {
     HostAppends,
 }
 
-/// What the host of [`Callbacks::HostAppends`] has appended, and how it behaves.
+/// The appends of the host of [`Callbacks::HostAppends`], and its behaviour.
 static HOST: Mutex<AppendingHost> = Mutex::new(AppendingHost::new());
 
 struct AppendingHost {
@@ -72,7 +72,7 @@ struct AppendingHost {
     appends: Vec<(usize, usize)>,
     counted: (usize, usize),
     calls: usize,
-    /// So many calls are refused first.
+    /// This many calls are refused first.
     refusals: usize,
     /// Pauses the input from inside every third append.
     pause: Option<unsafe extern "C" fn()>,
@@ -130,7 +130,7 @@ unsafe extern "C" fn append(
     0
 }
 
-/// The page of a host that has begun to append so many of its appends, as `cmt_encode_prometheus_create` makes it.
+/// The page of a host that has begun with this many of its appends, as `cmt_encode_prometheus_create` makes it.
 unsafe extern "C" fn encode(metrics: *mut c_void, with_timestamps: c_int) -> *mut c_char {
     assert!(metrics == METRICS && with_timestamps == 0);
     let (records, bytes) = host().counted;
@@ -142,8 +142,8 @@ unsafe extern "C" fn encode(metrics: *mut c_void, with_timestamps: c_int) -> *mu
 /// Set in a process whose host appends.
 const HOST_APPENDS: &str = "M365_AUDIT_HOST_APPENDS";
 
-/// Exports what the executable of Fluent Bit exports. The loader keeps what the plugin has once looked up there, so
-/// `test` runs in a process of its own: `false` in the process it was started in, where it is done by then.
+/// Exports what the executable of Fluent Bit exports. The loader caches the plugin's lookups there, so `test` runs in a
+/// process of its own: `false` in the process that started it, where it is then done.
 fn host_appends(test: &str) -> bool {
     type Append = unsafe extern "C" fn(*mut c_void, *const c_char, usize, *const c_void, usize) -> c_int;
     if std::env::var_os(HOST_APPENDS).is_none() {
@@ -164,13 +164,13 @@ fn host_appends(test: &str) -> bool {
     true
 }
 
-/// Says what becomes of a call, in a process where [`host_appends`].
+/// Sets the address of an export, in a process where [`host_appends`].
 fn export(name: &str, value: usize) {
     let exports = EXPORTS.lock().unwrap();
     unsafe { **exports.as_ref().unwrap().get::<*mut usize>(name.as_bytes()).unwrap() = value };
 }
 
-/// What [`host_appends`] exports, for as long as the process lives.
+/// The exports of [`host_appends`], for the lifetime of the process.
 static EXPORTS: Mutex<Option<Library>> = Mutex::new(None);
 
 /// The event loop of a host's engine, as far as the plugin uses it.
@@ -231,14 +231,14 @@ impl Engine {
         export("start_collector_for_test", start_collector as *const () as usize);
     }
 
-    /// Runs what its timers call; how many.
+    /// Runs the callbacks of its timers; returns how many.
     fn run_timers() -> usize {
         let timers = std::mem::take(&mut ENGINE.lock().unwrap().timers);
         timers.iter().for_each(|callback| unsafe { callback(CONFIG, std::ptr::null_mut()) });
         timers.len()
     }
 
-    /// Calls the collector if there is something to read. Whether there was.
+    /// Calls the collector if there is data to read; returns whether there was.
     fn run_collector() -> bool {
         let engine = ENGINE.lock().unwrap();
         let (true, Some((callback, fd))) = (engine.started, engine.collector) else { return false };
@@ -253,7 +253,7 @@ impl Engine {
     }
 }
 
-/// `struct flb_plugin_proxy_def` as 5.1.1 has it, and as the memory of a host before 5.0 ends after `description`.
+/// `struct flb_plugin_proxy_def` as 5.1.1 has it, in memory that ends after `description`, as in a host before 5.0.
 #[repr(C)]
 struct Def {
     kind: c_int,
@@ -292,7 +292,7 @@ unsafe extern "C" fn get_property(key: *const c_char, instance: *const Instance)
     unsafe { &*instance }.properties.get(&key).map_or(std::ptr::null(), |value| value.as_ptr())
 }
 
-/// Called as a variadic function: with one pointer behind the format that is the same on Linux.
+/// Called as a variadic function: with one pointer after the format, which is the same on Linux.
 unsafe extern "C" fn log_print(
     level: c_int,
     _file: *const c_char,
@@ -311,7 +311,7 @@ unsafe extern "C" fn log_check(_instance: *const Instance, level: c_int) -> c_in
     c_int::from(level <= 3)
 }
 
-/// What the instance's metrics are at, for a host that has some.
+/// The address of the instance's metrics, for a host that has some.
 const METRICS: *mut c_void = 0x3e7 as *mut c_void;
 
 unsafe extern "C" fn get_metrics(instance: *const Instance) -> *mut c_void {
@@ -383,7 +383,7 @@ impl Agent {
         type Collect = unsafe extern "C" fn(*mut *mut c_void, *mut usize) -> c_int;
         type CollectCtx = unsafe extern "C" fn(*mut c_void, *mut *mut c_void, *mut usize) -> c_int;
         let (mut data, mut size) = (std::ptr::null_mut(), 0);
-        // Twice: what it takes to ask is the difference.
+        // Twice: the difference is the cost of reading the counts.
         let (first, before) = (Asked::so_far(), Asked::so_far());
         let result = match self.callbacks {
             Callbacks::Old => unsafe { self.symbol::<Collect>("FLBPluginInputCallback")(&raw mut data, &raw mut size) },
@@ -395,7 +395,7 @@ impl Agent {
         if let (Some(first), Some(before), Some(after)) = (first, before, Asked::so_far()) {
             let reads = (after.reads - before.reads) - (before.reads - first.reads);
             let (writes, bytes) = (after.writes - before.writes, after.written_bytes - before.written_bytes);
-            // To wake a thread takes eight bytes.
+            // Waking a thread takes eight bytes.
             assert_eq!((reads, bytes), (0, writes * 8), "a collect call reads or writes files itself");
         }
         assert_ne!(result, -1);
@@ -414,7 +414,7 @@ impl Agent {
         }
     }
 
-    /// One tick: collect, append, cleanup. How many records came.
+    /// One tick: collect, append, cleanup. Returns how many records came.
     fn tick(&mut self) -> usize {
         let (data, size) = self.collect();
         if self.callbacks == Callbacks::HostAppends {
@@ -436,7 +436,7 @@ impl Agent {
         count
     }
 
-    /// Ticks until every event has come at least once; faster than a host, so that nobody waits.
+    /// Ticks until every event has come at least once; faster than a host, so that the test need not wait.
     fn tick_until_all(&mut self, service: &Service) {
         let start = Instant::now();
         while !service.has_all(&self.records) {
@@ -461,14 +461,14 @@ impl Agent {
         }
     }
 
-    /// As the host does it: Pause twice, PreExit, Exit.
+    /// As in the host: Pause twice, PreExit, Exit.
     fn stop(&self) {
         for name in ["FLBPluginInputPause", "FLBPluginInputPause", "FLBPluginInputPreExit", "FLBPluginExit"] {
             self.call(name);
         }
         let left_behind = LOG.lock().unwrap().iter().any(|(_, line)| line.contains("not everything ended in time"));
         if left_behind {
-            // A machine too busy to run them for two seconds: they end all the same.
+            // On a machine too busy to run them for two seconds, they still end.
             support::wait_until("end of the threads", || own_threads().is_empty());
         }
         assert_eq!(own_threads(), Vec::<String>::new(), "threads outlive the exit");
@@ -491,7 +491,7 @@ fn own_threads() -> Vec<String> {
     running.collect()
 }
 
-/// With the JSON read that stands in texts: what is nested too deep for the host comes as text.
+/// Parses JSON in texts: values nested too deep for the host come as text.
 fn with_texts_read(value: Value) -> Value {
     match value {
         Value::String(text) => match serde_json::from_str(&text) {
@@ -542,7 +542,7 @@ fn on_host_thread(threading: Threading, script: impl FnOnce(&Path) + Send + 'sta
     let body = move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| script(&library)));
         if result.is_err() {
-            // Whatever it left running must not meet the next script.
+            // Threads left over must not affect the next script.
             Agent::new(&library, Callbacks::Old, &[]).call("FLBPluginExit");
         }
         result
@@ -601,7 +601,7 @@ fn comes_once(library: &Path, callbacks: Callbacks) {
     agent.start();
     agent.tick_until_all(&service);
     service.assert_exact(&agent.records);
-    // In either mode; threaded, where nothing is counted, by time.
+    // In either mode; threaded, without counters, by time.
     let blobs = service.sim.truth().blobs;
     agent.tick_until("settlement of every blob", |_| settled_blobs(&address) >= blobs);
     agent.stop();
@@ -627,7 +627,7 @@ fn what_a_threaded_host_may_not_have_written_comes_again() {
         let dir = tempfile::tempdir().unwrap();
         let mut agent = Agent::new(library, Callbacks::WithContext, &with_data_dir(&service, dir.path(), &[]));
         agent.start();
-        // Cleaned up, so in the host's memory; lost with it.
+        // Cleaned up, so only in the host's memory, and lost with it.
         agent.tick_until("a first buffer", |agent| !agent.records.is_empty());
         let lost = std::mem::take(&mut agent.records);
         agent.stop();
@@ -653,7 +653,7 @@ fn a_pause_at_any_moment_loses_and_repeats_nothing() {
             agent.tick_until("whole truth", |agent| {
                 if random.u8(..4) == 0 {
                     agent.call("FLBPluginInputPause");
-                    // The host can go on collecting from an instance it has paused, and drops what it gets.
+                    // The host may continue to collect from a paused instance, and drops the records.
                     assert_eq!(agent.tick(), 0);
                     agent.call("FLBPluginInputResume");
                 }
@@ -748,7 +748,7 @@ fn a_host_with_an_engine_takes_records_as_soon_as_they_wait_and_not_only_in_its_
             without_a_tick(&mut agent.records);
             service.assert_exact(&agent.records);
 
-            // What is in a threaded host's hands is settled by ticks.
+            // Ticks settle the records that a threaded host holds.
             let listed = service.sim.activity();
             agent.tick_until("more polls", |_| service.sim.activity() > listed + 20);
             agent.call("FLBPluginInputPause");
@@ -785,10 +785,10 @@ fn what_a_threaded_host_has_not_counted_comes_again_and_what_it_has_counted_does
     });
 }
 
-/// Less than the plugin waits for an engine that does not count what it was given (`UNSEEN_AFTER`).
+/// Less than the plugin's wait for an engine that does not count its appends (`UNSEEN_AFTER`).
 const UNSEEN: Duration = Duration::from_secs(9);
 
-/// `false`: the machine was too slow to say anything, since the plugin has waited long enough for its engine.
+/// `false`: inconclusive, since on a slow machine the plugin has already waited long enough for its engine.
 fn settles_what_is_counted_and_nothing_else(library: &Path) -> bool {
     let service = Service::new(1);
     service.publish(8, 25);
@@ -860,7 +860,7 @@ fn the_tenants_of_an_instance_begin_one_after_the_other_and_share_connections() 
             assert!(asked.len() as u128 <= turns + 1, "{} of them in {turns} turns", asked.len());
             asked.len() == tenants
         });
-        // How many there are depends on how many calls the machine leaves under way at a time.
+        // Their number depends on how many calls are in flight at a time on this machine.
         agent.tick_until("a connection in common with another for every tenant", |_| {
             let mut tenants_of: HashMap<u64, HashSet<String>> = HashMap::new();
             for request in service.sim.requests() {
@@ -976,7 +976,7 @@ fn a_host_without_metrics_leaves_them_to_our_listener() {
         let page = |path: &str| page(&address, path);
         agent.tick_until("metrics", |_| page("/metrics").is_some_and(|p| p.contains("m365_audit_events_total{")));
         assert!(page("/health").is_some_and(|p| p.starts_with("HTTP/1.") && p.contains("m365_audit")));
-        // The page to look at is here, too.
+        // The status page is here, too.
         let shown = page("/status.html").unwrap();
         assert!(
             shown.contains("1 tenant: ") && shown.contains("content-security-policy: default-src 'none'"),
@@ -1009,7 +1009,8 @@ fn only_what_can_never_work_fails_the_start() {
             let log = taken_log();
             assert!(logged(&log, 1, value) && logged(&log, 1, "config-invalid"), "{key}: {log:?}");
         }
-        // A wrong secret, an address where nobody listens, a state that cannot be opened: they may pass.
+        // A wrong secret, an address where nobody listens, a state that cannot be opened: these faults may end by
+        // themselves.
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         for (key, value) in [
@@ -1031,7 +1032,7 @@ fn only_what_can_never_work_fails_the_start() {
     });
 }
 
-/// Fluent Bit passes over what it is not asked for.
+/// Fluent Bit ignores properties that the plugin does not request.
 #[test]
 fn a_property_that_was_probably_meant_to_be_another_ends_the_start_with_the_right_name() {
     on_host_thread(Threading::Off, |library| {

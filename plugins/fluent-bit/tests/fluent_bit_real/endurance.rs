@@ -1,9 +1,9 @@
-//! The plugin in a real Fluent Bit for long: hundreds of starts and stops, a state kept by another process, an hour of flow.
-//! Too long for every change, so each test is left out unless asked for: `.ci/fluent-bit` runs them, and says what the
-//! variables below are for.
+//! The plugin in a real Fluent Bit for long: hundreds of starts and stops, a state kept by another process, an hour of
+//! flow. Too long for every change, so these tests are ignored by default: `.ci/fluent-bit` runs them, and documents
+//! the variables below.
 //!
-//! A crash is any end of Fluent Bit that is not that of a signal sent from here. What arrived is compared with everything
-//! the simulated tenant has published.
+//! A crash is any end of Fluent Bit that is not that of a signal sent from here. The records are compared with
+//! everything the simulated tenant has published.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::support::{Service, wait_until};
 const STARTS: &str = "FLUENT_BIT_STARTS";
 /// Minutes of flow, in both modes at a time.
 const MINUTES: &str = "FLUENT_BIT_MINUTES";
-/// A `data_dir` that another run has left, and the tenant it is of.
+/// A `data_dir` that another run has left, and its tenant.
 const KEPT_STATE: &str = "FLUENT_BIT_KEPT_STATE";
 const KEPT_TENANT: &str = "FLUENT_BIT_KEPT_TENANT";
 
@@ -27,7 +27,7 @@ const KEPT_STARTS: usize = 20;
 /// Between two blobs of the flow.
 const PUBLISH_EVERY: Duration = Duration::from_secs(5);
 const EVENTS_PER_BLOB: usize = 20;
-/// Between two lines that tell how the flow fares.
+/// The interval of progress lines.
 const TELL_EVERY: Duration = Duration::from_secs(300);
 
 fn modes() -> [(&'static str, Setup); 2] {
@@ -38,7 +38,7 @@ fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is {text}")))
 }
 
-/// `None`: there is none. A build without the packages' `malloc` is told and refused, unless it is asked for.
+/// `None`: there is none. A build without the packages' `malloc` is reported and refused, unless requested.
 fn packaged() -> Option<()> {
     let build = Build::of(&fluent_bit()?);
     let any = std::env::var_os("FLUENT_BIT_ANY_BUILD").is_some();
@@ -79,7 +79,7 @@ fn starts_and_stops() {
             }
             agent.signal("TERM");
             let status = agent.wait();
-            // Before Fluent Bit has set what it does at a signal, the signal itself ends it.
+            // Before Fluent Bit has installed its signal handler, the signal itself ends it.
             let ended_by_it = status.signal() == Some(15);
             early += usize::from(ended_by_it);
             assert!(status.success() || ended_by_it, "{mode}: start {start}, {status}:\n{}", agent.last_lines());
@@ -115,7 +115,7 @@ fn a_kept_state_of_another_run() {
         let Some(mut agent) = Agent::new(&service.properties(), setup) else { return };
         let mut crashes = Vec::new();
         for start in 0..KEPT_STARTS {
-            // As it was left, each time.
+            // The state is restored each time.
             copy(&kept, &agent.path("state"));
             service.publish_now(1, 20);
             agent.start();

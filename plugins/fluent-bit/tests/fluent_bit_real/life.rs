@@ -15,7 +15,7 @@ use crate::agent::{Agent, Build, Setup, fluent_bit};
 use crate::support::{self, PATIENCE, Service, wait_until};
 use crate::symbols;
 
-/// The names that the loader takes from the executable: nothing but its memory, whatever else it was built with.
+/// The loader takes only the memory functions from the executable, for every build of it.
 #[test]
 fn of_all_that_this_fluent_bit_exports_the_plugin_takes_its_memory_and_nothing_else() {
     let (Some(program), Some(library)) = (fluent_bit(), support::library()) else { return };
@@ -23,7 +23,7 @@ fn of_all_that_this_fluent_bit_exports_the_plugin_takes_its_memory_and_nothing_e
     let undefined = symbols::read(&library).symbols.into_iter().filter(|symbol| !symbol.exported);
     let mut taken: Vec<String> = undefined.map(|symbol| symbol.name).filter(|name| build.exports(name)).collect();
     taken.sort();
-    // Rust's own allocator names it and is not used: what optimises the plugin may leave it out.
+    // Rust's own allocator refers to it but is not used, so the optimiser may remove it.
     taken.retain(|name| name != "posix_memalign");
     let expected: &[&str] = match build.has_own_malloc() {
         true => &["calloc", "free", "malloc", "realloc"],
@@ -32,7 +32,8 @@ fn of_all_that_this_fluent_bit_exports_the_plugin_takes_its_memory_and_nothing_e
     assert_eq!(taken, expected, "{build}");
 }
 
-/// What made every start of some builds crash: tables of keys, read at the start, in the memory of Fluent Bit's packages.
+/// The cause of crashes at every start of some builds: tables of keys, read at the start, in the memory of Fluent Bit's
+/// packages.
 #[test]
 fn starts_beside_a_kept_state_of_thousands_of_keys_do_not_crash_and_go_on_where_it_ended() {
     for setup in [Setup::safe(), Setup::threaded()] {
@@ -182,10 +183,10 @@ fn killed_while_a_busy_engine_leaves_records_in_memory_it_loses_nothing_when_thr
         let page = get(port, "/api/v2/metrics/prometheus").unwrap_or_default();
         page.lines().any(|line| line.strip_prefix(writes).is_some_and(|count| count != "0"))
     });
-    // A second in an engine's hands is enough when nothing says that it has not come so far.
+    // A second in the engine's ring is enough unless the counters show that the engine has not come so far.
     std::thread::sleep(Duration::from_secs(4));
     agent.kill();
-    // On a machine too busy to come here in time there is nothing to see.
+    // On a machine too busy to reach this point in time, the test is inconclusive.
     assert!(agent.records().is_empty() || started.elapsed() > Duration::from_secs(9));
     agent.environment.clear();
     agent.start();
@@ -194,7 +195,7 @@ fn killed_while_a_busy_engine_leaves_records_in_memory_it_loses_nothing_when_thr
     service.assert_nothing_lost(&agent.records());
 }
 
-/// It then counts fewer records than it was given, and of some buffers nothing.
+/// It then counts fewer records than it got, and none of some buffers.
 #[test]
 fn a_processor_that_drops_records_holds_up_none_of_the_others_when_threaded() {
     let service = Service::new(1);
@@ -214,7 +215,7 @@ fn a_processor_that_drops_records_holds_up_none_of_the_others_when_threaded() {
         let found = ids(&agent);
         expected.iter().all(|id| found.contains(*id))
     });
-    // What is not confirmed until the end comes again.
+    // Records not confirmed by the end come again.
     let polled = service.sim.activity();
     wait_until("more polls", || service.sim.activity() > polled + 150);
     agent.terminate();
@@ -260,7 +261,7 @@ fn a_full_disk_for_chunks_delays_records_and_loses_none() {
     let Some(disk) = Mounted::at(dir.path(), "size=2m") else { return };
     let service = Service::new(1);
     service.publish(60, 50);
-    // An output that takes nothing at first, so that the chunks stay.
+    // An output that accepts nothing at first, so that the chunks stay.
     let port = free_port();
     let output = format!("name: tcp\n      host: 127.0.0.1\n      port: {port}\n      format: json_lines");
     let setup = Setup { output: Some(output), chunks: Some(disk.path().to_owned()), ..Setup::safe() };
@@ -321,7 +322,7 @@ fn the_examples_show_the_same_records_on_standard_output_and_in_the_file() {
         }
         let mut agent = Agent { program, dir, config: name, environment: Vec::new(), under: Vec::new(), child: None };
         agent.start();
-        // What the source drops by rule is left out; so are the few events without an id.
+        // Without the events that the source drops by rule, and the few without an id.
         let events = service.sim.truth().events;
         let expected: BTreeSet<&str> =
             events.iter().filter(|event| !is_routine(&event.raw)).filter_map(|event| event.id.as_deref()).collect();
@@ -346,7 +347,7 @@ fn is_routine(event: &[u8]) -> bool {
     operation == "fileaccessed" || operation == "mailitemsaccessed"
 }
 
-/// From load to unload. What a static of ours still holds at the end is no leak.
+/// From load to unload. Memory that a static of the plugin still holds at the end is not a leak.
 #[test]
 fn valgrind_finds_no_error_and_no_leak_of_ours() {
     let Some(valgrind) = test_support::program("valgrind") else { return };
@@ -376,7 +377,7 @@ fn valgrind_finds_no_error_and_no_leak_of_ours() {
     }
 }
 
-/// In the words of the user's own file, whatever Fluent Bit itself makes of them.
+/// In the words of the user's own file, even if Fluent Bit converts them.
 #[test]
 fn a_wrong_name_stops_the_start_with_the_right_one() {
     let service = Service::new(1);

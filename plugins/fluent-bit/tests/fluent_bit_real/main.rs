@@ -1,5 +1,5 @@
-//! The plugin in other processes: in a real Fluent Bit, named by `FLUENT_BIT` or found in `PATH`, and in a C program with a
-//! `malloc` of its own. Without one a test is skipped and says so.
+//! Tests the plugin in other processes: in a real Fluent Bit, named by `FLUENT_BIT` or found in `PATH`, and in a C
+//! program with a `malloc` of its own. Without one, a test is skipped and reports that.
 #![cfg(target_os = "linux")]
 
 #[path = "../fluent_bit_support/agent.rs"]

@@ -1,5 +1,5 @@
-//! What the plugin takes from the process it is loaded into, of which its memory is the part that ended agents: a host
-//! with a `malloc` of its own, and the names that are left to whoever loads it.
+//! Tests what the plugin uses of the process that loads it, above all its memory, which once crashed agents: a host
+//! with its own `malloc`, and the undefined names that the process resolves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ use crate::{decode, symbols};
 /// The names that are left undefined on purpose, under the reason why.
 const UNDEFINED: &str = include_str!("../../undefined.txt");
 
-/// Names that programs are known to replace, mostly with an allocator of their own, or that reach around one.
+/// Names that programs are known to replace, mostly with an allocator of their own, or that bypass one.
 const REPLACED: &[&str] = &[
     "aligned_alloc",
     "asprintf",
@@ -54,7 +54,7 @@ struct Host {
 }
 
 impl Host {
-    /// `None`: nothing to test with.
+    /// `None`: the test cannot run here.
     fn compile(flags: &[&str], properties: &[(String, String)]) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fluent_bit_support/host_with_malloc.c");
@@ -80,12 +80,12 @@ impl Host {
         self.child = Some(command.spawn().unwrap());
     }
 
-    /// What the running one has appended.
+    /// The records that the running one has appended.
     fn records(&self) -> Vec<Value> {
         let bytes = fs::read(self.dir.path().join("appended")).unwrap_or_default();
         let (mut rest, mut records) = (bytes.as_slice(), Vec::new());
         while let Some((length, behind)) = rest.split_first_chunk() {
-            // The last one may be on its way.
+            // The last one may be incomplete.
             let Some(entries) = behind.get(..usize::try_from(u64::from_ne_bytes(*length)).unwrap()) else { break };
             records.extend(decode::decode(entries));
             rest = &behind[entries.len()..];

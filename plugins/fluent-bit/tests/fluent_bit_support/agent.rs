@@ -41,7 +41,7 @@ impl Build {
         Self { program: program.to_owned(), version, exports }
     }
 
-    /// It brings a `malloc`, as the builds of Fluent Bit's own packages and images do.
+    /// Whether it has its own `malloc`, as the builds of Fluent Bit's packages and images do.
     pub fn has_own_malloc(&self) -> bool {
         self.exports.contains("malloc")
     }
@@ -67,7 +67,7 @@ impl std::fmt::Display for Build {
     }
 }
 
-/// How an agent is set up, beside what all of them have.
+/// The settings of an agent, in addition to the common ones.
 #[derive(Clone, Default)]
 pub struct Setup {
     pub input: Vec<(&'static str, String)>,
@@ -88,7 +88,7 @@ impl Setup {
         self
     }
 
-    /// What the examples have: a crash of the agent then costs nothing.
+    /// The settings of the examples, with which a crash of the agent loses nothing.
     pub fn safe() -> Self {
         Self::default().with("threaded", "off").with("storage.type", "filesystem")
     }
@@ -111,7 +111,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Writes the configuration of an agent with `properties` and `setup`. `None`: nothing to test with.
+    /// Writes the configuration of an agent with `properties` and `setup`. `None`: the test cannot run here.
     pub fn new(properties: &[(String, String)], setup: &Setup) -> Option<Self> {
         let (program, library) = (fluent_bit()?, support::library()?);
         let dir = tempfile::tempdir().unwrap();
@@ -182,7 +182,7 @@ impl Agent {
         self.child.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
-    /// What the running process holds.
+    /// The memory of the running process.
     pub fn memory(&self) -> String {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.child.as_ref().unwrap().id())).unwrap_or_default();
@@ -241,7 +241,7 @@ impl Drop for Agent {
     }
 }
 
-/// The records of a file; a line a killed agent did not finish is left out, what it wrote behind it later is not.
+/// The records of a file; without a line that a killed agent did not finish, but with the lines written after it.
 pub fn read_records(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let record = |line: &str| {

@@ -1,4 +1,4 @@
-//! What the host is given, read by a MessagePack reader that shares no code with the encoder.
+//! Decodes the host's buffers with a MessagePack reader that shares no code with the encoder.
 
 use serde_json::{Map, Number, Value};
 

@@ -1,4 +1,4 @@
-//! A tenant full of events, and what both tests of the plugin compare with its truth.
+//! A tenant full of events, and the comparison of records with its truth, for both tests of the plugin.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use m365_audit::sim::{Comparison, Delivered, GenerateSpec, Sim, SimConfig};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-/// Nothing here takes nearly so long, on a busy machine either, unless it hangs.
+/// Far longer than any operation here takes, even on a busy machine, unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The simulated service, on threads of its own.
@@ -24,14 +24,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// One with so many tenants and nothing in them.
+    /// One with this many empty tenants.
     pub fn new(tenants: usize) -> Self {
         let tenants: Vec<TenantId> =
             (0..tenants).map(|n| format!("11111111-2222-3333-4444-{n:012}").parse().unwrap()).collect();
         Self::of(SimConfig { tenants, ..SimConfig::default() })
     }
 
-    /// One with this configuration and nothing in it.
+    /// One with this configuration and no events.
     pub fn of(config: SimConfig) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let sim = runtime.block_on(Sim::start(config.clone(), SystemClock::new())).unwrap();
@@ -88,7 +88,7 @@ impl Service {
         text
     }
 
-    /// How the records compare with the truth. Records of ours that are no audit events are left out.
+    /// How the records compare with the truth. Records of this program that are not audit events are left out.
     pub fn compare(&self, records: &[Value]) -> Comparison {
         self.sim.truth().compare(records.iter().filter(|r| !is_own(r)).map(delivered))
     }
@@ -138,7 +138,7 @@ fn delivered(record: &Value) -> Delivered {
     }
 }
 
-/// Waits for something that must happen, and says what did not.
+/// Waits for a condition, and names it when it does not occur.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {

@@ -1,4 +1,4 @@
-//! The names an ELF file exports, and those it takes from the process it is loaded into.
+//! The names an ELF file exports, and those it takes from the process that loads it.
 
 use std::fs;
 use std::path::Path;
@@ -13,11 +13,11 @@ pub struct Symbol {
     pub name: String,
     /// Defined here, for others; else taken from the process.
     pub exported: bool,
-    /// The version that is asked for, as in `GLIBC_2.17`.
+    /// The version required, as in `GLIBC_2.17`.
     pub version: Option<String>,
 }
 
-/// What the loader makes of an ELF file.
+/// The properties of an ELF file for the loader.
 #[derive(Debug)]
 pub struct Loaded {
     pub symbols: Vec<Symbol>,
