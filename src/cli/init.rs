@@ -64,13 +64,23 @@ pub struct InitArgs {
     /// The file that records are appended to, of the sink `file`
     #[arg(long, value_name = "FILE", default_value = "/var/log/m365-audit/audit.ndjson")]
     records: PathBuf,
-    /// The receiver of the other sinks: a URL for `http` and `otlp`, `HOST:PORT` for `fluent_forward`
+    /// The receiver of the other sinks: a URL for `http` and `otlp`, `HOST:PORT` for `fluent_forward`, of one broker or
+    /// several, with commas between them, for `kafka`
     #[arg(long, value_name = "ADDRESS")]
     to: Option<String>,
     /// A file that holds what the receiver wants to see: a bearer token for `http` and `otlp`, the shared key for
-    /// `fluent_forward`
+    /// `fluent_forward`, the password of `--user` for `kafka`
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// The topic of the sink `kafka` [default: m365-audit]
+    #[arg(long, value_name = "NAME")]
+    topic: Option<String>,
+    /// Who signs in at the brokers of the sink `kafka`, by SCRAM-SHA-512 over TLS; Azure Event Hubs: `$ConnectionString`
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Connect to the brokers of the sink `kafka` with TLS
+    #[arg(long)]
+    tls: bool,
     /// Only print the commands that create the application and grant its permissions
     #[arg(long, value_name = "TOOL")]
     print: Option<Tool>,
@@ -636,6 +646,25 @@ mod tests {
             (&["--sink", "http", "--to", "https://siem.example.com/in", "--token-file", token], true),
             (&["--sink", "otlp", "--to", "http://127.0.0.1:4317", "--token-file", token], true),
             (&["--sink", "fluent_forward", "--to", "127.0.0.1:24224", "--token-file", token], true),
+            (&["--sink", "kafka", "--to", "127.0.0.1:9092"], true),
+            (
+                &["--sink", "kafka", "--to", "k1.example.com:9093,k2.example.com:9093", "--tls", "--topic", "audit"],
+                true,
+            ),
+            (&["--sink", "kafka", "--to", "k1.example.com:9093", "--user", "m365", "--token-file", token], true),
+            (
+                &[
+                    "--sink",
+                    "kafka",
+                    "--to",
+                    "x.example.com:9093",
+                    "--user",
+                    "$ConnectionString",
+                    "--token-file",
+                    token,
+                ],
+                true,
+            ),
         ] {
             let mut all = vec!["--no-input", "--client-id", CLIENT];
             all.extend(if options == &many[..] { &[][..] } else { &["--tenant-id", TENANT] });
@@ -645,8 +674,71 @@ mod tests {
             let text = render(&answers);
             assert!(!text.contains("a token"), "{text}");
             let config = Config::parse(&text, &|name| (name == SECRET_VARIABLE).then(|| "x".repeat(40)));
-            assert_eq!(config.unwrap().warnings(), [], "{text}");
+            match config {
+                Ok(config) => assert_eq!(config.warnings(), [], "{text}"),
+                // Such a file is not written, and it is said what to do about that.
+                Err(problems) if text.contains("kafka") && !cfg!(feature = "kafka") => {
+                    let said = problems.to_string();
+                    assert!(said.contains("cargo build --release --features kafka"), "{said}");
+                    assert_eq!(said.matches("expected").count(), 1, "{said}");
+                }
+                Err(problems) => panic!("{problems}: {text}"),
+            }
         }
+        for wrong in [
+            &["--sink", "kafka"][..],
+            &["--sink", "kafka", "--to", "kafka.example.com"],
+            &["--sink", "kafka", "--to", "k.example.com:9092", "--topic", "a topic"],
+            &["--sink", "kafka", "--to", "k.example.com:9092", "--user", "m365"],
+            &["--sink", "kafka", "--to", "k.example.com:9092", "--token-file", token],
+            &["--topic", "audit"],
+            &["--sink", "http", "--to", "https://siem.example.com/in", "--user", "m365"],
+        ] {
+            let all = [&["--no-input", "--client-id", CLIENT, "--tenant-id", TENANT], wrong].concat();
+            assert_eq!(given(&args(&all)).unwrap_err().exit, Exit::Usage, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn brokers_are_asked_for_and_a_password_goes_into_a_file_and_over_tls() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("agent.toml");
+        let kafka = |answers: &[&'static str]| {
+            let first = [
+                TENANT,
+                "n",
+                "n",
+                "az",
+                CLIENT,
+                "",
+                "kafka",
+                "kafka.example.com",
+                "k1.example.com:9093, k2.example.com:9093",
+            ];
+            let answers = [&first[..], answers].concat();
+            let answers = asked(&args(&["-o", output.to_str().unwrap()]), &mut script(&answers)).unwrap();
+            let text = render(&answers);
+            (answers, text.split_once("[sinks.out]").unwrap().1.to_owned())
+        };
+        let (answers, text) = kafka(&["", "m365", "pa55word"]);
+        let (path, password) = answers.to.new_file().unwrap();
+        assert_eq!((path.file_name().unwrap().to_str(), password.as_str()), (Some("sink_token"), "pa55word"));
+        assert!(!format!("{answers:?}").contains("pa55word"));
+        for line in [
+            "brokers = [\"k1.example.com:9093\", \"k2.example.com:9093\"]",
+            "topic = \"m365-audit\"",
+            "tls = true",
+            "sasl_mechanism = \"scram_sha_512\"",
+            "username = \"m365\"",
+            &format!("password_file = \"{}\"", path.display()),
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}: {text}");
+        }
+        let (_, text) = kafka(&["audit", "$ConnectionString", "Endpoint=sb://x/"]);
+        assert!(text.contains("topic = \"audit\"") && text.contains("sasl_mechanism = \"plain\""), "{text}");
+        assert!(text.contains("username = \"$$ConnectionString\"") && !text.contains("Endpoint"), "{text}");
+        let (_, text) = kafka(&["", "", "n"]);
+        assert!(!text.contains("tls") && !text.contains("username"), "{text}");
     }
 
     #[test]

@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
-use super::{Dialogue, InitArgs, ended, exists, until_right, usage};
+use super::{Dialogue, InitArgs, ended, exists, until_right, usage, yes};
 use crate::cli::Failure;
 
 /// The file beside the configuration that a receiver's token is written to.
 const TOKEN_FILE: &str = "sink_token";
+/// The topic where nobody names one.
+const TOPIC: &str = "m365-audit";
+/// Who signs in at Azure Event Hubs, whose password is the connection string.
+const EVENT_HUBS_USER: &str = "$ConnectionString";
 
 /// The types of sinks, by the value of `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +28,8 @@ pub enum SinkType {
     FluentForward,
     /// OpenTelemetry logs
     Otlp,
+    /// Messages of a Kafka topic
+    Kafka,
 }
 
 /// The chosen destination.
@@ -35,6 +41,18 @@ pub(super) enum Destination {
     Stdout,
     /// A receiver, its address, and its token.
     Receiver(SinkType, String, Token),
+    /// Brokers.
+    Kafka(Brokers),
+}
+
+/// Where a topic is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Brokers {
+    addresses: Vec<String>,
+    topic: String,
+    tls: bool,
+    /// Who signs in, and with which password.
+    user: Option<(String, Token)>,
 }
 
 /// The token of a receiver.
@@ -62,7 +80,8 @@ impl Destination {
     /// The file to write, and its content.
     pub fn new_file(&self) -> Option<(&PathBuf, &String)> {
         match self {
-            Self::Receiver(_, _, Token::NewFile(path, token)) => Some((path, token)),
+            Self::Receiver(_, _, Token::NewFile(path, token))
+            | Self::Kafka(Brokers { user: Some((_, Token::NewFile(path, token))), .. }) => Some((path, token)),
             _ => None,
         }
     }
@@ -94,9 +113,60 @@ impl Destination {
                     format!("type = \"{name}\"\n{key} = {to}\n{token}"),
                 )
             }
+            Self::Kafka(brokers) => (
+                "A record counts as delivered when all in-sync replicas have it. Keep records of the topic for well over seven\n\
+                 # days: docs/hosts/kafka.md has what to set there, and how a consumer removes what came twice.",
+                brokers.keys(),
+            ),
         };
         let name = if matches!(self, Self::File(_)) { "file" } else { "out" };
         format!("# {note}\n[sinks.{name}]\n{keys}inputs = [\"{source}\"]\n")
+    }
+}
+
+impl Brokers {
+    /// The keys of the sink.
+    fn keys(&self) -> String {
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let addresses: Vec<String> = self.addresses.iter().map(|address| quoted(address)).collect();
+        let mut keys =
+            format!("type = \"kafka\"\nbrokers = [{}]\ntopic = {}\n", addresses.join(", "), quoted(&self.topic));
+        if self.tls {
+            keys.push_str("tls = true\n");
+        }
+        if let Some((user, token)) = &self.user {
+            let mechanism = if user == EVENT_HUBS_USER { "plain" } else { "scram_sha_512" };
+            // A dollar begins the name of a variable.
+            let user = quoted(&user.replace('$', "$$"));
+            keys.push_str(&format!("sasl_mechanism = \"{mechanism}\"\nusername = {user}\n"));
+            if let Token::File(file) | Token::NewFile(file, _) = token {
+                keys.push_str(&format!("password_file = {}\n", quoted(&file.display().to_string())));
+            }
+        }
+        keys
+    }
+
+    /// Addresses, separated by commas or blanks.
+    fn addresses(text: &str) -> Result<Vec<String>, String> {
+        let addresses: Vec<&str> = text.split([' ', ',', '\t']).filter(|part| !part.is_empty()).collect();
+        if !addresses.is_empty() && addresses.iter().all(|address| is_pair(address)) {
+            return Ok(addresses.into_iter().map(str::to_owned).collect());
+        }
+        Err("write HOST:PORT of one broker or several, such as kafka1.example.com:9093,kafka2.example.com:9093".into())
+    }
+}
+
+/// Whether it is HOST:PORT.
+fn is_pair(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    match text {
+        "" => Ok(TOPIC.to_owned()),
+        text if text.len() <= 249 && text.chars().all(is_name) => Ok(text.to_owned()),
+        _ => Err("a topic's name has letters, digits, `.`, `_` and `-`".into()),
     }
 }
 
@@ -109,6 +179,7 @@ impl SinkType {
             Self::Http => ("http", "uri", "bearer_token_file"),
             Self::Otlp => ("otlp", "endpoint", "bearer_token_file"),
             Self::FluentForward => ("fluent_forward", "servers", "shared_key_file"),
+            Self::Kafka => ("kafka", "brokers", "password_file"),
         }
     }
 
@@ -124,9 +195,11 @@ impl SinkType {
     fn address(self, text: &str) -> Result<String, String> {
         let text = text.trim();
         if self == Self::FluentForward {
-            let is_pair =
-                text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-            return if is_pair { Ok(text.to_owned()) } else { Err("write HOST:PORT, such as 127.0.0.1:24224".into()) };
+            return if is_pair(text) {
+                Ok(text.to_owned())
+            } else {
+                Err("write HOST:PORT, such as 127.0.0.1:24224".into())
+            };
         }
         let example = "write a URL with its scheme, such as https://siem.example.com/ingest";
         match Url::parse(text) {
@@ -139,12 +212,31 @@ impl SinkType {
 /// Takes all answers from the options.
 pub(super) fn given(args: &InitArgs) -> Result<Destination, Failure> {
     let kind = args.sink.unwrap_or(SinkType::File);
-    let unused = |what: &str| usage(format!("{what} is for the sinks `http`, `otlp` and `fluent_forward`"));
+    let unused = |what: &str| usage(format!("{what} is for the sinks `http`, `otlp`, `fluent_forward` and `kafka`"));
+    if kind != SinkType::Kafka && (args.topic.is_some() || args.user.is_some() || args.tls) {
+        return Err(usage("--topic, --user and --tls are for the sink `kafka`"));
+    }
     match kind {
         SinkType::File | SinkType::Stdout if args.to.is_some() => Err(unused("--to")),
         SinkType::File | SinkType::Stdout if args.token_file.is_some() => Err(unused("--token-file")),
         SinkType::File => Ok(Destination::File(args.records.clone())),
         SinkType::Stdout => Ok(Destination::Stdout),
+        SinkType::Kafka => {
+            let to = args.to.as_deref().ok_or_else(|| usage("--sink kafka needs --to HOST:PORT[,HOST:PORT…]"))?;
+            let password = args.token_file.as_deref().map(std::path::absolute).transpose().map_err(Failure::io)?;
+            let user = match (&args.user, password) {
+                (Some(user), Some(password)) => Some((user.clone(), Token::File(password))),
+                (None, None) => None,
+                _ => return Err(usage("--user and --token-file, which holds the password, go together")),
+            };
+            Ok(Destination::Kafka(Brokers {
+                addresses: Brokers::addresses(to).map_err(|why| usage(format!("--to: {why}")))?,
+                topic: topic(args.topic.as_deref().unwrap_or(TOPIC)).map_err(|why| usage(format!("--topic: {why}")))?,
+                // A password does not cross the network in the clear.
+                tls: args.tls || user.is_some(),
+                user,
+            }))
+        }
         kind => {
             let to = args.to.as_deref().ok_or_else(|| usage(format!("--sink {} needs --to ADDRESS", kind.keys().0)))?;
             let to = kind.address(to).map_err(|why| usage(format!("--to: {why}")))?;
@@ -161,18 +253,21 @@ pub(super) fn given(args: &InitArgs) -> Result<Destination, Failure> {
 pub(super) fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Destination, Failure> {
     let kind = match args.sink {
         Some(kind) => kind,
-        None => {
-            until_right(dialogue, "Where do records go: file, stdout, http, fluent_forward or otlp? [file]", |text| {
-                match text {
-                    "" => Ok(SinkType::File),
-                    text => <SinkType as clap::ValueEnum>::from_str(text, true)
-                        .map_err(|_| "answer file, stdout, http, fluent_forward or otlp".to_owned()),
-                }
-            })?
-        }
+        None => until_right(
+            dialogue,
+            "Where do records go: file, stdout, http, fluent_forward, otlp or kafka? [file]",
+            |text| match text {
+                "" => Ok(SinkType::File),
+                text => <SinkType as clap::ValueEnum>::from_str(text, true)
+                    .map_err(|_| "answer file, stdout, http, fluent_forward, otlp or kafka".to_owned()),
+            },
+        )?,
     };
     if matches!(kind, SinkType::File | SinkType::Stdout) || args.to.is_some() {
         return given(&InitArgs { sink: Some(kind), ..args.clone() });
+    }
+    if kind == SinkType::Kafka {
+        return ask_brokers(args, dialogue);
     }
     let to = until_right(dialogue, kind.question(), |text| kind.address(text))?;
     let token = match &args.token_file {
@@ -182,10 +277,41 @@ pub(super) fn asked(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Dest
     Ok(Destination::Receiver(kind, to, token))
 }
 
+fn ask_brokers(args: &InitArgs, dialogue: &mut dyn Dialogue) -> Result<Destination, Failure> {
+    let addresses = until_right(dialogue, "Brokers, each as HOST:PORT, with commas between them:", Brokers::addresses)?;
+    let topic = match &args.topic {
+        Some(name) => topic(name).map_err(|why| usage(format!("--topic: {why}")))?,
+        None => until_right(dialogue, &format!("Topic? [{TOPIC}]"), topic)?,
+    };
+    let user = match &args.user {
+        Some(user) => user.clone(),
+        None => {
+            let question = format!("User to sign in as (empty for none; Azure Event Hubs: {EVENT_HUBS_USER}):");
+            until_right(dialogue, &question, |text| Ok(text.to_owned()))?
+        }
+    };
+    if user.is_empty() {
+        let tls = args.tls || yes(dialogue, "Do the brokers speak TLS? [Y/n]", true)?;
+        return Ok(Destination::Kafka(Brokers { addresses, topic, tls, user: None }));
+    }
+    let token = match &args.token_file {
+        Some(path) => Token::File(std::path::absolute(path).map_err(Failure::io)?),
+        None => ask_token(args, SinkType::Kafka, dialogue)?,
+    };
+    if token == Token::None {
+        return Err(usage("a user signs in with a password; nothing was written"));
+    }
+    Ok(Destination::Kafka(Brokers { addresses, topic, tls: true, user: Some((user, token)) }))
+}
+
 fn ask_token(args: &InitArgs, kind: SinkType, dialogue: &mut dyn Dialogue) -> Result<Token, Failure> {
     let beside = args.output.parent().unwrap_or(Path::new("")).join(TOKEN_FILE);
     let file = std::path::absolute(&beside).map_err(Failure::io)?;
-    let what = if kind == SinkType::FluentForward { "Shared key" } else { "Bearer token" };
+    let what = match kind {
+        SinkType::FluentForward => "Shared key",
+        SinkType::Kafka => "Password",
+        _ => "Bearer token",
+    };
     let place = file.display();
     let question =
         format!("{what} that the receiver wants to see (written to {place}, readable by you alone; empty for none):");
