@@ -72,6 +72,11 @@ impl Bound {
         }
     }
 
+    /// Whether tenants come from other processes, and go to them.
+    pub fn is_shared_out(&self) -> bool {
+        self.may_ask.is_some()
+    }
+
     /// A tenant's own share: slow answers of some tenants must not take all permits.
     pub fn own_downloads(&self) -> Arc<Semaphore> {
         Arc::new(Semaphore::new(self.own))

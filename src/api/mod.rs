@@ -383,6 +383,10 @@ impl ApiClient {
             connections.bound().calls.clone(),
             clock.clone(),
         );
+        let pace = match connections.bound().is_shared_out() {
+            true => Pace::of_heir(max_requests_per_minute, clock.clone()),
+            false => Pace::new(max_requests_per_minute, clock.clone()),
+        };
         Ok(ApiClient {
             share: None,
             inner: Arc::new(Inner {
@@ -399,7 +403,7 @@ impl ApiClient {
                 graph_way,
                 places,
                 authority_way,
-                pace: Pace::new(max_requests_per_minute, clock.clone()),
+                pace,
                 clock,
                 server_date: Mutex::new(None),
                 observer,

@@ -17,6 +17,8 @@
 //!   granted as before, the old rate was too high; if fewer, the refusals are strays, and the old rate returns. A
 //!   lowered rate leads to a trial with a higher one after 4 to 8 minutes: if more is granted, the next trial comes
 //!   after a minute and takes a larger step.
+//! - In a cluster a tenant goes from one process to another, and nobody knows what the former one asked for last: the new
+//!   one takes it that all was used, and has a twentieth of it in its first minute.
 //! - A content type that is refused while others are granted waits by itself, and so does a blob.
 //!
 //! So, once a minute has passed since a refusal, the rate is not below the grants of that minute. Measured by
@@ -69,6 +71,13 @@ impl Pace {
     pub fn new(max_requests_per_minute: u32, clock: Arc<dyn Clock>) -> Self {
         let machine = Mutex::new(Machine::new(max_requests_per_minute));
         Self { turnstile: Semaphore::new(1), machine, answered: Notify::new(), clock }
+    }
+
+    /// The same, of one who takes over from another process that may just have used all there is.
+    pub fn of_heir(max_requests_per_minute: u32, clock: Arc<dyn Clock>) -> Self {
+        let pace = Self::new(max_requests_per_minute, clock);
+        pace.lock().succeed(pace.clock.monotonic());
+        pace
     }
 
     /// Waits until a request may be sent.
@@ -223,6 +232,46 @@ mod tests {
             assert!(try_ready(&pace).is_none(), "a grant does not end a wait that was named");
             clock.advance(Duration::from_millis(1));
             assert!(try_ready(&pace).is_some());
+        }
+    }
+
+    /// All calls that can go, for so long, looked for every quarter of a second; when each went.
+    fn calls_of(pace: &Pace, clock: &TestClock, lasts: Duration) -> Vec<Duration> {
+        let (mut went, until) = (Vec::new(), clock.monotonic() + lasts);
+        while clock.monotonic() < until {
+            while let Some(leave) = try_ready(pace) {
+                leave.granted();
+                went.push(clock.monotonic());
+            }
+            clock.advance(Duration::from_millis(250));
+        }
+        went
+    }
+
+    fn most_in_a_minute(went: &[Duration]) -> usize {
+        let most = |first: &Duration| went.iter().filter(|at| *at >= first && **at < *first + machine::MINUTE).count();
+        went.iter().map(most).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn two_owners_one_after_the_other_stay_within_the_quota_and_a_tenth_in_any_minute() {
+        for max in [2000, 100, 10] {
+            for first_lasts in [1, 20, 90] {
+                let (first, clock) = pace(max);
+                let mut went = calls_of(&first, &clock, Duration::from_secs(first_lasts));
+                for lasts in [20, 240] {
+                    let heir = Pace::of_heir(max, Arc::new(clock.clone()));
+                    let its = calls_of(&heir, &clock, Duration::from_secs(lasts));
+                    assert!(!its.is_empty(), "it can begin");
+                    went.extend(its);
+                }
+                let most = most_in_a_minute(&went);
+                let allowed = (max + max / 10).max(max + 1) as usize;
+                assert!(most <= allowed, "{most} of {max} after {first_lasts} s");
+                let last = clock.monotonic() - machine::MINUTE;
+                let at_the_end = went.iter().filter(|at| **at >= last).count();
+                assert!(at_the_end as u32 >= max * 9 / 10, "{at_the_end} of {max}: it has all of it later");
+            }
         }
     }
 
