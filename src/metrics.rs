@@ -131,7 +131,7 @@ metrics_table! {
     HEALTH = Gauge "m365_audit_health" ["tenant"] Kept "0 healthy, 1 degraded, 2 failed; absent when the tenant is no longer configured.";
     HEALTH_CAUSE = Gauge "m365_audit_health_cause" ["tenant", "source", "cause"] Kept "1 while a source is degraded or failed: the slug its reason begins with, which is the name of its page in docs/errors. On our own pages alone.";
     LEASES_HELD = Gauge "m365_audit_lease_held" [] Kept "Tenants of a cluster that this process reads.";
-    LEASE_LOST_TOTAL = Counter "m365_audit_lease_lost_total" ["reason"] Kept "How often leases were lost without being given back: `expired` (this process was silent), `replaced` (another has its name), `conflict` (another wrote a tenant's state), `gone`.";
+    LEASE_LOST_TOTAL = Counter "m365_audit_lease_lost_total" ["reason"] Kept "How often leases were lost, or given up out of turn: `expired` (this process was silent), `replaced` (another has its name), `conflict` (another wrote a tenant's state), `failed` (a source failed again and again, another member tries), `gone`.";
     TAKEOVERS_TOTAL = Counter "m365_audit_takeovers_total" [] Kept "Leases taken.";
     TAKEOVER_SECONDS = Histogram "m365_audit_takeover_seconds" [] Kept "How long taking a lease took in the cluster's store.";
     STORE_COMMIT_SECONDS = Histogram "m365_audit_store_commit_seconds" [] Kept "How long commits to the cluster's store took.";

@@ -29,7 +29,7 @@ use crate::host::{Host, StateError, StateStore};
 use crate::hosts::embedded::completeness::Completeness;
 use crate::hosts::embedded::control::{Backend, ControlServer, MoveAsked, PurgeAsked, Refusal};
 use crate::hosts::embedded::descriptors;
-use crate::hosts::embedded::metrics_server::{MetricsServer, Served};
+use crate::hosts::embedded::metrics_server::{MetricsServer, Readiness, Served};
 use crate::hosts::embedded::notebook::Notebook;
 use crate::hosts::embedded::recorder;
 use crate::hosts::embedded::registry::{Entry, Registry};
@@ -39,7 +39,7 @@ use crate::hosts::embedded::status::{Monitor, SAMPLE_EVERY};
 use crate::hosts::embedded::store::{DataDir, SqliteStore};
 use crate::hosts::embedded::{EmbeddedHost, SinkSpec};
 use crate::hosts::postgres::PostgresStore;
-use crate::hosts::postgres::leases::Order;
+use crate::hosts::postgres::leases::{Ending, Order};
 use crate::hosts::{file, open_sink, stdout};
 use crate::model::{Actionable, TenantId};
 use crate::source::checkpoints::RECEIPTS;
@@ -155,7 +155,8 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let (move_asked, moves) = mpsc::channel(1);
     let (purge_asked, purges) = mpsc::channel(1);
     let monitor = Arc::new(Monitor::new(recorded, host.report(), log.recent, clock.clone()));
-    let metrics = serve_metrics(&config, &monitor, &registry, &host, &stop).await?;
+    let readiness = Readiness::new(config.cluster.is_some());
+    let metrics = serve_metrics(&config, &monitor, &registry, &host, &readiness, &stop).await?;
     let backend = Backend {
         registry: registry.clone(),
         monitor: monitor.clone(),
@@ -175,6 +176,7 @@ pub async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let cluster = shared.map(|(cluster, store)| Seat::take(&cluster, store, &config, &host, &clock));
     if let Some(seat) = &cluster {
         fleet = fleet.while_allowed(seat.may_ask());
+        readiness.joins(seat.is_member());
     }
     let mut process = Process {
         path: args.config,
@@ -360,7 +362,11 @@ impl Process {
     }
 
     fn ended(&mut self, name: &str, result: Result<Report, SourceError>) {
-        let is_conflict = matches!(&result, Err(SourceError::State { source: StateError::Conflict { .. }, .. }));
+        let ending = match &result {
+            Ok(_) => None,
+            Err(SourceError::State { source: StateError::Conflict { .. }, .. }) => Some(Ending::Conflict),
+            Err(_) => Some(Ending::Failed),
+        };
         let exit = match result {
             Ok(report) => {
                 for left in &report.left {
@@ -376,7 +382,8 @@ impl Process {
             }
             Err(error) => {
                 tracing::error!(source = %name, "{}: {error} (hint: {})", error.slug(), error.hint());
-                Exit::from(&error)
+                // In a cluster it begins again, here or elsewhere, so that it is not how this process ends.
+                if self.cluster.is_some() { Exit::Done } else { Exit::from(&error) }
             }
         };
         self.worst = self.worst.max(exit);
@@ -387,7 +394,7 @@ impl Process {
         tracing::info!(source = %name, "source ended");
         if let (Some(tenant), Some(seat)) = (tenant, &mut self.cluster) {
             let reads = self.sources.values().any(|running| running.tenant == tenant && !running.ended);
-            if seat.ended(&tenant, reads, is_conflict) {
+            if seat.ended(&tenant, reads, ending) {
                 self.forget(name);
             }
         }
@@ -416,6 +423,11 @@ impl Process {
                 }
             }
             Order::Stop(tenants, answer) => {
+                let over =
+                    self.sources.iter().filter(|(_, running)| running.ended && tenants.contains(&running.tenant));
+                for name in over.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+                    self.forget(&name);
+                }
                 let mut waiting = BTreeSet::new();
                 for running in self.sources.values().filter(|running| !running.ended) {
                     if tenants.contains(&running.tenant) {
@@ -668,6 +680,7 @@ async fn serve_metrics(
     monitor: &Arc<Monitor>,
     registry: &Registry,
     host: &Arc<EmbeddedHost>,
+    readiness: &Readiness,
     stop: &CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
     let Some(metrics) = &config.metrics else { return Ok(None) };
@@ -682,6 +695,7 @@ async fn serve_metrics(
         detail: metrics.detail,
         hosts: metrics.hosts.clone(),
         docs_url: metrics.docs_url.clone(),
+        readiness: readiness.clone(),
     };
     Ok(Some(tokio::spawn(server.serve(served, clock, stop.clone().cancelled_owned()))))
 }

@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::hosts::embedded::EmbeddedHost;
 use crate::hosts::postgres::PostgresStore;
 use crate::hosts::postgres::fence::{Fence, FencedHost};
-use crate::hosts::postgres::leases::{Desk, Keeper, Order};
+use crate::hosts::postgres::leases::{Desk, Ending, Keeper, Order};
 use crate::hosts::postgres::members::{Introduction, Member};
 use crate::model::TenantId;
 
@@ -111,6 +111,12 @@ impl Seat {
         Arc::new(move |tenant| fence.holds(tenant))
     }
 
+    /// Whether this process is a member whose heartbeats are answered.
+    pub(super) fn is_member(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let fence = self.fence.clone();
+        Arc::new(move || fence.is_open())
+    }
+
     /// The configuration has these tenants now. Returns what says which of them this process has.
     pub(super) fn tell_tenants(&self, config: &Config) -> Arc<Fence> {
         let tenants: BTreeSet<TenantId> = config.sources.values().map(|source| source.tenant_id.clone()).collect();
@@ -138,8 +144,9 @@ impl Seat {
         }
     }
 
-    /// A source of the tenant has ended; `reads`: others of the tenant go on. Whether the tenant leaves this process.
-    pub(super) fn ended(&mut self, tenant: &TenantId, reads: bool, is_conflict: bool) -> bool {
+    /// A source of the tenant has ended; `reads`: others of the tenant go on; `ending`: why, if nobody stopped it. Whether
+    /// the tenant leaves this process.
+    pub(super) fn ended(&mut self, tenant: &TenantId, reads: bool, ending: Option<Ending>) -> bool {
         let leaves = self.stopping.iter().any(|(waiting, _)| waiting.contains(tenant));
         if !reads {
             for (waiting, _) in &mut self.stopping {
@@ -149,8 +156,8 @@ impl Seat {
                 let _ = answer.send(());
             }
         }
-        if is_conflict && !leaves {
-            let _ = self.desk.lost.send(tenant.clone());
+        if let Some(ending) = ending.filter(|_| !leaves) {
+            let _ = self.desk.ended.send((tenant.clone(), ending));
         }
         leaves
     }

@@ -190,9 +190,9 @@ pub struct MetricsConfig {
     #[schemars(example = &"content_type")]
     pub detail: MetricsDetail,
 
-    /// Names by which browsers reach `/`, `/status` and `/status.html`, beside IP addresses and `localhost`. Under
-    /// another name they answer 421, so that a foreign web page whose name resolves to this machine (DNS rebinding)
-    /// cannot read them. `/metrics`, `/health` and `/live` answer to any name.
+    /// Names by which browsers reach `/`, `/status` and `/status.html`, beside IP addresses and `localhost`. By another
+    /// name they answer 421: a web page elsewhere that has its name point here (DNS rebinding) reads nothing.
+    /// `/metrics`, `/health`, `/live` and `/ready` answer to any name.
     #[serde(default)]
     #[schemars(inner(length(min = 1)), extend("uniqueItems" = true, "x-expected" = "a list of host names"), example = &["m365.example.net"])]
     pub hosts: Vec<String>,

@@ -47,11 +47,14 @@ mod twin;
 mod unsettled;
 mod welcome;
 
+use std::any::Any;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use jiff::SignedDuration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -329,7 +332,10 @@ impl Source for M365Audit {
     async fn run(self: Box<Self>, host: Arc<dyn Host>, shutdown: CancellationToken) -> Result<Report, SourceError> {
         let (name, tenant) = (self.name.clone(), self.config.tenant_id.clone());
         crate::metrics::source_begun(&name, &tenant);
-        let result = self.run_to_the_end(host.clone(), shutdown).await;
+        // A panic ends this source alone, and is told as what else may end one.
+        let result = AssertUnwindSafe(self.run_to_the_end(host.clone(), shutdown)).catch_unwind().await;
+        let result =
+            result.unwrap_or_else(|panic| Err(SourceError::Internal(format!("a panic: {}", words_of(&*panic)))));
         crate::metrics::source_ended(&tenant);
         if let Err(error) = &result {
             // Whatever ended it, no process reads the tenant any more, so the metric must not show it as healthy.
@@ -338,6 +344,12 @@ impl Source for M365Audit {
         }
         result
     }
+}
+
+/// What a panic said.
+fn words_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word")
 }
 
 impl M365Audit {

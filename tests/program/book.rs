@@ -417,7 +417,11 @@ fn the_kubernetes_example_of_a_cluster_has_a_valid_configuration() {
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.cluster.as_ref().and_then(|cluster| cluster.member.as_deref()), Some("m365-audit-0"));
     let port = config.metrics.unwrap().listen.port();
-    assert!(text.contains(&format!("containerPort: {port}")) && text.contains("path: /live"));
+    assert!(text.contains(&format!("containerPort: {port}")));
+    let probe =
+        |name: &str| text.split(&format!("{name}:\n")).nth(1).unwrap().lines().next().unwrap().trim().to_owned();
+    assert_eq!(probe("livenessProbe"), "httpGet: { path: /live, port: metrics }");
+    assert_eq!(probe("readinessProbe"), "httpGet: { path: /ready, port: metrics }");
     let promised = [
         "kind: StatefulSet",
         "podManagementPolicy: Parallel",

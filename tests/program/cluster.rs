@@ -2,6 +2,12 @@
 //! dies or sleeps, and no event is lost.
 #![cfg(target_os = "linux")]
 
+mod cut_off;
+mod figures;
+mod quota;
+mod scale;
+mod trouble;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,6 +37,12 @@ struct Fleet {
     dir: tempfile::TempDir,
     tenants: usize,
     poll_secs: u64,
+    /// Further keys of the sources; `WORKER` stands for the number of the process.
+    keys: String,
+    /// The sink's keys, where it is not a file of each process.
+    sink: Option<String>,
+    /// Databases by the process that reaches them in a way of its own.
+    urls: BTreeMap<usize, String>,
     /// The tenants stand in the cluster's table, and none in the file.
     in_table: bool,
     workers: BTreeMap<usize, Child>,
@@ -39,7 +51,10 @@ struct Fleet {
 
 impl Fleet {
     async fn new(tenants: usize) -> Option<Self> {
-        let server = Postgres::start("")?;
+        Some(Self::on(Postgres::start("")?, tenants).await)
+    }
+
+    async fn on(server: Postgres, tenants: usize) -> Self {
         let ids: Vec<TenantId> = (0..tenants).map(tenant).collect();
         let sim = Sim::start(SimConfig { tenants: ids, ..SimConfig::default() }, SystemClock::new()).await.unwrap();
         for number in 0..tenants {
@@ -53,6 +68,9 @@ impl Fleet {
             dir,
             tenants,
             poll_secs: 2,
+            keys: String::new(),
+            sink: None,
+            urls: BTreeMap::new(),
             in_table: false,
             workers: BTreeMap::new(),
             events: BTreeSet::new(),
@@ -60,7 +78,7 @@ impl Fleet {
         fleet.configure(0);
         let made = fleet.command(0, &["cluster", "init"]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Some(fleet)
+        fleet
     }
 
     fn at(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -70,20 +88,22 @@ impl Fleet {
     /// The same for all workers, but for where each writes.
     fn configure(&self, worker: usize) {
         let config = SimConfig::default();
+        let file = format!("type = \"file\"\npath = '{}'\n", self.at(format!("out-{worker}")).display());
         let mut text = format!(
             "data_dir = '{}'\n[cluster]\nurl = \"{}\"\nmember = \"worker-{worker}\"\nlease_secs = {}\nallow_local_sinks = true\n\
-             [receipts]\nkey_file = '{}'\n[log]\nlevel = \"info\"\n[sinks.file]\ntype = \"file\"\npath = '{}'\ninputs = [\"customers\"]\n\
+             [receipts]\nkey_file = '{}'\n[log]\nlevel = \"info\"\n[sinks.out]\n{sink}inputs = [\"customers\"]\n\
              [sources.customers]\ntype = \"m365_audit\"\nclient_id = \"{}\"\nclient_secret = \"{}\"\napi_url = \"{sim}\"\n\
-             authority_url = \"{sim}\"\ncontent_types = [\"Audit.General\"]\ndrop_routine = false\npoll_interval_secs = {}\n",
+             authority_url = \"{sim}\"\ncontent_types = [\"Audit.General\"]\ngraph_url = \"{sim}\"\ndrop_routine = false\npoll_interval_secs = {}\n{keys}\n",
             self.at(format!("data-{worker}")).display(),
-            self.url,
+            self.urls.get(&worker).unwrap_or(&self.url),
             LEASE.as_secs(),
             self.at("receipts.key").display(),
-            self.at(format!("out-{worker}")).display(),
             config.client_id,
             config.client_secret,
             self.poll_secs,
             sim = self.sim.url(),
+            sink = self.sink.clone().unwrap_or(file),
+            keys = self.keys.replace("WORKER", &worker.to_string()),
         );
         for number in (0..self.tenants).filter(|_| !self.in_table) {
             text +=
@@ -107,9 +127,17 @@ impl Fleet {
     }
 
     fn start(&mut self, worker: usize) {
+        self.start_with(worker, |text| text, &[]);
+    }
+
+    /// The same with another configuration, and variables of the environment.
+    fn start_with(&mut self, worker: usize, edit: impl FnOnce(String) -> String, variables: &[(&str, &str)]) {
         self.configure(worker);
+        let path = self.at(format!("worker-{worker}.toml"));
+        fs::write(&path, edit(fs::read_to_string(&path).unwrap())).unwrap();
         let log = fs::File::options().create(true).append(true).open(self.at(format!("log-{worker}"))).unwrap();
-        let child = self.command(worker, &["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut command = self.command(worker, &["run"]);
+        let child = command.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.workers.insert(worker, child);
     }
 
@@ -127,7 +155,12 @@ impl Fleet {
 
     /// A blob of events for a tenant, as of now.
     fn add(&mut self, number: usize, name: &str) {
-        let now = self.sim.now() - jiff::SignedDuration::from_mins(10);
+        self.add_aged(number, name, jiff::SignedDuration::from_mins(10));
+    }
+
+    /// The same, so old.
+    fn add_aged(&mut self, number: usize, name: &str, age: jiff::SignedDuration) {
+        let now = self.sim.now() - age;
         let ids: Vec<String> = (0..EVENTS_PER_BLOB).map(|n| format!("{number}-{name}-{n}")).collect();
         let event = |id: &String| {
             format!(r#"{{"Id":"{id}","CreationTime":"{now}","Operation":"Test","RecordType":1,"Workload":"X"}}"#)
@@ -214,6 +247,12 @@ impl Fleet {
     fn busiest(&self) -> usize {
         let (name, _) = self.shares().into_iter().max_by_key(|(_, tenants)| *tenants).unwrap();
         name.strip_prefix("worker-").unwrap().parse().unwrap()
+    }
+
+    /// How often the logs of all workers say this.
+    fn said(&self, what: &str) -> usize {
+        let log = |worker: usize| fs::read_to_string(self.at(format!("log-{worker}"))).unwrap_or_default();
+        (0..8).map(|worker| log(worker).matches(what).count()).sum()
     }
 
     fn twice(&self) -> usize {
@@ -594,83 +633,4 @@ async fn five_processes_under_chaos_lose_nothing_and_repeat_little() {
         let Some((twice, all)) = chaos(5, 200, Duration::from_secs(300), seed).await else { return };
         assert!(twice * 20 <= all, "{twice} of {all} came twice");
     }
-}
-
-/// How long after `begun` each of these events was in a file, as seconds.
-async fn arrivals(fleet: &Fleet, ids: &BTreeSet<String>, begun: Instant) -> Vec<f64> {
-    let mut came: BTreeMap<String, f64> = BTreeMap::new();
-    while came.len() < ids.len() {
-        assert!(begun.elapsed() < PATIENCE, "{} of {} came", came.len(), ids.len());
-        for id in fleet.delivered().into_keys().filter(|id| ids.contains(id)) {
-            came.entry(id).or_insert(begun.elapsed().as_secs_f64());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    let mut came: Vec<f64> = came.into_values().collect();
-    came.sort_by(f64::total_cmp);
-    came
-}
-
-/// The figures of `docs/fleet.md`: `cargo test --release --test program -- --ignored --nocapture cluster::figures`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures, for minutes"]
-async fn figures_of_a_fleet_of_four_hundred_tenants() {
-    const TENANTS: usize = 400;
-    let Some(mut fleet) = Fleet::new(TENANTS).await else { return };
-    fleet.poll_secs = 10;
-    (0..4).for_each(|worker| fleet.start(worker));
-    fleet.add_for_all("first");
-    fleet.until_delivered("the first events").await;
-    fleet.until("all are taken", || !fleet.shares().contains_key("nobody") && fleet.shares().len() == 4).await;
-    println!("shares of four: {:?}", fleet.shares());
-
-    let holders = |fleet: &Fleet| -> BTreeMap<String, String> {
-        let (_, said) = fleet.ask(0, &["cluster", "status", "--json"]);
-        let status: Value = serde_json::from_str(&said).unwrap();
-        let of = |tenant: &Value| {
-            (tenant["tenant"].as_str().unwrap().to_owned(), tenant["member"].as_str().unwrap_or("").to_owned())
-        };
-        status["tenants"].as_array().unwrap().iter().map(of).collect()
-    };
-    let before = holders(&fleet);
-    let known = fleet.events.clone();
-    let begun = Instant::now();
-    fleet.end(3, "-KILL");
-    fleet.add_for_all("killed");
-    let of_the_dead = |id: &&String| {
-        let number: usize = id.split('-').next().unwrap().parse().unwrap();
-        before[tenant(number).as_str()] == "worker-3"
-    };
-    let new: BTreeSet<String> = fleet.events.difference(&known).filter(of_the_dead).cloned().collect();
-    let came = arrivals(&fleet, &new, begun).await;
-    let at = |part: f64| came[((came.len() - 1) as f64 * part) as usize];
-    println!(
-        "killed: the first events of its {} tenants elsewhere after {:.1} s (median), {:.1} s (99 of 100); lease {} s",
-        new.len() / EVENTS_PER_BLOB,
-        at(0.5),
-        at(0.99),
-        LEASE.as_secs()
-    );
-    fleet.until_delivered("those of the living").await;
-
-    let before = holders(&fleet);
-    fleet.start(4);
-    tokio::time::sleep(Duration::from_secs(70)).await;
-    let after = holders(&fleet);
-    let moved = before.iter().filter(|(tenant, member)| after[*tenant] != **member).count();
-    println!("a fifth joined: {moved} of {TENANTS} tenants moved within 70 s");
-
-    let mut minutes: BTreeMap<(String, i64), usize> = BTreeMap::new();
-    let mut starts: BTreeMap<String, usize> = BTreeMap::new();
-    for request in fleet.sim.requests() {
-        *minutes.entry((request.tenant.clone(), request.at.as_second() / 60)).or_default() += 1;
-        *starts.entry(request.tenant).or_default() += usize::from(request.kind == CallKind::Start);
-    }
-    println!(
-        "requests of one tenant in a minute: at most {}; starts of one tenant: at most {}; {} events, {} twice",
-        minutes.values().max().unwrap(),
-        starts.values().max().unwrap(),
-        fleet.events.len(),
-        fleet.twice()
-    );
 }

@@ -14,7 +14,7 @@ use m365_audit::clock::{Clock, SystemClock};
 use m365_audit::config::MetricsDetail;
 use m365_audit::host::{BatchBuilder, Delivery};
 use m365_audit::hosts::embedded::completeness::Completeness;
-use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Served};
+use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Readiness, Served};
 use m365_audit::hosts::embedded::notebook::Notebook;
 use m365_audit::hosts::embedded::recorder::Recorder;
 use m365_audit::hosts::embedded::registry::{Entry, Registry};
@@ -60,6 +60,7 @@ impl Scraped {
             detail: MetricsDetail::Tenant,
             hosts: Vec::new(),
             docs_url: String::new(),
+            readiness: Readiness::default(),
         };
         tokio::spawn(server.serve(served, clock, std::future::pending()));
         let recorder = metrics::set_default_local_recorder(Box::leak(Box::new(recorder)));

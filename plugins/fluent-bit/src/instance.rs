@@ -30,7 +30,7 @@ use m365_audit::config::SourceConfig;
 use m365_audit::host::{Health, Host, StateError};
 use m365_audit::hosts::embedded::HealthReport;
 use m365_audit::hosts::embedded::completeness::Completeness;
-use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Served};
+use m365_audit::hosts::embedded::metrics_server::{MetricsServer, Readiness, Served};
 use m365_audit::hosts::embedded::registry::{Entry, Registry};
 use m365_audit::hosts::embedded::status::{Monitor, Recent, SAMPLE_EVERY};
 use m365_audit::hosts::embedded::store::SqliteStore;
@@ -413,6 +413,7 @@ impl Crew {
                 detail: metrics.detail,
                 hosts: metrics.hosts,
                 docs_url: metrics.docs_url,
+                readiness: Readiness::default(),
             };
             tokio::spawn(serve_metrics(metrics.listen.to_string(), served, clock, self.stop.clone()))
         });

@@ -1,10 +1,10 @@
-//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`, the status as
-//! `/status` (JSON) and `/status.html`, and `/`, which lists them.
+//! The listener of `[metrics] listen`: `/metrics` in Prometheus text, `/health` with reasons, `/live`, `/ready`, how everything
+//! fares as `/status` (JSON) and `/status.html`, and `/`, which lists them.
 //!
-//! Owns the HTTP side only: the metrics are in [`crate::metrics`], and the status comes from the host's
-//! [`HealthReport`] and the [`Monitor`]. The pages for browsers name tenants and faults, so they answer only to host
-//! names under which a foreign web page cannot reach them. `/health` answers 503 only when a source has failed: a
-//! degraded one still delivers, and a restart by a probe would not help. `/live` reports that the process runs.
+//! Owns the HTTP side only; what is measured is in [`crate::metrics`], how things fare comes from the host's
+//! [`HealthReport`] and the [`Monitor`]. What a browser may show names tenants and troubles, so these pages answer only to
+//! names by which nobody else's web page can reach them. `/health` answers 503 only when a source has failed: a degraded one still delivers, and a probe
+//! that restarts it would help nobody. `/live` says that the process runs, `/ready` that it takes part in its cluster.
 //!
 //! A client can hold few resources: connections are bounded, and each has one request, which must arrive within
 //! seconds; the client must read the answer within half a minute. When there are too many, the oldest connection
@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -191,6 +191,32 @@ impl Open {
     }
 }
 
+/// Whether this process takes its part, as an orchestrator asks before it goes on to the next one. Alone it always does; in
+/// a cluster while it is a member whose heartbeats are answered.
+#[derive(Clone, Default)]
+pub struct Readiness {
+    is_in_cluster: bool,
+    is_member: Arc<OnceLock<IsMember>>,
+}
+
+type IsMember = Arc<dyn Fn() -> bool + Send + Sync>;
+
+impl Readiness {
+    /// Of a process that has joined nothing yet.
+    pub fn new(is_in_cluster: bool) -> Self {
+        Self { is_in_cluster, is_member: Arc::default() }
+    }
+
+    /// From now on the cluster is asked.
+    pub fn joins(&self, is_member: IsMember) {
+        let _ = self.is_member.set(is_member);
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.is_in_cluster || self.is_member.get().is_some_and(|is_member| is_member())
+    }
+}
+
 /// What is served.
 pub struct Served {
     /// The recorded metrics and the status.
@@ -205,6 +231,8 @@ pub struct Served {
     pub hosts: Vec<String>,
     /// `[metrics] docs_url`.
     pub docs_url: String,
+    /// What `/ready` says.
+    pub readiness: Readiness,
 }
 
 /// The pages for browsers, and the host names they answer to.
@@ -258,12 +286,11 @@ async fn answer_one(stream: TcpStream, pages: Pages, bounds: Bounds, clock: Arc<
     }
 }
 
-/// Paths that answer to any host name: scrapers and probes use all kinds, and these pages need no protection from
-/// browsers.
-const FOR_ANY_HOST: [&str; 3] = ["/metrics", "/health", "/live"];
+/// Paths that answer to any name: scrapers and probes use all kinds, and no browser is to be kept from them.
+const FOR_ANY_HOST: [&str; 4] = ["/metrics", "/health", "/live", "/ready"];
 /// Paths whose answers are small.
-const SMALL: [&str; 3] = ["/", "/health", "/live"];
-/// The answer to a foreign host name.
+const SMALL: [&str; 4] = ["/", "/health", "/live", "/ready"];
+/// What a foreign name is told.
 const FOREIGN_HOST: &str = "this page answers only to an IP address, `localhost`, or a name in `[metrics] hosts`\n";
 
 fn router(served: Arc<Served>) -> Router {
@@ -272,6 +299,7 @@ fn router(served: Arc<Served>) -> Router {
         .route("/metrics", get(metrics_page))
         .route("/health", get(|served: State<Arc<Served>>| async move { health_page(&served.monitor.report()) }))
         .route("/live", get(|| std::future::ready("live\n")))
+        .route("/ready", get(|served: State<Arc<Served>>| async move { ready_page(&served.readiness) }))
         .route("/status", get(status_json))
         .route("/status.html", get(status_page))
         .fallback(|| std::future::ready((StatusCode::NOT_FOUND, "there is no such page; `/` lists those there are\n")))
@@ -344,6 +372,14 @@ fn guarded(mut response: Response) -> Response {
     }
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     response
+}
+
+fn ready_page(readiness: &Readiness) -> Response {
+    if readiness.is_ready() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "the database of the cluster has answered no heartbeat of this process of late\n")
+        .into_response()
 }
 
 fn health_page(report: &HealthReport) -> Response {
@@ -521,6 +557,7 @@ mod tests {
             detail: MetricsDetail::Tenant,
             hosts: vec!["m365.example.net".to_owned()],
             docs_url: "https://wiki.example.net/m365".to_owned(),
+            readiness: Readiness::default(),
         }
     }
 
@@ -550,7 +587,7 @@ mod tests {
                 assert!(page.starts_with("HTTP/1.1 421") && !page.contains(TENANT), "{path} by {foreign}: {page}");
             }
         }
-        for path in ["/metrics", "/health", "/live"] {
+        for path in FOR_ANY_HOST {
             let page = fetch_from("evil.example", address, path).await;
             assert!(!page.starts_with("HTTP/1.1 421"), "{path}: {page}");
         }
@@ -574,6 +611,27 @@ mod tests {
             metrics.contains(&format!("{{tenant=\"{TENANT}\",source=\"contoso\",cause=\"auth-secret-wrong\"}} 1\n")),
             "{metrics}"
         );
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn who_is_in_a_cluster_is_ready_while_its_heartbeats_are_answered() {
+        let server = MetricsServer::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let (_report, watched) = watch::channel(HealthReport::default());
+        let readiness = Readiness::new(true);
+        let served = Served { readiness: readiness.clone(), ..pages(watched, SystemClock::new(), || {}) };
+        let serving = tokio::spawn(server.serve(served, SystemClock::new(), std::future::pending()));
+        let is_ready = async || fetch(address, "/ready").await.starts_with("HTTP/1.1 200");
+        assert!(!is_ready().await, "it has not joined");
+        let answered = Arc::new(AtomicBool::new(true));
+        let asked = answered.clone();
+        readiness.joins(Arc::new(move || asked.load(Ordering::Relaxed)));
+        assert!(is_ready().await);
+        answered.store(false, Ordering::Relaxed);
+        let page = fetch(address, "/ready").await;
+        assert!(page.starts_with("HTTP/1.1 503") && page.contains("heartbeat"), "{page}");
+        assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200"), "that is no reason to restart it");
         serving.abort();
     }
 
@@ -605,6 +663,7 @@ mod tests {
         let health = fetch(address, "/health").await;
         assert!(health.starts_with("HTTP/1.1 503") && health.contains("no permission"), "{health}");
         assert!(fetch(address, "/live").await.starts_with("HTTP/1.1 200"));
+        assert!(fetch(address, "/ready").await.starts_with("HTTP/1.1 200"), "alone it always is");
         stop.send(()).unwrap();
         serving.await.unwrap();
     }

@@ -48,7 +48,8 @@ pub fn index(version: &str) -> String {
          <li><a href=\"/status\">/status</a>: the same as JSON (schema: <code>m365-audit schema status</code>)</li>\n\
          <li><a href=\"/metrics\">/metrics</a>: metrics as Prometheus reads them</li>\n\
          <li><a href=\"/health\">/health</a>: health with reasons; 503 when a source has failed</li>\n\
-         <li><a href=\"/live\">/live</a>: whether the process runs</li>\n</ul>\n",
+         <li><a href=\"/live\">/live</a>: whether the process runs</li>\n\
+         <li><a href=\"/ready\">/ready</a>: whether it takes its part in a cluster</li>\n</ul>\n",
     );
     page.element("p", &[("class", "soft")], &format!("Version {version}. Nothing here can be changed."));
     page.ours("</main>\n</body>\n</html>\n");

@@ -14,9 +14,10 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::PostgresStore;
+use super::failures::{Failures, Next};
 use super::fence::Fence;
 use super::members::{Beat, Member};
-use super::placement::{Peer, owner_of};
+use super::placement::{Peer, next_after, owner_of};
 use crate::clock::Clock;
 use crate::host::StateError;
 use crate::metrics;
@@ -39,6 +40,9 @@ const MOVES_WITHIN: Duration = Duration::from_secs(60);
 /// A tenant whose writer lost it although the lease says us is opened anew after this.
 const OPENED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
+/// A tenant that was passed on waits so long for the member it was passed to, before the one that should have it takes it.
+const PASSED_WAIT: Duration = Duration::from_secs(30);
+
 /// What the process is to do.
 #[derive(Debug)]
 pub enum Order {
@@ -59,8 +63,17 @@ pub struct Desk {
     pub orders: mpsc::UnboundedReceiver<Order>,
     /// Tenants that the configuration has.
     pub tenants: watch::Sender<BTreeSet<TenantId>>,
-    /// Tenants whose state another writer changed: they ended by themselves.
-    pub lost: mpsc::UnboundedSender<TenantId>,
+    /// Tenants of which a source ended by itself.
+    pub ended: mpsc::UnboundedSender<(TenantId, Ending)>,
+}
+
+/// Why a source ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Another writer changed the tenant's state.
+    Conflict,
+    /// It failed, of whatever.
+    Failed,
 }
 
 /// The keeper of this process's leases.
@@ -73,10 +86,15 @@ pub struct Keeper {
     /// Without a bound: a process that is slow to follow must not keep the heartbeat waiting.
     orders: mpsc::UnboundedSender<Order>,
     tenants: watch::Receiver<BTreeSet<TenantId>>,
-    lost: mpsc::UnboundedReceiver<TenantId>,
+    ended: mpsc::UnboundedReceiver<(TenantId, Ending)>,
     held: BTreeMap<TenantId, Held>,
     leaving: Vec<(Vec<TenantId>, oneshot::Receiver<()>)>,
     reopening: BTreeMap<TenantId, Duration>,
+    failures: Failures,
+    /// Who is to try a tenant that is being given back because it failed here.
+    passing: BTreeMap<TenantId, String>,
+    /// Tenants that were passed to others and are this member's otherwise, since when that is seen.
+    passed: BTreeMap<TenantId, Duration>,
     /// When tenants were given away, newest last.
     moves: Vec<Duration>,
     /// Tenants this member asked a living one for.
@@ -106,6 +124,18 @@ struct Held {
     leaving: bool,
 }
 
+/// What a member may take, and what it asks for.
+#[derive(Default)]
+struct Wishes<'p> {
+    free: Vec<&'p str>,
+    /// Held by living members.
+    others: Vec<&'p str>,
+    /// Those of the free that a member passed on to this one, as it could not read them.
+    passed_to_me: BTreeSet<TenantId>,
+    /// Those that were passed on to another and are this member's otherwise, since when that is seen.
+    passed: BTreeMap<TenantId, Duration>,
+}
+
 /// A lease as it stands.
 #[derive(Debug, Clone)]
 struct Row {
@@ -130,7 +160,7 @@ impl Keeper {
     ) -> (Self, Desk) {
         let (give, orders) = mpsc::unbounded_channel();
         let (tenants, wanted) = watch::channel(BTreeSet::new());
-        let (lost, losses) = mpsc::unbounded_channel();
+        let (ended, endings) = mpsc::unbounded_channel();
         let keeper = Self {
             store,
             member,
@@ -139,10 +169,13 @@ impl Keeper {
             clock,
             orders: give,
             tenants: wanted,
-            lost: losses,
+            ended: endings,
             held: BTreeMap::new(),
             leaving: Vec::new(),
             reopening: BTreeMap::new(),
+            failures: Failures::default(),
+            passing: BTreeMap::new(),
+            passed: BTreeMap::new(),
             moves: Vec::new(),
             asked: BTreeSet::new(),
             placed: None,
@@ -153,7 +186,7 @@ impl Keeper {
             troubled: false,
             on_trouble,
         };
-        (keeper, Desk { orders, tenants, lost })
+        (keeper, Desk { orders, tenants, ended })
     }
 
     /// Keeps the leases until `stop`, then gives them back: the caller has stopped all tenants by then.
@@ -196,10 +229,6 @@ impl Keeper {
             Beat::Replaced => return Ok(false),
         }
         self.released().await?;
-        while let Ok(tenant) = self.lost.try_recv() {
-            metrics::lease_lost("conflict");
-            self.reopening.insert(tenant, self.clock.monotonic() + OPENED_AGAIN_AFTER);
-        }
         let stored = Some(self.store.tenants_version().await?);
         if self.stored.is_some() && self.stored != stored {
             let _ = self.orders.send(Order::Reload);
@@ -209,6 +238,9 @@ impl Keeper {
         ::metrics::gauge!(metrics::CLUSTER_MEMBERS).set(peers.len() as f64);
         let rows = self.rows().await?;
         self.drop_what_is_gone(&rows);
+        while let Ok((tenant, ending)) = self.ended.try_recv() {
+            self.ended_by_itself(tenant, ending, &peers);
+        }
         self.reopen();
         let wanted = self.tenants.borrow_and_update().clone();
         self.disown(&peers, &rows, &wanted).await?;
@@ -278,6 +310,7 @@ impl Keeper {
         let all: Vec<TenantId> = std::mem::take(&mut self.held).into_keys().collect();
         self.reopening.clear();
         self.leaving.clear();
+        self.passing.clear();
         self.asked.clear();
         self.joined = false;
         if !all.is_empty() {
@@ -343,9 +376,42 @@ impl Keeper {
         if strange.is_empty() { Ok(()) } else { self.give_back(&strange).await }
     }
 
+    /// A source of the tenant ended: it begins again, or another member is to try.
+    fn ended_by_itself(&mut self, tenant: TenantId, ending: Ending, peers: &[Peer]) {
+        let now = self.clock.monotonic();
+        if self.held.get(&tenant).is_none_or(|held| held.leaving) {
+            return;
+        }
+        let pause = match ending {
+            Ending::Conflict => {
+                metrics::lease_lost("conflict");
+                OPENED_AGAIN_AFTER
+            }
+            Ending::Failed => {
+                let other = next_after(self.member.id(), tenant.as_str(), peers);
+                match (self.failures.failed(&tenant, now, other.is_some()), other) {
+                    (Next::PassOn, Some(other)) => {
+                        metrics::lease_lost("failed");
+                        tracing::warn!(
+                            %tenant, to = %other.id,
+                            "tenant-passed-on: the tenant's source failed again and again, so another member is to try (hint: look at why it failed, in the lines above; what is wrong may be this machine's alone)"
+                        );
+                        self.passing.insert(tenant.clone(), other.id.clone());
+                        return self.stop(vec![tenant]);
+                    }
+                    (Next::Again(pause), _) => pause,
+                    (Next::PassOn, None) => OPENED_AGAIN_AFTER,
+                }
+            }
+        };
+        tracing::info!(%tenant, secs = pause.as_secs(), "the tenant's source ended by itself and begins again");
+        self.reopening.insert(tenant, now + pause);
+    }
+
     /// Opens what ended although its lease is held still.
     fn reopen(&mut self) {
         let now = self.clock.monotonic();
+        self.failures.tidy(now);
         let due: Vec<TenantId> =
             self.reopening.iter().filter(|(_, at)| **at <= now).map(|(tenant, _)| tenant.clone()).collect();
         for tenant in due {
@@ -425,17 +491,57 @@ impl Keeper {
         for tenant in &ended {
             self.fence.release(tenant);
             self.held.remove(tenant);
+            self.passing.remove(tenant);
         }
         Ok(())
     }
 
     async fn give_back(&self, tenants: &[TenantId]) -> Result<(), StateError> {
-        let names: Vec<&str> = tenants.iter().map(TenantId::as_str).collect();
         let (id, incarnation) = (self.member.id(), self.member.incarnation());
+        // A lease of nobody that somebody wants: whoever that is takes it.
+        for (tenant, to) in tenants.iter().filter_map(|tenant| Some((tenant, self.passing.get(tenant)?))) {
+            let sql = "update lease set member = null, incarnation = null, wanted_by = $4
+                where tenant = $1::text::uuid and member = $2 and incarnation = $3";
+            let params: &[(&(dyn ToSql + Sync), Type)] =
+                &[(&tenant.as_str(), Type::TEXT), (&id, Type::TEXT), (&incarnation, Type::INT8), (to, Type::TEXT)];
+            self.store.rows(sql, params).await?;
+        }
+        let names: Vec<&str> = tenants.iter().map(TenantId::as_str).collect();
         let sql = "delete from lease where tenant = any ($1::text[]::uuid[]) and member = $2 and incarnation = $3";
         let params: &[(&(dyn ToSql + Sync), Type)] =
             &[(&names, Type::TEXT_ARRAY), (&id, Type::TEXT), (&incarnation, Type::INT8)];
         self.store.rows(sql, params).await.map(drop)
+    }
+
+    /// What this member may take, and what it asks for.
+    fn wishes<'p>(&self, placed: &'p Placed, known: &HashMap<&TenantId, &Row>) -> Wishes<'p> {
+        let (me, now) = (self.member.id(), self.clock.monotonic());
+        let mut wishes = Wishes::default();
+        for (tenant, owner) in placed.iter().filter(|(tenant, _)| !self.held.contains_key(*tenant)) {
+            let row = known.get(tenant);
+            let passed_to = row.filter(|row| row.member.is_none()).and_then(|row| row.wanted_by.as_deref());
+            match row {
+                _ if passed_to == Some(me) => {
+                    wishes.free.push(tenant.as_str());
+                    wishes.passed_to_me.insert(tenant.clone());
+                }
+                _ if owner != me => {}
+                Some(row) if row.alive && !self.is_mine(row) => {
+                    if row.wanted_by.as_deref() != Some(me) && !self.failures.stands_back(tenant, now) {
+                        wishes.others.push(tenant.as_str());
+                    }
+                }
+                _ if passed_to.is_some() => {
+                    let since = *self.passed.get(tenant).unwrap_or(&now);
+                    wishes.passed.insert(tenant.clone(), since);
+                    if now.saturating_sub(since) >= PASSED_WAIT {
+                        wishes.free.push(tenant.as_str());
+                    }
+                }
+                _ => wishes.free.push(tenant.as_str()),
+            }
+        }
+        wishes
     }
 
     /// Takes what should be this member's and is free, and asks for what a living member holds.
@@ -445,17 +551,8 @@ impl Keeper {
         let without = placed.keys().filter(|tenant| known.get(tenant).is_none_or(|row| !row.alive)).count();
         ::metrics::gauge!(metrics::TENANTS_WITHOUT_MEMBER).set(without as f64);
         let me = self.member.id().to_owned();
-        let (mut free, mut others) = (Vec::new(), Vec::new());
-        for (tenant, _) in placed.iter().filter(|(tenant, owner)| **owner == me && !self.held.contains_key(*tenant)) {
-            match known.get(tenant) {
-                Some(row) if row.alive && !self.is_mine(row) => {
-                    if row.wanted_by.as_deref() != Some(&me) {
-                        others.push(tenant.as_str());
-                    }
-                }
-                _ => free.push(tenant.as_str()),
-            }
-        }
+        let Wishes { mut free, others, passed_to_me, passed } = self.wishes(&placed, &known);
+        self.passed = passed;
         free.truncate(if self.clock.monotonic() < self.takes_from { 0 } else { TAKEN_PER_LOOK_MAX });
         if !others.is_empty() {
             self.store
@@ -487,7 +584,7 @@ impl Keeper {
             )
             .await?;
         for tenant in taken.iter().filter_map(|row| row.get::<_, String>(0).parse::<TenantId>().ok()) {
-            let came = self.asked.remove(&tenant).then_some(began);
+            let came = (self.asked.remove(&tenant) || passed_to_me.contains(&tenant)).then_some(began);
             self.held.insert(tenant.clone(), Held { came, leaving: false });
             self.fence.hold(tenant.clone());
             metrics::taken_over(self.clock.monotonic().saturating_sub(began));

@@ -10,6 +10,7 @@
 //! commit by the name in it (`checkpoint::ledger`).
 
 mod connect;
+mod failures;
 pub mod fence;
 pub mod leases;
 pub mod members;

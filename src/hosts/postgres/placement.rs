@@ -2,6 +2,8 @@
 //! members. A member that joins takes its share from all others and nothing else moves; one that goes leaves its share
 //! to all others (Thaler and Ravishankar, 1998, with weights).
 
+use std::cmp::Ordering;
+
 /// A live member.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Peer {
@@ -13,10 +15,20 @@ pub struct Peer {
 
 /// The member that should read `tenant`; `None` when there is none.
 pub fn owner_of<'p>(tenant: &str, peers: &'p [Peer]) -> Option<&'p Peer> {
-    peers.iter().max_by(|one, other| {
-        // The name decides between two that are equal, so that no two members decide otherwise.
-        score(tenant, one).total_cmp(&score(tenant, other)).then_with(|| one.id.cmp(&other.id))
-    })
+    peers.iter().max_by(|one, other| compare(tenant, one, other))
+}
+
+/// The member that should read `tenant` where `member` cannot: the next in the order in which they should, round and round.
+pub fn next_after<'p>(member: &str, tenant: &str, peers: &'p [Peer]) -> Option<&'p Peer> {
+    let mut order: Vec<&Peer> = peers.iter().collect();
+    order.sort_by(|one, other| compare(tenant, other, one));
+    let place = order.iter().position(|peer| peer.id == member)?;
+    order.get((place + 1) % order.len()).copied().filter(|next| next.id != member)
+}
+
+fn compare(tenant: &str, one: &Peer, other: &Peer) -> Ordering {
+    // The name decides between two that are equal, so that no two members decide otherwise.
+    score(tenant, one).total_cmp(&score(tenant, other)).then_with(|| one.id.cmp(&other.id))
 }
 
 fn score(tenant: &str, peer: &Peer) -> f64 {
@@ -67,6 +79,25 @@ mod tests {
         let moved = before.iter().zip(&after).filter(|(before, after)| before != after).collect::<Vec<_>>();
         assert!(moved.iter().all(|(_, after)| **after == "worker-4"));
         assert!((1_800..2_200).contains(&moved.len()), "{}", moved.len());
+    }
+
+    #[test]
+    fn who_cannot_read_a_tenant_has_a_next_and_all_are_in_the_round() {
+        let five = peers(&[1, 2, 3, 1, 1]);
+        let first = owner_of("tenant", &five).unwrap();
+        let mut round = vec![first.id.as_str()];
+        for _ in 1..5 {
+            round.push(&next_after(round.last().unwrap(), "tenant", &five).unwrap().id);
+        }
+        assert_eq!(next_after(round[4], "tenant", &five), Some(first));
+        let second = round[1];
+        round.sort_unstable();
+        round.dedup();
+        assert_eq!(round.len(), 5);
+        let without: Vec<Peer> = five.iter().filter(|peer| *peer != first).cloned().collect();
+        assert_eq!(owner_of("tenant", &without).unwrap().id, second, "who would have it if the first were gone");
+        assert_eq!(next_after("worker-0", "tenant", &peers(&[1])), None);
+        assert_eq!(next_after("nobody", "tenant", &five), None);
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub const NEEDS: &[Need] = &[
     named("opensearch", "OPENSEARCH", "opensearch-library", "`.ci/destinations opensearch DIR` fetches one"),
     named("victorialogs", "VICTORIALOGS", "victoria-logs", "`.ci/destinations victorialogs DIR` fetches one"),
     given("postgres", "install the package `postgresql`"),
+    given("faketime", "install the package `faketime`"),
     named("kafka", "KAFKA_LIB", "kafka-library", "`.ci/destinations kafka DIR` fetches one"),
     installed("java", "install a Java 17 runtime"),
     installed("kcat", "install the package `kcat`"),
@@ -93,6 +94,17 @@ pub fn program(name: &str) -> Option<PathBuf> {
     };
     if found.is_none() {
         skip(name, why);
+    }
+    found
+}
+
+/// The library that gives a program another time of day. `None`: the test is skipped, which has been reported.
+#[track_caller]
+pub fn library_of_faketime() -> Option<PathBuf> {
+    let folders = fs::read_dir("/usr/lib").into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let found = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).find(|file| file.is_file());
+    if found.is_none() {
+        skip("faketime", "no libfaketimeMT.so.1 in /usr/lib/*/faketime");
     }
     found
 }

@@ -44,6 +44,16 @@ impl Postgres {
         programs.map(|programs| Self::begin(programs, settings))
     }
 
+    /// The same in this folder, which is made: on a disk of the test's own.
+    #[track_caller]
+    pub fn start_in(folder: &Path, settings: &str) -> Option<Postgres> {
+        let programs = Self::programs();
+        if programs.is_none() {
+            skip("postgres", "no initdb in /usr/lib/postgresql/*/bin and none in PATH");
+        }
+        programs.map(|programs| Self::begin_in(programs, folder.to_owned(), settings))
+    }
+
     /// One that speaks TLS with this certificate and key (PEM), and nothing else over TCP.
     #[track_caller]
     pub fn start_with_tls(certificate: &str, key: &str) -> Option<Postgres> {
@@ -86,9 +96,18 @@ impl Postgres {
 
     fn begin(programs: PathBuf, settings: &str) -> Postgres {
         let folder = std::env::temp_dir().join(format!("m365-postgres-{}-{}", std::process::id(), free_port()));
+        Self::begin_in(programs, folder, settings)
+    }
+
+    fn begin_in(programs: PathBuf, folder: PathBuf, settings: &str) -> Postgres {
         fs::create_dir_all(&folder).unwrap();
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(&folder));
+            // The way to it is the test's own.
+            let own = folder.ancestors().skip(1).take_while(|above| above.starts_with(std::env::temp_dir()));
+            for above in own.filter(|above| *above != std::env::temp_dir()) {
+                fs::set_permissions(above, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            }
         }
         let mut server = Postgres { programs, folder, port: free_port(), settings: settings.to_owned(), guard: None };
         let data = server.folder.join("data");
@@ -150,6 +169,15 @@ impl Postgres {
         }
     }
 
+    /// Starts it again if it has ended by itself.
+    pub fn revive(&mut self) {
+        if !self.answers() {
+            let mut stop = self.as_user("pg_ctl");
+            let _ = stop.args(["-w", "-m", "immediate", "-D"]).arg(self.folder.join("data")).arg("stop").output();
+            self.resume();
+        }
+    }
+
     /// Ends it as a crash does, and waits until it is gone.
     pub fn kill(&self) {
         let mut stop = self.as_user("pg_ctl");
@@ -175,6 +203,21 @@ impl Postgres {
 
     /// What a statement answers, unaligned.
     pub fn sql(&self, database: &str, statement: &str) -> String {
+        run(&mut self.psql(database, statement))
+    }
+
+    /// The same; `None` where it fails.
+    pub fn try_sql(&self, database: &str, statement: &str) -> Option<String> {
+        let output = self.psql(database, statement).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Whether it takes connections.
+    pub fn answers(&self) -> bool {
+        self.try_sql("postgres", "select 1").is_some()
+    }
+
+    fn psql(&self, database: &str, statement: &str) -> Command {
         let mut psql = Command::new(self.programs.join("psql"));
         let port = self.port.to_string();
         psql.args([
@@ -193,7 +236,7 @@ impl Postgres {
             "-c",
             statement,
         ]);
-        run(&mut psql)
+        psql
     }
 
     /// The folder of its data and sockets.
