@@ -527,3 +527,47 @@ fn certificate_files(config: &SourceConfig) -> Option<CertificateFiles> {
         algorithm: config.assertion_algorithm,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::clock::TestClock;
+    use crate::host::{Batch, DeliveryTicket, StateStore};
+
+    /// A host with a fault of its own.
+    struct Broken(Mutex<Vec<Health>>);
+
+    #[async_trait]
+    impl Host for Broken {
+        async fn deliver(&self, _: Batch) -> DeliveryTicket {
+            panic!("nothing is delivered")
+        }
+
+        fn state(&self) -> Arc<dyn StateStore> {
+            panic!("the disk fell out")
+        }
+
+        fn health(&self, _: &str, health: Health) {
+            self.0.lock().push(health);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_source_as_an_error_and_is_shown() {
+        let id = "00000000-0000-4000-8000-000000000001";
+        let config =
+            SourceConfig::builder().tenant_id(id).client_id(id).client_secret("a secret of some length").build();
+        let clock = Arc::new(TestClock::at("2026-05-01T00:00:00Z".parse().unwrap()));
+        let source = Box::new(M365Audit::new("contoso", config.unwrap(), clock));
+        let host = Arc::new(Broken(Mutex::default()));
+        let error = source.run(host.clone(), CancellationToken::new()).await.unwrap_err();
+        assert_eq!(
+            (error.slug(), error.to_string().as_str()),
+            ("internal", "internal error: a panic: the disk fell out")
+        );
+        let last = host.0.lock().last().cloned();
+        assert!(matches!(&last, Some(Health::Failed { why }) if why.contains("the disk fell out")), "{last:?}");
+    }
+}

@@ -7,6 +7,7 @@ mod figures;
 mod quota;
 mod scale;
 mod trouble;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -39,6 +40,8 @@ struct Fleet {
     poll_secs: u64,
     /// Further keys of the sources; `WORKER` stands for the number of the process.
     keys: String,
+    /// What is started, where it is not this build.
+    program: Option<PathBuf>,
     /// The sink's keys, where it is not a file of each process.
     sink: Option<String>,
     /// Databases by the process that reaches them in a way of its own.
@@ -46,6 +49,8 @@ struct Fleet {
     /// The tenants stand in the cluster's table, and none in the file.
     in_table: bool,
     workers: BTreeMap<usize, Child>,
+    /// How often each worker was started.
+    starts: BTreeMap<usize, usize>,
     events: BTreeSet<String>,
 }
 
@@ -69,10 +74,12 @@ impl Fleet {
             tenants,
             poll_secs: 2,
             keys: String::new(),
+            program: None,
             sink: None,
             urls: BTreeMap::new(),
             in_table: false,
             workers: BTreeMap::new(),
+            starts: BTreeMap::new(),
             events: BTreeSet::new(),
         };
         fleet.configure(0);
@@ -113,7 +120,11 @@ impl Fleet {
     }
 
     fn command(&self, worker: usize, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_m365-audit"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_m365-audit")), worker, args)
+    }
+
+    fn command_of(&self, program: &Path, worker: usize, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(args).arg("-c").arg(self.at(format!("worker-{worker}.toml"))).env_remove("M365_AUDIT_LOG");
         command.stdin(Stdio::null());
         command
@@ -136,9 +147,13 @@ impl Fleet {
         let path = self.at(format!("worker-{worker}.toml"));
         fs::write(&path, edit(fs::read_to_string(&path).unwrap())).unwrap();
         let log = fs::File::options().create(true).append(true).open(self.at(format!("log-{worker}"))).unwrap();
-        let mut command = self.command(worker, &["run"]);
+        let mut command = match &self.program {
+            Some(program) => self.command_of(program, worker, &["run"]),
+            None => self.command(worker, &["run"]),
+        };
         let child = command.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.workers.insert(worker, child);
+        *self.starts.entry(worker).or_default() += 1;
     }
 
     fn signal(&self, worker: usize, name: &str) {
@@ -148,6 +163,16 @@ impl Fleet {
 
     /// Ends a worker and waits for it; whether it went in order.
     fn end(&mut self, worker: usize, signal: &str) -> bool {
+        // Before it listens to signals it does not go in order; where the database is away it never joins.
+        let begun = Instant::now();
+        let starts = self.starts.get(&worker).copied().unwrap_or(0);
+        let has_joined = || {
+            let log = fs::read_to_string(self.at(format!("log-{worker}"))).unwrap_or_default();
+            log.split(" started version=").skip(starts).any(|life| life.contains("joined the cluster"))
+        };
+        while signal == "-TERM" && starts > 0 && !has_joined() && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         self.signal(worker, signal);
         let mut child = self.workers.remove(&worker).unwrap();
         child.wait().unwrap().success()
@@ -247,6 +272,11 @@ impl Fleet {
     fn busiest(&self) -> usize {
         let (name, _) = self.shares().into_iter().max_by_key(|(_, tenants)| *tenants).unwrap();
         name.strip_prefix("worker-").unwrap().parse().unwrap()
+    }
+
+    /// The name of its database.
+    fn database(&self) -> String {
+        self.url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned()
     }
 
     /// How often the logs of all workers say this.

@@ -3,12 +3,6 @@
 
 use super::*;
 
-impl Fleet {
-    fn database(&self) -> String {
-        self.url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned()
-    }
-}
-
 /// A damaged entry ends the source wherever it is opened. It goes round the members once, stays with one that tries again
 /// and again, and is read once the entry is mended; no other tenant notices.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
