@@ -1,4 +1,3 @@
-
 use super::Written;
 
 /// What an answer is about, by its own words.
