@@ -23,7 +23,7 @@ mod record_schema;
 mod schema;
 mod secret;
 mod severity;
-mod sinks;
+pub mod sinks;
 mod source;
 mod survey;
 mod syntax;
@@ -58,7 +58,10 @@ pub use schema::{pretty, source_keys, source_schema};
 pub use secret::{MASK, Secret};
 pub(crate) use secret::{secret_header, wiped_bytes};
 pub use severity::{RulesError, SeverityConfig};
-pub use sinks::*;
+pub(crate) use sinks::SINK_KINDS;
+#[cfg(feature = "embedded")]
+pub(crate) use sinks::host_and_port;
+pub use sinks::{SelectionConfig, SinkConfig, SinkEntry};
 pub(crate) use source::read_secret_file;
 pub use source::{
     AssertionAlgorithm, AuthMethod, Cloud, GRAPH_URL, Guid, IdentityHost, SOURCE_TYPE, SourceConfig, TokenEndpoint,

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::config::FileConfig;
+use crate::config::sinks::FileConfig;
 use crate::host::Batch;
 use crate::hosts::embedded::place::{Moved, Place};
 use crate::hosts::embedded::sink::{BlockingSink, OwnThread, Written};

@@ -21,7 +21,7 @@ use super::net::{Identity, NetSinkError, Presented, http_client, read_answer};
 use super::no_answer::Wire;
 use super::requests::{Exchange, Requests};
 use crate::clock::Clock;
-use crate::config::{HttpCompression, HttpConfig, HttpEncoding};
+use crate::config::sinks::{HttpCompression, HttpConfig, HttpEncoding};
 use crate::host::Batch;
 use crate::hosts::embedded::sink::{Sink, Written};
 use crate::net::retry_after;

@@ -16,7 +16,8 @@ use super::no_answer::Wire;
 use crate::api::tls::tls;
 use crate::auth::SecretText;
 use crate::clock::Clock;
-use crate::config::{RequestCredentials, Secret, TlsFiles, is_loopback, read_secret_file, secret_header};
+use crate::config::sinks::{RequestCredentials, TlsFiles};
+use crate::config::{Secret, is_loopback, read_secret_file, secret_header};
 use crate::model::Actionable;
 use crate::net::{error_chain, excerpt, redact};
 

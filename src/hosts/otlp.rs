@@ -37,7 +37,7 @@ use super::no_answer::Wire;
 use super::otlp_message;
 use super::requests::{Exchange, Requests};
 use crate::clock::Clock;
-use crate::config::{OtlpCompression, OtlpConfig, OtlpProtocol};
+use crate::config::sinks::{OtlpCompression, OtlpConfig, OtlpProtocol};
 use crate::host::Batch;
 use crate::hosts::embedded::sink::{Sink, Written};
 use crate::model::Timestamp;
@@ -402,7 +402,7 @@ pub fn encode(batch: &Batch, observed: Timestamp) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RequestCredentials;
+    use crate::config::sinks::RequestCredentials;
 
     #[test]
     fn a_wait_in_the_details_is_the_receivers_own_word() {

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::config::RequestBounds;
+use crate::config::sinks::RequestBounds;
 use crate::delivery::{Sink, Written};
 use crate::host::Batch;
 

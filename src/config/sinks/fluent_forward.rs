@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Issue, MIB, TlsFiles, exclusive, keys_beside, readable};
+use super::parts::TlsFiles;
+use super::{Issue, MIB, exclusive, keys_beside, readable};
 use crate::config::schema::keys_of;
 use crate::config::secret::Secret;
 

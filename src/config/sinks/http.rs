@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_with::{DisplayFromStr, serde_as};
 use url::Url;
 
-use super::{Issue, MIB, RequestBounds, RequestCredentials, TlsFiles, keys_beside, uri_issues};
+use super::parts::{RequestBounds, RequestCredentials, TlsFiles};
+use super::{Issue, MIB, keys_beside, uri_issues};
 use crate::config::schema::keys_of;
 
 /// Posts records over HTTP: to Vector's `http_server`, Logstash, Elastic's `http_endpoint`, Splunk's collector and any

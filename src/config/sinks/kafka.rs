@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::fluent_forward::host_and_port;
-use super::{Issue, TlsFiles, exclusive, keys_beside, readable};
+use super::parts::TlsFiles;
+use super::{Issue, exclusive, keys_beside, readable};
 use crate::config::schema::keys_of;
 use crate::config::secret::Secret;
 use crate::config::transport::is_loopback;

@@ -107,7 +107,10 @@ mod tests {
             now += wait;
         }
         assert!((secs(150)..=secs(300)).contains(&longest), "{longest:?}");
-        assert_eq!(failures.failed(&tenant, secs(20 + 3600), true), Next::PassOn);
+        // An hour later, after three failures in a row, the others may try again.
+        let later = |failures: &mut Failures, n| failures.failed(&tenant, secs(20 + 3600 + n), true);
+        assert!(matches!(later(&mut failures, 0), Next::Again(_)) && matches!(later(&mut failures, 5), Next::Again(_)));
+        assert_eq!(later(&mut failures, 10), Next::PassOn);
     }
 
     #[test]
