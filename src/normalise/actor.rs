@@ -1,4 +1,4 @@
-//! Who acted: `UserId` and its many forms made into an id, a name, an e-mail address and a kind.
+//! Who acted: derives an id, a name, an e-mail address and a kind from the many forms of `UserId`.
 
 use std::borrow::Cow;
 
@@ -6,16 +6,16 @@ use super::category::DLP_RECORD_TYPES;
 use super::event::{Event, Member};
 use super::{json, user_types};
 
-/// Who acted. Absent parts could not be derived.
+/// Who acted. A part that could not be derived is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Actor<'a> {
     /// `UserId` as received, else `UserKey`; for a record of data loss prevention the person, not the agent.
     pub id: Option<Cow<'a, str>>,
     /// The part of the address before its `@`.
     pub name: Option<Cow<'a, str>>,
-    /// The address, where the id is one; for a guest the one outside.
+    /// The address, if the id is one; for a guest the address in the home tenant.
     pub email: Option<Cow<'a, str>>,
-    /// `UserType` as a word; an unknown number as its digits.
+    /// `UserType` as a word; an unknown number stays as its digits.
     pub kind: Option<Cow<'static, str>>,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Actor<'a> {
         }
     }
 
-    /// Somebody by their id alone.
+    /// An actor of whom only the id is known.
     pub fn from_id(id: Cow<'a, str>, kind: Option<Cow<'static, str>>) -> Actor<'a> {
         let email = email(&id);
         let name = email.as_ref().and_then(|email| {
@@ -58,7 +58,7 @@ fn kind(user_type: i64) -> Cow<'static, str> {
     user_types::info(user_type).map_or_else(|| Cow::Owned(user_type.to_string()), |found| Cow::Borrowed(found.kind))
 }
 
-/// Records of data loss prevention name the scanning agent as their user; the person stands in the metadata.
+/// A DLP record names the scanning agent as its user; its metadata name the person.
 fn person_of_dlp<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
     let agent = event
         .text_of(Member::UserId)
@@ -71,16 +71,16 @@ fn person_of_dlp<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
         .find_map(|member| json::scalar(json::get(event.get(member)?, "From")?).filter(|from| !from.trim().is_empty()))
 }
 
-/// The e-mail address in a user id, where it is one: exactly one `@`, no backslash, no blank. A guest's is the one
-/// outside: `bob_gmail.com#EXT#@contoso.onmicrosoft.com` and `urn:spo:guest#bob@gmail.com` are `bob@gmail.com`. Of a claim
-/// of SharePoint's (`i:0#.f|membership|alex@contoso.example`) it is what is claimed.
+/// The e-mail address in a user id, where it is one: exactly one `@`, no backslash, no blank. For a guest it is the
+/// address in the home tenant: `bob_gmail.com#EXT#@contoso.onmicrosoft.com` and `urn:spo:guest#bob@gmail.com` are
+/// `bob@gmail.com`. For a SharePoint claim (`i:0#.f|membership|alex@contoso.example`) it is the claimed address.
 pub(crate) fn email<'a>(id: &Cow<'a, str>) -> Option<Cow<'a, str>> {
     let text: &str = unclaimed(id);
     if text.len() < id.len() {
         let claimed = Cow::Owned(text.to_owned());
         return email(&claimed).map(|email| Cow::Owned(email.into_owned()));
     }
-    // Guests alone have this character in their ids.
+    // Only ids of guests contain this character.
     if memchr::memchr(b'#', text.as_bytes()).is_none() {
         return is_email(text).then(|| id.clone());
     }
@@ -98,8 +98,9 @@ pub(crate) fn email<'a>(id: &Cow<'a, str>) -> Option<Cow<'a, str>> {
     is_email(text).then(|| id.clone())
 }
 
-/// What a claim of a member of a site says, `alex@contoso.example` of `i:0#.f|membership|alex@contoso.example`; any other
-/// text as it is. A claim by a number (`i:0h.f|membership|1003…@live.com`) names nobody that another record names.
+/// The claimed address of a site member: `alex@contoso.example` for `i:0#.f|membership|alex@contoso.example`. Any other
+/// text is returned unchanged. A claim by a number (`i:0h.f|membership|1003…@live.com`) identifies nobody whom another
+/// record names.
 pub(crate) fn unclaimed(text: &str) -> &str {
     const MARK: &str = "i:0#.";
     let is_claim = text.trim_start().get(..MARK.len()).is_some_and(|start| start.eq_ignore_ascii_case(MARK));

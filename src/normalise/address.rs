@@ -1,7 +1,7 @@
-//! Network addresses as the feed writes them: `ClientIP` and its kin, eighteen forms and counting.
+//! Network addresses as the feed writes them: `ClientIP` and similar members have at least eighteen forms.
 //!
-//! Gives an address only where one parses strictly; a store with an address type refuses a whole event for one bad
-//! field. Whose address it is (Microsoft's, a proxy's) is not judged here.
+//! The parser returns an address only if it parses strictly: a store with an address type refuses a whole event because
+//! of one bad field. It does not decide who owns the address (Microsoft, a proxy).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,11 +14,11 @@ pub struct Address {
     pub port: Option<u16>,
 }
 
-/// The address in a text, in any of the forms seen; of several joined with `,` or `;` the first that parses.
+/// The address in a text, in any of the known forms; of several joined with `,` or `;` the first that parses.
 ///
-/// A port out of range spoils only the port. Numbers that are no dotted decimal (leading zeros, hexadecimal, one
-/// integer) are no address; a build number of four small parts is told from one only by its place in
-/// `HOST (15.20.4065.22)`, where a leading zero or a part above 255 gives it away.
+/// A port out of range invalidates only the port. Numbers that are not dotted decimal (leading zeros, hexadecimal, one
+/// integer) are not an address. A build number of four small parts differs from an address only by its place in `HOST
+/// (15.20.4065.22)`, where a leading zero or a part above 255 identifies it.
 pub fn parse(text: &str) -> Option<Address> {
     if let Some(address) = parse_one(text) {
         return Some(address);
@@ -49,8 +49,8 @@ pub fn parse_all(text: &str) -> Vec<Address> {
     }
 }
 
-/// The name of a machine where a text has one and no address that parses (`localhost`, `host.example.com:443`,
-/// `HOST (15.20.4065.022)`), and the port written with it.
+/// The name of a machine, if the text has one and no address that parses (`localhost`, `host.example.com:443`, `HOST
+/// (15.20.4065.022)`), and the port written with it.
 pub fn host(text: &str) -> Option<(&str, Option<u16>)> {
     let text = unquoted(text.trim()).trim();
     let (inside, after) = match text.strip_prefix('[') {
@@ -67,7 +67,7 @@ pub fn host(text: &str) -> Option<(&str, Option<u16>)> {
         Some((name, digits)) => (name, Some(digits)),
         None => (inside, after.strip_prefix(':')),
     };
-    // A word alone is as often none (`Unknown`): a name has a dot, or is that of the machine itself.
+    // A single word is often not a host name (`Unknown`): a host name has a dot, or is `localhost`.
     let qualified = name.contains('.') || name.eq_ignore_ascii_case("localhost");
     (qualified && is_host(name)).then_some((name, digits.and_then(port)))
 }
@@ -92,7 +92,7 @@ fn parse_one(text: &str) -> Option<Address> {
         let port = after.strip_prefix(':').and_then(port);
         return match ip(inside.trim()) {
             Some(ip) => Some(Address { ip, port }),
-            // `[HOST (203.0.113.7)]`, and the odd `[203.0.113.7:80]`.
+            // `[HOST (203.0.113.7)]`, and the rare `[203.0.113.7:80]`.
             None => parse_unbracketed(inside.trim()).map(|found| Address { port: port.or(found.port), ..found }),
         };
     }
@@ -104,7 +104,7 @@ fn parse_unbracketed(text: &str) -> Option<Address> {
         let (_, inside) = open.rsplit_once('(')?;
         return ip(inside.trim()).map(|ip| Address { ip, port: None });
     }
-    // One colon only, else it is IPv6 and never split. A dash before a port has been seen, too.
+    // Only one colon: a text with more is IPv6 and is never split. Some records have a dash before the port.
     let mut colons = text.split(':');
     let (left, right) = match (colons.next(), colons.next(), colons.next()) {
         (Some(left), Some(right), None) => (left, right),
@@ -119,7 +119,7 @@ fn parse_unbracketed(text: &str) -> Option<Address> {
     Some(Address { ip: ip.into(), port: port(right) })
 }
 
-/// An address alone: strict, the zone (`%eth0`) cut off, mapped IPv4 unmapped. 6to4 and NAT64 stay what they are.
+/// An address alone: strict, the zone (`%eth0`) cut off, mapped IPv4 unmapped. 6to4 and NAT64 addresses stay unchanged.
 fn ip(text: &str) -> Option<IpAddr> {
     match text.as_bytes().first()? {
         b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F' | b':' => {}

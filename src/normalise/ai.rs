@@ -1,5 +1,5 @@
-//! What a record of Copilot or another AI application tells: who was asked in which application, what was read, which
-//! signal fired. One walk over `CopilotEventData`; rules, facts and formats ask what came of it.
+//! The content of a record of Copilot or another AI application: the agent, the host application, the resources it read
+//! and the signals that fired. One pass over `CopilotEventData` extracts it; rules, facts and formats use the result.
 //!
 //! After "CopilotInteraction" and "ConnectedAIAppInteraction, AIAppInteraction" of Microsoft's "Office 365 Management
 //! Activity API schema" and "Audit logs for Copilot and AI applications" of Purview.
@@ -13,18 +13,18 @@ use crate::severity::is_true;
 
 /// Record types of conversations with an AI application.
 pub(crate) const CONVERSATIONS: &[i64] = &[261, 284, 328, 334, 363, 373, 383];
-/// Record types of the making and sharing of plug-ins, workspaces, prompt books and settings.
+/// Record types for the creation and sharing of plug-ins, workspaces, prompt books and settings.
 pub(crate) const MAKING: std::ops::RangeInclusive<i64> = 310..=325;
 
-/// Things that a conversation read, at most; the original has all of them.
+/// The most resources of a conversation that are listed; the original event has all of them.
 const READ_MAX: usize = 20;
 
 /// A record of an AI application.
 #[derive(Debug, Default)]
 pub(crate) struct Ai<'a> {
-    /// `AppHost`: where it was asked, such as `Word`, `Teams`, `BizChat`.
+    /// `AppHost`: the host application, such as `Word`, `Teams`, `BizChat`.
     pub host: Option<Cow<'a, str>>,
-    /// `AppIdentity`: what was asked, such as `Copilot.Studio.…`.
+    /// `AppIdentity`: the AI application, such as `Copilot.Studio.…`.
     pub identity: Option<Cow<'a, str>>,
     /// The agent's id.
     pub agent_id: Option<Cow<'a, str>>,
@@ -32,25 +32,25 @@ pub(crate) struct Ai<'a> {
     pub agent_name: Option<Cow<'a, str>>,
     /// `ThreadId`: the conversation.
     pub thread: Option<Cow<'a, str>>,
-    /// The tokens of what only some formats show: models, messages, plug-ins.
+    /// The tokens that only some formats show: models, messages, plug-ins.
     models: &'a str,
     messages: &'a str,
     plugins: &'a str,
-    /// What it was given to work with, by name or id.
+    /// The contexts it was given, by name or id.
     pub contexts: Vec<Cow<'a, str>>,
     /// What was read.
     pub read: Vec<Read<'a>>,
-    /// A prompt that was meant to break its bounds.
+    /// Whether a prompt was a jailbreak attempt.
     pub jailbreak: bool,
-    /// An instruction hidden in what it read.
+    /// Whether a resource contained a hidden instruction (cross-prompt injection).
     pub xpia: bool,
-    /// It was kept from something.
+    /// Whether access to a resource was blocked.
     pub blocked: bool,
-    /// What was read has a sensitivity label.
+    /// Whether a resource it read has a sensitivity label.
     pub labelled: bool,
 }
 
-/// Something that was read.
+/// A resource that the application read.
 #[derive(Debug, Default)]
 pub(crate) struct Read<'a> {
     /// Its name, address or id.
@@ -61,7 +61,7 @@ pub(crate) struct Read<'a> {
     pub label: Option<Cow<'a, str>>,
 }
 
-/// What a record tells of an AI application; `None` of one that has no such data.
+/// The AI data of a record; `None` if it has none.
 pub(crate) fn of<'a>(event: &Event<'a>, kin: Option<i64>) -> Option<Ai<'a>> {
     let token = event.get(Member::CopilotEventData);
     let is_kin = kin.is_some_and(|kin| CONVERSATIONS.contains(&kin) || MAKING.contains(&kin));
@@ -81,7 +81,7 @@ pub(crate) fn of<'a>(event: &Event<'a>, kin: Option<i64>) -> Option<Ai<'a>> {
     Some(ai)
 }
 
-/// The text of a scalar with something in it.
+/// The text of a scalar that is not empty.
 fn text(token: &str) -> Option<Cow<'_, str>> {
     json::scalar(token).filter(|text| !text.trim().is_empty())
 }
@@ -90,14 +90,14 @@ fn is_on(token: &str) -> bool {
     json::scalar(token).is_some_and(|text| is_true(&text))
 }
 
-/// Names of known members, without case.
+/// Whether a key is a known name, ignoring case.
 fn is(key: &str, name: &str) -> bool {
     key.eq_ignore_ascii_case(name)
 }
 
 impl<'a> Ai<'a> {
     fn walk(&mut self, token: &'a str) {
-        // The data may be an object, or JSON in a string; what is in a string that has escapes is read by its signals alone.
+        // The data may be an object, or JSON in a string. Of a string with escapes only the signals are read.
         if token.starts_with('"') {
             self.signals_of_text(&json::scalar(token).unwrap_or_default());
             return;
@@ -122,7 +122,7 @@ impl<'a> Ai<'a> {
         });
     }
 
-    /// Nearly no message has one, and their names have a part in common.
+    /// Few messages have a signal, and the names of the signals share a part.
     fn signals_of_messages(&mut self, token: &str) {
         if memchr::memmem::find(token.as_bytes(), b"etected").is_none() {
             return;
@@ -202,7 +202,7 @@ impl<'a> Ai<'a> {
         }
     }
 
-    /// Of data that is JSON in a string, the signals.
+    /// Reads the signals from data that is JSON in a string.
     fn signals_of_text(&mut self, text: &str) {
         let any = |path: &str| {
             let mut found = false;

@@ -31,7 +31,7 @@ categories! {
     Collaboration = "collaboration",
     /// Purview: retention, eDiscovery, portals.
     Compliance = "compliance",
-    /// Data loss prevention, wherever it looked.
+    /// Data loss prevention in every service.
     Dlp = "dlp",
     /// Defender and its kin.
     Threat = "threat",
@@ -62,5 +62,5 @@ impl fmt::Display for Category {
     }
 }
 
-/// Record types that carry the workload of the place where data loss prevention looked.
+/// Record types that carry the workload in which data loss prevention found the match.
 pub(crate) const DLP_RECORD_TYPES: &[i64] = &[11, 13, 33, 63, 99, 100, 107];

@@ -1,8 +1,8 @@
-//! Says of bytes that cannot be parsed whether they may be shown.
+//! Decides whether bytes that cannot be parsed may be shown.
 //!
-//! The mask needs JSON: it looks for members. In what damage has left, a name is all there is to go by, and that may be
-//! damaged itself. So bytes are followed as they come, piece by piece, and from a name that is masked on, in whatever
-//! spelling, nothing may be shown any more. What stood before it may: a value follows its name.
+//! The mask needs JSON: it searches for members. In damaged bytes only a member's name can be searched for, and the
+//! name itself may be damaged. So bytes are followed as they come, piece by piece, and nothing from a masked name on,
+//! in any spelling, may be shown. The bytes before it may: a value follows its name.
 //!
 //! Only letters count, without case, escapes undone: so quotes, blanks, the zeros of UTF-16, backslashes of JSON within
 //! strings and line breaks do not hide a name. Three letters may be wrong, missing or too many: what one damaged byte does

@@ -22,7 +22,7 @@ pub(crate) struct DlpRule<'a> {
     pub id: Option<Cow<'a, str>>,
     /// `Low`, `Medium`, `High`.
     pub severity: Option<Cow<'a, str>>,
-    /// What it does: `BlockAccess`, `NotifyUser`, …
+    /// Its actions: `BlockAccess`, `NotifyUser`, …
     pub actions: Vec<Cow<'a, str>>,
     /// `Enforce`, `TestWithNotifyUser`, …
     pub mode: Option<Cow<'a, str>>,
@@ -37,12 +37,12 @@ pub(crate) struct Found<'a> {
     pub name: Cow<'a, str>,
     /// How often.
     pub count: Option<i64>,
-    /// How sure it is, in percent.
+    /// The confidence, in percent.
     pub confidence: Option<i64>,
 }
 
 impl DlpRule<'_> {
-    /// Whether the rule is in force: a rule that only tests says what it would do.
+    /// Whether the rule is in force: a rule in test mode records what it would do.
     fn is_enforced(&self) -> bool {
         let is =
             |mode: &str| ["Enforce", "Enable", "Enabled"].iter().any(|word| mode.trim().eq_ignore_ascii_case(word));
@@ -60,7 +60,7 @@ impl DlpRule<'_> {
     }
 }
 
-/// The rule that says most: the first of the highest severity.
+/// The most important rule: the first with the highest severity.
 pub(crate) fn foremost<'r, 'a>(rules: &'r [DlpRule<'a>]) -> Option<&'r DlpRule<'a>> {
     rules.iter().rev().max_by_key(|rule| rule.rank())
 }
@@ -144,7 +144,7 @@ pub(crate) fn enforcement(event: &Event<'_>) -> Option<i64> {
 }
 
 /// Whether access was allowed: a rule in force that blocks made it fail, unless the match was undone or overridden. A
-/// warning that the record does not say the end of is neither.
+/// warning whose result the record does not contain is neither allowed nor blocked.
 pub(crate) fn outcome(event: &Event<'_>, operation: &str, rules: &[DlpRule<'_>]) -> Outcome {
     if operation == "dlpinfo" {
         return Outcome::Failure;
@@ -166,7 +166,7 @@ pub(crate) fn is_match(operation: &str) -> bool {
     operation == "dlprulematch"
 }
 
-/// That a policy matched, in words: which, by which rule.
+/// A phrase for a match: the policy and the rule.
 pub(crate) fn matched_in_words(rules: &[DlpRule<'_>]) -> String {
     let Some(rule) = foremost(rules) else { return "Data loss prevention matched".to_owned() };
     let mut text = "Data loss prevention matched".to_owned();

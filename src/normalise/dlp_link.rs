@@ -1,7 +1,7 @@
-//! What joins a read of a file or a message to a match of data loss prevention.
+//! Links between a read of a file or message and a match of data loss prevention.
 //!
-//! A match names the item it was made on, a read names what was read. Both are reduced to [`Link`]s, and one that they
-//! have in common joins them:
+//! A match names the item in which it was found, and a read names the item that was read. Both are reduced to
+//! [`Link`]s; a link that both have joins them:
 //!
 //! | read | match |
 //! | --- | --- |
@@ -23,14 +23,14 @@ use crate::model::is_guid;
 use crate::severity::Severity;
 use crate::severity::operation;
 
-/// Policies and incidents remembered of one item; a file with more is as flagged as one with these.
+/// The most policies and incidents remembered for one item; a file with more is flagged all the same.
 const NAMED_MAX: usize = 16;
 /// Longest policy name or incident id kept, in bytes.
 const NAME_BYTES_MAX: usize = 256;
-/// Operations of data loss prevention that are no match: a block lifted, a false positive reported, a label read.
+/// Operations of data loss prevention that are not a match: a block lifted, a false positive reported, a label read.
 const NO_MATCH: &[&str] = &["dlpruleundo", "dlpinfo", "miplabel"];
 
-/// What a read and a match have in common: 128 bits of a hash of an item's id, an address or a message's id.
+/// 128 bits of a hash of an item's id, an address or a message's id, which a read and its match have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Link(u128);
 
@@ -66,14 +66,14 @@ impl Link {
         Link(u128::from_be_bytes(hash))
     }
 
-    /// Of an item's GUID, in braces or not. The GUID of zeros stands for none.
+    /// The link of an item's GUID, with or without braces. The nil GUID gives none.
     fn of_item(text: &str) -> Option<Link> {
         let guid = text.trim().trim_start_matches('{').trim_end_matches('}');
         let known = is_guid(guid) && guid.bytes().any(|b| !matches!(b, b'0' | b'-'));
         known.then(|| Link::new("item", &guid.to_ascii_lowercase()))
     }
 
-    /// Of a file's address.
+    /// The link of a file's address.
     fn of_url(text: &str) -> Option<Link> {
         let text = text.trim();
         let begins = |scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
@@ -84,7 +84,7 @@ impl Link {
         Some(Link::new("url", decoded.trim_end_matches('/')))
     }
 
-    /// Of a message's id.
+    /// The link of a message's id.
     fn of_message(text: &str) -> Option<Link> {
         let id = text.trim().trim_start_matches('<').trim_end_matches('>').trim();
         if id.is_empty() {
@@ -97,7 +97,7 @@ impl Link {
     }
 }
 
-/// What data loss prevention said of an item.
+/// The result of data loss prevention for an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flag {
     /// The policies that matched, by name, else by id.
@@ -109,7 +109,7 @@ pub struct Flag {
 }
 
 impl Flag {
-    /// Takes in another match of the same item; whether that said anything new.
+    /// Merges another match of the same item; returns whether it added anything.
     pub fn merge(&mut self, other: &Flag) -> bool {
         let mut changed = false;
         for (known, more) in [(&mut self.policies, &other.policies), (&mut self.incidents, &other.incidents)] {
@@ -127,7 +127,7 @@ impl Flag {
         changed
     }
 
-    /// The severity of a read of the item: a step below the match's, at least low.
+    /// The severity of a read of the item: one step below the severity of the match, at least low.
     pub fn severity_of_read(&self) -> Severity {
         match self.severity {
             Severity::Critical => Severity::High,
@@ -142,20 +142,20 @@ impl Flag {
 pub enum DlpNote<'a> {
     /// A match of the same item or message is known.
     Flagged(&'a Flag),
-    /// It had to go before it could be known whether there is one.
+    /// The read had to be shipped before it was known whether a match exists.
     Undetermined,
 }
 
 /// A match and what it joins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Match {
-    /// The items, addresses and messages it was made on.
+    /// The items, addresses and messages in which it was found.
     pub links: Vec<Link>,
-    /// What it says of them.
+    /// Its policies, incidents and severity.
     pub flag: Flag,
 }
 
-/// What a read names, each once. Empty: no match can be joined to it.
+/// The links of a read, without duplicates. If there are none, no match can be joined to it.
 pub fn links_of_read(event: &Event<'_>) -> Vec<Link> {
     let mut links = Vec::new();
     if let Some(text) = event.text_of(Member::ListItemUniqueId) {
@@ -179,7 +179,7 @@ pub fn links_of_read(event: &Event<'_>) -> Vec<Link> {
     links
 }
 
-/// The match an event reports, if it reports one. It may join nothing: the endpoint's name local files.
+/// The match that an event reports, if it reports one. It may have no links: endpoint matches name local files.
 pub fn match_of(event: &Event<'_>) -> Option<Match> {
     let of_dlp = event.record_type().is_some_and(|t| DLP_RECORD_TYPES.contains(&t));
     let named = event.operation().trim().get(..3).is_some_and(|start| start.eq_ignore_ascii_case("dlp"));
@@ -266,7 +266,7 @@ fn each_at(token: &str, path: &str, take: &mut dyn FnMut(&str)) {
     });
 }
 
-/// Adds a name, cut to a length that is bounded.
+/// Adds a name, cut to the maximum length.
 fn note(names: &mut Vec<String>, text: &str) {
     let name = super::cut(text.trim(), NAME_BYTES_MAX);
     if !name.is_empty() && names.len() < NAMED_MAX && !names.iter().any(|known| known == name) {
@@ -368,7 +368,7 @@ mod tests {
         check(true, json!({"Folders": folders("<a.B@mail.example>")["Folders"].to_string()}), on);
     }
 
-    /// Built as Microsoft's are: the GUIDs of site, web and list, then the drive item id.
+    /// The id is built like Microsoft's: the GUIDs of site, web and list, then the drive item id.
     #[test]
     fn the_item_is_found_inside_a_file_id() {
         // `01`, four bytes and the GUID 9cc7be1c-… in little-endian order, in base32.
@@ -420,7 +420,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is in the members that are looked at, nothing panics and links are sorted and single.
+        /// For any text in the members, nothing panics, and the links are sorted and unique.
         #[test]
         fn any_text_is_read(texts in prop::collection::vec(".{0,40}", 8)) {
             let event = json!({

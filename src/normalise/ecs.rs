@@ -1,8 +1,8 @@
 //! Records in the Elastic Common Schema.
 //!
-//! Fields after Elastic's own `o365` integration, so that its dashboards and rules find what they look for, without
-//! what is reported as wrong there: pairs of names and values stay lists (no dynamic keys), every field has one type,
-//! an outcome that is not known is not called success, an alert is no sign-in. The whole event is `event.original`.
+//! The fields follow Elastic's own `o365` integration, so that its dashboards and rules work, but avoid the faults
+//! reported against it: pairs of names and values stay lists (no dynamic keys), every field has one type, an unknown
+//! outcome is not success, an alert is not a sign-in. The whole event is `event.original`.
 
 use std::borrow::Cow;
 
@@ -108,7 +108,7 @@ pub(crate) fn push(
     });
 }
 
-/// The file that was touched, or found to be malicious.
+/// The file that was accessed, or found to be malicious.
 fn file_of<'a>(parts: &Parts<'_, 'a>, finds: &Finds) -> File<'a> {
     let mut file = parts.file();
     let of_finding = || finds.files.first().map(|name| Cow::Owned(name.clone()));
@@ -120,7 +120,7 @@ fn file_of<'a>(parts: &Parts<'_, 'a>, finds: &Finds) -> File<'a> {
     file
 }
 
-/// The message that it is about, or that was found.
+/// The message that the event is about, or that was found to be malicious.
 fn mail_of<'a>(parts: &Parts<'_, 'a>, finds: &Finds) -> Mail<'a> {
     let mut mail = parts.mail();
     if !parts.is_type(&[64]) {
@@ -134,7 +134,7 @@ fn mail_of<'a>(parts: &Parts<'_, 'a>, finds: &Finds) -> Mail<'a> {
     mail
 }
 
-/// The file that was touched.
+/// Writes the file that was accessed.
 fn push_file(file: &File<'_>, finds: &Finds, w: &mut Writer<'_>) {
     w.maybe("name", file.name.as_deref());
     w.maybe("extension", file.extension.as_deref());
@@ -158,7 +158,7 @@ fn push_file(file: &File<'_>, finds: &Finds, w: &mut Writer<'_>) {
     });
 }
 
-/// Where it is, or what was clicked.
+/// Writes the address of the file, or the link that was clicked.
 fn push_url(parts: &Parts<'_, '_>, file: &File<'_>, finds: &Finds, w: &mut Writer<'_>) {
     let url = match parts.record_type {
         Some(41) => parts.text(Member::Url),
@@ -209,7 +209,7 @@ fn push_email(parts: &Parts<'_, '_>, mail: &Mail<'_>, w: &mut Writer<'_>) {
     });
 }
 
-/// The policy or rule, of Microsoft's, that an alert or a match is about.
+/// Writes the Microsoft policy or rule that caused an alert or a match.
 fn push_rule(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
     if parts.is_type(&[40]) {
         w.maybe("id", parts.text(Member::PolicyId));
@@ -236,7 +236,7 @@ fn push_rule(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
     }
 }
 
-/// Techniques, by the rules that matched, and malware that was found.
+/// Writes the techniques of the rules that matched, and the malware that was found.
 fn push_threat(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
     let techniques = || parts.assessment.matches.iter().filter_map(|found| found.rule().technique.as_deref());
     if techniques().next().is_some() {
@@ -246,7 +246,7 @@ fn push_threat(parts: &Parts<'_, '_>, finds: &Finds, w: &mut Writer<'_>) {
     w.nested("software", |w| w.maybe("name", finds.malware.first()));
 }
 
-/// Everybody and everything an analyst joins records by.
+/// Writes the users, hosts, addresses and hashes by which an analyst joins records.
 fn push_related(
     parts: &Parts<'_, '_>,
     (person, target): (&Actor<'_>, &Target<'_>),
@@ -284,8 +284,8 @@ fn push_related(
     w.texts("hash", own.into_iter().chain(finds.hashes.iter().cloned()));
 }
 
-/// The server that a record was written on, `NAME (address)`: the name, and the address where it is one and not the
-/// number of a build.
+/// The server that wrote the record, `NAME (address)`: its name, and its address unless the text in parentheses is a
+/// build number.
 fn server_of(parts: &Parts<'_, '_>) -> Option<(String, Option<std::net::IpAddr>)> {
     let text = parts.text(Member::OriginatingServer)?;
     let text = text.trim();
@@ -341,8 +341,8 @@ fn push_ai(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     });
 }
 
-/// Appends a record of ours: of the data set of the events, so that it is indexed where they are, and of the kind that
-/// says of a pipeline that it failed.
+/// Appends a record that the program itself made: in the data set of the events, so that it is indexed with them, and
+/// with the `event.kind` for a pipeline error.
 pub(crate) fn push_notice(notice: &Notice<'_>, out: &mut Vec<u8>) {
     let Notice { origin, .. } = notice;
     let failed = notice.severity >= Severity::High;
@@ -376,7 +376,7 @@ pub(crate) fn push_notice(notice: &Notice<'_>, out: &mut Vec<u8>) {
     });
 }
 
-/// Scheme, host and path of an absolute URL. Not decoded: what is shipped is what was received.
+/// Scheme, host and path of an absolute URL. Not decoded: the record has the text as received.
 fn split_url(url: &str) -> Option<(&str, &str, &str)> {
     let (scheme, rest) = url.split_once("://")?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -406,7 +406,7 @@ fn push_event(
         w.maybe("provider", parts.text(Member::Workload));
         if let Some(record_type) = parts.facts.number_of_type() {
             match record_types::info(record_type) {
-                // What Microsoft calls Viva Engage everybody still calls by its old name.
+                // Elastic's integration still uses the old name of Viva Engage.
                 Some(_) if record_type == 22 => w.text("code", "Yammer"),
                 Some(info) => w.text("code", info.name),
                 None => w.text("code", record_type.to_string()),
@@ -414,7 +414,7 @@ fn push_event(
         }
         w.text("dataset", if theirs { o365::DATASET } else { "m365.audit" });
         w.text("module", if theirs { o365::MODULE } else { "m365" });
-        // That integration calls everything a success that does not say otherwise, and its rules ask for it.
+        // Elastic's integration records success unless the event says otherwise, and its rules depend on this.
         let outcome = parts.facts.outcome().or(if theirs { Some(Outcome::Success) } else { None });
         w.maybe("outcome", outcome.map(Outcome::as_str));
         w.number("severity", number_of(parts.assessment.severity()));
@@ -439,7 +439,7 @@ fn number_of(severity: Severity) -> i64 {
     }
 }
 
-/// What has no field in the schema: a closed set, each with one type.
+/// Writes the members that have no field in the schema: a closed set, each with one type.
 fn push_own(
     parts: &Parts<'_, '_>,
     origin: &Origin<'_>,
@@ -504,7 +504,7 @@ fn push_own(
     push_modified(parts, w);
 }
 
-/// What a match of data loss prevention says beside its policy and rule: names and numbers, never what was found.
+/// Writes the details of a DLP match beside its policy and rule: names and numbers, never the values found.
 fn push_dlp_match(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     let rules = parts.facts.dlp_rules();
     if rules.is_empty() && !parts.is_dlp() {
@@ -536,7 +536,7 @@ fn push_dlp_match(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     });
 }
 
-/// How mail was read.
+/// Writes how the mail was read.
 fn push_mail_access(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     if !parts.is_type(&[2, 50]) || parts.operation != "mailitemsaccessed" {
         return;
@@ -559,7 +559,7 @@ fn push_mail_access(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     }
 }
 
-/// What an AI application used, and which signal fired.
+/// Writes the tools that an AI application used and the signals that fired.
 fn push_ai_own(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     let Some(ai) = parts.facts.ai() else { return };
     w.nested("ai", |w| {
@@ -576,7 +576,7 @@ fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &
     w.nested("user", |w| {
         w.maybe("id", actor.id.as_deref());
         let split = actor.id.as_deref().filter(|id| is_address(id)).and_then(|id| id.split_once('@'));
-        // Whoever is no address is called by the id: services, applications, names of old systems.
+        // An actor without an address is named by the id: services, applications, names from old systems.
         const NOBODY: [&str; 3] = ["Not Available", "Unknown", "NOT-FOUND"];
         let id = actor.id.as_deref().filter(|id| !NOBODY.iter().any(|nobody| id.trim().eq_ignore_ascii_case(nobody)));
         w.maybe("name", split.map(|(name, _)| name).or(actor.name.as_deref()).or(id));
@@ -593,7 +593,8 @@ fn push_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &
     });
 }
 
-/// Whom it was done to: not a group, which is `group`, and of a mailbox its owner only where somebody else acted.
+/// Writes the user that the operation targeted: not a group (that is `group`), and the owner of a mailbox only if
+/// somebody else acted.
 fn push_target_user(parts: &Parts<'_, '_>, actor: &Actor<'_>, target: &Target<'_>, w: &mut Writer<'_>) {
     let kind = target.kind.as_deref().unwrap_or_default();
     if matches!(kind, "Group" | "SecurityGroup" | "SharePointGroup") || parts.is_type(&[40]) {

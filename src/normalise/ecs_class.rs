@@ -1,5 +1,5 @@
-//! `event.kind`, `event.category` and `event.type` of an event: what it is by its operation, and only where that does not
-//! tell by the records it is made like.
+//! `event.kind`, `event.category` and `event.type` of an event: derived from the operation, or, if that is not enough,
+//! from the record type that the event resembles.
 
 use super::category::Category;
 use super::event::Member;
@@ -8,10 +8,10 @@ use super::parts::Parts;
 /// Words of the schema.
 pub(crate) type Words = &'static [&'static str];
 
-/// Record types that are somebody's verdict.
+/// Record types that report a detection.
 const ALERTS: &[i64] = &[11, 13, 28, 33, 40, 41, 47, 64, 98, 99, 100, 107, 113];
 
-/// Whether an event is somebody's verdict: an alert, a match, a detection.
+/// Whether an event reports a detection: an alert, a match or a finding.
 pub(crate) fn is_alert(parts: &Parts<'_, '_>) -> bool {
     let operation = parts.operation;
     if parts.is_dlp() && operation == "miplabel" {
@@ -94,7 +94,7 @@ fn of_mailbox(operation: &str) -> Words {
     }
 }
 
-/// A look changes nothing, whatever it is called.
+/// Operations that only read, whatever their name suggests.
 const LOOKS: &[&str] = &[
     "get-",
     "search",
@@ -209,7 +209,7 @@ fn by_category(category: Category, operation: &str) -> (Words, Words) {
         Category::Dlp => (&["file"], &["info"]),
         Category::Threat => (&["threat"], &["indicator"]),
         Category::Compliance | Category::Automation => (&["configuration"], by_verb(operation)),
-        // Work done in a browser, which is all the schema has for it.
+        // Work done in a browser: the schema has no closer category.
         Category::Analytics | Category::Collaboration | Category::Productivity | Category::Ai => {
             (&["web"], by_verb(operation))
         }

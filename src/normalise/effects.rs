@@ -1,8 +1,8 @@
-//! What an event did, where a format has a place for it: whom mail is forwarded to, whether a second factor was given or
-//! taken.
+//! Effects of an event for which a format has a field: the recipients to whom mail is forwarded, and whether a second
+//! factor was added or removed.
 //!
-//! Read from the event's own facts. Severities are the rules', which an operator may switch off or replace; a record's
-//! other members do not depend on them.
+//! They are derived from the event's own facts. Severities are the rules', which an operator may switch off or replace;
+//! a record's other members do not depend on them.
 
 use std::sync::LazyLock;
 
@@ -11,17 +11,17 @@ use super::reach::is_address;
 use crate::severity::pattern::Names;
 use crate::severity::{Facts as _, Modification, recipient};
 
-/// Recipients that are named at most.
+/// The most recipients that are named.
 const RECIPIENTS_MAX: usize = 5;
 
 fn names(names: &[&str]) -> Names {
     Names::new(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
 }
 
-/// Parameters of `New-InboxRule` and `Set-InboxRule`, and the same of rules that a mail client makes.
+/// Parameters of `New-InboxRule` and `Set-InboxRule`, and the equivalents in rules that a mail client creates.
 static OF_INBOX_RULES: LazyLock<Names> =
     LazyLock::new(|| names(&["ForwardTo", "RedirectTo", "ForwardAsAttachmentTo", "SendTextMessageNotificationTo"]));
-/// What a mail client did to an inbox rule.
+/// The operation of a mail client on an inbox rule.
 static RULE_OPERATION: LazyLock<Names> = LazyLock::new(|| names(&["RuleOperation"]));
 /// The parameter of `Set-Mailbox`.
 static OF_MAILBOXES: LazyLock<Names> = LazyLock::new(|| names(&["ForwardingSmtpAddress"]));
@@ -57,25 +57,25 @@ pub(super) fn forwarded_to(facts: &EventFacts<'_, '_>, operation: &str) -> Vec<S
     addresses
 }
 
-/// What an update of a user did to the second factor.
+/// The change that an update of a user made to the second factor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FactorChange {
     /// One was added.
     Given,
-    /// It is not demanded any more, or what served for it was wiped.
+    /// It is no longer required, or its methods were removed.
     Taken,
 }
 
-/// That it is demanded.
+/// The property that says that it is required.
 static REQUIREMENT: LazyLock<Names> = LazyLock::new(|| names(&["StrongAuthenticationRequirement"]));
-/// What serves for it.
+/// The property that lists its methods.
 static METHOD: LazyLock<Names> = LazyLock::new(|| names(&["StrongAuthenticationMethod"]));
-/// The same, and what belongs to it.
+/// The properties that list its methods and their details.
 static METHODS: LazyLock<Names> = LazyLock::new(|| {
     names(&["StrongAuthenticationMethod", "StrongAuthenticationPhoneAppDetail", "StrongAuthenticationUserDetails"])
 });
 
-/// What an event did to a user's second factor. `operation` is the folded one.
+/// The change that an event made to a user's second factor. `operation` is the folded one.
 pub(super) fn factor_change(facts: &EventFacts<'_, '_>, operation: &str) -> Option<FactorChange> {
     if operation == "remove users strong authentication phone app detail" {
         return Some(FactorChange::Taken);

@@ -1,7 +1,7 @@
 //! One audit event as received: its top-level members as tokens, found by name without regard to case.
 //!
-//! Knows the names of members and nothing of what they mean. Names are those of Microsoft's "Office 365 Management
-//! Activity API schema"; casing on the wire wanders (`IntraSystemsId`, `itemCreationTime`), hence the folding.
+//! This module knows the names of members, not their meaning. The names are those of Microsoft's "Office 365 Management
+//! Activity API schema"; the case varies on the wire (`IntraSystemsId`, `itemCreationTime`), hence the folding.
 
 use std::borrow::Cow;
 
@@ -47,22 +47,22 @@ known_members! {
 
 /// How many known names may share a bucket of [`INDEX`].
 const BUCKET: usize = 4;
-/// No name in this place of a bucket, nor in those behind it.
+/// This place of a bucket is empty, and so are those after it.
 const NONE: u8 = u8::MAX;
 
-/// A known name in [`INDEX`], as far as it can be compared at once.
+/// A known name in [`INDEX`], with the parts that are compared first.
 #[derive(Clone, Copy)]
 struct Known {
     head: u64,
     tail: u64,
     /// Its place in [`NAMES`].
     slot: u8,
-    /// Whether head and tail say all of it: every byte is in one of them, and letters are all it has.
+    /// Whether comparing head and tail is enough: every byte of the name is in one of them, and all bytes are letters.
     is_all: bool,
 }
 
-/// Known names by [`bucket`], so that a key is compared with the one or two names it could be and hardly ever with one
-/// it is not. Built by the compiler, which refuses a name that does not fit.
+/// Known names by [`bucket`], so that a key is compared only with the one or two names in its bucket. Built by the
+/// compiler, which refuses a name that does not fit.
 static INDEX: [[Known; BUCKET]; 256] = {
     let mut index = [[Known { head: 0, tail: 0, slot: NONE, is_all: false }; BUCKET]; 256];
     let mut i = 0;
@@ -86,7 +86,7 @@ static INDEX: [[Known; BUCKET]; 256] = {
     index
 };
 
-/// Takes the case away from ASCII letters, of which no two become one; other bytes may.
+/// Folds the case of ASCII letters without collisions; other bytes may collide.
 const CASELESS: u64 = 0x2020_2020_2020_2020;
 
 /// The length of a name, at most 255, and its first seven bytes, without case.
@@ -106,7 +106,7 @@ const fn head(name: &[u8]) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// The last eight bytes of a name, without case; 0 for a name that its head says all of.
+/// The last eight bytes of a name, without case; 0 for a name that fits into its head.
 const fn tail(name: &[u8]) -> u64 {
     match name.last_chunk::<8>() {
         Some(last) => u64::from_le_bytes(*last) | CASELESS,
@@ -124,7 +124,7 @@ fn known(key: &[u8]) -> Option<usize> {
     for known in INDEX.get(bucket(head, tail))?.iter().take_while(|known| known.slot != NONE) {
         if known.head == head && known.tail == tail {
             let name = NAMES.get(usize::from(known.slot))?.as_bytes();
-            // Most keys come as the schema spells them, and to compare without case costs several times as much.
+            // Most keys are spelled as in the schema, and a comparison that ignores case costs several times as much.
             if known.is_all || name == key || name.eq_ignore_ascii_case(key) {
                 return Some(usize::from(known.slot));
             }
@@ -133,10 +133,10 @@ fn known(key: &[u8]) -> Option<usize> {
     None
 }
 
-/// Where the members of one event stand in its bytes. Made once for a blob and filled anew for each of its events.
+/// The positions of one event's members in its bytes. Created once for a blob and refilled for each of its events.
 #[derive(Clone)]
 pub struct Members {
-    /// From where to where the value token of each known member stands, if it is `present`.
+    /// The start and end of the value token of each known member, if it is `present`.
     values: [(u32, u32); NAMES.len()],
     /// A bit for each known member: to clear these takes less time than to clear all `values`.
     present: u128,
@@ -153,8 +153,8 @@ impl Default for Members {
 }
 
 impl Members {
-    /// Reads the JSON object that begins with the first of `bytes`, whatever follows it: its length. `None` when it is
-    /// not whole or not valid; whether it is UTF-8 is not looked at.
+    /// Reads the JSON object at the start of `bytes`, whatever follows it, and returns its length. `None` if it is
+    /// incomplete or not valid; UTF-8 is not checked.
     pub fn read(&mut self, bytes: &[u8]) -> Option<usize> {
         self.present = 0;
         self.fill(bytes)
@@ -165,13 +165,13 @@ impl Members {
         IDENTITY.iter().filter(|member| self.present >> (**member as usize) & 1 == 1).count() >= 2
     }
 
-    /// As [`Members::read`], into members that hold nothing yet.
+    /// As [`Members::read`], into empty members.
     fn fill(&mut self, bytes: &[u8]) -> Option<usize> {
         let Self { values, present, suspect, .. } = self;
         *suspect = false;
         let layout = json::scan_bytes(bytes, |key, value| {
             let key = bytes.get(key).unwrap_or_default();
-            // No name has a backslash, so a key that is found as it stands needs no look for one.
+            // No name contains a backslash, so a key that is found as written need not be searched for one.
             let unescaped = || {
                 let key = std::str::from_utf8(key.contains(&b'\\').then_some(key)?).ok()?;
                 known(json::unescape(key).as_bytes())
@@ -180,7 +180,7 @@ impl Members {
             if let Some(slot) = slot
                 && let Some(noted) = values.get_mut(slot)
             {
-                // What lies beyond 4 GiB makes the whole too long, below.
+                // A position beyond 4 GiB makes the whole event too long, which is checked below.
                 *noted = (value.start as u32, value.end as u32);
                 *present |= 1 << slot;
             } else if key.len() > 12 {
@@ -232,7 +232,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The event that [`Members::read`] has read: `bytes` are as many as it said.
+    /// The event that [`Members::read`] has read: `bytes` has the length that it returned.
     ///
     /// # Errors
     /// When the bytes are not UTF-8.
@@ -259,7 +259,7 @@ impl<'a> Event<'a> {
         Ok(event)
     }
 
-    /// What makes this event itself; `None` when it has no usable `Id` (absent, null, empty, blank, not a string or
+    /// The identity of this event; `None` when it has no usable `Id` (absent, null, empty, blank, not a string or
     /// number).
     pub fn identity(&self) -> Option<EventIdentity<'_>> {
         if json::is_blank(&self.id) {
@@ -279,11 +279,11 @@ impl<'a> Event<'a> {
         self.text
     }
 
-    /// Whether values that data loss prevention found are to be looked for in every spelling, damaged or not: a member may
-    /// be theirs, or the record is one of its, or does not say what it is.
+    /// Whether to search for values found by DLP in every spelling, damaged or not: a member may hold them, the record
+    /// is a DLP record, or its type is unknown.
     pub(crate) fn is_suspect(&self) -> bool {
         let says_nothing_else = || match &*self.record_type {
-            // The usual: a number as the feed writes it.
+            // The usual case: a number as the feed writes it.
             "1" | "2" | "6" | "8" | "14" | "15" | "25" | "50" => false,
             _ => self.record_type().is_none_or(|record_type| DLP_RECORD_TYPES.contains(&record_type)),
         };
@@ -299,7 +299,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// Whether this is plainly an event as the feed sends it, and no wrapper whose members have the same names.
+    /// Whether this is clearly an event as the feed sends it, not a wrapper whose members have the same names.
     pub(crate) fn is_plain(&self) -> bool {
         let has = |member: Member| self.members.present >> (member as usize) & 1 == 1;
         let told = !self.id.is_empty() && !self.operation.is_empty() && !self.creation_time.is_empty();
@@ -317,8 +317,8 @@ impl<'a> Event<'a> {
         self.value(member as usize)
     }
 
-    /// The token of a member of any name, known or not; `None` when it is absent or `null`. A name that is not known
-    /// costs a pass over the event.
+    /// The token of a member of any name, known or not; `None` when it is absent or `null`. An unknown name costs a
+    /// pass over the event.
     pub(crate) fn find(&self, name: &str) -> Option<&'a str> {
         match known(name.as_bytes()) {
             Some(slot) => self.value(slot),
@@ -326,7 +326,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The text of a member that is a string with something in it, or a number or boolean as written.
+    /// The text of a member that is a non-empty string, or a number or boolean as written.
     pub(crate) fn text_of(&self, member: Member) -> Option<Cow<'a, str>> {
         json::scalar(self.get(member)?).filter(|text| !json::is_blank(text))
     }
@@ -357,7 +357,7 @@ impl<'a> Event<'a> {
         &self.creation_time
     }
 
-    /// When it happened, as far as `CreationTime` can be read.
+    /// The time of the event, if `CreationTime` can be parsed.
     pub fn time(&self) -> Option<Timestamp> {
         super::time::parse(&self.creation_time).map(|time| time.at)
     }
@@ -380,8 +380,8 @@ impl<'a> Event<'a> {
     }
 }
 
-/// Whether the bytes are one valid JSON object that has two or more of the members that make an event's identity: what
-/// tells an event from the objects inside one, of which some have an `Id`.
+/// Whether the bytes are one valid JSON object that has two or more of the members that make an event's identity. This
+/// distinguishes an event from the objects inside one, some of which have an `Id`.
 pub(crate) fn is_like_an_event(bytes: &[u8]) -> bool {
     let mut members = Members::default();
     members.read(bytes) == Some(bytes.len()) && members.have_identity()
@@ -450,7 +450,7 @@ mod tests {
             assert_eq!(known(name.to_uppercase().as_bytes()), Some(i));
             assert_eq!(known(format!("{name}x").as_bytes()), None);
             assert_eq!(known(format!("{name}{}{name}", "x".repeat(256 - name.len())).as_bytes()), None);
-            // Without case some bytes that are no letters look like letters' or digits' neighbours.
+            // Case folding maps some bytes that are not letters to neighbours of letters or digits.
             for at in 0..name.len() {
                 for other in [b'@', b'`', b'[', b'{', 0x00, 0x11, 0x20, 0x7F, name.as_bytes()[at] ^ 0x20 ^ 0x80] {
                     let mut key = name.as_bytes().to_vec();

@@ -18,20 +18,20 @@ use crate::severity::pattern::Names;
 use crate::severity::recipient::Domains;
 use crate::severity::{Assessment, Facts, Modification, is_true, operation};
 
-/// In the `UserId` of a guest.
+/// The mark in the `UserId` of a guest.
 const GUEST_MARK: &[u8] = b"#EXT#";
 /// `UserType` of a guest.
 const GUEST: i64 = 10;
 
 impl Normaliser {
-    /// What the rules make of an event, by itself.
+    /// Assesses an event by the rules, without its context.
     pub fn assess(&self, event: &Event<'_>) -> Assessment<'_> {
         let folded = operation::fold(event.operation());
         self.settings.rules.assess(&folded, &EventFacts::new(event, &folded, &self.settings.internal_domains))
     }
 }
 
-/// An event and the domains the operator says are the organisation's. What costs a search is looked up once.
+/// An event and the internal domains that the operator configured. Facts that cost a search are looked up once.
 pub(crate) struct EventFacts<'e, 'a> {
     event: &'e Event<'a>,
     folded_operation: &'e str,
@@ -75,7 +75,7 @@ impl<'e, 'a> EventFacts<'e, 'a> {
         }
     }
 
-    /// The record type whose records the event is made like, whatever its own number: what decides what it is.
+    /// The record type that the event resembles, whatever its own number: this decides how it is classified.
     pub fn kin(&self) -> Option<i64> {
         self.kin
     }
@@ -85,12 +85,12 @@ impl<'e, 'a> EventFacts<'e, 'a> {
         self.actor.get_or_init(|| Actor::of(self.event, self.kin))
     }
 
-    /// Whom and what the event involves beside that.
+    /// The other users and objects that the event involves.
     pub fn involved(&self) -> &Involved<'a> {
         self.involved.get_or_init(|| Involved::of(self))
     }
 
-    /// What it tells of an AI application.
+    /// Its data on an AI application.
     pub fn ai(&self) -> Option<&Ai<'a>> {
         self.ai.get_or_init(|| ai::of(self.event, self.kin).map(Box::new)).as_deref()
     }
@@ -142,8 +142,8 @@ impl<'e, 'a> EventFacts<'e, 'a> {
         self.modified.get_or_init(|| {
             let token = self.event.get(Member::ModifiedProperties);
             let entries = token.map(parameters::modified).unwrap_or_default();
-            // Long changes of the directory stand in the details, and none among the modified properties.
-            // Each part says which of how many it is.
+            // The directory writes long changes into the details and none into the modified properties. Each part has
+            // its number and the total.
             let may_be_split = || {
                 let details = self.event.get(Member::ExtendedProperties).unwrap_or_default();
                 [&b"seq"[..], b"targetUpdated"]
@@ -202,11 +202,11 @@ impl<'a> Evidence<'a> for EventFacts<'_, 'a> {
 /// Lists of pairs other than parameters, modified and extended properties.
 const PROPERTY_LISTS: [Member; 3] = [Member::OperationProperties, Member::ExtraProperties, Member::PropertyCollection];
 
-/// Beginnings of a `UserId` that is a service of Microsoft's.
+/// Prefixes of a `UserId` that is a Microsoft service.
 const SERVICES: [&str; 1] = ["nt authority\\system ("];
-/// Beginnings of a `UserId` that is an application.
+/// Prefixes of a `UserId` that is an application.
 const APPLICATIONS: [&str; 3] = ["serviceprincipal_", "app@sharepoint", "certificate"];
-/// Beginnings of a `UserId` of nobody known.
+/// Prefixes of an anonymous `UserId`.
 const ANONYMOUS: [&str; 3] = ["anonymous", "urn:spo:anon#", "urn:forms:anonymous#"];
 
 fn begins(text: &str, beginnings: &[&str]) -> bool {
@@ -292,7 +292,7 @@ impl Facts for EventFacts<'_, '_> {
             ActorKind::Application => application(),
             ActorKind::Guest => guest(),
             ActorKind::Anonymous => anonymous(),
-            // A backslash is a name of the system's: `SHAREPOINT\system`, `Microsoft\ServiceOperator`.
+            // A name with a backslash is a system account: `SHAREPOINT\system`, `Microsoft\ServiceOperator`.
             ActorKind::Person => {
                 !user.is_empty() && !user.contains('\\') && !service() && !application() && !guest() && !anonymous()
             }
@@ -352,9 +352,9 @@ impl Facts for EventFacts<'_, '_> {
         own
     }
 
-    /// A record says so by its type (the seven of data loss prevention), by a `PolicyDetails` with something in it,
-    /// by `SensitiveInfoDetectionIsIncluded` true, or by an `IncidentId`: the members that "Office 365 Management
-    /// Activity API schema" gives to records of data loss prevention and to no others. A sensitivity label is no flag.
+    /// Whether DLP flagged the record: by its type (the seven DLP types), by a `PolicyDetails` that is not empty, by
+    /// `SensitiveInfoDetectionIsIncluded` true, or by an `IncidentId`: the members that "Office 365 Management Activity
+    /// API schema" gives to records of data loss prevention and to no others. A sensitivity label is no flag.
     fn flagged_by_dlp(&self) -> bool {
         let event = self.event;
         self.is_dlp()
@@ -364,7 +364,7 @@ impl Facts for EventFacts<'_, '_> {
     }
 }
 
-/// Whether a token is an empty list, object or string; a list of nothing but `null` is empty, too.
+/// Whether a token is an empty list, object or string; a list with only `null` elements counts as empty.
 fn is_blank(token: &str) -> bool {
     match token.as_bytes().first() {
         Some(b'[') => {

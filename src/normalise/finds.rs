@@ -1,8 +1,8 @@
-//! What was found, where an event is a finding: malware, hashes, files, addresses, mail; and the device of a sign-in or a
-//! match on a device.
+//! The findings of a detection: malware, hashes, files, addresses, mail; and the device of a sign-in or of a match on a
+//! device.
 //!
-//! Detections put these in many places: a list of attachments, an object, JSON in a text of an investigation. They are
-//! gathered by the names of their members, wherever these stand.
+//! Detections put these in many places: a list of attachments, an object, JSON in the text of an investigation. The
+//! module collects them by the names of their members, wherever these occur.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use super::json;
 use super::reach::{each_scalar, inner, is_address};
 use crate::severity::is_true;
 
-/// Things kept of one kind; the original has all of them.
+/// The most findings of one kind that are kept; the original event has all of them.
 const KEPT_MAX: usize = 50;
 
-/// What an event says was found.
+/// The findings in an event.
 #[derive(Debug, Default)]
 pub(crate) struct Finds {
     /// Names of malware, or of its family.
@@ -25,17 +25,17 @@ pub(crate) struct Finds {
     pub files: Vec<String>,
     /// Addresses.
     pub urls: Vec<String>,
-    /// Who sent mail.
+    /// Senders of the mail.
     pub senders: Vec<String>,
-    /// Who got it.
+    /// Its recipients.
     pub recipients: Vec<String>,
     /// Its subjects.
     pub subjects: Vec<String>,
-    /// Its ids on the way.
+    /// Its message ids.
     pub message_ids: Vec<String>,
     /// Addresses of machines.
     pub ips: Vec<String>,
-    /// What the alert is called.
+    /// The name of the alert.
     pub alert: Option<String>,
     /// The mailboxes and people it is about.
     pub people: Vec<String>,
@@ -53,7 +53,7 @@ fn keep(list: &mut Vec<String>, text: &str) {
     }
 }
 
-/// A hash, or `None` where a text is none.
+/// A hash, or `None` if the text is not one.
 fn hash(text: &str) -> Option<String> {
     let text = text.trim();
     let is_hash = matches!(text.len(), 32 | 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -61,13 +61,13 @@ fn hash(text: &str) -> Option<String> {
 }
 
 impl Finds {
-    /// What an event says was found; nothing of one that is no finding.
+    /// Collects the findings of an event; none if the event is not a finding.
     pub fn of(event: &Event<'_>, kin: Option<i64>, operation: &str) -> Finds {
         let mut finds = Finds::default();
         if !is_finding(kin, operation) {
             return finds;
         }
-        // In these the members are the record's own; what stands deeper may be anything.
+        // In these record types only the top-level members are findings; deeper members may be anything.
         let is_deep = kin == Some(64);
         each_scalar(event.text(), &mut |key, value| finds.take(key, value, is_deep));
         finds
@@ -118,7 +118,7 @@ impl Finds {
     }
 }
 
-/// The device that somebody signed in from, or on which data loss prevention looked.
+/// The device from which somebody signed in, or on which DLP found a match.
 #[derive(Debug, Default)]
 pub(crate) struct Device<'a> {
     /// Its id in the directory.
@@ -138,7 +138,7 @@ pub(crate) struct Device<'a> {
 }
 
 impl<'a> Device<'a> {
-    /// Of an event made like those of record type `kin`.
+    /// The device in an event that resembles record type `kin`.
     pub fn of(event: &Event<'a>, kin: Option<i64>) -> Device<'a> {
         let mut device = Device::default();
         match kin {
@@ -199,7 +199,7 @@ impl<'a> Device<'a> {
         }
     }
 
-    /// Whether nothing is known of it.
+    /// Whether nothing is known about it.
     pub fn is_empty(&self) -> bool {
         self.id.is_none() && self.name.is_none() && self.os.is_none()
     }

@@ -1,17 +1,17 @@
 //! An inbox rule under one set of names, whichever of three ways it was made: by cmdlet (`New-InboxRule`), by Outlook
 //! (`UpdateInboxRules` with `RuleActions`), or by EWS, OWA and REST (`UpdateInboxRules` with `Actions`).
 //!
-//! The names are those of `New-InboxRule`'s parameters, and `RuleOperation` with the client's word. What a client
-//! writes is JSON in a string; where it does not parse, its text is searched for the names of actions and addresses.
+//! The names are those of `New-InboxRule`'s parameters, and `RuleOperation` with the client's value. A client writes
+//! JSON in a string; if it does not parse, its text is searched for the names of actions and for addresses.
 
 use super::event::{Event, Member};
 use super::{json, parameters};
 
-/// What a part is handed to; it answers true to stop.
+/// The function that gets each part; it returns true to stop.
 type Test<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
 
-/// Words naming an action, in either form, and the parameter that means the same. Longer words stand before those
-/// that they contain.
+/// Words naming an action, in either form, and the parameter that means the same. Longer words come before those that
+/// they contain.
 const ACTIONS: &[(&str, &str)] = &[
     ("ForwardAsAttachment", "ForwardAsAttachmentTo"),
     ("Redirect", "RedirectTo"),
@@ -24,7 +24,7 @@ const ACTIONS: &[(&str, &str)] = &[
     ("StopProcessing", "StopProcessingRules"),
 ];
 
-/// Hands each part to `test`, name and value, until it answers true; whether it did.
+/// Passes the name and value of each part to `test` until it returns true; returns whether it did.
 pub(crate) fn any(event: &Event<'_>, test: Test<'_>) -> bool {
     if event.operation().trim().eq_ignore_ascii_case("UpdateInboxRules") {
         return event.get(Member::OperationProperties).is_some_and(|token| any_of_client(token, test));
@@ -50,11 +50,11 @@ pub(crate) fn any(event: &Event<'_>, test: Test<'_>) -> bool {
     name.is_some_and(|name| test("Name", &name))
 }
 
-/// What stands in for recipients where a rule passes mail on and the record does not say to whom.
+/// The text in place of recipients, if a rule forwards mail and the record does not name them.
 const NOT_NAMED: &str = "a recipient that the record does not name";
 
 fn any_of_client(token: &str, test: Test<'_>) -> bool {
-    // Shape B says in one member that mail is passed on and in another to whom.
+    // Shape B says in one member that mail is forwarded and names the recipients in another.
     let (mut passed_on, mut recipients) = (None, false);
     let found = any_part_of_client(token, &mut passed_on, &mut |name, value| {
         recipients |= PASSES_ON.contains(&name);
@@ -63,7 +63,7 @@ fn any_of_client(token: &str, test: Test<'_>) -> bool {
     found || passed_on.filter(|_| !recipients).is_some_and(|name| test(name, NOT_NAMED))
 }
 
-/// Parameters that pass mail on.
+/// Parameters that forward mail.
 const PASSES_ON: [&str; 3] = ["ForwardTo", "RedirectTo", "ForwardAsAttachmentTo"];
 
 fn any_part_of_client(token: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
@@ -114,7 +114,7 @@ fn any_of_outlook(text: &str, passed_on: &mut Option<&'static str>, test: Test<'
             _ => test(name, "True"),
         };
     };
-    // A list that is no text is handed over element by element.
+    // A list that is not text is passed on element by element.
     match text.trim() {
         one if one.starts_with('{') => take(one),
         list => json::elements(list, take),
@@ -136,7 +136,7 @@ fn folder(action: &str) -> String {
 fn any_recipient(action: &str, name: &str, test: Test<'_>) -> bool {
     let mut found = false;
     let recipients = json::get(action, "Recipients").unwrap_or_default();
-    // One recipient may stand without a list around it.
+    // A single recipient may occur without a list.
     if !recipients.starts_with('[') {
         return json::scalar(recipients).is_some_and(|text| !text.trim().is_empty() && test(name, &text));
     }
@@ -161,7 +161,7 @@ fn any_of_server_rule(text: &str, passed_on: &mut Option<&'static str>, test: Te
     let (mut found, mut parsed) = (false, false);
     json::elements(json::get(text.trim(), "Actions").unwrap_or_default(), |action| {
         parsed = true;
-        // The class stands in a member whose name varies (`$type`, `Type`, `ActionType`).
+        // The class is in a member whose name varies (`$type`, `Type`, `ActionType`).
         let mut name = None;
         json::members(action, |_, value| {
             if name.is_none() && value.len() < CLASS_BYTES_MAX {
@@ -188,7 +188,7 @@ const CLASS_BYTES_MAX: usize = 256;
 /// Text naming classes: `ForwardToRecipientsAction, MarkAsReadAction`.
 fn any_of_words(text: &str, passed_on: &mut Option<&'static str>, test: Test<'_>) -> bool {
     let lower = text.to_ascii_lowercase();
-    // A word that was found is taken out, so that `PermanentDelete` is not also `Delete`.
+    // A word that was found is removed, so that `PermanentDelete` does not also match `Delete`.
     let mut rest = lower;
     for (word, name) in ACTIONS {
         let word = word.to_ascii_lowercase();

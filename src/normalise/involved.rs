@@ -1,7 +1,7 @@
-//! Whom and what an event involves beside the one who acted: who got what, in which application, what was touched, why
-//! it failed. Derived once for an event, when the first asks; rules, reasons and every format use what came of it.
+//! The users and objects that an event involves beside the actor: the target, the application, the resources and the
+//! error. They are derived once for an event, on first use; rules, reasons and every format use the result.
 //!
-//! What an event cannot have is decided by its kind and operation before any member is looked at.
+//! Kind and operation decide what an event cannot have, before any member is read.
 
 use std::borrow::Cow;
 
@@ -12,56 +12,56 @@ use super::parameters::{Modified, Pairs};
 use super::reach::{inner, is_address};
 use super::{json, known};
 
-/// Things named at most, of one kind; the original has all of them.
+/// The most things of one kind that are named; the original event has all of them.
 const NAMED_MAX: usize = 20;
 
-/// Words that stand for nobody and nothing.
+/// Words that mean "unknown".
 const NOBODY: [&str; 5] = ["Not Available", "Unknown", "NOT-FOUND", "Not-Found", "NotAvailable"];
 
-/// Whether a text names nobody.
+/// Whether a text is one of these words.
 pub(crate) fn is_nobody(text: &str) -> bool {
     let text = text.trim();
-    // Nearly every text is longer than these, or begins otherwise.
+    // Nearly every text is longer than these words, or begins with another letter.
     text.len() <= 13
         && matches!(text.as_bytes().first(), Some(b'N' | b'n' | b'U' | b'u'))
         && NOBODY.iter().any(|nobody| text.eq_ignore_ascii_case(nobody))
 }
 
-/// Whom and what an event involves. What it does not tell is absent.
+/// The users and objects that an event involves. A part that the event does not name is absent.
 #[derive(Debug, Default)]
 pub(crate) struct Involved<'a> {
-    /// Whom it was done to, or who got something.
+    /// The target of the operation, or the recipient of a grant.
     pub target: Target<'a>,
-    /// The application it was done with or for.
+    /// The application that was used or changed.
     pub application: Application<'a>,
     /// Why it failed.
     pub error: Fault<'a>,
-    /// What was touched.
+    /// The resources that were accessed or changed.
     pub resources: Vec<Resource<'a>>,
-    /// Roles, scopes and rights that were given or taken.
+    /// Roles, scopes and rights that were granted or revoked.
     pub privileges: Vec<Cow<'a, str>>,
 }
 
-/// Whom an operation was about.
+/// The target of an operation.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Target<'a> {
     /// A principal name.
     pub principal: Option<Cow<'a, str>>,
-    /// A display name, or whatever `ObjectId` holds.
+    /// A display name, or the text of `ObjectId`.
     pub name: Option<Cow<'a, str>>,
-    /// A GUID, or the text that a claim is.
+    /// A GUID, or the text of a claim.
     pub id: Option<Cow<'a, str>>,
     /// `User`, `Group`, `ServicePrincipal`, …
     pub kind: Option<Cow<'a, str>>,
 }
 
 impl Target<'_> {
-    /// The best there is to call it by.
+    /// The best name available.
     pub fn label(&self) -> Option<&str> {
         self.principal.as_deref().or(self.name.as_deref()).or(self.id.as_deref())
     }
 
-    /// Its address, where it has one.
+    /// Its address, if it has one.
     pub fn email(&self) -> Option<Cow<'_, str>> {
         actor::email(self.principal.as_ref()?)
     }
@@ -79,13 +79,13 @@ pub(crate) struct Application<'a> {
 /// Why something failed.
 #[derive(Debug, Default)]
 pub(crate) struct Fault<'a> {
-    /// The number or word that Microsoft has for it.
+    /// Microsoft's number or word for the error.
     pub code: Option<Cow<'a, str>>,
-    /// What it says, in words where they are known.
+    /// Its meaning in words, if known.
     pub message: Option<Cow<'a, str>>,
 }
 
-/// Something that was touched.
+/// A resource that was accessed or changed.
 #[derive(Debug, Default)]
 pub(crate) struct Resource<'a> {
     /// Its name.
@@ -96,22 +96,22 @@ pub(crate) struct Resource<'a> {
     pub label: Option<Cow<'a, str>>,
 }
 
-/// What an event tells, for this to be derived from.
+/// The parts of an event from which this is derived.
 pub(crate) trait Evidence<'a> {
     /// The event.
     fn event(&self) -> &Event<'a>;
     /// Its folded operation.
     fn operation(&self) -> &str;
-    /// The record type whose records it is made like.
+    /// The record type that it resembles.
     fn kin(&self) -> Option<i64>;
     /// The cmdlet parameters.
     fn parameters(&self) -> &Pairs<'a>;
     /// The modified properties.
     fn modified(&self) -> &[Modified<'a>];
-    /// What it tells of an AI application.
+    /// Its data on an AI application.
     fn ai(&self) -> Option<&ai::Ai<'a>>;
 
-    /// The value of a modified property, the one before if that is asked for or there is no other.
+    /// The value of a modified property: the old value if `before` is true or there is no new one.
     fn modified_value(&self, name: &str, before: bool) -> Option<Cow<'a, str>> {
         let mut entries = self.modified().iter().filter(|entry| entry.name.eq_ignore_ascii_case(name));
         entries.find_map(|entry| if before { entry.value_before() } else { entry.value() })
@@ -119,7 +119,7 @@ pub(crate) trait Evidence<'a> {
 }
 
 impl<'a> Involved<'a> {
-    /// What an event involves.
+    /// Derives the users and objects that an event involves.
     pub fn of(facts: &impl Evidence<'a>) -> Self {
         let event = facts.event();
         let mut involved = Involved { application: application(event), ..Involved::default() };
@@ -154,7 +154,7 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// Privileges that stand in one text.
+    /// Adds the privileges listed in one text.
     fn privileges_in(&mut self, text: Cow<'a, str>, between: &[char]) {
         match text {
             Cow::Borrowed(text) => {
@@ -166,8 +166,8 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// Directory: `Target` says whom or what an operation was about; of what was granted that is the resource, and who got
-    /// it stands among the modified properties.
+    /// Directory: `Target` names the target of an operation. For a grant `Target` is the resource, and the modified
+    /// properties name the grantee.
     fn of_directory(&mut self, facts: &impl Evidence<'a>) {
         let operation = facts.operation();
         let event = facts.event();
@@ -203,7 +203,7 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// An application role or scopes that a service principal, a user or a group got or lost.
+    /// An application role or scopes that were granted to, or revoked from, a service principal, a user or a group.
     fn of_grant(&mut self, facts: &impl Evidence<'a>, app_id: Option<Cow<'a, str>>) {
         let operation = facts.operation();
         let taken = revokes(operation);
@@ -243,7 +243,7 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// A sign-in: the application signed in with, the service signed in to, why it failed.
+    /// A sign-in: the application, the service signed in to, the error.
     fn of_sign_in(&mut self, facts: &impl Evidence<'a>) {
         let event = facts.event();
         let service = event.text_of(Member::ObjectId).and_then(|id| known::application(id.trim()));
@@ -251,7 +251,7 @@ impl<'a> Involved<'a> {
         self.error = fault(event);
     }
 
-    /// A cmdlet that gives or takes rights to mailboxes, or roles.
+    /// A cmdlet that grants or revokes rights to mailboxes, or roles.
     fn of_cmdlet(&mut self, facts: &impl Evidence<'a>) {
         let operation = facts.operation();
         let of_mailbox = operation.ends_with("permission");
@@ -287,7 +287,7 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// A mailbox: whose it is, what of it was touched, who got rights to a folder.
+    /// A mailbox: its owner, the folders and items that were accessed, the grantee of rights to a folder.
     fn of_mailbox(&mut self, event: &Event<'a>, operation: &str) {
         let owner = event.text_of(Member::MailboxOwnerUPN);
         if operation.ends_with("folderpermissions") {
@@ -316,7 +316,7 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// Sharing: with whom.
+    /// Sharing: the recipient.
     fn of_sharing(&mut self, event: &Event<'a>) {
         if let Some(name) = event.text_of(Member::TargetUserOrGroupName) {
             let kind = event.text_of(Member::TargetUserOrGroupType);
@@ -329,7 +329,7 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// A team: who came, went or changed their part.
+    /// A team: the member who was added, removed or given another role.
     fn of_team(&mut self, event: &Event<'a>) {
         let Some(members) = event.get(Member::Members) else { return };
         let mut first = None;
@@ -344,7 +344,7 @@ impl<'a> Involved<'a> {
         self.resource(event.text_of(Member::TeamName), "team");
     }
 
-    /// An alert: the user that it is about.
+    /// An alert: the user it concerns.
     fn of_alert(&mut self, event: &Event<'a>) {
         let is_user = event.text_of(Member::EntityType).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("User"));
         if is_user {
@@ -352,7 +352,7 @@ impl<'a> Involved<'a> {
         }
     }
 
-    /// An AI application: where it was asked, which agent, what it read.
+    /// An AI application: the host application, the agent, the resources it read.
     fn of_ai(&mut self, ai: &ai::Ai<'a>) {
         let id = ai.agent_id.clone().or_else(|| ai.identity.clone());
         let name = ai.agent_name.clone().or_else(|| ai.host.clone());
@@ -368,14 +368,14 @@ impl<'a> Involved<'a> {
     }
 }
 
-/// The application of a record, whatever it is about.
+/// The application of a record of any kind.
 fn application<'a>(event: &Event<'a>) -> Application<'a> {
     let id = event
         .text_of(Member::ApplicationId)
         .or_else(|| event.text_of(Member::ClientAppId))
         .or_else(|| event.text_of(Member::AppId));
     let name = event.text_of(Member::ApplicationDisplayName);
-    // Some records give the id in the place of the name.
+    // Some records have the id in place of the name.
     let name = name.filter(|name| Some(name) != id.as_ref());
     let name = name.or_else(|| Some(Cow::Borrowed(known::application(id.as_deref()?.trim())?)));
     Application { id, name }
@@ -392,7 +392,7 @@ fn fault<'a>(event: &Event<'a>) -> Fault<'a> {
     }
 }
 
-/// What an operation of the directory gives or takes.
+/// What an operation of the directory grants or revokes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DirectoryKind {
     Grant,
@@ -404,7 +404,7 @@ enum DirectoryKind {
 }
 
 impl DirectoryKind {
-    /// By the folded name; beginnings are compared, for nearly every event has another.
+    /// Classifies by the folded name; prefixes are compared first, because nearly every event has another.
     fn of(operation: &str) -> DirectoryKind {
         if operation.starts_with("consent to application") {
             return Self::Consent;
@@ -428,17 +428,17 @@ impl DirectoryKind {
     }
 }
 
-/// Whether an operation takes a grant away.
+/// Whether an operation revokes a grant.
 pub(crate) fn revokes(operation: &str) -> bool {
     operation.starts_with("remove") || operation.starts_with("delete") || operation.contains("deletion-marked")
 }
 
-/// Words that `Target` has for what kind of thing it is.
+/// Words in `Target` for the kind of object.
 const TARGET_KINDS: [&str; 8] =
     ["User", "Group", "ServicePrincipal", "Application", "Device", "Policy", "Role", "Other"];
 
-/// Whom a directory operation was about: the principal name among `Target` (type 5), an id of it (type 2), else
-/// `ObjectId`; and of an application the id it is known by in every tenant.
+/// The target of a directory operation: the principal name in `Target` (type 5), an id in it (type 2), else `ObjectId`;
+/// and for an application the id that it has in every tenant.
 fn directory_target<'a>(event: &Event<'a>) -> (Target<'a>, Option<Cow<'a, str>>) {
     let mut target = Target::default();
     let mut app_id = None;
@@ -466,7 +466,7 @@ fn directory_target<'a>(event: &Event<'a>) -> (Target<'a>, Option<Cow<'a, str>>)
                     close(open);
                     open = (index, "", 0);
                 }
-                // Both names of the wire have another length.
+                // The two names on the wire differ in length.
                 match key.len() {
                     2 => open.1 = value,
                     4 => open.2 = value.bytes().find(u8::is_ascii_digit).unwrap_or(0),
@@ -483,7 +483,7 @@ fn directory_target<'a>(event: &Event<'a>) -> (Target<'a>, Option<Cow<'a, str>>)
     (target, app_id)
 }
 
-/// Somebody by a name, an address or a claim.
+/// A person identified by a name, an address or a claim.
 fn person<'a>(name: Option<Cow<'a, str>>, kind: Option<Cow<'a, str>>) -> Target<'a> {
     let Some(name) = name.filter(|name| !is_nobody(name)) else { return Target::default() };
     let inside = actor::unclaimed(&name).len();
@@ -502,7 +502,7 @@ fn person<'a>(name: Option<Cow<'a, str>>, kind: Option<Cow<'a, str>>) -> Target<
     }
 }
 
-/// Claims of SharePoint's that stand for everybody, and what people call them.
+/// SharePoint claims that mean everybody, and their usual names.
 fn everyone(claim: &str) -> Option<&'static str> {
     let claim = claim.trim();
     if !claim.starts_with(['c', 'C']) {
@@ -515,7 +515,7 @@ fn everyone(claim: &str) -> Option<&'static str> {
     (is("c:0(.s|true") || is("c:0!.s|windows")).then_some("Everyone")
 }
 
-/// The scopes of what a consent granted: in `[] => [[Id: …, Scope: User.Read Mail.Read, …]]` those behind the arrow.
+/// The scopes that a consent granted: in `[] => [[Id: …, Scope: User.Read Mail.Read, …]]` those after the arrow.
 fn scopes_of_consent(text: &str) -> impl Iterator<Item = &str> {
     let granted = text.rsplit_once("=>").map_or(text, |(_, granted)| granted);
     granted.split("Scope:").skip(1).flat_map(|part| {

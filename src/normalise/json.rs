@@ -1,31 +1,33 @@
-//! Just enough JSON for audit events: a validating scanner that never builds a tree, never recurses and never copies.
+//! The JSON support that audit events need: a validating scanner that builds no tree, does not recurse and does not
+//! copy.
 //!
 //! Why not serde: an event's members are needed as the very bytes received (they go into the record again), nested
 //! containers are looked into only when a rule asks, and nesting comes from the network, so depth must cost one bit
 //! and no stack. Grammar: RFC 8259; a surrogate escape without its partner is let through, as the grammar does.
 //!
 //! A *token* here is the text of one JSON value without surrounding white space, `"…"` included for strings. Every
-//! function taking a token accepts any text and answers `None` or nothing for what is not of the shape asked for.
+//! function that takes a token accepts any text and returns `None` or nothing if the text does not have the expected
+//! form.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use wide::u8x16;
 
-/// The bytes are not JSON of the shape asked for.
+/// The bytes are not JSON of the expected form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// What the scanner saw on its way through a valid object.
+/// Properties of a valid object that the scanner has read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
-    /// Whether CR or LF stands between tokens (inside strings the grammar forbids them).
+    /// Whether CR or LF occurs between tokens (inside strings the grammar forbids them).
     pub breaks: bool,
     /// Where the object ends: the index after its `}`.
     pub end: usize,
 }
 
-/// Scans one object that begins at the start of `text` (after white space) and hands every top-level member to
+/// Scans one object that begins at the start of `text` (after white space) and passes every top-level member to
 /// `member`: the key's token without its quotes, still escaped, and the value's token.
 pub(crate) fn scan_object<'a>(text: &'a str, mut member: impl FnMut(&'a str, &'a str)) -> Result<Layout, Malformed> {
     scan_bytes(text.as_bytes(), |key, value| {
@@ -34,7 +36,7 @@ pub(crate) fn scan_object<'a>(text: &'a str, mut member: impl FnMut(&'a str, &'a
     })
 }
 
-/// As [`scan_object`] over bytes that nobody has checked to be UTF-8: `member` is told where key and value stand.
+/// As [`scan_object`], over bytes that may not be UTF-8: `member` gets the positions of key and value.
 pub(crate) fn scan_bytes(
     bytes: &[u8],
     mut member: impl FnMut(Range<usize>, Range<usize>),
@@ -46,7 +48,7 @@ pub(crate) fn scan_bytes(
     Ok(Layout { breaks: scanner.breaks, end })
 }
 
-/// Calls `member` for each member of an object token until it answers `false`.
+/// Calls `member` for each member of an object token until it returns `false`.
 pub(crate) fn members<'a>(token: &'a str, mut member: impl FnMut(Cow<'a, str>, &'a str)) {
     let _ = scan_object(token, |key, value| member(unescape(key), value));
 }
@@ -148,14 +150,15 @@ pub(crate) fn scalar(token: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// An integer, leniently: `20`, `"20"`, `" 20 "`, `1.0`, `"1e9"`. `None` where it is none or does not fit.
+/// An integer, parsed leniently: `20`, `"20"`, `" 20 "`, `1.0`, `"1e9"`. `None` if it is not an integer or does not
+/// fit.
 pub(crate) fn integer(token: &str) -> Option<i64> {
     let text = scalar(token)?;
     let text = text.trim();
     if let Ok(number) = text.parse::<i64>() {
         return Some(number);
     }
-    // Within 2^53 a float that is whole is the integer it stands for; beyond, digits were lost.
+    // Up to 2^53 a whole float is exactly the integer; beyond that, digits were lost.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if !text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
         return None;
@@ -182,8 +185,8 @@ pub fn unescape(inner: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// Where escapes stand at all they stand close together (JSON in a string has one every few bytes), and a search that
-/// sets up for long distances would cost more than it finds.
+/// Escapes usually occur close together (JSON in a string has one every few bytes), and the set-up of a search for long
+/// distances would cost more than it saves.
 fn next_backslash(bytes: &[u8]) -> Option<usize> {
     const NEAR: usize = 16;
     let near = bytes.get(..NEAR).unwrap_or(bytes);
@@ -227,7 +230,7 @@ fn unescape_unit(escape: &[u8]) -> (char, usize) {
     pair.map_or((char::REPLACEMENT_CHARACTER, 6), |c| (c, 12))
 }
 
-/// Whether a text has nothing in it but white space. Nearly every text has something at its beginning.
+/// Whether a text is only white space. Nearly every text begins with another character.
 pub(crate) fn is_blank(text: &str) -> bool {
     match text.as_bytes().first() {
         None => true,
@@ -268,7 +271,7 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
 /// Appends `text` as the inside of a JSON string.
 pub(crate) fn push_escaped(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
-    // JSON in a string has a quote to escape every few bytes; growing step by step costs more than the room.
+    // JSON in a string has a quote to escape every few bytes; growing step by step costs more than reserving the space.
     out.reserve(bytes.len() + bytes.len() / 8);
     let mut start = 0;
     loop {
@@ -293,7 +296,7 @@ pub(crate) fn push_escaped(out: &mut Vec<u8>, text: &str) {
 
 /// Appends a valid JSON text without the CR and LF between its tokens; blanks and tabs stay.
 pub(crate) fn push_on_one_line(out: &mut Vec<u8>, text: &str) {
-    // CR and LF cannot stand inside a valid string, so every one of them is between tokens.
+    // CR and LF cannot occur inside a valid string, so every one of them is between tokens.
     let bytes = text.as_bytes();
     let mut start = 0;
     for at in memchr::memchr2_iter(b'\r', b'\n', bytes) {
@@ -303,7 +306,8 @@ pub(crate) fn push_on_one_line(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(bytes.get(start..).unwrap_or_default());
 }
 
-/// A token without the white space between its tokens, which the feed does not write and says nothing.
+/// A token without the white space between its inner tokens. The feed does not write such white space, and it has no
+/// meaning.
 pub(crate) fn compact(token: &str) -> Cow<'_, str> {
     let bytes = token.as_bytes();
     let (mut out, mut start, mut at) = (String::new(), 0, 0);
@@ -387,7 +391,7 @@ impl Scanner<'_> {
                 b'n' => at = self.word(at, b"null")?,
                 _ => return None,
             }
-            // A value has ended at `at`; so may any number of containers around it.
+            // A value ends at `at`; any number of containers around it may end there, too.
             loop {
                 let Some(object) = nesting.innermost_is_object() else { return Some(at) };
                 at = self.space(at);

@@ -1,5 +1,5 @@
-//! What an event is about, in the two words that a route may ask for, whatever the format of its record: category and
-//! event type. Derived from the event, never from a record.
+//! Category and event type of an event: the two words by which a route may select it, whatever the format of its
+//! record. They are derived from the event, never from a record.
 
 use smallvec::SmallVec;
 
@@ -11,16 +11,16 @@ use crate::severity::Severity;
 /// Longer event types than this are rare.
 const EVENT_TYPE_BYTES: usize = 64;
 
-/// What a record is about.
+/// The kind of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A record of ours: an interval that is gone, bytes that cannot be read.
+    /// A record of the program itself: an interval that is lost, bytes that cannot be parsed.
     Notice,
     /// An audit event.
     Event(EventKind),
 }
 
-/// What an audit event is about.
+/// Category and type of an audit event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventKind {
     /// The area, `category` of a native record.
@@ -33,16 +33,17 @@ pub struct EventKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventType(SmallVec<[u8; EVENT_TYPE_BYTES]>);
 
-/// Says of a record what is not noted beside it, when a host asks. For the raw format, which has no place for it.
+/// Derives, when a host asks, the properties of a record that are not stored with it. For the raw format, which has no
+/// fields for them.
 pub trait Describe: std::fmt::Debug + Send + Sync {
     /// The severity of a record, one JSON object.
     fn severity(&self, json: &[u8]) -> Severity;
-    /// What it is about; `None` where that cannot be told.
+    /// Its kind; `None` if it cannot be derived.
     fn kind(&self, json: &[u8]) -> Option<Kind>;
 }
 
 impl EventKind {
-    /// Of an event with this record type and folded operation.
+    /// The kind of an event with this record type and folded operation.
     pub(crate) fn of(event: &Event<'_>, record_type: Option<i64>, operation: &str) -> Self {
         let workload = event.text_of(Member::Workload);
         let alert_category = event.text_of(Member::Category);
@@ -73,14 +74,14 @@ impl From<&[u8]> for EventType {
     }
 }
 
-/// Appends a folded name as one part of an event type: every run outside `[a-z0-9]` becomes `_`, nothing at all
-/// `unknown`.
+/// Appends a folded name as one part of an event type: every run outside `[a-z0-9]` becomes `_`, and an empty name
+/// becomes `unknown`.
 fn push_slug(out: &mut SmallVec<[u8; EVENT_TYPE_BYTES]>, folded: &str) {
     if folded.is_empty() {
         out.extend_from_slice(b"unknown");
         return;
     }
-    // Made in one place and taken over at once: a vector that grows by the byte takes several times as long.
+    // Built in an array and copied at once: a vector that grows by the byte takes several times as long.
     let mut slug = [0; EVENT_TYPE_BYTES];
     let mut length = 0;
     let mut in_run = false;

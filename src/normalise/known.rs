@@ -1,8 +1,8 @@
-//! Names and words for ids and numbers that Microsoft writes without them: its own applications, why a sign-in failed.
+//! Names for ids and numbers that Microsoft writes without names: its own applications, and the errors of sign-ins.
 
-/// Applications and services of Microsoft's by their id, in the order of the ids. The ids are the same in every tenant:
-/// "Verify first-party Microsoft applications in sign-in reports" and "Application IDs of commonly used Microsoft
-/// applications" list them.
+/// Microsoft's applications and services, in the order of their ids. The ids are the same in every tenant: "Verify
+/// first-party Microsoft applications in sign-in reports" and "Application IDs of commonly used Microsoft applications"
+/// list them.
 const APPLICATIONS: &[(&str, &str)] = &[
     ("00000001-0000-0000-c000-000000000000", "Azure ESTS Service"),
     ("00000002-0000-0000-c000-000000000000", "Windows Azure Active Directory"),
@@ -72,9 +72,9 @@ const APPLICATIONS: &[(&str, &str)] = &[
     ("fdd7719f-d61e-4592-b501-793734eb8a0e", "SharePoint Migration Tool"),
 ];
 
-/// The name of an application or service of Microsoft's.
+/// The name of a Microsoft application or service.
 pub(crate) fn application(id: &str) -> Option<&'static str> {
-    // Every id of the feed is in lower case; another is looked for as it is, and not found.
+    // The feed writes every id in lower case; an id in another case is not found.
     let at = APPLICATIONS.binary_search_by(|(known, _)| (*known).cmp(id)).ok()?;
     APPLICATIONS.get(at).map(|(_, name)| *name)
 }
@@ -145,14 +145,14 @@ const SIGN_IN: &[(i64, &str)] = &[
     (7_000_222, "the client's secret has expired"),
 ];
 
-/// What an `ErrorNumber` of a sign-in says, in words.
+/// The meaning of a sign-in's `ErrorNumber`, in words.
 pub(crate) fn sign_in_error(number: i64) -> Option<&'static str> {
     let at = SIGN_IN.binary_search_by_key(&number, |(known, _)| *known).ok()?;
     SIGN_IN.get(at).map(|(_, words)| *words)
 }
 
-/// Numbers of sign-ins that were interrupted and say nothing of a password: asked to stay signed in, an expired session,
-/// a step in between.
+/// Numbers of interrupted sign-ins that say nothing about the password: a prompt to stay signed in, an expired session,
+/// an intermediate step.
 pub(crate) const INTERRUPTS: &[i64] =
     &[50_058, 50_078, 50_089, 50_097, 50_125, 50_127, 50_140, 50_199, 70_043, 70_044, 70_046];
 

@@ -1,16 +1,15 @@
-//! Which known record type an event is made like, where its own number says nothing: it is missing, or so new that
-//! nobody has named it.
+//! The known record type that an event resembles, if its own number is missing or too new to be known.
 //!
-//! Microsoft adds record types without notice and gives them to events that there were before (matches of data loss
-//! prevention came under ten numbers). What an event is, its operation, its workload and its members go on saying. What
-//! a record says of its record type stays the number as received.
+//! Microsoft adds record types without notice and assigns them to events that existed before (DLP matches had ten
+//! numbers). The operation, the workload and the members still identify the event. The record keeps the number as
+//! received.
 
 use super::category::DLP_RECORD_TYPES;
 use super::event::{Event, Member};
 use super::record_types;
 
-/// The record type whose records this event is made like: its own where that is a known one, else the one that its
-/// operation, its workload or its members tell, else its own number. `operation` is the folded one.
+/// The record type that this event resembles: its own if it is known, else the one derived from its operation, workload
+/// or members, else its own number. `operation` is the folded one.
 pub(crate) fn of(event: &Event<'_>, operation: &str, number: Option<i64>) -> Option<i64> {
     match number {
         Some(known) if record_types::info(known).is_some() && !denies(known, operation) => number,
@@ -18,7 +17,7 @@ pub(crate) fn of(event: &Event<'_>, operation: &str, number: Option<i64>) -> Opt
     }
 }
 
-/// Whether an operation tells that the event is not of this type, whatever the number is called.
+/// Whether an operation shows that the event does not have this type, whatever its number.
 fn denies(known: i64, operation: &str) -> bool {
     operation.starts_with("dlprule") && !DLP_RECORD_TYPES.contains(&known)
 }
@@ -31,7 +30,7 @@ fn told(event: &Event<'_>, operation: &str) -> Option<i64> {
         .or_else(|| by_members(event, operation))
 }
 
-/// Operations of one service's own, and the record type of each.
+/// Operations that only one service has, and the record type of each.
 const OPERATIONS: &[(i64, &[&str])] = &[
     (9, &["passwordlogoninitialauthusingpassword", "passwordlogoncookiecopyusingdatoken"]),
     (15, &["userloggedin", "userloginfailed", "userloggedoff"]),
@@ -51,7 +50,7 @@ const OPERATIONS: &[(i64, &[&str])] = &[
     (334, &["teamcopilotinteraction"]),
 ];
 
-/// Beginnings of such operations.
+/// Prefixes of such operations.
 const BEGINNINGS: &[(i64, &[&str])] = &[
     (65, &["quarantine"]),
     (98, &["mcas_alert"]),
@@ -61,7 +60,7 @@ const BEGINNINGS: &[(i64, &[&str])] = &[
     (14, &["sitecollectionadmin", "addedtogroup", "removedfromgroup"]),
 ];
 
-/// Operations of mailboxes, whose names others have, too.
+/// Operations of mailboxes whose names other services use, too.
 const MAIL_ITEM: &[&str] = &[
     "create",
     "update",
@@ -78,7 +77,7 @@ const MAIL_ITEM: &[&str] = &[
     "updatecalendardelegation",
     "updatefolderpermissions",
 ];
-/// The same, of several items at once.
+/// The same, for several items at once.
 const MAIL_ITEMS: &[&str] = &["harddelete", "softdelete", "movetodeleteditems", "move", "copy", "recorddelete"];
 
 fn by_operation(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
@@ -101,7 +100,7 @@ fn is_blank_list(token: Option<&str>) -> bool {
     token.is_none_or(|token| token.len() <= 2)
 }
 
-/// By where data loss prevention looked.
+/// Derives the type from the service in which DLP found the match.
 fn of_dlp(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
     let has = |member: Member| event.get(member).is_some();
     let matched = operation.starts_with("dlp") || operation == "miplabel";
@@ -114,11 +113,11 @@ fn of_dlp(event: &Event<'_>, operation: &str, workload: &str) -> Option<i64> {
     if has(Member::SharePointMetaData) || (matched && matches!(workload, "sharepoint" | "onedrive")) {
         return Some(11);
     }
-    // Where it looked is not told: in mail, as most do.
+    // The record does not name the service: assume mail, like most matches.
     matched.then_some(13).or_else(|| listed(operation))
 }
 
-/// By an operation of one service's own.
+/// Derives the type from an operation that only one service has.
 fn listed(operation: &str) -> Option<i64> {
     OPERATIONS.iter().find(|(_, names)| names.contains(&operation)).map(|(number, _)| *number)
 }
@@ -178,7 +177,7 @@ fn of_mailbox(event: &Event<'_>, operation: &str) -> Option<i64> {
     (has(Member::Item) || has(Member::MailboxOwnerUPN) || MAIL_ITEM.contains(&operation)).then_some(2)
 }
 
-/// By members that records of one service alone have.
+/// Derives the type from members that only records of one service have.
 fn by_members(event: &Event<'_>, operation: &str) -> Option<i64> {
     let has = |member: Member| event.get(member).is_some();
     if has(Member::CopilotEventData) {

@@ -1,8 +1,9 @@
-//! Values that are not to leave: what data loss prevention found (`DetectedValues`), and members the operator names.
+//! Masks values that must not leave the machine: those found by DLP (`DetectedValues`) and the members that the
+//! operator names.
 //!
-//! Works on the event's text before anything is derived from it, so that no record in any format shows what is masked.
-//! A string becomes `"[masked]"`, a number 0; keys, lists and their lengths stay. An event with nothing to mask costs
-//! one search through its bytes and is not copied.
+//! The mask works on the event's text before anything is derived from it, so that no record in any format shows a
+//! masked value. A string becomes `"[masked]"`, a number 0; keys, lists and their lengths stay. An event with nothing
+//! to mask costs one search through its bytes and is not copied.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -13,13 +14,13 @@ use super::censor::{Censor, may_be_detected_values};
 use super::event::{Event, Member};
 use super::json;
 
-/// What stands in the place of a masked text.
+/// The replacement for a masked text.
 pub const MASKED: &str = "[masked]";
-/// The member that holds what was found and the text around it, wherever it stands.
+/// The member that holds the values found and the text around them, wherever it occurs.
 const DETECTED_VALUES: &str = "DetectedValues";
 /// The part of that name which is the same in every spelling seen.
 const CORE: &[u8] = b"etected";
-/// How often JSON in a string is looked into, one inside the other.
+/// How many levels of JSON inside JSON strings are searched.
 const NESTING_MAX: usize = 3;
 
 /// What to mask.
@@ -35,24 +36,24 @@ pub struct Mask {
 pub struct NotAPointer(pub String);
 
 impl Default for Mask {
-    /// What data loss prevention found, and nothing else.
+    /// Masks the values found by DLP, and nothing else.
     fn default() -> Self {
         Self { detected_values: true, pointers: Vec::new() }
     }
 }
 
 impl Mask {
-    /// Masks what data loss prevention found, if asked to, and what `pointers` point at: JSON pointers (RFC 6901)
-    /// whose names are compared without case, `*` standing for every element of a list.
+    /// Masks the values found by DLP, if `detected_values` is set, and the members that `pointers` name: JSON pointers
+    /// (RFC 6901) whose names are compared without case, `*` standing for every element of a list.
     ///
     /// # Errors
-    /// The first text that is no pointer.
+    /// The first text that is not a pointer.
     pub fn new(detected_values: bool, pointers: &[String]) -> Result<Mask, NotAPointer> {
         let pointers = pointers.iter().map(|text| parse_pointer(text).ok_or_else(|| NotAPointer(text.clone())));
         Ok(Mask { detected_values, pointers: pointers.collect::<Result<_, _>>()? })
     }
 
-    /// What says of bytes that cannot be parsed whether they may be shown.
+    /// The check that decides whether bytes that cannot be parsed may be shown.
     pub(crate) fn censor(&self) -> Censor {
         let detected = self.detected_values.then_some(DETECTED_VALUES);
         let pointed = self.pointers.iter().map(|pointer| {
@@ -63,7 +64,7 @@ impl Mask {
         Censor::new(detected.into_iter().chain(pointed))
     }
 
-    /// The event's text without what data loss prevention found; `None` when there was nothing of it, or it is kept.
+    /// The event's text without the values found by DLP; `None` if it had none, or if they are not masked.
     pub(crate) fn without_detected(&self, event: &Event<'_>) -> Option<String> {
         Mask { detected_values: self.detected_values, pointers: Vec::new() }.apply(event)
     }
@@ -97,7 +98,7 @@ impl Mask {
 /// Names of members that hold what somebody asked an AI application, or what it answered.
 const PROMPT_NAMES: [&str; 6] = ["Text", "Content", "Prompt", "Response", "Body", "Answer"];
 
-/// Where they stand. Microsoft's feed gives ids of messages and no text; exports and other applications' records may.
+/// Where they occur. Microsoft's feed has the ids of messages and no text; exports and other applications' records may.
 static PROMPTS: LazyLock<Vec<Vec<String>>> = LazyLock::new(|| {
     let places: [&[&str]; 3] = [&["CopilotEventData", "Messages", "*"], &["CopilotEventData"], &["Messages", "*"]];
     let below =
@@ -110,7 +111,7 @@ fn may_have_prompts(event: &Event<'_>) -> bool {
     let Some(token) = event.get(Member::CopilotEventData) else { return false };
     let bytes = token.as_bytes();
     PROMPT_ENDS.iter().zip(PROMPT_NAMES).any(|(end, name)| {
-        // Behind its first letter, which is written large or small, a name is written one way.
+        // After the first letter, which may be upper or lower case, the spelling does not vary.
         end.find_iter(bytes).any(|at| {
             let before = at.checked_sub(2).and_then(|start| bytes.get(start..at)).unwrap_or_default();
             matches!(before, [b'"', first] if name.as_bytes().first().is_some_and(|known| known.eq_ignore_ascii_case(first)))
@@ -118,7 +119,7 @@ fn may_have_prompts(event: &Event<'_>) -> bool {
     })
 }
 
-/// The ends of these names, with the quote behind them.
+/// The ends of these names, with the quote after them.
 static PROMPT_ENDS: LazyLock<Vec<Finder<'static>>> = LazyLock::new(|| {
     let end = |name: &str| Finder::new(&[name.get(1..).unwrap_or_default(), "\""].concat()).into_owned();
     PROMPT_NAMES.into_iter().map(end).collect()
@@ -131,7 +132,7 @@ fn may_have_detected(event: &Event<'_>) -> bool {
     event.is_suspect() || names_it(event.text())
 }
 
-/// Whether a key, as it stands, is the name that is masked, or was before a byte of it was damaged.
+/// Whether a key, as written, is the masked name, possibly with one damaged byte.
 fn is_detected_values(key: &str) -> bool {
     let name = json::unescape(key);
     if name.eq_ignore_ascii_case(DETECTED_VALUES) {
@@ -142,7 +143,7 @@ fn is_detected_values(key: &str) -> bool {
     }
     match key.len() {
         ..=16 => {
-            // A byte that became a backslash takes the next with it.
+            // A byte that was damaged into a backslash affects the next one, too.
             let edits_max = if key.contains('\\') { 2 } else { 1 };
             strsim::levenshtein(&name.to_ascii_lowercase(), &DETECTED_VALUES.to_ascii_lowercase()) <= edits_max
         }
@@ -150,10 +151,10 @@ fn is_detected_values(key: &str) -> bool {
     }
 }
 
-/// Looks for the name in what cannot be parsed.
+/// Searches for the name in bytes that cannot be parsed.
 static DETECTED: LazyLock<Censor> = LazyLock::new(|| Censor::new([DETECTED_VALUES]));
 
-/// A searcher made once: making it costs as much as searching an event.
+/// The searcher is built once: building it costs as much as searching an event.
 static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(CORE));
 
 fn names_it(text: &str) -> bool {
@@ -177,7 +178,7 @@ enum Wanted {
     DetectedValues,
 }
 
-/// Pieces of a text and what takes their place.
+/// Pieces of a text and their replacements.
 struct Edits<'t> {
     text: &'t str,
     edits: Vec<(usize, usize, Cow<'static, str>)>,
@@ -248,13 +249,15 @@ impl<'t> Edits<'t> {
         }
     }
 
-    /// JSON in a string can hold the member, too. Where it names it and cannot be read, the whole string goes.
+    /// JSON in a string can hold the member, too. If such a string names it and cannot be parsed, the whole string is
+    /// masked.
     fn look_inside(&mut self, token: &'t str, offset: usize, nesting: usize) {
         if token.len() < DETECTED_VALUES.len() || DETECTED.clone().admits(token.as_bytes()) {
             return;
         }
         let inner = json::inner(token).map(json::unescape).unwrap_or_default();
-        // A sentence may name it. What has values beside the name has quotes or brackets, or is base64.
+        // A sentence may mention the name. A text with values beside the name contains quotes or brackets, or is
+        // base64.
         if !inner.contains(['{', '[', '"', ':']) && !DETECTED.is_in_base64(token.as_bytes()) {
             return;
         }
@@ -317,7 +320,7 @@ impl<'t> Edits<'t> {
         let mut masked = String::with_capacity(self.text.len());
         let mut at = 0;
         for (start, end, instead) in &self.edits {
-            // One inside another, or the same twice: the first and longest stands.
+            // If one is inside another, or the same occurs twice, the first and longest is kept.
             if *start < at {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Members of a native record that say whom and what an event involves.
+//! The members of a native record for the users and objects that an event involves.
 
 use std::borrow::Cow;
 
@@ -9,8 +9,8 @@ use super::writer::Writer;
 /// Longest text of one of these members, in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
 
-/// What an event is about where its `ObjectId` names nothing: of a conversation with an AI application what was read, else
-/// the agent; of the directory the target.
+/// The object of an event whose `ObjectId` names nothing: for a conversation with an AI application the resource it
+/// read, else the agent; for the directory the target.
 pub(crate) fn object<'f>(facts: &'f EventFacts<'_, '_>) -> Option<Cow<'f, str>> {
     if let Some(ai) = facts.ai() {
         let read = ai.read.first().and_then(|read| read.name.as_ref()).or(ai.contexts.first());
@@ -24,7 +24,7 @@ pub(crate) fn object<'f>(facts: &'f EventFacts<'_, '_>) -> Option<Cow<'f, str>> 
     name.or_else(|| facts.modified_text("DisplayName"))
 }
 
-/// Appends `target`, `application`, `error`, `resources` and `privileges`, those that are known.
+/// Appends those of `target`, `application`, `error`, `resources` and `privileges` that are known.
 pub(crate) fn push_involved(facts: &EventFacts<'_, '_>, out: &mut Vec<u8>) {
     let Involved { target, application, error, resources, privileges } = facts.involved();
     let mut w = Writer::more(out);
@@ -54,7 +54,7 @@ pub(crate) fn push_involved(facts: &EventFacts<'_, '_>, out: &mut Vec<u8>) {
 fn push_target(target: &Target<'_>, w: &mut Writer<'_>) {
     let email = target.email();
     let local = email.as_deref().and_then(|email| Some(email.split_once('@')?.0));
-    // The address says as much as the same text as an id.
+    // An id with the same text as the address adds nothing.
     let id = target.id.as_deref().or(target.principal.as_deref().filter(|id| email.as_deref() != Some(*id)));
     w.maybe("id", id.map(|id| super::cut(id, TEXT_BYTES_MAX)));
     w.maybe("name", target.name.as_deref().or(local).map(|name| super::cut(name, TEXT_BYTES_MAX)));
@@ -68,7 +68,7 @@ fn push_resource(resource: &Resource<'_>, w: &mut Writer<'_>) {
     w.maybe("label", resource.label.as_deref());
 }
 
-/// Whom and what an event involves, for people: what it is called, and what the event says.
+/// The users and objects that an event involves, for people: label and value.
 pub(crate) fn in_words(facts: &EventFacts<'_, '_>) -> Vec<(&'static str, String)> {
     let Involved { target, application, error, resources, privileges } = facts.involved();
     let mut words = Vec::new();
@@ -99,7 +99,7 @@ pub(crate) fn in_words(facts: &EventFacts<'_, '_>) -> Vec<(&'static str, String)
     words
 }
 
-/// Microsoft's word for a kind of target as a record has it.
+/// The word that a record uses for one of Microsoft's kinds of target.
 pub(crate) fn kind(word: &str) -> Cow<'static, str> {
     const KINDS: [(&str, &str); 14] = [
         ("User", "user"),

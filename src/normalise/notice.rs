@@ -1,4 +1,4 @@
-//! What a record of ours tells, before it has the shape of a format.
+//! The content of a record that the program itself makes, before it is written in a format.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,8 +8,8 @@ use super::{Origin, json, time};
 use crate::model::Timestamp;
 use crate::severity::Severity;
 
-/// What a record of ours tells, before it has a shape. Its members have the same names in every format: at the top in
-/// the native format, below `m365.audit` in ECS, below `unmapped` in OCSF.
+/// The content of a record that the program itself makes. Its members have the same names in every format: at the top
+/// in the native format, below `m365.audit` in ECS, below `unmapped` in OCSF.
 #[derive(Debug)]
 pub(crate) struct Notice<'a> {
     /// `event_type`.
@@ -18,9 +18,9 @@ pub(crate) struct Notice<'a> {
     pub title: String,
     /// When it was noticed.
     pub time: Timestamp,
-    /// How much it matters.
+    /// Its severity.
     pub severity: Severity,
-    /// Where what it is about came from.
+    /// The origin of the affected bytes or interval.
     pub origin: Origin<'a>,
     /// The rest, in order.
     pub members: Vec<(&'static str, Value<'a>)>,
@@ -67,8 +67,8 @@ impl Value<'_> {
                 out.push(b'"');
                 let start = out.len();
                 out.resize(start + bytes.len().div_ceil(3) * 4, 0);
-                // The room is exactly what padded base64 takes, so this cannot fail; if it did the body would be cut,
-                // not the record.
+                // The reserved space is exactly the length of padded base64, so this cannot fail; if it did, the body
+                // would be cut, not the record.
                 let written = out.get_mut(start..).and_then(|room| STANDARD.encode_slice(bytes, room).ok());
                 out.truncate(start + written.unwrap_or(0));
                 out.push(b'"');
@@ -78,7 +78,7 @@ impl Value<'_> {
 }
 
 impl Notice<'_> {
-    /// Appends what only a record of this type has.
+    /// Appends the members that only a record of this type has.
     pub fn push_members(&self, w: &mut Writer<'_>) {
         for (name, value) in &self.members {
             w.value(name, |out| value.push(out));

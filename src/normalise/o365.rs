@@ -1,15 +1,15 @@
-//! Names of Elastic's own `o365` integration beside ours: what its dashboards and rules ask for.
+//! The field names of Elastic's own `o365` integration, which its dashboards and rules use.
 //!
-//! Below `o365.audit` stand the members of the event as that integration writes them: lists of pairs become objects, dots
-//! and blanks in names become `_`. These keys come from the event, so their number has no bound; that is why they are
-//! written for who asks for them alone (`ecs_profile = "elastic-o365"`).
+//! `o365.audit` contains the members of the event as that integration writes them: lists of pairs become objects, dots
+//! and blanks in names become `_`. These keys come from the event, so their number has no bound; so they are written
+//! only if configured (`ecs_profile = "elastic-o365"`).
 
 use super::event::Event;
 use super::json;
 use super::parameters::{self, Pairs, TokenOrText};
 use super::writer::Writer;
 
-/// The data set of that integration.
+/// The data set of Elastic's integration.
 pub(crate) const DATASET: &str = "o365.audit";
 /// Its module.
 pub(crate) const MODULE: &str = "o365";
@@ -24,7 +24,7 @@ pub(crate) fn push(event: &Event<'_>, w: &mut Writer<'_>) {
             let mut known: Vec<String> = Vec::new();
             json::members(event.text(), |key, value| {
                 let name = plain(&key);
-                // A key given twice is one here: the first.
+                // Of a repeated key only the first is written.
                 if value == "null" || name.is_empty() || known.contains(&name) {
                     return;
                 }

@@ -1,8 +1,9 @@
 //! Records in the Open Cybersecurity Schema Framework.
 //!
-//! Every record is a complete event of its class: what the class requires is there, and what an event cannot fill is
-//! named as unknown rather than invented. A record that cannot meet a class (mail without sender and recipient) is an
-//! API Activity. What has no attribute goes into `unmapped` as lists of pairs, the whole event into `raw_data`.
+//! Every record is a complete event of its class: it has all required attributes, and an attribute that the event
+//! cannot fill is "unknown", never invented. A record that cannot meet a class (mail without sender and recipient) is
+//! an API Activity. Members without an attribute go into `unmapped` as lists of pairs, and the whole event into
+//! `raw_data`.
 
 use std::borrow::Cow;
 
@@ -52,7 +53,7 @@ pub(crate) fn push(
         w.number("activity_id", activity);
         w.text("activity_name", caption);
         w.number("type_uid", class as i64 * 100 + activity);
-        // The schema's own caption, for 99 too: what the operation is called stands in `activity_name`.
+        // The schema's own caption, also for 99: `activity_name` has the name of the operation.
         w.text("type_name", [class.name(), ": ", class.activity(activity).unwrap_or("Other")].concat());
         w.number("time", at.as_millisecond());
         w.number("severity_id", severity_of(severity).0);
@@ -78,7 +79,7 @@ pub(crate) fn push(
     });
 }
 
-/// Appends a record of ours: a Base Event, for no class is about a collector.
+/// Appends a record of the program itself: a Base Event, because no class describes a collector.
 pub(crate) fn push_notice(notice: &Notice<'_>, version: OcsfVersion, out: &mut Vec<u8>) {
     let Notice { origin, .. } = notice;
     Writer::object(out, |w| {
@@ -150,7 +151,7 @@ fn message(parts: &Parts<'_, '_>, operation: &str) -> String {
 
 fn push_status(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
     if class.is_finding() {
-        // Of a finding the status is how far its handling has come.
+        // For a finding the status is the progress of its handling.
         let word = parts.text(Member::Status).unwrap_or_default().to_ascii_lowercase();
         let (id, caption) = match word.as_str() {
             _ if parts.operation == "dlpruleundo" => (4, "Resolved"),
@@ -215,7 +216,7 @@ fn push_metadata(
     });
 }
 
-/// Classes that have an actor only by the profile `host`.
+/// Whether a class has an actor only with the profile `host`.
 const fn has_host(class: Class, newest: bool) -> bool {
     match class {
         Class::DetectionFinding | Class::EmailActivity | Class::WebResources | Class::ApplicationLifecycle => true,
@@ -224,7 +225,7 @@ const fn has_host(class: Class, newest: bool) -> bool {
     }
 }
 
-/// Whether the record says from which device somebody signed in.
+/// Whether the record has the device of a sign-in.
 fn has_device(class: Class, device: &Device<'_>) -> bool {
     class == Class::Authentication && !device.is_empty()
 }
@@ -234,7 +235,7 @@ fn has_ai(parts: &Parts<'_, '_>, class: Class) -> bool {
     class == Class::ApiActivity && parts.facts.ai().is_some()
 }
 
-/// Classes that have no client's end and no request in version 1.1.
+/// Whether a class has neither the client's endpoint nor the request in version 1.1.
 const fn lacks_client(class: Class, newest: bool) -> bool {
     !newest && matches!(class, Class::EntityManagement | Class::UserAccess | Class::GroupManagement)
 }
@@ -288,7 +289,7 @@ fn push_class(
     }
 }
 
-/// A sign-in.
+/// Writes a sign-in.
 fn push_sign_in(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.nested("user", |w| push_person(parts, newest, w));
     w.nested("service", |w| {
@@ -302,7 +303,7 @@ fn push_sign_in(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     push_http(parts, Class::Authentication, newest, w);
 }
 
-/// A privilege that was given or taken.
+/// Writes a privilege that was granted or revoked.
 fn push_privilege(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, operation: &str, w: &mut Writer<'_>) {
     w.nested("user", |w| push_target(target, newest, w));
     let involved = parts.facts.involved();
@@ -318,7 +319,7 @@ fn push_privilege(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, oper
     push_http(parts, Class::UserAccess, newest, w);
 }
 
-/// A group, and who came or went.
+/// Writes a group and the member who was added or removed.
 fn push_group(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, w: &mut Writer<'_>) {
     w.nested("group", |w| {
         let group = parts.modified("Group.DisplayName").or_else(|| parts.text(Member::TeamName).map(Cow::into_owned));
@@ -356,7 +357,7 @@ fn push_group(parts: &Parts<'_, '_>, target: &Target<'_>, newest: bool, w: &mut 
     push_http(parts, Class::GroupManagement, newest, w);
 }
 
-/// What was done to something that has an address.
+/// Writes an operation on a resource that has a URL.
 fn push_web(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.objects("web_resources", |list| {
         list.push(|w| {
@@ -377,7 +378,7 @@ fn push_web(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     push_http(parts, Class::WebResources, newest, w);
 }
 
-/// A message that was sent.
+/// Writes a message that was sent.
 fn push_email(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     let (from, to) = sent(parts);
     w.number("direction_id", direction(parts, &to));
@@ -417,7 +418,7 @@ fn push_actor(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
         });
         if newest {
             let application = &parts.facts.involved().application;
-            // Of the directory it is what was acted upon.
+            // In directory records it is the target.
             if !parts.is_type(&[8]) {
                 w.maybe("app_name", application.name.as_deref());
                 let app = parts.text(Member::ClientAppId).or_else(|| parts.text(Member::AppId));
@@ -427,7 +428,7 @@ fn push_actor(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     });
 }
 
-/// Who acted. A name is there in any case, for the schema asks for one.
+/// Writes the actor, always with a name, because the schema requires one.
 fn push_person(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     let key = parts.text(Member::UserKey).filter(|key| !key.eq_ignore_ascii_case("Not Available"));
     w.maybe("uid", key);
@@ -435,7 +436,7 @@ fn push_person(parts: &Parts<'_, '_>, newest: bool, w: &mut Writer<'_>) {
     w.maybe("email_addr", parts.actor.email.as_deref().filter(|email| is_address(email)));
     w.maybe("full_name", parts.text(Member::LogonUserDisplayName));
     let (id, caption) = match (parts.actor.kind.as_deref(), parts.record_type) {
-        // A cmdlet run by anyone says 2.
+        // A cmdlet run by any user has the type 2.
         (Some("admin"), Some(1)) | (Some("regular" | "guest"), _) => (1, "User"),
         (Some("admin"), _) => (2, "Admin"),
         (Some("dc_admin" | "system"), _) => (3, "System"),
@@ -461,7 +462,7 @@ fn push_target(target: &Target<'_>, newest: bool, w: &mut Writer<'_>) {
     w.text("type", caption);
 }
 
-/// The client's end. A class that asks for it gets the client's name, or says that it is unknown.
+/// Writes the client's endpoint. A class that requires it gets the client's name, or "unknown".
 fn push_endpoint(parts: &Parts<'_, '_>, required: bool, w: &mut Writer<'_>) {
     w.nested("src_endpoint", |w| match parts.facts.source_address() {
         Some(address) => {
@@ -570,12 +571,12 @@ fn push_finding(parts: &Parts<'_, '_>, class: Class, newest: bool, w: &mut Write
     });
 }
 
-/// What the profile `security_control` adds.
+/// Writes the attributes of the profile `security_control`.
 fn push_control(parts: &Parts<'_, '_>, class: Class, severity: Severity, w: &mut Writer<'_>) {
     w.flag("is_alert", class.is_finding() || severity >= Severity::High);
     let (action, disposition) = match (parts.is_dlp(), parts.facts.outcome()) {
         (true, Some(Outcome::Failure)) => ((2, "Denied"), (2, "Blocked")),
-        // Warned, and the record does not say what the user did then.
+        // The user was warned, and the record does not say what the user did then.
         (true, Some(Outcome::Unknown)) => ((3, "Observed"), (19, "Alert")),
         (true, _) => ((1, "Allowed"), (1, "Allowed")),
         (false, _) => ((0, "Unknown"), (0, "Unknown")),
@@ -602,7 +603,7 @@ fn push_control(parts: &Parts<'_, '_>, class: Class, severity: Severity, w: &mut
     });
 }
 
-/// What an analyst searches for. Types of the schema that version 1.1 does not have are left out there.
+/// Writes the observables. Version 1.1 omits the types that it does not have.
 fn push_observables(
     parts: &Parts<'_, '_>,
     (class, target): (Class, &Target<'_>),
@@ -646,7 +647,7 @@ fn push_observables(
     });
 }
 
-/// Files, their hashes and addresses, where the record has them.
+/// Adds files, their hashes and addresses, if the record has them.
 fn observe_files(parts: &Parts<'_, '_>, class: Class, finds: &Finds, add: &mut dyn FnMut(&str, i64, &str, &str)) {
     let file = parts.file();
     let prefix = match class {
@@ -671,12 +672,12 @@ fn observe_files(parts: &Parts<'_, '_>, class: Class, finds: &Finds, add: &mut d
     }
 }
 
-/// Classes whose records have the client's end.
+/// Whether records of a class have the client's endpoint.
 fn has_endpoint(class: Class, newest: bool) -> bool {
     !lacks_client(class, newest) && !matches!(class, Class::DetectionFinding | Class::ApplicationLifecycle)
 }
 
-/// Classes whose records have the request.
+/// Whether records of a class have the request.
 fn has_request(class: Class, newest: bool) -> bool {
     has_endpoint(class, newest) && !matches!(class, Class::EmailActivity | Class::DataSecurityFinding)
 }
@@ -706,7 +707,7 @@ fn group_of_site(parts: &Parts<'_, '_>) -> Option<String> {
     rest.split_once("</Group>").map(|(name, _)| name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
-/// What was touched: what the event involves, else its object.
+/// Writes the resources that the event involves, else its object.
 fn push_resources(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     let involved = parts.facts.involved();
     w.objects("resources", |list| {
@@ -724,7 +725,7 @@ fn push_resources(parts: &Parts<'_, '_>, w: &mut Writer<'_>) {
     });
 }
 
-/// What was found: malware, files with their hashes, mail, the person it is about.
+/// Writes the findings: malware, files with their hashes, mail, the person concerned.
 fn push_found(parts: &Parts<'_, '_>, finds: &Finds, newest: bool, w: &mut Writer<'_>) {
     if newest && !finds.malware.is_empty() && parts.is_type(&[4, 6, 14, 28, 47, 64]) {
         w.objects("malware", |list| {
@@ -797,7 +798,7 @@ fn push_hashes(finds: &Finds, own: Option<&str>, w: &mut Writer<'_>) {
     });
 }
 
-/// The session and the device that somebody signed in with.
+/// Writes the session and the device of a sign-in.
 fn push_session(parts: &Parts<'_, '_>, class: Class, device: &Device<'_>, newest: bool, w: &mut Writer<'_>) {
     if class != Class::Authentication {
         return;
@@ -839,7 +840,7 @@ fn push_session(parts: &Parts<'_, '_>, class: Class, device: &Device<'_>, newest
     });
 }
 
-/// The profile of AI applications: the model, where one is named, and the message.
+/// Writes the profile of AI applications: the model, if one is named, and the message.
 fn push_ai(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
     if !has_ai(parts, class) {
         return;
@@ -862,7 +863,7 @@ fn push_ai(parts: &Parts<'_, '_>, class: Class, w: &mut Writer<'_>) {
     });
 }
 
-/// 2 outbound if a recipient is outside, 3 internal if all are inside, 0 where none is named.
+/// 2 (outbound) if a recipient is external, 3 (internal) if all are internal, 0 if none is named.
 fn direction(parts: &Parts<'_, '_>, to: &[String]) -> i64 {
     use crate::severity::Facts as _;
     use crate::severity::recipient::{Recipient, judge};

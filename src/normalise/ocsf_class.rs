@@ -1,4 +1,4 @@
-//! Which class and activity an event is: by its operation and the records it is made like.
+//! Assigns class and activity to an event by its operation and the record type that it resembles.
 
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ pub(crate) enum Class {
     FileHosting = 6006,
 }
 
-/// `99`, an activity that the class has no number for.
+/// `99`: an activity for which the class has no number.
 pub(crate) const OTHER: i64 = 99;
 
 impl Class {
@@ -165,7 +165,7 @@ pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Tar
         }
         Some(2 | 3) if matches!(operation, "send" | "sendas" | "sendonbehalf") => {
             let (from, to) = sent(parts);
-            // Version 1.1 asks for both ends, later ones for either.
+            // Version 1.1 requires both sender and recipient, later versions one of them.
             match (from, to.is_empty()) {
                 (Some(_), false) => (Class::EmailActivity, 1),
                 (None, true) => (Class::ApiActivity, 1),
@@ -218,7 +218,7 @@ pub(crate) fn classify(parts: &Parts<'_, '_>, version: OcsfVersion, target: &Tar
     }
 }
 
-/// An update of a user that gives or takes a second factor.
+/// The activity of an update of a user that adds or removes a second factor.
 fn factor_activity(parts: &Parts<'_, '_>) -> i64 {
     match factor_change(parts.facts, parts.operation) {
         Some(FactorChange::Taken) => 11,
@@ -227,7 +227,7 @@ fn factor_activity(parts: &Parts<'_, '_>) -> i64 {
     }
 }
 
-/// What happened to a group: who came or went, or itself.
+/// The activity on a group: a member was added or removed, or the group changed.
 fn group_activity(operation: &str, newest: bool) -> i64 {
     match operation {
         "addedtogroup" => 3,
@@ -239,7 +239,7 @@ fn group_activity(operation: &str, newest: bool) -> i64 {
 }
 
 fn api_activity(operation: &str) -> i64 {
-    // Paging of address lists is a setting; no list is made.
+    // Paging of address lists is a setting; no list is created.
     if operation == "enable-addresslistpaging" {
         return 3;
     }

@@ -1,4 +1,4 @@
-//! Whether it worked: `ResultStatus` is not one vocabulary, and for sign-ins it does not even tell.
+//! The outcome of an operation. `ResultStatus` has several vocabularies, and for sign-ins it is not reliable.
 
 use super::event::{Event, Member};
 use super::known;
@@ -6,9 +6,9 @@ use super::known;
 /// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It had its effect; for data loss prevention: access was allowed.
+    /// It took effect; for data loss prevention: access was allowed.
     Success,
-    /// It had not.
+    /// It did not take effect.
     Failure,
     /// The record says something that is neither.
     Unknown,
@@ -25,16 +25,17 @@ impl Outcome {
     }
 }
 
-/// Record types of SharePoint and OneDrive, which never carry `ResultStatus`: the feed logs what happened.
+/// Record types of SharePoint and OneDrive, which never carry `ResultStatus`: the feed logs only operations that
+/// succeeded.
 const FILES: &[i64] = &[4, 6, 7, 14, 36, 37, 54, 55, 56];
 
-/// How the event ended; `None` where the record says nothing. `record_type` is the one it is made like; of data loss
-/// prevention [`super::dlp::outcome`] tells.
+/// How the event ended; `None` where the record says nothing. `record_type` is the type that the event resembles; for
+/// DLP records use [`super::dlp::outcome`].
 pub(crate) fn of(event: &Event<'_>, folded_operation: &str, record_type: Option<i64>) -> Option<Outcome> {
     match folded_operation {
         // Two thirds of failed sign-ins say `Success`: it means that the call was handled.
         "userloginfailed" => return Some(Outcome::Failure),
-        // One that was interrupted (50140, keep me signed in) carries an error number and is a sign-in none the less.
+        // An interrupted sign-in (50140, keep me signed in) carries an error number but succeeded.
         "userloggedin" => {
             let number = event.integer(Member::ErrorNumber).unwrap_or(0);
             let went_on = number == 0 || known::INTERRUPTS.contains(&number);

@@ -1,7 +1,7 @@
-//! Records of ours that are not audit events: an interval that is gone, bytes that could not be read.
+//! Records of the program itself, which are not audit events: an interval that is lost, bytes that could not be parsed.
 //!
-//! What a record tells is a [`Notice`]; each format has one envelope for all of them, so that they are indexed where the
-//! events are. They have no `event_id`. In the raw format, which has no envelope, they are as in the native one.
+//! The content of such a record is a [`Notice`]; each format has one envelope for all of them, so that they are indexed
+//! with the events. They have no `event_id`. In the raw format, which has no envelope, they are as in the native one.
 
 use super::notice::{Notice, Value};
 use super::writer::Writer;
@@ -20,7 +20,7 @@ pub const BAD_BLOB: &str = "m365_audit.bad_blob";
 /// `event_type` of a record that carries the signed checkpoint of a part of the receipts.
 pub const RECEIPT: &str = "m365_audit.receipt";
 
-/// Appends the record; its time and severity.
+/// Appends the record; returns its time and severity.
 pub(crate) fn push(
     notice: &Notice<'_>,
     (format, version): (Format, OcsfVersion),
@@ -52,24 +52,24 @@ fn push_native(notice: &Notice<'_>, out: &mut Vec<u8>) {
     });
 }
 
-/// An interval of one content type that can never be read.
+/// An interval of one content type that can no longer be read.
 #[derive(Debug, Clone, Copy)]
 pub struct GapNotice<'a> {
     /// The tenant.
     pub tenant: &'a TenantId,
     /// The content type.
     pub content_type: ContentType,
-    /// First instant of `contentCreated` that is gone.
+    /// First instant of `contentCreated` that is lost.
     pub from: Timestamp,
     /// First instant after it.
     pub to: Timestamp,
-    /// Why, as a slug (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).
+    /// The reason as a slug (`outage`, `subscription_disabled`, `blob_expired`, `position_moved`).
     pub reason: &'a str,
-    /// Why, in words.
+    /// The reason in words.
     pub detail: &'a str,
     /// When it was noticed.
     pub now: Timestamp,
-    /// The blob that is gone, when it is one.
+    /// The lost blob, if the gap is a single blob.
     pub content_id: Option<&'a str>,
 }
 
@@ -113,7 +113,7 @@ pub struct HealedNotice<'a> {
     pub reason: &'a str,
     /// The ids of the searches.
     pub queries: &'a [&'a str],
-    /// Different records that they gave, of all content types.
+    /// Distinct records that they returned, of all content types.
     pub records: u64,
     /// Events delivered of them, of all content types.
     pub events: u64,
@@ -142,14 +142,14 @@ impl<'a> HealedNotice<'a> {
                 ("records", Value::Number(records)),
                 ("events", Value::Number(events)),
                 ("readings", Value::Number(readings)),
-                // What did not agree stays a gap.
+                // An interval whose readings did not agree stays a gap.
                 ("readings_agree", Value::Flag(true)),
             ],
         }
     }
 }
 
-/// A part of the receipts that was sealed: its signed checkpoint, so that it leaves the machine.
+/// The signed checkpoint of a sealed part of the receipts, shipped so that a copy leaves the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct ReceiptNotice<'a> {
     /// The tenant.
@@ -200,17 +200,17 @@ pub struct BadBytes<'a> {
     pub now: Timestamp,
     /// Where the piece begins in its input, in bytes.
     pub offset: u64,
-    /// How many bytes the input has, when that is known.
+    /// The size of the input in bytes, if known.
     pub total: Option<u64>,
     /// The piece.
     pub body: BadBody<'a>,
     /// Why they could not be read, in words.
     pub reason: &'a str,
-    /// Where they stood, when that was a file.
+    /// Their place in a file, if they came from one.
     pub found_in: FoundIn<'a>,
 }
 
-/// Where bytes stood in a file, and what the row or the wrapper around them says of the event.
+/// The place of bytes in a file, and the data on the event in the row or wrapper around them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FoundIn<'a> {
     /// The file.
@@ -243,12 +243,12 @@ impl<'a> FoundIn<'a> {
     }
 }
 
-/// The bytes of a [`BadBytes`], or what there is instead.
+/// The bytes of a [`BadBytes`], or their replacement.
 #[derive(Debug, Clone, Copy)]
 pub enum BadBody<'a> {
     /// The bytes.
     Shown(&'a [u8]),
-    /// So many bytes with this SHA-256, which are not shown for this reason.
+    /// Bytes that are withheld: their number, their SHA-256 and the reason.
     Withheld {
         /// How many.
         bytes: u64,
@@ -256,7 +256,7 @@ pub enum BadBody<'a> {
         sha256: &'a [u8],
         /// Why they are not shown.
         why: Withheld,
-        /// How many stretches they are, when they are not one.
+        /// The number of stretches, if there are several.
         stretches: Option<u64>,
     },
 }
