@@ -264,16 +264,16 @@ pub enum BadBody<'a> {
 /// Why bytes are not shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Withheld {
-    /// They name what is masked, or follow such a name, and cannot be parsed.
+    /// They contain a masked name, or follow one, and cannot be parsed.
     Masked,
-    /// The same of an input that is at hand.
+    /// The same for an input that the operator has.
     MaskedHere,
-    /// Their blob had too many such bytes before them.
+    /// Too many such bytes precede them in their blob.
     TooMany,
 }
 
 impl Withheld {
-    /// In words, with where the bytes are.
+    /// The reason in words, with the place where the bytes still are.
     pub const fn in_words(self) -> &'static str {
         match self {
             Self::Masked => {
@@ -322,7 +322,7 @@ fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        // Writing into a string does not fail.
+        // Writing into a string cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
     text

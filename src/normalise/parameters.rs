@@ -1,7 +1,7 @@
-//! Cmdlet parameters in every shape they come in: a list of `{Name, Value}`, an object, one string in cmdlet syntax,
-//! and JSON of the first two inside a string.
+//! Cmdlet parameters in each of their forms: a list of `{Name, Value}`, an object, one string in cmdlet syntax, and
+//! JSON of the first two inside a string.
 //!
-//! Order means nothing and values are handed over as text; which parameter matters is not known here.
+//! The order has no meaning, and values are passed on as text. This module does not know which parameters matter.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -10,11 +10,12 @@ use super::json;
 use crate::severity::Modification;
 use crate::severity::pattern::Names;
 
-/// What a parameter is handed to; it answers true to stop.
+/// The function that gets each parameter; it returns true to stop.
 type Test<'t> = &'t mut dyn FnMut(&str, &str) -> bool;
 
-/// Hands each parameter of the token to `test`, name and value, until it answers true; whether it did. One with
-/// several values is handed over once for each, an object as its JSON text, one without a value in cmdlet syntax (a switch) as `True`.
+/// Passes the name and value of each parameter of the token to `test` until it returns true; returns whether it did. A
+/// parameter with several values is passed once for each, an object as its JSON text, a switch in cmdlet syntax as
+/// `True`.
 pub(crate) fn any(token: &str, test: Test<'_>) -> bool {
     match token.as_bytes().first() {
         Some(b'"') => {
@@ -26,7 +27,7 @@ pub(crate) fn any(token: &str, test: Test<'_>) -> bool {
     }
 }
 
-/// Pairs of a token taken apart once, to be asked several times. Values stay tokens until a name is asked for.
+/// The pairs of a token, parsed once for several lookups. Values stay tokens until their name is looked up.
 #[derive(Debug, Default)]
 pub(crate) struct Pairs<'a> {
     entries: Vec<(Cow<'a, str>, PairValue<'a>)>,
@@ -53,12 +54,12 @@ impl Modification for Modified<'_> {
     }
 }
 
-/// How many entries a value's token has: of a list its objects or elements, of other text one, of nothing none.
-/// Counted in the escaped text and without parsing: values are long, and old records are cut in the middle.
+/// The number of entries in a value's token: the objects or elements of a list, 1 for other text, 0 for nothing. They
+/// are counted in the escaped text without parsing, because values are long and old records are truncated.
 fn entries(token: &str) -> usize {
     const WHITE: [&str; 3] = ["\\r", "\\n", "\\t"];
     let trim = |mut text: &'_ str| -> usize {
-        // How many bytes of white space, escaped or not, a text begins with.
+        // The number of bytes of white space, escaped or not, at the start of a text.
         let whole = text.len();
         loop {
             let before = text.len();
@@ -85,7 +86,7 @@ fn entries(token: &str) -> usize {
     }
 }
 
-/// A value as it is at hand.
+/// A value as a token or as text.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TokenOrText<'t> {
     /// A JSON token.
@@ -98,12 +99,12 @@ pub(crate) enum TokenOrText<'t> {
 enum PairValue<'a> {
     /// A JSON value.
     Token(&'a str),
-    /// Text, from another form than a JSON list.
+    /// Text, if it does not come from a JSON list.
     Text(String),
 }
 
 impl<'a> Pairs<'a> {
-    /// Takes a token apart, in any of the shapes.
+    /// Parses a token in any of the forms.
     pub fn of(token: &'a str) -> Pairs<'a> {
         // Most lists have fewer; growing by doubling would copy three times.
         const USUAL: usize = 12;
@@ -122,7 +123,7 @@ impl<'a> Pairs<'a> {
         Pairs { entries, marks }
     }
 
-    /// Hands every name and value to `take`, a value as a JSON token where it is one.
+    /// Passes every name and value to `take`, the value as a JSON token if it is one.
     pub fn each(&self, take: &mut dyn FnMut(&str, TokenOrText<'_>)) {
         for (name, value) in &self.entries {
             match value {
@@ -135,12 +136,12 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    /// Hands the values of the names that `named` means to `test` until it answers true; whether it did.
+    /// Passes the values whose names match `named` to `test` until it returns true; returns whether it did.
     pub fn any_named(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool {
         named.may_match(self.marks) && self.any(&|name| named.matches(name), test)
     }
 
-    /// Hands the values of the names that `named` takes to `test` until it answers true; whether it did.
+    /// Passes the values whose names `named` accepts to `test` until it returns true; returns whether it did.
     pub fn any(&self, named: &dyn Fn(&str) -> bool, test: &mut dyn FnMut(&str) -> bool) -> bool {
         self.entries.iter().filter(|(name, _)| named(name)).any(|(name, value)| match value {
             PairValue::Token(token) => any_value(name, token, &mut |_, value| test(value)),
@@ -149,7 +150,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// A pair being read. An object without a name and a value has keys that are the names.
+/// A pair while it is read. In an object without `Name` and `Value` the keys are the names.
 #[derive(Default)]
 struct OpenPair<'a> {
     index: usize,
@@ -195,11 +196,11 @@ impl<'a> OpenPair<'a> {
 pub(crate) struct Modified<'a> {
     /// Its name.
     pub name: Cow<'a, str>,
-    /// The token of the value before.
+    /// The token of the old value.
     pub old: Cow<'a, str>,
-    /// The token of the value now.
+    /// The token of the new value.
     pub new: Cow<'a, str>,
-    /// Each as text, once a rule asked: values run to kilobytes of escapes.
+    /// The old value as text, once a rule has asked for it: values have kilobytes of escapes.
     old_text: OnceCell<Cow<'a, str>>,
     new_text: OnceCell<Cow<'a, str>>,
 }
@@ -210,7 +211,7 @@ impl<'a> Modified<'a> {
         Modified { name, old: nothing.clone(), new: nothing, old_text: OnceCell::new(), new_text: OnceCell::new() }
     }
 
-    /// The same, of a text that does not last.
+    /// The same entry with owned texts.
     fn into_owned<'o>(self) -> Modified<'o> {
         let mut entry = Modified::named(Cow::Owned(self.name.into_owned()));
         entry.old = Cow::Owned(self.old.into_owned());
@@ -218,18 +219,18 @@ impl<'a> Modified<'a> {
         entry
     }
 
-    /// The value now, where there is one, else the one before, without the list and the quotes around it.
+    /// The new value, else the old one, without the list and quotes around it.
     pub fn value(&self) -> Option<Cow<'a, str>> {
         bare(&self.new).or_else(|| bare(&self.old))
     }
 
-    /// The value before, where there is one, else the one now.
+    /// The old value, else the new one.
     pub fn value_before(&self) -> Option<Cow<'a, str>> {
         bare(&self.old).or_else(|| bare(&self.new))
     }
 }
 
-/// The entries of `ModifiedProperties`. One that is a plain string is a name alone.
+/// The entries of `ModifiedProperties`. An entry that is a plain string has only a name.
 pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
     // Most lists have fewer; growing by doubling would copy three times.
     const USUAL: usize = 8;
@@ -258,9 +259,9 @@ pub(crate) fn modified(token: &str) -> Vec<Modified<'_>> {
     entries
 }
 
-/// Changes that stand in `additionalDetails` of the extended properties: Microsoft Entra splits a long change into
-/// texts `b`, numbered `seq` of `c`, each in a record of its own; together they are JSON with `targetUpdatedProperties`,
-/// itself JSON in a text. A part that cannot be read alone is one entry of that name, so that what stands in it is found.
+/// Changes in `additionalDetails` of the extended properties: Microsoft Entra splits a long change into texts `b`,
+/// numbered `seq` of `c`, each in a record of its own; together they are JSON with `targetUpdatedProperties`, itself
+/// JSON in a text. A part that cannot be parsed alone is one entry of that name, so that its content is still searched.
 pub(crate) fn changes_in_details<'a>(extended: &Pairs<'a>) -> Vec<Modified<'a>> {
     let mut parts: Vec<(i64, String)> = Vec::new();
     extended.any(&|name| name.eq_ignore_ascii_case("additionalDetails"), &mut |details| {
@@ -308,7 +309,7 @@ pub(crate) fn changes_in_details<'a>(extended: &Pairs<'a>) -> Vec<Modified<'a>> 
 /// The member that holds them.
 const CHANGES: &str = "targetUpdatedProperties";
 
-/// The text of a value's token, for as long as the event lasts.
+/// The text of a value's token, with the lifetime of the event.
 fn text_of<'a>(token: &Cow<'a, str>) -> Cow<'a, str> {
     match token {
         Cow::Borrowed(token) => text_or_json(token),
@@ -316,7 +317,7 @@ fn text_of<'a>(token: &Cow<'a, str>) -> Cow<'a, str> {
     }
 }
 
-/// The text inside a value such as `["a"]`, which is how one value is written; `None` where nothing is.
+/// The text inside a value such as `["a"]`, the usual form of a single value; `None` if it is empty.
 fn bare<'a>(token: &Cow<'a, str>) -> Option<Cow<'a, str>> {
     let strip = |text: &str| {
         let end = |c: char| matches!(c, '[' | ']' | '"') || c.is_whitespace();
@@ -350,7 +351,7 @@ fn any_in_json(token: &str, test: Test<'_>) -> bool {
     stopped
 }
 
-/// A pair `{Name, Value}`, in Teams `{Key, Value}`. In a list a name alone is a pair, too: its value may be missing.
+/// A pair `{Name, Value}`, in Teams `{Key, Value}`. In a list, a name without a value counts as a pair, too.
 fn pair(token: &str, in_list: bool) -> Option<(Cow<'_, str>, &str)> {
     let (mut name, mut value, mut others) = (None, None, false);
     json::members(token, |key, token| {
@@ -372,7 +373,7 @@ fn any_in_object(token: &str, in_list: bool, test: Test<'_>) -> bool {
         Some((name, value)) => any_value(&name, value, test),
         None => {
             let mut stopped = false;
-            // As keys, all parameters may be there and those that were not given `null`.
+            // As keys, all parameters may be present, with `null` for those that were not given.
             json::members(token, |key, value| {
                 stopped = stopped || (value != "null" && any_value(&key, value, test));
             });
@@ -397,7 +398,7 @@ fn any_value(name: &str, token: &str, test: Test<'_>) -> bool {
     if token.starts_with('{') {
         return test(name, &json::compact(token));
     }
-    // Given, and holding nothing.
+    // Given, but empty.
     if token == "null" {
         return test(name, "");
     }
@@ -440,7 +441,7 @@ fn cmdlet_value(text: &str) -> &str {
     text
 }
 
-/// Words between blanks, quoted text being part of its word; with where each begins.
+/// Words between blanks, with their positions; quoted text is part of its word.
 struct Words<'a> {
     text: &'a str,
     at: usize,
@@ -465,7 +466,7 @@ impl<'a> Iterator for Words<'a> {
             match quote {
                 Some(open) if c == open => quote = None,
                 Some(_) => {}
-                // An apostrophe inside a word (O'Brien) opens nothing.
+                // An apostrophe inside a word (O'Brien) does not open a quotation.
                 None if matches!(c, '"' | '\'') && matches!(before, ' ' | ',' | ';' | ':' | '=') => quote = Some(c),
                 None if c.is_whitespace() => {
                     end = start + at;

@@ -1,4 +1,4 @@
-//! What both foreign formats take out of an event: targets, files, mail, matches of data loss prevention.
+//! The parts of an event that both foreign formats (ECS and OCSF) use: targets, files, mail, DLP matches.
 
 use std::borrow::Cow;
 
@@ -14,9 +14,9 @@ use super::reach::{inner, is_address};
 use super::writer::Writer;
 use crate::severity::{Assessment, Modification};
 
-/// An event with what was derived of it, for a format to write.
+/// An event with its derived parts, for a format to write.
 pub(crate) struct Parts<'d, 'a> {
-    /// The event, what is to be masked in it masked.
+    /// The event, already masked.
     pub event: &'d Event<'a>,
     /// Its facts.
     pub facts: &'d EventFacts<'d, 'a>,
@@ -26,7 +26,7 @@ pub(crate) struct Parts<'d, 'a> {
     pub reason: Option<&'d str>,
     /// Who acted.
     pub actor: &'d Actor<'a>,
-    /// The record type whose records it is made like; the one received is `facts.number_of_type()`.
+    /// The record type that it resembles; the number received is `facts.number_of_type()`.
     pub record_type: Option<i64>,
     /// The folded operation.
     pub operation: &'d str,
@@ -86,7 +86,7 @@ impl<'d, 'a> Parts<'d, 'a> {
         inner(self.event.get(member)?, name)
     }
 
-    /// Where data loss prevention looked: the metadata of a file, a message or a device.
+    /// The metadata of the file, message or device in which DLP found the match.
     pub fn dlp_metadata(&self) -> Option<&'a str> {
         let found = [Member::SharePointMetaData, Member::ExchangeMetaData, Member::EndpointMetaData];
         found.iter().find_map(|member| self.event.get(*member))
@@ -102,13 +102,13 @@ impl<'d, 'a> Parts<'d, 'a> {
         values.find(|new| !new.is_empty())
     }
 
-    /// Whom the operation was about.
+    /// The target of the operation.
     pub fn target(&self) -> &'d Target<'a> {
         &self.facts.involved().target
     }
 
-    /// Whom an alert is about, where the record names a service as its user: the user who is its entity, else who
-    /// did what it is about, else who received the message.
+    /// The person whom an alert concerns, if the record names a service as its user: the user who is its entity, else
+    /// the actor of the cause, else the recipient of the message.
     pub fn person_of_alert(&self) -> Option<Cow<'a, str>> {
         if !self.is_type(&[40]) || self.actor.email.is_some() {
             return None;
@@ -117,12 +117,12 @@ impl<'d, 'a> Parts<'d, 'a> {
         if self.text(Member::EntityType).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("User")) {
             entity = self.text(Member::AlertEntityId);
         }
-        // A display name says less than an address does.
+        // A display name is less precise than an address.
         if entity.as_deref().is_some_and(is_address) {
             return entity;
         }
         let Some(data) = self.alert_data() else { return entity };
-        // Several are joined; the first stands for them, and `related.user` has all.
+        // Several are joined: the first is used here, and `related.user` has all.
         let person = ["f3u", "suid", "trc"].iter().find_map(|name| {
             let text = inner(&data, name)?;
             let first = text.split([',', ';']).next().map(str::trim).filter(|first| is_address(first))?;
@@ -131,7 +131,7 @@ impl<'d, 'a> Parts<'d, 'a> {
         person.or(entity)
     }
 
-    /// What an alert says of its cause: JSON in a string, in newer records an object.
+    /// An alert's data on its cause: JSON in a string, in newer records an object.
     fn alert_data(&self) -> Option<Cow<'a, str>> {
         let token = self.event.get(Member::Data)?;
         match json::scalar(token) {
@@ -140,7 +140,7 @@ impl<'d, 'a> Parts<'d, 'a> {
         }
     }
 
-    /// The addresses of people in what an alert says of its cause.
+    /// The addresses of people in an alert's data on its cause.
     pub fn people_of_alert(&self) -> Vec<String> {
         let Some(data) = self.alert_data().filter(|_| self.is_type(&[40])) else { return Vec::new() };
         let texts = ["f3u", "suid", "trc", "tsd"].iter().filter_map(|name| inner(&data, name));
@@ -151,8 +151,8 @@ impl<'d, 'a> Parts<'d, 'a> {
         people
     }
 
-    /// Every address of the record, also those that are not the actor's: of the server that sent a message, of what an
-    /// alert is about, among the extended properties.
+    /// Every address of the record, also those that are not the actor's: the server that sent a message, the object of
+    /// an alert, the extended properties.
     pub fn addresses(&self) -> Vec<String> {
         const OTHERS: [Member; 1] = [Member::SenderIp];
         let members = super::ADDRESS_MEMBERS.iter().chain(&OTHERS);
@@ -165,14 +165,14 @@ impl<'d, 'a> Parts<'d, 'a> {
             found.extend(inner(&data, "sip").and_then(|text| super::address::parse(&text)).map(|at| at.ip.to_string()));
         }
         self.facts.extended().any(&|_| true, &mut |value| {
-            // Most values are words and JSON texts; only one that is an address and nothing else is meant.
+            // Most values are words and JSON texts; only a value that is exactly an address counts.
             found.extend(value.trim().parse::<std::net::IpAddr>().ok().map(|ip| ip.to_string()));
             false
         });
         found
     }
 
-    /// The machine that the actor used, by its name, where no address is known: the raw text, the name, the port.
+    /// The name of the actor's machine, if no address is known: the raw text, the name, the port.
     pub fn source_host(&self) -> Option<(Cow<'a, str>, String, Option<u16>)> {
         super::ADDRESS_MEMBERS.iter().filter_map(|member| self.text(*member)).find_map(|text| {
             let (name, port) = super::address::host(&text).map(|(name, port)| (name.to_owned(), port))?;
@@ -180,7 +180,7 @@ impl<'d, 'a> Parts<'d, 'a> {
         })
     }
 
-    /// The raw text of the address that won.
+    /// The raw text of the address that was chosen.
     pub fn address_text(&self) -> Option<Cow<'a, str>> {
         let won = self.facts.source_address()?;
         super::ADDRESS_MEMBERS
@@ -303,7 +303,7 @@ impl<'d, 'a> Parts<'d, 'a> {
 /// Longest derived copy of a value of a pair, in bytes; some are over 100 KB, and the original is kept whole.
 const COPY_BYTES_MAX: usize = 4096;
 
-/// Writes pairs as a list of `{name, value}`: as keys they would be without number and of many types.
+/// Writes pairs as a list of `{name, value}`: as keys their number would be unbounded, and they would have many types.
 pub(crate) fn push_pairs(key: &str, pairs: &Pairs<'_>, w: &mut Writer<'_>) {
     w.objects(key, |list| {
         pairs.each(&mut |name, value| {
@@ -390,7 +390,7 @@ impl File<'_> {
     }
 }
 
-/// What ties records of one act together.
+/// The id that all records of one action share.
 pub(crate) fn correlation<'a>(parts: &Parts<'_, 'a>) -> Option<Cow<'a, str>> {
     parts
         .text(Member::InterSystemsId)

@@ -1,4 +1,4 @@
-//! Values below a token, by name or path, and what texts among them can be.
+//! Finds values below a token by name or path, and classifies texts.
 
 use std::borrow::Cow;
 
@@ -17,12 +17,12 @@ pub(crate) fn is_address(text: &str) -> bool {
         && !text.contains(|c: char| c.is_whitespace() || matches!(c, '\\' | '/' | ':' | '|'))
 }
 
-/// Hands the values at `path` below a token to `test`; lists are looked through, JSON in a string is looked into.
+/// Passes the values at `path` below a token to `test`, including those in lists and in JSON inside strings.
 pub(crate) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool {
     let mut found = false;
     match token.as_bytes().first() {
         Some(b'[') => json::elements(token, |element| {
-            // A list in a list is no shape of the feed, and depth comes from the network.
+            // The feed has no list inside a list, and the depth is controlled by the network.
             found = found || (!element.starts_with('[') && any_at(element, path, test));
         }),
         Some(b'{') if path.is_empty() => found = test(&json::compact(token)),
@@ -35,7 +35,7 @@ pub(crate) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool
                 let inside = text.trim();
                 found = match path.is_empty() {
                     true => test(&text),
-                    // The text of a JSON string inside this one is left alone: a string ends here.
+                    // A JSON string inside this one is not parsed: the search ends here.
                     false => inside.starts_with(['{', '[']) && any_at(inside, path, test),
                 };
             }
@@ -44,10 +44,10 @@ pub(crate) fn any_at(token: &str, path: &str, test: &mut dyn FnMut(&str) -> bool
     found
 }
 
-/// How deep [`each_scalar`] goes; depth comes from the network.
+/// The maximum depth of [`each_scalar`]; the depth of the input is controlled by the network.
 const DEPTH_MAX: usize = 8;
 
-/// Hands every scalar below a token to `take`, with the key it stands under; JSON in a string is looked into.
+/// Passes every scalar below a token to `take`, with its key; JSON inside strings is parsed, too.
 pub(crate) fn each_scalar(token: &str, take: &mut dyn FnMut(&str, &str)) {
     each_below("", token, 0, take);
 }

@@ -21,9 +21,9 @@ pub(crate) struct RecordTypeInfo {
 /// `id,name,category`, in the order of ids.
 const TABLE: &str = include_str!("record_types.csv");
 
-/// `id,name`: what else a number is called, and numbers that the table leaves out. From Microsoft Graph's
-/// `auditLogRecordType`, whose values stand in the order of the numbers; those only that lie between two names of the
-/// table with as many numbers between them as names.
+/// `id,name`: other names of numbers, and numbers that the table omits. They come from Microsoft Graph's
+/// `auditLogRecordType`, whose values are in the order of the numbers. Only those are used that lie between two names
+/// of the table with as many numbers between them as names.
 const OTHER_NAMES: &str = include_str!("record_type_names.csv");
 
 static BY_ID: LazyLock<Vec<Option<RecordTypeInfo>>> = LazyLock::new(|| {
@@ -39,7 +39,7 @@ static BY_ID: LazyLock<Vec<Option<RecordTypeInfo>>> = LazyLock::new(|| {
     by_id
 });
 
-/// Numbers by name, folded. Where two sources name two numbers alike, the table's counts.
+/// Numbers by name, folded. If two sources use one name for two numbers, the table wins.
 static BY_NAME: LazyLock<HashMap<String, i64>> = LazyLock::new(|| {
     let others = OTHER_NAMES.lines().skip(1).filter_map(|line| line.split_once(','));
     let others = others.filter_map(|(id, name)| Some((fold(name), id.parse().ok()?)));
@@ -50,27 +50,27 @@ static BY_NAME: LazyLock<HashMap<String, i64>> = LazyLock::new(|| {
 fn row(line: &'static str) -> Option<(usize, RecordTypeInfo)> {
     let mut columns = line.split(',');
     let (id, name, category) = (columns.next()?, columns.next()?, columns.next()?);
-    // An id is an index here; the bound keeps a slip in the table from becoming a huge allocation.
+    // An id is an index here; the bound prevents a huge allocation if the table has a typing error.
     let id = id.parse().ok().filter(|id| *id < 10_000)?;
     Some((id, RecordTypeInfo { name, category: Category::from_name(category)? }))
 }
 
-/// Letters and digits alone, small: Graph begins names small, the table has blanks in some.
+/// Keeps letters and digits in lower case: Graph's names begin in lower case, and some in the table have blanks.
 fn fold(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// What is known of record type `id`.
+/// Name and category of record type `id`.
 pub(crate) fn info(id: i64) -> Option<RecordTypeInfo> {
     *BY_ID.get(usize::try_from(id).ok()?)?
 }
 
 /// The number of a record type by its name, in any case.
 pub(crate) fn number(name: &str) -> Option<i64> {
-    // Longer than any name: not worth folding.
+    // Longer than any name.
     const NAME_BYTES_MAX: usize = 128;
     let name = name.trim();
-    // What begins with a digit is a number that could not be read.
+    // A text that begins with a digit is a number that could not be parsed.
     if name.len() > NAME_BYTES_MAX || !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
         return None;
     }

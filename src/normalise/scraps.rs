@@ -1,15 +1,15 @@
-//! What is made of the bytes of one input that are no event: how much of them is shown, and what is said of the rest.
+//! Handles the bytes of one input that are not an event: how many of them are shown, and how the rest is reported.
 //!
-//! A few kilobytes that expand to damage without end would else become as many records of high severity, and what is
-//! masked would leave in them. So each stretch is shown, or withheld with its length and SHA-256; beyond a bound, one
-//! record speaks for all that is left.
+//! Otherwise a few kilobytes that expand to endless damage would become countless records of high severity, and masked
+//! values would leave the machine in them. So each stretch is shown, or withheld with its length and SHA-256; beyond a
+//! bound, one record reports everything that is left.
 
 use ring::digest::{Context, SHA256, digest};
 
 use super::censor::Censor;
 use super::event::is_like_an_event;
 
-/// Judges bytes that are no event, in their order.
+/// Decides about bytes that are not an event, in their order.
 pub struct Scraps {
     censor: Censor,
     bytes_left: usize,
@@ -26,32 +26,32 @@ struct Rest {
     hash: Context,
 }
 
-/// What becomes of a stretch.
+/// The decision about a stretch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It is shown.
     Shown,
-    /// It is withheld for what it may hold; this is its SHA-256.
+    /// It is withheld because it may hold masked values; this is its SHA-256.
     Withheld([u8; 32]),
-    /// It is told of with all that is left: [`Scraps::rest`].
+    /// It is reported together with everything that is left: [`Scraps::rest`].
     Counted,
 }
 
-/// What was left of an input beyond the bound.
+/// The rest of an input beyond the bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remainder {
-    /// Where the first of it begins.
+    /// The offset of its first byte.
     pub offset: u64,
     /// How many bytes.
     pub bytes: u64,
-    /// How many stretches they are.
+    /// The number of stretches.
     pub stretches: u64,
     /// SHA-256 of all of them, one after the other.
     pub sha256: [u8; 32],
 }
 
 impl Scraps {
-    /// At most so many bytes are shown, in at most so many records.
+    /// Shows at most `bytes_max` bytes in at most `records_max` records.
     pub fn new(censor: Censor, bytes_max: usize, records_max: usize) -> Self {
         Self { censor, bytes_left: bytes_max, records_left: records_max, end: None, rest: None }
     }

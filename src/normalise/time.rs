@@ -1,4 +1,4 @@
-//! `CreationTime` made into an instant and into RFC 3339 text.
+//! Converts `CreationTime` into an instant and into RFC 3339 text.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use crate::model::Timestamp;
 
-/// A time of an event: the instant and how it is written in a record.
+/// The time of an event: the instant and its text in a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EventTime<'a> {
     /// The instant.
@@ -16,7 +16,7 @@ pub(crate) struct EventTime<'a> {
     pub civil: Cow<'a, str>,
 }
 
-/// Times before this are "never" in Microsoft's words (`0001-01-01T00:00:00`), not times of events.
+/// Microsoft writes "never" as a time before this year (`0001-01-01T00:00:00`); no event has one.
 const EARLIEST_YEAR: i16 = 1970;
 
 /// Reads a time: ISO 8601 with `T` or a blank, a fraction of 1 to 9 digits or none, `Z`, an offset or no zone, which
@@ -63,7 +63,7 @@ fn general(text: &str) -> Option<EventTime<'static>> {
         Ok(at) => at,
         Err(_) => TimeZone::UTC.to_timestamp(text.parse::<DateTime>().ok()?).ok()?,
     };
-    // The fraction's digits are kept as given: `.1200000` says to how many digits its writer measures.
+    // The fraction's digits are kept as given: `.1200000` shows the precision of its writer.
     let digits = fraction_digits(text).min(9);
     let mut civil = format!("{at:.digits$}");
     civil.pop();

@@ -1,4 +1,4 @@
-//! `UserType`: its numbers, their names, and the word that a record has for each.
+//! `UserType`: its numbers, their names, and the word that records use for each.
 //!
 //! After "User Type" of Microsoft's "Office 365 Management Activity API schema". The feed writes numbers; PowerShell
 //! (`-Formatted`), Microsoft Graph and Sentinel write names.
@@ -6,9 +6,9 @@
 /// A known type of user.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UserType {
-    /// What the schema calls it.
+    /// Its name in the schema.
     pub name: &'static str,
-    /// What a record calls it.
+    /// Its word in a record.
     pub kind: &'static str,
 }
 
@@ -27,7 +27,7 @@ const TYPES: [UserType; 11] = [
     UserType { name: "Guest", kind: "guest" },
 ];
 
-/// What is known of a number.
+/// The type with this number.
 pub(crate) fn info(number: i64) -> Option<&'static UserType> {
     TYPES.get(usize::try_from(number).ok()?)
 }

@@ -8,7 +8,7 @@ use foldhash::fast::FixedState;
 use super::category::{Category, DLP_RECORD_TYPES};
 use super::record_types;
 
-/// Record type of alerts, whose own `Category` says more than their workload.
+/// Record type of alerts, whose own `Category` is more precise than their workload.
 const ALERT: i64 = 40;
 
 /// Workloads in lower case without blanks. Some are documented only; they cost nothing and nothing depends on them.
@@ -104,7 +104,7 @@ pub(crate) fn category(workload: Option<&str>, record_type: Option<i64>, alert_c
 
 fn by_workload(workload: &str) -> Option<Category> {
     let plain = workload.bytes().all(|byte| byte.is_ascii_graphic());
-    // Longer than any name of a workload: none of them.
+    // Longer than any name of a workload.
     const NAME_BYTES_MAX: usize = 64;
     let mut name = [0; NAME_BYTES_MAX];
     if plain && let Some(name) = name.get_mut(..workload.len()) {

@@ -1,5 +1,5 @@
-//! Writes nested JSON objects straight into a buffer; a member without a value and an object without members leave no
-//! trace.
+//! Writes nested JSON objects straight into a buffer; a member without a value and an object without members are not
+//! written.
 
 use super::json;
 use super::parameters::TokenOrText;
@@ -18,7 +18,7 @@ impl<'o> Writer<'o> {
         out.push(b'}');
     }
 
-    /// More members of an object that has one and is still open.
+    /// Continues an open object that already has a member.
     pub fn more(out: &'o mut Vec<u8>) -> Writer<'o> {
         Writer { out, empty: false }
     }
@@ -42,7 +42,7 @@ impl<'o> Writer<'o> {
         }
     }
 
-    /// A value that is at hand as a token or text, cut to `bytes_max`. A string's token is copied as it is.
+    /// A value given as a token or text, cut to `bytes_max`. A string's token is copied unchanged.
     pub fn at_hand(&mut self, key: &str, value: TokenOrText<'_>, bytes_max: usize) {
         match value {
             TokenOrText::Token(token) => match json::inner(token) {
@@ -89,7 +89,7 @@ impl<'o> Writer<'o> {
         write(self.out);
     }
 
-    /// A list of texts, each once and none blank; no member without one.
+    /// A list of distinct texts that are not blank; if it is empty, no member is written.
     pub fn texts<T: AsRef<str>>(&mut self, key: &str, texts: impl IntoIterator<Item = T>) {
         let mut seen: Vec<T> = Vec::new();
         for text in texts {
@@ -108,7 +108,7 @@ impl<'o> Writer<'o> {
         self.out.push(b']');
     }
 
-    /// An object; no member where nothing is written into it.
+    /// An object; if it is empty, no member is written.
     pub fn nested(&mut self, key: &str, fill: impl FnOnce(&mut Writer<'_>)) {
         let (start, was_empty) = (self.out.len(), self.empty);
         self.key(key);
@@ -123,7 +123,7 @@ impl<'o> Writer<'o> {
         }
     }
 
-    /// A list of objects; no member without one.
+    /// A list of objects; if it is empty, no member is written.
     pub fn objects(&mut self, key: &str, fill: impl FnOnce(&mut Objects<'_>)) {
         let (start, was_empty) = (self.out.len(), self.empty);
         self.key(key);
@@ -145,7 +145,7 @@ pub(crate) struct Objects<'o> {
 }
 
 impl Objects<'_> {
-    /// One more, unless nothing is written into it.
+    /// Adds an object, unless it is empty.
     pub fn push(&mut self, fill: impl FnOnce(&mut Writer<'_>)) {
         let start = self.out.len();
         self.out.push(if self.empty { b'[' } else { b',' });

@@ -1,4 +1,4 @@
-//! What a row of an export is: one class each, by what is known of its event and of its time.
+//! Assigns one class to each row of an export, by the evidence on its event and by its time.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
@@ -75,15 +75,15 @@ impl Counts {
     }
 }
 
-/// What is known of a row's event. Several can be true: [`Terms::class_of`] decides.
+/// The evidence on a row's event. Several bits can be set: [`Terms::class_of`] decides.
 pub mod found {
     /// A receipt says that it was delivered.
     pub const DELIVERED: u8 = 1;
     /// A receipt names the rule that dropped it.
     pub const DROPPED: u8 = 1 << 1;
-    /// It is on hold, by the state. A receipt that says so tells of the past only.
+    /// It is on hold, according to the state. A receipt with this class is only about the past.
     pub const HELD: u8 = 1 << 2;
-    /// It is set aside, likewise.
+    /// It is set aside, according to the state.
     pub const ASIDE: u8 = 1 << 3;
     /// It is among the records that were given as delivered.
     pub const GIVEN: u8 = 1 << 4;
@@ -91,24 +91,24 @@ pub mod found {
     pub const KEY: u8 = 1 << 5;
     /// The rules as they are configured now drop it, and no receipt would name them.
     pub const ROUTINE: u8 = 1 << 6;
-    /// It was looked up and listed, where that was due.
+    /// It was looked up and, if needed, listed.
     pub const ASKED: u8 = 1 << 7;
 }
 
-/// What is kept of a row: eight bytes beside its key.
+/// The data kept for a row: eight bytes beside its key.
 #[derive(Debug, Default)]
 pub struct Row {
     /// Seconds since 1970 of `CreationTime`; 0 where it cannot be read.
     secs: u32,
     /// The rule that dropped it, by its number from 1 on.
     rule: AtomicU16,
-    /// Its content type, by its place in [`ContentType::ALL`]; beyond that it is not sure.
+    /// Its content type as an index of [`ContentType::ALL`]; a greater number means that it is uncertain.
     content_type: u8,
     found: AtomicU8,
 }
 
 impl Row {
-    /// A row of which nothing is known yet.
+    /// A row without evidence.
     pub fn new(time: Option<Timestamp>, content_type: Option<ContentType>) -> Row {
         let secs = time.map_or(0, |time| u32::try_from(time.as_second().max(1)).unwrap_or(u32::MAX));
         let place = content_type.and_then(|wanted| ContentType::ALL.iter().position(|known| *known == wanted));
@@ -116,28 +116,28 @@ impl Row {
         Row { secs, content_type, ..Row::default() }
     }
 
-    /// When the event happened; `None` where that cannot be read.
+    /// The time of the event; `None` if it cannot be parsed.
     pub fn time(&self) -> Option<Timestamp> {
         (self.secs != 0).then(|| Timestamp::from_second(self.secs.into()).ok()).flatten()
     }
 
-    /// The content type that would have brought it, where that is sure.
+    /// The content type that would have contained it, if that is certain.
     pub fn content_type(&self) -> Option<ContentType> {
         ContentType::ALL.get(usize::from(self.content_type)).copied()
     }
 
-    /// Notes what is known of it.
+    /// Adds evidence.
     pub fn note(&self, what: u8) {
         self.found.fetch_or(what, Ordering::Relaxed);
     }
 
-    /// Notes the rule that dropped it; the first that is noted stays.
+    /// Notes the rule that dropped it; the first one noted is kept.
     pub fn note_rule(&self, number: u16, what: u8) {
         let _ = self.rule.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
         self.note(what);
     }
 
-    /// What is known of it, of [`found`].
+    /// Its evidence: bits of [`found`].
     pub fn found(&self) -> u8 {
         self.found.load(Ordering::Relaxed)
     }
@@ -151,7 +151,7 @@ impl Row {
 /// For how long the feed lists content.
 const LISTED: SignedDuration = SignedDuration::from_hours(7 * 24);
 
-/// What one stream of the source has read.
+/// The progress of one stream of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
     /// The content type.
@@ -162,18 +162,18 @@ pub struct Stream {
     pub late: SignedDuration,
 }
 
-/// By what rows are judged.
+/// The parameters by which rows are classified.
 #[derive(Debug, Clone)]
 pub struct Terms {
     /// The time of the comparison.
     pub now: Timestamp,
-    /// Younger events may be on their way; zero asks of every row what became of it.
+    /// Events younger than this may still arrive; with zero every row is classified.
     pub settle: SignedDuration,
     /// The content types that are configured, with their positions.
     pub streams: Vec<Stream>,
-    /// Whether there is a state at all: without one only what was given as delivered is known.
+    /// Whether there is a state: without one the only evidence is the records given as delivered.
     pub has_state: bool,
-    /// What was delivered before this may be forgotten; `None` when nothing is.
+    /// Events delivered before this may no longer be known; `None` if all are known.
     pub reach: Option<Timestamp>,
 }
 
@@ -187,21 +187,21 @@ impl Terms {
             () if is(found::DROPPED) => Class::Dropped,
             () if is(found::HELD) => Class::Held,
             () if is(found::ASIDE) => Class::SetAside,
-            // The key stays of a read that was on hold and then dropped, too.
+            // The key of a read that was on hold and then dropped is kept, too.
             () if is(found::KEY) && is(found::ROUTINE) => Class::Dropped,
             () if is(found::KEY) => Class::Delivered,
             () => self.class_of_unknown(row, has_id),
         }
     }
 
-    /// The class of a row of whose event nothing is known.
+    /// The class of a row without evidence.
     fn class_of_unknown(&self, row: &Row, has_id: bool) -> Class {
         let content_type = row.content_type();
         let is_read = |wanted| self.streams.iter().any(|stream| stream.content_type == wanted);
         if content_type.is_some_and(|wanted| !is_read(wanted)) {
             return Class::NotRead;
         }
-        // Where the type is not sure, whatever holds for any of them may hold for this row.
+        // If the type is uncertain, a condition that holds for any stream may hold for this row.
         let streams = self.streams.iter().filter(|s| content_type.is_none_or(|wanted| s.content_type == wanted));
         let time = row.time();
         if time.is_some_and(|time| streams.clone().any(|stream| stream.is_in_gap(time, self.now))) {
@@ -211,14 +211,14 @@ impl Terms {
             _ if row.found() & found::ROUTINE != 0 => Class::Dropped,
             Some(time) if self.is_young(time, streams, content_type.is_some()) => Class::TooYoung,
             Some(time) if self.reach.is_some_and(|reach| time < reach) => Class::TooOld,
-            // Nobody can say on which side of the reach it lies.
+            // Its time is unknown, so it may be before the reach.
             None if self.reach.is_some() => Class::TooOld,
             _ if has_id => Class::Missing,
             _ => Class::NoIdentity,
         }
     }
 
-    /// Whether an event of this time may be on its way in one of these streams.
+    /// Whether an event with this time may still arrive in one of these streams.
     fn is_young<'s>(
         &self,
         time: Timestamp,
@@ -229,7 +229,7 @@ impl Terms {
             return false;
         }
         let complete = |stream: &Stream| stream.position.as_ref()?.complete_until;
-        // A stream that never came anywhere may be parked. Where the type is not sure, the others decide.
+        // A stream without a position may be parked. If the type is uncertain, the other streams decide.
         let waits_for_all = is_type_sure || !streams.clone().any(|stream| complete(stream).is_some());
         let is_behind = |stream: &Stream| complete(stream).map_or(waits_for_all, |complete| time >= complete);
         let (age, mut streams) = (self.now.duration_since(time), streams);
@@ -239,7 +239,7 @@ impl Terms {
 }
 
 impl Stream {
-    /// Whether an event of this time became available where nothing could be read.
+    /// Whether an event with this time became available in a gap.
     fn is_in_gap(&self, time: Timestamp, now: Timestamp) -> bool {
         let Some(position) = &self.position else { return false };
         let within = |from: Timestamp, to: Timestamp| {
@@ -352,7 +352,7 @@ mod tests {
             (230, Some(ContentType::SharePoint), Some(400), Class::TooYoung),
             (oldest + 1, Some(ContentType::SharePoint), Some(400), Class::TooYoung),
             (oldest, Some(ContentType::SharePoint), Some(400), Class::Missing),
-            // The other stream has read beyond it, or has not.
+            // The other stream has, or has not, read beyond it.
             (230, None, Some(400), Class::Missing),
             (230, None, Some(220), Class::TooYoung),
             (230, None, None, Class::TooYoung),

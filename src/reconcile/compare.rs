@@ -1,4 +1,4 @@
-//! The comparison, in order: rows, what is known of them, and a second look at those of which nothing is.
+//! The comparison, in order: the rows, the evidence on them, and a second pass over the rows without evidence.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,17 +28,17 @@ use crate::host::{StateError, StateStore};
 use crate::model::{ContentType, TenantId, Timestamp, counted};
 use crate::normalise::{Event, Normaliser};
 
-/// Rows that are looked up together, so that a page of keys is read once for many.
+/// The number of rows that are looked up together, so that a page of keys is read once for many.
 const ASKED_MAX: usize = 4096;
-/// Unreadable rows, problems and notes that are told one by one.
+/// The most unreadable rows, problems and notes that are reported one by one.
 const TOLD_MAX: usize = 100;
-/// Records set aside that are read at once.
+/// The size of the set-aside records that are read at once.
 const ASIDE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Opens inputs, each time anew: an export is read twice.
 pub type Open<'a> = dyn Fn() -> io::Result<Vec<Input<'static>>> + Sync + 'a;
 
-/// What is compared with what.
+/// The inputs of a comparison.
 pub struct Request<'a> {
     /// The source's name.
     pub source: String,
@@ -48,7 +48,7 @@ pub struct Request<'a> {
     pub content_types: Vec<ContentType>,
     /// Bound on its event keys.
     pub event_keys_max: u64,
-    /// Its rules, where it drops routine events.
+    /// Its rules, if it drops routine events.
     pub dropping: Option<Normaliser>,
     /// The export.
     pub export: &'a Open<'a>,
@@ -60,13 +60,13 @@ pub struct Request<'a> {
     pub receipts: Option<Arc<dyn Known>>,
     /// Younger events may be on their way.
     pub settle: SignedDuration,
-    /// The range that was asked of the search, where it is told.
+    /// The range of the search, if the operator gave it.
     pub asked: (Option<Timestamp>, Option<Timestamp>),
     /// The time.
     pub now: Timestamp,
 }
 
-/// Why nothing can be compared.
+/// Why the comparison failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
     /// The state cannot be read.
@@ -83,7 +83,7 @@ pub enum CompareError {
 /// The state cannot be read, or no temporary file be written.
 pub fn compare(request: &Request<'_>, runtime: &Handle) -> Result<Verdict, CompareError> {
     let keys = Keys::of(&request.tenant);
-    // First of all: what is delivered while the rest is read is not missing for that.
+    // Positions are read first, so that events delivered while the rest is read are not reported as missing.
     let streams = match &request.store {
         Some(store) => runtime.block_on(evidence::streams(&**store, &keys, &request.content_types))?,
         None => request
@@ -105,7 +105,7 @@ pub fn compare(request: &Request<'_>, runtime: &Handle) -> Result<Verdict, Compa
     verdict(request, export, known)
 }
 
-/// What is to be known of intervals that were filled through Microsoft Graph.
+/// Notes on intervals that were filled through Microsoft Graph.
 fn of_healed(healed: &StoredHeal, content_types: &[ContentType]) -> Vec<String> {
     let note = |content_type: &ContentType| {
         let all = healed.healed_of(*content_type);
@@ -127,7 +127,7 @@ fn of_healed(healed: &StoredHeal, content_types: &[ContentType]) -> Vec<String> 
     content_types.iter().filter_map(note).chain(content_types.iter().filter_map(not_known)).collect()
 }
 
-/// What a pass over the export found.
+/// The result of a pass over the export.
 #[derive(Default)]
 struct Export {
     rows: RowSet,
@@ -137,7 +137,7 @@ struct Export {
     repeated: u64,
     bad: u64,
     unreadable: Vec<Unreadable>,
-    /// Where the bytes end that were bad.
+    /// The end of the last bad bytes.
     bad_end: Option<(Arc<str>, u64)>,
     witness: Witness,
     unopened: Vec<String>,
@@ -187,7 +187,7 @@ impl Export {
         }
     }
 
-    /// What Graph says of the query that the export comes from.
+    /// Takes Graph's data on the query from which the export comes.
     fn query(&mut self, query: &GraphQuery, place: &Place) {
         if query.is_truncated {
             self.witness.says(truncated(place));
@@ -195,8 +195,8 @@ impl Export {
         self.witness.asked(query.from, query.to);
     }
 
-    /// Bytes without an event: what Graph says of a query, a row that says its event's identity beside it, or a row that
-    /// cannot be read.
+    /// Takes bytes without an event: Graph's data on a query, a row with its event's identity in other columns, or a
+    /// row that cannot be read.
     fn bad(&mut self, bad: &BadItem, plausible: Timestamp) {
         if let Some(query) = GraphQuery::of(&bad.bytes).filter(|_| bad.is_unknown) {
             return self.query(&query, &bad.place);
@@ -233,13 +233,13 @@ fn push_few(list: &mut Vec<String>, text: String) {
     }
 }
 
-/// What is known of the rows, and what was found by it.
+/// The evidence on the rows, and the results derived from it.
 struct Knowledge {
     terms: Terms,
     rules: Rules,
-    /// Before this no receipt names the rule that dropped an event; `None` where one always does.
+    /// Before this time no receipt names the rule that dropped an event; `None` if receipts always do.
     unnamed_before: Option<Timestamp>,
-    /// Ids of records that hold no event, with what they say.
+    /// Ids of records without an event, with their evidence.
     ids: Table<u8>,
     only_ours: Option<u64>,
     ours: Spool,
@@ -276,7 +276,7 @@ impl Knowledge {
         })
     }
 
-    /// Marks rows by all that goes by the canonical key: the hold, what is set aside, receipts, records of ours.
+    /// Marks rows by all evidence with a canonical key: the hold, set-aside records, receipts, delivered records.
     fn gather(
         &mut self,
         request: &Request<'_>,
@@ -299,7 +299,7 @@ impl Knowledge {
                 self.evidence.push("receipts".into());
                 reaches.push(reach);
             }
-            // What was put on hold or set aside before its receipt was read.
+            // Events that were put on hold or set aside before their receipt was read.
             if let Some(store) = &request.store {
                 self.read_waiting(store, request, export, keys, runtime)?;
             }
@@ -325,7 +325,7 @@ impl Knowledge {
         Ok(())
     }
 
-    /// What is on hold or set aside by the state.
+    /// Marks the rows whose events the state holds or has set aside.
     fn read_waiting(
         &mut self,
         store: &Arc<dyn StateStore>,
@@ -358,7 +358,7 @@ impl Knowledge {
         }
     }
 
-    /// Marks the rows that records of ours are of, and counts those records that the export has no row of.
+    /// Marks the rows of delivered records, and counts the records without a row in the export.
     fn read_delivered(&mut self, open: &Open<'_>, export: &Export) -> Result<(), CompareError> {
         let witness = &export.witness;
         let mut ours = OnlyOurs::new(witness.range(), witness.is_asked(), export.count)?;
@@ -403,7 +403,7 @@ impl Knowledge {
         Ok(())
     }
 
-    /// Reads the export again for the rows of which nothing is known.
+    /// Reads the export again for the rows without evidence.
     fn ask_again(&mut self, request: &Request<'_>, export: &Export, runtime: &Handle) -> Result<(), CompareError> {
         if export.rows.values().all(|row| row.found() != 0) {
             return Ok(());

@@ -1,8 +1,8 @@
-//! Which content type of the feed would have brought an event, where that is sure.
+//! The content type of the feed that would have contained an event, if that is certain.
 //!
-//! Microsoft documents only the rule: three named workloads have a content type each, `DLP.All` has data loss prevention of
-//! all of them, `Audit.General` has every other workload. Which record types a workload's own content type carries was seen
-//! on the wire; a record type that was not seen there is not sure.
+//! Microsoft documents only the rule: three named workloads have a content type each, `DLP.All` has data loss
+//! prevention of all of them, `Audit.General` has every other workload. The record types in a workload's own content
+//! type were observed on the wire; any other record type is uncertain.
 
 use crate::model::ContentType;
 use crate::normalise::record_types;
@@ -15,7 +15,7 @@ const OWN: [(&str, ContentType); 4] = [
     ("onedrive", ContentType::SharePoint),
 ];
 
-/// The content type that brings a record type of a workload; `None` where that is not sure.
+/// The content type that brings a record type of a workload; `None` if that is uncertain.
 pub fn of(record_type: Option<i64>, workload: &str) -> Option<ContentType> {
     let record_type = record_type?;
     let own = match record_type {
@@ -23,7 +23,7 @@ pub fn of(record_type: Option<i64>, workload: &str) -> Option<ContentType> {
         1 | 2 | 3 | 50 => ContentType::Exchange,
         4 | 6 | 7 | 14 | 36 | 37 | 54 | 55 | 56 => ContentType::SharePoint,
         11 | 13 | 33 => return Some(ContentType::Dlp),
-        // Scanners and end points: seen in several, or not at all.
+        // Scanners and endpoints: observed in several content types, or in none.
         63 | 99 | 100 | 107 => return None,
         _ => ContentType::General,
     };
@@ -38,7 +38,7 @@ pub fn of(record_type: Option<i64>, workload: &str) -> Option<ContentType> {
     }
 }
 
-/// The content type that most likely brings an event, where it is not sure: its workload's own, else `Audit.General`.
+/// The most likely content type of an event, if it is uncertain: its workload's own, else `Audit.General`.
 pub fn likely(record_type: Option<i64>, workload: &str) -> ContentType {
     let of_workload = OWN.iter().find(|(name, _)| workload.trim().eq_ignore_ascii_case(name)).map(|(_, own)| *own);
     of(record_type, workload).or(of_workload).unwrap_or(ContentType::General)
@@ -60,7 +60,7 @@ mod tests {
             (Some(13), "Exchange", Some(Dlp)),
             (Some(25), "MicrosoftTeams", Some(General)),
             (Some(40), "SecurityComplianceCenter", Some(General)),
-            // A workload that has its own content type, and a record type that was not seen there.
+            // A workload with its own content type, and a record type that was not observed there.
             (Some(154), "Exchange", None),
             (Some(1), "", None),
             (Some(1), "MicrosoftTeams", None),

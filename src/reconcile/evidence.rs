@@ -1,7 +1,7 @@
-//! What is known of events, and where that is read: receipts, the hold, what is set aside, duplicate keys.
+//! The evidence on events and its sources: receipts, the hold, set-aside records, duplicate keys.
 //!
-//! All of it is read beside a running process and without taking the state over. Positions are read first: what moves on
-//! while the rest is read can then only make a row known, never missing.
+//! All of it is read beside a running process, without taking over the state. Positions are read first: progress made
+//! while the rest is read can then only add evidence, never make a row missing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,23 +24,23 @@ use crate::model::{ContentType, Timestamp};
 use crate::normalise::{CanonicalKey, Event, canonical_key};
 use crate::receipts;
 
-/// How often a set of keys is loaded anew because the running process merged its pages meanwhile.
+/// How often a set of keys is reloaded because the running process merged its pages meanwhile.
 const LOADS_MAX: usize = 8;
 const LOAD_AGAIN: Duration = Duration::from_millis(50);
 
-/// How far back something is known.
+/// How far back the evidence goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
     /// Since the first event.
     Whole,
-    /// Of what was delivered from here on.
+    /// Since deliveries at this time.
     From(Timestamp),
 }
 
-/// Receipts, wherever they are kept.
+/// A source of receipts.
 #[async_trait]
 pub trait Known: Send + Sync {
-    /// Hands over every receipt, part by part, and says how far back they go; `None` when there is none.
+    /// Passes on every receipt, part by part, and returns how far back they go; `None` if there are none.
     async fn visit(&self, take: &mut (dyn Take + Send)) -> Result<Option<Reach>, StateError>;
 }
 
@@ -48,11 +48,11 @@ pub trait Known: Send + Sync {
 pub trait Take {
     /// One receipt.
     fn entry(&mut self, key: CanonicalKey, class: &receipts::Class);
-    /// The receipts since the last call are those of one hour or a part of it.
+    /// Ends a part: the receipts since the last call are those of one hour or a part of it.
     fn part_ended(&mut self);
 }
 
-/// The rules that receipts name, by numbers.
+/// Numbers for the rules that receipts name.
 #[derive(Debug, Default)]
 pub struct Rules(Vec<Arc<str>>);
 
@@ -66,19 +66,20 @@ impl Rules {
         u16::try_from(at + 1).unwrap_or(u16::MAX)
     }
 
-    /// The rule of a number.
+    /// The rule with a number.
     pub fn name(&self, number: u16) -> &str {
         usize::from(number).checked_sub(1).and_then(|at| self.0.get(at)).map_or("not named", |rule| rule)
     }
 }
 
-/// Marks the rows that receipts are of, and counts the receipts whose events the export lacks.
+/// Marks the rows that have receipts, and counts the receipts whose events are not in the export.
 pub struct Marks<'a> {
     rows: &'a RowSet,
     rules: &'a mut Rules,
-    /// Of the part that is being taken: receipts that say how an event ended, and how many of them the export has.
+    /// For the current part: the number of final receipts, and how many of their events the export has.
     part: (u64, u64),
-    /// The events of the others, while they are fewer than the rows: of more, the export has not half.
+    /// The events that the export lacks, while they are fewer than the rows: if there are more, the export has less
+    /// than half.
     alone: Vec<CanonicalKey>,
     only_ours: Table<()>,
 }
@@ -91,8 +92,8 @@ impl<'a> Marks<'a> {
 
     /// How many events have a receipt and are not in the export.
     ///
-    /// A receipt does not say when its event happened. So only those of parts count of which the export has at least half:
-    /// the others are of another time than the export.
+    /// A receipt does not say when its event happened. So only parts count of which the export has at least half of the
+    /// events: the others are from another time than the export.
     pub fn only_ours(&self) -> u64 {
         self.only_ours.len()
     }
@@ -101,7 +102,7 @@ impl<'a> Marks<'a> {
 impl Take for Marks<'_> {
     fn entry(&mut self, key: CanonicalKey, class: &receipts::Class) {
         let row = self.rows.get(*key.as_bytes());
-        // What waits has another receipt when it is decided, or is in the state.
+        // A waiting event gets another receipt when it is decided, or is in the state.
         if matches!(class, receipts::Class::Delivered | receipts::Class::Dropped(_)) {
             self.part.0 += 1;
             self.part.1 += u64::from(row.is_some());
@@ -113,7 +114,7 @@ impl Take for Marks<'_> {
         match class {
             receipts::Class::Delivered => row.note(found::DELIVERED),
             receipts::Class::Dropped(rule) => row.note_rule(self.rules.number(rule), found::DROPPED),
-            // It was so once; whether it is now, the state says.
+            // The receipt is about the past; the state says whether it still holds.
             receipts::Class::Held | receipts::Class::SetAside => {}
         }
     }
@@ -157,7 +158,7 @@ pub async fn streams(
 /// The state cannot be read.
 pub async fn mark_held(store: &dyn StateStore, keys: &Keys, rows: &RowSet) -> Result<(), StateError> {
     for (key, _) in store.list(&keys.held()).await? {
-        // Beside a running process a page may go between the list and the load.
+        // A running process may remove a page between the list and the load.
         let Some((bytes, _)) = store.load(&key).await? else { continue };
         for record in HeldPage::decode(&key, &bytes)?.records {
             let canonical = Event::parse(&record.raw).ok().and_then(|event| canonical_key(&event));
@@ -169,7 +170,7 @@ pub async fn mark_held(store: &dyn StateStore, keys: &Keys, rows: &RowSet) -> Re
     Ok(())
 }
 
-/// The records of events that are set aside, a few in memory at a time.
+/// The records that are set aside, a few in memory at a time.
 pub struct SetAside(std::vec::IntoIter<String>);
 
 impl SetAside {
@@ -189,8 +190,8 @@ impl SetAside {
         Ok(SetAside(all.into_iter()))
     }
 
-    /// Marks the rows of records that say which event they are of, until there is this much text of others: as they were
-    /// offered to the host, a line each. Empty when there are no more.
+    /// Marks the rows of records that identify their event, until the other records have this many bytes. Returns those
+    /// as they were offered to the host, one a line. Empty at the end.
     ///
     /// # Errors
     /// The state cannot be read.
@@ -223,7 +224,7 @@ pub struct DuplicateKeys {
 }
 
 impl DuplicateKeys {
-    /// Reads them, as often as a running process changes them meanwhile.
+    /// Reads them, again if a running process changes them meanwhile.
     ///
     /// # Errors
     /// The state cannot be read.
@@ -233,7 +234,7 @@ impl DuplicateKeys {
         Ok(Self { store, prefix, set })
     }
 
-    /// For each key whether it is among them.
+    /// Returns for each key whether it is in the set.
     ///
     /// # Errors
     /// The state cannot be read.
@@ -252,7 +253,7 @@ impl DuplicateKeys {
         }
     }
 
-    /// How far back they go, of a source that began at `born`.
+    /// How far back they go, for a source that began at `born`.
     pub fn reach(&self, born: Option<Timestamp>, now: Timestamp, keys_max: u64) -> Reach {
         let set = self.set.lock();
         let kept = now.saturating_sub(SignedDuration::try_from(Retention::EVENTS.age).unwrap_or_default());
@@ -261,7 +262,7 @@ impl DuplicateKeys {
             Some(born) if born > kept => Reach::Whole,
             _ => Reach::From(kept),
         };
-        // Beyond their number the oldest leave, a page at a time.
+        // Beyond the bound the oldest keys are removed, a page at a time.
         match set.oldest_day_end().filter(|_| set.len() / 95 >= keys_max / 100) {
             Some(end) => by_age.max(Reach::From(end)),
             None => by_age,
@@ -282,7 +283,8 @@ async fn load_set(store: &dyn StateStore, prefix: &str) -> Result<KeySet, StateE
     }
 }
 
-/// When a source's state began; of one that does not say it, before which it cannot have: the beginning of what it read.
+/// The time when a source's state began; if the state does not contain it, the earliest possible time: the start of the
+/// first interval read.
 pub fn born(streams: &[Stream]) -> Option<Timestamp> {
     let positions = streams.iter().filter_map(|stream| stream.position.as_ref());
     positions.map(|position| position.began.unwrap_or(position.origin)).min()
@@ -334,7 +336,7 @@ mod tests {
         rows.insert(*key(1).as_bytes(), None, Row::new(None, None));
         let mut rules = Rules::default();
         let mut marks = Marks::new(&rows, &mut rules);
-        // An event that is in two parts, or twice in one, is one.
+        // An event that is in two parts, or twice in one, counts once.
         for numbers in [&[1, 2][..], &[3, 4, 5], &[2, 1, 1, 2]] {
             numbers.iter().for_each(|number| marks.entry(key(*number), &receipts::Class::Delivered));
             marks.part_ended();

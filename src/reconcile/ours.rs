@@ -1,4 +1,4 @@
-//! Events that were delivered and that the export lacks.
+//! Events that were delivered but are not in the export.
 
 use std::io;
 
@@ -6,12 +6,12 @@ use super::spool::{Listed, Spool};
 use super::table::{Key, Table};
 use crate::model::Timestamp;
 
-/// Events that are listed.
+/// The most events that are listed.
 const LISTED_MAX: u64 = 100_000;
-/// Events outside of the time of the export count where they are at most this share of its rows: an export and records of
-/// the same time, of which the export lacks the very first or last.
+/// Events outside the time of the export count only if they are at most one in this many of its rows: then export and
+/// records are from the same time, and the export lacks the very first or last.
 const OUTSIDE_SHARE: u64 = 2_000;
-/// At least so many of them may be.
+/// So many such events are always allowed.
 const OUTSIDE_MIN: u64 = 2;
 
 /// Collects them.
@@ -19,21 +19,22 @@ pub(super) struct OnlyOurs {
     range: Option<(Timestamp, Timestamp)>,
     outside_max: usize,
     seen: Table<()>,
-    /// Those before the time of the export, and those after it; `None` where there are too many to be of the same search.
+    /// Those before the time of the export, and those after it; `None` if there are too many to be from the same
+    /// search.
     outside: [Option<Vec<(Key, Listed)>>; 2],
     spool: Spool,
 }
 
 impl OnlyOurs {
-    /// Of an export of so many rows that has every event of `range`. Where the range was asked for (`is_asked`), events
-    /// outside of it never count.
+    /// For an export with so many rows that has every event of `range`. If the operator gave the range (`is_asked`),
+    /// events outside it never count.
     pub fn new(range: Option<(Timestamp, Timestamp)>, is_asked: bool, rows: u64) -> io::Result<OnlyOurs> {
         let outside_max = usize::try_from((rows / OUTSIDE_SHARE).max(OUTSIDE_MIN)).unwrap_or(usize::MAX);
         let side = || (!is_asked).then(Vec::new);
         Ok(OnlyOurs { range, outside_max, seen: Table::default(), outside: [side(), side()], spool: Spool::new()? })
     }
 
-    /// Takes an event that the export lacks.
+    /// Adds an event that is not in the export.
     pub fn take(&mut self, key: Key, time: Option<Timestamp>, listed: Listed) -> io::Result<()> {
         let side = match (time, self.range) {
             (Some(time), Some((from, _))) if time < from => self.outside.first_mut(),
@@ -58,7 +59,7 @@ impl OnlyOurs {
         Ok(())
     }
 
-    /// How many there are, and those that are listed.
+    /// Returns their number and those that are listed.
     pub fn finish(mut self) -> io::Result<(u64, Spool)> {
         let outside = std::mem::take(&mut self.outside);
         for (key, listed) in outside.into_iter().flatten().flatten() {

@@ -7,12 +7,12 @@ use super::table::{Key, Table};
 #[derive(Debug, Default)]
 pub struct RowSet {
     rows: Table<Row>,
-    /// Keys by which the feed may have an event whose row says more than the event.
+    /// Keys that the feed may use for an event whose row contains more than the event.
     aliases: Table<Key>,
 }
 
 impl RowSet {
-    /// Enters a row; false when its event is there.
+    /// Inserts a row; returns false if its event is already present.
     pub fn insert(&mut self, key: Key, alias: Option<Key>, row: Row) -> bool {
         let is_new = self.rows.insert(key, row);
         if let Some(alias) = alias.filter(|_| is_new) {

@@ -1,11 +1,11 @@
-//! Events that are listed, kept in a temporary file: an export of another tenant has a million missing ones.
+//! Listed events in a temporary file: with an export of another tenant there are a million missing events.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 
 use serde::{Deserialize, Serialize};
 
-/// An event as it is listed.
+/// A listed event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// `Id`.
@@ -24,10 +24,10 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// An empty one, in a file without a name.
+    /// An empty spool in an unnamed file.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file cannot be created.
     pub fn new() -> io::Result<Spool> {
         Ok(Spool { file: BufWriter::new(tempfile::tempfile()?), count: 0 })
     }
@@ -48,7 +48,7 @@ impl Spool {
         self.count
     }
 
-    /// The events as they were added, each the text of a JSON object.
+    /// The events in the order in which they were added, each as the text of a JSON object.
     ///
     /// # Errors
     /// The file cannot be written or read.

@@ -1,4 +1,4 @@
-//! The receipts of a tenant's state, as a comparison takes them.
+//! Reads the receipts of a tenant's state for a comparison.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::receipts::statement::{Hour, Outcome};
 use crate::receipts::store::{Found, ReceiptKeys, for_each_entry, read_head};
 use crate::receipts::{Class, Receipt, Receipts};
 
-/// What stands for a rule that a part has too many of to name.
+/// The name for a rule that a part could not name because it has too many rules.
 const NOT_NAMED: &str = "not named";
 
 /// The receipts of one tenant.
@@ -25,16 +25,16 @@ pub struct StateReceipts {
     since: Option<Hour>,
 }
 
-/// No event is told of so long before it happens.
+/// No event is reported this long before it happens.
 const EARLY_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 impl StateReceipts {
-    /// Those of the tenant that has these keys.
+    /// The receipts of the tenant with these keys.
     pub fn new(store: Arc<dyn StateStore>, keys: &Keys) -> Self {
         Self { store, keys: ReceiptKeys::below(keys.receipts()), owner: keys.owner(), since: None }
     }
 
-    /// Those alone that may be of events that happened from `time` on.
+    /// Only the receipts of events that may have happened at `time` or later.
     #[must_use]
     pub fn of_events_since(self, time: Timestamp) -> Self {
         Self { since: time.saturating_sub(EARLY_MAX).ok().map(Hour::of), ..self }
@@ -47,15 +47,15 @@ impl StateReceipts {
         let owner: Owner = format::decode(&self.owner, &bytes)?;
         let is_kept = |head: &Option<StoredHead>| head.as_ref().is_none_or(|head| head.writer == owner.writer);
         if !is_kept(&head) {
-            // One that started meanwhile wrote both at once.
+            // A process that started meanwhile wrote both at once.
             head = read_head(&*self.store, &self.keys).await?;
         }
         let is_kept = is_kept(&head);
         Ok((head, is_kept))
     }
 
-    /// The receipts that are not sealed, and their earliest hour. They are read before those that are: what is sealed
-    /// meanwhile comes twice then, and not never.
+    /// The receipts that are not sealed, and their earliest hour. They are read before the sealed ones: a receipt that
+    /// is sealed meanwhile is then read twice, never missed.
     async fn open(&self) -> Result<(Vec<Receipt>, Option<Timestamp>), StateError> {
         let (mut all, mut from) = (Vec::new(), None::<Timestamp>);
         for (key, _) in self.store.list(&self.keys.open()).await? {
@@ -96,7 +96,7 @@ impl Known for StateReceipts {
             };
             take.entry(found.key, &class);
         };
-        // What was delivered before receipts began has none: from then on an event without one was not delivered.
+        // Events delivered before receipts began have none; after that, an event without a receipt was not delivered.
         let (head, is_kept) = self.head().await?;
         let begins = head.and_then(|head| head.begins_until);
         let reach = for_each_entry(&*self.store, &self.keys, self.since, open, &mut visit).await?;

@@ -1,7 +1,7 @@
-//! A table of keys that takes little more room than its keys and what stands beside them.
+//! A hash table that takes little more memory than its keys and values.
 //!
-//! As `exports::seen`, which is a set: keys are hashes, so their bits say the place, and the table is split in many small
-//! ones that grow by an eighth each. A million rows of an export take under 30 MB.
+//! Like `exports::seen`, which is a set: keys are hashes, so their bits determine the place, and the table is split
+//! into many small ones that grow by an eighth each. A million rows of an export take under 30 MB.
 
 /// A hash of 128 bits.
 pub type Key = [u8; 16];
@@ -11,11 +11,11 @@ const SHARDS: usize = 4096;
 const FULL: usize = 90;
 const EMPTY: Key = [0; 16];
 
-/// Keys and what stands beside each.
+/// Keys with their values.
 #[derive(Debug)]
 pub struct Table<T> {
     shards: Vec<Shard<T>>,
-    /// The key that marks an empty place cannot stand in one.
+    /// The value of the all-zero key, which marks an empty place and so cannot be stored in one.
     zero: Option<T>,
     len: u64,
 }
@@ -34,7 +34,7 @@ impl<T: Default> Default for Table<T> {
 }
 
 impl<T: Default> Table<T> {
-    /// Enters a key with what stands beside it; false, and nothing changes, when it is there.
+    /// Inserts a key with its value; returns false and changes nothing if the key is present.
     pub fn insert(&mut self, key: Key, value: T) -> bool {
         let is_new = if key == EMPTY {
             self.zero.is_none().then(|| self.zero = Some(value)).is_some()
@@ -45,7 +45,7 @@ impl<T: Default> Table<T> {
         is_new
     }
 
-    /// What stands beside a key.
+    /// The value of a key.
     pub fn get(&self, key: Key) -> Option<&T> {
         if key == EMPTY {
             return self.zero.as_ref();
@@ -54,7 +54,7 @@ impl<T: Default> Table<T> {
         shard.find(key).and_then(|at| shard.places.get(at)).filter(|place| place.0 == key).map(|place| &place.1)
     }
 
-    /// What stands beside every key, in no order.
+    /// All values, in no order.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         let places = self.shards.iter().flat_map(|shard| shard.places.iter());
         places.filter(|place| place.0 != EMPTY).map(|place| &place.1).chain(&self.zero)
@@ -65,12 +65,12 @@ impl<T: Default> Table<T> {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the table is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes that the places take.
+    /// The memory of all places, in bytes.
     pub fn bytes(&self) -> usize {
         self.shards.iter().map(|shard| shard.places.len() * size_of::<(Key, T)>()).sum()
     }
@@ -106,7 +106,7 @@ impl<T: Default> Shard<T> {
         }
     }
 
-    /// The place of a key, or the empty one where it would stand; `None` in a shard without places.
+    /// The place of a key, or the empty place for it; `None` in a shard without places.
     fn find(&self, key: Key) -> Option<usize> {
         // The upper bits as a fraction of the table: no two places are favoured.
         let upper = u128::from_le_bytes(key) >> 64;

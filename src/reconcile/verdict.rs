@@ -1,4 +1,4 @@
-//! What comes out of a comparison: for people, and as one JSON object.
+//! The result of a comparison, as text for people and as one JSON object.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use super::spool::Spool;
 use super::witness::Judgement;
 use crate::model::{Timestamp, plain};
 
-/// Events that the text lists; the JSON object lists all.
+/// The most events that the text lists; the JSON object lists all.
 const LISTED_MAX: usize = 50;
 
 /// The outcome.
@@ -24,17 +24,17 @@ pub struct Verdict {
     pub made: Timestamp,
     /// How many rows the export has.
     pub rows: u64,
-    /// Of which class they are.
+    /// The number of rows of each class.
     pub classes: Counts,
     /// Dropped rows by rule.
     pub rules: BTreeMap<String, u64>,
-    /// Dropped rows of which the rules as configured now say so, without a receipt.
+    /// Rows without a receipt that the rules, as configured now, drop.
     pub dropped_by_configuration: u64,
-    /// Events that were delivered and that the export lacks; `None` where nothing says it.
+    /// Events that were delivered but are not in the export; `None` if there is no evidence.
     pub only_ours: Option<u64>,
     /// Those of them that are known by id.
     pub only_ours_listed: Spool,
-    /// What is thought of the export.
+    /// The judgement of the export.
     pub witness: Judgement,
     /// The events that are missing.
     pub missing: Spool,
@@ -42,17 +42,17 @@ pub struct Verdict {
     pub between: Option<(Timestamp, Timestamp)>,
     /// Younger events may be on their way.
     pub settle_secs: i64,
-    /// What was delivered before this may be forgotten.
+    /// Events delivered before this may no longer be known.
     pub known_from: Option<Timestamp>,
-    /// What the comparison rests on.
+    /// The evidence that the comparison used.
     pub evidence: Vec<String>,
-    /// Where rows could not be read, and why: the first of them.
+    /// The first rows that could not be read: places and reasons.
     pub unreadable: Vec<Unreadable>,
     /// Inputs that could not be opened.
     pub unopened: Vec<String>,
-    /// Inputs that could not be read, or not to their end.
+    /// Inputs that could not be read completely.
     pub broken: Vec<String>,
-    /// What else is to be known of it.
+    /// Further notes.
     pub notes: Vec<String>,
 }
 
@@ -65,7 +65,7 @@ pub struct Unreadable {
     pub why: String,
 }
 
-/// What follows the long list.
+/// The members after the long list.
 #[derive(Serialize)]
 struct Rest<'a> {
     source: &'a str,
@@ -170,7 +170,7 @@ impl Verdict {
         Ok(())
     }
 
-    /// What a class means, and what to do.
+    /// The meaning of a class, and the action to take.
     fn explained(&self, class: Class) -> String {
         match class {
             Class::Delivered => "the receivers have them".into(),

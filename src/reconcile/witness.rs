@@ -1,4 +1,4 @@
-//! Whether the export itself can be believed: exports are cut without a word.
+//! Judges whether the export is complete: exports are truncated without notice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,26 +7,26 @@ use jiff::SignedDuration;
 
 use crate::model::Timestamp;
 
-/// What the tools return at most, and who does.
+/// The most rows that each tool returns.
 const LIMITS: [(u64, &str); 3] = [
     (5_000, "the most that one call of Search-UnifiedAuditLog returns"),
     (50_000, "the most that one session of Search-UnifiedAuditLog and one export of Purview return"),
     (1_000_000, "the most that one query of Microsoft Graph returns"),
 ];
-/// Rows that make an hour full.
+/// The number of rows from which an hour counts as full.
 const FULL_HOUR_ROWS: u32 = 30;
-/// Hours in a row of which an empty stretch is suspect; a longer one is a night.
+/// An empty stretch of up to this many hours is suspect; a longer one is a night.
 const EMPTY_HOURS_MAX: i64 = 3;
-/// Hours that are looked at on either side of an empty stretch.
+/// The number of hours examined on either side of an empty stretch.
 const AROUND_HOURS: usize = 6;
-/// The least of them must have this share of a full hour: else the rows come in bursts.
+/// The emptiest of them must have this share of a full hour; otherwise the rows come in bursts.
 const STEADY_SHARE: u32 = 5;
-/// Hours that are counted: ten years. Times of a damaged export must not take the memory.
+/// The most hours that are counted: ten years. Times in a damaged export must not exhaust the memory.
 const HOURS_MAX: usize = 90_000;
-/// Reasons that are kept of one kind.
+/// The most reasons of one kind that are kept.
 const REASONS_MAX: usize = 20;
 
-/// What is seen of an export while its rows pass.
+/// Observations on an export, collected while its rows are read.
 #[derive(Debug, Default)]
 pub struct Witness {
     rows: u64,
@@ -36,11 +36,11 @@ pub struct Witness {
     why: Vec<String>,
     /// The time of the earliest row and of the latest.
     range: Option<(Timestamp, Timestamp)>,
-    /// The range that was asked for, where the export says it.
+    /// The range of the search, if the export contains it.
     asked: (Option<Timestamp>, Option<Timestamp>),
 }
 
-/// What was found of it.
+/// The judgement of an export.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Judgement {
     /// Rows are likely to be missing in it.
@@ -50,8 +50,8 @@ pub struct Judgement {
 }
 
 impl Witness {
-    /// A row of a file, of this time where that can be read. Times that no audit log has (`plausible` is the last) count
-    /// for nothing.
+    /// Takes a row of a file, with its time if it can be parsed. Times that no audit log has (`plausible` is the
+    /// latest) are ignored.
     pub fn row(&mut self, file: &Arc<str>, time: Option<Timestamp>, plausible: Timestamp) {
         self.rows += 1;
         match &mut self.file {
@@ -71,7 +71,7 @@ impl Witness {
         }
     }
 
-    /// The export says itself, or its file shows, that rows are missing.
+    /// Notes that the export itself, or its file, shows that rows are missing.
     pub fn says(&mut self, why: String) {
         if self.why.len() < REASONS_MAX && !self.why.contains(&why) {
             self.why.push(why);
@@ -84,8 +84,8 @@ impl Witness {
         self.asked = (known_from.into_iter().chain(from).min(), known_to.into_iter().chain(to).max());
     }
 
-    /// The times between which the export has every event, as far as it can be known: those asked for, else the whole
-    /// hours of its rows.
+    /// The range in which the export should have every event: the range of the search, else the whole hours of its
+    /// rows.
     pub fn range(&self) -> Option<(Timestamp, Timestamp)> {
         let whole = |secs: i64| Timestamp::from_second(secs).ok();
         let (first, last) = self.range?;
@@ -94,7 +94,7 @@ impl Witness {
         Some((from, to))
     }
 
-    /// Whether both ends of that are what was asked for.
+    /// Whether both ends of that range come from the search.
     pub fn is_asked(&self) -> bool {
         self.asked.0.is_some() && self.asked.1.is_some()
     }
@@ -113,7 +113,7 @@ impl Witness {
         }
     }
 
-    /// What is to be thought of the export.
+    /// Judges the export.
     pub fn judge(mut self) -> Judgement {
         self.end_file();
         if self.files > 1
@@ -129,7 +129,7 @@ impl Witness {
         Judgement { looks_cut: !self.why.is_empty(), why: self.why }
     }
 
-    /// Hours without a row between full ones.
+    /// Finds hours without rows between full hours.
     fn judge_hours(&mut self) {
         let mut counts: Vec<u32> = self.hours.values().copied().collect();
         counts.sort_unstable();
@@ -139,7 +139,7 @@ impl Witness {
         for (at, pair) in hours.windows(2).enumerate() {
             let [(before, rows_before), (after, rows_after)] = pair else { continue };
             let empty = after - before - 1;
-            // Where other hours near by have next to nothing, too, one that has nothing is no wonder.
+            // If other hours nearby are almost empty, an empty hour is not suspect.
             let around = hours.iter().take(at + 2 + AROUND_HOURS).skip((at + 1).saturating_sub(AROUND_HOURS));
             let least = around.map(|(_, rows)| *rows).min().unwrap_or_default();
             let is_steady = least >= rows_before.midpoint(*rows_after) / STEADY_SHARE;
@@ -155,7 +155,7 @@ impl Witness {
         }
     }
 
-    /// Rows that end far from where the range that was asked for ends.
+    /// Finds rows that end far from the end of the range of the search.
     fn judge_ends(&mut self) {
         let Some((first, last)) = self.range else { return };
         let (from, to) = self.asked;
@@ -227,7 +227,7 @@ mod tests {
             (&[100, 0, 3], false),
             (&[100, 40, 0, 40, 100, 100, 100], false),
             (&[100, 100, 100], false),
-            // Rows that come in bursts leave hours empty.
+            // Rows in bursts leave hours empty.
             (&[100, 5, 100, 0, 100, 60], false),
             (&[100, 60, 100, 0, 100, 60], true),
         ] {

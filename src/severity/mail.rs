@@ -1,4 +1,4 @@
-//! What makes a mail rule suspicious: folders nobody reads, names that say nothing.
+//! Signs of a suspicious mail rule: folders that nobody reads, names without meaning.
 
 /// Folders nobody reads, in the languages mailboxes have been seen in; compared folded, as the beginning of the last
 /// segment of a path, at a word's end. After the list that `Microsoft-Analyzer-Suite` publishes for the same purpose, and
@@ -183,7 +183,7 @@ pub fn fold_name(name: &str) -> String {
     name.trim().to_lowercase().chars().filter(|c| !('\u{300}'..='\u{36f}').contains(c)).map(plain).collect()
 }
 
-/// Characters at or below which a rule's name says nothing.
+/// A rule's name with at most this many characters has no meaning.
 const SHORT_NAME_CHARS: usize = 3;
 
 /// Whether a rule's name is empty, only punctuation, or at most three characters.

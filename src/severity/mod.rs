@@ -1,7 +1,7 @@
 //! Severity: how much an event matters, and which rules say so.
 //!
-//! The rules are data under `rules/`; [`engine`] reads them. What an event *is* stays with whoever implements
-//! [`Facts`]: this module sees a folded operation name, parameters and a flag, never a record's shape.
+//! The rules are data under `rules/`; [`engine`] reads them. The content of an event belongs to the implementation of
+//! [`Facts`]: this module sees a folded operation name, parameters and a flag, never the form of a record.
 
 pub mod engine;
 pub mod mail;
@@ -61,7 +61,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// A modified property's values. They run to kilobytes, so each question is answered by itself.
+/// A modified property's values. They may have kilobytes, so each method answers one question.
 pub trait Modification {
     /// The value before; empty where absent.
     fn before(&self) -> &str;
@@ -69,17 +69,18 @@ pub trait Modification {
     fn now(&self) -> &str;
     /// Whether both are the same.
     fn is_same(&self) -> bool;
-    /// How many entries the values have, before and now: of a list its objects or elements, of other text one, of
-    /// nothing none.
+    /// The number of entries in the old and the new value: the objects or elements of a list, 1 for other text, 0 for
+    /// nothing.
     fn entries(&self) -> (usize, usize);
 }
 
-/// What rules ask of an event. Asked only when a rule about its operation has the question.
+/// The facts about an event that rules use. A fact is derived only if a rule about the operation uses it.
 pub trait Facts {
-    /// Hands the values of the cmdlet parameters that `named` means to `test` until it answers true; whether it did.
-    /// A parameter with several values is handed over once for each.
+    /// Passes the values of the cmdlet parameters that match `named` to `test` until it returns true; returns whether
+    /// it did. A parameter with several values is passed once for each.
     fn any_parameter(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool;
-    /// The same for the parts of an inbox rule, under the names of `New-InboxRule`'s parameters whatever made it.
+    /// The same for the parts of an inbox rule, under the names of `New-InboxRule`'s parameters, whichever client
+    /// created it.
     fn any_inbox_rule_part(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// The same for pairs in the lists of properties other than parameters and modified ones.
     fn any_property(&self, named: &Names, test: &mut dyn FnMut(&str) -> bool) -> bool;
@@ -89,7 +90,7 @@ pub trait Facts {
     fn any_field(&self, path: &str, test: &mut dyn FnMut(&str) -> bool) -> bool;
     /// `RecordType` as received.
     fn record_type(&self) -> Option<i64>;
-    /// The record type whose records the event is made like, where its own is missing or nobody knows it yet.
+    /// The record type that the event resembles, if its own is missing or unknown.
     fn kin(&self) -> Option<i64> {
         self.record_type()
     }
@@ -103,7 +104,7 @@ pub trait Facts {
     fn is_actor(&self, text: &str) -> bool;
     /// Whether the actor is of a kind.
     fn actor_is(&self, kind: ActorKind) -> bool;
-    /// Hands what the event involves, under the name that records have for it, to `test` until it answers true.
+    /// Passes the values of a fact, which has the name that records use, to `test` until it returns true.
     fn any_fact(&self, _: Fact, _: &mut dyn FnMut(&str) -> bool) -> bool {
         false
     }
@@ -123,13 +124,13 @@ pub trait Facts {
 #[derive(Debug, Clone, Copy)]
 pub struct Match<'r> {
     compiled: &'r Compiled,
-    /// What it makes of the event, a failed operation counted in.
+    /// Its verdict on the event, lowered if the operation failed and the rule allows it.
     pub verdict: Verdict,
     /// Whether the operation's failure lowered it.
     pub lowered: bool,
-    /// Why: the rule's reason, or that of the case that holds.
+    /// The reason of the rule, or of the case that holds.
     pub reason: &'r str,
-    /// The case that decided, where one did.
+    /// The case that decided, if one did.
     pub case: Option<&'r engine::Case>,
 }
 
@@ -145,21 +146,21 @@ impl<'r> Match<'r> {
     }
 }
 
-/// What the rules make of an event.
+/// The result of the rules for an event.
 #[derive(Debug, Clone, Default)]
 pub struct Assessment<'r> {
     /// The rules that matched, in the order of the tables.
     pub matches: Vec<Match<'r>>,
-    /// Rules that matched and whose place a narrower one took.
+    /// Rules that matched but were replaced by a narrower one.
     pub replaced: Vec<&'r Rule>,
-    /// The rule to drop by: only `drop` rules matched and data loss prevention did not flag the record.
+    /// The rule that drops the event: only `drop` rules matched, and DLP did not flag the record.
     pub drop: Option<&'r Rule>,
-    /// The least severity, whatever the rules say: of a read whose item is known to be flagged.
+    /// The minimum severity, regardless of the rules: for a read of a flagged item.
     pub at_least: Option<Severity>,
 }
 
 impl Assessment<'_> {
-    /// The highest severity of the rules that matched, not under `at_least`; info when none did.
+    /// The highest severity of the rules that matched, at least `at_least`; info if none matched.
     pub fn severity(&self) -> Severity {
         let highest = self.matches.iter().filter_map(|found| found.verdict.severity()).max();
         highest.max(self.at_least).unwrap_or(Severity::Info)
@@ -186,7 +187,7 @@ impl Rules {
         Rules { set: RuleSet::default(), refine: false, hidden_folders: Vec::new() }
     }
 
-    /// The built-in rules with an operator's changes laid over them.
+    /// The built-in rules with an operator's changes applied.
     ///
     /// # Errors
     /// A change that leaves no complete rule, with its index among the changes.
@@ -209,8 +210,8 @@ impl Rules {
 
     /// Assesses an event by its folded operation name and its facts.
     ///
-    /// Matching rules are independent and the highest wins. An operation that failed takes `medium` and above one step
-    /// down, except for rules that describe a failure, and for rows of the specification unless refinements are on.
+    /// Matching rules are independent and the highest wins. A failed operation lowers `medium` and above by one step,
+    /// except for rules that describe a failure, and for rows of the specification unless refinements are on.
     pub fn assess(&self, folded_operation: &str, facts: &impl Facts) -> Assessment<'_> {
         let (mut matches, replaced) = self.set.matching(folded_operation, facts, &self.hidden_folders);
         if matches.is_empty() {
@@ -298,7 +299,7 @@ const TABLES: &[(&str, &str)] = &[
     ("Copilot and other AI applications", include_str!("rules/ai.toml")),
 ];
 
-// The tables are part of the program and a test compiles them, so a failure here is a slip that no build survives.
+// The tables are part of the program and a test compiles them, so an error here fails the test run.
 static TABLES_PARSED: LazyLock<Vec<toml::Table>> = LazyLock::new(|| {
     let parse = |(area, text): &(&str, &str)| {
         tables::parse_table(text).unwrap_or_else(|error| panic!("built-in rules, {area}: {error}"))
@@ -311,7 +312,7 @@ static BUILT_IN: LazyLock<Arc<Rules>> = LazyLock::new(|| match Rules::with(false
     Err((_, error)) => panic!("built-in rules: {error}"),
 });
 
-/// All rules by area, those that are off without `severity.refine` among them: for the reference page.
+/// All rules by area, including those that need `severity.refine`: for the reference page.
 pub fn areas() -> Vec<(&'static str, Vec<Rule>)> {
     let rules = |text: &str| {
         let tables = tables::parse_table(text).unwrap_or_default();

@@ -8,7 +8,7 @@
 pub fn fold(name: &str) -> String {
     let name = name.trim();
     let name = name.strip_suffix('.').unwrap_or(name).trim_end();
-    // Nearly every name is ASCII with single blanks. Without a way out the test takes many bytes at a time.
+    // Nearly every name is ASCII with single blanks. A loop without an early exit tests many bytes at a time.
     let bytes = name.as_bytes();
     let is_plain = bytes.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
     if is_plain && (memchr::memchr(b' ', bytes).is_none() || !bytes.windows(2).any(|two| two == b"  ")) {

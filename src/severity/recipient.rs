@@ -1,7 +1,7 @@
 //! Whether a mail recipient named in a rule or a forwarding address is outside the organisation.
 //!
 //! Only whole labels of a domain count: `0nmicrosoft.com` is not `onmicrosoft.com`, and another tenant's
-//! `evil.onmicrosoft.com` is outside. Which domains are the organisation's is given by the caller.
+//! `evil.onmicrosoft.com` is outside. The caller passes the organisation's domains.
 
 /// Where a recipient is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub enum Recipient {
     Internal,
     /// In another domain.
     External,
-    /// A name, a directory object or a legacy address: neither can be shown.
+    /// Unknown: a name, a directory object or a legacy address.
     Unknown,
 }
 
@@ -27,8 +27,8 @@ impl Domains {
         }
     }
 
-    /// Adds the domain of an address (`user@contoso.com`); a guest's (`#EXT#`) is not the organisation's to vouch for
-    /// and is not added, nor is anything without exactly one `@`.
+    /// Adds the domain of an address (`user@contoso.com`); the domain of a guest (`#EXT#`) is not the organisation's
+    /// and is not added, nor is a text without exactly one `@`.
     pub fn add_of_address(&mut self, address: &str) {
         if is_guest(address) {
             return;
@@ -59,7 +59,8 @@ fn normal_domain(domain: &str) -> String {
     if domain.bytes().all(plain) && domain.ends_with(|c: char| c.is_ascii_alphabetic()) {
         return domain.to_ascii_lowercase();
     }
-    // IDN to ASCII, so that `bücher.example` and `xn--bcher-kva.example` agree; what cannot be converted is compared as it is.
+    // IDN to ASCII, so that `bücher.example` and `xn--bcher-kva.example` agree; a name that cannot be converted is
+    // compared unchanged.
     match url::Host::parse(domain) {
         Ok(url::Host::Domain(ascii)) => ascii,
         _ => domain.to_lowercase(),
@@ -70,8 +71,8 @@ fn is_guest(address: &str) -> bool {
     address.to_ascii_uppercase().contains("#EXT#")
 }
 
-/// Whether one of the recipients in `text` (joined with `;`, or `,` outside quotes) is outside. One outside decides;
-/// `None` when `text` names nobody.
+/// Whether one of the recipients in `text` (joined with `;`, or `,` outside quotes) is external. One external recipient
+/// decides; `None` when `text` names nobody.
 pub fn judge(text: &str, own: &Domains) -> Option<Recipient> {
     let mut found = None;
     for recipient in split(text) {
@@ -85,14 +86,14 @@ pub fn judge(text: &str, own: &Domains) -> Option<Recipient> {
     found
 }
 
-/// The addresses among the recipients in `text` that are outside, as written.
+/// The external addresses in `text`, as written.
 pub fn external<'t>(text: &'t str, own: &Domains) -> impl Iterator<Item = &'t str> {
     split(text)
         .filter(|recipient| judge_one(recipient, own) == Some(Recipient::External))
         .map(|recipient| address_of(recipient.trim()))
 }
 
-/// The recipients in `text`, each without what stands around its address.
+/// The recipients in `text`, each reduced to its address.
 pub fn addresses(text: &str) -> impl Iterator<Item = &str> {
     split(text).map(|recipient| address_of(recipient.trim()))
 }
@@ -112,7 +113,7 @@ fn judge_one(recipient: &str, own: &Domains) -> Option<Recipient> {
     }
     let address = address_of(text);
     if is_guest(address) {
-        // A guest is an outsider, whatever domain the directory files them under.
+        // A guest is external, whatever the domain of the directory entry.
         return Some(Recipient::External);
     }
     match address.rsplit_once('@') {

@@ -1,4 +1,4 @@
-//! Rules as they are written: tables of TOML, and changes laid over them.
+//! Rules as TOML tables, and changes applied to them.
 
 use serde::Deserialize;
 
@@ -27,8 +27,8 @@ pub fn parse_table(text: &str) -> Result<Vec<toml::Table>, RuleError> {
     Ok(file.rule.into_iter().map(with_defaults).collect())
 }
 
-/// Lays `changes` over `rules`: a rule of a known id has the keys given replaced, `disable = true` takes it away, any
-/// other is added. The index of the change that is wrong stands before its error.
+/// Applies `changes` to `rules`: for a known id the given keys are replaced, `disable = true` removes the rule, and a
+/// rule with a new id is added. An error comes with the index of its change.
 ///
 /// # Errors
 /// A change without an id, or one that leaves no complete rule.

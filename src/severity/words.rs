@@ -1,10 +1,10 @@
-//! Rules in words: what one is about and asks for, for people.
+//! Describes rules in words, for people.
 
 use std::fmt::Write as _;
 
 use super::engine::{Condition, Rule, Test};
 
-/// What a rule is about and asks for, in words.
+/// The operations and conditions of a rule, in words.
 pub fn about(rule: &Rule) -> String {
     let mut parts = Vec::new();
     if !rule.operations.is_empty() {
@@ -96,7 +96,7 @@ fn tested(test: Test) -> &'static str {
     }
 }
 
-/// The word that a table has for a value.
+/// The word for a value in a table.
 fn word(value: &impl serde::Serialize) -> String {
     let word = serde_json::to_value(value).ok();
     word.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().replace('_', " ")

@@ -1,7 +1,7 @@
 //! Follows the grammar of one JSON value, from its first byte to its end, over any number of chunks.
 //!
-//! What stands inside a string, a number or a literal is not looked at; where strings, brackets, colons and commas stand
-//! is. So damage is found at the first byte that cannot be there, which is hardly ever far from where it is.
+//! The scan checks the places of strings, brackets, colons and commas, not the content of strings, numbers and
+//! literals. So damage is found at the first byte that the grammar forbids, usually close to the actual damage.
 
 use memchr::memchr2;
 
@@ -21,7 +21,7 @@ mod may {
     pub const AFTER: u8 = 1 << 5;
     /// As [`AFTER`], or more of a number or literal.
     pub const PLAIN: u8 = 1 << 6;
-    /// White space may stand everywhere.
+    /// White space is allowed everywhere.
     pub const ANYTHING: u8 = u8::MAX;
 }
 
@@ -42,7 +42,7 @@ pub(super) enum Found {
     More,
     /// The value ends after so many bytes.
     End(usize),
-    /// The byte at this index cannot be there.
+    /// The grammar forbids the byte at this index.
     Bad(usize),
 }
 
@@ -116,7 +116,8 @@ impl Scan {
         Found::More
     }
 
-    /// Goes on inside a string: the index after its closing quote; `None` when it goes on after `bytes`.
+    /// Continues inside a string and returns the index after its closing quote; `None` if the string continues after
+    /// `bytes`.
     #[inline]
     fn string(&mut self, bytes: &[u8], mut at: usize) -> Option<usize> {
         if self.escaped {
@@ -171,7 +172,7 @@ impl Scan {
     }
 }
 
-/// Index of the first `"` or `\`. Most strings of an event are short: a call to `memchr2` costs more than looking.
+/// Index of the first `"` or `\`. Most strings of an event are short: a call to `memchr2` costs more than this loop.
 #[inline]
 fn string_stop(bytes: &[u8]) -> Option<usize> {
     const NEAR: usize = 8;
@@ -181,12 +182,12 @@ fn string_stop(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// What may follow a string that stood where `next` was expected.
+/// The state after a string that was read where `next` was expected.
 const fn after_string(next: u8) -> u8 {
     if next & (may::FIRST_KEY | may::KEY) != 0 { may::COLON } else { may::AFTER }
 }
 
-/// What a byte outside strings is to the scan.
+/// The class of a byte outside strings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     /// White space.
@@ -200,11 +201,11 @@ pub(super) enum Class {
     OpenList,
     CloseObject,
     CloseList,
-    /// Not to be found outside strings.
+    /// Forbidden outside strings.
     Never,
 }
 
-/// What a byte is and where it may stand outside strings: bits of [`may`].
+/// The class of a byte and the places where it is allowed outside strings: bits of [`may`].
 #[derive(Clone, Copy)]
 struct Place {
     class: Class,
@@ -249,7 +250,7 @@ pub(super) fn blank_len(bytes: &[u8]) -> usize {
     bytes.iter().position(|b| !is_blank(*b)).unwrap_or(bytes.len())
 }
 
-/// A literal, or something made of the characters of a number.
+/// Whether the bytes are a literal, or consist of characters of a number.
 pub(super) fn is_scalar(bytes: &[u8]) -> bool {
     match bytes.first() {
         Some(b'-' | b'0'..=b'9') => {
