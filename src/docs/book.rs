@@ -25,6 +25,7 @@ const CHAPTERS: &[(&str, &str, usize)] = &[
     ("Splunk", "hosts/splunk.md", 1),
     ("rsyslog", "hosts/rsyslog.md", 1),
     ("syslog-ng", "hosts/syslog-ng.md", 1),
+    ("In a Rust agent of your own", "library.md", 0),
     ("Operate", "", 0),
     ("No records come", "symptoms.md", 0),
     ("Guarantees", "guarantees.md", 0),
