@@ -37,7 +37,7 @@ pub trait Host: Send + Sync + 'static {
     /// Where checkpoints are kept.
     fn state(&self) -> Arc<dyn StateStore>;
 
-    /// Reports the health of a source. Called on every change, never per request.
+    /// Takes note of the state of a source. Called on every change, never per request.
     fn health(&self, source: &str, health: Health);
 }
 
@@ -711,7 +711,7 @@ impl fmt::Debug for dyn StateStore {
     }
 }
 
-/// The health of a source.
+/// The state of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// Polling and delivering.

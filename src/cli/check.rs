@@ -223,7 +223,7 @@ fn write_text(reports: &[Report], out: &mut dyn Write) -> io::Result<()> {
                 let mark = if failures { "FAIL" } else { "note" };
                 let at = if same.len() > 1 { same.join(", ") } else { step.what.clone() };
                 writeln!(out, "{mark}  {}: {}: {}", report.name(), fault.slug, fault.summary)?;
-                writeln!(out, "      mend: {}", fault.remedy)?;
+                writeln!(out, "      fix: {}", fault.remedy)?;
                 writeln!(out, "      page: {} (found at: {at})", error_page(&fault.slug))?;
             }
         }

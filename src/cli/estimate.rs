@@ -70,7 +70,7 @@ fn write_text(all: &[Found], out: &mut dyn Write) -> io::Result<()> {
             Ok(estimate) => write_estimate(name, tenant, *format, estimate, out)?,
             Err(error) => {
                 writeln!(out, "FAIL  {name}: {}: {error}", error.slug())?;
-                writeln!(out, "      mend: {}\n      page: {}", error.hint(), error_page(error.slug()))?;
+                writeln!(out, "      fix: {}\n      page: {}", error.hint(), error_page(error.slug()))?;
             }
         }
     }

@@ -254,7 +254,7 @@ pub async fn init(args: InitArgs) -> Result<Exit, Failure> {
     if checked == Exit::Done {
         eprintln!("next:\n  m365-audit run -c {output}");
     } else {
-        eprintln!("mend what the lines above name, then run `m365-audit check -c {output}` again");
+        eprintln!("fix what the lines above name, then run `m365-audit check -c {output}` again");
     }
     Ok(checked)
 }

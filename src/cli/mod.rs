@@ -93,7 +93,7 @@ enum Command {
     Receipts(receipts::ReceiptsArgs),
     /// Write what an auditor asks for: what was read, what is missing and why, and whether it was verified
     Report(report::ReportArgs),
-    /// Show how the running process fares, live or once
+    /// Show the state of the running process, live or once
     Status(status::StatusArgs),
     /// Write a first configuration: asks what it needs to know, or takes it as options
     Init(init::InitArgs),

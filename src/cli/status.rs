@@ -1,4 +1,4 @@
-//! `m365-audit status`: shows the status of the running process, live or once.
+//! `m365-audit status`: the state of the running process, live or once.
 //!
 //! Owns the display; the status comes through the process's control socket. One page of lines serves the live view,
 //! which colours and scrolls it, and `--once`, which prints it.

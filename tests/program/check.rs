@@ -162,31 +162,31 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.set("client_secret", "not~the-secret-at-all-but-as-long-as-one"), expect![[r#"
         exit 77
         FAIL  contoso: auth-secret-wrong: the client secret is wrong (AADSTS7000215)
-              mend: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value, shown only once, into `client_secret`; the secret's id (a GUID) is something else
+              fix: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value, shown only once, into `client_secret`; the secret's id (a GUID) is something else
               page: docs/errors/auth-secret-wrong.md (found at: sign in)
     "#]]).await;
     check(|b| b.set("client_secret", "0a1b2c3d-0000-1111-2222-33334444abcd"), expect![[r#"
         exit 77
         FAIL  contoso: auth-secret-id-pasted: the client secret's id was given in place of its value (AADSTS7000215)
-              mend: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: copy the column Value, shown only once, not Secret ID
+              fix: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: copy the column Value, shown only once, not Secret ID
               page: docs/errors/auth-secret-id-pasted.md (found at: sign in)
     "#]]).await;
     check(|b| b.sim.configure(|c| c.token_error = Some(7000222)), expect![[r#"
         exit 77
         FAIL  contoso: auth-secret-expired: the client secret has expired (AADSTS7000222)
-              mend: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value into `client_secret`; a `client_secret_file` is read again by itself
+              fix: Entra admin centre > App registrations > your app > Certificates & secrets > New client secret: put its Value into `client_secret`; a `client_secret_file` is read again by itself
               page: docs/errors/auth-secret-expired.md (found at: sign in)
     "#]]).await;
     check(|b| b.set("client_id", "bbbbbbbb-0000-4000-8000-00000000c11e"), expect![[r#"
         exit 77
         FAIL  contoso: auth-app-not-in-tenant: the app is not in this tenant (AADSTS700016)
-              mend: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=bbbbbbbb-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id bbbbbbbb-0000-4000-8000-00000000c11e`)
+              fix: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=bbbbbbbb-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id bbbbbbbb-0000-4000-8000-00000000c11e`)
               page: docs/errors/auth-app-not-in-tenant.md (found at: sign in)
     "#]]).await;
     check(|b| b.sim.configure(|c| c.token_error = Some(7000229)), expect![[r#"
         exit 77
         FAIL  contoso: auth-app-not-in-tenant: the app is not in this tenant (AADSTS7000229)
-              mend: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=aaaaaaaa-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id aaaaaaaa-0000-4000-8000-00000000c11e`)
+              fix: compare `client_id` with Entra admin centre > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=aaaaaaaa-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id aaaaaaaa-0000-4000-8000-00000000c11e`)
               page: docs/errors/auth-app-not-in-tenant.md (found at: sign in)
     "#]]).await;
     check(
@@ -197,7 +197,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 77
             FAIL  contoso: auth-app-not-in-tenant: the app is not in this tenant (AADSTS700016)
-                  mend: compare `client_id` with Entra admin centre (https://entra.microsoft.us) > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=aaaaaaaa-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id aaaaaaaa-0000-4000-8000-00000000c11e`)
+                  fix: compare `client_id` with Entra admin centre (https://entra.microsoft.us) > App registrations > your app > Application (client) ID, and `tenant_id` with Overview > Tenant ID; an app of another tenant must be multi-tenant and needs an admin of this one to open http://127.0.0.1:PORT/11111111-2222-3333-4444-555555555555/adminconsent?client_id=aaaaaaaa-0000-4000-8000-00000000c11e (an app of this one: `az ad sp create --id aaaaaaaa-0000-4000-8000-00000000c11e`)
                   page: docs/errors/auth-app-not-in-tenant.md (found at: sign in)
         "#]],
     )
@@ -205,7 +205,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.set("tenant_id", OTHER_TENANT), expect![[r#"
         exit 77
         FAIL  contoso: auth-tenant-not-found: the authority does not know the tenant (AADSTS90002)
-              mend: compare `tenant_id` with Entra admin centre > Overview > Tenant ID; a tenant of a government or China cloud is unknown elsewhere: set `cloud`
+              fix: compare `tenant_id` with Entra admin centre > Overview > Tenant ID; a tenant of a government or China cloud is unknown elsewhere: set `cloud`
               page: docs/errors/auth-tenant-not-found.md (found at: sign in)
     "#]]).await;
     check(
@@ -213,7 +213,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
         exit 77
         FAIL  contoso: auth-wrong-cloud: the tenant lives in another national cloud (AADSTS90038)
-              mend: set `cloud` to the tenant's cloud (`enterprise`, `gcc`, `gcc_high`, `dod`, `china`)
+              fix: set `cloud` to the tenant's cloud (`enterprise`, `gcc`, `gcc_high`, `dod`, `china`)
               page: docs/errors/auth-wrong-cloud.md (found at: sign in)
     "#]],
     )
@@ -221,13 +221,13 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.sim.configure(|c| c.token_error = Some(500011)), expect![[r#"
         exit 77
         FAIL  contoso: auth-api-not-in-tenant: the tenant has no service principal for the API (AADSTS500011)
-              mend: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; or `az ad sp create --id c5393580-f805-4401-95e8-94b7a6ef2fc2`; also check `cloud`
+              fix: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; or `az ad sp create --id c5393580-f805-4401-95e8-94b7a6ef2fc2`; also check `cloud`
               page: docs/errors/auth-api-not-in-tenant.md (found at: sign in)
     "#]]).await;
     check(|b| b.sim.configure(|c| c.token_error = Some(53003)), expect![[r#"
         exit 77
         FAIL  contoso: auth-conditional-access: a Conditional Access policy refused this machine (AADSTS53003)
-              mend: Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app (workload identities); its Sign-in logs > Service principal sign-ins name the policy
+              fix: Entra admin centre > Protection > Conditional Access > Policies: allow this machine's outgoing address for the app (workload identities); its Sign-in logs > Service principal sign-ins name the policy
               page: docs/errors/auth-conditional-access.md (found at: sign in)
     "#]]).await;
 
@@ -235,20 +235,20 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.sim.set_roles(["User.Read.All"]), expect![[r#"
         exit 76
         FAIL  contoso: api-permission-missing: the application permission `ActivityFeed.Read` is missing
-              mend: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
+              fix: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
               page: docs/errors/api-permission-missing.md (found at: permissions in the token)
     "#]]).await;
     // A delegated permission leaves no trace in a token of the app itself.
     check(|b| b.sim.set_roles::<&str>([]), expect![[r#"
         exit 76
         FAIL  contoso: api-permission-missing: the token holds no application permission: only delegated ones were added, or admin consent is missing
-              mend: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
+              fix: Entra admin centre > App registrations > your app > API permissions > Add > Office 365 Management APIs > Application permissions > ActivityFeed.Read, then Grant admin consent; not Microsoft Graph, not a delegated permission
               page: docs/errors/api-permission-missing.md (found at: permissions in the token)
     "#]]).await;
     check(|b| b.sim.set_roles(["ActivityFeed.Read"]), expect![[r#"
         exit 0
         note  contoso: dlp-permission-missing: `ActivityFeed.Read` is granted, `ActivityFeed.ReadDlp` is not: `DLP.All` cannot be read, the other types can
-              mend: add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`
+              fix: add the application permission ActivityFeed.ReadDlp on Office 365 Management APIs and grant consent, or take `DLP.All` out of `content_types`
               page: docs/errors/dlp-permission-missing.md (found at: permissions in the token)
     "#]]).await;
 
@@ -258,7 +258,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
         exit 0
         note  contoso: subscription-disabled: the subscription was started once and is disabled now
-              mend: `m365-audit run` starts it again; what became available while it was off is gone
+              fix: `m365-audit run` starts it again; what became available while it was off is gone
               page: docs/errors/subscription-disabled.md (found at: subscription Audit.SharePoint)
     "#]],
     )
@@ -268,10 +268,10 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 0
             note  contoso: subscription-absent: not started yet
-                  mend: `m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where auditing is off a start fails, which `check --probe` tells
+                  fix: `m365-audit run` starts it, and first events take up to 60 minutes, 12 hours after a very first start; where auditing is off a start fails, which `check --probe` tells
                   page: docs/errors/subscription-absent.md (found at: subscription Audit.Exchange)
             note  contoso: audit-maybe-off: subscribed, and not one event in 7 days: unified auditing is most likely off in the tenant (or was turned on today)
-                  mend: `Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day. Nothing from before it is switched on will ever come
+                  fix: `Get-AdminAuditLogConfig | Format-List UnifiedAuditLogIngestionEnabled` in Exchange Online PowerShell shows it; `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` turns it on, which can take a day. Nothing from before it is switched on will ever come
                   page: docs/errors/audit-maybe-off.md (found at: content of the last 7 days)
         "#]],
     )
@@ -285,10 +285,10 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 76
             FAIL  contoso: api-audit-off: unified audit logging is off in the tenant (or the tenant id is wrong), `Audit.General` (status 400)
-                  mend: turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it can take an hour or more. Nothing from before it is switched on will ever come: Microsoft did not record it
+                  fix: turn it on: `Set-AdminAuditLogConfig -UnifiedAuditLogIngestionEnabled $true` in Exchange Online PowerShell; it can take an hour or more. Nothing from before it is switched on will ever come: Microsoft did not record it
                   page: docs/errors/api-audit-off.md (found at: probe Audit.General)
             note  contoso: subscription-disabled: the subscription was started once and is disabled now
-                  mend: `m365-audit run` starts it again; what became available while it was off is gone
+                  fix: `m365-audit run` starts it again; what became available while it was off is gone
                   page: docs/errors/subscription-disabled.md (found at: subscription Audit.General)
         "#]],
     )
@@ -302,10 +302,10 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 76
             FAIL  contoso: api-not-in-tenant: the tenant has no service principal for the API, `Audit.General` (status 400)
-                  mend: add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the app and grant admin consent
+                  fix: add the application permission `ActivityFeed.Read` of Office 365 Management APIs (not Microsoft Graph) to the app and grant admin consent
                   page: docs/errors/api-not-in-tenant.md (found at: probe Audit.General)
             note  contoso: subscription-disabled: the subscription was started once and is disabled now
-                  mend: `m365-audit run` starts it again; what became available while it was off is gone
+                  fix: `m365-audit run` starts it again; what became available while it was off is gone
                   page: docs/errors/subscription-disabled.md (found at: subscription Audit.General)
         "#]],
     )
@@ -315,19 +315,19 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
     check(|b| b.sim.set_clock_offset(600), expect![[r#"
         exit 0
         note  contoso: clock-skewed: this machine's clock is about 10 min behind Microsoft's
-              mend: set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log times are not
+              fix: set the clock: `timedatectl set-ntp true`; listings follow Microsoft's clock and are right all the same, log times are not
               page: docs/errors/clock-skewed.md (found at: clock of the authority, clock of the API)
     "#]]).await;
     check(|b| b.set("api_url", &closed_port()), expect![[r#"
         exit 69
         FAIL  contoso: api-unreachable: no answer from `127.0.0.1`: error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)
-              mend: `curl -I http://127.0.0.1:PORT` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
+              fix: `curl -I http://127.0.0.1:PORT` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
               page: docs/errors/api-unreachable.md (found at: list subscriptions)
     "#]]).await;
     check(|b| b.set("authority_url", &closed_port()), expect![[r#"
         exit 69
         FAIL  contoso: auth-unreachable: the authority cannot be reached (`127.0.0.1`): `error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)`
-              mend: `curl -I http://127.0.0.1:PORT` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
+              fix: `curl -I http://127.0.0.1:PORT` must answer from this machine: check firewall, proxy (`proxy_url`) and certificates (`ca_file`)
               page: docs/errors/auth-unreachable.md (found at: sign in)
     "#]]).await;
     check(
@@ -341,7 +341,7 @@ async fn each_broken_tenant_gets_its_cause_and_its_remedy() {
         expect![[r#"
             exit 76
             FAIL  contoso: api-forbidden: access was refused without an error code (status 403)
-                  mend: look for a proxy, a Conditional Access policy or a firewall between this machine and the API
+                  fix: look for a proxy, a Conditional Access policy or a firewall between this machine and the API
                   page: docs/errors/api-forbidden.md (found at: list subscriptions)
         "#]],
     )
@@ -470,7 +470,7 @@ async fn the_first_line_names_the_cause_and_the_second_the_remedy_for_each_of_tw
         let mut lines = text.lines();
         let (first, second, third) = (lines.next().unwrap(), lines.next().unwrap(), lines.next().unwrap());
         assert!(first.contains(&format!(": {slug}: ")) && first.contains(cause), "{name}: {text}");
-        assert!(second.starts_with("      mend: ") && second.contains(remedy), "{name}: {text}");
+        assert!(second.starts_with("      fix: ") && second.contains(remedy), "{name}: {text}");
         assert!(third.contains(&format!("page: docs/errors/{slug}.md")), "{name}: {text}");
         assert!(fs::exists(format!("docs/errors/{slug}.md")).unwrap(), "{slug}");
         assert_eq!(code, *exit, "{name}: {text}");

@@ -475,7 +475,7 @@ impl Crew {
                 Err(error) => format!("internal: opening the state ended by a panic: {error}"),
             };
             if why != told {
-                tracing::error!("{why}; nothing is read before it can be opened, which is tried again for ever");
+                tracing::error!("{why}; nothing is read before it can be opened, which is tried again until it can");
                 told = why;
             }
             if !pause(&*self.clock, &mut failures, &self.stop).await {

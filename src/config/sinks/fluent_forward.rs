@@ -13,9 +13,9 @@ use crate::config::secret::Secret;
 /// Sends records by the Fluent Forward protocol: to Fluentd, Fluent Bit, Vector's `fluent` source and the
 /// Collector's `fluentforward` receiver.
 ///
-/// A frame's records are confirmed when the receiver acknowledges its `chunk`; how durable that is depends on the
-/// receiver. After anything else (another id, an empty map, a closed connection, no answer in time) the sink retries
-/// for ever with the same bytes, on the next server of the list.
+/// A frame's records are confirmed when the receiver acknowledges its `chunk`, for as much as the receiver means by
+/// it. Anything else (another id, an empty map, a closed connection, no answer in time) is tried again without end with
+/// the same bytes, on the next server of the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FluentForwardConfig {
     /// The receivers, `host:port`, in the order they are tried. The sink connects to one until that fails, then to the

@@ -11,11 +11,11 @@ use crate::config::schema::keys_of;
 
 /// Sends records as OpenTelemetry logs, over gRPC or HTTP with protobuf.
 ///
-/// Success confirms a request's records; how durable that is depends on the receiver. A Collector answers when its next
-/// component has them, which by default is a queue in memory (`docs/hosts/otel-collector.md` names the settings for a
-/// queue on disk). Refused requests are sent again for ever, in smaller parts if the answer concerns the records. A
-/// record is set aside only when it is refused by itself repeatedly while others are accepted; if a receiver rejects
-/// everything, its records wait instead.
+/// Success confirms a request's records, for as much as the receiver means by it: a Collector answers when its next
+/// component has them, which by default is a queue in memory (`docs/hosts/otel-collector.md` names the settings that
+/// make it disk). What is refused is sent again until it is taken, in smaller parts where the answer speaks of the records. A
+/// record is set aside only when it is refused alone, again and again, while others are taken; a receiver that rejects
+/// everything is held back instead.
 #[serde_as]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OtlpConfig {

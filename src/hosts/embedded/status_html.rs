@@ -44,7 +44,7 @@ pub fn index(version: &str) -> String {
     head(&mut page, &format!("m365-audit {version}"), None);
     page.ours(
         "<main>\n<h1>m365-audit</h1>\n<ul>\n\
-         <li><a href=\"/status.html\">/status.html</a>: how all tenants fare, to look at</li>\n\
+         <li><a href=\"/status.html\">/status.html</a>: the state of all tenants, to look at</li>\n\
          <li><a href=\"/status\">/status</a>: the same as JSON (schema: <code>m365-audit schema status</code>)</li>\n\
          <li><a href=\"/metrics\">/metrics</a>: metrics as Prometheus reads them</li>\n\
          <li><a href=\"/health\">/health</a>: health with reasons; 503 when a source has failed</li>\n\
