@@ -15,6 +15,7 @@ mod kafka_broker;
 mod kill;
 mod logstash;
 mod otlp;
+mod poison;
 mod recipes;
 mod retry;
 mod selection;
