@@ -650,7 +650,7 @@ async fn chaos(workers: usize, tenants: usize, lasts: Duration, seed: u64) -> Op
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_processes_under_chaos_lose_nothing_and_repeat_little() {
-    let Some((twice, all)) = chaos(3, 60, Duration::from_secs(60), 1).await else { return };
+    let Some((twice, all)) = chaos(3, 60, Duration::from_secs(120), 1).await else { return };
     // Where nobody is under load what is under way at a blow is a few blobs.
     assert!(twice * 20 <= all, "{twice} of {all} came twice");
 }
