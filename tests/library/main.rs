@@ -24,4 +24,5 @@ mod simulated_tenant;
 mod skips;
 mod stores;
 mod surface;
+mod vector_native;
 mod watching;
