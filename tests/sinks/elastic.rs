@@ -1,5 +1,5 @@
-//! The index template that is shipped for Elasticsearch and OpenSearch takes every ECS record: each field it types has
-//! that type in all of them.
+//! The component template of fields that is shipped for Elasticsearch and OpenSearch fits every ECS record: each field it
+//! types has that type in all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -35,8 +35,8 @@ fn typed<'a>(properties: &'a Value, way: &mut Vec<&'a str>, found: &mut Vec<(Vec
 }
 
 #[test]
-fn the_index_template_has_the_types_of_every_ecs_record() {
-    let template: Value = serde_json::from_str(&example("elastic/index-template.json")).unwrap();
+fn the_component_template_has_the_types_of_every_ecs_record() {
+    let template: Value = serde_json::from_str(&example("elastic/component-fields.json")).unwrap();
     let mappings = &template["template"]["mappings"];
     assert_eq!(mappings["date_detection"], false);
     let mut fields = Vec::new();

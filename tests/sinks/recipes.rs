@@ -10,7 +10,7 @@ use m365_audit::config::Config;
 use test_support::program;
 
 /// The blocks of one language, and the heading each stands under.
-fn blocks(language: &str) -> Vec<(String, String)> {
+pub fn blocks(language: &str) -> Vec<(String, String)> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hosts/recipes.md");
     let page = fs::read_to_string(page).unwrap();
     let (mut blocks, mut heading, mut block) = (Vec::new(), String::new(), None::<String>);
@@ -65,7 +65,9 @@ fn fluent_bit_knows_every_property_of_a_recipe() {
     assert!(outputs.len() >= 6);
     let Some(program) = program("fluent-bit") else { return };
     let dir = tempfile::tempdir().unwrap();
-    for (heading, output) in outputs {
+    // Fluent Bit's look at a configuration crashes with this output in it (`cb_nats_exit` without a context); `nats.rs` runs
+    // the recipe.
+    for (heading, output) in outputs.into_iter().filter(|(heading, _)| heading != "NATS") {
         let indented: String = output.lines().map(|line| format!("    {line}\n")).collect();
         let file = dir.path().join("fluent-bit.yaml");
         let inputs = "pipeline:\n  inputs:\n    - name: dummy\n      tag: m365.audit\n  outputs:\n";

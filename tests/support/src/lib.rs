@@ -50,6 +50,8 @@ pub const NEEDS: &[Need] = &[
     named("otelcol", "OTELCOL", "otelcol", "`.ci/destinations otelcol DIR` builds one"),
     named("opensearch", "OPENSEARCH", "opensearch-library", "`.ci/destinations opensearch DIR` fetches one"),
     named("victorialogs", "VICTORIALOGS", "victoria-logs", "`.ci/destinations victorialogs DIR` fetches one"),
+    named("nats-server", "NATS_SERVER", "nats-server", "`.ci/destinations nats DIR` builds one"),
+    named("moto", "MOTO_SERVER", "moto_server", "`.ci/destinations s3 DIR` fetches one"),
     given("postgres", "install the package `postgresql`"),
     given("faketime", "install the package `faketime`"),
     named("kafka", "KAFKA_LIB", "kafka-library", "`.ci/destinations kafka DIR` fetches one"),
