@@ -114,11 +114,12 @@ fn known_events() -> Vec<String> {
     all
 }
 
-/// `n` events that a simulated tenant published.
+/// At least `n` events that a simulated tenant published, some of them in two blobs.
 async fn generated(n: usize) -> Vec<String> {
-    let (sim, _tenant) = tenant(FastClock::start(), n / 100, 100).await;
+    let (sim, _tenant) = tenant(FastClock::start(), n / 90, 100).await;
     let events = sim.truth().events;
     sim.stop().await;
+    assert!(events.len() >= n, "{}", events.len());
     events.iter().map(|event| String::from_utf8_lossy(&event.raw).into_owned()).collect()
 }
 
