@@ -132,6 +132,20 @@ impl Storm {
         }
     }
 
+    /// A process that was started while it could not reach the database has ended with an error: it is started again, as a
+    /// supervisor would.
+    fn supervise(&mut self) {
+        let ended: Vec<usize> = {
+            let is_over = |(worker, child): (&usize, &mut Child)| child.try_wait().unwrap().map(|_| *worker);
+            self.fleet.workers.iter_mut().filter_map(is_over).collect()
+        };
+        for worker in ended {
+            self.fleet.workers.remove(&worker);
+            self.fleet.start(worker);
+            *self.blows.entry("ended by itself").or_default() += 1;
+        }
+    }
+
     /// Undoes what is due; `all`: whatever was done.
     fn recover(&mut self, all: bool) {
         let now = Instant::now();
@@ -204,6 +218,7 @@ async fn storm(tenants: usize, events: usize, seed: u64) -> Option<usize> {
             published += count;
         }
         storm.recover(published == events);
+        storm.supervise();
         if published < events && struck.elapsed() > Duration::from_millis(storm.random.u64(1000..8000)) {
             struck = Instant::now();
             storm.blow();
