@@ -8,14 +8,11 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::LazyLock;
 
-use blake2b_simd::Params;
-use blake2b_simd::many::{HashManyJob, hash_many};
 use jiff::tz::TimeZone;
 use serde_with::{DeserializeFromStr, SerializeDisplay};
-use smallvec::SmallVec;
 
+use super::blake2b::{self, BLOCK_BYTES, Block, TEXT_BYTES_MAX};
 use super::event::{Event, Member};
 use super::time;
 use crate::model::EventIdentity;
@@ -70,66 +67,84 @@ pub fn event_secs(creation_time: &str) -> Option<u32> {
 
 /// The key of an event; `None` when it has no usable `Id`, for then nothing outside can name it.
 pub fn canonical_key(event: &Event<'_>) -> Option<CanonicalKey> {
-    let mut unhashed = Unhashed::default();
-    unhashed.push(event)?;
-    PARAMS.hash(&unhashed.bytes).as_bytes().first_chunk().copied().map(CanonicalKey)
+    let identity = event.identity()?;
+    let mut block = [0; BLOCK_BYTES];
+    let hash = match fill_usual(&mut block, &identity, &mut UsualHour::default()) {
+        true => blake2b::hash(blake2b::text_of(&block)),
+        false => blake2b::hash(&text_of_any(event, &identity)),
+    };
+    Some(CanonicalKey(hash))
 }
-
-static PARAMS: LazyLock<Params> = LazyLock::new(|| Params::new().hash_length(16).clone());
 
 /// What keys are made from, of events whose keys are wanted together: four hashes at once take little more than one.
 #[derive(Debug, Clone, Default)]
 pub struct Unhashed {
-    bytes: Vec<u8>,
-    /// Where the part of each event ends.
-    ends: Vec<usize>,
+    blocks: Vec<Block>,
+    /// Of events whose text does not fit into a block: its place and the text, ascending.
+    long: Vec<(usize, Vec<u8>)>,
+    hour: UsualHour,
 }
-
-/// What is hashed of most events is no longer.
-const USUAL_BYTES: usize = 128;
-/// Hashes that are begun at once.
-const AT_ONCE: usize = 16;
 
 impl Unhashed {
     /// Makes room for so many events at once.
     pub fn reserve(&mut self, events: usize) {
-        self.ends.reserve(events);
-        self.bytes.reserve(events * USUAL_BYTES);
+        self.blocks.reserve(events);
     }
 
     /// Adds an event; the place its key will have in [`Unhashed::keys`]. `None` when it has no usable `Id`.
     pub fn push(&mut self, event: &Event<'_>) -> Option<usize> {
         let identity = event.identity()?;
-        if !push_usual(&mut self.bytes, &identity) {
-            push_any(&mut self.bytes, event, &identity);
+        let place = self.blocks.len();
+        self.blocks.push([0; BLOCK_BYTES]);
+        if !fill_usual(self.blocks.last_mut()?, &identity, &mut self.hour) {
+            self.push_long(place, text_of_any(event, &identity));
         }
-        self.ends.push(self.bytes.len());
-        Some(self.ends.len() - 1)
+        Some(place)
+    }
+
+    #[cold]
+    fn push_long(&mut self, place: usize, text: Vec<u8>) {
+        self.long.push((place, text));
+    }
+
+    /// Takes out the events of these places, given in ascending order: those behind them move up.
+    pub fn remove(&mut self, places: &[usize]) {
+        if places.is_empty() {
+            return;
+        }
+        let mut gone = places.iter().peekable();
+        let (mut at, mut kept) = (0, 0);
+        let mut long = std::mem::take(&mut self.long).into_iter().peekable();
+        self.blocks.retain(|_| {
+            let stays = gone.next_if_eq(&&at).is_none();
+            if let Some((_, text)) = long.next_if(|(place, _)| *place == at)
+                && stays
+            {
+                self.long.push((kept, text));
+            }
+            at += 1;
+            kept += usize::from(stays);
+            stays
+        });
     }
 
     /// The keys of the events, in the order in which they were added. Nothing waits to be hashed any more.
     pub fn keys(&mut self) -> Vec<CanonicalKey> {
-        let mut keys = Vec::with_capacity(self.ends.len());
-        let mut begin = 0;
-        for ends in self.ends.chunks(AT_ONCE) {
-            let mut jobs: SmallVec<[HashManyJob<'_>; AT_ONCE]> = SmallVec::new();
-            for end in ends {
-                let hashed = self.bytes.get(begin..*end).unwrap_or_default();
-                jobs.push(HashManyJob::new(&PARAMS, hashed));
-                begin = *end;
+        let mut hashes = blake2b::hash_all(&self.blocks);
+        for (place, text) in self.long.drain(..) {
+            if let Some(hash) = hashes.get_mut(place) {
+                *hash = blake2b::hash(&text);
             }
-            hash_many(&mut jobs);
-            let hashes = jobs.iter().map(HashManyJob::to_hash);
-            keys.extend(hashes.filter_map(|hash| hash.as_bytes().first_chunk().copied().map(CanonicalKey)));
         }
-        self.bytes.clear();
-        self.ends.clear();
-        keys
+        self.blocks.clear();
+        hashes.into_iter().map(CanonicalKey).collect()
     }
 }
 
-/// Appends what is hashed of an event.
-fn push_any(hashed: &mut Vec<u8>, event: &Event<'_>, identity: &EventIdentity<'_>) {
+/// What is hashed of any event.
+fn text_of_any(event: &Event<'_>, identity: &EventIdentity<'_>) -> Vec<u8> {
+    let mut text = Vec::with_capacity(2 * BLOCK_BYTES);
+    let hashed = &mut text;
     let id = identity.id.trim();
     push_netstring(hashed, id.as_bytes());
     let written = hashed.len() - 1 - id.len();
@@ -152,56 +167,86 @@ fn push_any(hashed: &mut Vec<u8>, event: &Event<'_>, identity: &EventIdentity<'_
             None => push_netstring(hashed, identity.record_number.trim().as_bytes()),
         }
     }
+    text
 }
 
 /// Bytes of a GUID with its hyphens, and of a time without a fraction.
 const GUID_BYTES: usize = 36;
 const TIME_BYTES: usize = 19;
 
-/// Appends what is hashed of an identity as nearly every event has it, without a look at anything but its bytes; else
-/// appends nothing and says `false`.
+/// Writes what is hashed of an identity as nearly every event has it, and its length into the last byte; `false` for any
+/// other, of which nothing counts that was written.
 #[inline]
-fn push_usual(hashed: &mut Vec<u8>, identity: &EventIdentity<'_>) -> bool {
-    let (record_type, operation) = (identity.record_type, identity.operation.as_bytes());
-    let Ok(mut id) = <[u8; GUID_BYTES]>::try_from(identity.id.as_bytes()) else { return false };
-    let Some(time) = usual_time(identity.creation_time.as_bytes()) else { return false };
-    let is_usual = id[0].is_ascii_graphic()
-        && id[GUID_BYTES - 1].is_ascii_graphic()
-        && is_plain_number(record_type)
-        && identity.record_number.is_empty()
-        && operation.len() < 100;
-    if !is_usual {
+fn fill_usual(block: &mut Block, identity: &EventIdentity<'_>, hour: &mut UsualHour) -> bool {
+    let operation = identity.operation.as_bytes();
+    let Some(id) = usual_id(identity.id.as_bytes()) else { return false };
+    let Some(time) = usual_time(identity.creation_time.as_bytes(), hour) else { return false };
+    if !identity.record_number.is_empty() || operation.len() > OPERATION_BYTES_MAX {
         return false;
     }
-    for eight in id.as_chunks_mut().0 {
-        *eight = lower(u64::from_ne_bytes(*eight)).to_ne_bytes();
-    }
-    id[32..].make_ascii_lowercase();
-    let mut usual = [0; 3 + GUID_BYTES + 1];
-    usual[..3].copy_from_slice(b"36:");
-    usual[3..][..GUID_BYTES].copy_from_slice(&id);
-    usual[3 + GUID_BYTES] = b',';
-    hashed.reserve(usual.len() + 2 * NETSTRING_BYTES + record_type.len() + 24 + operation.len());
-    hashed.extend_from_slice(&usual);
-    // Of up to nine digits.
-    hashed.extend_from_slice(&[b'0' + record_type.len() as u8, b':']);
-    record_type.bytes().for_each(|digit| hashed.push(digit));
-    let mut usual = *b",20:0000-00-00T00:00:00Z,";
-    usual[4..][..TIME_BYTES].copy_from_slice(time);
-    hashed.extend_from_slice(&usual);
-    // Shorter than a hundred.
-    let length = operation.len() as u8;
-    match length {
-        0..10 => hashed.extend_from_slice(&[b'0' + length, b':']),
-        _ => hashed.extend_from_slice(&[b'0' + length / 10, b'0' + length % 10, b':']),
-    }
-    hashed.extend_from_slice(operation);
-    hashed.extend_from_slice(b",0:,");
+    block[..3].copy_from_slice(b"36:");
+    block[3..][..GUID_BYTES].copy_from_slice(id);
+    // With the number of digits known, the compiler knows all places up to the operation.
+    let length = match *identity.record_type.as_bytes() {
+        [a @ b'0'..=b'9'] => fill_rest(block, [b',', b'1', b':', a], time, operation),
+        [a @ b'1'..=b'9', b @ b'0'..=b'9'] => fill_rest(block, [b',', b'2', b':', a, b], time, operation),
+        [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] => {
+            fill_rest(block, [b',', b'3', b':', a, b, c], time, operation)
+        }
+        _ => return false,
+    };
+    block[TEXT_BYTES_MAX] = length as u8;
     true
 }
 
-/// What a netstring of a short text has around it.
-const NETSTRING_BYTES: usize = 4;
+/// Writes what follows the id: the record type, the time, the operation and the record number, which is none. How long
+/// all is.
+#[inline]
+fn fill_rest<const N: usize>(
+    block: &mut Block,
+    record_type: [u8; N],
+    time: &[u8; TIME_BYTES],
+    operation: &[u8],
+) -> usize {
+    let Some(rest) = block.get_mut(3 + GUID_BYTES..TEXT_BYTES_MAX) else { return 0 };
+    rest[..N].copy_from_slice(&record_type);
+    let mut usual = *b",20:0000-00-00T00:00:00Z,";
+    usual[4..][..TIME_BYTES].copy_from_slice(time);
+    rest[N..][..usual.len()].copy_from_slice(&usual);
+    let at = N + usual.len();
+    let length = operation.len() as u8;
+    let end = match length {
+        0..10 => {
+            rest[at..][..2].copy_from_slice(&[b'0' + length, b':']);
+            at + 2
+        }
+        _ => {
+            rest[at..][..3].copy_from_slice(&[b'0' + length / 10, b'0' + length % 10, b':']);
+            at + 3
+        }
+    };
+    rest[end..][..operation.len()].copy_from_slice(operation);
+    let end = end + operation.len();
+    rest[end..][..LAST.len()].copy_from_slice(LAST);
+    3 + GUID_BYTES + end + LAST.len()
+}
+
+/// What ends the operation, and a record number that is none.
+const LAST: &[u8; 4] = b",0:,";
+/// What fits into a block beside the longest of all else.
+const OPERATION_BYTES_MAX: usize = TEXT_BYTES_MAX - (3 + GUID_BYTES + 6 + 25 + 3 + LAST.len());
+
+/// A text as long as a GUID that neither begins nor ends with a blank and has no letter in upper case.
+#[inline]
+fn usual_id(id: &[u8]) -> Option<&[u8; GUID_BYTES]> {
+    let id: &[u8; GUID_BYTES] = id.try_into().ok()?;
+    let is_usual = id[0].is_ascii_graphic() && id[GUID_BYTES - 1].is_ascii_graphic();
+    // Of letters in upper case this bit is not set; of digits, hyphens and other letters it is.
+    const BIT: u64 = 0x2020_2020_2020_2020;
+    let word = |at: usize| id[at..].first_chunk().copied().map_or(0, u64::from_ne_bytes);
+    let all = word(0) & word(8) & word(16) & word(24) & word(GUID_BYTES - 8);
+    (is_usual && all & BIT == BIT).then_some(id)
+}
 
 /// Whether a number is written as it is hashed: up to nine digits, no zero before others.
 fn is_plain_number(text: &str) -> bool {
@@ -214,7 +259,7 @@ fn is_plain_number(text: &str) -> bool {
 
 /// `2026-07-17T08:28:17Z` of any text that `time::parse` reads, a fraction cut off; else the text.
 fn push_time(hashed: &mut Vec<u8>, text: &str) {
-    if let Some(time) = usual_time(text.as_bytes()) {
+    if let Some(time) = usual_time(text.as_bytes(), &mut UsualHour::default()) {
         hashed.extend_from_slice(b"20:");
         hashed.extend_from_slice(time);
         hashed.extend_from_slice(b"Z,");
@@ -245,17 +290,57 @@ fn push_time(hashed: &mut Vec<u8>, text: &str) {
 }
 
 /// The whole seconds of a text that is a time as nearly every event has it, `2026-07-17T08:28:17`, with a fraction of up to
-/// nine digits and a `Z` or without, of a day that every such month has.
-fn usual_time(text: &[u8]) -> Option<&[u8; TIME_BYTES]> {
+/// nine digits and a `Z` or without, of a day that every such month has. Events come by the hour: `hour` is the one that
+/// the last of them was of, which is not looked at again.
+#[inline]
+fn usual_time<'t>(text: &'t [u8], hour: &mut UsualHour) -> Option<&'t [u8; TIME_BYTES]> {
     let (time, rest) = text.split_first_chunk()?;
     let is_usual = match rest {
         [] | [b'Z'] => true,
+        _ => is_fraction(rest),
+    };
+    (is_usual && (hour.has(time) || hour.is_of_another(time))).then_some(time)
+}
+
+/// Whether this follows on a second: `.0000000`, with a `Z` or without.
+fn is_fraction(rest: &[u8]) -> bool {
+    match rest {
         [b'.', digits @ .., b'Z'] | [b'.', digits @ ..] => {
             (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
         }
         _ => false,
-    };
-    (is_usual && is_usual_second(time)).then_some(time)
+    }
+}
+
+/// An hour of a day that there is: the first and the last eight bytes of `2026-07-17T08`. By default none.
+#[derive(Debug, Clone, Default)]
+struct UsualHour(u64, u64);
+
+impl UsualHour {
+    fn of(time: &[u8; TIME_BYTES]) -> UsualHour {
+        let [first, last] = [0, 5].map(|at| time[at..].first_chunk().copied().map_or(0, u64::from_be_bytes));
+        UsualHour(first, last)
+    }
+
+    /// Whether a text is a second of it.
+    #[inline]
+    fn has(&self, time: &[u8; TIME_BYTES]) -> bool {
+        const OF_DAY: Form = Form::of(*b"dd:5d:5d");
+        let UsualHour(first, last) = Self::of(time);
+        first == self.0
+            && last == self.1
+            && time.last_chunk().is_some_and(|text| OF_DAY.is_of(u64::from_be_bytes(*text)))
+    }
+
+    /// Whether a text is a second of another one, which is known from here on.
+    #[cold]
+    fn is_of_another(&mut self, time: &[u8; TIME_BYTES]) -> bool {
+        let is_second = is_usual_second(time);
+        if is_second {
+            *self = Self::of(time);
+        }
+        is_second
+    }
 }
 
 /// Eight bytes at a time. The years from 1970 are those from 2000 on as far as anybody's audit log goes; the others take
@@ -312,16 +397,6 @@ impl Form {
         // Once the bytes that are digits begin with 3, nothing runs over from one byte into the next.
         word & self.mask == self.value && (word + self.over) & self.digits == self.value & self.digits
     }
-}
-
-/// ASCII letters of eight bytes in lower case.
-const fn lower(word: u64) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    // The highest bit of each byte of the two sums tells whether it is at or beyond `A`, and beyond `Z`.
-    let low = word & (0x7F * ONES);
-    let from_a = low + (0x80 - b'A' as u64) * ONES;
-    let beyond_z = low + (0x80 - b'Z' as u64 - 1) * ONES;
-    word | (from_a & !beyond_z & !word & (0x80 * ONES)) >> 2
 }
 
 /// `5:hello,`: no text can run into the next.
@@ -386,14 +461,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn eight_bytes_in_lower_case_are_those_of_each_byte() {
-        for byte in 0..=u8::MAX {
-            let bytes = [byte, b'Z', byte.wrapping_add(1), b'@', byte ^ 0x80, b'[', b'a', byte.wrapping_sub(1)];
-            assert_eq!(lower(u64::from_ne_bytes(bytes)).to_ne_bytes(), bytes.map(|byte| byte.to_ascii_lowercase()));
-        }
-    }
-
     proptest! {
         #[test]
         fn a_second_is_usual_when_each_of_its_parts_is(text in "2[0-9:/;T-]{3}-[0-9:/]{2}-[0-9]{2}[T ][0-9:/]{2}:[0-9]{2}:[0-9:/]{2}") {
@@ -415,14 +482,37 @@ mod tests {
             let identity = EventIdentity {
                 id: &id, record_type: &record_type, creation_time: &format!("{day}{rest}"), operation: &operation, record_number: &number,
             };
-            let mut short = b"before".to_vec();
-            let mut long = short.clone();
-            if push_usual(&mut short, &identity) {
+            let mut block = [0; BLOCK_BYTES];
+            let mut long = Vec::new();
+            if fill_usual(&mut block, &identity, &mut UsualHour::default()) {
                 for text in [&*id.to_ascii_lowercase(), &record_type, &format!("{day}Z"), &operation, &number] {
                     push_netstring(&mut long, text.as_bytes());
                 }
+                prop_assert_eq!(blake2b::text_of(&block), long);
             }
-            prop_assert_eq!(short, long);
+        }
+    }
+
+    #[test]
+    fn a_second_is_usual_whatever_hour_is_known() {
+        let is_usual = |text: &str, hour: &mut UsualHour| usual_time(text.as_bytes(), hour).is_some();
+        for known in ["2026-07-17T08:28:17", "2026-07-17T08:00:00", "2026-02-28T23:59:59", "nothing of a time..", ""] {
+            for day in
+                ["2026-07-17T08", "2026-07-17T09", "2026-07-18T08", "2026-13-17T08", "1926-07-17T08", "2026-02-28T23"]
+            {
+                for rest in [
+                    ":28:17", ":60:00", ":00:60", ":0:000", ":2a:00", "x28:17", ":28:17Z", ":28:17.5", ":28:17x",
+                    ":28:1",
+                ] {
+                    let (mut hour, text) = (UsualHour::default(), format!("{day}{rest}"));
+                    is_usual(known, &mut hour);
+                    assert_eq!(
+                        is_usual(&text, &mut hour),
+                        is_usual(&text, &mut UsualHour::default()),
+                        "{known} {text}"
+                    );
+                }
+            }
         }
     }
 
@@ -440,6 +530,13 @@ mod tests {
                 assert_eq!(unhashed.push(&nameless), None);
                 assert_eq!(places, (0..count).map(Some).collect::<Vec<_>>(), "round {round}");
                 let one_by_one: Vec<_> = events[..count].iter().filter_map(canonical_key).collect();
+                if round == 1 {
+                    let mut without = unhashed.clone();
+                    let gone: Vec<usize> = (0..count).filter(|n| n % 3 == 1 || n % 7 == 0).collect();
+                    without.remove(&gone);
+                    let kept = (0..count).filter(|n| !gone.contains(n)).map(|n| one_by_one[n]);
+                    assert_eq!(without.keys(), kept.collect::<Vec<_>>(), "{count}");
+                }
                 assert_eq!(unhashed.keys(), one_by_one, "{count} in round {round}");
             }
         }

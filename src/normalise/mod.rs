@@ -17,6 +17,7 @@ pub mod split;
 
 mod actor;
 mod ai;
+mod blake2b;
 mod censor;
 mod dlp;
 mod ecs;

@@ -8,6 +8,7 @@ use crate::host::RECORDS_EXPECTED;
 use crate::model::ContentType;
 use crate::normalise::{CanonicalKey, Event, Unhashed, canonical_key};
 use crate::receipts::{Class, Receipt, Receipts};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Dropped events of one blob that are kept in mind; of a blob with more they are said before it is settled.
@@ -15,11 +16,13 @@ const DROPPED_MAX: usize = 4096;
 
 /// What a record in a batch is about, as far as receipts go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum About<K> {
+enum About {
     /// No event: a record of ours.
     Notice,
-    /// An event, with its key if it has one.
-    Event(Option<K>),
+    /// An event that has a key. Their keys stand by themselves, in the order of these.
+    Keyed,
+    /// An event without a key.
+    Nameless,
 }
 
 /// Collects what is to be said of one content type's events.
@@ -27,8 +30,8 @@ enum About<K> {
 pub(super) struct Told {
     /// Whether anybody wants to know.
     keeps: bool,
-    /// Of each record of the batch that is being built; a key is known by its place among those not hashed yet.
-    records: Vec<About<usize>>,
+    /// Of each record of the batch that is being built.
+    records: Vec<About>,
     unhashed: Unhashed,
     /// Said with the batch that is being built.
     held: Vec<Option<CanonicalKey>>,
@@ -40,7 +43,8 @@ pub(super) struct Told {
 /// What is to be said of one batch, once the host has answered.
 #[derive(Debug, Default)]
 pub(super) struct ToldOfBatch {
-    records: Vec<About<CanonicalKey>>,
+    records: Vec<About>,
+    keys: Vec<CanonicalKey>,
     said: Receipts,
 }
 
@@ -61,14 +65,14 @@ impl Told {
                 self.records.reserve(RECORDS_EXPECTED);
                 self.unhashed.reserve(RECORDS_EXPECTED);
             }
-            self.records.push(About::Event(self.unhashed.push(event)));
+            self.records.push(self.unhashed.push(event).map_or(About::Nameless, |_| About::Keyed));
         }
     }
 
     /// The newest record of the batch is that of a read that was on hold: one without a key was counted then.
     pub(super) fn held_event(&mut self, event: &Event<'_>) {
         if self.keeps {
-            self.records.push(self.unhashed.push(event).map_or(About::Notice, |key| About::Event(Some(key))));
+            self.records.push(self.unhashed.push(event).map_or(About::Notice, |_| About::Keyed));
         }
     }
 
@@ -85,12 +89,18 @@ impl Told {
             return;
         }
         let mut records = records.iter().peekable();
-        let mut at = 0;
-        self.records.retain(|_| {
+        let (mut at, mut key) = (0, 0);
+        let mut keys = Vec::new();
+        self.records.retain(|about| {
             let stays = records.next_if_eq(&&at).is_none();
             at += 1;
+            if *about == About::Keyed {
+                keys.extend((!stays).then_some(key));
+                key += 1;
+            }
             stays
         });
+        self.unhashed.remove(&keys);
     }
 
     /// A routine read is put on hold in the commit of the batch that is being built.
@@ -119,13 +129,7 @@ impl Told {
         if self.is_full() {
             self.say_dropped(content_type, &mut said);
         }
-        let keys = self.unhashed.keys();
-        let records = std::mem::take(&mut self.records).into_iter().map(|about| match about {
-            About::Event(Some(place)) => About::Event(keys.get(place).copied()),
-            About::Event(None) => About::Event(None),
-            About::Notice => About::Notice,
-        });
-        ToldOfBatch { records: records.collect(), said }
+        ToldOfBatch { records: std::mem::take(&mut self.records), keys: self.unhashed.keys(), said }
     }
 
     /// What is left to say when the blob is settled.
@@ -160,19 +164,34 @@ impl ToldOfBatch {
         content_type: ContentType,
         aside: impl IntoIterator<Item = (usize, &'a mut AsideRecord)>,
     ) -> Receipts {
-        let ToldOfBatch { mut records, mut said } = self;
+        let ToldOfBatch { records, mut keys, mut said } = self;
+        let (mut answered, mut aside_keys) = (BTreeSet::new(), BTreeSet::new());
         for (at, record) in aside {
-            let Some(about) = records.get_mut(at) else { continue };
-            if let About::Event(key) = std::mem::replace(about, About::Notice) {
+            let key = match records.get(at) {
+                Some(About::Keyed) => {
+                    let before = records.iter().take(at).filter(|about| **about == About::Keyed).count();
+                    aside_keys.insert(before);
+                    keys.get(before).copied()
+                }
+                Some(About::Nameless) => None,
+                Some(About::Notice) | None => continue,
+            };
+            if answered.insert(at) {
                 record.event = key;
                 said.add(Receipt { content_type, key, class: Class::SetAside });
             }
         }
-        let delivered = records.into_iter().filter_map(|about| match about {
-            About::Event(key) => Some(key),
-            About::Notice => None,
-        });
-        said.add_all(content_type, Class::Delivered, delivered);
+        let nameless =
+            records.iter().enumerate().filter(|(at, about)| **about == About::Nameless && !answered.contains(at));
+        said.add_without_id(content_type, nameless.count() as u64);
+        if !aside_keys.is_empty() {
+            let mut at = 0;
+            keys.retain(|_| {
+                at += 1;
+                !aside_keys.contains(&(at - 1))
+            });
+        }
+        said.add_keys(content_type, Class::Delivered, keys);
         said
     }
 }
