@@ -9,7 +9,7 @@ use super::content_type;
 use super::rows::RowSet;
 use super::spool::Listed;
 use super::table::{Key as TableKey, Table};
-use crate::checkpoint::key::Key;
+use crate::checkpoint::key::{Key, creation_secs};
 use crate::exports::form::Form;
 use crate::exports::outer::Outer;
 use crate::exports::pipeline::{BadItem, Make, ReadEvent};
@@ -143,23 +143,46 @@ pub(super) fn listed(identity: &EventIdentity<'_>) -> Listed {
 /// itself writes a time in one of four.
 fn possible_keys(identity: &EventIdentity<'_>, event: &Event<'_>) -> SmallVec<[Key; 6]> {
     let mut keys: SmallVec<[Key; 6]> = SmallVec::new();
-    let mut push = |identity: &EventIdentity<'_>| {
-        let key = Key::of_event(identity);
-        if !keys.contains(&key) {
-            keys.push(key);
-        }
-    };
-    push(identity);
+    keys.push(Key::of_event(identity));
     let number = event.record_type().map(|number| number.to_string());
     let record_type = number.as_deref().unwrap_or(identity.record_type);
-    push(&EventIdentity { record_type, ..*identity });
+    // Of hundreds of thousands of rows: what is written as the row has it is not hashed twice.
+    let mut push = |written: &str| {
+        if record_type != identity.record_type || written != identity.creation_time {
+            let key = Key::of_event(&EventIdentity { record_type, creation_time: written, ..*identity });
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+    };
+    push(identity.creation_time);
     let Some(time) = event.time() else { return keys };
-    let plain = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
-    for written in [plain.clone(), format!("{plain}Z"), format!("{plain}.0000000Z"), plain.replacen('T', " ", 1)] {
-        push(&EventIdentity { record_type, creation_time: &written, ..*identity });
+    let mut written = plain_time(identity.creation_time, time);
+    let plain = written.len();
+    for end in ["", "Z", ".0000000Z"] {
+        written.truncate(plain);
+        written.push_str(end);
+        push(&written);
     }
+    written.truncate(plain);
+    push(&written.replacen('T', " ", 1));
     keys
 }
+
+/// A time as the feed writes it: mostly what the text begins with that says it.
+fn plain_time(text: &str, time: Timestamp) -> String {
+    let begins = text.get(..PLAIN_BYTES).filter(|plain| {
+        // Of a second 60 and of another separator the text is another.
+        plain.is_ascii() && matches!(plain.as_bytes(), [.., b'T', _, _, b':', _, _, b':', b'0'..=b'5', _])
+    });
+    match begins {
+        Some(plain) if i64::from(creation_secs(plain)) == time.as_second() && time.as_second() > 0 => plain.to_owned(),
+        _ => time.strftime("%Y-%m-%dT%H:%M:%S").to_string(),
+    }
+}
+
+/// Bytes of `2026-07-17T08:28:17`.
+const PLAIN_BYTES: usize = 19;
 
 /// What an id is known by where nothing else is.
 pub(super) fn id_hash(id: &str) -> TableKey {
@@ -252,6 +275,25 @@ mod tests {
         let feed = Event::parse(export.text().as_bytes()).unwrap();
         let possible = possible_keys(&named.identity().unwrap(), &named);
         assert!(possible.contains(&Key::of_event(&feed.identity().unwrap())), "the name of a record type");
+    }
+
+    #[test]
+    fn a_time_is_written_as_the_feed_does_whatever_text_says_it() {
+        for text in [
+            "2026-07-17T08:28:17",
+            "2026-07-17T08:28:17Z",
+            "2026-07-17 08:28:17",
+            "2026-07-17t08:28:17Z",
+            "2026-07-17T08:28:17.9990000Z",
+            "2026-07-17T10:28:17+02:00",
+            "2026-07-17T08:28:60",
+            "1969-07-17T08:28:17",
+        ] {
+            let event = format!(r#"{{"CreationTime":"{text}"}}"#);
+            if let Some(time) = Event::parse(event.as_bytes()).unwrap().time() {
+                assert_eq!(plain_time(text, time), time.strftime("%Y-%m-%dT%H:%M:%S").to_string(), "{text}");
+            }
+        }
     }
 
     #[test]
