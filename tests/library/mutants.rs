@@ -1,5 +1,9 @@
 //! Every rule has events that it is about and events that it is not, and a rule of which one condition was taken away
 //! judges one of them otherwise: no condition is there for nothing, and none can be lost unseen.
+//!
+//! The events are in `tests/fixtures/severity/rules.ndjson`, a table that is written by hand. A line is a rule's id, whether
+//! the rule is about the event, the severity it gives where that is to be held, for people (`why`) the condition that the
+//! event is for, and the event: what the rule asks for and no more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,6 +16,9 @@ use m365_audit::severity::engine::{Condition, Rule};
 use m365_audit::severity::operation::fold;
 use m365_audit::severity::{Rules, areas};
 use serde_json::Value;
+
+/// Where events for rules are added.
+const TABLE: &str = "tests/fixtures/severity/rules.ndjson";
 
 /// An event for a rule, and what the rule is to make of it.
 struct Fixture {
@@ -108,8 +115,8 @@ fn every_rule_has_a_reference_and_events_that_it_is_about_and_is_not() {
     }
     for rule in all_rules() {
         assert!(rule.reference.is_some_and(|reference| reference.starts_with("https://")), "{}", rule.id);
-        assert!(positive.contains(&rule.id), "{} has no event that it is about", rule.id);
-        assert!(negative.contains(&rule.id), "{} has no event that it is not about", rule.id);
+        assert!(positive.contains(&rule.id), "{} has no event that it is about: add a line to {TABLE}", rule.id);
+        assert!(negative.contains(&rule.id), "{} has no event that it is not about: add a line to {TABLE}", rule.id);
     }
 }
 
